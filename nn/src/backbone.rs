@@ -1,0 +1,174 @@
+//! What a frozen denoiser is to the rest of the world.
+//!
+//! Shape letters: `N` batch, `C` latent channels, `H` `W` latent grid, `L` text tokens, `E` text width,
+//! `P` pooled width, `T` image tokens of the target and of every reference, `D` width of the stream.
+
+use std::{any::Any, ops::Range};
+
+use crate::{
+    error::Result,
+    lora::{Adapter, AdapterGrad},
+    tensor::Tensor,
+};
+
+/// A linear of the model, by its name in the checkpoint without `.weight`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinearLayout {
+    /// E.g. `transformer_blocks.0.attn.to_q`.
+    pub name: String,
+    /// Width of the input.
+    pub inputs: usize,
+    /// Width of the output.
+    pub outputs: usize,
+}
+
+/// What can be known of a backbone from its configuration alone, before a weight is read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BackboneLayout {
+    /// Kind of model, e.g. `flux-uno`.
+    pub kind: String,
+    /// `C`.
+    pub channels: usize,
+    /// Latent cells along each side of a token: 2 where a token is a 2x2 patch.
+    pub patch: usize,
+    /// `E`.
+    pub text_width: usize,
+    /// `P`.
+    pub pooled_width: usize,
+    /// `D`.
+    pub width: usize,
+    /// Number of blocks that call a visitor.
+    pub blocks: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Does it take a guidance value?
+    pub guidance: bool,
+    /// The linears an adapter may have factors for, in the order of the model.
+    pub linears: Vec<LinearLayout>,
+    /// Number of frozen parameters.
+    pub parameters: usize,
+}
+
+/// The inputs of one pass. Every tensor has the same `N`.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// Noised latents, `[N, C, H, W]`.
+    pub x_t: Tensor<(usize, usize, usize, usize)>,
+    /// Time of each sample, `[N]`: sigma in [0, 1] for a flow model.
+    pub t: Vec<f32>,
+    /// Text tokens, `[N, L, E]`.
+    pub text: Tensor<(usize, usize, usize)>,
+    /// Pooled text, `[N, P]`.
+    pub pooled: Tensor<(usize, usize)>,
+    /// Clean latents of each reference, `[N, C, h, w]`, in order.
+    pub references: Vec<Tensor<(usize, usize, usize, usize)>>,
+    /// Guidance value where the model takes one.
+    pub guidance: Option<f32>,
+}
+
+/// The image tokens after one block, as a [`Visitor`] sees them.
+#[derive(Clone, Debug)]
+pub struct BlockTokens<'a> {
+    /// Number of the block, from zero, over all kinds of blocks.
+    pub block: usize,
+    /// `[N, T, D]`: the target's tokens, then each reference's.
+    pub values: &'a [f32],
+    /// `N`.
+    pub batch: usize,
+    /// `D`.
+    pub width: usize,
+    /// Where the target's tokens stand in the `T` axis.
+    pub target: Range<usize>,
+    /// Where each reference's tokens stand in the `T` axis.
+    pub references: Vec<Range<usize>>,
+}
+
+/// Is called with the image tokens after every block, as the pass runs; what it wants to keep it must reduce.
+pub trait Visitor {
+    /// One block has run.
+    fn block(&mut self, tokens: &BlockTokens<'_>);
+}
+
+/// The visitor that looks at nothing.
+impl Visitor for () {
+    fn block(&mut self, _: &BlockTokens<'_>) {}
+}
+
+/// What a pass keeps for its backward; only the backbone that made it knows what is inside.
+pub struct Saved(pub Box<dyn Any + Send>);
+
+/// Floating-point operations and bytes of one pass, for planning.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PassCost {
+    /// Of the forward.
+    pub forward_flops: f64,
+    /// Of the backward into the adapter.
+    pub backward_flops: f64,
+    /// Held from forward to backward.
+    pub saved_bytes: usize,
+    /// Held while a pass runs.
+    pub scratch_bytes: usize,
+}
+
+/// A frozen denoiser with room for a LoRA.
+pub trait Backbone: Send + Sync {
+    /// What is known of it without its weights.
+    fn layout(&self) -> &BackboneLayout;
+
+    /// Read the weights now, if they were not read yet. Passes do this by themselves.
+    ///
+    /// # Errors
+    /// If a file is gone, torn or holds a value that is not finite.
+    fn load(&self) -> Result<()>;
+
+    /// The prediction `[N, C, H, W]`, with nothing kept.
+    ///
+    /// # Errors
+    /// If a shape does not fit the model, or the weights cannot be read.
+    fn predict(
+        &self,
+        inputs: &Inputs,
+        adapter: Option<&Adapter>,
+        visitor: &mut dyn Visitor,
+    ) -> Result<Tensor<(usize, usize, usize, usize)>>;
+
+    /// The same prediction, the same bits, and what [`backward`](Self::backward) needs.
+    ///
+    /// # Errors
+    /// As [`predict`](Self::predict).
+    fn predict_saving(
+        &self,
+        inputs: &Inputs,
+        adapter: &Adapter,
+        visitor: &mut dyn Visitor,
+    ) -> Result<(Tensor<(usize, usize, usize, usize)>, Saved)>;
+
+    /// The derivative by the adapter, given the derivative by the prediction.
+    ///
+    /// # Errors
+    /// If the cotangent has another shape than the prediction.
+    fn backward(
+        &self,
+        saved: Saved,
+        adapter: &Adapter,
+        cotangent: &Tensor<(usize, usize, usize, usize)>,
+    ) -> Result<AdapterGrad>;
+
+    /// Image tokens of the last double block for a batch of clean latents, `[N, T, D]` of the target: a stand-in
+    /// for a vision encoder.
+    ///
+    /// # Errors
+    /// As [`predict`](Self::predict).
+    fn features(&self, inputs: &Inputs) -> Result<Tensor<(usize, usize, usize)>>;
+
+    /// The cost of a pass over `batch` samples of `grid` latent cells with references of these grids and `text`
+    /// tokens, with an adapter of this many modules at this rank.
+    fn cost(
+        &self,
+        batch: usize,
+        grid: (usize, usize),
+        references: &[(usize, usize)],
+        text: usize,
+        adapter: Option<&crate::lora::AdapterLayout>,
+    ) -> PassCost;
+}

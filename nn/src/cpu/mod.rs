@@ -1,0 +1,67 @@
+//! The processor as a device: a pool of worker threads, and SIMD kernels chosen at run time.
+//!
+//! No kernel splits a sum across threads, so results do not depend on how many there are.
+
+use std::{fmt, sync::Arc};
+
+use crate::{
+    device::Device,
+    error::{Error, Result},
+};
+
+/// Host memory and a pool of worker threads that all users of the device share.
+#[derive(Clone)]
+pub struct Cpu {
+    pool: Arc<rayon::ThreadPool>,
+}
+
+impl Cpu {
+    /// A device with this many worker threads; zero means one for each core.
+    ///
+    /// # Errors
+    /// If the operating system gives no threads.
+    pub fn new(threads: usize) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("cpu-{i}"))
+            .build()
+            .map_err(|e| Error::Setting(format!("no worker threads: {e}")))?;
+        Ok(Self { pool: Arc::new(pool) })
+    }
+
+    /// Number of worker threads.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// The pool that kernels run on.
+    pub(crate) fn pool(&self) -> &rayon::ThreadPool {
+        &self.pool
+    }
+}
+
+impl fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cpu ({} threads)", self.threads())
+    }
+}
+
+impl Device for Cpu {
+    type Buffer = Vec<f32>;
+
+    fn name(&self) -> String {
+        "cpu".into()
+    }
+    fn zeros(&self, len: usize) -> Vec<f32> {
+        vec![0.0; len]
+    }
+    fn upload(&self, values: Vec<f32>) -> Vec<f32> {
+        values
+    }
+    fn download(&self, buffer: &Vec<f32>) -> Vec<f32> {
+        buffer.clone()
+    }
+    fn len(buffer: &Vec<f32>) -> usize {
+        buffer.len()
+    }
+}

@@ -1,0 +1,1 @@
+//! Files: safetensors read through a map, and everything written beside and renamed.
