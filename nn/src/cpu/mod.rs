@@ -1,6 +1,9 @@
 //! The processor as a device: a pool of worker threads, and SIMD kernels chosen at run time.
 //!
 //! No kernel splits a sum across threads, so results do not depend on how many there are.
+//!
+//! Kernels are functions over slices with explicit sizes, row-major. They assert that slices are long enough:
+//! a failed assertion is a defect of the layer that calls.
 
 use std::{fmt, sync::Arc};
 
@@ -8,6 +11,27 @@ use crate::{
     device::Device,
     error::{Error, Result},
 };
+
+mod attention;
+mod gemm;
+mod heads;
+mod norm;
+mod optimizer;
+mod packed;
+mod pointwise;
+mod scores;
+
+pub use attention::{Attention, AttentionBackward, AttentionShape, attention, attention_backward};
+pub use gemm::{Gemm, GemmTn, gemm, gemm_tn};
+pub use heads::{HeadLayout, NormRotary, split_heads, split_heads_backward};
+pub use norm::{ModulationGrad, Rows, norm_modulate, norm_modulate_backward};
+pub use optimizer::{AdamW, adamw, sum_of_squares};
+pub use packed::Packed;
+pub use pointwise::{
+    GateGrad, Window, add_scaled, gated_add, gated_add_backward, gelu, gelu_backward, scale, silu,
+    silu_backward,
+};
+pub use scores::{cosine_scores, masked_mean};
 
 /// Host memory and a pool of worker threads that all users of the device share.
 #[derive(Clone)]
