@@ -1,1 +1,5 @@
 //! From pictures to latents.
+
+pub mod dct;
+
+pub use dct::Dct;

@@ -1,1 +1,5 @@
 //! From prompts to conditions.
+
+pub mod hash;
+
+pub use hash::Hash;
