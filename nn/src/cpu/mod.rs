@@ -5,6 +5,8 @@
 //! Kernels are functions over slices with explicit sizes, row-major. They assert that slices are long enough:
 //! a failed assertion is a defect of the layer that calls.
 
+pub mod map;
+
 use std::{fmt, sync::Arc};
 
 use crate::{

@@ -1,1 +1,8 @@
-//! Files: safetensors read through a map, and everything written beside and renamed.
+//! Files of named tensors: safetensors, alone or in shards, mapped and not read until asked for.
+
+mod read;
+mod write;
+
+pub use read::{TensorFiles, TensorInfo};
+pub use safetensors::Dtype;
+pub use write::{NamedTensor, write_atomically, write_safetensors};

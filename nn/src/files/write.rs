@@ -1,0 +1,166 @@
+//! Writing files so that a reader sees the old file or the new one, never a part.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    io::Write,
+    path::Path,
+};
+
+use safetensors::Dtype;
+
+use crate::error::{Error, Result};
+
+/// A tensor on its way into a file.
+#[derive(Clone, Debug)]
+pub struct NamedTensor<'a> {
+    /// Its key.
+    pub name: String,
+    /// How the bytes are to be read.
+    pub dtype: Dtype,
+    /// Its axes.
+    pub shape: Vec<usize>,
+    /// Its values, little-endian, row-major.
+    pub bytes: Cow<'a, [u8]>,
+}
+
+impl NamedTensor<'_> {
+    /// A tensor of f32.
+    pub fn f32(name: impl Into<String>, shape: Vec<usize>, values: &[f32]) -> Self {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Self { name: name.into(), dtype: Dtype::F32, shape, bytes }
+    }
+}
+
+/// Write a safetensors file in the given order of tensors; equal input gives equal bytes.
+///
+/// # Errors
+/// If a name occurs twice, a shape does not fit its bytes, or the file cannot be written.
+pub fn write_safetensors(path: &Path, tensors: &[NamedTensor<'_>], metadata: &[(&str, &str)]) -> Result<()> {
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        let pairs: BTreeMap<_, _> = metadata.iter().copied().collect();
+        header.insert("__metadata__".into(), serde_json::json!(pairs));
+    }
+    let mut names = BTreeSet::new();
+    let mut at = 0;
+    for tensor in tensors {
+        let bits = tensor.shape.iter().product::<usize>() * tensor.dtype.bitsize();
+        if bits != tensor.bytes.len() * 8 {
+            return Err(Error::shape(
+                format!("bytes of `{}` with axes {:?} of {}", tensor.name, tensor.shape, tensor.dtype),
+                bits / 8,
+                tensor.bytes.len(),
+            ));
+        }
+        if !names.insert(&tensor.name) {
+            return Err(Error::file(path, format!("`{}` would be written twice", tensor.name)));
+        }
+        let end = at + tensor.bytes.len();
+        header.insert(
+            tensor.name.clone(),
+            serde_json::json!({"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [at, end]}),
+        );
+        at = end;
+    }
+    let mut header = serde_json::to_vec(&header).map_err(|e| Error::Internal(e.to_string()))?;
+    // Readers map the file: values must start at a multiple of 8.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    write_with(path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        tensors.iter().try_for_each(|t| file.write_all(&t.bytes))
+    })
+}
+
+/// Write beside the file, flush to the disk, and rename over it.
+///
+/// # Errors
+/// If any of these fails; the old file is then as it was.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_with(path, |file| file.write_all(bytes))
+}
+
+fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+    let fault = |what: &str, e: std::io::Error| Error::file(path, format!("cannot be {what}: {e}"));
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(".writing-")
+        .tempfile_in(folder)
+        .map_err(|e| fault("written beside", e))?;
+    {
+        let mut buffered = std::io::BufWriter::new(&mut file);
+        fill(&mut buffered).and_then(|()| buffered.flush()).map_err(|e| fault("written", e))?;
+    }
+    readable_as_other_files(file.as_file()).map_err(|e| fault("made readable", e))?;
+    file.as_file().sync_all().map_err(|e| fault("flushed", e))?;
+    file.persist(path).map_err(|e| fault("renamed into place", e.error))?;
+    // The rename itself is safe only once the folder is on the disk too; not every system can open a folder.
+    if let Ok(folder) = std::fs::File::open(folder) {
+        folder.sync_all().map_err(|e| fault("flushed with its folder", e))?;
+    }
+    Ok(())
+}
+
+/// A temporary file is made for its owner alone; what stays is to be as readable as any other file.
+#[cfg(unix)]
+fn readable_as_other_files(file: &std::fs::File) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn readable_as_other_files(_: &std::fs::File) -> std::io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_replaces_the_file_and_leaves_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        write_atomically(&path, b"old").unwrap();
+        write_atomically(&path, b"new").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_the_old_file_and_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        write_atomically(&path, b"old").unwrap();
+        let failed = write_with(&path, |f| {
+            f.write_all(b"half")?;
+            Err(std::io::Error::other("disk full"))
+        });
+        assert!(failed.unwrap_err().to_string().contains("disk full"));
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_shape_that_does_not_fit_and_a_name_given_twice_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        let short = NamedTensor::f32("w", vec![3], &[0.0]);
+        assert!(write_safetensors(&path, &[short], &[]).unwrap_err().to_string().contains("`w`"));
+        let w = NamedTensor::f32("w", vec![1], &[0.0]);
+        assert!(write_safetensors(&path, &[w.clone(), w], &[]).unwrap_err().to_string().contains("twice"));
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn equal_tensors_give_equal_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        for path in [&a, &b] {
+            let tensors = [NamedTensor::f32("w", vec![2], &[1.0, 2.0])];
+            write_safetensors(path, &tensors, &[("z", "1"), ("a", "2"), ("m", "3")]).unwrap();
+        }
+        assert_eq!(std::fs::read(a).unwrap(), std::fs::read(b).unwrap());
+    }
+}
