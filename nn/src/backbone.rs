@@ -3,7 +3,7 @@
 //! Shape letters: `N` batch, `C` latent channels, `H` `W` latent grid, `L` text tokens, `E` text width,
 //! `P` pooled width, `T` image tokens of the target and of every reference, `D` width of the stream.
 
-use std::{any::Any, ops::Range};
+use std::any::Any;
 
 use crate::{
     error::Result,
@@ -66,32 +66,64 @@ pub struct Inputs {
     pub guidance: Option<f32>,
 }
 
-/// The image tokens after one block, as a [`Visitor`] sees them.
+/// The image tokens after one block, as a [`Visitor`] sees them: the target's, and apart from them those of all
+/// references, sample after sample.
 #[derive(Clone, Debug)]
 pub struct BlockTokens<'a> {
     /// Number of the block, from zero, over all kinds of blocks.
     pub block: usize,
-    /// `[N, T, D]`: the target's tokens, then each reference's.
-    pub values: &'a [f32],
     /// `N`.
     pub batch: usize,
     /// `D`.
     pub width: usize,
-    /// Where the target's tokens stand in the `T` axis.
-    pub target: Range<usize>,
-    /// Where each reference's tokens stand in the `T` axis.
-    pub references: Vec<Range<usize>>,
+    /// The target's tokens of all samples, `[N, tokens, D]`.
+    pub targets: &'a [f32],
+    /// The references' tokens of all samples, `[N, tokens of all references, D]`.
+    pub references: &'a [f32],
+    /// Number of tokens of each reference, in order.
+    pub reference_tokens: &'a [usize],
+}
+
+impl<'a> BlockTokens<'a> {
+    /// The target's tokens of one sample, `[tokens, D]`.
+    ///
+    /// # Panics
+    /// If there is no such sample.
+    pub fn target(&self, sample: usize) -> &'a [f32] {
+        let len = self.targets.len() / self.batch;
+        &self.targets[sample * len..(sample + 1) * len]
+    }
+
+    /// The tokens of one reference of one sample, `[tokens, D]`.
+    ///
+    /// # Panics
+    /// If there is no such sample or reference.
+    pub fn reference(&self, sample: usize, reference: usize) -> &'a [f32] {
+        let all: usize = self.reference_tokens.iter().sum();
+        let before: usize = self.reference_tokens[..reference].iter().sum();
+        let start = (sample * all + before) * self.width;
+        &self.references[start..start + self.reference_tokens[reference] * self.width]
+    }
 }
 
 /// Is called with the image tokens after every block, as the pass runs; what it wants to keep it must reduce.
 pub trait Visitor {
     /// One block has run.
     fn block(&mut self, tokens: &BlockTokens<'_>);
+
+    /// Does it look at the tokens at all? Where it does not, [`block`](Self::block) is not called, and a pass
+    /// leaves out rows that only a visitor would see.
+    fn looks(&self) -> bool {
+        true
+    }
 }
 
 /// The visitor that looks at nothing.
 impl Visitor for () {
     fn block(&mut self, _: &BlockTokens<'_>) {}
+    fn looks(&self) -> bool {
+        false
+    }
 }
 
 /// What a pass keeps for its backward; only the backbone that made it knows what is inside.

@@ -18,6 +18,7 @@ pub mod cpu;
 pub mod device;
 pub mod error;
 pub mod files;
+pub mod layers;
 pub mod lora;
 pub mod models;
 pub mod optim;
