@@ -1,1 +1,30 @@
-//! x
+//! What an operator is, and the operators of preference optimisation.
+//!
+//! ```text
+//!  shape, port      what travels along an edge: a type, its run-time image, its shape
+//!  inputs, operator what a node is: a differentiable function from ports to ports
+//!  closure, vjp     operators written as dfdx expressions; their gradient comes from dfdx's tape
+//!  settings         what a user may set, with documentation and defaults in one place
+//!  random           numbers as a pure function of (seed, node, step, purpose, element)
+//!  ports            the kinds of value that the shipped operators exchange
+//! ```
+//!
+//! **Architecture invariant:** nothing here knows a graph, a plan or the text of a graph file. An operator is a
+//! pure function from ports to ports; what it wants written to disk it returns as a value.
+
+pub mod closure;
+pub mod guard;
+pub mod inputs;
+pub mod operator;
+pub mod port;
+pub mod ports;
+pub mod random;
+pub mod settings;
+pub mod shape;
+pub mod vjp;
+
+pub use inputs::{Arity, Input, InputSpec, Inputs, OutputSpec, Outputs};
+pub use operator::{Cost, Ctx, DynOperator, OpError, Operator, Residuals, Wanted};
+pub use port::{Carried, Cotangent, Grad, NamedState, NamedTensor, NoGrad, Port, PortType, Scalar, T, Value};
+pub use settings::{DataPath, Nothing, SettingDoc, Settings};
+pub use shape::{Axes, ErasedShape, PortShape};

@@ -1,0 +1,278 @@
+//! The operator trait, typed and erased.
+
+use std::any::Any;
+
+use prefgraph_nn as nn;
+
+use crate::{
+    inputs::{InputSpec, Inputs, OutputSpec, Outputs},
+    port::Value,
+    random::Random,
+    settings::Settings,
+    shape::ErasedShape,
+};
+
+/// Why an operator refused its settings, its shapes or its inputs.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct OpError {
+    message: String,
+}
+
+impl OpError {
+    /// A message that says whose fault it is, what was found, and what would have been accepted.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into() }
+    }
+
+    /// A defect of this library.
+    pub fn internal(message: impl std::fmt::Display) -> Self {
+        Self::new(format!("internal error, please report it: {message}"))
+    }
+}
+
+impl From<nn::Error> for OpError {
+    fn from(e: nn::Error) -> Self {
+        Self::new(e.to_string())
+    }
+}
+
+impl From<dfdx::tensor::CpuError> for OpError {
+    fn from(e: dfdx::tensor::CpuError) -> Self {
+        Self::new(format!("dfdx: {e}"))
+    }
+}
+
+/// What an operator may read besides its inputs.
+pub struct Ctx<'a> {
+    /// Step number, from zero; a micro-batch is a step.
+    pub step: u64,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Name of the node that is running.
+    pub node: &'a str,
+    /// Kernels and worker threads, shared by all nodes.
+    pub cpu: &'a nn::Cpu,
+    /// Where dfdx tensors live.
+    pub host: &'a dfdx::tensor::Cpu,
+}
+
+impl Ctx<'_> {
+    /// Random numbers of this node at this step; `purpose` tells two uses in one node apart.
+    pub fn random(&self, purpose: &str) -> Random {
+        Random::new(self.seed, self.node, self.step, purpose)
+    }
+
+    /// Random numbers of this node that are the same at every step.
+    pub fn random_of_node(&self, purpose: &str) -> Random {
+        Random::new(self.seed, self.node, u64::MAX, purpose)
+    }
+}
+
+/// What a node costs, for scheduling and for the prediction of memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// Floating-point operations of the forward.
+    pub forward_flops: f64,
+    /// Floating-point operations of the backward.
+    pub backward_flops: f64,
+    /// Bytes read and written by a forward.
+    pub moved_bytes: f64,
+    /// Bytes held from forward to backward, besides the inputs and outputs.
+    pub saved_bytes: usize,
+    /// Bytes held while a pass runs.
+    pub scratch_bytes: usize,
+    /// Bytes held from the first run on, e.g. weights.
+    pub resident_bytes: usize,
+}
+
+/// For every input, in order: does anybody need its cotangent?
+pub type Wanted<'a> = &'a [bool];
+/// The input shapes of an operator.
+pub type InShapes<O> = <<O as Operator>::In as Inputs>::Shapes;
+/// The output shapes of an operator.
+pub type OutShapes<O> = <<O as Operator>::Out as Outputs>::Shapes;
+/// The input cotangents of an operator.
+pub type InGrads<O> = <<O as Operator>::In as Inputs>::Grads;
+/// The output cotangents of an operator; `None` is zero.
+pub type OutGrads<O> = <<O as Operator>::Out as Outputs>::Grads;
+/// The names of an operator's inputs.
+pub type InNames<O> = <<O as Operator>::In as Inputs>::Names;
+/// The names of an operator's outputs.
+pub type OutNames<O> = <<O as Operator>::Out as Outputs>::Names;
+
+/// One step of a training recipe: a differentiable function from ports to ports.
+///
+/// `forward` returns, next to its outputs, what [`backward`](Self::backward) needs, as `jax.custom_vjp` does.
+///
+/// # Contract
+///
+/// * `forward` is a pure function of its inputs, its settings and [`Ctx`]: no clocks, no global random numbers.
+/// * `backward` returns `None` exactly where the cotangent is zero or not wanted.
+pub trait Operator: Send + Sync + Sized + 'static {
+    /// Name in a graph file: lower case, words joined by `-`.
+    const NAME: &'static str;
+    /// One sentence, shown by `graph-run ops`.
+    const DOC: &'static str;
+    /// Names of the inputs: exactly one an element, or it does not compile.
+    const IN: InNames<Self>;
+    /// Names of the outputs.
+    const OUT: OutNames<Self>;
+
+    /// What a graph file may say about this operator.
+    type Settings: Settings;
+    /// Inputs, as a tuple of `P`, `Option<P>` and `Vec<P>`.
+    type In: Inputs;
+    /// Output ports, as a tuple.
+    type Out: Outputs;
+    /// What forward keeps for backward. `Send`, because backward may run on another lane.
+    type Saved: Send + 'static;
+
+    /// Build from settings; files that are named there are opened and checked here, cheaply.
+    ///
+    /// # Errors
+    /// If a setting is out of range or a file is missing or malformed.
+    fn new(settings: Self::Settings) -> Result<Self, OpError>;
+
+    /// Number of alternative sets of output shapes: more than one only for sources whose batches differ, e.g. in
+    /// the number of references.
+    fn variants(&self) -> usize {
+        1
+    }
+
+    /// Output shapes, from input shapes; `variant` is below [`variants`](Self::variants).
+    ///
+    /// # Errors
+    /// If the inputs do not go together; the message names both sides.
+    fn shapes(&self, inputs: InShapes<Self>, variant: usize) -> Result<OutShapes<Self>, OpError>;
+
+    /// What the node costs at these shapes. The default counts nothing but the outputs.
+    fn cost(&self, inputs: &InShapes<Self>, outputs: &OutShapes<Self>) -> Cost {
+        let _ = (inputs, outputs);
+        Cost::default()
+    }
+
+    /// Lines for people, shown by `plan` and at the start of a run, e.g. what a pattern matched.
+    fn notes(&self, inputs: &InShapes<Self>) -> Vec<String> {
+        let _ = inputs;
+        Vec::new()
+    }
+
+    /// What other nodes may refer to as `@node.key`, beside the settings themselves.
+    fn exports(&self) -> Vec<(String, serde_json::Value)> {
+        Vec::new()
+    }
+
+    /// Compute the outputs and what `backward` will need.
+    ///
+    /// # Errors
+    /// If the inputs cannot be processed; the message names the sample where there is one.
+    fn forward(&self, ctx: &Ctx<'_>, inputs: Self::In) -> Result<(Self::Out, Self::Saved), OpError>;
+
+    /// Vector-Jacobian product. The default is right for operators that no gradient crosses.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    fn backward(
+        &self,
+        ctx: &Ctx<'_>,
+        wanted: Wanted<'_>,
+        saved: Self::Saved,
+        grads: OutGrads<Self>,
+    ) -> Result<InGrads<Self>, OpError> {
+        let _ = (ctx, wanted, saved, grads);
+        Ok(Self::In::no_grads())
+    }
+
+    /// Can a cotangent of an output give one of an input?
+    const DIFFERENTIABLE: bool;
+}
+
+/// Object-safe image of [`Operator`]; the blanket implementation serves all operators but closures.
+pub trait DynOperator: Send + Sync {
+    /// See [`Operator::NAME`].
+    fn name(&self) -> &str;
+    /// Names, types and arities of the inputs.
+    fn inputs(&self) -> Vec<InputSpec>;
+    /// Names and types of the outputs.
+    fn outputs(&self) -> Vec<OutputSpec>;
+    /// See [`Operator::DIFFERENTIABLE`].
+    fn differentiable(&self) -> bool;
+    /// See [`Operator::variants`].
+    fn variants(&self) -> usize;
+    /// See [`Operator::shapes`].
+    ///
+    /// # Errors
+    /// As there.
+    fn shapes(&self, inputs: &[Vec<ErasedShape>], variant: usize) -> Result<Vec<ErasedShape>, OpError>;
+    /// See [`Operator::cost`].
+    fn cost(&self, inputs: &[Vec<ErasedShape>], outputs: &[ErasedShape]) -> Cost;
+    /// See [`Operator::notes`].
+    fn notes(&self, inputs: &[Vec<ErasedShape>]) -> Vec<String>;
+    /// See [`Operator::exports`].
+    fn exports(&self) -> Vec<(String, serde_json::Value)>;
+    /// See [`Operator::forward`].
+    ///
+    /// # Errors
+    /// As there.
+    fn forward(&self, ctx: &Ctx<'_>, inputs: &[Vec<Value>]) -> Result<(Vec<Value>, Residuals), OpError>;
+    /// See [`Operator::backward`]; one list of cotangents for every input, one entry a wire.
+    ///
+    /// # Errors
+    /// As there.
+    fn backward(
+        &self,
+        ctx: &Ctx<'_>,
+        wanted: Wanted<'_>,
+        saved: Residuals,
+        grads: &[Option<Value>],
+    ) -> Result<Vec<Vec<Option<Value>>>, OpError>;
+}
+
+/// An [`Operator::Saved`] of a type known at run time only.
+pub type Residuals = Box<dyn Any + Send>;
+
+impl<O: Operator> DynOperator for O {
+    fn name(&self) -> &str {
+        O::NAME
+    }
+    fn inputs(&self) -> Vec<InputSpec> {
+        O::In::specs(O::IN)
+    }
+    fn outputs(&self) -> Vec<OutputSpec> {
+        O::Out::specs(O::OUT)
+    }
+    fn differentiable(&self) -> bool {
+        O::DIFFERENTIABLE
+    }
+    fn variants(&self) -> usize {
+        Operator::variants(self)
+    }
+    fn shapes(&self, inputs: &[Vec<ErasedShape>], variant: usize) -> Result<Vec<ErasedShape>, OpError> {
+        Ok(O::Out::erase_shapes(Operator::shapes(self, O::In::unerase_shapes(inputs), variant)?))
+    }
+    fn cost(&self, inputs: &[Vec<ErasedShape>], outputs: &[ErasedShape]) -> Cost {
+        Operator::cost(self, &O::In::unerase_shapes(inputs), &O::Out::unerase_shapes(outputs))
+    }
+    fn notes(&self, inputs: &[Vec<ErasedShape>]) -> Vec<String> {
+        Operator::notes(self, &O::In::unerase_shapes(inputs))
+    }
+    fn exports(&self) -> Vec<(String, serde_json::Value)> {
+        Operator::exports(self)
+    }
+    fn forward(&self, ctx: &Ctx<'_>, inputs: &[Vec<Value>]) -> Result<(Vec<Value>, Residuals), OpError> {
+        let (out, saved) = Operator::forward(self, ctx, O::In::unerase(inputs))?;
+        Ok((out.erase(), Box::new(saved)))
+    }
+    fn backward(
+        &self,
+        ctx: &Ctx<'_>,
+        wanted: Wanted<'_>,
+        saved: Residuals,
+        grads: &[Option<Value>],
+    ) -> Result<Vec<Vec<Option<Value>>>, OpError> {
+        let saved =
+            *saved.downcast::<O::Saved>().map_err(|_| OpError::internal("residuals of another operator"))?;
+        Ok(O::In::erase_grads(Operator::backward(self, ctx, wanted, saved, O::Out::unerase_grads(grads))?))
+    }
+}

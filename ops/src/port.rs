@@ -1,0 +1,304 @@
+//! What travels along an edge.
+
+use std::{
+    any::{Any, TypeId},
+    fmt,
+    sync::Arc,
+};
+
+use dfdx::{
+    shapes::HasShape,
+    tensor::{Cpu, Tensor},
+};
+
+use crate::{
+    operator::OpError,
+    shape::{Axes, ErasedShape, PortShape},
+};
+
+/// A tensor whose axes are part of its type: dfdx's, on the host.
+pub type T<S> = Tensor<S, f32, Cpu>;
+/// The type of a loss.
+pub type Scalar = T<()>;
+
+/// A value that can travel along an edge. The type is the port's contract; its [`Shape`](Port::Shape) holds what
+/// only a run knows.
+pub trait Port: Clone + Send + Sync + 'static {
+    /// Cotangent of this value; [`NoGrad`] where a derivative makes no sense.
+    type Grad: Cotangent;
+    /// What is known of a value before it exists.
+    type Shape: PortShape;
+
+    /// The type as people read it in errors and listings, e.g. `f32[_,16,_,_]`.
+    fn label() -> String;
+    /// The shape of this value.
+    fn shape(&self) -> Self::Shape;
+    /// How a value is kept from step to step and in checkpoints, for kinds that can be.
+    fn carry() -> Option<Carry> {
+        None
+    }
+}
+
+/// An element of the dual space: all that reverse mode asks of it is addition.
+pub trait Cotangent: Clone + Send + Sync + 'static {
+    /// `self + other`.
+    ///
+    /// # Errors
+    /// If the two have different shapes, which is a defect of the operator that made one of them.
+    fn add(self, other: Self) -> Result<Self, OpError>;
+    /// Bytes held.
+    fn bytes(&self) -> usize;
+}
+
+/// Cotangent of a discrete port. It has no values, so that no gradient crosses such an edge is a theorem.
+#[derive(Clone, Debug)]
+pub enum NoGrad {}
+
+impl Cotangent for NoGrad {
+    fn add(self, _: Self) -> Result<Self, OpError> {
+        match self {}
+    }
+    fn bytes(&self) -> usize {
+        match *self {}
+    }
+}
+
+impl<S: Axes> Cotangent for T<S> {
+    fn add(self, other: Self) -> Result<Self, OpError> {
+        let (left, right) = (HasShape::shape(&self), HasShape::shape(&other));
+        if left != right {
+            return Err(OpError::internal(format!("cotangents of one port: {left:?} and {right:?}")));
+        }
+        Ok(dfdx::tensor_ops::TryAdd::try_add(self, other)?)
+    }
+    fn bytes(&self) -> usize {
+        HasShape::shape(self).num_elements() * size_of::<f32>()
+    }
+}
+
+impl<S: Axes> Port for T<S> {
+    type Grad = Self;
+    type Shape = S;
+
+    fn label() -> String {
+        S::label()
+    }
+    fn shape(&self) -> S {
+        *HasShape::shape(self)
+    }
+    fn carry() -> Option<Carry> {
+        Some(Carry::of::<Self>())
+    }
+}
+
+impl<S: Axes> Carried for T<S> {
+    fn save(&self) -> NamedState {
+        let values = Arc::new(self.as_vec());
+        let dims = HasShape::shape(self).concrete().into();
+        NamedState { tensors: vec![NamedTensor { name: "value".into(), dims, values }], counters: vec![] }
+    }
+    fn restore(shape: &S, state: &NamedState) -> Result<Self, OpError> {
+        use dfdx::tensor::TensorFromVec;
+        let found = state.tensor("value")?;
+        let dims: Vec<usize> = shape.concrete().into();
+        if found.dims != dims {
+            return Err(OpError::new(format!("the state has axes {:?}, the graph {dims:?}", found.dims)));
+        }
+        Ok(host().try_tensor_from_vec(found.values.to_vec(), *shape)?)
+    }
+}
+
+/// The dfdx device of all ports. Its cache of freed buffers is off: a plan predicts memory, and a cache would make
+/// the prediction a lie.
+pub fn host() -> Cpu {
+    use dfdx::tensor::Cache;
+    let device = Cpu::default();
+    device.disable_cache();
+    device
+}
+
+/// The cotangent of a `P` as an input of an update operator; `None` is zero.
+#[derive(Clone)]
+pub struct Grad<P: Port>(pub Option<P::Grad>);
+
+/// The shape of a [`Grad`]: that of the value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GradShape<S>(pub S);
+
+impl<S: PortShape> PortShape for GradShape<S> {
+    fn describe(&self) -> String {
+        format!("grad {}", self.0.describe())
+    }
+    fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+}
+
+impl<P: Port> Port for Grad<P> {
+    type Grad = NoGrad;
+    type Shape = GradShape<P::Shape>;
+
+    fn label() -> String {
+        format!("grad {}", P::label())
+    }
+    fn shape(&self) -> Self::Shape {
+        unreachable!("a cotangent is an input only, and inputs are described by their producers")
+    }
+}
+
+/// One tensor of a saved state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedTensor {
+    /// Unique in its state.
+    pub name: String,
+    /// Extents of its axes.
+    pub dims: Vec<usize>,
+    /// Row-major.
+    pub values: Arc<Vec<f32>>,
+}
+
+/// A value as named tensors and counters: what a checkpoint holds of a cell.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NamedState {
+    /// In a fixed order.
+    pub tensors: Vec<NamedTensor>,
+    /// Whole numbers, e.g. the updates made.
+    pub counters: Vec<(String, u64)>,
+}
+
+impl NamedState {
+    /// The tensor of that name.
+    ///
+    /// # Errors
+    /// If there is none; the message lists those there are.
+    pub fn tensor(&self, name: &str) -> Result<&NamedTensor, OpError> {
+        self.tensors.iter().find(|t| t.name == name).ok_or_else(|| {
+            let there: Vec<_> = self.tensors.iter().map(|t| t.name.as_str()).collect();
+            OpError::new(format!("the state has no tensor `{name}`, it has {}", there.join(", ")))
+        })
+    }
+
+    /// The counter of that name.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn counter(&self, name: &str) -> Result<u64, OpError> {
+        let found = self.counters.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
+        found.ok_or_else(|| OpError::new(format!("the state has no counter `{name}`")))
+    }
+}
+
+/// A port whose values can outlive a step.
+pub trait Carried: Port {
+    /// As named tensors and counters.
+    fn save(&self) -> NamedState;
+    /// The value of this shape that [`save`](Self::save) gave.
+    ///
+    /// # Errors
+    /// If the state is of another kind or shape.
+    fn restore(shape: &Self::Shape, state: &NamedState) -> Result<Self, OpError>;
+}
+
+/// [`Carried`] for a type known at run time only.
+#[derive(Clone, Copy)]
+pub struct Carry {
+    /// See [`Carried::save`].
+    pub save: fn(&Value) -> NamedState,
+    /// See [`Carried::restore`].
+    pub restore: fn(&ErasedShape, &NamedState) -> Result<Value, OpError>,
+}
+
+impl Carry {
+    /// That of `P`.
+    pub fn of<P: Carried>() -> Self {
+        Self {
+            save: |value| take::<P>(value).save(),
+            restore: |shape, state| {
+                let shape =
+                    shape.get::<P::Shape>().ok_or_else(|| OpError::internal("shape of another port"))?;
+                Ok(Arc::new(P::restore(shape, state)?))
+            },
+        }
+    }
+}
+
+/// A [`Port`] value whose type is known at run time only. Cloning is cheap.
+pub type Value = Arc<dyn Any + Send + Sync>;
+
+/// Run-time image of a [`Port`] type.
+#[derive(Clone)]
+pub struct PortType {
+    id: TypeId,
+    grad_id: TypeId,
+    /// See [`Port::label`].
+    pub label: String,
+    /// See [`Port::carry`].
+    pub carry: Option<Carry>,
+    /// Can a cotangent of it exist?
+    pub differentiable: bool,
+    /// Sum of two cotangents.
+    pub add: fn(Value, Value) -> Result<Value, OpError>,
+    /// A cotangent as the value of a [`Grad`] input.
+    pub wrap_grad: fn(Option<Value>) -> Value,
+    /// Shape of a value.
+    pub shape_of: fn(&Value) -> ErasedShape,
+    /// Shape of a [`Grad`] input, from the shape of the value.
+    pub grad_shape: fn(&ErasedShape) -> ErasedShape,
+    /// Bytes of a cotangent.
+    pub grad_bytes: fn(&Value) -> usize,
+}
+
+impl PortType {
+    /// The image of `P`.
+    pub fn of<P: Port>() -> Self {
+        Self {
+            id: TypeId::of::<P>(),
+            grad_id: TypeId::of::<Grad<P>>(),
+            label: P::label(),
+            carry: P::carry(),
+            differentiable: TypeId::of::<P::Grad>() != TypeId::of::<NoGrad>(),
+            add: |a, b| Ok(Arc::new(take::<P::Grad>(&a).add(take::<P::Grad>(&b))?)),
+            wrap_grad: |g| Arc::new(Grad::<P>(g.map(|g| take(&g)))),
+            shape_of: |v| ErasedShape::new(take::<P>(v).shape()),
+            grad_shape: |s| {
+                ErasedShape::new(GradShape(s.get::<P::Shape>().expect("a port has its own shape").clone()))
+            },
+            grad_bytes: |g| take::<P::Grad>(g).bytes(),
+        }
+    }
+
+    /// Is this the port type of a loss?
+    pub fn is_scalar(&self) -> bool {
+        self.id == TypeId::of::<Scalar>()
+    }
+
+    /// Does a value of type `self` fit an input of type `input`?
+    pub fn fits(&self, input: &Self) -> bool {
+        self.id == input.id
+    }
+
+    /// Does the cotangent of a value of type `self` fit an input of type `input`?
+    pub fn cotangent_fits(&self, input: &Self) -> bool {
+        self.grad_id == input.id
+    }
+}
+
+impl fmt::Display for PortType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.label)
+    }
+}
+
+impl fmt::Debug for PortType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.label)
+    }
+}
+
+/// The typed value: a downcast that edges have already proved to succeed.
+///
+/// # Panics
+/// If `value` is no `P`, which is a defect of this library.
+pub fn take<P: Clone + 'static>(value: &Value) -> P {
+    value.downcast_ref::<P>().expect("edge types are checked when an edge is added").clone()
+}

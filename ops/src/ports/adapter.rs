@@ -1,0 +1,175 @@
+//! What is trained, its cotangent, and what the optimiser remembers of it.
+
+use std::sync::Arc;
+
+use prefgraph_nn::{Adapter, AdapterGrad, AdapterLayout};
+
+use crate::{
+    operator::OpError,
+    port::{Carried, Carry, Cotangent, NamedState, NamedTensor, NoGrad, Port},
+    shape::PortShape,
+};
+
+/// Shape of an adapter: which linears it has factors for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterShape(pub Arc<AdapterLayout>);
+
+impl PortShape for AdapterShape {
+    fn describe(&self) -> String {
+        format!("adapter rank {}, {} linears", self.0.rank, self.0.modules.len())
+    }
+    fn bytes(&self) -> usize {
+        self.0.len() * size_of::<f32>()
+    }
+}
+
+impl Port for Adapter {
+    type Grad = AdapterGrad;
+    type Shape = AdapterShape;
+
+    fn label() -> String {
+        "adapter".into()
+    }
+    fn shape(&self) -> AdapterShape {
+        AdapterShape(self.layout.clone())
+    }
+    fn carry() -> Option<Carry> {
+        Some(Carry::of::<Self>())
+    }
+}
+
+impl Cotangent for AdapterGrad {
+    fn add(self, other: Self) -> Result<Self, OpError> {
+        if self.values.len() != other.values.len() {
+            return Err(OpError::internal("cotangents of two adapters"));
+        }
+        let values = self.values.iter().zip(other.values.iter()).map(|(a, b)| a + b).collect();
+        Ok(Self { layout: self.layout, values: Arc::new(values) })
+    }
+    fn bytes(&self) -> usize {
+        self.values.len() * size_of::<f32>()
+    }
+}
+
+/// The factors of every linear as named tensors, from a flat run of values.
+fn factors(layout: &AdapterLayout, values: &[f32], prefix: &str) -> Vec<NamedTensor> {
+    let mut tensors = Vec::with_capacity(2 * layout.modules.len());
+    for (module, (a, b)) in layout.modules.iter().zip(layout.ranges()) {
+        let mut push = |suffix: &str, dims: Vec<usize>, range: std::ops::Range<usize>| {
+            tensors.push(NamedTensor {
+                name: format!("{prefix}{}.{suffix}.weight", module.name),
+                dims,
+                values: Arc::new(values[range].to_vec()),
+            });
+        };
+        push("lora_A", vec![layout.rank, module.inputs], a);
+        push("lora_B", vec![module.outputs, layout.rank], b);
+    }
+    tensors
+}
+
+/// The flat run of values that [`factors`] split.
+fn gather(layout: &AdapterLayout, state: &NamedState, prefix: &str) -> Result<Vec<f32>, OpError> {
+    let mut values = Vec::with_capacity(layout.len());
+    for module in &layout.modules {
+        for (suffix, dims) in
+            [("lora_A", [layout.rank, module.inputs]), ("lora_B", [module.outputs, layout.rank])]
+        {
+            let found = state.tensor(&format!("{prefix}{}.{suffix}.weight", module.name))?;
+            if found.dims != dims {
+                return Err(OpError::new(format!(
+                    "`{}` has axes {:?}, the graph wants {dims:?}",
+                    found.name, found.dims
+                )));
+            }
+            values.extend_from_slice(&found.values);
+        }
+    }
+    Ok(values)
+}
+
+impl Carried for Adapter {
+    fn save(&self) -> NamedState {
+        NamedState { tensors: factors(&self.layout, &self.values, ""), counters: Vec::new() }
+    }
+    fn restore(shape: &AdapterShape, state: &NamedState) -> Result<Self, OpError> {
+        let values = Arc::new(gather(&shape.0, state, "")?);
+        Ok(Self { layout: shape.0.clone(), values })
+    }
+}
+
+/// What AdamW and gradient accumulation remember between steps.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    /// Of the adapter.
+    pub layout: Arc<AdapterLayout>,
+    /// First moments, laid out as the adapter's values.
+    pub m: Arc<Vec<f32>>,
+    /// Second moments.
+    pub v: Arc<Vec<f32>>,
+    /// Gradients summed since the last update; empty when nothing is pending.
+    pub pending: Arc<Vec<f32>>,
+    /// Micro-batches in `pending`.
+    pub micro_batches: u64,
+    /// Updates made.
+    pub updates: u64,
+    /// Sum of the learning rates of all updates: AdamW moves no weight further, weight decay aside.
+    pub travel: f64,
+}
+
+/// Shape of [`Moments`]: that of the adapter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MomentsShape(pub Arc<AdapterLayout>);
+
+impl PortShape for MomentsShape {
+    fn describe(&self) -> String {
+        "moments".into()
+    }
+    fn bytes(&self) -> usize {
+        3 * self.0.len() * size_of::<f32>()
+    }
+}
+
+impl Port for Moments {
+    type Grad = NoGrad;
+    type Shape = MomentsShape;
+
+    fn label() -> String {
+        "moments".into()
+    }
+    fn shape(&self) -> MomentsShape {
+        MomentsShape(self.layout.clone())
+    }
+    fn carry() -> Option<Carry> {
+        Some(Carry::of::<Self>())
+    }
+}
+
+impl Carried for Moments {
+    fn save(&self) -> NamedState {
+        let mut tensors = factors(&self.layout, &self.m, "m.");
+        tensors.extend(factors(&self.layout, &self.v, "v."));
+        if !self.pending.is_empty() {
+            tensors.extend(factors(&self.layout, &self.pending, "pending."));
+        }
+        let counters = vec![
+            ("micro_batches".into(), self.micro_batches),
+            ("updates".into(), self.updates),
+            ("travel_bits".into(), self.travel.to_bits()),
+        ];
+        NamedState { tensors, counters }
+    }
+    fn restore(shape: &MomentsShape, state: &NamedState) -> Result<Self, OpError> {
+        let micro_batches = state.counter("micro_batches")?;
+        let pending = if micro_batches > 0 { gather(&shape.0, state, "pending.")? } else { Vec::new() };
+        Ok(Self {
+            layout: shape.0.clone(),
+            m: Arc::new(gather(&shape.0, state, "m.")?),
+            v: Arc::new(gather(&shape.0, state, "v.")?),
+            pending: Arc::new(pending),
+            micro_batches,
+            updates: state.counter("updates")?,
+            travel: f64::from_bits(state.counter("travel_bits")?),
+        })
+    }
+}

@@ -1,0 +1,65 @@
+//! What an operator wants done once its step has finished: written to a run's folder, never by the operator itself.
+
+use std::sync::Arc;
+
+use prefgraph_nn::Adapter;
+
+use crate::{
+    port::{NoGrad, Port},
+    ports::metrics::Metrics,
+    shape::PortShape,
+};
+
+/// An 8-bit RGB picture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Picture {
+    /// Rows of pixels.
+    pub height: usize,
+    /// Columns of pixels.
+    pub width: usize,
+    /// Row-major, channels last.
+    pub rgb: Arc<Vec<u8>>,
+}
+
+/// One thing to be done after the step.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// A line of `metrics.jsonl`.
+    Record(Metrics),
+    /// A file of the `preview` folder; the name has no suffix.
+    Preview(String, Picture),
+    /// The adapter file, with metadata for its header.
+    Export(Adapter, Vec<(String, String)>),
+}
+
+/// Things to be done after the step. Their node never runs ahead.
+#[derive(Clone, Debug, Default)]
+pub struct Effects(pub Vec<Effect>);
+
+/// Shape of [`Effects`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EffectsShape {
+    /// Bytes held until the end of the step.
+    pub bytes: usize,
+}
+
+impl PortShape for EffectsShape {
+    fn describe(&self) -> String {
+        "effects".into()
+    }
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Port for Effects {
+    type Grad = NoGrad;
+    type Shape = EffectsShape;
+
+    fn label() -> String {
+        "effects".into()
+    }
+    fn shape(&self) -> EffectsShape {
+        EffectsShape::default()
+    }
+}
