@@ -1,7 +1,7 @@
-//! Matrix products: activations by packed weights (with a LoRA branch), and sums over rows for LoRA gradients.
+//! The product of activations and packed weights, with the LoRA branch and the bias.
 //!
 //! ```text
-//! M  rows (tokens)    K  summed axis    N  columns of the result    P, Q  columns of the two factors of `gemm_tn`
+//! M  rows (tokens)    K  summed axis    N  columns of the result
 //! ```
 //!
 //! All matrices are row-major; a stride is the distance between the starts of two rows, in values.
@@ -9,7 +9,17 @@
 //! depend on its row of `x` and its column of the weight only: not on the number of rows, on the place of the
 //! row, on the number of threads, or on the instruction set.
 
-use super::{Cpu, Packed};
+#![allow(unsafe_code, reason = "tasks write disjoint tiles of the result")]
+
+use std::ops::Range;
+
+use super::{
+    Cpu, Packed,
+    isa::{Kernel, Machine},
+    parallel::{self, Shared},
+    scratch::with_scratch,
+    tile::{Tile, edge_tile},
+};
 
 /// `out = start + x * weight + extra`, where `start` is `out`, the bias or zero.
 ///
@@ -37,68 +47,146 @@ pub struct Gemm<'a> {
     pub out_stride: usize,
 }
 
-/// `out[p, q] = sum over m of a[m, p] * b[m, q]`.
-#[derive(Debug)]
-pub struct GemmTn<'a> {
-    /// Number of rows M of both factors.
-    pub m: usize,
-    /// Columns of `a`.
-    pub p: usize,
-    /// Columns of `b`.
-    pub q: usize,
-    /// `[M, P]`.
-    pub a: &'a [f32],
-    /// Stride of the rows of `a`.
-    pub a_stride: usize,
-    /// `[M, Q]`.
-    pub b: &'a [f32],
-    /// Stride of the rows of `b`.
-    pub b_stride: usize,
-    /// Whether to add to what `out` holds.
-    pub accumulate: bool,
-    /// `[P, Q]`, without gaps between rows.
-    pub out: &'a mut [f32],
-}
+/// Terms of the sum in one run of the micro-kernel: a panel's share stays in the first cache.
+const TERMS: usize = 256;
+/// Most rows in one task: their share of `x` stays in the second cache.
+const TASK_ROWS: usize = 192;
+/// From this many panels on, rows of `x` are copied together before they are read again and again.
+const COPY_FROM: usize = 4;
 
 /// Computes a [`Gemm`].
 ///
 /// # Panics
-/// If a slice is too short for its shape, or a matrix was packed for another K or N.
-pub fn gemm(_cpu: &Cpu, call: Gemm<'_>) {
-    let n = call.weight.n();
-    assert!(!(call.accumulate && call.bias.is_some()), "a bias and `accumulate` exclude each other");
-    for r in 0..call.m {
-        let out = &mut call.out[r * call.out_stride..][..n];
-        if !call.accumulate {
-            match call.bias {
-                Some(bias) => out.copy_from_slice(bias),
-                None => out.fill(0.0),
-            }
-        }
-        for (x, stride, w) in [(call.x, call.x_stride, call.weight)].into_iter().chain(call.extra) {
-            for (k, &x) in x[r * stride..][..w.k()].iter().enumerate() {
-                for (o, &w) in out.iter_mut().zip(w.row(k)) {
-                    *o = x.mul_add(w, *o);
+/// If a slice is too short for its shape, or a matrix was packed for another shape or instruction set.
+pub fn gemm(cpu: &Cpu, call: Gemm<'_>) {
+    let Gemm { m, x, x_stride, weight, extra, bias, accumulate, out, out_stride } = call;
+    let n = weight.n();
+    assert!(!(accumulate && bias.is_some()), "a bias and `accumulate` exclude each other");
+    assert!(bias.is_none_or(|b| b.len() == n), "a bias for {n} columns");
+    check_matrix("out", out.len(), m, n, out_stride);
+    for (x, stride, weight) in [(x, x_stride, weight)].into_iter().chain(extra) {
+        check_matrix("x", x.len(), m, weight.k(), stride);
+        assert_eq!(weight.n(), n, "columns of the extra product");
+        assert_eq!(weight.isa(), cpu.isa(), "the matrix is packed for another instruction set");
+    }
+    if m == 0 || n == 0 {
+        return;
+    }
+    let (tile_rows, width) = cpu.token.tile();
+    let terms = weight.k() + extra.map_or(0, |(_, _, w)| w.k());
+    let panels = n.div_ceil(width);
+    // Enough tasks for every thread to have a few; panels are divided only where there are too few rows.
+    let wanted = 4 * cpu.threads();
+    let rows = m.div_ceil(wanted).clamp(4 * tile_rows, TASK_ROWS).next_multiple_of(tile_rows);
+    let row_tasks = m.div_ceil(rows);
+    let columns = panels.div_ceil((wanted / row_tasks).clamp(1, panels));
+    let column_tasks = panels.div_ceil(columns);
+    let out = Shared::new(out);
+    parallel::for_each(cpu, 2 * m * n * terms, row_tasks * column_tasks, |task| {
+        let (row, column) = (task / column_tasks * rows, task % column_tasks * columns);
+        let block = Block {
+            rows: row..m.min(row + rows),
+            panels: column..panels.min(column + columns),
+            base: (x, x_stride, weight),
+            extra,
+            bias,
+            accumulate,
+            out,
+            out_stride,
+        };
+        cpu.token.run(block);
+    });
+}
+
+/// One task of a [`Gemm`]: some rows by some panels.
+struct Block<'a> {
+    rows: Range<usize>,
+    panels: Range<usize>,
+    base: (&'a [f32], usize, &'a Packed),
+    extra: Option<(&'a [f32], usize, &'a Packed)>,
+    bias: Option<&'a [f32]>,
+    accumulate: bool,
+    out: Shared<'a>,
+    out_stride: usize,
+}
+
+impl Kernel for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: Machine, const N: usize>(self, machine: M) {
+        let width = M::TILE_COLUMNS;
+        let n = self.base.2.n();
+        with_scratch([self.rows.len() * TERMS, M::TILE_ROWS * width, width], |[copy, edge, row]| {
+            let mut begun = self.accumulate;
+            for (x, stride, weight) in [self.base].into_iter().chain(self.extra) {
+                for (first, terms) in blocks(weight.k()) {
+                    let copied = self.panels.len() >= COPY_FROM && terms > 0;
+                    if copied {
+                        for (to, r) in copy.chunks_exact_mut(terms).zip(self.rows.clone()) {
+                            to.copy_from_slice(&x[r * stride + first..][..terms]);
+                        }
+                    }
+                    for panel in self.panels.clone() {
+                        let column = panel * width;
+                        let used = width.min(n - column);
+                        if !begun {
+                            row.fill(0.0);
+                            if let Some(bias) = self.bias {
+                                row[..used].copy_from_slice(&bias[column..column + used]);
+                            }
+                        }
+                        let values = &weight.panel(panel, first)[..terms * width];
+                        for r in self.rows.clone().step_by(M::TILE_ROWS) {
+                            let rows = M::TILE_ROWS.min(self.rows.end - r);
+                            let (a, a_stride) = if copied {
+                                (copy[(r - self.rows.start) * terms..].as_ptr(), terms)
+                            } else {
+                                (x[r * stride + first..].as_ptr(), stride)
+                            };
+                            let c = self.out.at(r * self.out_stride + column);
+                            let mut tile = Tile {
+                                k: terms,
+                                a,
+                                a_stride,
+                                panel: values.as_ptr(),
+                                start: c,
+                                start_stride: self.out_stride,
+                                c,
+                                c_stride: self.out_stride,
+                            };
+                            if !begun {
+                                (tile.start, tile.start_stride) = (row.as_ptr(), 0);
+                            }
+                            // SAFETY: `gemm` has checked `x` and `out` against their shapes; rows r..r + rows
+                            // and columns column..column + used lie inside, and are this task's alone.
+                            unsafe {
+                                if used == width {
+                                    machine.tile::<false>(rows, &tile);
+                                } else {
+                                    edge_tile::<_, false>(machine, rows, used, tile, edge);
+                                }
+                            }
+                        }
+                    }
+                    begun = true;
                 }
             }
-        }
+        });
     }
 }
 
-/// Computes a [`GemmTn`].
-///
-/// # Panics
-/// If a slice is too short for its shape.
-pub fn gemm_tn(_cpu: &Cpu, call: GemmTn<'_>) {
-    let GemmTn { m, p, q, a, a_stride, b, b_stride, accumulate, out } = call;
-    if !accumulate {
-        out[..p * q].fill(0.0);
-    }
-    for r in 0..m {
-        for (i, &a) in a[r * a_stride..][..p].iter().enumerate() {
-            for (o, &b) in out[i * q..][..q].iter_mut().zip(&b[r * b_stride..][..q]) {
-                *o = a.mul_add(b, *o);
-            }
-        }
-    }
+/// The sum's terms in runs of equal length, as (first, length); one empty run if there are none.
+pub(super) fn blocks(k: usize) -> impl Iterator<Item = (usize, usize)> {
+    let length = k.div_ceil(k.div_ceil(TERMS).max(1)).next_multiple_of(8);
+    let runs = k.div_ceil(length.max(1)).max(1);
+    (0..runs).map(move |i| (i * length, length.min(k - i * length)))
+}
+
+pub(super) fn check_matrix(name: &str, len: usize, rows: usize, columns: usize, stride: usize) {
+    assert!(stride >= columns, "{name}: stride {stride} of rows of {columns} values");
+    assert!(
+        rows == 0 || len >= (rows - 1) * stride + columns,
+        "{name}: {len} values for {rows} rows of {columns} with stride {stride}"
+    );
 }

@@ -9,6 +9,7 @@ pub mod map;
 
 use std::{fmt, sync::Arc};
 
+use self::isa::Token;
 use crate::{
     device::Device,
     error::{Error, Result},
@@ -16,16 +17,23 @@ use crate::{
 
 mod attention;
 mod gemm;
+mod gemm_tn;
 mod heads;
+mod isa;
 mod norm;
 mod optimizer;
 mod packed;
+mod parallel;
 mod pointwise;
 mod scores;
+mod scratch;
+mod tile;
 
 pub use attention::{Attention, AttentionBackward, AttentionShape, attention, attention_backward};
-pub use gemm::{Gemm, GemmTn, gemm, gemm_tn};
+pub use gemm::{Gemm, gemm};
+pub use gemm_tn::{GemmTn, gemm_tn};
 pub use heads::{HeadLayout, NormRotary, split_heads, split_heads_backward};
+pub use isa::Isa;
 pub use norm::{ModulationGrad, Rows, norm_modulate, norm_modulate_backward};
 pub use optimizer::{AdamW, adamw, sum_of_squares};
 pub use packed::Packed;
@@ -39,6 +47,7 @@ pub use scores::{cosine_scores, masked_mean};
 #[derive(Clone)]
 pub struct Cpu {
     pool: Arc<rayon::ThreadPool>,
+    token: Token,
 }
 
 impl Cpu {
@@ -47,17 +56,34 @@ impl Cpu {
     /// # Errors
     /// If the operating system gives no threads.
     pub fn new(threads: usize) -> Result<Self> {
+        Self::build(threads, Token::best())
+    }
+
+    /// The same with a given instruction set instead of the widest one.
+    ///
+    /// # Errors
+    /// If the machine does not have it, or the operating system gives no threads.
+    pub fn with_isa(threads: usize, isa: Isa) -> Result<Self> {
+        Self::build(threads, Token::require(isa)?)
+    }
+
+    fn build(threads: usize, token: Token) -> Result<Self> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("cpu-{i}"))
             .build()
             .map_err(|e| Error::Setting(format!("no worker threads: {e}")))?;
-        Ok(Self { pool: Arc::new(pool) })
+        Ok(Self { pool: Arc::new(pool), token })
     }
 
     /// Number of worker threads.
     pub fn threads(&self) -> usize {
         self.pool.current_num_threads()
+    }
+
+    /// The instruction set that kernels use.
+    pub fn isa(&self) -> Isa {
+        self.token.isa()
     }
 
     /// The pool that kernels run on.
@@ -68,7 +94,7 @@ impl Cpu {
 
 impl fmt::Debug for Cpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cpu ({} threads)", self.threads())
+        write!(f, "cpu ({} threads, {:?})", self.threads(), self.isa())
     }
 }
 

@@ -1,0 +1,210 @@
+//! Rates of the CPU kernels against the peak of the multiply-add units, both measured in this run.
+//!
+//! ```text
+//! cargo bench -p prefgraph-nn --bench kernels [-- gemm|tn|attention|passes] [threads=N]
+//! ```
+//! Rates are of the best of many runs; where the machine is shared, the share of the peak by processor time
+//! (operations in a second of one core's time, against the peak of one core) is the steadier figure.
+#![allow(clippy::print_stdout, reason = "a bench prints its table")]
+
+use std::{hint::black_box, time::Instant};
+
+use prefgraph_nn::cpu::{
+    Attention, AttentionBackward, AttentionShape, Cpu, Gemm, GemmTn, Packed, attention, attention_backward,
+    gemm, gemm_tn,
+};
+use pulp::{Simd, WithSimd};
+
+fn values(n: usize, seed: usize) -> Vec<f32> {
+    (0..n).map(|i| ((i.wrapping_mul(7919) + seed * 104_729) % 1009) as f32 / 1009.0 - 0.5).collect()
+}
+
+/// Processor time of all threads of this process so far in seconds, or `None` where the system does not tell.
+fn processor_seconds() -> Option<f64> {
+    let mut total = 0.0;
+    for thread in std::fs::read_dir("/proc/self/task").ok()? {
+        let text = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        total += text.split(' ').next()?.parse::<f64>().ok()? / 1e9;
+    }
+    Some(total)
+}
+
+/// Times of a call in seconds: the best of at least 5 calls over 0.5 s, and the mean of the processor time.
+fn times(mut call: impl FnMut()) -> (f64, Option<f64>) {
+    call();
+    let (begun, busy) = (Instant::now(), processor_seconds());
+    let (mut best, mut runs) = (f64::MAX, 0);
+    while runs < 5 || begun.elapsed().as_secs_f64() < 0.5 {
+        let start = Instant::now();
+        call();
+        best = best.min(start.elapsed().as_secs_f64());
+        runs += 1;
+    }
+    (best, processor_seconds().zip(busy).map(|(end, start)| (end - start) / f64::from(runs)))
+}
+
+/// A loop of nothing but multiply-adds.
+struct Peak;
+
+const CHAINS: usize = 10;
+const STEPS: usize = 200_000;
+
+impl WithSimd for Peak {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f64 {
+        let (a, b) = (simd.splat_f32s(black_box(0.999)), simd.splat_f32s(black_box(0.001)));
+        let mut chains = [simd.splat_f32s(1.0); CHAINS];
+        let start = Instant::now();
+        for _ in 0..STEPS {
+            for chain in &mut chains {
+                *chain = simd.mul_add_f32s(*chain, a, b);
+            }
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        for chain in chains {
+            black_box(simd.reduce_sum_f32s(chain));
+        }
+        2.0 * (CHAINS * STEPS * S::F32_LANES) as f64 / seconds / 1e9
+    }
+}
+
+fn peak(threads: usize) -> f64 {
+    let once = || {
+        std::thread::scope(|s| {
+            let all: Vec<_> = (0..threads).map(|_| s.spawn(|| pulp::Arch::new().dispatch(Peak))).collect();
+            all.into_iter().map(|t| t.join().expect("a loop of multiply-adds")).sum::<f64>()
+        })
+    };
+    (0..200).map(|_| once()).fold(0.0, f64::max)
+}
+
+fn main() {
+    let filter =
+        std::env::args().nth(1).filter(|a| !a.starts_with('-') && !a.contains('=')).unwrap_or_default();
+    let threads = std::env::args().find_map(|a| a.strip_prefix("threads=")?.parse().ok()).unwrap_or(0);
+    let cpu = Cpu::new(threads).expect("threads");
+    let peak = peak(cpu.threads());
+    println!("{cpu:?}: {peak:.0} GF/s at the peak");
+    let report = |name: String, operations: f64, (best, busy): (f64, Option<f64>)| {
+        let rate = operations / best / 1e9;
+        print!("{name:<40} {:9.3} ms {rate:6.0} GF/s {:4.0} %", best * 1e3, 100.0 * rate / peak);
+        if let Some(busy) = busy {
+            print!(
+                "  by processor time {:4.0} %",
+                100.0 * operations / busy / 1e9 / (peak / cpu.threads() as f64)
+            );
+        }
+        println!();
+    };
+    if "gemm".contains(&filter) {
+        for (m, k, n, r) in [
+            (192, 256, 256, 0),
+            (192, 1024, 256, 0),
+            (192, 1024, 1024, 0),
+            (1152, 256, 1024, 0),
+            (1152, 256, 1024, 16),
+            (2304, 256, 768, 0),
+            (2304, 1024, 256, 0),
+            (2304, 1024, 256, 16),
+            (2304, 256, 16, 0),
+            (2304, 1024, 16, 0),
+            (1536, 1024, 4096, 0),
+            (4608, 3072, 3072, 0),
+        ] {
+            let (x, w) = (values(m * k, 1), Packed::from_matrix(&cpu, &values(k * n, 2), k, n));
+            let (h, up) = (values(m * r, 3), Packed::from_matrix(&cpu, &values(r * n, 4), r, n));
+            let mut out = vec![0.0; m * n];
+            let seconds = times(|| {
+                let extra = (r > 0).then_some((&h[..], r, &up));
+                gemm(
+                    &cpu,
+                    Gemm {
+                        m,
+                        x: &x,
+                        x_stride: k,
+                        weight: &w,
+                        extra,
+                        bias: None,
+                        accumulate: false,
+                        out: &mut out,
+                        out_stride: n,
+                    },
+                );
+            });
+            report(format!("gemm {m}x{k}x{n} lora {r}"), 2.0 * (m * n * (k + r)) as f64, seconds);
+        }
+    }
+    if "tn".contains(&filter) {
+        for (m, p, q) in
+            [(2304, 256, 16), (2304, 16, 1024), (2304, 768, 32), (4608, 3072, 64), (2304, 256, 4)]
+        {
+            let (a, b, mut out) = (values(m * p, 1), values(m * q, 2), vec![0.0; p * q]);
+            let seconds = times(|| {
+                gemm_tn(
+                    &cpu,
+                    GemmTn {
+                        m,
+                        p,
+                        q,
+                        a: &a,
+                        a_stride: p,
+                        b: &b,
+                        b_stride: q,
+                        accumulate: false,
+                        out: &mut out,
+                    },
+                );
+            });
+            report(format!("gemm_tn {m}: {p}x{q}"), 2.0 * (m * p * q) as f64, seconds);
+        }
+    }
+    if "attention".contains(&filter) {
+        for (batch, heads, tokens, dim) in [(4, 4, 576, 64), (2, 8, 1600, 128), (4, 4, 576, 24)] {
+            let shape = AttentionShape { batch, heads, tokens, dim };
+            let all = batch * heads * tokens * dim;
+            let [q, k, v, d_out] = [1, 2, 3, 4].map(|seed| values(all, seed));
+            let (mut out, mut lse) = (vec![0.0; all], vec![0.0; batch * heads * tokens]);
+            let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; all]);
+            let seconds = times(|| {
+                attention(
+                    &cpu,
+                    Attention {
+                        shape,
+                        query_rows: 0..tokens,
+                        q: &q,
+                        k: &k,
+                        v: &v,
+                        out: &mut out,
+                        out_stride: heads * dim,
+                        lse: &mut lse,
+                    },
+                );
+            });
+            let product = 2.0 * (all * tokens) as f64;
+            report(format!("attention {batch}x{heads}x{tokens}x{dim}"), 2.0 * product, seconds);
+            let seconds = times(|| {
+                attention_backward(
+                    &cpu,
+                    AttentionBackward {
+                        shape,
+                        query_rows: 0..tokens,
+                        q: &q,
+                        k: &k,
+                        v: &v,
+                        out: &out,
+                        out_stride: heads * dim,
+                        lse: &lse,
+                        d_out: &d_out,
+                        d_out_stride: heads * dim,
+                        dq: &mut dq,
+                        dk: &mut dk,
+                        dv: &mut dv,
+                    },
+                );
+            });
+            report(format!("  backward {batch}x{heads}x{tokens}x{dim}"), 5.0 * product, seconds);
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Instruction sets: which there are, which one a device uses, and how a kernel is run under it.
+//!
+//! Kernels are written once, over [`Machine`], and compiled for each instruction set. All of them multiply and add
+//! in one rounding and sum in the same order, so that they give the same bits.
+#![allow(unsafe_code, reason = "the micro-kernel works on pointers")]
+
+use pulp::{NullaryFnOnce, Scalar, Simd};
+
+use super::tile::{Tile, micro_tile};
+use crate::error::{Error, Result};
+
+/// An instruction set that kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Isa {
+    /// x86-64 with AVX-512 (F, BW, CD, DQ, VL).
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// x86-64 with AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// 64-bit Arm.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// No vector instructions; correct everywhere and slow.
+    Portable,
+}
+
+impl Isa {
+    /// Those of this machine, the widest first.
+    pub fn available() -> Vec<Self> {
+        #[cfg(target_arch = "x86_64")]
+        let all = [Self::Avx512, Self::Avx2, Self::Portable];
+        #[cfg(target_arch = "aarch64")]
+        let all = [Self::Neon, Self::Portable];
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let all = [Self::Portable];
+        all.into_iter().filter(|isa| Token::new(*isa).is_some()).collect()
+    }
+}
+
+/// Proof that the machine has an instruction set.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Token {
+    #[cfg(target_arch = "x86_64")]
+    Avx512(pulp::x86::V4),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(pulp::x86::V3),
+    #[cfg(target_arch = "aarch64")]
+    Neon(pulp::aarch64::Neon),
+    Portable,
+}
+
+impl Token {
+    fn new(isa: Isa) -> Option<Self> {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => pulp::x86::V4::try_new().map(Self::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => pulp::x86::V3::try_new().map(Self::Avx2),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => pulp::aarch64::Neon::try_new().map(Self::Neon),
+            Isa::Portable => Some(Self::Portable),
+        }
+    }
+
+    /// The widest instruction set of this machine.
+    pub(super) fn best() -> Self {
+        Isa::available().into_iter().find_map(Self::new).unwrap_or(Self::Portable)
+    }
+
+    pub(super) fn require(isa: Isa) -> Result<Self> {
+        Self::new(isa).ok_or_else(|| {
+            Error::Setting(format!("this machine has no {isa:?}; it has {:?}", Isa::available()))
+        })
+    }
+
+    pub(super) fn isa(self) -> Isa {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => Isa::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => Isa::Avx2,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => Isa::Neon,
+            Self::Portable => Isa::Portable,
+        }
+    }
+
+    /// Rows and columns of the micro-tile of the matrix product.
+    pub(super) fn tile(self) -> (usize, usize) {
+        fn of<M: Machine>(_: M) -> (usize, usize) {
+            (M::TILE_ROWS, M::TILE_COLUMNS)
+        }
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(simd) => of(simd),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(simd) => of(simd),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(simd) => of(simd),
+            Self::Portable => of(Scalar),
+        }
+    }
+
+    /// Runs a kernel compiled for this instruction set.
+    #[inline]
+    pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(simd) => simd.vectorize(Run::<_, _, 1>(simd, kernel)),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(simd) => simd.vectorize(Run::<_, _, 2>(simd, kernel)),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(simd) => simd.vectorize(Run::<_, _, 4>(simd, kernel)),
+            Self::Portable => Run::<_, _, 16>(Scalar, kernel).call(),
+        }
+    }
+}
+
+/// An instruction set as a type, with the micro-tile that fills its registers.
+pub(super) trait Machine: Simd {
+    /// Rows of the micro-tile.
+    const TILE_ROWS: usize;
+    /// Columns of the micro-tile.
+    const TILE_COLUMNS: usize;
+
+    /// Runs the micro-kernel of a product on a tile of 1 to `TILE_ROWS` rows.
+    ///
+    /// # Safety
+    /// As for [`micro_tile`].
+    unsafe fn tile<const ACROSS: bool>(self, rows: usize, tile: &Tile);
+}
+
+struct TileOp<'a, M, const R: usize, const V: usize, const ACROSS: bool>(M, &'a Tile);
+
+impl<M: Machine, const R: usize, const V: usize, const ACROSS: bool> NullaryFnOnce
+    for TileOp<'_, M, R, V, ACROSS>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        // SAFETY: made in `Machine::tile` only, whose caller vouches for the pointers.
+        unsafe { micro_tile::<M, R, V, ACROSS>(self.0, self.1) }
+    }
+}
+
+macro_rules! machine {
+    ($simd:ty, $rows:literal x $vectors:literal, $($r:literal)*) => {
+        impl Machine for $simd {
+            const TILE_ROWS: usize = $rows;
+            const TILE_COLUMNS: usize = $vectors * <$simd as Simd>::F32_LANES;
+
+            #[inline(always)]
+            unsafe fn tile<const ACROSS: bool>(self, rows: usize, tile: &Tile) {
+                match rows {
+                    $($r => Simd::vectorize(self, TileOp::<_, $r, $vectors, ACROSS>(self, tile)),)*
+                    _ => unreachable!("a tile of {rows} rows"),
+                }
+            }
+        }
+    };
+}
+
+// Accumulators are rows x vectors registers; some are left for the panel's vectors and the broadcast value.
+#[cfg(target_arch = "x86_64")]
+machine!(pulp::x86::V4, 12 x 2, 12 11 10 9 8 7 6 5 4 3 2 1);
+#[cfg(target_arch = "x86_64")]
+machine!(pulp::x86::V3, 6 x 2, 6 5 4 3 2 1);
+#[cfg(target_arch = "aarch64")]
+machine!(pulp::aarch64::Neon, 6 x 4, 6 5 4 3 2 1);
+machine!(Scalar, 4 x 16, 4 3 2 1);
+
+/// A kernel's text, over any instruction set; `N` vectors of it make a block of 16 values.
+pub(super) trait Kernel {
+    type Output;
+
+    /// Must be `#[inline(always)]`, down to the last function that touches a vector.
+    fn run<M: Machine, const N: usize>(self, machine: M) -> Self::Output;
+}
+
+struct Run<M, K, const N: usize>(M, K);
+
+impl<M: Machine, K: Kernel, const N: usize> NullaryFnOnce for Run<M, K, N> {
+    type Output = K::Output;
+
+    #[inline(always)]
+    fn call(self) -> K::Output {
+        self.1.run::<M, N>(self.0)
+    }
+}

@@ -1,0 +1,216 @@
+//! Matrix products: correctness at awkward sizes, and what their bits depend on.
+
+use prefgraph_nn::cpu::{Cpu, Gemm, GemmTn, Packed, gemm, gemm_tn};
+
+use crate::{Numbers, assert_close, assert_same_bits, devices, same_on_all_devices};
+
+/// M, K, N, rank of the extra product.
+const SIZES: [(usize, usize, usize, usize); 14] = [
+    (1, 1, 1, 0),
+    (1, 7, 5, 1),
+    (2, 3, 17, 4),
+    (5, 16, 16, 0),
+    (6, 8, 32, 3),
+    (7, 31, 33, 5),
+    (12, 64, 48, 16),
+    (13, 65, 15, 4),
+    (25, 257, 70, 8),
+    (61, 100, 129, 4),
+    (97, 40, 31, 64),
+    (200, 300, 50, 16),
+    (64, 530, 96, 7),
+    (49, 0, 20, 2),
+];
+
+struct Case {
+    m: usize,
+    k: usize,
+    n: usize,
+    r: usize,
+    x: Vec<f32>,
+    x_stride: usize,
+    weight: Vec<f32>,
+    h: Vec<f32>,
+    up: Vec<f32>,
+    bias: Vec<f32>,
+    out: Vec<f32>,
+    out_stride: usize,
+}
+
+impl Case {
+    fn new((m, k, n, r): (usize, usize, usize, usize)) -> Self {
+        let mut numbers = Numbers::new((m * 1_000_003 + k * 1009 + n) as u64);
+        let (x_stride, out_stride) = (k + m % 3, n + m % 4);
+        Self {
+            m,
+            k,
+            n,
+            r,
+            x: numbers.many(m * x_stride),
+            x_stride,
+            weight: numbers.many(n * k),
+            h: numbers.many(m * r),
+            up: numbers.many(n * r),
+            bias: numbers.many(n),
+            out: numbers.many(m * out_stride),
+            out_stride,
+        }
+    }
+
+    fn run(&self, cpu: &Cpu, with_bias: bool, with_extra: bool, accumulate: bool) -> Vec<f32> {
+        let weight = Packed::from_weight(cpu, &self.weight, self.n, self.k);
+        let up = Packed::from_weight(cpu, &self.up, self.n, self.r);
+        let mut out = self.out.clone();
+        gemm(
+            cpu,
+            Gemm {
+                m: self.m,
+                x: &self.x,
+                x_stride: self.x_stride,
+                weight: &weight,
+                extra: with_extra.then_some((&self.h[..], self.r, &up)),
+                bias: with_bias.then_some(&self.bias[..]),
+                accumulate,
+                out: &mut out,
+                out_stride: self.out_stride,
+            },
+        );
+        out
+    }
+
+    fn expected(&self, with_bias: bool, with_extra: bool, accumulate: bool) -> Vec<f64> {
+        let mut out: Vec<f64> = self.out.iter().map(|x| f64::from(*x)).collect();
+        for i in 0..self.m {
+            for j in 0..self.n {
+                let sum = &mut out[i * self.out_stride + j];
+                if !accumulate {
+                    *sum = if with_bias { f64::from(self.bias[j]) } else { 0.0 };
+                }
+                for p in 0..self.k {
+                    *sum += f64::from(self.x[i * self.x_stride + p]) * f64::from(self.weight[j * self.k + p]);
+                }
+                for p in 0..self.r * usize::from(with_extra) {
+                    *sum += f64::from(self.h[i * self.r + p]) * f64::from(self.up[j * self.r + p]);
+                }
+            }
+        }
+        out
+    }
+}
+
+#[test]
+fn a_product_equals_loops_in_f64_with_the_same_bits_on_all_devices() {
+    for size in SIZES {
+        let case = Case::new(size);
+        for (bias, extra, accumulate) in
+            [(false, false, false), (true, false, false), (true, true, false), (false, true, true)]
+        {
+            let found = same_on_all_devices(|cpu| case.run(cpu, bias, extra, accumulate));
+            assert_close(&found, &case.expected(bias, extra, accumulate), 2e-6, &format!("{size:?}"));
+        }
+    }
+}
+
+#[test]
+fn a_matrix_and_its_transpose_pack_to_the_same_product() {
+    let case = Case::new((10, 37, 45, 0));
+    let transposed: Vec<f32> =
+        (0..case.k * case.n).map(|i| case.weight[i % case.n * case.k + i / case.n]).collect();
+    for cpu in devices() {
+        let mut out = case.out.clone();
+        let weight = Packed::from_matrix(&cpu, &transposed, case.k, case.n);
+        assert!(weight.bytes() >= 4 * case.k * case.n);
+        gemm(
+            &cpu,
+            Gemm {
+                m: case.m,
+                x: &case.x,
+                x_stride: case.x_stride,
+                weight: &weight,
+                extra: None,
+                bias: None,
+                accumulate: false,
+                out: &mut out,
+                out_stride: case.out_stride,
+            },
+        );
+        assert_same_bits(&case.run(&cpu, false, false, false), &out, "a packed matrix");
+    }
+}
+
+#[test]
+fn an_extra_product_of_zero_leaves_the_bits_of_the_base_product() {
+    for size in SIZES.into_iter().filter(|s| s.3 > 0) {
+        let mut case = Case::new(size);
+        case.up.fill(0.0);
+        for cpu in devices() {
+            let without = case.run(&cpu, true, false, false);
+            assert_same_bits(&without, &case.run(&cpu, true, true, false), &format!("{size:?}"));
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_whatever_the_other_rows_and_its_place() {
+    for size in [(61, 100, 129, 4), (97, 40, 31, 64), (200, 300, 50, 16)] {
+        let case = Case::new(size);
+        for cpu in devices() {
+            let all = case.run(&cpu, true, true, false);
+            for (first, rows) in [(0, 1), (1, 1), (3, 5), (7, 40), (60, 1), (13, 48)] {
+                let mut part = Case::new(size);
+                part.m = rows;
+                part.x.drain(..first * part.x_stride);
+                part.h.drain(..first * part.r);
+                let found = part.run(&cpu, true, true, false);
+                for i in 0..rows {
+                    let (row, whole) = (i * case.out_stride, (first + i) * case.out_stride);
+                    assert_same_bits(&all[whole..whole + case.n], &found[row..row + case.n], "a row");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sum_over_rows_equals_loops_in_f64_with_the_same_bits_on_all_devices() {
+    for (m, p, q) in
+        [(1, 1, 1), (5, 3, 40), (130, 16, 64), (300, 70, 4), (257, 33, 34), (64, 129, 17), (0, 3, 4)]
+    {
+        let mut numbers = Numbers::new((m * 31 + p * 7 + q) as u64);
+        let (a_stride, b_stride) = (p + m % 2, q + m % 3);
+        let (a, b) = (numbers.many(m * a_stride), numbers.many(m * b_stride));
+        let start = numbers.many(p * q);
+        for accumulate in [false, true] {
+            let found = same_on_all_devices(|cpu| {
+                let mut out = start.clone();
+                gemm_tn(cpu, GemmTn { m, p, q, a: &a, a_stride, b: &b, b_stride, accumulate, out: &mut out });
+                out
+            });
+            let expected: Vec<f64> = (0..p * q)
+                .map(|e| {
+                    let start = if accumulate { f64::from(start[e]) } else { 0.0 };
+                    (0..m).fold(start, |s, r| {
+                        s + f64::from(a[r * a_stride + e / q]) * f64::from(b[r * b_stride + e % q])
+                    })
+                })
+                .collect();
+            assert_close(&found, &expected, 3e-6, &format!("{m} rows, {p} by {q}"));
+        }
+    }
+}
+
+#[test]
+fn several_callers_share_one_pool() {
+    let cpu = Cpu::new(2).expect("threads");
+    let case = Case::new((200, 300, 50, 16));
+    let alone = case.run(&cpu, true, true, false);
+    std::thread::scope(|s| {
+        for _ in 0..4 {
+            s.spawn(|| {
+                for _ in 0..20 {
+                    assert_same_bits(&alone, &case.run(&cpu, true, true, false), "a caller among others");
+                }
+            });
+        }
+    });
+}
