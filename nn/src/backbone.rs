@@ -107,7 +107,7 @@ impl<'a> BlockTokens<'a> {
 }
 
 /// Is called with the image tokens after every block, as the pass runs; what it wants to keep it must reduce.
-pub trait Visitor {
+pub trait Visitor: Send {
     /// One block has run.
     fn block(&mut self, tokens: &BlockTokens<'_>);
 

@@ -64,11 +64,16 @@ impl Buffers {
     fn give_back(&self, values: Vec<f32>) {
         let mut free = self.lock();
         free.lent -= values.len();
+        free.idle += values.len();
+        free.by_length.entry(values.len()).or_default().push(values);
         // What idles never exceeds what was once needed at the same time, so that passes of many sizes in turn do
         // not add up.
-        if free.idle + free.lent + values.len() <= free.most_lent {
-            free.idle += values.len();
-            free.by_length.entry(values.len()).or_default().push(values);
+        while free.idle + free.lent > free.most_lent {
+            let Some(mut longest) = free.by_length.last_entry() else { break };
+            match longest.get_mut().pop() {
+                Some(values) => free.idle -= values.len(),
+                None => drop(longest.remove()),
+            }
         }
     }
 

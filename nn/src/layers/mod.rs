@@ -1,5 +1,7 @@
 //! Layers: functions with an explicit backward, over the kernels of a device.
 
 pub mod buffers;
+pub mod linear;
 
 pub use buffers::{Buffer, Buffers};
+pub use linear::{Branches, Context, Input, InputGrad, Linear, Output, linears, linears_backward};

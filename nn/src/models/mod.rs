@@ -1,1 +1,5 @@
-//! Backbones.
+//! Backbones made of layers.
+
+pub mod flux;
+
+pub use flux::FluxUno;

@@ -1,0 +1,57 @@
+//! What every block is told of the pass: time, guidance and pooled text, as one vector for each sample.
+//!
+//! `N` batch, `D` width.
+
+use super::{config::SINUSOID, weights::Embedder};
+use crate::{
+    cpu,
+    layers::{Buffer, Context, Input, Output, linears},
+};
+
+/// Times in [0, 1] and guidance are multiplied by this before the sinusoid.
+const TIME_SCALE: f32 = 1000.0;
+/// The longest period of the sinusoid.
+const LONGEST_PERIOD: f32 = 10_000.0;
+
+/// `[N, 256]`: cosines, then sines, of the scaled value by falling frequencies, in f32 as published models have it.
+pub(super) fn sinusoid(values: &[f32]) -> Vec<f32> {
+    const HALF: usize = SINUSOID / 2;
+    let mut out = vec![0.0; values.len() * SINUSOID];
+    for (row, value) in out.chunks_exact_mut(SINUSOID).zip(values) {
+        for i in 0..HALF {
+            let exponent = -libm::logf(LONGEST_PERIOD) * i as f32 / HALF as f32;
+            // The product is rounded to f32; sine and cosine of it are exact to the last bit.
+            let angle = f64::from(value * TIME_SCALE * libm::expf(exponent));
+            row[i] = libm::cos(angle) as f32;
+            row[HALF + i] = libm::sin(angle) as f32;
+        }
+    }
+    out
+}
+
+/// `second(silu(first(x)))`, `[N, D]`.
+pub(super) fn embed(ctx: Context<'_>, embedder: &Embedder, rows: usize, x: &[f32]) -> Buffer {
+    let width = embedder.first.outputs();
+    let mut hidden = ctx.buffers.take(rows * width);
+    let mut active = ctx.buffers.take(rows * width);
+    linears(ctx, rows, Input(x, x.len() / rows), &mut [Output(&embedder.first, &mut hidden, width)]);
+    cpu::silu(ctx.device, &hidden, &mut active);
+    let width_out = embedder.second.outputs();
+    let mut out = ctx.buffers.take(rows * width_out);
+    linears(ctx, rows, Input(&active, width), &mut [Output(&embedder.second, &mut out, width_out)]);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sinusoid_is_cosines_then_sines_of_a_thousandfold_value() {
+        let row = sinusoid(&[0.25]);
+        assert!((f64::from(row[0]) - 250f64.cos()).abs() < 1e-6);
+        assert!((f64::from(row[128]) - 250f64.sin()).abs() < 1e-6);
+        let slow = 250.0 * (-(10_000f64.ln()) * 127.0 / 128.0).exp();
+        assert!((f64::from(row[255]) - slow.sin()).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,183 @@
+//! FLUX with reference images (UNO): a rectified-flow transformer with two streams, then one.
+//!
+//! ```text
+//! config    sizes, and from them every tensor of the checkpoint
+//! weights   the frozen weights, packed
+//! tokens    2x2 patches of latents        sequence  where tokens lie in memory
+//! rope      where tokens stand            embed     time, guidance, pooled text
+//! block     what blocks are made of       double, single   the blocks, forward and backward
+//! pass      a whole pass, forward and backward             cost    what it costs
+//! ```
+//!
+//! The model is that of diffusers' `FluxTransformer2DModel`; references are further tokens of the image stream
+//! (Wu et al. 2025, "Less-to-More Generalization").
+
+mod block;
+mod config;
+mod cost;
+mod double;
+mod embed;
+mod pass;
+mod rope;
+mod sequence;
+mod single;
+mod tokens;
+mod weights;
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
+
+pub use config::FluxConfig;
+use rope::RotaryTables;
+use weights::Weights;
+
+use crate::{
+    backbone::{Backbone, BackboneLayout, Inputs, PassCost, Saved, Visitor},
+    cpu::Cpu,
+    error::{Error, Result},
+    files::TensorFiles,
+    layers::Buffers,
+    lora::{Adapter, AdapterGrad, AdapterLayout},
+    tensor::Tensor,
+};
+
+type Latents = Tensor<(usize, usize, usize, usize)>;
+
+/// A FLUX transformer read from a diffusers folder.
+#[derive(Debug)]
+pub struct FluxUno {
+    device: Cpu,
+    config: FluxConfig,
+    layout: BackboneLayout,
+    files: Arc<TensorFiles>,
+    weights: OnceLock<Weights>,
+    /// Held while the weights are read, so that two passes that start together read them once.
+    loading: Mutex<()>,
+    buffers: Buffers,
+    rotary: Mutex<Vec<(Grids, Arc<RotaryTables>)>>,
+}
+
+/// What rotary tables depend on: text tokens, and the token grids of the target and of every reference.
+type Grids = (usize, (usize, usize), Vec<(usize, usize)>);
+
+impl FluxUno {
+    /// Read `config.json` and the headers of `diffusion_pytorch_model.safetensors` (or of its shards) in a folder,
+    /// and compare them. Weights are read by the first pass.
+    ///
+    /// # Errors
+    /// If a file is missing or torn; if the configuration is none that can be run; if tensors are missing, surplus
+    /// or of another shape.
+    pub fn open(device: Cpu, folder: &Path) -> Result<Self> {
+        let config = FluxConfig::read(&folder.join("config.json"))?;
+        let files = TensorFiles::open_in(folder, "diffusion_pytorch_model")?;
+        files.expect_exactly(&config.tensors())?;
+        Ok(Self {
+            layout: config.layout(),
+            device,
+            config,
+            files: Arc::new(files),
+            weights: OnceLock::new(),
+            loading: Mutex::new(()),
+            buffers: Buffers::default(),
+            rotary: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// The sizes of the model.
+    pub fn config(&self) -> &FluxConfig {
+        &self.config
+    }
+
+    /// The device it runs on.
+    pub fn device(&self) -> &Cpu {
+        &self.device
+    }
+
+    fn weights(&self) -> Result<&Weights> {
+        if let Some(weights) = self.weights.get() {
+            return Ok(weights);
+        }
+        let _one_at_a_time = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(weights) = self.weights.get() {
+            return Ok(weights);
+        }
+        let weights = Weights::read(&self.device, &self.files, &self.config)?;
+        Ok(self.weights.get_or_init(|| weights))
+    }
+
+    /// Run on the device's own threads, so that kernels need not change threads one by one.
+    fn on_device<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
+        self.device.pool().install(run)
+    }
+
+    /// The rotary tables of these grids; the last few are kept, since steps repeat them.
+    fn rotary(&self, grids: Grids) -> Arc<RotaryTables> {
+        const KEPT: usize = 8;
+        let mut kept = self.rotary.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, tables)) = kept.iter().find(|(g, _)| *g == grids) {
+            return Arc::clone(tables);
+        }
+        let positions = rope::positions(grids.0, grids.1, &grids.2);
+        let tables = Arc::new(RotaryTables::new(&positions, &self.config.axes_dims_rope));
+        if kept.len() == KEPT {
+            kept.remove(0);
+        }
+        kept.push((grids, Arc::clone(&tables)));
+        tables
+    }
+}
+
+impl Backbone for FluxUno {
+    fn layout(&self) -> &BackboneLayout {
+        &self.layout
+    }
+
+    fn load(&self) -> Result<()> {
+        self.weights().map(drop)
+    }
+
+    fn predict(
+        &self,
+        inputs: &Inputs,
+        adapter: Option<&Adapter>,
+        visitor: &mut dyn Visitor,
+    ) -> Result<Latents> {
+        self.on_device(|| self.forward(inputs, adapter, visitor, false)).map(|(prediction, _)| prediction)
+    }
+
+    fn predict_saving(
+        &self,
+        inputs: &Inputs,
+        adapter: &Adapter,
+        visitor: &mut dyn Visitor,
+    ) -> Result<(Latents, Saved)> {
+        let (prediction, saved) = self.on_device(|| self.forward(inputs, Some(adapter), visitor, true))?;
+        let saved = saved.ok_or_else(|| Error::Internal("a pass kept nothing for its backward".into()))?;
+        Ok((prediction, Saved(Box::new(saved))))
+    }
+
+    fn backward(&self, saved: Saved, adapter: &Adapter, cotangent: &Latents) -> Result<AdapterGrad> {
+        let saved = saved
+            .0
+            .downcast::<pass::SavedPass>()
+            .map_err(|_| Error::Setting("what was kept comes from another kind of backbone".into()))?;
+        self.on_device(|| self.backward_pass(*saved, adapter, cotangent))
+    }
+
+    fn features(&self, inputs: &Inputs) -> Result<Tensor<(usize, usize, usize)>> {
+        self.on_device(|| self.double_features(inputs))
+    }
+
+    fn cost(
+        &self,
+        batch: usize,
+        grid: (usize, usize),
+        references: &[(usize, usize)],
+        text: usize,
+        adapter: Option<&AdapterLayout>,
+    ) -> PassCost {
+        cost::cost(&self.config, batch, grid, references, text, adapter)
+    }
+}

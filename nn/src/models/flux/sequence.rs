@@ -1,0 +1,134 @@
+//! How the tokens of a pass lie in memory.
+//!
+//! Rows of the stream lie in three segments, each with all samples: text, targets, references. So a linear of the
+//! image stream is one product over two segments, one of the last block over the targets alone is a product over
+//! neighbouring rows, and the joint stream of the single blocks is the whole buffer, without a copy between. Only
+//! attention sees the joint order of a sample: text, target, references.
+//!
+//! `N` batch, `S` tokens of the joint sequence, `D` width, `M = N S` rows.
+
+use std::ops::Range;
+
+use crate::cpu::Rows;
+
+/// The rows of one kind of token, of all samples.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Segment {
+    /// Where its rows stand among all rows: `N * tokens` of them.
+    pub rows: Range<usize>,
+    /// Tokens of each sample.
+    pub tokens: usize,
+    /// Where its tokens stand in the joint sequence of a sample.
+    pub offset: usize,
+}
+
+/// Which segments a function works on: a range over text, targets, references.
+pub(super) type Span = Range<usize>;
+
+/// The text stream.
+pub(super) const TEXT: Span = 0..1;
+/// The tokens that are predicted.
+pub(super) const TARGETS: Span = 1..2;
+/// The image stream: targets and references.
+pub(super) const IMAGE: Span = 1..3;
+/// All rows.
+pub(super) const ALL: Span = 0..3;
+
+/// Tokens of a pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Sequence {
+    /// `N`.
+    pub batch: usize,
+    /// `S`.
+    pub tokens: usize,
+    /// Tokens of each reference.
+    pub reference_tokens: Vec<usize>,
+    segments: [Segment; 3],
+}
+
+impl Sequence {
+    pub fn new(batch: usize, text: usize, target: usize, reference_tokens: Vec<usize>) -> Self {
+        let counts = [text, target, reference_tokens.iter().sum()];
+        let mut offset = 0;
+        let segments = counts.map(|tokens| {
+            let segment =
+                Segment { rows: batch * offset..batch * (offset + tokens), tokens, offset };
+            offset += tokens;
+            segment
+        });
+        Self { batch, tokens: offset, reference_tokens, segments }
+    }
+
+    /// `M`.
+    pub fn rows(&self) -> usize {
+        self.batch * self.tokens
+    }
+
+    /// The segments of a span that have tokens.
+    pub fn segments(&self, span: Span) -> impl Iterator<Item = &Segment> {
+        self.segments[span].iter().filter(|s| s.tokens > 0)
+    }
+
+    /// All rows of a span.
+    pub fn span_rows(&self, span: Span) -> Range<usize> {
+        let segments = &self.segments[span];
+        segments[0].rows.start..segments[segments.len() - 1].rows.end
+    }
+
+    /// All tokens of a span in the joint sequence of a sample.
+    pub fn span_tokens(&self, span: Span) -> Range<usize> {
+        let segments = &self.segments[span];
+        let last = &segments[segments.len() - 1];
+        segments[0].offset..last.offset + last.tokens
+    }
+
+    /// The sizes of a segment for the kernels that work by samples.
+    pub fn shape(&self, segment: &Segment, width: usize) -> Rows {
+        Rows { batch: self.batch, tokens: segment.tokens, width }
+    }
+
+    /// Copy rows of a span from the joint order `[N, S, width]` to the segments' order; `to` starts at the span's
+    /// first row.
+    pub fn from_joint(&self, span: Span, width: usize, joint: &[f32], to: &mut [f32], to_stride: usize) {
+        let start = self.span_rows(span.clone()).start;
+        for (row, place) in self.joint_places(span) {
+            to[(row - start) * to_stride..][..width].copy_from_slice(&joint[place * width..][..width]);
+        }
+    }
+
+    /// Copy rows of a span from the segments' order to the joint order; `from` starts at the span's first row.
+    pub fn to_joint(&self, span: Span, width: usize, from: &[f32], from_stride: usize, joint: &mut [f32]) {
+        let start = self.span_rows(span.clone()).start;
+        for (row, place) in self.joint_places(span) {
+            joint[place * width..][..width].copy_from_slice(&from[(row - start) * from_stride..][..width]);
+        }
+    }
+
+    /// The row of every token of a span, and its place in the joint order.
+    fn joint_places(&self, span: Span) -> impl Iterator<Item = (usize, usize)> {
+        self.segments(span).flat_map(move |s| {
+            s.rows.clone().enumerate().map(move |(i, row)| {
+                (row, i / s.tokens * self.tokens + s.offset + i % s.tokens)
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_go_to_the_joint_order_and_back() {
+        let sequence = Sequence::new(2, 1, 2, vec![1, 2]);
+        assert_eq!(sequence.rows(), 12);
+        assert_eq!(sequence.span_rows(IMAGE), 2..12);
+        let rows: Vec<f32> = (0..12).map(|v| v as f32).collect();
+        let mut joint = vec![-1.0; 12];
+        sequence.to_joint(ALL, 1, &rows, 1, &mut joint);
+        assert_eq!(joint, [0., 2., 3., 6., 7., 8., 1., 4., 5., 9., 10., 11.]);
+        let mut back = vec![-1.0; 4];
+        sequence.from_joint(TARGETS, 1, &joint, &mut back, 1);
+        assert_eq!(back, [2., 3., 4., 5.]);
+    }
+}

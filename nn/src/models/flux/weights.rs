@@ -1,0 +1,173 @@
+//! The frozen weights, packed, in the order in which a pass uses them.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::config::FluxConfig;
+use crate::{
+    backbone::LinearLayout,
+    cpu::Cpu,
+    error::{Error, Result},
+    files::TensorFiles,
+    layers::Linear,
+};
+
+/// Two linears with a SiLU between.
+#[derive(Debug)]
+pub(super) struct Embedder {
+    pub first: Linear,
+    pub second: Linear,
+}
+
+/// One stream of a block with two streams.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub modulation: Linear,
+    pub q: Linear,
+    pub k: Linear,
+    pub v: Linear,
+    pub out: Linear,
+    pub up: Linear,
+    pub down: Linear,
+    pub norm_q: Vec<f32>,
+    pub norm_k: Vec<f32>,
+}
+
+/// A block whose text and image tokens have linears of their own and meet in the attention.
+#[derive(Debug)]
+pub(super) struct DoubleBlock {
+    pub text: Stream,
+    pub image: Stream,
+}
+
+/// A block in which attention and MLP stand side by side, over all tokens.
+#[derive(Debug)]
+pub(super) struct SingleBlock {
+    pub modulation: Linear,
+    pub q: Linear,
+    pub k: Linear,
+    pub v: Linear,
+    pub up: Linear,
+    pub out: Linear,
+    pub norm_q: Vec<f32>,
+    pub norm_k: Vec<f32>,
+}
+
+/// All weights of the model.
+#[derive(Debug)]
+pub(super) struct Weights {
+    pub image_in: Linear,
+    pub text_in: Linear,
+    pub time: Embedder,
+    pub guidance: Option<Embedder>,
+    pub pooled: Embedder,
+    pub double: Vec<DoubleBlock>,
+    pub single: Vec<SingleBlock>,
+    pub final_modulation: Linear,
+    pub out: Linear,
+}
+
+struct Reader<'a> {
+    device: &'a Cpu,
+    files: &'a Arc<TensorFiles>,
+    layouts: HashMap<String, (LinearLayout, Option<usize>)>,
+    head: usize,
+}
+
+impl Reader<'_> {
+    fn linear(&self, name: &str) -> Result<Linear> {
+        let (layout, index) = self
+            .layouts
+            .get(name)
+            .ok_or_else(|| Error::Internal(format!("`{name}` is not among the model's linears")))?;
+        Linear::read(self.device, self.files, layout, *index)
+    }
+
+    fn embedder(&self, name: &str) -> Result<Embedder> {
+        let linear = |n| self.linear(&format!("time_text_embed.{name}.linear_{n}"));
+        Ok(Embedder { first: linear(1)?, second: linear(2)? })
+    }
+
+    fn norm(&self, name: &str) -> Result<Vec<f32>> {
+        self.files.read_finite(&format!("{name}.weight"), &[self.head])
+    }
+
+    fn double(&self, block: usize) -> Result<DoubleBlock> {
+        let stream = |names: [&str; 9]| -> Result<Stream> {
+            let at = |name: &str| format!("transformer_blocks.{block}.{name}");
+            let [modulation, q, k, v, out, up, down, norm_q, norm_k] = names;
+            Ok(Stream {
+                modulation: self.linear(&at(modulation))?,
+                q: self.linear(&at(q))?,
+                k: self.linear(&at(k))?,
+                v: self.linear(&at(v))?,
+                out: self.linear(&at(out))?,
+                up: self.linear(&at(up))?,
+                down: self.linear(&at(down))?,
+                norm_q: self.norm(&at(norm_q))?,
+                norm_k: self.norm(&at(norm_k))?,
+            })
+        };
+        Ok(DoubleBlock {
+            text: stream([
+                "norm1_context.linear",
+                "attn.add_q_proj",
+                "attn.add_k_proj",
+                "attn.add_v_proj",
+                "attn.to_add_out",
+                "ff_context.net.0.proj",
+                "ff_context.net.2",
+                "attn.norm_added_q",
+                "attn.norm_added_k",
+            ])?,
+            image: stream([
+                "norm1.linear",
+                "attn.to_q",
+                "attn.to_k",
+                "attn.to_v",
+                "attn.to_out.0",
+                "ff.net.0.proj",
+                "ff.net.2",
+                "attn.norm_q",
+                "attn.norm_k",
+            ])?,
+        })
+    }
+
+    fn single(&self, block: usize) -> Result<SingleBlock> {
+        let at = |name: &str| format!("single_transformer_blocks.{block}.{name}");
+        Ok(SingleBlock {
+            modulation: self.linear(&at("norm.linear"))?,
+            q: self.linear(&at("attn.to_q"))?,
+            k: self.linear(&at("attn.to_k"))?,
+            v: self.linear(&at("attn.to_v"))?,
+            up: self.linear(&at("proj_mlp"))?,
+            out: self.linear(&at("proj_out"))?,
+            norm_q: self.norm(&at("attn.norm_q"))?,
+            norm_k: self.norm(&at("attn.norm_k"))?,
+        })
+    }
+}
+
+impl Weights {
+    /// Read and pack everything.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read or holds a value that is not finite.
+    pub fn read(device: &Cpu, files: &Arc<TensorFiles>, config: &FluxConfig) -> Result<Self> {
+        let numbered = config.linears().into_iter().enumerate().map(|(i, l)| (l, Some(i)));
+        let outer = config.outer_linears().into_iter().map(|l| (l, None));
+        let layouts = numbered.chain(outer).map(|(l, i)| (l.name.clone(), (l, i))).collect();
+        let reader = Reader { device, files, layouts, head: config.attention_head_dim };
+        Ok(Self {
+            image_in: reader.linear("x_embedder")?,
+            text_in: reader.linear("context_embedder")?,
+            time: reader.embedder("timestep_embedder")?,
+            guidance: config.guidance_embeds.then(|| reader.embedder("guidance_embedder")).transpose()?,
+            pooled: reader.embedder("text_embedder")?,
+            double: (0..config.num_layers).map(|i| reader.double(i)).collect::<Result<_>>()?,
+            single: (0..config.num_single_layers).map(|i| reader.single(i)).collect::<Result<_>>()?,
+            final_modulation: reader.linear("norm_out.linear")?,
+            out: reader.linear("proj_out")?,
+        })
+    }
+}
