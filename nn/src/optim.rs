@@ -1,1 +1,190 @@
-//! How an adapter moves.
+//! How an adapter moves: AdamW (Loshchilov and Hutter 2019) and clipping by the global norm.
+
+use std::sync::Arc;
+
+use crate::{
+    cpu::{self, Cpu},
+    error::{Error, Result},
+    lora::{Adapter, AdapterGrad},
+};
+
+/// Settings of AdamW, as PyTorch has them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decay of the values, by `lr * weight_decay` before each step.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamW {
+    fn default() -> Self {
+        Self { lr: 1e-5, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 }
+    }
+}
+
+impl AdamW {
+    /// Are the settings in their ranges?
+    ///
+    /// # Errors
+    /// Naming the setting that is not.
+    pub fn check(&self) -> Result<()> {
+        let decay = |name, value| (name, value, (0.0..1.0).contains(&value), "in [0, 1)");
+        let positive =
+            |name, value: f64| (name, value, value >= 0.0 && value.is_finite(), "finite and at least 0");
+        for (name, value, good, range) in [
+            positive("lr", self.lr),
+            decay("beta1", self.beta1),
+            decay("beta2", self.beta2),
+            positive("eps", self.eps),
+            positive("weight_decay", self.weight_decay),
+        ] {
+            if !good {
+                return Err(Error::Setting(format!("{name} of AdamW is {value}: expected {range}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What AdamW remembers: running means of the gradient and of its square, and the number of updates.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OptimizerState {
+    /// Running mean of the gradient.
+    pub first_moment: Arc<Vec<f32>>,
+    /// Running mean of the squared gradient.
+    pub second_moment: Arc<Vec<f32>>,
+    /// Updates made so far.
+    pub updates: u64,
+}
+
+impl OptimizerState {
+    /// Before the first update of this many values.
+    pub fn new(len: usize) -> Self {
+        Self { first_moment: Arc::new(vec![0.0; len]), second_moment: Arc::new(vec![0.0; len]), updates: 0 }
+    }
+
+    /// One update of the adapter. Values that nobody else holds are changed in place, others are copied first.
+    ///
+    /// # Errors
+    /// If settings are out of their ranges, or adapter, gradient and state have different layouts.
+    pub fn step(
+        &mut self,
+        device: &Cpu,
+        settings: &AdamW,
+        adapter: &mut Adapter,
+        gradient: &AdapterGrad,
+    ) -> Result<()> {
+        settings.check()?;
+        if gradient.layout != adapter.layout {
+            return Err(Error::Setting("the gradient belongs to an adapter of another layout".into()));
+        }
+        let len = adapter.values.len();
+        for (what, found) in [
+            ("the gradient", gradient.values.len()),
+            ("the first moment", self.first_moment.len()),
+            ("the second moment", self.second_moment.len()),
+        ] {
+            if found != len {
+                return Err(Error::shape(format!("values of {what}"), len, found));
+            }
+        }
+        self.updates += 1;
+        let settings = cpu::AdamW {
+            lr: settings.lr,
+            beta1: settings.beta1,
+            beta2: settings.beta2,
+            eps: settings.eps,
+            weight_decay: settings.weight_decay,
+            step: self.updates,
+        };
+        cpu::adamw(
+            device,
+            &settings,
+            Arc::make_mut(&mut adapter.values).as_mut_slice(),
+            &gradient.values,
+            Arc::make_mut(&mut self.first_moment).as_mut_slice(),
+            Arc::make_mut(&mut self.second_moment).as_mut_slice(),
+        );
+        Ok(())
+    }
+}
+
+impl AdapterGrad {
+    /// The L2 norm over all factors, summed in f64.
+    pub fn norm(&self, device: &Cpu) -> f64 {
+        cpu::sum_of_squares(device, &self.values).sqrt()
+    }
+
+    /// Scale so that the norm is at most `limit` (PyTorch's `clip_grad_norm_`). Returns the norm before.
+    pub fn clip(&mut self, device: &Cpu, limit: f64) -> f64 {
+        let norm = self.norm(device);
+        // PyTorch's constant, which keeps a norm of zero from dividing by zero.
+        let factor = limit / (norm + 1e-6);
+        if factor < 1.0 {
+            cpu::scale(device, factor as f32, Arc::make_mut(&mut self.values).as_mut_slice());
+        }
+        norm
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lora::{AdaptedLinear, AdapterLayout};
+
+    fn layout() -> Arc<AdapterLayout> {
+        let modules = vec![AdaptedLinear { name: "a".into(), inputs: 2, outputs: 1 }];
+        Arc::new(AdapterLayout { modules, rank: 1, alpha: 1.0 })
+    }
+
+    #[test]
+    fn two_steps_are_those_of_the_formula() {
+        let device = Cpu::new(1).unwrap();
+        let settings = AdamW { lr: 0.1, weight_decay: 0.5, ..AdamW::default() };
+        let mut adapter = Adapter { layout: layout(), values: Arc::new(vec![1.0, -2.0, 0.0]) };
+        let gradients = [[0.5f32, -0.25, 0.0], [0.1, 0.3, 0.0]];
+        let mut state = OptimizerState::new(3);
+        let mut expected = [1.0f64, -2.0, 0.0];
+        let (mut m, mut v) = ([0.0f64; 3], [0.0f64; 3]);
+        for (step, g) in gradients.iter().enumerate() {
+            let gradient = AdapterGrad { layout: layout(), values: Arc::new(g.to_vec()) };
+            state.step(&device, &settings, &mut adapter, &gradient).unwrap();
+            for i in 0..3 {
+                let g = f64::from(g[i]);
+                m[i] = 0.9 * m[i] + 0.1 * g;
+                v[i] = 0.999 * v[i] + 0.001 * g * g;
+                let n = step as i32 + 1;
+                let unbiased = (m[i] / (1.0 - 0.9f64.powi(n)), v[i] / (1.0 - 0.999f64.powi(n)));
+                expected[i] = expected[i] * (1.0 - 0.1 * 0.5) - 0.1 * unbiased.0 / (unbiased.1.sqrt() + 1e-8);
+            }
+        }
+        assert_eq!(state.updates, 2);
+        for (found, expected) in adapter.values.iter().zip(expected) {
+            assert!((f64::from(*found) - expected).abs() < 1e-6, "{found} {expected}");
+        }
+    }
+
+    #[test]
+    fn clipping_scales_only_what_is_too_long() {
+        let device = Cpu::new(1).unwrap();
+        let mut gradient = AdapterGrad { layout: layout(), values: Arc::new(vec![3.0, 0.0, 4.0]) };
+        assert_eq!(gradient.clip(&device, 10.0), 5.0);
+        assert_eq!(*gradient.values, [3.0, 0.0, 4.0]);
+        assert_eq!(gradient.clip(&device, 1.0), 5.0);
+        assert!((gradient.norm(&device) - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_setting_out_of_its_range_is_named() {
+        let error = AdamW { beta2: 1.0, ..AdamW::default() }.check().unwrap_err().to_string();
+        assert!(error.contains("beta2") && error.contains("[0, 1)"), "{error}");
+        assert!(AdamW { lr: f64::NAN, ..AdamW::default() }.check().is_err());
+    }
+}

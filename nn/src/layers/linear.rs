@@ -72,9 +72,7 @@ impl Linear {
             return Ok(packed);
         }
         let weight = self.files.read(&format!("{}.weight", self.name))?;
-        Ok(self
-            .backward
-            .get_or_init(|| Packed::from_matrix(device, &weight, self.outputs, self.inputs)))
+        Ok(self.backward.get_or_init(|| Packed::from_matrix(device, &weight, self.outputs, self.inputs)))
     }
 }
 
@@ -107,8 +105,7 @@ impl<'a> Branches<'a> {
         let mut places = vec![None; linears.len()];
         for (module, place) in layout.modules.iter().zip(layout.ranges()) {
             let Some(&index) = numbers.get(module.name.as_str()) else {
-                let near =
-                    crate::files::nearest(&module.name, linears.iter().map(|l| l.name.as_str()));
+                let near = crate::files::nearest(&module.name, linears.iter().map(|l| l.name.as_str()));
                 let hint = near.map_or(String::new(), |n| format!("; nearest: `{n}`"));
                 return Err(Error::Setting(format!(
                     "the adapter has factors for `{}`, which the model does not have{hint}",
@@ -318,7 +315,9 @@ fn factor_gradients(
     let rank = branches.rank;
     let adapted: Vec<_> = outputs
         .iter()
-        .filter_map(|(linear, dy)| Some((*linear, *dy, branches.place(linear)?.clone(), branches.scaled_b(linear)?)))
+        .filter_map(|(linear, dy)| {
+            Some((*linear, *dy, branches.place(linear)?.clone(), branches.scaled_b(linear)?))
+        })
         .collect();
     for (j, (linear, dy, (_, b_place), scaled_b)) in adapted.iter().enumerate() {
         let db = &mut grads[b_place.clone()];

@@ -7,7 +7,9 @@ use super::{
     sequence::{Segment, Sequence, Span},
 };
 use crate::{
-    cpu::{self, Attention, AttentionBackward, AttentionShape, GateGrad, HeadLayout, ModulationGrad, NormRotary},
+    cpu::{
+        self, Attention, AttentionBackward, AttentionShape, GateGrad, HeadLayout, ModulationGrad, NormRotary,
+    },
     error::Result,
     layers::{Buffer, Context, Input, Linear, Output, linears, linears_backward},
 };

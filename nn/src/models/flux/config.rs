@@ -79,7 +79,10 @@ impl FluxConfig {
         } else if self.patch_size != 1 {
             format!("patch_size is {}: expected 1", self.patch_size)
         } else if self.in_channels == 0 || !self.in_channels.is_multiple_of(PATCH * PATCH) {
-            format!("in_channels is {}: expected a multiple of 4, since a token is 2x2 cells", self.in_channels)
+            format!(
+                "in_channels is {}: expected a multiple of 4, since a token is 2x2 cells",
+                self.in_channels
+            )
         } else if self.out_channels.is_some_and(|o| o != self.in_channels) {
             format!(
                 "out_channels is {}: expected in_channels, {} (a prediction is as wide as its input)",
@@ -114,12 +117,14 @@ impl FluxConfig {
         let d = self.width();
         let mlp = MLP_RATIO * d;
         let double = (0..self.num_layers).flat_map(|i| {
-            DOUBLE.iter().map(move |(name, inputs, outputs)| (format!("transformer_blocks.{i}.{name}"), inputs, outputs))
+            DOUBLE.iter().map(move |(name, inputs, outputs)| {
+                (format!("transformer_blocks.{i}.{name}"), inputs, outputs)
+            })
         });
         let single = (0..self.num_single_layers).flat_map(|i| {
-            SINGLE
-                .iter()
-                .map(move |(name, inputs, outputs)| (format!("single_transformer_blocks.{i}.{name}"), inputs, outputs))
+            SINGLE.iter().map(move |(name, inputs, outputs)| {
+                (format!("single_transformer_blocks.{i}.{name}"), inputs, outputs)
+            })
         });
         let width = |w: &Width| match w {
             Width::Stream(n) => n * d,
@@ -128,7 +133,11 @@ impl FluxConfig {
         };
         double
             .chain(single)
-            .map(|(name, inputs, outputs)| LinearLayout { name, inputs: width(inputs), outputs: width(outputs) })
+            .map(|(name, inputs, outputs)| LinearLayout {
+                name,
+                inputs: width(inputs),
+                outputs: width(outputs),
+            })
             .collect()
     }
 

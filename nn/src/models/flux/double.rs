@@ -195,11 +195,7 @@ fn needs(pass: Pass<'_>, block: &DoubleBlock, stream: &Stream, below: bool) -> N
         || [&block.text, &block.image]
             .iter()
             .any(|s| adapts(&s.modulation) || adapts(&s.q) || adapts(&s.k) || adapts(&s.v));
-    Needs {
-        operands,
-        middle: operands || adapts(&stream.out),
-        norm: below || adapts(&stream.modulation),
-    }
+    Needs { operands, middle: operands || adapts(&stream.out), norm: below || adapts(&stream.modulation) }
 }
 
 /// Backward of [`forward`]: `dx [M, D]`, the derivative by its result, becomes with `below` that by its input.
@@ -394,19 +390,14 @@ fn project_backward(
     split_heads_backward(pass, span.clone(), &d_heads.k, &saved.k, Some(&stream.norm_k), &mut dk);
     split_heads_backward(pass, span.clone(), &d_heads.v, &[], None, &mut dv);
     let adapted = [&stream.q, &stream.k, &stream.v].iter().any(|l| ctx.adapts(l));
-    let n =
-        adapted.then(|| normed(pass, span.clone(), &saved.x, &saved.modulation, ATTENTION).values);
+    let n = adapted.then(|| normed(pass, span.clone(), &saved.x, &saved.modulation, ATTENTION).values);
     let mut dn = needs.norm.then(take);
     linears_backward(
         ctx,
         rows,
         n.as_deref().map(|n| Input(n, width)),
         saved.attention_inner.as_deref(),
-        &[
-            (&stream.q, Input(&dq, width)),
-            (&stream.k, Input(&dk, width)),
-            (&stream.v, Input(&dv, width)),
-        ],
+        &[(&stream.q, Input(&dq, width)), (&stream.k, Input(&dk, width)), (&stream.v, Input(&dv, width))],
         dn.as_mut().map(|d| InputGrad { values: d, stride: width, accumulate: false }),
         grads,
     )?;

@@ -20,8 +20,10 @@ pub(super) fn sinusoid(values: &[f32]) -> Vec<f32> {
     for (row, value) in out.chunks_exact_mut(SINUSOID).zip(values) {
         for i in 0..HALF {
             let exponent = -libm::logf(LONGEST_PERIOD) * i as f32 / HALF as f32;
-            // The product is rounded to f32; sine and cosine of it are exact to the last bit.
-            let angle = f64::from(value * TIME_SCALE * libm::expf(exponent));
+            // Exponent, frequency and angle are rounded to f32, since published models were trained so: at the
+            // highest angles, thousands, a frequency that is off by one bit is seen in the prediction.
+            let frequency = libm::exp(f64::from(exponent)) as f32;
+            let angle = f64::from(value * TIME_SCALE * frequency);
             row[i] = libm::cos(angle) as f32;
             row[HALF + i] = libm::sin(angle) as f32;
         }

@@ -102,11 +102,8 @@ impl FluxUno {
             }
             _ => {}
         }
-        let references = inputs
-            .references
-            .iter()
-            .map(|r| (r.shape().2 / PATCH, r.shape().3 / PATCH))
-            .collect();
+        let references =
+            inputs.references.iter().map(|r| (r.shape().2 / PATCH, r.shape().3 / PATCH)).collect();
         Ok(Shapes { grid: (n, c, h, w), references, text })
     }
 
@@ -121,8 +118,7 @@ impl FluxUno {
         let shapes = self.shapes(inputs)?;
         let weights = self.weights()?;
         let branches = adapter.map(|a| Branches::new(a, &self.layout.linears)).transpose()?;
-        let ctx =
-            Context { device: &self.device, buffers: &self.buffers, branches: branches.as_ref() };
+        let ctx = Context { device: &self.device, buffers: &self.buffers, branches: branches.as_ref() };
         let begun = Begun::new(self, weights, ctx, inputs, &shapes);
         let Begun { sequence, rotary, condition, mut x } = begun;
         let pass = Pass {
@@ -177,7 +173,9 @@ impl FluxUno {
         let shapes = self.shapes(inputs)?;
         let weights = self.weights()?;
         if weights.double.is_empty() {
-            return Err(Error::Setting("features are tokens of the last double block, and the model has none".into()));
+            return Err(Error::Setting(
+                "features are tokens of the last double block, and the model has none".into(),
+            ));
         }
         let ctx = Context { device: &self.device, buffers: &self.buffers, branches: None };
         let Begun { sequence, rotary, condition, mut x } = Begun::new(self, weights, ctx, inputs, &shapes);
@@ -205,7 +203,8 @@ impl FluxUno {
         adapter: &Adapter,
         cotangent: &Latents,
     ) -> Result<AdapterGrad> {
-        let SavedPass { adapter: used, sequence, rotary, condition, mut double, mut single, end, grid } = saved;
+        let SavedPass { adapter: used, sequence, rotary, condition, mut double, mut single, end, grid } =
+            saved;
         if cotangent.shape() != grid {
             return Err(Error::shape("derivative by the prediction", grid, cotangent.shape()));
         }
@@ -411,17 +410,6 @@ fn end_backward(
         Some(InputGrad { values: &mut dn, stride: pass.width, accumulate: false }),
         grads,
     )?;
-    normed_backward(
-        pass,
-        TARGETS,
-        TEXT,
-        &end.x,
-        &end.moments,
-        &end.modulation,
-        FINAL,
-        &dn,
-        dx,
-        None,
-    );
+    normed_backward(pass, TARGETS, TEXT, &end.x, &end.moments, &end.modulation, FINAL, &dn, dx, None);
     Ok(())
 }

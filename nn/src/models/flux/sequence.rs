@@ -51,8 +51,7 @@ impl Sequence {
         let counts = [text, target, reference_tokens.iter().sum()];
         let mut offset = 0;
         let segments = counts.map(|tokens| {
-            let segment =
-                Segment { rows: batch * offset..batch * (offset + tokens), tokens, offset };
+            let segment = Segment { rows: batch * offset..batch * (offset + tokens), tokens, offset };
             offset += tokens;
             segment
         });
@@ -107,9 +106,10 @@ impl Sequence {
     /// The row of every token of a span, and its place in the joint order.
     fn joint_places(&self, span: Span) -> impl Iterator<Item = (usize, usize)> {
         self.segments(span).flat_map(move |s| {
-            s.rows.clone().enumerate().map(move |(i, row)| {
-                (row, i / s.tokens * self.tokens + s.offset + i % s.tokens)
-            })
+            s.rows
+                .clone()
+                .enumerate()
+                .map(move |(i, row)| (row, i / s.tokens * self.tokens + s.offset + i % s.tokens))
         })
     }
 }

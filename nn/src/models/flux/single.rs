@@ -49,7 +49,12 @@ pub(super) struct SingleSaved {
 }
 
 /// Run the block on all tokens and change the rows of a span of `x [M, D]`.
-pub(super) fn forward(pass: Pass<'_>, block: &SingleBlock, span: Span, x: &mut Buffer) -> Option<SingleSaved> {
+pub(super) fn forward(
+    pass: Pass<'_>,
+    block: &SingleBlock,
+    span: Span,
+    x: &mut Buffer,
+) -> Option<SingleSaved> {
     let Pass { ctx, sequence, width, .. } = pass;
     let (m, rows) = (sequence.rows(), sequence.span_rows(span.clone()));
     let (k_rows, mlp) = (rows.len(), MLP_RATIO * width);
@@ -87,8 +92,7 @@ pub(super) fn forward(pass: Pass<'_>, block: &SingleBlock, span: Span, x: &mut B
 
     let joined = joined(pass, span.clone(), &attended, &up);
     let mut y = ctx.buffers.take(k_rows * width);
-    let out_inner =
-        linears(ctx, k_rows, Input(&joined, both), &mut [Output(&block.out, &mut y, width)]);
+    let out_inner = linears(ctx, k_rows, Input(&joined, both), &mut [Output(&block.out, &mut y, width)]);
     drop(joined);
 
     let kept = pass.saving.then(|| {
@@ -139,7 +143,11 @@ pub(super) fn backward(
     let (m, rows) = (sequence.rows(), sequence.span_rows(span.clone()));
     let (k_rows, mlp) = (rows.len(), MLP_RATIO * width);
     let both = width + mlp;
-    debug_assert_eq!(sequence.span_rows(saved.span.clone()).start, rows.start, "rows were kept from another place");
+    debug_assert_eq!(
+        sequence.span_rows(saved.span.clone()).start,
+        rows.start,
+        "rows were kept from another place"
+    );
     let adapts = |linears: &[&Linear]| linears.iter().any(|l| ctx.adapts(l));
     let by_norm = below || ctx.adapts(&block.modulation);
     let inside = by_norm || adapts(&[&block.q, &block.k, &block.v, &block.up]);

@@ -1,0 +1,228 @@
+//! Where golden cases lie, and what their files mean.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use prefgraph_nn::{
+    Adapter, Backbone, Cpu, Inputs, Tensor, Visitor,
+    backbone::BlockTokens,
+    cpu::{cosine_scores, masked_mean},
+    files::TensorFiles,
+    lora::{AdaptedLinear, AdapterLayout},
+    models::FluxUno,
+};
+
+/// One folder of golden values.
+pub struct Case {
+    pub name: String,
+    pub folder: PathBuf,
+    pub constants: serde_json::Value,
+}
+
+/// Every case that is there; a run without any is a failure.
+pub fn cases() -> Vec<Case> {
+    let root = Case::root();
+    let found: Vec<Case> = ["flux_uno", "flux_uno_multi"]
+        .iter()
+        .map(|name| (name, root.join(name)))
+        .filter(|(_, folder)| folder.is_dir())
+        .map(|(name, folder)| Case {
+            name: (*name).into(),
+            constants: serde_json::from_str(&std::fs::read_to_string(folder.join("case.json")).unwrap())
+                .unwrap(),
+            folder,
+        })
+        .collect();
+    assert!(!found.is_empty(), "no golden cases in {}", root.display());
+    found
+}
+
+impl Case {
+    /// The folder of cases.
+    pub fn root() -> PathBuf {
+        std::env::var_os("PREFGRAPH_FIXTURES")
+            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures"), PathBuf::from)
+    }
+
+    pub fn model(&self, threads: usize) -> FluxUno {
+        FluxUno::open(Cpu::new(threads).unwrap(), &self.folder.join("transformer")).unwrap()
+    }
+
+    /// A file of the case, if it was copied with it.
+    pub fn try_file(&self, name: &str) -> Option<TensorFiles> {
+        let path = self.folder.join(name);
+        if !path.exists() {
+            eprintln!("SKIPPED: {} is not there", path.display());
+            return None;
+        }
+        Some(TensorFiles::open(&path).unwrap())
+    }
+
+    pub fn file(&self, name: &str) -> TensorFiles {
+        TensorFiles::open(&self.folder.join(name)).unwrap()
+    }
+
+    pub fn number(&self, key: &str) -> f64 {
+        self.constants[key].as_f64().unwrap_or_else(|| panic!("{key} of case.json"))
+    }
+
+    pub fn strings(&self, key: &str) -> Vec<String> {
+        let list = self.constants[key].as_array().unwrap_or_else(|| panic!("{key} of case.json"));
+        list.iter().map(|v| v.as_str().unwrap().to_owned()).collect()
+    }
+
+    /// The inputs of a pass over these latents, one after the other in the batch; conditions are repeated for each.
+    pub fn inputs(&self, file: &TensorFiles, prefix: &str, latents: &[&str]) -> Inputs {
+        let device = Cpu::new(1).unwrap();
+        let times = latents.len();
+        let tensor = |name: &str| {
+            let name = format!("{prefix}{name}");
+            let mut shape = file.info(&name).unwrap().shape.clone();
+            shape[0] *= times;
+            (shape, file.read(&name).unwrap().repeat(times))
+        };
+        let four = |shape: &[usize], values| {
+            Tensor::new(&device, (shape[0], shape[1], shape[2], shape[3]), values).unwrap()
+        };
+        let (shape, _) = tensor(latents[0]);
+        let x_t = latents.iter().flat_map(|name| file.read(&format!("{prefix}{name}")).unwrap()).collect();
+        let (text_shape, text) = tensor("prompt_embeds");
+        let (pooled_shape, pooled) = tensor("pooled");
+        let references = (0..self.number("refs") as usize)
+            .map(|k| {
+                let (shape, values) = tensor(&format!("x_r{k}"));
+                four(&shape, values)
+            })
+            .collect();
+        Inputs {
+            x_t: four(&shape, x_t),
+            t: tensor("sigma").1,
+            text: Tensor::new(&device, (text_shape[0], text_shape[1], text_shape[2]), text).unwrap(),
+            pooled: Tensor::new(&device, (pooled_shape[0], pooled_shape[1]), pooled).unwrap(),
+            references,
+            guidance: self.constants["guidance"].as_f64().map(|g| g as f32),
+        }
+    }
+
+    /// The layout that the case's targets name.
+    pub fn adapter_layout(&self, model: &FluxUno) -> Arc<AdapterLayout> {
+        let targets = self.strings("lora_targets");
+        let modules = model
+            .layout()
+            .linears
+            .iter()
+            .filter(|l| targets.iter().any(|t| l.name.ends_with(&format!(".{t}"))))
+            .map(|l| AdaptedLinear { name: l.name.clone(), inputs: l.inputs, outputs: l.outputs })
+            .collect();
+        Arc::new(AdapterLayout {
+            modules,
+            rank: self.number("rank") as usize,
+            alpha: self.number("alpha") as f32,
+        })
+    }
+
+    /// Factors of a file, e.g. those whose names start with `init.`.
+    pub fn factors(&self, layout: &AdapterLayout, file: &TensorFiles, prefix: &str) -> Vec<f32> {
+        let names = layout.modules.iter().flat_map(|m| {
+            [format!("{prefix}{}.lora_A.weight", m.name), format!("{prefix}{}.lora_B.weight", m.name)]
+        });
+        let count = file.names().filter(|n| n.starts_with(prefix)).count();
+        assert_eq!(count, 2 * layout.modules.len(), "factors of {prefix} that no module of the model takes");
+        names.flat_map(|name| file.read(&name).unwrap()).collect()
+    }
+
+    pub fn adapter_with_zero_b(&self, model: &FluxUno) -> Adapter {
+        let layout = self.adapter_layout(model);
+        let mut values: Vec<f32> =
+            (0..layout.len()).map(|i| ((i * 37 % 101) as f32 - 50.0) / 100.0).collect();
+        for (_, b) in layout.ranges() {
+            values[b].fill(0.0);
+        }
+        Adapter { layout, values: Arc::new(values) }
+    }
+}
+
+/// Keeps the image tokens of every block, targets before references in each sample.
+#[derive(Default)]
+pub struct Keep {
+    pub blocks: Vec<Vec<f32>>,
+}
+
+impl Visitor for Keep {
+    fn block(&mut self, tokens: &BlockTokens<'_>) {
+        assert_eq!(tokens.block, self.blocks.len());
+        let mut all = Vec::new();
+        for sample in 0..tokens.batch {
+            all.extend_from_slice(tokens.target(sample));
+            for k in 0..tokens.reference_tokens.len() {
+                all.extend_from_slice(tokens.reference(sample, k));
+            }
+        }
+        self.blocks.push(all);
+    }
+}
+
+/// Mean over blocks of the cosine between a reference's mean token and each target token.
+pub struct Scores {
+    device: Cpu,
+    blocks: usize,
+    /// `[reference][sample]`: one value a target token, summed over blocks.
+    sums: Vec<Vec<Vec<f64>>>,
+}
+
+impl Scores {
+    pub fn new(device: Cpu, batch: usize, references: usize) -> Self {
+        Self { device, blocks: 0, sums: vec![vec![Vec::new(); batch]; references] }
+    }
+
+    pub fn means(&self) -> Vec<Vec<f32>> {
+        let mean = |sum: &f64| (sum / self.blocks as f64) as f32;
+        self.sums.iter().map(|samples| samples.iter().flatten().map(mean).collect()).collect()
+    }
+}
+
+impl Visitor for Scores {
+    fn block(&mut self, tokens: &BlockTokens<'_>) {
+        self.blocks += 1;
+        for (k, samples) in self.sums.iter_mut().enumerate() {
+            for (sample, sums) in samples.iter_mut().enumerate() {
+                let (target, reference) = (tokens.target(sample), tokens.reference(sample, k));
+                let mut mean = vec![0.0; tokens.width];
+                masked_mean(&self.device, reference, &vec![1.0; reference.len() / tokens.width], &mut mean);
+                let mut scores = vec![0.0; target.len() / tokens.width];
+                cosine_scores(&self.device, target, &mean, &mut scores);
+                sums.resize(scores.len(), 0.0);
+                sums.iter_mut().zip(scores).for_each(|(sum, score)| *sum += f64::from(score));
+            }
+        }
+    }
+}
+
+/// Every value within `bar` of the largest expected one, or of 1 where that is smaller.
+pub fn assert_near(what: &str, found: &[f32], expected: &[f32], bar: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}: number of values");
+    let scale = expected.iter().fold(1.0f64, |s, v| s.max(f64::from(v.abs())));
+    let (at, worst) = found
+        .iter()
+        .zip(expected)
+        .map(|(f, e)| (f64::from(*f) - f64::from(*e)).abs())
+        .enumerate()
+        .fold((0, 0.0), |best, (i, d)| if d > best.1 || d.is_nan() { (i, d) } else { best });
+    eprintln!("{what}: worst {:.1e} of the scale {scale:.1e}", worst / scale);
+    assert!(
+        worst <= bar * scale,
+        "{what}: element {at} is {}, expected {} (scale {scale})",
+        found[at],
+        expected[at]
+    );
+}
+
+/// `|found - expected| / |expected|` in the L2 norm.
+pub fn relative(found: &[f32], expected: &[f32]) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    assert_eq!(found.len(), expected.len());
+    norm(&mut found.iter().zip(expected).map(|(f, e)| f64::from(*f) - f64::from(*e)))
+        / norm(&mut expected.iter().map(|e| f64::from(*e)))
+}
