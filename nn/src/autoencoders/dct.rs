@@ -108,13 +108,10 @@ impl Dct {
         for (sample, picture) in pictures.values().chunks_exact(3 * rows * columns).enumerate() {
             for cell in 0..height * width {
                 let corner = (cell / width * columns + cell % width) * BLOCK;
-                let axes = self.block_of(picture, corner, columns);
+                let block = self.block_of(picture, corner, columns);
                 for (channel, kept) in KEPT.iter().enumerate() {
-                    let sum: f32 = self.patterns[channel]
-                        .iter()
-                        .zip(&axes[kept.axis])
-                        .map(|(weight, x)| weight * x)
-                        .sum();
+                    let pattern = &self.patterns[channel];
+                    let sum: f32 = pattern.iter().zip(&block).map(|(weight, x)| weight * x[kept.axis]).sum();
                     latents[(sample * CHANNELS + channel) * height * width + cell] = sum / kept.unit;
                 }
             }
@@ -138,19 +135,19 @@ impl Dct {
         for sample in 0..batch {
             let picture = &mut pictures[sample * 3 * rows * columns..][..3 * rows * columns];
             for cell in 0..cells {
-                let mut axes = [[0.0; PIXELS]; 3];
+                let mut block = [[0.0; 3]; PIXELS];
                 for (channel, kept) in KEPT.iter().enumerate() {
                     let value = latents.values()[(sample * CHANNELS + channel) * cells + cell] * kept.unit;
-                    for (x, weight) in axes[kept.axis].iter_mut().zip(&self.patterns[channel]) {
-                        *x += weight * value;
+                    for (x, weight) in block.iter_mut().zip(&self.patterns[channel]) {
+                        x[kept.axis] += weight * value;
                     }
                 }
                 let corner = (cell / width * columns + cell % width) * BLOCK;
-                for pixel in 0..PIXELS {
+                for (pixel, x) in block.iter().enumerate() {
                     let place = corner + pixel / BLOCK * columns + pixel % BLOCK;
                     for colour in 0..3 {
                         picture[colour * rows * columns + place] =
-                            (0..3).map(|axis| self.colours[axis][colour] * axes[axis][pixel]).sum();
+                            self.colours.iter().zip(x).map(|(row, x)| row[colour] * x).sum();
                     }
                 }
             }
@@ -158,17 +155,13 @@ impl Dct {
         Tensor::new(device, (batch, 3, rows, columns), pictures)
     }
 
-    /// The block whose first pixel is `corner`, in opponent axes.
-    fn block_of(&self, picture: &[f32], corner: usize, columns: usize) -> [[f32; PIXELS]; 3] {
+    /// The pixels of the block whose first is `corner`, each in opponent axes.
+    fn block_of(&self, picture: &[f32], corner: usize, columns: usize) -> [[f32; 3]; PIXELS] {
         let plane = picture.len() / 3;
-        let mut axes = [[0.0; PIXELS]; 3];
-        for pixel in 0..PIXELS {
+        std::array::from_fn(|pixel| {
             let place = corner + pixel / BLOCK * columns + pixel % BLOCK;
-            for (axis, row) in axes.iter_mut().zip(&self.colours) {
-                axis[pixel] = (0..3).map(|colour| row[colour] * picture[colour * plane + place]).sum();
-            }
-        }
-        axes
+            self.colours.map(|row| (0..3).map(|colour| row[colour] * picture[colour * plane + place]).sum())
+        })
     }
 }
 
