@@ -11,6 +11,9 @@ use crate::{
     tensor::Tensor,
 };
 
+/// Latents, `[N, C, H, W]`.
+pub type Latents = Tensor<(usize, usize, usize, usize)>;
+
 /// A linear of the model, by its name in the checkpoint without `.weight`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinearLayout {
@@ -53,7 +56,7 @@ pub struct BackboneLayout {
 #[derive(Clone, Debug)]
 pub struct Inputs {
     /// Noised latents, `[N, C, H, W]`.
-    pub x_t: Tensor<(usize, usize, usize, usize)>,
+    pub x_t: Latents,
     /// Time of each sample, `[N]`: sigma in [0, 1] for a flow model.
     pub t: Vec<f32>,
     /// Text tokens, `[N, L, E]`.
@@ -61,7 +64,7 @@ pub struct Inputs {
     /// Pooled text, `[N, P]`.
     pub pooled: Tensor<(usize, usize)>,
     /// Clean latents of each reference, `[N, C, h, w]`, in order.
-    pub references: Vec<Tensor<(usize, usize, usize, usize)>>,
+    pub references: Vec<Latents>,
     /// Guidance value where the model takes one.
     pub guidance: Option<f32>,
 }
@@ -162,7 +165,7 @@ pub trait Backbone: Send + Sync {
         inputs: &Inputs,
         adapter: Option<&Adapter>,
         visitor: &mut dyn Visitor,
-    ) -> Result<Tensor<(usize, usize, usize, usize)>>;
+    ) -> Result<Latents>;
 
     /// The same prediction, the same bits, and what [`backward`](Self::backward) needs.
     ///
@@ -173,18 +176,13 @@ pub trait Backbone: Send + Sync {
         inputs: &Inputs,
         adapter: &Adapter,
         visitor: &mut dyn Visitor,
-    ) -> Result<(Tensor<(usize, usize, usize, usize)>, Saved)>;
+    ) -> Result<(Latents, Saved)>;
 
     /// The derivative by the adapter, given the derivative by the prediction.
     ///
     /// # Errors
     /// If the cotangent has another shape than the prediction.
-    fn backward(
-        &self,
-        saved: Saved,
-        adapter: &Adapter,
-        cotangent: &Tensor<(usize, usize, usize, usize)>,
-    ) -> Result<AdapterGrad>;
+    fn backward(&self, saved: Saved, adapter: &Adapter, cotangent: &Latents) -> Result<AdapterGrad>;
 
     /// Image tokens of the last double block for a batch of clean latents, `[N, T, D]` of the target: a stand-in
     /// for a vision encoder.

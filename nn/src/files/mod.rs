@@ -3,7 +3,7 @@
 mod read;
 mod write;
 
-pub(crate) use read::nearest;
 pub use read::{TensorFiles, TensorInfo};
+pub(crate) use read::{edit_distance, nearest};
 pub use safetensors::Dtype;
 pub use write::{NamedTensor, write_atomically, write_safetensors};

@@ -11,7 +11,7 @@ use prefgraph_nn::{
     backbone::BlockTokens,
     cpu::{cosine_scores, masked_mean},
     files::TensorFiles,
-    lora::{AdaptedLinear, AdapterLayout},
+    lora::AdapterLayout,
     models::FluxUno,
 };
 
@@ -110,19 +110,14 @@ impl Case {
 
     /// The layout that the case's targets name.
     pub fn adapter_layout(&self, model: &FluxUno) -> Arc<AdapterLayout> {
-        let targets = self.strings("lora_targets");
-        let modules = model
-            .layout()
-            .linears
-            .iter()
-            .filter(|l| targets.iter().any(|t| l.name.ends_with(&format!(".{t}"))))
-            .map(|l| AdaptedLinear { name: l.name.clone(), inputs: l.inputs, outputs: l.outputs })
-            .collect();
-        Arc::new(AdapterLayout {
-            modules,
-            rank: self.number("rank") as usize,
-            alpha: self.number("alpha") as f32,
-        })
+        let (layout, _) = AdapterLayout::matching(
+            &model.layout().linears,
+            &self.strings("lora_targets"),
+            self.number("rank") as usize,
+            self.number("alpha") as f32,
+        )
+        .unwrap();
+        Arc::new(layout)
     }
 
     /// Factors of a file, e.g. those whose names start with `init.`.

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use prefgraph_nn::{
-    Adapter, Backbone, Tensor,
+    Adapter, Backbone,
+    backbone::Latents,
     files::TensorFiles,
     optim::{AdamW, OptimizerState},
 };
@@ -80,8 +81,6 @@ struct Step {
     inputs: prefgraph_nn::Inputs,
     targets: Vec<f32>,
 }
-
-type Latents = Tensor<(usize, usize, usize, usize)>;
 
 impl Step {
     fn read(case: &Case, batches: &TensorFiles, prefix: &str, objective: Objective) -> Self {

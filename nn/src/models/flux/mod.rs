@@ -34,7 +34,7 @@ use rope::RotaryTables;
 use weights::Weights;
 
 use crate::{
-    backbone::{Backbone, BackboneLayout, Inputs, PassCost, Saved, Visitor},
+    backbone::{Backbone, BackboneLayout, Inputs, Latents, PassCost, Saved, Visitor},
     cpu::Cpu,
     error::{Error, Result},
     files::TensorFiles,
@@ -42,8 +42,6 @@ use crate::{
     lora::{Adapter, AdapterGrad, AdapterLayout},
     tensor::Tensor,
 };
-
-type Latents = Tensor<(usize, usize, usize, usize)>;
 
 /// A FLUX transformer read from a diffusers folder.
 #[derive(Debug)]

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::{
-    FluxUno, Latents,
+    FluxUno,
     block::{Modulation, Moments, Normed, Pass, normed, normed_backward},
     config::PATCH,
     double::{self, DoubleSaved},
@@ -17,7 +17,7 @@ use super::{
     weights::Weights,
 };
 use crate::{
-    backbone::{BlockTokens, Inputs, Visitor},
+    backbone::{BlockTokens, Inputs, Latents, Visitor},
     cpu,
     error::{Error, Result},
     layers::{Branches, Buffer, Context, Input, InputGrad, Output, linears, linears_backward},

@@ -3,7 +3,14 @@
 //! All factors of an adapter stand in one flat run of `f32`, module after module, A before B: the optimiser,
 //! norms and sums are single passes, whatever the number of modules.
 
+mod file;
+mod init;
+mod pattern;
+
 use std::{ops::Range, sync::Arc};
+
+pub use init::Init;
+pub use pattern::PatternMatch;
 
 /// A linear that an adapter has factors for.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,189 @@
+//! Which linears a list of patterns names.
+//!
+//! A pattern without `*` names every linear whose path is it or ends with it, whole parts of the path only, as
+//! PEFT's `target_modules` does: `attn.to_q` names `transformer_blocks.0.attn.to_q`. A pattern with `*` is compared
+//! with the whole path, and each `*` stands for any run of characters: `single_transformer_blocks.*.attn.to_*`.
+
+use std::collections::BTreeSet;
+
+use super::{AdaptedLinear, AdapterLayout};
+use crate::{
+    backbone::LinearLayout,
+    error::{Error, Result},
+    files::edit_distance,
+};
+
+/// What one pattern named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PatternMatch {
+    /// As it was given.
+    pub pattern: String,
+    /// Number of linears it names.
+    pub linears: usize,
+}
+
+impl AdapterLayout {
+    /// The layout of an adapter for the linears that any pattern names, in the order of the model, and what each
+    /// pattern named.
+    ///
+    /// # Errors
+    /// If there is no pattern, or one names nothing (the nearest names are given); if the rank is zero or wider than
+    /// a named linear; if alpha is not a positive number.
+    pub fn matching<S: AsRef<str>>(
+        linears: &[LinearLayout],
+        patterns: &[S],
+        rank: usize,
+        alpha: f32,
+    ) -> Result<(Self, Vec<PatternMatch>)> {
+        if patterns.is_empty() {
+            return Err(Error::Setting("no target is named: expected at least one, e.g. `attn.to_q`".into()));
+        }
+        if rank == 0 || !alpha.is_finite() || alpha <= 0.0 {
+            return Err(Error::Setting(format!(
+                "rank {rank} and alpha {alpha}: expected a rank of at least 1 and a positive alpha"
+            )));
+        }
+        let mut matches = Vec::new();
+        for pattern in patterns.iter().map(AsRef::as_ref) {
+            let count = linears.iter().filter(|l| names(pattern, &l.name)).count();
+            if count == 0 {
+                return Err(Error::Setting(format!(
+                    "target `{pattern}` names no linear of the model; nearest: {}",
+                    nearest_kinds(pattern, linears)
+                )));
+            }
+            matches.push(PatternMatch { pattern: pattern.into(), linears: count });
+        }
+        let modules: Vec<AdaptedLinear> = linears
+            .iter()
+            .filter(|l| patterns.iter().any(|p| names(p.as_ref(), &l.name)))
+            .map(|l| AdaptedLinear { name: l.name.clone(), inputs: l.inputs, outputs: l.outputs })
+            .collect();
+        if let Some(narrow) = modules.iter().find(|m| rank > m.inputs.min(m.outputs)) {
+            return Err(Error::Setting(format!(
+                "rank {rank} is more than `{}` can use: it has {} inputs and {} outputs",
+                narrow.name, narrow.inputs, narrow.outputs
+            )));
+        }
+        Ok((Self { modules, rank, alpha }, matches))
+    }
+}
+
+/// Does the pattern name this path?
+fn names(pattern: &str, path: &str) -> bool {
+    if pattern.contains('*') {
+        return glob(pattern, path);
+    }
+    !pattern.is_empty()
+        && path.strip_suffix(pattern).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}
+
+fn glob(pattern: &str, path: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| path.strip_prefix(first)) else { return false };
+    let mut parts: Vec<&str> = parts.collect();
+    let Some(last) = parts.pop() else { return rest.is_empty() };
+    // Taking each part where it first occurs leaves the most room for those that follow.
+    for part in parts {
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+/// The kinds of linears nearest to a pattern: paths without the block.
+fn nearest_kinds(pattern: &str, linears: &[LinearLayout]) -> String {
+    const SHOWN: usize = 5;
+    let kinds: BTreeSet<&str> = linears.iter().map(|l| kind(&l.name)).collect();
+    let mut kinds: Vec<(usize, &str)> =
+        kinds.into_iter().map(|k| (edit_distance(kind(pattern), k), k)).collect();
+    kinds.sort_unstable();
+    let shown: Vec<String> = kinds.iter().take(SHOWN).map(|(_, k)| format!("`{k}`")).collect();
+    shown.join(", ")
+}
+
+/// What follows the block's number in a path.
+fn kind(path: &str) -> &str {
+    let number = |part: &str| part == "*" || (!part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()));
+    let mut at = 0;
+    for part in path.split('.') {
+        at += part.len() + 1;
+        if number(part) && at < path.len() {
+            return &path[at..];
+        }
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn linears() -> Vec<LinearLayout> {
+        [
+            "transformer_blocks.0.norm1.linear",
+            "transformer_blocks.0.attn.to_q",
+            "transformer_blocks.0.attn.to_out.0",
+            "transformer_blocks.1.attn.to_q",
+            "single_transformer_blocks.0.attn.to_q",
+            "single_transformer_blocks.0.norm.linear",
+        ]
+        .map(|name| LinearLayout { name: name.into(), inputs: 8, outputs: 8 })
+        .into()
+    }
+
+    fn matched(patterns: &[&str]) -> Vec<String> {
+        let (layout, _) = AdapterLayout::matching(&linears(), patterns, 2, 2.0).unwrap();
+        layout.modules.into_iter().map(|m| m.name).collect()
+    }
+
+    #[test]
+    fn a_plain_pattern_names_whole_ends_of_paths() {
+        assert_eq!(matched(&["to_q"]).len(), 3);
+        assert_eq!(matched(&["norm.linear"]), ["single_transformer_blocks.0.norm.linear"]);
+        assert_eq!(matched(&["transformer_blocks.0.attn.to_q"]), ["transformer_blocks.0.attn.to_q"]);
+    }
+
+    #[test]
+    fn a_star_stands_for_any_run_of_characters_of_the_whole_path() {
+        assert_eq!(matched(&["transformer_blocks.*.attn.*"]).len(), 3);
+        assert_eq!(matched(&["single_*"]).len(), 2);
+        assert_eq!(matched(&["*to_*"]).len(), 4);
+        assert!(!glob("a*ab", "ab"));
+    }
+
+    #[test]
+    fn linears_named_twice_are_adapted_once_in_the_order_of_the_model() {
+        let patterns = ["attn.to_out.0", "transformer_blocks.*.attn.*", "to_q"];
+        assert_eq!(
+            matched(&patterns),
+            [
+                "transformer_blocks.0.attn.to_q",
+                "transformer_blocks.0.attn.to_out.0",
+                "transformer_blocks.1.attn.to_q",
+                "single_transformer_blocks.0.attn.to_q"
+            ]
+        );
+        let (_, report) = AdapterLayout::matching(&linears(), &patterns, 2, 2.0).unwrap();
+        assert_eq!(report.iter().map(|m| m.linears).collect::<Vec<_>>(), [1, 3, 3]);
+    }
+
+    #[test]
+    fn a_pattern_that_names_nothing_is_answered_with_the_nearest_kinds() {
+        let error =
+            AdapterLayout::matching(&linears(), &["to_q", "atn.to_q"], 2, 2.0).unwrap_err().to_string();
+        assert!(
+            error.contains("`atn.to_q` names no linear") && error.contains("nearest: `attn.to_q`"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn ranks_and_alphas_that_make_no_sense_are_refused() {
+        for (rank, alpha) in [(0, 1.0), (4, 0.0), (4, f32::NAN), (9, 1.0)] {
+            assert!(AdapterLayout::matching(&linears(), &["to_q"], rank, alpha).is_err(), "{rank} {alpha}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! The derivative by an adapter on any linear of FLUX: against finite differences, and alone against together.
+
+#[allow(dead_code, reason = "shared with the golden test, which uses the rest")]
+#[path = "golden/case.rs"]
+mod case;
+
+use std::sync::Arc;
+
+use case::{Case, cases, relative};
+use prefgraph_nn::{
+    Adapter, Backbone, Inputs, Tensor, backbone::Latents, lora::AdapterLayout, models::FluxUno,
+};
+
+/// Numbers without pattern, in +-1.
+fn numbers(count: usize, salt: usize) -> Vec<f32> {
+    (0..count)
+        .map(|i| {
+            let mixed =
+                (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15 ^ salt.wrapping_mul(0xD6E8_FEB8_6659_FD93));
+            ((mixed >> 40) & 0xFFFF) as f32 / 32768.0 - 1.0
+        })
+        .collect()
+}
+
+fn setting(case: &Case) -> (FluxUno, Inputs, Latents) {
+    let inputs = case.inputs(&case.file("forward.safetensors"), "", &["x_t"]);
+    let mut cotangent = inputs.x_t.clone();
+    let count = cotangent.values().len();
+    cotangent.values_mut().copy_from_slice(&numbers(count, 1));
+    (case.model(2), inputs, cotangent)
+}
+
+fn everywhere(model: &FluxUno) -> Arc<AdapterLayout> {
+    Arc::new(AdapterLayout::matching(&model.layout().linears, &["*"], 3, 4.5).unwrap().0)
+}
+
+fn gradient(model: &FluxUno, inputs: &Inputs, adapter: &Adapter, cotangent: &Latents) -> Vec<f32> {
+    let (_, saved) = model.predict_saving(inputs, adapter, &mut ()).unwrap();
+    model.backward(saved, adapter, cotangent).unwrap().values.to_vec()
+}
+
+#[test]
+fn the_derivative_by_the_factors_of_every_linear_is_that_of_finite_differences() {
+    for case in cases() {
+        let (model, inputs, cotangent) = setting(&case);
+        let layout = everywhere(&model);
+        let values: Vec<f32> = numbers(layout.len(), 2).iter().map(|v| 0.2 * v).collect();
+        let adapter = |values: Vec<f32>| Adapter { layout: Arc::clone(&layout), values: Arc::new(values) };
+        let gradient = gradient(&model, &inputs, &adapter(values.clone()), &cotangent);
+        let value = |values: Vec<f32>| -> f64 {
+            let prediction = model.predict(&inputs, Some(&adapter(values)), &mut ()).unwrap();
+            prediction.values().iter().zip(cotangent.values()).map(|(p, c)| f64::from(p * c)).sum()
+        };
+        for (module, (a, b)) in layout.modules.iter().zip(layout.ranges()) {
+            for (side, range) in [("A", a), ("B", b)] {
+                // Along the gradient of this factor, so that rounding is small beside the change.
+                let length =
+                    gradient[range.clone()].iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+                assert!(length > 0.0, "{} {side}: no derivative", module.name);
+                let step = 2e-2 / length;
+                let moved = |sign: f64| {
+                    let mut values = values.clone();
+                    for i in range.clone() {
+                        values[i] += (sign * step * f64::from(gradient[i])) as f32;
+                    }
+                    value(values)
+                };
+                let slope = (moved(1.0) - moved(-1.0)) / (2.0 * step);
+                let error = (slope / length.powi(2) - 1.0).abs();
+                assert!(
+                    error < 1e-2,
+                    "{} {} {side}: slope {slope}, expected {}",
+                    case.name,
+                    module.name,
+                    length.powi(2)
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn an_adapter_on_one_linear_has_the_derivative_that_it_has_among_all() {
+    for case in cases() {
+        let (model, inputs, cotangent) = setting(&case);
+        let all = everywhere(&model);
+        for (module, (a, b)) in all.modules.iter().zip(all.ranges()) {
+            let alone = AdapterLayout { modules: vec![module.clone()], ..(*all).clone() };
+            let values: Vec<f32> = numbers(alone.len(), 3).iter().map(|v| 0.2 * v).collect();
+            let mut among = vec![0.0; all.len()];
+            among[a.start..b.end].copy_from_slice(&values);
+            let alone = Adapter { layout: Arc::new(alone), values: Arc::new(values) };
+            let among = Adapter { layout: Arc::clone(&all), values: Arc::new(among) };
+            let found = gradient(&model, &inputs, &alone, &cotangent);
+            let expected = gradient(&model, &inputs, &among, &cotangent);
+            let error = relative(&found, &expected[a.start..b.end]);
+            assert!(error < 1e-6, "{} {}: off by {error:e}", case.name, module.name);
+        }
+    }
+}
+
+#[test]
+fn a_backward_with_another_adapter_or_shape_than_the_pass_is_refused() {
+    let case = &cases()[0];
+    let (model, inputs, cotangent) = setting(case);
+    let layout = everywhere(&model);
+    let adapter =
+        |value| Adapter { layout: Arc::clone(&layout), values: Arc::new(vec![value; layout.len()]) };
+    let (_, saved) = model.predict_saving(&inputs, &adapter(0.1), &mut ()).unwrap();
+    let error = model.backward(saved, &adapter(0.2), &cotangent).unwrap_err().to_string();
+    assert!(error.contains("another adapter"), "{error}");
+    let (_, saved) = model.predict_saving(&inputs, &adapter(0.1), &mut ()).unwrap();
+    let wrong = Tensor::zeros(model.device(), (1, 16, 12, 16));
+    assert!(model.backward(saved, &adapter(0.1), &wrong).is_err());
+}
+
+#[test]
+fn inputs_that_do_not_fit_the_model_are_refused_by_name() {
+    let case = &cases()[0];
+    let (model, inputs, _) = setting(case);
+    let faults: [(fn(&mut Inputs), &str); 6] = [
+        (|i| i.t.truncate(1), "t: expected 3 values"),
+        (|i| i.guidance = Some(3.5), "takes no guidance"),
+        (|i| i.pooled = Tensor::zeros(&cpu(), (3, 21)), "pooled text: expected [3, 20]"),
+        (|i| i.text = Tensor::zeros(&cpu(), (3, 0, 24)), "with L > 0"),
+        (|i| i.x_t = Tensor::zeros(&cpu(), (3, 16, 11, 16)), "even H and W"),
+        (|i| i.references.push(Tensor::zeros(&cpu(), (2, 16, 6, 6))), "reference 1"),
+    ];
+    for (fault, message) in faults {
+        let mut wrong = inputs.clone();
+        fault(&mut wrong);
+        let error = model.predict(&wrong, None, &mut ()).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+fn cpu() -> prefgraph_nn::Cpu {
+    prefgraph_nn::Cpu::new(1).unwrap()
+}
