@@ -18,7 +18,7 @@ use super::{
     isa::{Kernel, Machine},
     parallel::{self, Shared},
     scratch::with_scratch,
-    tile::{Tile, edge_tile},
+    tile::{Product, Start, product},
 };
 
 /// `out = start + x * weight + extra`, where `start` is `out`, the bias or zero.
@@ -94,7 +94,7 @@ pub fn gemm(cpu: &Cpu, call: Gemm<'_>) {
             out,
             out_stride,
         };
-        cpu.token.run(block);
+        cpu.run(block);
     });
 }
 
@@ -116,60 +116,39 @@ impl Kernel for Block<'_> {
     #[inline(always)]
     fn run<M: Machine, const N: usize>(self, machine: M) {
         let width = M::TILE_COLUMNS;
-        let n = self.base.2.n();
-        with_scratch([self.rows.len() * TERMS, M::TILE_ROWS * width, width], |[copy, edge, row]| {
-            let mut begun = self.accumulate;
+        let first_column = self.panels.start * width;
+        let columns = (self.panels.end * width).min(self.base.2.n()) - first_column;
+        let mut start = match self.bias {
+            _ if self.accumulate => Start::Result,
+            Some(bias) => Start::Row(bias[first_column..].as_ptr()),
+            None => Start::Zero,
+        };
+        with_scratch([self.rows.len() * TERMS], |[copy]| {
             for (x, stride, weight) in [self.base].into_iter().chain(self.extra) {
                 for (first, terms) in blocks(weight.k()) {
-                    let copied = self.panels.len() >= COPY_FROM && terms > 0;
-                    if copied {
+                    let (mut a, mut a_stride) = (x[self.rows.start * stride + first..].as_ptr(), stride);
+                    if self.panels.len() >= COPY_FROM && terms > 0 {
                         for (to, r) in copy.chunks_exact_mut(terms).zip(self.rows.clone()) {
                             to.copy_from_slice(&x[r * stride + first..][..terms]);
                         }
+                        (a, a_stride) = (copy.as_ptr(), terms);
                     }
-                    for panel in self.panels.clone() {
-                        let column = panel * width;
-                        let used = width.min(n - column);
-                        if !begun {
-                            row.fill(0.0);
-                            if let Some(bias) = self.bias {
-                                row[..used].copy_from_slice(&bias[column..column + used]);
-                            }
-                        }
-                        let values = &weight.panel(panel, first)[..terms * width];
-                        for r in self.rows.clone().step_by(M::TILE_ROWS) {
-                            let rows = M::TILE_ROWS.min(self.rows.end - r);
-                            let (a, a_stride) = if copied {
-                                (copy[(r - self.rows.start) * terms..].as_ptr(), terms)
-                            } else {
-                                (x[r * stride + first..].as_ptr(), stride)
-                            };
-                            let c = self.out.at(r * self.out_stride + column);
-                            let mut tile = Tile {
-                                k: terms,
-                                a,
-                                a_stride,
-                                panel: values.as_ptr(),
-                                start: c,
-                                start_stride: self.out_stride,
-                                c,
-                                c_stride: self.out_stride,
-                            };
-                            if !begun {
-                                (tile.start, tile.start_stride) = (row.as_ptr(), 0);
-                            }
-                            // SAFETY: `gemm` has checked `x` and `out` against their shapes; rows r..r + rows
-                            // and columns column..column + used lie inside, and are this task's alone.
-                            unsafe {
-                                if used == width {
-                                    machine.tile::<false>(rows, &tile);
-                                } else {
-                                    edge_tile::<_, false>(machine, rows, used, tile, edge);
-                                }
-                            }
-                        }
-                    }
-                    begun = true;
+                    let block = Product {
+                        rows: self.rows.len(),
+                        columns,
+                        k: terms,
+                        a,
+                        a_stride,
+                        panels: weight.panel(self.panels.start, first).as_ptr(),
+                        panel_stride: weight.k() * width,
+                        start,
+                        c: self.out.at(self.rows.start * self.out_stride + first_column),
+                        c_stride: self.out_stride,
+                    };
+                    // SAFETY: `gemm` has checked all slices against their shapes; these rows and columns of `out`
+                    // are this task's alone.
+                    unsafe { product::<M, false>(machine, &block) };
+                    start = Start::Result;
                 }
             }
         });

@@ -12,7 +12,7 @@ use super::{
     packed::pack,
     parallel::{self, Shared},
     scratch::with_scratch,
-    tile::Tile,
+    tile::{Product, Start, product},
 };
 
 /// `out[p, q] = sum over m of a[m, p] * b[m, q]`.
@@ -63,7 +63,7 @@ pub fn gemm_tn(cpu: &Cpu, call: GemmTn<'_>) {
     parallel::for_each(cpu, 2 * m * p * q, panels.div_ceil(each), |task| {
         let first = task * each * width;
         let columns = (each * width).min(wide.2 - first);
-        cpu.token.run(Columns { m, narrow, wide, first, columns, swapped, accumulate, out });
+        cpu.run(Columns { m, narrow, wide, first, columns, swapped, accumulate, out });
     });
 }
 
@@ -106,35 +106,32 @@ impl Kernel for Columns<'_> {
             if self.accumulate {
                 for j in 0..columns {
                     for i in 0..rows {
-                        sums[(j / width * rows + i) * width + j % width] = *element(i, j);
+                        sums[i * panels * width + j] = *element(i, j);
                     }
                 }
             }
             for r in (0..m).step_by(TERMS) {
                 let terms = TERMS.min(m - r);
                 pack(&wide[r * stride + first..], stride, terms, columns, width, packed);
-                for panel in 0..panels {
-                    for i in (0..rows).step_by(M::TILE_ROWS) {
-                        let c = sums[(panel * rows + i) * width..].as_mut_ptr();
-                        let tile = Tile {
-                            k: terms,
-                            a: narrow[r * narrow_stride + i..].as_ptr(),
-                            a_stride: narrow_stride,
-                            panel: packed[panel * terms * width..].as_ptr(),
-                            start: c,
-                            start_stride: width,
-                            c,
-                            c_stride: width,
-                        };
-                        // SAFETY: the narrow factor was checked for m rows; the panel has `terms` rows, and the sums
-                        // have `rows` rows of `width` for each panel.
-                        unsafe { machine.tile::<true>(M::TILE_ROWS.min(rows - i), &tile) };
-                    }
-                }
+                let block = Product {
+                    rows,
+                    columns: panels * width,
+                    k: terms,
+                    a: narrow[r * narrow_stride..].as_ptr(),
+                    a_stride: narrow_stride,
+                    panels: packed.as_ptr(),
+                    panel_stride: terms * width,
+                    start: Start::Result,
+                    c: sums.as_mut_ptr(),
+                    c_stride: panels * width,
+                };
+                // SAFETY: the narrow factor was checked for `m` rows; all panels have `terms` rows, and the sums are
+                // `rows` rows of `panels * width`.
+                unsafe { product::<M, true>(machine, &block) };
             }
             for i in 0..rows {
                 for j in 0..columns {
-                    *element(i, j) = sums[(j / width * rows + i) * width + j % width];
+                    *element(i, j) = sums[i * panels * width + j];
                 }
             }
         });

@@ -20,6 +20,7 @@ mod gemm;
 mod gemm_tn;
 mod heads;
 mod isa;
+mod math;
 mod norm;
 mod optimizer;
 mod packed;
@@ -84,6 +85,12 @@ impl Cpu {
     /// The instruction set that kernels use.
     pub fn isa(&self) -> Isa {
         self.token.isa()
+    }
+
+    /// Runs a kernel compiled for this device's instruction set, on this thread.
+    #[inline]
+    fn run<K: isa::Kernel>(&self, kernel: K) -> K::Output {
+        self.token.run(kernel)
     }
 
     /// The pool that kernels run on.

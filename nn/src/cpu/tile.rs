@@ -1,5 +1,6 @@
 //! The micro-kernel of all matrix products: a tile of the result in registers, summed over a panel.
 #![allow(unsafe_code, reason = "unchecked access in the innermost loop")]
+#![allow(clippy::needless_range_loop, reason = "indices into register arrays are unrolled")]
 
 use super::isa::Machine;
 
@@ -60,32 +61,95 @@ pub(super) unsafe fn micro_tile<M: Machine, const R: usize, const V: usize, cons
     }
 }
 
-/// Runs a tile of which only the first `used` columns exist in `start` and `c`, by way of `edge`.
+/// Where the accumulators of a product start from.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Start {
+    Zero,
+    /// The same row, of all columns, for every row.
+    Row(*const f32),
+    /// What the result holds.
+    Result,
+}
+
+/// `c = start + a * panels`: a block of a matrix product, cut into micro-tiles.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Product {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) k: usize,
+    /// Element (row i, term p) of the left factor is at `i * a_stride + p`, or `p * a_stride + i` if `ACROSS`.
+    pub(super) a: *const f32,
+    pub(super) a_stride: usize,
+    /// The first panel `[k, TILE_COLUMNS]`, and the distance to the next.
+    pub(super) panels: *const f32,
+    pub(super) panel_stride: usize,
+    pub(super) start: Start,
+    pub(super) c: *mut f32,
+    pub(super) c_stride: usize,
+}
+
+/// Widest micro-tile of all instruction sets.
+const WIDEST: usize = 32;
+static ZEROS: [f32; WIDEST] = [0.0; WIDEST];
+
+/// Computes a product. A panel stays in the first cache while all rows pass.
 ///
 /// # Safety
-/// As for [`micro_tile`], with `used` columns of `c`, and of `start` unless its stride is 0; `edge` has
-/// `TILE_ROWS * TILE_COLUMNS` values.
+/// All elements described by [`Product`] must be valid to read, and `c` to write, with nothing else reading or
+/// writing `c` meanwhile; the last panel is whole even where `columns` ends inside it.
 #[inline(always)]
-pub(super) unsafe fn edge_tile<M: Machine, const ACROSS: bool>(
-    m: M,
-    rows: usize,
-    used: usize,
-    mut tile: Tile,
-    edge: &mut [f32],
-) {
+pub(super) unsafe fn product<M: Machine, const ACROSS: bool>(m: M, product: &Product) {
+    let Product { rows, columns, k, a, a_stride, panels, panel_stride, start, c, c_stride } = *product;
     let width = M::TILE_COLUMNS;
+    // SAFETY: rows `i..i + height` and columns `first..first + used` are inside the block.
+    unsafe {
+        for (panel, first) in (0..columns).step_by(width).enumerate() {
+            let used = width.min(columns - first);
+            for i in (0..rows).step_by(M::TILE_ROWS) {
+                let height = M::TILE_ROWS.min(rows - i);
+                let c = c.add(i * c_stride + first);
+                let (start, start_stride) = match start {
+                    Start::Zero => (ZEROS.as_ptr(), 0),
+                    Start::Row(row) => (row.add(first), 0),
+                    Start::Result => (c.cast_const(), c_stride),
+                };
+                let tile = Tile {
+                    k,
+                    a: a.add(if ACROSS { i } else { i * a_stride }),
+                    a_stride,
+                    panel: panels.add(panel * panel_stride),
+                    start,
+                    start_stride,
+                    c,
+                    c_stride,
+                };
+                if used == width {
+                    m.tile::<ACROSS>(height, &tile);
+                } else {
+                    edge_tile::<M, ACROSS>(m, height, used, tile);
+                }
+            }
+        }
+    }
+}
+
+/// Runs a tile of which only the first `used` columns exist in `start` and `c`.
+///
+/// # Safety
+/// As for [`micro_tile`], with `used` columns of `c` and of `start`.
+#[inline(always)]
+unsafe fn edge_tile<M: Machine, const ACROSS: bool>(m: M, rows: usize, used: usize, mut tile: Tile) {
+    let width = M::TILE_COLUMNS;
+    let mut edge = [0.0f32; 12 * WIDEST];
     let edge = &mut edge[..rows * width];
     let Tile { c, c_stride, .. } = tile;
     // SAFETY: `rows` rows of `used` columns exist, and all columns of the edge do.
     unsafe {
-        if tile.start_stride != 0 {
-            for (i, to) in edge.chunks_exact_mut(width).enumerate() {
-                let from = std::slice::from_raw_parts(tile.start.add(i * tile.start_stride), used);
-                to[..used].copy_from_slice(from);
-                to[used..].fill(0.0);
-            }
-            (tile.start, tile.start_stride) = (edge.as_ptr(), width);
+        for (i, to) in edge.chunks_exact_mut(width).enumerate() {
+            let from = std::slice::from_raw_parts(tile.start.add(i * tile.start_stride), used);
+            to[..used].copy_from_slice(from);
         }
+        (tile.start, tile.start_stride) = (edge.as_ptr(), width);
         (tile.c, tile.c_stride) = (edge.as_mut_ptr(), width);
         m.tile::<ACROSS>(rows, &tile);
         for (i, from) in edge.chunks_exact(width).enumerate() {

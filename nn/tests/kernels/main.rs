@@ -1,5 +1,6 @@
 //! The CPU kernels against plain loops in f64, on every instruction set of the machine and on one and two threads.
 
+mod attention;
 mod gemm;
 
 use prefgraph_nn::cpu::{Cpu, Isa};

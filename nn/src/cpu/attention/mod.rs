@@ -6,10 +6,20 @@
 //!
 //! Queries, keys and values are head-major `[B, H, T, D]`; the result is token-major `[B, T, H * D]`, as the next
 //! linear layer reads it. Scores are scaled by 1 / sqrt(D).
+//!
+//! The forward pass is the online softmax of Milakov and Gimelshein (2018), the backward pass recomputes the
+//! probabilities from the saved log-sum-exp (Dao et al. 2022). A row of the result depends on its query and on all
+//! keys only, and its sums run in the order of the keys; those of a key's cotangent run in the order of the queries.
+
+mod backward;
+mod forward;
 
 use std::ops::Range;
 
 use super::Cpu;
+
+/// Keys of one block. The same for every instruction set, since it decides where a running sum is rescaled.
+const KEYS: usize = 256;
 
 /// The sizes of one attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,68 +86,62 @@ pub struct AttentionBackward<'a> {
     pub dv: &'a mut [f32],
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).fold(0.0, |s, (a, b)| a.mul_add(*b, s))
-}
-
 /// Computes an [`Attention`].
 ///
 /// # Panics
 /// If a slice is too short for its shape.
-pub fn attention(_cpu: &Cpu, call: Attention<'_>) {
-    let AttentionShape { batch, heads, tokens, dim } = call.shape;
-    let scale = 1.0 / (dim as f32).sqrt();
-    let mut p = vec![0.0f32; tokens];
-    for head in 0..batch * heads {
-        let base = head * tokens * dim;
-        let at = |t: usize| base + t * dim..base + (t + 1) * dim;
-        for i in call.query_rows.clone() {
-            for (j, p) in p.iter_mut().enumerate() {
-                *p = scale * dot(&call.q[at(i)], &call.k[at(j)]);
-            }
-            let top = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            p.iter_mut().for_each(|p| *p = (*p - top).exp());
-            let sum: f32 = p.iter().sum();
-            call.lse[head * tokens + i] = top + sum.ln();
-            let start = (head / heads * tokens + i) * call.out_stride + head % heads * dim;
-            let out = &mut call.out[start..start + dim];
-            out.fill(0.0);
-            for (j, p) in p.iter().enumerate() {
-                for (o, v) in out.iter_mut().zip(&call.v[at(j)]) {
-                    *o += p / sum * v;
-                }
-            }
-        }
+pub fn attention(cpu: &Cpu, call: Attention<'_>) {
+    call.shape.check(&call.query_rows, &[call.q, call.k, call.v]);
+    call.shape.check_tokens("out", call.out.len(), call.out_stride);
+    call.shape.check_saved(call.lse.len());
+    if call.query_rows.is_empty() || call.shape.is_empty() {
+        return;
     }
+    forward::run(cpu, call);
 }
 
 /// Computes an [`AttentionBackward`].
 ///
 /// # Panics
 /// If a slice is too short for its shape.
-pub fn attention_backward(_cpu: &Cpu, call: AttentionBackward<'_>) {
-    let AttentionShape { batch, heads, tokens, dim } = call.shape;
-    let scale = 1.0 / (dim as f32).sqrt();
-    let all = batch * heads * tokens * dim;
-    for d in [&mut *call.dq, &mut *call.dk, &mut *call.dv] {
-        d[..all].fill(0.0);
+pub fn attention_backward(cpu: &Cpu, call: AttentionBackward<'_>) {
+    call.shape.check(&call.query_rows, &[call.q, call.k, call.v, call.dq, call.dk, call.dv]);
+    call.shape.check_tokens("out", call.out.len(), call.out_stride);
+    call.shape.check_tokens("d_out", call.d_out.len(), call.d_out_stride);
+    call.shape.check_saved(call.lse.len());
+    if !call.shape.is_empty() {
+        backward::run(cpu, call);
     }
-    for head in 0..batch * heads {
-        let base = head * tokens * dim;
-        let at = |t: usize| base + t * dim..base + (t + 1) * dim;
-        for i in call.query_rows.clone() {
-            let row = head / heads * tokens + i;
-            let d_out = &call.d_out[row * call.d_out_stride + head % heads * dim..][..dim];
-            let delta = dot(d_out, &call.out[row * call.out_stride + head % heads * dim..][..dim]);
-            for j in 0..tokens {
-                let p = (scale * dot(&call.q[at(i)], &call.k[at(j)]) - call.lse[head * tokens + i]).exp();
-                let ds = p * (dot(d_out, &call.v[at(j)]) - delta) * scale;
-                for c in 0..dim {
-                    call.dv[base + j * dim + c] += p * d_out[c];
-                    call.dq[base + i * dim + c] += ds * call.k[base + j * dim + c];
-                    call.dk[base + j * dim + c] += ds * call.q[base + i * dim + c];
-                }
-            }
+}
+
+impl AttentionShape {
+    /// Values of one head.
+    fn head(&self) -> usize {
+        self.tokens * self.dim
+    }
+
+    fn is_empty(&self) -> bool {
+        self.batch * self.heads * self.head() == 0
+    }
+
+    /// Where the values of a token and a head start in token-major rows; heads count through all samples.
+    fn token_major(&self, head: usize, token: usize, stride: usize) -> usize {
+        (head / self.heads * self.tokens + token) * stride + head % self.heads * self.dim
+    }
+
+    fn check(&self, rows: &Range<usize>, head_major: &[&[f32]]) {
+        assert!(rows.end <= self.tokens, "query rows {rows:?} of {} tokens", self.tokens);
+        let all = self.batch * self.heads * self.head();
+        for values in head_major {
+            assert!(values.len() >= all, "{} values for {self:?}", values.len());
         }
+    }
+
+    fn check_tokens(&self, name: &str, len: usize, stride: usize) {
+        super::gemm::check_matrix(name, len, self.batch * self.tokens, self.heads * self.dim, stride);
+    }
+
+    fn check_saved(&self, len: usize) {
+        assert!(len >= self.batch * self.heads * self.tokens, "{len} values of lse for {self:?}");
     }
 }

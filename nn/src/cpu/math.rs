@@ -1,0 +1,185 @@
+//! Vector arithmetic on blocks of 16 values, whatever the width of the registers, and exponentials.
+//!
+//! Sums over a row are kept in the 16 lanes of a block and added in a fixed order at the end, so that they do not
+//! depend on the instruction set.
+#![allow(clippy::needless_range_loop, reason = "indices into register arrays are unrolled")]
+#![allow(clippy::inline_always, reason = "vector code must be compiled inside the function that enables it")]
+
+use super::isa::Machine;
+
+/// Values in a block.
+pub(super) const BLOCK: usize = 16;
+
+/// 16 values in `N` registers.
+pub(super) type Block<M, const N: usize> = [<M as pulp::Simd>::f32s; N];
+
+#[inline(always)]
+pub(super) fn splat<M: Machine, const N: usize>(m: M, value: f32) -> Block<M, N> {
+    [m.splat_f32s(value); N]
+}
+
+/// The first 16 values of a slice.
+#[inline(always)]
+pub(super) fn load<M: Machine, const N: usize>(m: M, from: &[f32]) -> Block<M, N> {
+    let (vectors, _) = M::as_simd_f32s(&from[..BLOCK]);
+    let mut out = splat(m, 0.0);
+    for i in 0..N {
+        out[i] = vectors[i];
+    }
+    out
+}
+
+#[inline(always)]
+pub(super) fn store<M: Machine, const N: usize>(to: &mut [f32], block: Block<M, N>) {
+    let (vectors, _) = M::as_mut_simd_f32s(&mut to[..BLOCK]);
+    for i in 0..N {
+        vectors[i] = block[i];
+    }
+}
+
+/// Up to 16 values, and `fill` for those beyond the end of the slice.
+#[inline(always)]
+pub(super) fn load_part<M: Machine, const N: usize>(m: M, from: &[f32], fill: f32) -> Block<M, N> {
+    if from.len() == BLOCK {
+        return load(m, from);
+    }
+    let mut whole = [fill; BLOCK];
+    whole[..from.len()].copy_from_slice(from);
+    load(m, &whole)
+}
+
+#[inline(always)]
+pub(super) fn store_part<M: Machine, const N: usize>(to: &mut [f32], block: Block<M, N>) {
+    if to.len() == BLOCK {
+        return store::<M, N>(to, block);
+    }
+    let mut whole = [0.0; BLOCK];
+    store::<M, N>(&mut whole, block);
+    to.copy_from_slice(&whole[..to.len()]);
+}
+
+macro_rules! lanewise {
+    ($($name:ident: $method:ident($($argument:ident),*);)*) => {$(
+        #[inline(always)]
+        pub(super) fn $name<M: Machine, const N: usize>(m: M, $($argument: Block<M, N>),*) -> Block<M, N> {
+            let mut out = splat(m, 0.0);
+            for i in 0..N {
+                out[i] = m.$method($($argument[i]),*);
+            }
+            out
+        }
+    )*};
+}
+
+lanewise! {
+    add: add_f32s(a, b);
+    sub: sub_f32s(a, b);
+    mul: mul_f32s(a, b);
+    div: div_f32s(a, b);
+    mul_add: mul_add_f32s(a, b, c);
+    sqrt: sqrt_f32s(a);
+}
+
+/// The larger of each pair of lanes; `b` where either is not a number, on every instruction set.
+#[inline(always)]
+pub(super) fn max<M: Machine, const N: usize>(m: M, a: Block<M, N>, b: Block<M, N>) -> Block<M, N> {
+    let mut out = b;
+    for i in 0..N {
+        out[i] = if cfg!(target_arch = "x86_64") && !M::IS_SCALAR {
+            m.max_f32s(a[i], b[i])
+        } else {
+            m.select_f32s(m.greater_than_f32s(a[i], b[i]), a[i], b[i])
+        };
+    }
+    out
+}
+
+/// The smaller of each pair of lanes; `b` where either is not a number, on every instruction set.
+#[inline(always)]
+pub(super) fn min<M: Machine, const N: usize>(m: M, a: Block<M, N>, b: Block<M, N>) -> Block<M, N> {
+    let mut out = b;
+    for i in 0..N {
+        out[i] = if cfg!(target_arch = "x86_64") && !M::IS_SCALAR {
+            m.min_f32s(a[i], b[i])
+        } else {
+            m.select_f32s(m.less_than_f32s(a[i], b[i]), a[i], b[i])
+        };
+    }
+    out
+}
+
+/// Sum of the lanes, halves first.
+#[inline(always)]
+pub(super) fn sum<M: Machine, const N: usize>(block: Block<M, N>) -> f32 {
+    let mut lanes = [0.0; BLOCK];
+    store::<M, N>(&mut lanes, block);
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+    }
+    lanes[0]
+}
+
+/// Largest lane.
+#[inline(always)]
+pub(super) fn largest<M: Machine, const N: usize>(block: Block<M, N>) -> f32 {
+    let mut lanes = [0.0; BLOCK];
+    store::<M, N>(&mut lanes, block);
+    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// Adding this rounds to a whole number and leaves it in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// `2^whole * fraction`, for `rounded = ROUND + whole` and a result that is a normal number.
+#[inline(always)]
+fn times_power<M: Machine, const N: usize>(m: M, rounded: Block<M, N>, fraction: Block<M, N>) -> Block<M, N> {
+    let mut out = fraction;
+    for i in 0..N {
+        let exponent = m.wrapping_dyn_shl_u32s(m.transmute_u32s_f32s(rounded[i]), m.splat_u32s(23));
+        out[i] = m.transmute_f32s_u32s(m.add_u32s(m.transmute_u32s_f32s(fraction[i]), exponent));
+    }
+    out
+}
+
+#[inline(always)]
+fn polynomial<M: Machine, const N: usize, const C: usize>(
+    m: M,
+    x: Block<M, N>,
+    coefficients: [f32; C],
+) -> Block<M, N> {
+    let mut out = splat(m, coefficients[C - 1]);
+    for c in (0..C - 1).rev() {
+        out = mul_add(m, out, x, splat(m, coefficients[c]));
+    }
+    out
+}
+
+/// `2^x` for x up to 127, within 2 ulp; below -125 it is `2^-125`, which vanishes beside 1. Not a number stays so.
+#[inline(always)]
+pub(super) fn exp2<M: Machine, const N: usize>(m: M, x: Block<M, N>) -> Block<M, N> {
+    // The minimax polynomial of relative error on [-1/2, 1/2]: 2e-9.
+    const COEFFICIENTS: [f32; 7] =
+        [1.0, 0.693_147_2, 0.240_226_47, 0.055_503_29, 0.009_618_489, 0.001_339_993_1, 0.000_153_458_12];
+    // In this order a comparison with something that is not a number keeps it.
+    let x = max(m, splat(m, -125.0), x);
+    let rounded = add(m, x, splat(m, ROUND));
+    let fraction = sub(m, x, sub(m, rounded, splat(m, ROUND)));
+    times_power(m, rounded, polynomial(m, fraction, COEFFICIENTS))
+}
+
+/// `exp(x)` within 2 ulp, for x between -86 and 88; outside it is the value there. Not a number stays so.
+#[inline(always)]
+pub(super) fn exp<M: Machine, const N: usize>(m: M, x: Block<M, N>) -> Block<M, N> {
+    // ln 2 in two parts, the first with trailing zeros, so that its multiples are exact (Cody and Waite 1980).
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    const COEFFICIENTS: [f32; 7] =
+        [1.0, 1.0, 0.499_999_92, 0.166_664_2, 0.041_668_23, 0.008_374_82, 0.001_383_68];
+    let x = min(m, splat(m, 88.0), max(m, splat(m, -86.0), x));
+    let rounded = mul_add(m, x, splat(m, std::f32::consts::LOG2_E), splat(m, ROUND));
+    let whole = sub(m, rounded, splat(m, ROUND));
+    let rest = mul_add(m, whole, splat(m, -LN2_LOW), mul_add(m, whole, splat(m, -LN2_HIGH), x));
+    times_power(m, rounded, polynomial(m, rest, COEFFICIENTS))
+}
