@@ -115,6 +115,42 @@ fn a_backward_with_another_adapter_or_shape_than_the_pass_is_refused() {
 }
 
 #[test]
+fn the_declared_memory_is_what_a_pass_holds() {
+    for case in cases() {
+        let (model, inputs, cotangent) = setting(&case);
+        let (n, _, h, w) = inputs.x_t.shape();
+        let grids: Vec<_> = inputs.references.iter().map(|r| (r.shape().2, r.shape().3)).collect();
+        let text = inputs.text.shape().1;
+        for patterns in [&["*"][..], &["attn.to_q", "proj_out"], &["single_transformer_blocks.1.proj_mlp"]] {
+            let linears = &model.layout().linears;
+            let layout = Arc::new(AdapterLayout::matching(linears, patterns, 3, 4.5).unwrap().0);
+            let cost = model.cost(n, (h, w), &grids, text, Some(&layout));
+            let values = Arc::new(vec![0.1; layout.len()]);
+            let adapter = Adapter { layout, values };
+            let (_, saved) = model.predict_saving(&inputs, &adapter, &mut ()).unwrap();
+            let (kept, _) = model.working_memory();
+            let near = |found: usize, declared: usize| (found as f64 / declared as f64 - 1.0).abs();
+            assert!(
+                near(kept, cost.saved_bytes) < 0.1,
+                "{} {patterns:?}: kept {kept}, declared {}",
+                case.name,
+                cost.saved_bytes
+            );
+            model.backward(saved, &adapter, &cotangent).unwrap();
+            assert_eq!(model.working_memory().0, 0, "everything was given back");
+        }
+        // The last and largest: a fresh model, so that no other pass is counted.
+        let model = case.model(2);
+        model.predict(&inputs, None, &mut ()).unwrap();
+        let cost = model.cost(n, (h, w), &grids, text, None);
+        let (_, most) = model.working_memory();
+        let ratio = most as f64 / cost.scratch_bytes as f64;
+        assert!((0.7..1.1).contains(&ratio), "{}: held {most}, declared {}", case.name, cost.scratch_bytes);
+        assert_eq!(cost.saved_bytes, 0);
+    }
+}
+
+#[test]
 fn inputs_that_do_not_fit_the_model_are_refused_by_name() {
     let case = &cases()[0];
     let (model, inputs, _) = setting(case);

@@ -56,6 +56,11 @@ impl Buffers {
         buffer
     }
 
+    /// The values that are lent now.
+    pub fn lent(&self) -> usize {
+        self.lock().lent
+    }
+
     /// The most values that were lent at one time.
     pub fn most_lent(&self) -> usize {
         self.lock().most_lent

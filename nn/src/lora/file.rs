@@ -191,7 +191,8 @@ mod tests {
     fn files_that_are_no_adapter_of_the_model_are_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("adapter.safetensors");
-        let faults: [(Vec<(&str, Vec<usize>)>, &str); 5] = [
+        type Fault = (Vec<(&'static str, Vec<usize>)>, &'static str);
+        let faults: [Fault; 5] = [
             (vec![("blocks.0.to_q.lora_A.weight", vec![2, 3])], "only one of its two factors"),
             (
                 vec![

@@ -175,8 +175,8 @@ impl FluxConfig {
         double.chain(single).collect()
     }
 
-    /// Every tensor of the checkpoint with its shape.
-    pub(super) fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+    /// Every tensor of the checkpoint, with its shape.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let linears = self.linears().into_iter().chain(self.outer_linears());
         let mut all: Vec<_> = linears
             .flat_map(|l| {
@@ -215,6 +215,11 @@ enum Width {
 }
 
 use Width::{Mlp, Stream, StreamAndMlp};
+
+/// Number of linears of a block with two streams.
+pub(super) const DOUBLE_LINEARS: usize = DOUBLE.len();
+/// Number of linears of a block with one stream.
+pub(super) const SINGLE_LINEARS: usize = SINGLE.len();
 
 /// The linears of a block with two streams: of the image stream, then of the text stream, each in the order of use.
 const DOUBLE: [(&str, Width, Width); 14] = [
@@ -265,7 +270,8 @@ mod tests {
 
     #[test]
     fn a_configuration_that_cannot_be_run_is_refused_with_what_was_expected() {
-        let faults: [(fn(&mut FluxConfig), &str); 5] = [
+        type Fault = (fn(&mut FluxConfig), &'static str);
+        let faults: [Fault; 5] = [
             (|c| c.axes_dims_rope = vec![16, 56, 54], "sum attention_head_dim, 128"),
             (|c| c.patch_size = 2, "expected 1"),
             (|c| c.in_channels = 6, "multiple of 4"),

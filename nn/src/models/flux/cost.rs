@@ -1,15 +1,197 @@
 //! What a pass costs, from sizes alone.
+//!
+//! `N` batch, `S` tokens of the joint sequence, `D` width, `R` rank, `M` rows.
+//!
+//! Operations are those of the products (a product `[M, K] x [K, N]` has `2 M K N`); passes over values one by one
+//! are left out. What a backward skips is not counted: weights' derivatives, everything before the first adapted
+//! linear, and in the last block every row but the targets'.
 
-use super::config::FluxConfig;
-use crate::{backbone::PassCost, lora::AdapterLayout};
+use std::collections::HashSet;
+
+use super::config::{FluxConfig, MLP_RATIO, PATCH, SINUSOID};
+use crate::{
+    backbone::{LinearLayout, PassCost},
+    lora::AdapterLayout,
+};
+
+/// Rows of the pass.
+struct Rows {
+    batch: f64,
+    text: f64,
+    target: f64,
+    image: f64,
+    joint: f64,
+}
+
+struct Counter<'a> {
+    rows: Rows,
+    width: f64,
+    rank: f64,
+    adapted: HashSet<&'a str>,
+    cost: PassCost,
+    /// Values kept for the backward.
+    kept: f64,
+}
+
+impl Counter<'_> {
+    fn adapts(&self, linear: &LinearLayout) -> bool {
+        self.adapted.contains(linear.name.as_str())
+    }
+
+    /// A linear over `forward` rows, and over `backward` rows in the backward; `by_input`: is the derivative by its
+    /// input wanted?
+    fn linear(&mut self, linear: &LinearLayout, forward: f64, backward: f64, by_input: bool) {
+        let (inputs, outputs) = (linear.inputs as f64, linear.outputs as f64);
+        self.cost.forward_flops += 2.0 * forward * inputs * outputs;
+        if by_input {
+            self.cost.backward_flops += 2.0 * backward * inputs * outputs;
+        }
+        if self.adapts(linear) {
+            self.cost.forward_flops += 2.0 * forward * self.rank * (inputs + outputs);
+            let products = if by_input { 2.0 * inputs } else { inputs } + 2.0 * outputs;
+            self.cost.backward_flops += 2.0 * backward * self.rank * products;
+            self.kept += forward * self.rank;
+        }
+    }
+
+    /// Attention of `forward` query rows; of the backward, which also repeats the scores, `backward` rows.
+    fn attention(&mut self, forward: f64, backward: f64) {
+        let product = 2.0 * self.rows.joint / self.rows.batch * self.width;
+        self.cost.forward_flops += 2.0 * product * forward;
+        self.cost.backward_flops += 5.0 * product * backward;
+    }
+}
+
+/// The linears of one block, in the order of the configuration, and whether anything in it is needed.
+fn blocks(config: &FluxConfig) -> (Vec<Vec<LinearLayout>>, Vec<Vec<LinearLayout>>) {
+    let mut linears = config.linears().into_iter();
+    let per_double = super::config::DOUBLE_LINEARS;
+    let per_single = super::config::SINGLE_LINEARS;
+    let double = (0..config.num_layers).map(|_| linears.by_ref().take(per_double).collect()).collect();
+    let single = (0..config.num_single_layers).map(|_| linears.by_ref().take(per_single).collect()).collect();
+    (double, single)
+}
 
 pub(super) fn cost(
-    _config: &FluxConfig,
-    _batch: usize,
-    _grid: (usize, usize),
-    _references: &[(usize, usize)],
-    _text: usize,
-    _adapter: Option<&AdapterLayout>,
+    config: &FluxConfig,
+    batch: usize,
+    grid: (usize, usize),
+    references: &[(usize, usize)],
+    text: usize,
+    adapter: Option<&AdapterLayout>,
 ) -> PassCost {
-    PassCost::default()
+    let tokens = |(h, w): (usize, usize)| (h / PATCH * (w / PATCH)) as f64;
+    let n = batch as f64;
+    let target = n * tokens(grid);
+    let image = target + n * references.iter().copied().map(tokens).sum::<f64>();
+    let joint = image + n * text as f64;
+    let width = config.width() as f64;
+    let mut c = Counter {
+        rows: Rows { batch: n, text: n * text as f64, target, image, joint },
+        width,
+        rank: adapter.map_or(0.0, |a| a.rank as f64),
+        adapted: adapter.map_or(HashSet::new(), |a| a.modules.iter().map(|m| m.name.as_str()).collect()),
+        cost: PassCost::default(),
+        kept: 0.0,
+    };
+    let (double, single) = blocks(config);
+    let count = double.len() + single.len();
+    let first = double.iter().chain(&single).position(|b| b.iter().any(|l| c.adapts(l))).unwrap_or(count);
+    let mut largest = 0.0f64;
+    for (i, block) in double.iter().enumerate() {
+        let before = c.kept;
+        double_block(&mut c, block, i >= first, i > first);
+        if i < first {
+            c.kept = before;
+        }
+        // In the attention: the stream, queries, keys and values twice, the result. In the MLP, where it is more:
+        // the stream, queries, keys, values, the result, the normed rows, `up`, its GELU and what comes out.
+        let attention = 8.0 * joint * width;
+        let mlp = 5.0 * joint * width + image * width * (2.0 + 2.0 * MLP_RATIO as f64);
+        largest = largest.max(attention.max(mlp));
+    }
+    for (i, block) in single.iter().enumerate() {
+        let number = double.len() + i;
+        let last = i + 1 == single.len();
+        let before = c.kept;
+        single_block(&mut c, block, last, number >= first, number > first);
+        if number < first {
+            c.kept = before;
+        }
+        largest = largest.max(15.0 * joint * width);
+    }
+    outer(config, &mut c, adapter.is_some() && first < count);
+    if first < count {
+        // The targets' rows before the last norm.
+        c.kept += target * width;
+    } else {
+        c.kept = 0.0;
+    }
+    c.cost.saved_bytes = (c.kept * 4.0) as usize;
+    c.cost.scratch_bytes = (largest * 4.0) as usize;
+    c.cost
+}
+
+fn double_block(c: &mut Counter<'_>, block: &[LinearLayout], reached: bool, below: bool) {
+    let [image_all, text_all] = [&block[..block.len() / 2], &block[block.len() / 2..]];
+    let streams = [(image_all, c.rows.image), (text_all, c.rows.text)];
+    let projections = |c: &Counter<'_>, s: &[LinearLayout]| s[..4].iter().any(|l| c.adapts(l));
+    let operands = below || streams.iter().any(|(s, _)| projections(c, s));
+    for (stream, rows) in streams {
+        let norm = below || c.adapts(&stream[0]);
+        let middle = operands || c.adapts(&stream[4]);
+        let up = middle || c.adapts(&stream[5]);
+        let by_input = [false, norm, norm, norm, operands, middle, up];
+        for (i, (linear, by_input)) in stream.iter().zip(by_input).enumerate() {
+            let rows = if i == 0 { c.rows.batch } else { rows };
+            c.linear(linear, rows, rows, by_input && reached);
+        }
+        // Input, middle, queries, keys and `up`; results before the gates where those are adapted.
+        let gated = if c.adapts(&stream[0]) { 2.0 } else { 0.0 };
+        c.kept += rows * c.width * (4.0 + gated + MLP_RATIO as f64);
+    }
+    let rows = c.rows.joint;
+    c.attention(rows, if operands && reached { rows } else { 0.0 });
+    // Values and the attention's result.
+    c.kept += 2.0 * c.rows.joint * c.width;
+}
+
+fn single_block(c: &mut Counter<'_>, block: &[LinearLayout], last: bool, reached: bool, below: bool) {
+    let norm = below || c.adapts(&block[0]);
+    let inside = norm || block[1..5].iter().any(|l| c.adapts(l));
+    let joint = c.rows.joint;
+    // A visitor sees the image rows of the last block; its derivative is of the targets alone.
+    let forward = if last { c.rows.image } else { joint };
+    let backward = if last { c.rows.target } else { joint };
+    let by_input = [false, norm, norm, norm, norm, inside];
+    for (i, (linear, by_input)) in block.iter().zip(by_input).enumerate() {
+        let (forward, backward) = match i {
+            0 => (c.rows.batch, c.rows.batch),
+            2 | 3 => (joint, joint),
+            _ => (forward, backward),
+        };
+        c.linear(linear, forward, backward, by_input && reached);
+    }
+    c.attention(forward, if inside && reached { backward } else { 0.0 });
+    // Input, keys, values and the attention's result of all rows; queries and `up` of those that were computed.
+    let gated = if c.adapts(&block[0]) { 1.0 } else { 0.0 };
+    c.kept += c.width * (4.0 * joint + forward * (1.0 + gated + MLP_RATIO as f64));
+}
+
+/// What stands before the blocks and after them.
+fn outer(config: &FluxConfig, c: &mut Counter<'_>, backward: bool) {
+    let (n, width) = (c.rows.batch, c.width);
+    let product = |m: f64, k: usize, n: f64| 2.0 * m * k as f64 * n;
+    let token = config.in_channels as f64;
+    let embedders = if config.guidance_embeds { 2.0 } else { 1.0 };
+    c.cost.forward_flops += product(c.rows.image, config.in_channels, width)
+        + product(c.rows.text, config.joint_attention_dim, width)
+        + embedders * (product(n, SINUSOID, width) + product(n, config.width(), width))
+        + product(n, config.pooled_projection_dim, width)
+        + product(n, config.width(), width)
+        + product(n, config.width(), 2.0 * width)
+        + product(c.rows.target, config.width(), token);
+    if backward {
+        c.cost.backward_flops += product(c.rows.target, config.width(), token);
+    }
 }

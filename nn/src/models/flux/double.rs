@@ -115,7 +115,7 @@ fn project(pass: Pass<'_>, stream: &Stream, span: Span, x: &[f32], heads: &mut H
 fn attended_rows(pass: Pass<'_>, span: Span, attended: &Attended) -> Buffer {
     let rows = pass.sequence.span_rows(span.clone()).len();
     let mut values = pass.ctx.buffers.take(rows * pass.width);
-    pass.sequence.from_joint(span, pass.width, &attended.values, &mut values, pass.width);
+    pass.sequence.copy_from_joint(span, pass.width, &attended.values, &mut values, pass.width);
     values
 }
 
@@ -364,7 +364,7 @@ fn out_backward(
         grads,
     )?;
     if let Some(d) = d {
-        sequence.to_joint(span, width, &d, width, d_attended);
+        sequence.copy_to_joint(span, width, &d, width, d_attended);
     }
     Ok(())
 }

@@ -93,6 +93,12 @@ impl FluxUno {
         &self.device
     }
 
+    /// Bytes of working memory that passes hold now, with what they keep for their backwards, and the most they
+    /// ever held.
+    pub fn working_memory(&self) -> (usize, usize) {
+        (self.buffers.lent() * size_of::<f32>(), self.buffers.most_lent() * size_of::<f32>())
+    }
+
     fn weights(&self) -> Result<&Weights> {
         if let Some(weights) = self.weights.get() {
             return Ok(weights);

@@ -88,7 +88,7 @@ impl Sequence {
 
     /// Copy rows of a span from the joint order `[N, S, width]` to the segments' order; `to` starts at the span's
     /// first row.
-    pub fn from_joint(&self, span: Span, width: usize, joint: &[f32], to: &mut [f32], to_stride: usize) {
+    pub fn copy_from_joint(&self, span: Span, width: usize, joint: &[f32], to: &mut [f32], to_stride: usize) {
         let start = self.span_rows(span.clone()).start;
         for (row, place) in self.joint_places(span) {
             to[(row - start) * to_stride..][..width].copy_from_slice(&joint[place * width..][..width]);
@@ -96,7 +96,14 @@ impl Sequence {
     }
 
     /// Copy rows of a span from the segments' order to the joint order; `from` starts at the span's first row.
-    pub fn to_joint(&self, span: Span, width: usize, from: &[f32], from_stride: usize, joint: &mut [f32]) {
+    pub fn copy_to_joint(
+        &self,
+        span: Span,
+        width: usize,
+        from: &[f32],
+        from_stride: usize,
+        joint: &mut [f32],
+    ) {
         let start = self.span_rows(span.clone()).start;
         for (row, place) in self.joint_places(span) {
             joint[place * width..][..width].copy_from_slice(&from[(row - start) * from_stride..][..width]);
@@ -125,10 +132,10 @@ mod tests {
         assert_eq!(sequence.span_rows(IMAGE), 2..12);
         let rows: Vec<f32> = (0..12).map(|v| v as f32).collect();
         let mut joint = vec![-1.0; 12];
-        sequence.to_joint(ALL, 1, &rows, 1, &mut joint);
+        sequence.copy_to_joint(ALL, 1, &rows, 1, &mut joint);
         assert_eq!(joint, [0., 2., 3., 6., 7., 8., 1., 4., 5., 9., 10., 11.]);
         let mut back = vec![-1.0; 4];
-        sequence.from_joint(TARGETS, 1, &joint, &mut back, 1);
+        sequence.copy_from_joint(TARGETS, 1, &joint, &mut back, 1);
         assert_eq!(back, [2., 3., 4., 5.]);
     }
 }
