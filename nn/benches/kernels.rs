@@ -50,34 +50,48 @@ const CHAINS: usize = 10;
 const STEPS: usize = 200_000;
 
 impl WithSimd for Peak {
-    type Output = f64;
+    type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> f64 {
+    fn with_simd<S: Simd>(self, simd: S) {
         let (a, b) = (simd.splat_f32s(black_box(0.999)), simd.splat_f32s(black_box(0.001)));
         let mut chains = [simd.splat_f32s(1.0); CHAINS];
-        let start = Instant::now();
         for _ in 0..STEPS {
             for chain in &mut chains {
                 *chain = simd.mul_add_f32s(*chain, a, b);
             }
         }
-        let seconds = start.elapsed().as_secs_f64();
         for chain in chains {
             black_box(simd.reduce_sum_f32s(chain));
         }
-        2.0 * (CHAINS * STEPS * S::F32_LANES) as f64 / seconds / 1e9
     }
 }
 
-fn peak(threads: usize) -> f64 {
-    let once = || {
+/// Values in a register.
+struct Lanes;
+
+impl WithSimd for Lanes {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        S::F32_LANES
+    }
+}
+
+/// Peak of all threads in GF/s: the best, and the mean by processor time.
+fn peak(threads: usize) -> (f64, Option<f64>) {
+    let operations = 2.0 * (CHAINS * STEPS * threads) as f64 / 1e9;
+    let lanes = pulp::Arch::new().dispatch(Lanes) as f64;
+    let (best, busy) = times(|| {
         std::thread::scope(|s| {
-            let all: Vec<_> = (0..threads).map(|_| s.spawn(|| pulp::Arch::new().dispatch(Peak))).collect();
-            all.into_iter().map(|t| t.join().expect("a loop of multiply-adds")).sum::<f64>()
-        })
-    };
-    (0..200).map(|_| once()).fold(0.0, f64::max)
+            for _ in 0..threads - 1 {
+                s.spawn(|| pulp::Arch::new().dispatch(Peak));
+            }
+            pulp::Arch::new().dispatch(Peak)
+        });
+    });
+    (operations * lanes / best, busy.map(|busy| threads as f64 * operations * lanes / busy))
 }
 
 fn main() {
@@ -85,8 +99,8 @@ fn main() {
         std::env::args().nth(1).filter(|a| !a.starts_with('-') && !a.contains('=')).unwrap_or_default();
     let threads = std::env::args().find_map(|a| a.strip_prefix("threads=")?.parse().ok()).unwrap_or(0);
     let cpu = Cpu::new(threads).expect("threads");
-    let peak = peak(cpu.threads());
-    println!("{cpu:?}: {peak:.0} GF/s at the peak");
+    let (peak, steady) = peak(cpu.threads());
+    println!("{cpu:?}: {peak:.0} GF/s at the peak; {:.0} by processor time", steady.unwrap_or(f64::NAN));
     let report = |name: String, operations: f64, (best, busy): (f64, Option<f64>)| {
         let rate = operations / best / 1e9;
         print!("{name:<40} {:9.3} ms {rate:6.0} GF/s {:4.0} %", best * 1e3, 100.0 * rate / peak);

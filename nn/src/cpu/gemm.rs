@@ -72,7 +72,7 @@ pub fn gemm(cpu: &Cpu, call: Gemm<'_>) {
     if m == 0 || n == 0 {
         return;
     }
-    let (tile_rows, width) = cpu.token.tile();
+    let (tile_rows, width) = cpu.tile();
     let terms = weight.k() + extra.map_or(0, |(_, _, w)| w.k());
     let panels = n.div_ceil(width);
     // Enough tasks for every thread to have a few; panels are divided only where there are too few rows.
@@ -84,17 +84,20 @@ pub fn gemm(cpu: &Cpu, call: Gemm<'_>) {
     let out = Shared::new(out);
     parallel::for_each(cpu, 2 * m * n * terms, row_tasks * column_tasks, |task| {
         let (row, column) = (task / column_tasks * rows, task % column_tasks * columns);
-        let block = Block {
-            rows: row..m.min(row + rows),
-            panels: column..panels.min(column + columns),
-            base: (x, x_stride, weight),
-            extra,
-            bias,
-            accumulate,
-            out,
-            out_stride,
-        };
-        cpu.run(block);
+        let rows = row..m.min(row + rows);
+        with_scratch([rows.len() * TERMS], |[copy]| {
+            cpu.run(Block {
+                rows,
+                panels: column..panels.min(column + columns),
+                base: (x, x_stride, weight),
+                extra,
+                bias,
+                accumulate,
+                out,
+                out_stride,
+                copy,
+            });
+        });
     });
 }
 
@@ -108,6 +111,7 @@ struct Block<'a> {
     accumulate: bool,
     out: Shared<'a>,
     out_stride: usize,
+    copy: &'a mut [f32],
 }
 
 impl Kernel for Block<'_> {
@@ -123,35 +127,33 @@ impl Kernel for Block<'_> {
             Some(bias) => Start::Row(bias[first_column..].as_ptr()),
             None => Start::Zero,
         };
-        with_scratch([self.rows.len() * TERMS], |[copy]| {
-            for (x, stride, weight) in [self.base].into_iter().chain(self.extra) {
-                for (first, terms) in blocks(weight.k()) {
-                    let (mut a, mut a_stride) = (x[self.rows.start * stride + first..].as_ptr(), stride);
-                    if self.panels.len() >= COPY_FROM && terms > 0 {
-                        for (to, r) in copy.chunks_exact_mut(terms).zip(self.rows.clone()) {
-                            to.copy_from_slice(&x[r * stride + first..][..terms]);
-                        }
-                        (a, a_stride) = (copy.as_ptr(), terms);
+        for (x, stride, weight) in [self.base].into_iter().chain(self.extra) {
+            for (first, terms) in blocks(weight.k()) {
+                let (mut a, mut a_stride) = (x[self.rows.start * stride + first..].as_ptr(), stride);
+                if self.panels.len() >= COPY_FROM && terms > 0 {
+                    for (to, r) in self.copy.chunks_exact_mut(terms).zip(self.rows.clone()) {
+                        to.copy_from_slice(&x[r * stride + first..][..terms]);
                     }
-                    let block = Product {
-                        rows: self.rows.len(),
-                        columns,
-                        k: terms,
-                        a,
-                        a_stride,
-                        panels: weight.panel(self.panels.start, first).as_ptr(),
-                        panel_stride: weight.k() * width,
-                        start,
-                        c: self.out.at(self.rows.start * self.out_stride + first_column),
-                        c_stride: self.out_stride,
-                    };
-                    // SAFETY: `gemm` has checked all slices against their shapes; these rows and columns of `out`
-                    // are this task's alone.
-                    unsafe { product::<M, false>(machine, &block) };
-                    start = Start::Result;
+                    (a, a_stride) = (self.copy.as_ptr(), terms);
                 }
+                let block = Product {
+                    rows: self.rows.len(),
+                    columns,
+                    k: terms,
+                    a,
+                    a_stride,
+                    panels: weight.panel(self.panels.start, first).as_ptr(),
+                    panel_stride: weight.k() * width,
+                    start,
+                    c: self.out.at(self.rows.start * self.out_stride + first_column),
+                    c_stride: self.out_stride,
+                };
+                // SAFETY: `gemm` has checked all slices against their shapes; these rows and columns of `out`
+                // are this task's alone.
+                unsafe { product::<M, false>(machine, &block) };
+                start = Start::Result;
             }
-        });
+        }
     }
 }
 

@@ -56,14 +56,17 @@ pub fn gemm_tn(cpu: &Cpu, call: GemmTn<'_>) {
     let swapped = p > q;
     let (narrow, wide) =
         if swapped { ((b, b_stride, q), (a, a_stride, p)) } else { ((a, a_stride, p), (b, b_stride, q)) };
-    let width = cpu.token.tile().1;
+    let width = cpu.tile().1;
     let panels = wide.2.div_ceil(width);
     let each = panels.div_ceil(2 * cpu.threads()).clamp(1, TASK_PANELS);
     let out = Shared::new(out);
     parallel::for_each(cpu, 2 * m * p * q, panels.div_ceil(each), |task| {
         let first = task * each * width;
         let columns = (each * width).min(wide.2 - first);
-        cpu.run(Columns { m, narrow, wide, first, columns, swapped, accumulate, out });
+        let padded = columns.next_multiple_of(width);
+        with_scratch([TERMS * padded, narrow.2 * padded], |scratch| {
+            cpu.run(Columns { m, narrow, wide, first, columns, swapped, accumulate, out, scratch });
+        });
     });
 }
 
@@ -79,6 +82,8 @@ struct Columns<'a> {
     swapped: bool,
     accumulate: bool,
     out: Shared<'a>,
+    /// The packed columns, and the result.
+    scratch: [&'a mut [f32]; 2],
 }
 
 impl Kernel for Columns<'_> {
@@ -101,39 +106,38 @@ impl Kernel for Columns<'_> {
             let index = if self.swapped { (first + j) * rows + i } else { i * total + first + j };
             &mut self.out.part(index, 1)[0]
         };
-        with_scratch([TERMS * panels * width, panels * rows * width], |[packed, sums]| {
-            sums.fill(0.0);
-            if self.accumulate {
-                for j in 0..columns {
-                    for i in 0..rows {
-                        sums[i * panels * width + j] = *element(i, j);
-                    }
+        let [packed, sums] = self.scratch;
+        sums.fill(0.0);
+        if self.accumulate {
+            for j in 0..columns {
+                for i in 0..rows {
+                    sums[i * panels * width + j] = *element(i, j);
                 }
             }
-            for r in (0..m).step_by(TERMS) {
-                let terms = TERMS.min(m - r);
-                pack(&wide[r * stride + first..], stride, terms, columns, width, packed);
-                let block = Product {
-                    rows,
-                    columns: panels * width,
-                    k: terms,
-                    a: narrow[r * narrow_stride..].as_ptr(),
-                    a_stride: narrow_stride,
-                    panels: packed.as_ptr(),
-                    panel_stride: terms * width,
-                    start: Start::Result,
-                    c: sums.as_mut_ptr(),
-                    c_stride: panels * width,
-                };
-                // SAFETY: the narrow factor was checked for `m` rows; all panels have `terms` rows, and the sums are
-                // `rows` rows of `panels * width`.
-                unsafe { product::<M, true>(machine, &block) };
+        }
+        for r in (0..m).step_by(TERMS) {
+            let terms = TERMS.min(m - r);
+            pack(&wide[r * stride + first..], stride, terms, columns, width, packed);
+            let block = Product {
+                rows,
+                columns: panels * width,
+                k: terms,
+                a: narrow[r * narrow_stride..].as_ptr(),
+                a_stride: narrow_stride,
+                panels: packed.as_ptr(),
+                panel_stride: terms * width,
+                start: Start::Result,
+                c: sums.as_mut_ptr(),
+                c_stride: panels * width,
+            };
+            // SAFETY: the narrow factor was checked for `m` rows; all panels have `terms` rows, and the sums are
+            // `rows` rows of `panels * width`.
+            unsafe { product::<M, true>(machine, &block) };
+        }
+        for i in 0..rows {
+            for j in 0..columns {
+                *element(i, j) = sums[i * panels * width + j];
             }
-            for i in 0..rows {
-                for j in 0..columns {
-                    *element(i, j) = sums[i * panels * width + j];
-                }
-            }
-        });
+        }
     }
 }

@@ -176,7 +176,8 @@ machine!(Scalar, 4 x 16, 4 3 2 1);
 pub(super) trait Kernel {
     type Output;
 
-    /// Must be `#[inline(always)]`, down to the last function that touches a vector.
+    /// Must be `#[inline(always)]`, and so must all that touches a vector in it: a closure or a function that is
+    /// compiled on its own lacks the instruction set, and calls a function for every operation.
     fn run<M: Machine, const N: usize>(self, machine: M) -> Self::Output;
 }
 

@@ -93,6 +93,11 @@ impl Cpu {
         self.token.run(kernel)
     }
 
+    /// Rows and columns of the micro-tile of the matrix product.
+    fn tile(&self) -> (usize, usize) {
+        self.token.tile()
+    }
+
     /// The pool that kernels run on.
     pub(crate) fn pool(&self) -> &rayon::ThreadPool {
         &self.pool

@@ -39,7 +39,7 @@ impl Packed {
     }
 
     fn zeros(cpu: &Cpu, k: usize, n: usize) -> Self {
-        let (_, width) = cpu.token.tile();
+        let (_, width) = cpu.tile();
         let panels = Aligned::zeros(n.div_ceil(width) * width * k);
         Self { k, n, width, isa: cpu.isa(), panels }
     }
