@@ -10,6 +10,10 @@
 //! `Operator -> Graph -> Plan -> Runner`, and an arrow never runs back.
 
 pub mod graph;
+pub mod plan;
+pub mod run;
 pub mod wires;
 
 pub use graph::{Endpoint, Graph, GraphError, NodeId, Tap, Wire};
+pub use plan::{Plan, PlanError, PlanOptions, Task};
+pub use run::{RunError, RunOptions, Runner, StepOutput};

@@ -1,0 +1,395 @@
+//! When and where every part of a step runs, decided before the first step: a value that is printed, compared and
+//! tested without running anything.
+//!
+//! ```text
+//!  shapes     the shape of every port, for the whole graph
+//!  gradient   which nodes need a backward, and which of their inputs want a cotangent
+//!  ahead      which nodes may run before their step
+//!  tasks      forwards and backwards as one set of tasks with dependencies
+//!  lanes      who runs what, by critical path
+//!  memory     how long every value lives, and the peak
+//!  explain, dot   the plan for people
+//! ```
+
+mod ahead;
+mod dot;
+mod error;
+mod explain;
+mod gradient;
+mod lanes;
+mod memory;
+mod shapes;
+mod tasks;
+
+use std::{collections::BTreeMap, fmt};
+
+use prefgraph_ops::{Cost, ErasedShape};
+
+use crate::graph::{Endpoint, Graph, NodeId, Tap};
+
+pub use error::PlanError;
+pub use gradient::Gradient;
+pub(crate) use lanes::Seconds;
+pub use memory::Memory;
+pub use shapes::Variant;
+
+/// What a plan may use.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlanOptions {
+    /// Worker threads, at least one.
+    pub lanes: usize,
+    /// How many steps ahead of the step that uses it a node may run that no cell reaches.
+    pub ahead: usize,
+    /// Speeds that turn declared costs into seconds.
+    pub rates: Rates,
+}
+
+impl Default for PlanOptions {
+    fn default() -> Self {
+        Self { lanes: 2, ahead: 1, rates: Rates::default() }
+    }
+}
+
+/// Rough speeds of a machine. Only their ratio matters, and only until the first steps have been timed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// Floating-point operations a second.
+    pub flops: f64,
+    /// Bytes read or written a second.
+    pub bytes: f64,
+    /// Seconds that starting a task takes.
+    pub start: f64,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self { flops: 5e10, bytes: 1e10, start: 1e-5 }
+    }
+}
+
+impl Rates {
+    fn seconds(&self, flops: f64, bytes: f64) -> f64 {
+        // A pass waits for the slower of arithmetic and memory.
+        (flops / self.flops).max(bytes / self.bytes) + self.start
+    }
+}
+
+/// One unit of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Task {
+    /// Compute the outputs of a node.
+    Forward(NodeId),
+    /// Sum the cotangents of its outputs, and give those of its inputs where they are wanted.
+    Backward(NodeId),
+}
+
+impl Task {
+    /// Whose work it is.
+    pub fn node(self) -> NodeId {
+        match self {
+            Self::Forward(node) | Self::Backward(node) => node,
+        }
+    }
+
+    /// `forward` or `backward`.
+    pub fn direction(self) -> &'static str {
+        match self {
+            Self::Forward(_) => "forward",
+            Self::Backward(_) => "backward",
+        }
+    }
+}
+
+/// Index of a task in [`Plan::tasks`].
+pub type TaskId = usize;
+
+/// Which part of a step a task belongs to. For people: the schedule knows dependencies only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// May run before its step.
+    Ahead,
+    /// Reached by a cell, before the gradient.
+    Forward,
+    /// The gradient.
+    Backward,
+    /// Reads a cotangent, directly or through others.
+    Update,
+    /// Asks for something to be written.
+    Effects,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ahead => "ahead",
+            Self::Forward => "forward",
+            Self::Backward => "backward",
+            Self::Update => "update",
+            Self::Effects => "effects",
+        })
+    }
+}
+
+/// A task with its place in the schedule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannedTask {
+    /// What is done.
+    pub task: Task,
+    /// Part of the step.
+    pub phase: Phase,
+    /// Tasks that must have finished, in rising order.
+    pub after: Vec<TaskId>,
+    /// Tasks that wait for this one, in rising order.
+    pub before: Vec<TaskId>,
+    /// Seconds it takes, by declared costs or by measurement.
+    pub seconds: f64,
+    /// Floating-point operations.
+    pub flops: f64,
+    /// Seconds from its start to the end of the longest path behind it: its urgency.
+    pub urgency: f64,
+    /// Who runs it.
+    pub lane: usize,
+    /// Seconds from the start of a step to its start, if all goes as planned.
+    pub start: f64,
+}
+
+/// A flat numbering of all output ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Slots {
+    first: Vec<usize>,
+}
+
+impl Slots {
+    fn new(graph: &Graph) -> Self {
+        let mut first = Vec::with_capacity(graph.len() + 1);
+        first.push(0);
+        for (_, node) in graph.nodes() {
+            first.push(first.last().expect("begins with a zero") + node.outputs.len());
+        }
+        Self { first }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        *self.first.last().expect("begins with a zero")
+    }
+
+    pub(crate) fn of(&self, node: NodeId, port: usize) -> usize {
+        self.first[node.index()] + port
+    }
+
+    pub(crate) fn at(&self, endpoint: Endpoint) -> usize {
+        self.of(endpoint.node, endpoint.port)
+    }
+
+    pub(crate) fn all(&self, node: NodeId) -> std::ops::Range<usize> {
+        self.first[node.index()]..self.first[node.index() + 1]
+    }
+}
+
+/// A schedule of one step, for every step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    options: PlanOptions,
+    slots: Slots,
+    variants: Vec<Variant>,
+    largest: usize,
+    gradient: Gradient,
+    ahead: Vec<bool>,
+    cells: Vec<bool>,
+    tasks: Vec<PlannedTask>,
+    order: Vec<TaskId>,
+    critical: f64,
+    seconds: f64,
+    items: Vec<memory::Item>,
+    memory: Memory,
+    measured: bool,
+}
+
+impl Plan {
+    /// Plan a graph.
+    ///
+    /// # Errors
+    /// If shapes do not go together, a cotangent is read that does not exist, or a cell is carried in part. The
+    /// error names the node.
+    pub fn new(graph: &Graph, options: &PlanOptions) -> Result<Self, PlanError> {
+        let options = PlanOptions { lanes: options.lanes.max(1), ..options.clone() };
+        let slots = Slots::new(graph);
+        let mut cells = vec![false; graph.len()];
+        for carry in graph.carries() {
+            cells[carry.cell.node.index()] = true;
+        }
+        let variants = shapes::infer(graph, &slots, &cells)?;
+        let gradient = gradient::derive(graph, &slots, &cells)?;
+        let ahead = ahead::derive(graph, &cells);
+        let tasks = tasks::tasks(graph, &gradient, &ahead);
+        let items = memory::items(graph, &slots, &variants, &gradient, &tasks, &cells);
+        let largest = shapes::largest(&variants);
+        let mut plan = Self {
+            options,
+            slots,
+            variants,
+            largest,
+            gradient,
+            ahead,
+            cells,
+            tasks,
+            order: Vec::new(),
+            critical: 0.0,
+            seconds: 0.0,
+            items,
+            memory: Memory::default(),
+            measured: false,
+        };
+        plan.declare_costs();
+        plan.schedule();
+        Ok(plan)
+    }
+
+    /// The same plan with measured seconds in the place of declared costs: lanes and times differ, results do not.
+    #[must_use]
+    pub fn with_times(&self, measured: &BTreeMap<Task, f64>) -> Self {
+        let mut plan = self.clone();
+        for planned in &mut plan.tasks {
+            if let Some(&seconds) = measured.get(&planned.task) {
+                planned.seconds = seconds.max(self.options.rates.start);
+            }
+        }
+        plan.measured = true;
+        plan.schedule();
+        plan
+    }
+
+    fn declare_costs(&mut self) {
+        let rates = self.options.rates;
+        for planned in &mut self.tasks {
+            let cost = &self.variants[self.largest].costs[planned.task.node().index()];
+            let (flops, bytes) = match planned.task {
+                // A cell's forward runs once in a run.
+                Task::Forward(node) if self.cells[node.index()] => (0.0, 0.0),
+                Task::Forward(_) => (cost.forward_flops, cost.moved_bytes),
+                Task::Backward(node) if self.gradient.runs_operator(node) => {
+                    (cost.backward_flops, 2.0 * cost.moved_bytes)
+                }
+                Task::Backward(_) => (0.0, 0.0),
+            };
+            planned.flops = flops;
+            planned.seconds = rates.seconds(flops, bytes);
+        }
+    }
+
+    fn schedule(&mut self) {
+        let made = lanes::schedule(&mut self.tasks, &self.options);
+        (self.order, self.critical, self.seconds) = (made.order, made.critical, made.seconds);
+        self.memory =
+            memory::predict(&self.items, self.variants.len(), &self.tasks, &self.resident(), &self.options);
+    }
+
+    /// Bytes of weights and the like, by variant.
+    fn resident(&self) -> Vec<usize> {
+        self.variants.iter().map(|v| v.costs.iter().map(|c| c.resident_bytes).sum()).collect()
+    }
+
+    /// What the plan was made for.
+    pub fn options(&self) -> &PlanOptions {
+        &self.options
+    }
+
+    /// All tasks: the forward of every node, in the order of the graph, then the backwards.
+    pub fn tasks(&self) -> &[PlannedTask] {
+        &self.tasks
+    }
+
+    /// All tasks, in the order in which they are planned to start.
+    pub fn order(&self) -> &[TaskId] {
+        &self.order
+    }
+
+    /// The shapes of all ports, one entry a set that a batch may have.
+    pub fn variants(&self) -> &[Variant] {
+        &self.variants
+    }
+
+    /// The variant that holds most bytes.
+    pub fn largest(&self) -> &Variant {
+        &self.variants[self.largest]
+    }
+
+    /// The shape of an output in the largest variant; of a [`Grad`](prefgraph_ops::Grad) where the cotangent is read.
+    pub fn shape(&self, graph: &Graph, at: Endpoint) -> ErasedShape {
+        self.largest().shape(graph, at)
+    }
+
+    /// The shapes of a node's inputs in the largest variant, one list an input: what
+    /// [`DynOperator::notes`](prefgraph_ops::DynOperator::notes) takes.
+    pub fn input_shapes(&self, graph: &Graph, node: NodeId) -> Vec<Vec<ErasedShape>> {
+        self.largest().inputs(graph, node)
+    }
+
+    /// What a node costs at the largest variant.
+    pub fn cost(&self, node: NodeId) -> &Cost {
+        &self.largest().costs[node.index()]
+    }
+
+    /// Which nodes have a backward.
+    pub fn gradient(&self) -> &Gradient {
+        &self.gradient
+    }
+
+    /// Does the plan compute the cotangent of this output?
+    pub fn differentiates(&self, at: Endpoint) -> bool {
+        self.gradient.computes(self.slots.at(at))
+    }
+
+    /// May this node run before its step?
+    pub fn runs_ahead(&self, node: NodeId) -> bool {
+        self.ahead[node.index()]
+    }
+
+    /// Is this node a cell?
+    pub fn is_cell(&self, node: NodeId) -> bool {
+        self.cells[node.index()]
+    }
+
+    /// Predicted memory.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// The task after which nothing of the plan needs an output; `None` where it lives to the end of the step.
+    pub fn freed_after(&self, at: Endpoint) -> Option<TaskId> {
+        memory::freed_after(&self.items, &self.tasks, self.slots.at(at), at.tap == Tap::Cotangent)
+    }
+
+    /// Seconds of a step if all goes as planned.
+    pub fn seconds(&self) -> f64 {
+        self.seconds
+    }
+
+    /// Seconds of the longest path through a step: with more lanes it still takes so long.
+    pub fn critical_seconds(&self) -> f64 {
+        self.critical
+    }
+
+    /// Are its times measured, rather than computed from declared costs?
+    pub fn is_measured(&self) -> bool {
+        self.measured
+    }
+
+    pub(crate) fn node_count(&self) -> usize {
+        self.ahead.len()
+    }
+
+    pub(crate) fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    /// One line a task.
+    pub fn explain<'a>(&'a self, graph: &'a Graph) -> impl fmt::Display + 'a {
+        explain::Explain { plan: self, graph }
+    }
+
+    /// Graphviz text: the phases as clusters, the lanes as colours.
+    pub fn to_dot<'a>(&'a self, graph: &'a Graph) -> impl fmt::Display + 'a {
+        dot::Dot { plan: self, graph }
+    }
+}
