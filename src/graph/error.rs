@@ -112,6 +112,16 @@ pub enum GraphError {
         /// Nodes of this graph.
         nodes: usize,
     },
+    /// A port that was asked for at another type.
+    #[error("`{path}` carries {found}, not {expected}")]
+    WireType {
+        /// The path.
+        path: String,
+        /// What was asked for.
+        expected: String,
+        /// What it carries.
+        found: String,
+    },
     /// A loss that is not one number.
     #[error("the loss must carry f32[], one number, but `{from}` carries {found}")]
     Loss {

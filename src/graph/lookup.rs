@@ -2,9 +2,9 @@
 
 use std::ops::Index;
 
-use prefgraph_ops::PortType;
+use prefgraph_ops::{Port, PortType};
 
-use super::{Endpoint, Graph, GraphError, Node, NodeId, Tap, error::distance};
+use super::{Endpoint, Graph, GraphError, Node, NodeId, Tap, Wire, error::distance};
 
 impl Graph {
     /// Number of nodes.
@@ -56,6 +56,20 @@ impl Graph {
             None => return Err(GraphError::WhichPort { node: id.into(), op: op(), known: known() }),
         };
         Ok(Endpoint { node, port, tap })
+    }
+
+    /// A typed wire to the port that a path names, e.g. to read a graph file's ports from Rust.
+    ///
+    /// # Errors
+    /// As [`endpoint`](Self::endpoint), or if the port carries another type, or the path names a cotangent.
+    pub fn wire<P: Port>(&self, path: &str) -> Result<Wire<P>, GraphError> {
+        let at = self.endpoint(path)?;
+        let (found, expected) = (self.port_type(at)?, PortType::of::<P>());
+        if at.tap == Tap::Cotangent || !found.fits(&expected) {
+            let (expected, found) = (expected.to_string(), super::carried(at, found));
+            return Err(GraphError::WireType { path: path.into(), expected, found });
+        }
+        Ok(Wire::new(at))
     }
 
     /// The path of an endpoint: what [`endpoint`](Self::endpoint) finds.
