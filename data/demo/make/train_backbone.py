@@ -1,10 +1,11 @@
 """Trains the demo's toy backbone: a tiny FLUX transformer with UNO reference tokens, on drawn subjects.
 
-    cargo run --release --example draw_demo -- training TRAIN --count 12000 --seed 1
-    cargo run --release --example draw_demo -- training PAIRS --count 32 --seed 0      # the scenes of pairs.jsonl
-    python3 -m venv .venv && .venv/bin/pip install torch==2.11.0 diffusers==0.42.1 safetensors numpy
-    .venv/bin/python train_backbone.py TRAIN --held-out PAIRS --out ../backbone
-    .venv/bin/python train_backbone.py PAIRS --evaluate ../backbone
+    cargo run --release --example draw_demo -- training target/demo/train --count 12000 --seed 1
+    cargo run --release --example draw_demo -- training target/demo/pairs --count 32 --seed 0   # the scenes of pairs.jsonl
+    python3 -m venv target/venv && target/venv/bin/pip install torch==2.11.0 diffusers==0.42.1 safetensors numpy
+    train="target/venv/bin/python data/demo/make/train_backbone.py"
+    $train target/demo/train --held-out target/demo/pairs --out data/demo/backbone
+    $train target/demo/pairs --evaluate data/demo/backbone
 
 Flow matching: x_t = (1 - sigma) x0 + sigma eps, the network is given sigma and predicts eps - x0 on the target's tokens.
 Tokens are 2x2 latent cells, packed channel = c*4 + dy*2 + dx; position ids are (0, y, x), and each reference starts
@@ -198,13 +199,13 @@ def main():
     parser.add_argument("--held-out", help="folder of shards to evaluate on while training")
     parser.add_argument("--out", help="folder for the trained transformer")
     parser.add_argument("--evaluate", metavar="FOLDER", help="evaluate this transformer on the data, as JSON, and stop")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--align", type=float, default=0.02, help="weight of the auxiliary loss")
     parser.add_argument("--temperature", type=float, default=0.1, help="of the scores in the auxiliary loss")
     parser.add_argument("--decay", type=float, default=0.995, help="of the average of the weights")
-    parser.add_argument("--every", type=int, default=500, help="steps between saved and evaluated weights")
+    parser.add_argument("--every", type=int, default=200, help="steps between saved and evaluated weights")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
