@@ -16,6 +16,7 @@ pub mod closure;
 pub mod guard;
 pub mod inputs;
 pub mod operator;
+pub mod operators;
 pub mod port;
 pub mod ports;
 pub mod random;

@@ -1,0 +1,211 @@
+//! `entropy`: where a picture has detail (FocusDPO, Eq. 7 and 8).
+//!
+//! Shape letters: `B` batch, `h` `w` patches, one patch a cell of the focus grid.
+
+use dfdx::shapes::Const;
+
+use super::tensors::mask;
+use crate::{
+    choices,
+    operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
+    ports::{Images, Mask},
+    settings,
+};
+
+choices! {
+    /// How grey values are counted.
+    pub enum Counting {
+        /// A Gaussian of each value on centres spread over [-1, 1].
+        Gaussian = "gaussian",
+        /// 256 hard bins.
+        Histogram = "histogram",
+    }
+}
+
+settings! {
+    /// Settings of [`Entropy`].
+    pub struct EntropySettings {
+        /// How grey values are counted.
+        pub kind: Counting = Counting::Gaussian,
+        /// Side of a patch in pixels: 16 is one token of a FLUX transformer.
+        pub patch: usize = 16,
+        /// Number of centres of `gaussian`.
+        pub bins: usize = 32,
+        /// Standard deviation of `gaussian`, where the grey values span [-1, 1].
+        pub sigma: f64 = 0.01,
+    }
+}
+
+/// `M_d`: the entropy of the grey values of each patch, stretched to [0, 1] over the whole picture.
+pub struct Entropy(EntropySettings);
+
+/// A Gaussian this many sigmas away is below 1e-34 and counts as zero.
+const REACH: f64 = 12.6;
+
+impl Entropy {
+    fn of_patch(&self, gray: &[f64]) -> f64 {
+        let mut counts;
+        match self.0.kind {
+            Counting::Gaussian => {
+                counts = vec![0f64; self.0.bins];
+                let spacing = 2.0 / (self.0.bins - 1) as f64;
+                let last = (self.0.bins - 1) as f64;
+                for value in gray {
+                    let first =
+                        ((value + 1.0 - REACH * self.0.sigma) / spacing).ceil().clamp(0.0, last) as usize;
+                    let end =
+                        ((value + 1.0 + REACH * self.0.sigma) / spacing).floor().clamp(0.0, last) as usize;
+                    for (bin, count) in counts.iter_mut().enumerate().take(end + 1).skip(first) {
+                        let z = (value - (-1.0 + bin as f64 * spacing)) / self.0.sigma;
+                        *count += libm::exp(-0.5 * z * z);
+                    }
+                }
+            }
+            Counting::Histogram => {
+                counts = vec![0f64; 256];
+                for value in gray {
+                    counts[((value + 1.0) * 127.5 + 0.5).floor().clamp(0.0, 255.0) as usize] += 1.0;
+                }
+            }
+        }
+        let total: f64 = counts.iter().sum();
+        if total <= 0.0 {
+            return 0.0;
+        }
+        -counts.iter().map(|c| c / total).filter(|p| *p > 0.0).map(|p| p * libm::log(p)).sum::<f64>()
+    }
+
+    /// Entropies in nats of the patches of one picture of 8-bit RGB, row by row.
+    fn of_picture(&self, rgb: &[u8], height: usize, width: usize) -> Vec<f64> {
+        let channel = |byte: u8| f64::from(byte) / 127.5 - 1.0;
+        let gray: Vec<f64> = rgb
+            .as_chunks::<3>()
+            .0
+            .iter()
+            .map(|p| 0.2989 * channel(p[0]) + 0.5870 * channel(p[1]) + 0.1140 * channel(p[2]))
+            .collect();
+        let side = self.0.patch;
+        let mut patch = Vec::with_capacity(side * side);
+        let mut out = Vec::with_capacity(height * width / (side * side));
+        for y in (0..height).step_by(side) {
+            for x in (0..width).step_by(side) {
+                patch.clear();
+                (y..y + side).for_each(|row| patch.extend_from_slice(&gray[row * width + x..][..side]));
+                out.push(self.of_patch(&patch));
+            }
+        }
+        out
+    }
+}
+
+/// Stretched to [0, 1]; zero where all are equal.
+fn stretched(values: &[f64]) -> impl Iterator<Item = f32> {
+    let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let span = values.iter().copied().fold(f64::NEG_INFINITY, f64::max) - low;
+    values.iter().map(move |v| if span > 0.0 { ((v - low) / span) as f32 } else { 0.0 })
+}
+
+impl Operator for Entropy {
+    const NAME: &'static str = "entropy";
+    const DOC: &'static str = "Entropy of the grey values of each patch, stretched to [0, 1] over the picture (M_d, \
+                               FocusDPO Eq. 7 and 8); a picture of one colour gives zeros.";
+    const IN: [&'static str; 1] = ["images"];
+    const OUT: [&'static str; 1] = ["detail"];
+    type Settings = EntropySettings;
+    type In = (Images,);
+    type Out = (Mask,);
+    type Saved = ();
+    const DIFFERENTIABLE: bool = false;
+
+    fn new(s: EntropySettings) -> Result<Self, OpError> {
+        if s.patch == 0 || s.bins < 2 || !(s.sigma > 0.0 && s.sigma.is_finite()) {
+            return Err(OpError::new(format!(
+                "patch {}, bins {}, sigma {}: at least 1, at least 2 and a positive number are needed",
+                s.patch, s.bins, s.sigma
+            )));
+        }
+        Ok(Self(s))
+    }
+
+    fn shapes(&self, (images,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
+        let side = self.0.patch;
+        if !images.height.is_multiple_of(side) || !images.width.is_multiple_of(side) {
+            return Err(OpError::new(format!(
+                "pictures of {}x{} pixels are not made of whole patches of {side}x{side}",
+                images.height, images.width
+            )));
+        }
+        Ok(((images.batch, Const::<1>, images.height / side, images.width / side),))
+    }
+
+    fn cost(&self, (images,): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
+        let pixels = (images.batch * images.height * images.width) as f64;
+        // A few exponentials a pixel, at some twenty operations each.
+        Cost { forward_flops: 100.0 * pixels, moved_bytes: 11.0 * pixels, ..Cost::default() }
+    }
+
+    fn forward(&self, ctx: &Ctx<'_>, (images,): Self::In) -> Result<(Self::Out, ()), OpError> {
+        let (height, width) = (images.height, images.width);
+        let mut out = Vec::new();
+        for b in 0..images.batch {
+            out.extend(stretched(&self.of_picture(images.picture(b), height, width)));
+        }
+        let side = self.0.patch;
+        Ok(((mask(ctx, (images.batch, height / side, width / side), out)?,), ()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prefgraph_nn::files::TensorFiles;
+
+    use super::*;
+    use crate::operators::testing::{Bench, assert_close, case, worst};
+
+    fn picture(batch: usize, height: usize, width: usize, rgb: Vec<u8>) -> Images {
+        Images { batch, height, width, rgb: rgb.into() }
+    }
+
+    #[test]
+    fn entropies_and_detail_masks_are_those_of_the_golden_cases() {
+        for name in ["flux_uno", "flux_uno_multi"] {
+            let files = TensorFiles::open(&case(name).join("forward.safetensors")).unwrap();
+            let dims = files.info("rgb_w").unwrap().shape.clone();
+            let rgb = files.bytes("rgb_w").unwrap().to_vec();
+            let images = picture(dims[0], dims[1], dims[2], rgb);
+            for (kind, golden) in
+                [(Counting::Gaussian, "entropy_gaussian"), (Counting::Histogram, "entropy_histogram")]
+            {
+                let op = Entropy::new(EntropySettings { kind, ..Default::default() }).unwrap();
+                let found: Vec<f32> = (0..dims[0])
+                    .flat_map(|b| op.of_picture(images.picture(b), dims[1], dims[2]))
+                    .map(|e| e as f32)
+                    .collect();
+                assert!(worst(&found, &files.read(golden).unwrap()) < 2e-6, "{name} {golden}");
+            }
+            let bench = Bench::new();
+            let op = Entropy::new(EntropySettings::default()).unwrap();
+            let ((detail,), ()) = op.forward(&bench.ctx(), (images,)).unwrap();
+            assert!(worst(&detail.as_vec(), &files.read("m_d").unwrap()) < 2e-6, "{name}");
+        }
+    }
+
+    #[test]
+    fn entropies_of_simple_patches_are_known() {
+        let op = Entropy::new(EntropySettings::default()).unwrap();
+        // At a centre one bin counts almost alone; midway between two centres two do.
+        assert_close(op.of_patch(&[1.0; 256]) as f32, 0.0, 1e-6);
+        let midway = -1.0 + 1.0 / 31.0;
+        assert_close(op.of_patch(&[midway; 256]) as f32, std::f32::consts::LN_2, 1e-4);
+        let ramp: Vec<f64> = (0..4096).map(|i| -1.0 + 2.0 * f64::from(i) / 4095.0).collect();
+        assert_close(op.of_patch(&ramp) as f32, 3.459, 1e-3);
+    }
+
+    #[test]
+    fn a_picture_of_one_colour_has_no_detail() {
+        let bench = Bench::new();
+        let op = Entropy::new(EntropySettings::default()).unwrap();
+        let ((detail,), ()) = op.forward(&bench.ctx(), (picture(1, 32, 32, vec![77; 32 * 32 * 3]),)).unwrap();
+        assert_eq!(detail.as_vec(), [0.0; 4]);
+    }
+}

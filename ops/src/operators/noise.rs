@@ -1,0 +1,322 @@
+//! `noise`: from clean latents to what a network sees and what it should predict.
+//!
+//! Shape letters: `B` pairs, `N` rows (`2B` with a loser), `C` channels, `H` `W` latent grid.
+
+use dfdx::shapes::{HasShape, Shape};
+
+use super::tensors::{same, tensor};
+use crate::{
+    operator::{Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Wanted},
+    ports::{Latents, Process, TimeShape, Timesteps},
+    settings,
+    shape::Axis,
+};
+
+/// Timesteps of SDXL's schedule.
+pub(crate) const DDPM_STEPS: usize = 1000;
+
+settings! {
+    /// Settings of [`Noise`].
+    pub struct NoiseSettings {
+        /// How latents become noise and what is predicted. The times must be of the same process.
+        pub process: Process = Process::Flow,
+    }
+}
+
+/// `x_t` and target of a batch: winners first, then losers, with the same noise and the same time for both.
+pub struct Noise<C = usize, H = usize, W = usize> {
+    settings: NoiseSettings,
+    axes: std::marker::PhantomData<fn() -> (C, H, W)>,
+}
+
+/// `x_t = keep x_0 + add eps`, `target = target_x x_0 + target_eps eps`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mix {
+    keep: f32,
+    add: f32,
+    target_x: f32,
+    target_eps: f32,
+}
+
+impl Mix {
+    fn at(process: Process, t: f32) -> Result<Self, OpError> {
+        if process == Process::Flow {
+            if !(0.0..=1.0).contains(&t) {
+                return Err(OpError::new(format!("sigma {t} is outside [0, 1]")));
+            }
+            return Ok(Self { keep: 1.0 - t, add: t, target_x: -1.0, target_eps: 1.0 });
+        }
+        if t.fract() != 0.0 || !(0.0..DDPM_STEPS as f32).contains(&t) {
+            return Err(OpError::new(format!("timestep {t} is not a whole number in 0..{DDPM_STEPS}")));
+        }
+        let kept = alphas_cumprod()[t as usize];
+        let (keep, add) = (kept.sqrt() as f32, (1.0 - kept).sqrt() as f32);
+        Ok(match process {
+            Process::DdpmV => Self { keep, add, target_x: -add, target_eps: keep },
+            _ => Self { keep, add, target_x: 0.0, target_eps: 1.0 },
+        })
+    }
+}
+
+/// The cumulated products of SDXL's scaled-linear schedule: beta from 0.00085 to 0.012, linear in its root.
+fn alphas_cumprod() -> Vec<f64> {
+    let (first, last) = (0.00085f64.sqrt(), 0.012f64.sqrt());
+    let mut product = 1.0;
+    (0..DDPM_STEPS)
+        .map(|i| {
+            let root = first + (last - first) * i as f64 / (DDPM_STEPS - 1) as f64;
+            product *= 1.0 - root * root;
+            product
+        })
+        .collect()
+}
+
+/// The top-left corner of every plane of `eps`, for a picture smaller than the noise.
+fn corner(eps: &[f32], (rows, columns): (usize, usize), (height, width): (usize, usize)) -> Vec<f32> {
+    let planes = eps.chunks_exact(rows * columns);
+    let corner = planes.flat_map(|p| p.chunks_exact(columns).take(height).flat_map(|row| &row[..width]));
+    corner.copied().collect()
+}
+
+impl<C: Axis, H: Axis, W: Axis> Operator for Noise<C, H, W> {
+    const NAME: &'static str = "noise";
+    const DOC: &'static str = "Mix clean latents with noise: x_t and target, winners first, one eps and one time for \
+                               a pair. A connected eps of a larger grid gives its top-left corner.";
+    const IN: [&'static str; 4] = ["x0_w", "x0_l", "t", "eps"];
+    const OUT: [&'static str; 4] = ["x_t", "target", "t", "eps"];
+    type Settings = NoiseSettings;
+    type In = (Latents<C, H, W>, Option<Latents<C, H, W>>, Timesteps, Option<Latents>);
+    type Out = (Latents<C, H, W>, Latents<C, H, W>, Timesteps, Latents<C, H, W>);
+    type Saved = Vec<Mix>;
+    const DIFFERENTIABLE: bool = true;
+
+    fn new(settings: NoiseSettings) -> Result<Self, OpError> {
+        Ok(Self { settings, axes: std::marker::PhantomData })
+    }
+
+    fn shapes(
+        &self,
+        (winner, loser, time, eps): InShapes<Self>,
+        _: usize,
+    ) -> Result<OutShapes<Self>, OpError> {
+        let (batch, channels, height, width) = winner;
+        if let Some(loser) = loser {
+            same("x0_l", loser.concrete(), "x0_w", winner.concrete())?;
+        }
+        same("the batch of t", time.batch, "that of x0_w", batch)?;
+        same("the process of t", time.process, "the process of this node", self.settings.process)?;
+        if let Some(eps) = eps {
+            same("batch and channels of eps", (eps.0, eps.1), "those of x0_w", (batch, channels.size()))?;
+            if eps.2 < height.size() || eps.3 < width.size() {
+                return Err(OpError::new(format!(
+                    "eps has a grid of {}x{}, x0_w of {}x{}: eps must be at least as large",
+                    eps.2,
+                    eps.3,
+                    height.size(),
+                    width.size()
+                )));
+            }
+        }
+        let rows = if loser.is_some() { 2 * batch } else { batch };
+        let out = (rows, channels, height, width);
+        Ok((out, out, TimeShape { batch: rows, process: time.process }, winner))
+    }
+
+    fn forward(
+        &self,
+        ctx: &Ctx<'_>,
+        (winner, loser, time, eps): Self::In,
+    ) -> Result<(Self::Out, Self::Saved), OpError> {
+        let shape @ (batch, channels, height, width) = *HasShape::shape(&winner);
+        let size = winner_size(&shape);
+        let eps = match eps {
+            Some(eps) => {
+                let &(_, _, rows, columns) = HasShape::shape(&eps);
+                corner(&eps.as_vec(), (rows, columns), (height.size(), width.size()))
+            }
+            None => ctx.random("eps").normals(batch * size),
+        };
+        let mixes: Vec<Mix> = time
+            .values
+            .iter()
+            .enumerate()
+            .map(|(i, t)| {
+                Mix::at(self.settings.process, *t).map_err(|e| OpError::new(format!("sample {i}: {e}")))
+            })
+            .collect::<Result<_, _>>()?;
+        let sides: Vec<_> = std::iter::once(winner).chain(loser).collect();
+        let mut x_t = Vec::with_capacity(sides.len() * batch * size);
+        let mut target = Vec::with_capacity(x_t.capacity());
+        for side in &sides {
+            let samples = side.as_vec();
+            for ((x0, eps), mix) in samples.chunks_exact(size).zip(eps.chunks_exact(size)).zip(&mixes) {
+                x_t.extend(x0.iter().zip(eps).map(|(x, e)| mix.keep * x + mix.add * e));
+                target.extend(x0.iter().zip(eps).map(|(x, e)| mix.target_x * x + mix.target_eps * e));
+            }
+        }
+        let times = Timesteps::new(time.process, time.values.repeat(sides.len()));
+        let rows = (sides.len() * batch, channels, height, width);
+        let out = (tensor(ctx, rows, x_t)?, tensor(ctx, rows, target)?, times, tensor(ctx, shape, eps)?);
+        Ok((out, mixes))
+    }
+
+    fn backward(
+        &self,
+        ctx: &Ctx<'_>,
+        wanted: Wanted<'_>,
+        mixes: Self::Saved,
+        (x_t, target, _, eps): OutGrads<Self>,
+    ) -> Result<InGrads<Self>, OpError> {
+        let Some(shape) = x_t.as_ref().or(target.as_ref()).map(|g| *HasShape::shape(g)) else {
+            return if wanted[3] && eps.is_some() {
+                Err(no_gradient_of_eps())
+            } else {
+                Ok((None, None, None, None))
+            };
+        };
+        if wanted[3] {
+            return Err(no_gradient_of_eps());
+        }
+        let batch = mixes.len();
+        let (rows, channels, height, width) = shape;
+        let size = winner_size(&shape);
+        let zeros = || vec![0.0; rows * size];
+        let (x_t, target) =
+            (x_t.map_or_else(zeros, |g| g.as_vec()), target.map_or_else(zeros, |g| g.as_vec()));
+        let side = |side: usize| {
+            let mut grad = Vec::with_capacity(batch * size);
+            for (i, mix) in mixes.iter().enumerate() {
+                let at = (side * batch + i) * size..(side * batch + i + 1) * size;
+                let pairs = x_t[at.clone()].iter().zip(&target[at]);
+                grad.extend(pairs.map(|(x, t)| mix.keep * x + mix.target_x * t));
+            }
+            tensor(ctx, (batch, channels, height, width), grad)
+        };
+        let winner = wanted[0].then(|| side(0)).transpose()?;
+        let loser = (wanted[1] && rows == 2 * batch).then(|| side(1)).transpose()?;
+        Ok((winner, loser, None, None))
+    }
+}
+
+fn no_gradient_of_eps() -> OpError {
+    OpError::new("no gradient is computed into eps: noise is drawn, not learned")
+}
+
+/// Values of one sample.
+fn winner_size<C: Axis, H: Axis, W: Axis>(&(_, c, h, w): &(usize, C, H, W)) -> usize {
+    c.size() * h.size() * w.size()
+}
+
+#[cfg(test)]
+mod tests {
+    use dfdx::shapes::Const;
+
+    use super::*;
+    use crate::operators::testing::{Bench, assert_close, latents};
+
+    fn noise(process: Process) -> Noise {
+        Noise::new(NoiseSettings { process }).unwrap()
+    }
+
+    #[test]
+    fn the_ddpm_schedule_is_that_of_sdxl() {
+        let kept = alphas_cumprod();
+        assert!((kept[0] - 0.99915).abs() < 1e-9, "{}", kept[0]);
+        assert!((kept[999] - 0.004_660).abs() < 5e-7, "{}", kept[999]);
+    }
+
+    #[test]
+    fn a_pair_shares_noise_and_time_and_the_winner_comes_first() {
+        let bench = Bench::new();
+        let ctx = bench.ctx();
+        let (w, l) = (latents(&ctx, (2, 3, 2, 2), 1), latents(&ctx, (2, 3, 2, 2), 2));
+        let t = Timesteps::new(Process::Flow, vec![0.25, 0.75]);
+        let ((x_t, target, times, eps), _) =
+            noise(Process::Flow).forward(&ctx, (w.clone(), Some(l.clone()), t, None)).unwrap();
+        assert_eq!(&times.values[..], [0.25, 0.75, 0.25, 0.75]);
+        let (w, l, eps, x_t, target) = (w.as_vec(), l.as_vec(), eps.as_vec(), x_t.as_vec(), target.as_vec());
+        for i in 0..24 {
+            let sigma = if i < 12 { 0.25 } else { 0.75 };
+            assert_close(x_t[i], (1.0 - sigma) * w[i] + sigma * eps[i], 1e-6);
+            assert_close(x_t[24 + i], (1.0 - sigma) * l[i] + sigma * eps[i], 1e-6);
+            assert_close(target[24 + i], eps[i] - l[i], 1e-6);
+        }
+    }
+
+    #[test]
+    fn what_is_predicted_gives_back_the_clean_latents_in_every_process() {
+        for (process, t) in [(Process::Flow, 0.3), (Process::DdpmEps, 400.0), (Process::DdpmV, 400.0)] {
+            let m = Mix::at(process, t).unwrap();
+            let (x0, eps) = (0.7f32, -1.3f32);
+            let (x_t, target) = (m.keep * x0 + m.add * eps, m.target_x * x0 + m.target_eps * eps);
+            let back = match process {
+                Process::Flow => x_t - t * target,
+                Process::DdpmEps => (x_t - m.add * target) / m.keep,
+                Process::DdpmV => m.keep * x_t - m.add * target,
+            };
+            assert_close(back, x0, 1e-5);
+        }
+    }
+
+    #[test]
+    fn the_gradient_into_clean_latents_is_that_of_finite_differences() {
+        let bench = Bench::new();
+        let ctx = bench.ctx();
+        let op = noise(Process::DdpmV);
+        let t = Timesteps::new(Process::DdpmV, vec![100.0, 900.0]);
+        let (w, l) = (latents(&ctx, (2, 1, 2, 2), 1), latents(&ctx, (2, 1, 2, 2), 2));
+        let (gx, gt) = (latents(&ctx, (4, 1, 2, 2), 3), latents(&ctx, (4, 1, 2, 2), 4));
+        let value = |w: &Latents, l: &Latents| {
+            let ((x, y, ..), _) = op.forward(&ctx, (w.clone(), Some(l.clone()), t.clone(), None)).unwrap();
+            let dot = |a: Vec<f32>, b: Vec<f32>| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+            dot(x.as_vec(), gx.as_vec()) + dot(y.as_vec(), gt.as_vec())
+        };
+        let (_, saved) = op.forward(&ctx, (w.clone(), Some(l.clone()), t.clone(), None)).unwrap();
+        let wanted = [true, true, false, false];
+        let grads =
+            op.backward(&ctx, &wanted, saved, (Some(gx.clone()), Some(gt.clone()), None, None)).unwrap();
+        for (side, grad) in [(0, grads.0.unwrap()), (1, grads.1.unwrap())] {
+            for i in 0..8 {
+                let moved = |by: f32| {
+                    let mut values = if side == 0 { w.as_vec() } else { l.as_vec() };
+                    values[i] += by;
+                    let x = tensor(&ctx, (2, 1, 2, 2), values).unwrap();
+                    if side == 0 { value(&x, &l) } else { value(&w, &x) }
+                };
+                let slope = (moved(0.5) - moved(-0.5)) as f32;
+                assert_close(grad.as_vec()[i], slope, 1e-4);
+            }
+        }
+    }
+
+    #[test]
+    fn a_larger_eps_gives_its_corner_and_a_smaller_one_is_refused() {
+        let bench = Bench::new();
+        let ctx = bench.ctx();
+        let op = noise(Process::Flow);
+        let t = Timesteps::new(Process::Flow, vec![1.0]);
+        let eps = tensor(&ctx, (1, 1, 3, 3), (0..9u8).map(f32::from).collect()).unwrap();
+        let ((x_t, ..), _) = op.forward(&ctx, (latents(&ctx, (1, 1, 2, 2), 1), None, t, Some(eps))).unwrap();
+        assert_eq!(x_t.as_vec(), [0.0, 1.0, 3.0, 4.0]);
+        let time = TimeShape { batch: 1, process: Process::Flow };
+        let small = op.shapes(((1, 1, 2, 2), None, time, Some((1, 1, 2, 1))), 0).unwrap_err();
+        assert!(small.to_string().contains("at least as large"), "{small}");
+    }
+
+    #[test]
+    fn a_time_of_another_process_is_refused_by_name() {
+        let time = TimeShape { batch: 1, process: Process::DdpmEps };
+        let error = noise(Process::Flow).shapes(((1, 1, 2, 2), None, time, None), 0).unwrap_err().to_string();
+        assert!(error.contains("DdpmEps") && error.contains("Flow"), "{error}");
+    }
+
+    #[test]
+    fn constant_axes_are_part_of_the_type() {
+        type Fixed = Noise<Const<16>, Const<2>, Const<2>>;
+        let op = Fixed::new(NoiseSettings::default()).unwrap();
+        let shape = (3, Const::<16>, Const::<2>, Const::<2>);
+        let time = TimeShape { batch: 3, process: Process::Flow };
+        let (x_t, ..) = op.shapes((shape, Some(shape), time, None), 0).unwrap();
+        assert_eq!(x_t.concrete(), [6, 16, 2, 2]);
+    }
+}

@@ -1,0 +1,67 @@
+//! Between the tensors of ports and plain values.
+//!
+//! Shape letters: `B` batch, `C` channels, `H` `W` latent grid, `h` `w` focus grid.
+
+use dfdx::{
+    shapes::{Const, HasShape},
+    tensor::TensorFromVec,
+};
+use prefgraph_nn as nn;
+
+use crate::{
+    operator::{Ctx, OpError},
+    port::T,
+    ports::{Latents, Mask},
+    shape::{Axes, Axis},
+};
+
+/// A port tensor of these axes.
+pub(crate) fn tensor<S: Axes>(ctx: &Ctx<'_>, shape: S, values: Vec<f32>) -> Result<T<S>, OpError> {
+    Ok(ctx.host.try_tensor_from_vec(values, shape)?)
+}
+
+/// A mask `[B, 1, h, w]`.
+pub(crate) fn mask<H: Axis, W: Axis>(
+    ctx: &Ctx<'_>,
+    (batch, height, width): (usize, H, W),
+    values: Vec<f32>,
+) -> Result<Mask<H, W>, OpError> {
+    tensor(ctx, (batch, Const::<1>, height, width), values)
+}
+
+/// The extents of a tensor's axes.
+pub(crate) fn dims<S: Axes>(tensor: &T<S>) -> Vec<usize> {
+    HasShape::shape(tensor).concrete().into()
+}
+
+/// A port tensor as one of the networks' tensors.
+pub(crate) fn to_nn<S: Axes>(ctx: &Ctx<'_>, tensor: &T<S>) -> Result<nn::Tensor<S>, OpError> {
+    Ok(nn::Tensor::new(ctx.cpu, *HasShape::shape(tensor), tensor.as_vec())?)
+}
+
+/// Latents with all axes at run time, as the networks take them.
+pub(crate) fn latents_to_nn<C: Axis, H: Axis, W: Axis>(
+    ctx: &Ctx<'_>,
+    latents: &Latents<C, H, W>,
+) -> Result<nn::Tensor<(usize, usize, usize, usize)>, OpError> {
+    let &(b, c, h, w) = HasShape::shape(latents);
+    Ok(nn::Tensor::new(ctx.cpu, (b, c.size(), h.size(), w.size()), latents.as_vec())?)
+}
+
+/// The values `times` times over: conditions of a pair, for its winner and its loser.
+pub(crate) fn repeated(values: Vec<f32>, times: usize) -> Vec<f32> {
+    if times == 1 { values } else { values.repeat(times) }
+}
+
+/// `found` must be `expected`; the message names both.
+pub(crate) fn same<A: PartialEq + std::fmt::Debug>(
+    what: &str,
+    found: A,
+    expected_by: &str,
+    expected: A,
+) -> Result<(), OpError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(OpError::new(format!("{what} is {found:?}, but {expected_by} is {expected:?}: they must be equal")))
+}

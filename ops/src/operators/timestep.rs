@@ -1,0 +1,198 @@
+//! `timestep`: one random time a sample.
+//!
+//! Shape letters: `B` batch, `H` `W` latent grid.
+
+use super::noise::DDPM_STEPS;
+use crate::{
+    choices,
+    operator::{Ctx, InShapes, OpError, Operator, OutShapes},
+    ports::{Latents, Process, TimeShape, Timesteps},
+    random::Random,
+    settings,
+};
+
+choices! {
+    /// How times are spread.
+    pub enum Spread {
+        /// Every time is as likely; for DDPM, every whole timestep.
+        Uniform = "uniform",
+        /// sigma = shift u / (1 + (shift - 1) u) of a uniform u: more noise the larger the shift.
+        Shifted = "shifted",
+        /// As UNO trains: a uniform index into a schedule of 1000 points whose shift grows with the number of tokens.
+        Uno = "uno",
+        /// sigma = sigmoid(mean + std n) of a standard normal n.
+        LogitNormal = "logit_normal",
+    }
+}
+
+settings! {
+    /// Settings of [`Timestep`].
+    pub struct TimestepSettings {
+        /// Which scale the times are on: sigmas in [0, 1] for a flow, whole timesteps for DDPM.
+        pub process: Process = Process::Flow,
+        /// How they are spread. DDPM takes `uniform` only.
+        pub spread: Spread = Spread::Uniform,
+        /// Samples in a batch, where no `x0` is connected.
+        pub batch: usize = 1,
+        /// The smallest sigma, or for DDPM the smallest timestep divided by 1000; larger draws only.
+        pub min: f64 = 0.0,
+        /// The largest sigma, or for DDPM the end of the timesteps divided by 1000.
+        pub max: f64 = 1.0,
+        /// Of `shifted`: 3 for a picture of 1024 pixels a side.
+        pub shift: f64 = 3.0,
+        /// Of `logit_normal`.
+        pub mean: f64 = 0.0,
+        /// Of `logit_normal`.
+        pub std: f64 = 1.0,
+    }
+}
+
+/// Times of a batch, drawn by (seed, node, step, sample).
+pub struct Timestep(TimestepSettings);
+
+/// Points of UNO's schedule.
+const UNO_POINTS: u64 = 1000;
+
+/// The exponent of UNO's shift: linear in the number of target tokens, 0.5 at 256 and 1.15 at 4096.
+fn uno_mu(tokens: usize) -> f64 {
+    0.5 + (1.15 - 0.5) * (tokens as f64 - 256.0) / (4096.0 - 256.0)
+}
+
+impl Timestep {
+    /// A draw before it is mapped into [min, max].
+    fn draw(&self, random: &mut Random, tokens: usize) -> f64 {
+        match self.0.spread {
+            Spread::Uniform => random.uniform(),
+            Spread::Shifted => {
+                let u = random.uniform();
+                self.0.shift * u / (1.0 + (self.0.shift - 1.0) * u)
+            }
+            Spread::Uno => {
+                let t = 1.0 - random.below(UNO_POINTS) as f64 / (UNO_POINTS - 1) as f64;
+                let shift = libm::exp(uno_mu(tokens));
+                shift * t / (1.0 + (shift - 1.0) * t)
+            }
+            Spread::LogitNormal => {
+                1.0 / (1.0 + libm::exp(-(self.0.mean + self.0.std * random.normal_pair().0)))
+            }
+        }
+    }
+}
+
+impl Operator for Timestep {
+    const NAME: &'static str = "timestep";
+    const DOC: &'static str = "Draw one time a sample; the batch is that of x0 where it is connected.";
+    const IN: [&'static str; 1] = ["x0"];
+    const OUT: [&'static str; 1] = ["t"];
+    type Settings = TimestepSettings;
+    type In = (Option<Latents>,);
+    type Out = (Timesteps,);
+    type Saved = ();
+    const DIFFERENTIABLE: bool = false;
+
+    fn new(s: TimestepSettings) -> Result<Self, OpError> {
+        let fault = if !(0.0 <= s.min && s.min < s.max && s.max <= 1.0) {
+            format!("min {} and max {}: 0 <= min < max <= 1 is needed", s.min, s.max)
+        } else if s.process.is_discrete() && s.spread != Spread::Uniform {
+            "DDPM times are whole numbers: only `spread: uniform` is there for them".into()
+        } else if s.batch == 0 {
+            "batch: at least 1 is needed".into()
+        } else if !(s.shift > 0.0 && s.shift.is_finite()) {
+            format!("shift {}: a positive number is needed", s.shift)
+        } else if !(s.mean.is_finite() && s.std >= 0.0 && s.std.is_finite()) {
+            format!("mean {} and std {}: finite numbers, and std not below 0, are needed", s.mean, s.std)
+        } else {
+            return Ok(Self(s));
+        };
+        Err(OpError::new(fault))
+    }
+
+    fn shapes(&self, (x0,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
+        if self.0.spread == Spread::Uno && x0.is_none() {
+            return Err(OpError::new("`spread: uno` depends on the number of tokens: connect x0"));
+        }
+        Ok((TimeShape { batch: x0.map_or(self.0.batch, |x| x.0), process: self.0.process },))
+    }
+
+    fn notes(&self, (x0,): &InShapes<Self>) -> Vec<String> {
+        match x0 {
+            Some(x0) if self.0.spread == Spread::Uno => {
+                let tokens = x0.2 * x0.3 / 4;
+                vec![format!("{tokens} target tokens: sigma is shifted by exp({:.3})", uno_mu(tokens))]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn forward(&self, ctx: &Ctx<'_>, (x0,): Self::In) -> Result<(Self::Out, ()), OpError> {
+        let dims = x0.as_ref().map(super::tensors::dims);
+        let (batch, tokens) = dims.map_or((self.0.batch, 0), |d| (d[0], d[2] * d[3] / 4));
+        let mut random = ctx.random("t");
+        let span = self.0.max - self.0.min;
+        let times = (0..batch).map(|_| {
+            if self.0.process.is_discrete() {
+                let first = (self.0.min * DDPM_STEPS as f64).round() as u64;
+                let end = ((self.0.max * DDPM_STEPS as f64).round() as u64).max(first + 1);
+                (first + random.below(end - first)) as f32
+            } else {
+                (self.0.min + span * self.draw(&mut random, tokens)) as f32
+            }
+        });
+        Ok(((Timesteps::new(self.0.process, times.collect()),), ()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operators::testing::{Bench, latents};
+
+    fn draws(settings: TimestepSettings, steps: u64) -> Vec<f32> {
+        let bench = Bench::new();
+        let op = Timestep::new(settings).unwrap();
+        let x0 = latents(&bench.ctx(), (8, 1, 64, 64), 0);
+        let drawn = |step| op.forward(&bench.at(step), (Some(x0.clone()),)).unwrap().0.0;
+        (0..steps).flat_map(|step| drawn(step).values.to_vec()).collect()
+    }
+
+    fn mean(x: &[f32]) -> f64 {
+        x.iter().map(|x| f64::from(*x)).sum::<f64>() / x.len() as f64
+    }
+
+    #[test]
+    fn every_spread_has_its_mean() {
+        // UNO at 1024 tokens: mu = 0.63, mean 0.604. Shifted by 3: the integral of 3u / (1 + 2u).
+        let expected = [
+            (Spread::Uniform, 0.5),
+            (Spread::Shifted, 1.5 - 0.75 * 3f64.ln()),
+            (Spread::Uno, 0.604),
+            (Spread::LogitNormal, 0.5),
+        ];
+        for (spread, expected) in expected {
+            let t = draws(TimestepSettings { spread, ..Default::default() }, 1500);
+            assert!((mean(&t) - expected).abs() < 0.01, "{spread:?}: {}", mean(&t));
+            assert!(t.iter().all(|t| (0.0..=1.0).contains(t)));
+        }
+    }
+
+    #[test]
+    fn ddpm_times_are_whole_and_reach_both_ends_of_their_range() {
+        let settings =
+            TimestepSettings { process: Process::DdpmEps, min: 0.5, max: 0.51, ..Default::default() };
+        let t = draws(settings, 40);
+        assert!(t.iter().all(|t| t.fract() == 0.0 && (500.0..510.0).contains(t)), "{t:?}");
+        assert!(t.contains(&500.0) && t.contains(&509.0));
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused() {
+        let bad = [
+            TimestepSettings { min: 0.6, max: 0.5, ..Default::default() },
+            TimestepSettings { process: Process::DdpmV, spread: Spread::Uno, ..Default::default() },
+            TimestepSettings { shift: f64::NAN, ..Default::default() },
+        ];
+        for settings in bad {
+            assert!(Timestep::new(settings.clone()).is_err(), "{settings:?}");
+        }
+    }
+}
