@@ -129,7 +129,7 @@ impl Operator for Fuse {
         let has_prior = has_prior.map_or_else(|| vec![1.0; batch], |h| h.as_vec());
         let (mut out, mut coverages) = (Vec::with_capacity(batch * cells), Vec::with_capacity(batch));
         let (mut fused, mut means) = (Vec::with_capacity(batch), Vec::with_capacity(batch));
-        for b in 0..batch {
+        for (b, has_prior) in has_prior.iter().enumerate() {
             let at = b * cells..(b + 1) * cells;
             let (structure, prior) = (&structure[at.clone()], &prior[at.clone()]);
             let whole = area(prior);
@@ -138,7 +138,7 @@ impl Operator for Fuse {
                 true => 1.0,
                 false => 0.0,
             };
-            let (mask, blend) = if has_prior[b] > 0.0 {
+            let (mask, blend) = if *has_prior > 0.0 {
                 self.sample(structure, &detail[at], prior, coverage)
             } else {
                 (vec![1.0; cells], false)

@@ -1,13 +1,25 @@
 //! The operators that this library ships: one file or folder each.
 
+pub mod backbone;
 pub mod entropy;
+pub mod forward;
 pub mod fuse;
 pub mod hook_attention;
+pub mod log;
+pub mod lora;
+pub mod lora_update;
 pub mod mask_field;
 pub mod masked_loss;
+pub mod moments;
 pub mod noise;
+mod pass;
+pub mod reference;
+pub mod replay;
+pub mod scores;
 pub(crate) mod tensors;
 pub mod timestep;
 
+#[cfg(test)]
+mod golden;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -4,7 +4,7 @@
 
 use dfdx::shapes::{HasShape, Shape};
 
-use super::tensors::{same, tensor};
+use super::tensors::{Fixed, same, tensor};
 use crate::{
     operator::{Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Wanted},
     ports::{Latents, Process, TimeShape, Timesteps},
@@ -26,7 +26,7 @@ settings! {
 /// `x_t` and target of a batch: winners first, then losers, with the same noise and the same time for both.
 pub struct Noise<C = usize, H = usize, W = usize> {
     settings: NoiseSettings,
-    axes: std::marker::PhantomData<fn() -> (C, H, W)>,
+    axes: Fixed<C, H, W>,
 }
 
 /// `x_t = keep x_0 + add eps`, `target = target_x x_0 + target_eps eps`.
@@ -91,7 +91,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Noise<C, H, W> {
     const DIFFERENTIABLE: bool = true;
 
     fn new(settings: NoiseSettings) -> Result<Self, OpError> {
-        Ok(Self { settings, axes: std::marker::PhantomData })
+        Ok(Self { settings, axes: Fixed::default() })
     }
 
     fn shapes(
@@ -312,8 +312,8 @@ mod tests {
 
     #[test]
     fn constant_axes_are_part_of_the_type() {
-        type Fixed = Noise<Const<16>, Const<2>, Const<2>>;
-        let op = Fixed::new(NoiseSettings::default()).unwrap();
+        type Small = Noise<Const<16>, Const<2>, Const<2>>;
+        let op = Small::new(NoiseSettings::default()).unwrap();
         let shape = (3, Const::<16>, Const::<2>, Const::<2>);
         let time = TimeShape { batch: 3, process: Process::Flow };
         let (x_t, ..) = op.shapes((shape, Some(shape), time, None), 0).unwrap();

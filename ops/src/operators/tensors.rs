@@ -2,6 +2,8 @@
 //!
 //! Shape letters: `B` batch, `C` channels, `H` `W` latent grid, `h` `w` focus grid.
 
+use std::marker::PhantomData;
+
 use dfdx::{
     shapes::{Const, HasShape},
     tensor::TensorFromVec,
@@ -14,6 +16,9 @@ use crate::{
     ports::{Latents, Mask},
     shape::{Axes, Axis},
 };
+
+/// The axes that an operator's type may fix.
+pub(crate) type Fixed<C, H, W> = PhantomData<fn() -> (C, H, W)>;
 
 /// A port tensor of these axes.
 pub(crate) fn tensor<S: Axes>(ctx: &Ctx<'_>, shape: S, values: Vec<f32>) -> Result<T<S>, OpError> {
@@ -32,11 +37,6 @@ pub(crate) fn mask<H: Axis, W: Axis>(
 /// The extents of a tensor's axes.
 pub(crate) fn dims<S: Axes>(tensor: &T<S>) -> Vec<usize> {
     HasShape::shape(tensor).concrete().into()
-}
-
-/// A port tensor as one of the networks' tensors.
-pub(crate) fn to_nn<S: Axes>(ctx: &Ctx<'_>, tensor: &T<S>) -> Result<nn::Tensor<S>, OpError> {
-    Ok(nn::Tensor::new(ctx.cpu, *HasShape::shape(tensor), tensor.as_vec())?)
 }
 
 /// Latents with all axes at run time, as the networks take them.

@@ -17,7 +17,7 @@ pub use self::{
     errors::Reduction,
     objective::{Objective, PairErrors, Term, terms},
 };
-use super::tensors::{same, tensor};
+use super::tensors::{Fixed, same, tensor};
 use crate::{
     operator::{Cost, Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Wanted},
     port::Scalar,
@@ -58,7 +58,7 @@ settings! {
 /// errors of all four predictions of a pair alike.
 pub struct MaskedLoss<C = usize, H = usize, W = usize> {
     settings: MaskedLossSettings,
-    axes: PhantomData<fn() -> (C, H, W)>,
+    axes: Fixed<C, H, W>,
 }
 
 /// What [`MaskedLoss`] keeps for its backward.

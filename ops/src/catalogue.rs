@@ -1,0 +1,42 @@
+//! The list of all operators that this library ships.
+
+use crate::{
+    operator::Operator,
+    operators::{
+        backbone::Backbone, entropy::Entropy, forward::Forward, fuse::Fuse, hook_attention::HookAttention,
+        log::Log, lora::Lora, lora_update::LoraUpdate, mask_field::MaskField, masked_loss::MaskedLoss,
+        moments::ZeroMoments, noise::Noise, reference::Reference, replay::Replay, timestep::Timestep,
+    },
+};
+
+/// Is shown every operator, as a type.
+pub trait Visit {
+    /// One operator.
+    fn operator<O: Operator>(&mut self);
+}
+
+/// Show every shipped operator to `v`, with all axes at run time where it has axes: the order is that of a training
+/// step.
+pub fn visit_all(v: &mut impl Visit) {
+    // Data.
+    v.operator::<Replay>();
+    // Noise.
+    v.operator::<Timestep>();
+    v.operator::<Noise>();
+    // Networks.
+    v.operator::<Backbone>();
+    v.operator::<Lora>();
+    v.operator::<ZeroMoments>();
+    v.operator::<Forward>();
+    v.operator::<Reference>();
+    // Where to look.
+    v.operator::<HookAttention>();
+    v.operator::<MaskField>();
+    v.operator::<Entropy>();
+    v.operator::<Fuse>();
+    // What is asked for.
+    v.operator::<MaskedLoss>();
+    // After the backward.
+    v.operator::<LoraUpdate>();
+    v.operator::<Log>();
+}

@@ -1,0 +1,242 @@
+//! `forward`: the policy, a frozen network with an adapter.
+//!
+//! Shape letters: `N` rows, `B` samples (`N` is `B`, or `2B` with winners first), `C` latent channels, `H` `W` latent
+//! grid, `R` references, `T` target tokens, `h` `w` token grid of a reference.
+
+use std::{marker::PhantomData, ops::Range, sync::Arc};
+
+use dfdx::shapes::{HasShape, Shape};
+use prefgraph_nn::{self as nn, Adapter, backbone::Saved};
+
+use super::{
+    pass::{ConditionShapes, Conditions, prediction},
+    scores::{Hooks, Scorer},
+    tensors::{Fixed, latents_to_nn, same, tensor},
+};
+use crate::{
+    operator::{Cost, Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Wanted},
+    ports::{BackboneHandle, Latents, List, ListShape, Mask, Pooled, Scores, TextTokens, Timesteps},
+    settings,
+    shape::Axis,
+};
+
+settings! {
+    /// Settings of [`Forward`].
+    pub struct ForwardSettings {
+        /// Guidance value, for networks that take one. Published DPO and UNO training use 1.
+        pub guidance: Option<f64> = None,
+        /// After which blocks the winners' tokens are compared with the references (FocusDPO, Eq. 3).
+        pub hooks: Hooks = Hooks::Off,
+    }
+}
+
+/// The policy's prediction, with a gradient into the adapter and nothing else, and the winners' scores, which carry
+/// no gradient.
+pub struct Forward<C = usize, H = usize, W = usize> {
+    settings: ForwardSettings,
+    axes: Fixed<C, H, W>,
+}
+
+/// What [`Forward`] keeps for its backward.
+pub struct SavedForward {
+    backbone: Arc<dyn nn::Backbone>,
+    adapter: Adapter,
+    saved: Saved,
+}
+
+impl<C: Axis, H: Axis, W: Axis> Forward<C, H, W> {
+    fn blocks(&self, layout: &nn::BackboneLayout) -> Result<Range<usize>, OpError> {
+        let blocks = self.settings.hooks.blocks(layout);
+        if blocks.is_empty() && self.settings.hooks != Hooks::Off {
+            return Err(OpError::new(format!(
+                "hooks {:?}: the network has no such block",
+                self.settings.hooks
+            )));
+        }
+        Ok(blocks)
+    }
+
+    /// Token weights of every reference: its mask, or ones.
+    fn masks(
+        references: &List<Latents>,
+        masks: Option<List<Mask>>,
+        patch: usize,
+    ) -> Result<Vec<Vec<f32>>, OpError> {
+        let Some(masks) = masks else {
+            let tokens = |r: &Latents| {
+                let &(batch, _, h, w) = HasShape::shape(r);
+                batch * (h / patch) * (w / patch)
+            };
+            return Ok(references.0.iter().map(|r| vec![1.0; tokens(r)]).collect());
+        };
+        let mut out = Vec::with_capacity(masks.0.len());
+        for (r, mask) in masks.0.iter().enumerate() {
+            let &(_, _, h, w) = HasShape::shape(mask);
+            let values = mask.as_vec();
+            if let Some(b) = values.chunks_exact(h * w).position(|m| !m.iter().any(|v| *v > 0.0)) {
+                return Err(OpError::new(format!(
+                    "sample {b}: the mask of reference {r} is empty: there is nothing to look for"
+                )));
+            }
+            out.push(values);
+        }
+        Ok(out)
+    }
+}
+
+impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
+    const NAME: &'static str = "forward";
+    const DOC: &'static str = "Predict with the adapter (the policy); with hooks, also score every target token of the \
+                               winners by its likeness to each reference. Text, pooled text and references are \
+                               repeated where x_t has winners and losers.";
+    const IN: [&'static str; 8] =
+        ["backbone", "adapter", "x_t", "t", "text", "pooled", "references", "reference_masks"];
+    const OUT: [&'static str; 2] = ["prediction", "scores"];
+    type Settings = ForwardSettings;
+    type In = (
+        BackboneHandle,
+        Adapter,
+        Latents<C, H, W>,
+        Timesteps,
+        TextTokens,
+        Pooled,
+        Option<List<Latents>>,
+        Option<List<Mask>>,
+    );
+    type Out = (Latents<C, H, W>, List<Scores>);
+    type Saved = SavedForward;
+    const DIFFERENTIABLE: bool = true;
+
+    fn new(settings: ForwardSettings) -> Result<Self, OpError> {
+        Ok(Self { settings, axes: PhantomData })
+    }
+
+    fn shapes(
+        &self,
+        (backbone, adapter, x_t, t, text, pooled, references, masks): InShapes<Self>,
+        _: usize,
+    ) -> Result<OutShapes<Self>, OpError> {
+        let layout = backbone.layout();
+        let conditions = ConditionShapes {
+            t: &t,
+            text: &text,
+            pooled: &pooled,
+            references: references.as_ref(),
+            guidance: self.settings.guidance,
+        };
+        conditions.check(layout, x_t.concrete())?;
+        for module in &adapter.0.modules {
+            if !layout
+                .linears
+                .iter()
+                .any(|l| l.name == module.name && (l.inputs, l.outputs) == (module.inputs, module.outputs))
+            {
+                return Err(OpError::new(format!(
+                    "the adapter has factors for `{}` ({} to {}), which this {} has not",
+                    module.name, module.inputs, module.outputs, layout.kind
+                )));
+            }
+        }
+        let grids = conditions.reference_grids();
+        if let Some(masks) = masks {
+            same("the number of reference masks", masks.0.len(), "the number of references", grids.len())?;
+            for (r, (mask, (height, width))) in masks.0.iter().zip(&grids).enumerate() {
+                let tokens = (text.0, height / layout.patch, width / layout.patch);
+                same(
+                    &format!("reference mask {r}"),
+                    (mask.0, mask.2, mask.3),
+                    "the reference's token grid",
+                    tokens,
+                )?;
+            }
+        }
+        let tokens = (x_t.2.size() / layout.patch) * (x_t.3.size() / layout.patch);
+        let scored = if self.blocks(layout)?.is_empty() { 0 } else { grids.len() };
+        Ok((x_t, ListShape(vec![(text.0, tokens); scored])))
+    }
+
+    fn cost(
+        &self,
+        (backbone, adapter, x_t, _, text, _, references, _): &InShapes<Self>,
+        _: &OutShapes<Self>,
+    ) -> Cost {
+        let grids: Vec<_> = references.iter().flat_map(|r| &r.0).map(|r| (r.2, r.3)).collect();
+        let pass = backbone.0.cost(x_t.0, (x_t.2.size(), x_t.3.size()), &grids, text.1, Some(&adapter.0));
+        Cost {
+            forward_flops: pass.forward_flops,
+            backward_flops: pass.backward_flops,
+            moved_bytes: (backbone.layout().parameters * size_of::<f32>()) as f64,
+            saved_bytes: pass.saved_bytes,
+            scratch_bytes: pass.scratch_bytes,
+            resident_bytes: 0,
+        }
+    }
+
+    fn notes(&self, (backbone, .., references, masks): &InShapes<Self>) -> Vec<String> {
+        let count = references.as_ref().map_or(0, |r| r.0.len());
+        let Ok(blocks) = self.blocks(backbone.layout()) else { return Vec::new() };
+        if blocks.is_empty() || count == 0 {
+            return Vec::new();
+        }
+        let pooled = if masks.is_some() { "its foreground tokens" } else { "all its tokens" };
+        vec![format!(
+            "scores: cosine with the mean of {pooled}, over blocks {} to {} of {}",
+            blocks.start,
+            blocks.end - 1,
+            backbone.layout().blocks
+        )]
+    }
+
+    fn forward(
+        &self,
+        ctx: &Ctx<'_>,
+        (backbone, adapter, x_t, t, text, pooled, references, masks): Self::In,
+    ) -> Result<(Self::Out, SavedForward), OpError> {
+        let layout = backbone.0.layout();
+        let shape = *HasShape::shape(&x_t);
+        let conditions = Conditions {
+            t: &t,
+            text: &text,
+            pooled: &pooled,
+            references: references.as_ref(),
+            guidance: self.settings.guidance,
+        };
+        let inputs = conditions.inputs(ctx, &x_t)?;
+        let blocks = self.blocks(layout)?;
+        let masks = match &references {
+            Some(references) if !blocks.is_empty() => Self::masks(references, masks, layout.patch)?,
+            _ => Vec::new(),
+        };
+        let samples = HasShape::shape(&text).0;
+        let tokens = (shape.2.size() / layout.patch) * (shape.3.size() / layout.patch);
+        let mut scorer = Scorer::new(ctx.cpu, blocks, (samples, tokens), &masks);
+        let (found, saved) = backbone.0.predict_saving(&inputs, &adapter, &mut scorer)?;
+        let scores =
+            scorer.means().map(|s| tensor(ctx, (samples, tokens), s)).collect::<Result<Vec<_>, _>>()?;
+        let out = (prediction(ctx, shape, found)?, List(scores));
+        Ok((out, SavedForward { backbone: backbone.0, adapter, saved }))
+    }
+
+    fn backward(
+        &self,
+        ctx: &Ctx<'_>,
+        wanted: Wanted<'_>,
+        kept: SavedForward,
+        (grad, _): OutGrads<Self>,
+    ) -> Result<InGrads<Self>, OpError> {
+        if let Some(other) = (2..wanted.len()).find(|i| wanted[*i]) {
+            return Err(OpError::new(format!(
+                "a gradient into `{}` is asked for: a pass gives one into `adapter` only",
+                Self::IN[other]
+            )));
+        }
+        let adapter = match grad {
+            Some(grad) if wanted[1] => {
+                let cotangent = latents_to_nn(ctx, &grad)?;
+                Some(kept.backbone.backward(kept.saved, &kept.adapter, &cotangent)?)
+            }
+            _ => None,
+        };
+        Ok((None, adapter, None, None, None, None, None, None))
+    }
+}

@@ -1,0 +1,114 @@
+//! Adapters for a golden network.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::{
+    operators::{
+        backbone::{Backbone, BackboneSettings},
+        testing::{Bench, case},
+    },
+    ports::BackboneHandle,
+};
+
+fn handle(bench: &Bench) -> BackboneHandle {
+    let settings = BackboneSettings { weights: DataPath(case("flux_uno")), ..Default::default() };
+    Backbone::new(settings).unwrap().forward(&bench.ctx(), ()).unwrap().0.0
+}
+
+fn lora(settings: LoraSettings) -> Lora {
+    Lora::new(settings).unwrap()
+}
+
+fn shape_of(handle: &BackboneHandle) -> crate::ports::BackboneShape {
+    crate::Port::shape(handle)
+}
+
+#[test]
+fn without_targets_every_linear_but_the_modulations_is_adapted() {
+    let bench = Bench::new();
+    let handle = handle(&bench);
+    let text = std::fs::read_to_string(case("flux_uno").join("case.json")).unwrap();
+    let constants: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let targets = serde_json::from_value(constants["lora_targets"].clone()).unwrap();
+    let layouts = [Vec::new(), targets].map(|targets| {
+        let op = lora(LoraSettings { rank: 4, targets, ..Default::default() });
+        op.shapes((shape_of(&handle),), 0).unwrap().0.0
+    });
+    assert_eq!(layouts[0], layouts[1]);
+    assert_eq!(layouts[0].modules.len(), 2 * 12 + 2 * 5);
+}
+
+#[test]
+fn a_target_that_matches_nothing_is_named_with_what_there_is() {
+    let bench = Bench::new();
+    let op = lora(LoraSettings { targets: vec!["to_q".into(), "attn.to_qq".into()], ..Default::default() });
+    let error = op.shapes((shape_of(&handle(&bench)),), 0).unwrap_err().to_string();
+    assert!(error.contains("`attn.to_qq`") && error.contains("attn.to_q,"), "{error}");
+}
+
+#[test]
+fn b_is_zero_and_a_is_drawn_by_the_linears_name() {
+    let bench = Bench::new();
+    let handle = handle(&bench);
+    for (init, spread) in [(Init::Gaussian, 0.25), (Init::Kaiming, 1.0 / (3.0 * 32.0f64).sqrt())] {
+        let adapter = |targets: &[&str]| {
+            let targets = targets.iter().map(|t| (*t).to_owned()).collect();
+            let op = lora(LoraSettings { rank: 4, init, targets, ..Default::default() });
+            op.forward(&bench.ctx(), (handle.clone(),)).unwrap().0.0
+        };
+        let (all, one) = (adapter(&[]), adapter(&["transformer_blocks.1.attn.to_q"]));
+        let ranges = all.layout.ranges();
+        assert!(ranges.iter().all(|(_, b)| all.values[b.clone()].iter().all(|v| *v == 0.0)));
+        let at = all.layout.modules.iter().position(|m| m.name == "transformer_blocks.1.attn.to_q").unwrap();
+        assert_eq!(all.values[ranges[at].0.clone()], one.values[one.layout.ranges()[0].0.clone()]);
+        // Inputs of the attention are 32 wide.
+        let attention: Vec<f64> = all
+            .layout
+            .modules
+            .iter()
+            .zip(&ranges)
+            .filter(|(m, _)| m.inputs == 32)
+            .flat_map(|(_, (a, _))| all.values[a.clone()].iter().map(|v| f64::from(*v)))
+            .collect();
+        let std = (attention.iter().map(|v| v * v).sum::<f64>() / attention.len() as f64).sqrt();
+        assert!((std / spread - 1.0).abs() < 0.05, "{init:?}: {std}");
+    }
+}
+
+#[test]
+fn an_adapter_file_is_read_by_name_and_a_wrong_one_is_explained() {
+    let bench = Bench::new();
+    let handle = handle(&bench);
+    let from = |prefix: &str| LoraSettings {
+        rank: 4,
+        from: Some(DataPath(case("flux_uno").join("train_focusdpo.safetensors"))),
+        from_prefix: prefix.into(),
+        ..Default::default()
+    };
+    let adapter = lora(from("init.")).forward(&bench.ctx(), (handle.clone(),)).unwrap().0.0;
+    let (a, _) = adapter.layout.ranges()[3].clone();
+    let file =
+        prefgraph_nn::files::TensorFiles::open(&case("flux_uno").join("train_focusdpo.safetensors")).unwrap();
+    let name = format!("init.{}.lora_A.weight", adapter.layout.modules[3].name);
+    assert_eq!(adapter.values[a], file.read(&name).unwrap());
+
+    let refuse =
+        |settings: LoraSettings| lora(settings).shapes((shape_of(&handle),), 0).unwrap_err().to_string();
+    let error = refuse(from("start."));
+    assert!(error.contains("has no `start.transformer_blocks.0") && error.contains("from_prefix"), "{error}");
+    let error = refuse(LoraSettings { rank: 8, ..from("init.") });
+    assert!(error.contains("[4, 32]") && error.contains("`rank`"), "{error}");
+    let error = refuse(LoraSettings { targets: vec!["attn.to_q".into()], ..from("init.") });
+    assert!(error.contains("`targets` does not match"), "{error}");
+}
+
+#[test]
+fn all_adapters_of_a_run_share_one_layout() {
+    let bench = Bench::new();
+    let handle = handle(&bench);
+    let op = lora(LoraSettings::default());
+    let shape = op.shapes((shape_of(&handle),), 0).unwrap().0;
+    let adapter = op.forward(&bench.ctx(), (handle,)).unwrap().0.0;
+    assert!(Arc::ptr_eq(&shape.0, &adapter.layout));
+}

@@ -1,0 +1,138 @@
+//! What every pass through a backbone shares: its conditions, checked and in the networks' own tensors.
+//!
+//! Shape letters: `N` rows of noised latents, `B` samples of conditions (`N` is `B` or `2B`), `C` latent channels,
+//! `H` `W` latent grid, `L` text tokens, `E` text width, `P` pooled width.
+
+use dfdx::shapes::{HasShape, Shape};
+use prefgraph_nn::{self as nn, BackboneLayout};
+
+use super::tensors::{latents_to_nn, repeated, same, tensor};
+use crate::{
+    operator::{Ctx, OpError},
+    port::{Port, T},
+    ports::{Latents, List, ListShape, Pooled, TextTokens, TimeShape, Timesteps},
+    shape::Axis,
+};
+
+/// The conditions of a pass: time, text, pooled text, references.
+pub(crate) struct Conditions<'a> {
+    pub t: &'a Timesteps,
+    pub text: &'a TextTokens,
+    pub pooled: &'a Pooled,
+    pub references: Option<&'a List<Latents>>,
+    pub guidance: Option<f64>,
+}
+
+/// The same before there are values.
+pub(crate) struct ConditionShapes<'a> {
+    pub t: &'a TimeShape,
+    pub text: &'a <TextTokens as Port>::Shape,
+    pub pooled: &'a <Pooled as Port>::Shape,
+    pub references: Option<&'a ListShape<<Latents as Port>::Shape>>,
+    pub guidance: Option<f64>,
+}
+
+/// A grid of latents must be cut into whole tokens.
+fn check_latents(layout: &BackboneLayout, what: &str, dims: [usize; 4]) -> Result<(), OpError> {
+    let [_, channels, height, width] = dims;
+    if channels != layout.channels {
+        return Err(OpError::new(format!(
+            "{what} has {channels} channels, the {} takes {}",
+            layout.kind, layout.channels
+        )));
+    }
+    if height == 0 || width == 0 || height % layout.patch != 0 || width % layout.patch != 0 {
+        return Err(OpError::new(format!(
+            "{what} has a grid of {height}x{width}: a token of the {} is {p}x{p} cells",
+            layout.kind,
+            p = layout.patch
+        )));
+    }
+    Ok(())
+}
+
+impl ConditionShapes<'_> {
+    /// Do they fit the network and rows of latents with these axes?
+    pub(crate) fn check(&self, layout: &BackboneLayout, x_t: [usize; 4]) -> Result<(), OpError> {
+        check_latents(layout, "x_t", x_t)?;
+        let (rows, samples) = (x_t[0], self.text.0);
+        if samples == 0 || !rows.is_multiple_of(samples) {
+            return Err(OpError::new(format!(
+                "x_t has {rows} rows and text {samples} samples: rows must be whole repetitions of the samples"
+            )));
+        }
+        if self.t.batch != rows && self.t.batch != samples {
+            return Err(OpError::new(format!(
+                "t has {} times: one for each of {rows} rows, or of {samples} samples, is needed",
+                self.t.batch
+            )));
+        }
+        same("the batch of pooled", self.pooled.0, "that of text", samples)?;
+        let widths = (self.text.2, self.pooled.1);
+        same(
+            "the width of (text, pooled)",
+            widths,
+            "what the network takes",
+            (layout.text_width, layout.pooled_width),
+        )?;
+        for (r, &(batch, c, h, w)) in self.references.iter().flat_map(|r| r.0.iter()).enumerate() {
+            check_latents(layout, &format!("reference {r}"), [batch, c, h, w])?;
+            same(&format!("the batch of reference {r}"), batch, "that of text", samples)?;
+        }
+        match (self.guidance, layout.guidance) {
+            (None, true) => {
+                Err(OpError::new("the network takes a guidance value: set `guidance`, e.g. to 1.0"))
+            }
+            (Some(g), false) => {
+                Err(OpError::new(format!("guidance is {g}, but the network takes none: leave it out")))
+            }
+            (Some(g), true) if !g.is_finite() => Err(OpError::new(format!("guidance {g} is not a number"))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Latent grids of the references.
+    pub(crate) fn reference_grids(&self) -> Vec<(usize, usize)> {
+        self.references.iter().flat_map(|r| r.0.iter()).map(|r| (r.2, r.3)).collect()
+    }
+}
+
+impl Conditions<'_> {
+    /// A network's inputs: conditions are repeated for every block of rows.
+    pub(crate) fn inputs<C: Axis, H: Axis, W: Axis>(
+        &self,
+        ctx: &Ctx<'_>,
+        x_t: &Latents<C, H, W>,
+    ) -> Result<nn::Inputs, OpError> {
+        let x_t = latents_to_nn(ctx, x_t)?;
+        let rows = x_t.shape().0;
+        let &(samples, tokens, width) = HasShape::shape(self.text);
+        let &(_, pooled_width) = HasShape::shape(self.pooled);
+        let times = rows / samples;
+        let references = self.references.iter().flat_map(|r| r.0.iter()).map(|reference| {
+            let &(_, c, h, w) = HasShape::shape(reference);
+            nn::Tensor::new(ctx.cpu, (rows, c, h, w), repeated(reference.as_vec(), times))
+        });
+        Ok(nn::Inputs {
+            t: self.t.values.repeat(rows / self.t.values.len()),
+            text: nn::Tensor::new(ctx.cpu, (rows, tokens, width), repeated(self.text.as_vec(), times))?,
+            pooled: nn::Tensor::new(ctx.cpu, (rows, pooled_width), repeated(self.pooled.as_vec(), times))?,
+            references: references.collect::<Result<_, _>>()?,
+            guidance: self.guidance.map(|g| g as f32),
+            x_t,
+        })
+    }
+}
+
+/// A prediction as a port's tensor, with the axes of the latents it was made from.
+pub(crate) fn prediction<C: Axis, H: Axis, W: Axis>(
+    ctx: &Ctx<'_>,
+    shape: (usize, C, H, W),
+    found: nn::Tensor<(usize, usize, usize, usize)>,
+) -> Result<T<(usize, C, H, W)>, OpError> {
+    let dims: [usize; 4] = shape.concrete();
+    if found.dims() != dims {
+        return Err(OpError::internal(format!("a prediction of {:?} for latents of {dims:?}", found.dims())));
+    }
+    tensor(ctx, shape, found.into_values())
+}
