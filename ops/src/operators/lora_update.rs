@@ -20,9 +20,9 @@ choices! {
     pub enum Schedule {
         /// It stays.
         Constant = "constant",
-        /// A straight line to zero after `steps` updates.
+        /// A straight line to zero at the end of the run.
         Linear = "linear",
-        /// Half a cosine to zero after `steps` updates.
+        /// Half a cosine to zero at the end of the run.
         Cosine = "cosine",
     }
 }
@@ -36,7 +36,7 @@ settings! {
         pub schedule: Schedule = Schedule::Constant,
         /// Updates over which the rate rises from lr / warmup to lr.
         pub warmup: u64 = 0,
-        /// Updates of the whole run: where `linear` and `cosine` end. 0 means unknown, which only `constant` accepts.
+        /// Steps of the whole run, each one micro-batch: after `steps / accumulate` updates `linear` and `cosine` end. 0 means unknown, which only `constant` accepts.
         pub steps: u64 = 0,
         /// Decays of the first and second moment.
         pub betas: [f64; 2] = [0.9, 0.999],
@@ -55,13 +55,18 @@ settings! {
 pub struct LoraUpdate(LoraUpdateSettings);
 
 impl LoraUpdate {
+    /// Updates of the whole run.
+    fn updates(&self) -> u64 {
+        self.0.steps / self.0.accumulate.max(1)
+    }
+
     /// The learning rate of an update, counted from 0.
     fn rate(&self, update: u64) -> f64 {
         let s = &self.0;
         if update < s.warmup {
             return s.lr * (update + 1) as f64 / s.warmup as f64;
         }
-        let span = s.steps.saturating_sub(s.warmup).max(1) as f64;
+        let span = self.updates().saturating_sub(s.warmup).max(1) as f64;
         let done = ((update - s.warmup) as f64 / span).min(1.0);
         match s.schedule {
             Schedule::Constant => s.lr,
@@ -104,10 +109,10 @@ impl Operator for LoraUpdate {
                 s.max_grad_norm
             )));
         }
-        if s.schedule != Schedule::Constant && s.steps <= s.warmup {
+        if s.schedule != Schedule::Constant && s.steps == 0 {
             return Err(OpError::new(format!(
-                "schedule {:?} ends after `steps` updates: steps is {}, more than the warm-up of {} is needed",
-                s.schedule, s.steps, s.warmup
+                "schedule {:?} ends with the run: `steps` is needed, most simply `steps: \"@run.steps\"`",
+                s.schedule
             )));
         }
         let op = Self(s);
@@ -140,16 +145,16 @@ impl Operator for LoraUpdate {
             1 => String::new(),
             n => format!(", {n} micro-batches each"),
         };
-        let line = match s.steps {
-            0 => format!(
+        let line = match self.updates() {
+            0 if s.steps == 0 => format!(
                 "AdamW, lr {:e}: no value moves further than {:e} in 1000 updates{batches}",
                 s.lr,
                 (0..1000).map(|u| self.rate(u)).sum::<f64>()
             ),
-            steps => format!(
-                "AdamW, lr {:e}: no value moves further than {:e} in {steps} updates{batches}",
+            updates => format!(
+                "AdamW, lr {:e}: no value moves further than {:e} in {updates} updates{batches}",
                 s.lr,
-                (0..steps).map(|u| self.rate(u)).sum::<f64>()
+                (0..updates).map(|u| self.rate(u)).sum::<f64>()
             ),
         };
         vec![line]

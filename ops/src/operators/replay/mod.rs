@@ -135,6 +135,16 @@ impl Replay {
         }
     }
 
+    /// The first file of a training run: all runs of a case start from one adapter, `init.*`.
+    fn trajectory(&self) -> Option<PathBuf> {
+        let entries = std::fs::read_dir(&self.folder).ok()?;
+        let is_run = |path: &PathBuf| {
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            name.starts_with("train_") && name.ends_with(".safetensors")
+        };
+        entries.filter_map(|e| Some(e.ok()?.path())).filter(is_run).min()
+    }
+
     fn number_of(&self, stem: &str) -> usize {
         (0..).take_while(|r| self.files.info(&format!("step0.{stem}{r}")).is_some()).count()
     }
@@ -226,8 +236,9 @@ impl Operator for Replay {
     fn exports(&self) -> Vec<(String, Value)> {
         let mut all: Vec<(String, Value)> =
             self.constants.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
-        all.retain(|(key, _)| !["weights", "refs", "steps"].contains(&key.as_str()));
+        all.retain(|(key, _)| !["weights", "init", "refs", "steps"].contains(&key.as_str()));
         all.push(("weights".into(), json!(self.folder.join("transformer"))));
+        all.push(("init".into(), json!(self.trajectory())));
         all.push(("refs".into(), json!(self.references)));
         all.push(("steps".into(), json!(self.steps)));
         all
