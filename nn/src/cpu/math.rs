@@ -2,8 +2,11 @@
 //!
 //! Sums over a row are kept in the 16 lanes of a block and added in a fixed order at the end, so that they do not
 //! depend on the instruction set.
-#![allow(clippy::needless_range_loop, reason = "indices into register arrays are unrolled")]
-#![allow(clippy::inline_always, reason = "vector code must be compiled inside the function that enables it")]
+#![allow(
+    clippy::needless_range_loop,
+    clippy::manual_memcpy,
+    reason = "indices into register arrays are unrolled"
+)]
 
 use super::isa::Machine;
 
@@ -160,8 +163,15 @@ fn polynomial<M: Machine, const N: usize, const C: usize>(
 #[inline(always)]
 pub(super) fn exp2<M: Machine, const N: usize>(m: M, x: Block<M, N>) -> Block<M, N> {
     // The minimax polynomial of relative error on [-1/2, 1/2]: 2e-9.
-    const COEFFICIENTS: [f32; 7] =
-        [1.0, 0.693_147_2, 0.240_226_47, 0.055_503_29, 0.009_618_489, 0.001_339_993_1, 0.000_153_458_12];
+    const COEFFICIENTS: [f32; 7] = [
+        1.0,
+        std::f32::consts::LN_2,
+        0.240_226_47,
+        0.055_503_29,
+        0.009_618_489,
+        0.001_339_993_1,
+        0.000_153_458_12,
+    ];
     // In this order a comparison with something that is not a number keeps it.
     let x = max(m, splat(m, -125.0), x);
     let rounded = add(m, x, splat(m, ROUND));
@@ -176,10 +186,72 @@ pub(super) fn exp<M: Machine, const N: usize>(m: M, x: Block<M, N>) -> Block<M, 
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     const COEFFICIENTS: [f32; 7] =
-        [1.0, 1.0, 0.499_999_92, 0.166_664_2, 0.041_668_23, 0.008_374_82, 0.001_383_68];
+        [1.0, 1.0, 0.499_999_9, 0.166_664_2, 0.041_668_23, 0.008_374_82, 0.001_383_68];
     let x = min(m, splat(m, 88.0), max(m, splat(m, -86.0), x));
     let rounded = mul_add(m, x, splat(m, std::f32::consts::LOG2_E), splat(m, ROUND));
     let whole = sub(m, rounded, splat(m, ROUND));
     let rest = mul_add(m, whole, splat(m, -LN2_LOW), mul_add(m, whole, splat(m, -LN2_HIGH), x));
     times_power(m, rounded, polynomial(m, rest, COEFFICIENTS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::{Cpu, Isa, isa::Kernel};
+
+    /// Applies exp, or exp2, to values in place.
+    struct Apply<'a>(&'a mut [f32], bool);
+
+    impl Kernel for Apply<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<M: Machine, const N: usize>(self, m: M) {
+            for block in self.0.chunks_mut(BLOCK) {
+                let x = load_part::<M, N>(m, block, 0.0);
+                store_part::<M, N>(block, if self.1 { exp(m, x) } else { exp2(m, x) });
+            }
+        }
+    }
+
+    fn on_all_sets(values: &[f32], natural: bool) -> Vec<Vec<f32>> {
+        let run = |isa| {
+            let mut out = values.to_vec();
+            Cpu::with_isa(1, isa).expect("an available set").run(Apply(&mut out, natural));
+            out
+        };
+        Isa::available().into_iter().map(run).collect()
+    }
+
+    #[test]
+    fn exponentials_are_within_two_units_in_the_last_place_and_equal_on_all_instruction_sets() {
+        for (natural, low, high) in [(true, -85.9, 87.9), (false, -124.9, 126.9)] {
+            let x: Vec<f32> = (0..200_003).map(|i| low + (high - low) * i as f32 / 200_003.0).collect();
+            let all = on_all_sets(&x, natural);
+            for found in &all {
+                assert!(found.iter().zip(&all[0]).all(|(a, b)| a.to_bits() == b.to_bits()));
+            }
+            for (x, found) in x.iter().zip(&all[0]) {
+                let exact = if natural { f64::from(*x).exp() } else { f64::from(*x).exp2() };
+                let unit = f64::from((exact as f32).next_up()) - f64::from(exact as f32);
+                let error = (f64::from(*found) - exact).abs() / unit;
+                assert!(error <= 2.0, "exponential of {x}: {found} for {exact}, {error} units");
+            }
+        }
+    }
+
+    #[test]
+    fn exponentials_stop_at_the_ends_of_their_range_and_keep_what_is_not_a_number() {
+        let x = [f32::NEG_INFINITY, -1e30, -200.0, 0.0, 200.0, f32::INFINITY, f32::NAN];
+        for found in on_all_sets(&x, true) {
+            assert!(found[..3].iter().all(|y| *y > 0.0 && *y < 1e-37), "{found:?}");
+            assert_eq!(found[3], 1.0);
+            assert!(found[4..6].iter().all(|y| y.is_finite() && *y > 1e38), "{found:?}");
+            assert!(found[6].is_nan());
+        }
+        for found in on_all_sets(&[f32::NEG_INFINITY, 0.0, -1.0, f32::NAN], false) {
+            assert!(found[0] < 1e-37 && found[3].is_nan());
+            assert_eq!(found[1..3], [1.0, 0.5]);
+        }
+    }
 }

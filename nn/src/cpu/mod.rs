@@ -28,6 +28,7 @@ mod parallel;
 mod pointwise;
 mod scores;
 mod scratch;
+mod sweep;
 mod tile;
 
 pub use attention::{Attention, AttentionBackward, AttentionShape, attention, attention_backward};

@@ -1,6 +1,14 @@
 //! AdamW over flat slices, and the sum of squares for clipping.
 
-use super::Cpu;
+#![allow(clippy::needless_range_loop, reason = "lanes are counted")]
+
+use super::{
+    Cpu,
+    isa::{Kernel, Machine},
+    math::{self, BLOCK, Block},
+    parallel,
+    sweep::{Pass, sweep_flat},
+};
 
 /// Settings of one AdamW step (Loshchilov and Hutter 2019, as in PyTorch).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,7 +32,7 @@ pub struct AdamW {
 /// # Panics
 /// If the slices differ in length, or the step is zero.
 pub fn adamw(
-    _cpu: &Cpu,
+    cpu: &Cpu,
     settings: &AdamW,
     parameters: &mut [f32],
     gradient: &[f32],
@@ -34,23 +42,78 @@ pub fn adamw(
     let n = parameters.len();
     assert!(settings.step > 0, "steps of AdamW count from 1");
     assert!(gradient.len() == n && first_moment.len() == n && second_moment.len() == n, "values of AdamW");
-    let correction1 = 1.0 - settings.beta1.powf(settings.step as f64);
-    let correction2 = 1.0 - settings.beta2.powf(settings.step as f64);
-    let keep = (1.0 - settings.lr * settings.weight_decay) as f32;
-    let step_size = (settings.lr / correction1) as f32;
-    let root2 = correction2.sqrt() as f32;
-    let (beta1, beta2, eps) = (settings.beta1 as f32, settings.beta2 as f32, settings.eps as f32);
-    let (rest1, rest2) = ((1.0 - settings.beta1) as f32, (1.0 - settings.beta2) as f32);
-    for i in 0..n {
-        let g = gradient[i];
-        first_moment[i] = beta1 * first_moment[i] + rest1 * g;
-        second_moment[i] = beta2 * second_moment[i] + rest2 * (g * g);
-        let denominator = second_moment[i].sqrt() / root2 + eps;
-        parameters[i] = parameters[i] * keep - step_size * (first_moment[i] / denominator);
-    }
+    let correction1 = 1.0 - libm::pow(settings.beta1, settings.step as f64);
+    let correction2 = 1.0 - libm::pow(settings.beta2, settings.step as f64);
+    let step = Step {
+        keep: (1.0 - settings.lr * settings.weight_decay) as f32,
+        step_size: (settings.lr / correction1) as f32,
+        root2: correction2.sqrt() as f32,
+        eps: settings.eps as f32,
+        beta1: settings.beta1 as f32,
+        beta2: settings.beta2 as f32,
+        rest1: (1.0 - settings.beta1) as f32,
+        rest2: (1.0 - settings.beta2) as f32,
+    };
+    sweep_flat(cpu, step, [gradient], [parameters, first_moment, second_moment]);
 }
 
 /// Sum of squares in f64, in an order that depends on the length only.
-pub fn sum_of_squares(_cpu: &Cpu, x: &[f32]) -> f64 {
-    x.iter().map(|x| f64::from(*x) * f64::from(*x)).sum()
+pub fn sum_of_squares(cpu: &Cpu, x: &[f32]) -> f64 {
+    const PART: usize = 1 << 14;
+    let parts: Vec<&[f32]> = x.chunks(PART).collect();
+    parallel::map(cpu, 16 * x.len(), parts.len(), |task| cpu.run(Squares(parts[task]))).into_iter().sum()
+}
+
+/// One step, with the corrections of the moments worked out.
+#[derive(Clone, Copy)]
+struct Step {
+    keep: f32,
+    step_size: f32,
+    root2: f32,
+    eps: f32,
+    beta1: f32,
+    beta2: f32,
+    rest1: f32,
+    rest2: f32,
+}
+
+impl Pass<1, 3> for Step {
+    #[inline(always)]
+    fn block<M: Machine, const N: usize>(
+        self,
+        m: M,
+        [g]: [Block<M, N>; 1],
+        [parameter, first, second]: [Block<M, N>; 3],
+    ) -> [Block<M, N>; 3] {
+        let of = math::splat::<M, N>;
+        let first = math::mul_add(m, of(m, self.rest1), g, math::mul(m, of(m, self.beta1), first));
+        let square = math::mul(m, g, g);
+        let second = math::mul_add(m, of(m, self.rest2), square, math::mul(m, of(m, self.beta2), second));
+        let root = math::div(m, math::sqrt(m, second), of(m, self.root2));
+        let direction = math::div(m, first, math::add(m, root, of(m, self.eps)));
+        let kept = math::mul(m, parameter, of(m, self.keep));
+        [math::mul_add(m, of(m, -self.step_size), direction, kept), first, second]
+    }
+}
+
+/// Sum of squares of some values in 16 lanes.
+struct Squares<'a>(&'a [f32]);
+
+impl Kernel for Squares<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<M: Machine, const N: usize>(self, _: M) -> f64 {
+        let mut lanes = [0.0f64; BLOCK];
+        let (blocks, rest) = self.0.as_chunks::<BLOCK>();
+        for block in blocks {
+            for i in 0..BLOCK {
+                lanes[i] += f64::from(block[i]) * f64::from(block[i]);
+            }
+        }
+        for (lane, x) in lanes.iter_mut().zip(rest) {
+            *lane += f64::from(*x) * f64::from(*x);
+        }
+        lanes.into_iter().sum()
+    }
 }

@@ -8,7 +8,7 @@ use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterato
 use super::Cpu;
 
 /// Below this many operations a call runs on the caller's own thread: waking the pool costs about as much.
-const WORTH_A_POOL: usize = 200_000;
+const WORTH_A_POOL: usize = 1_000_000;
 
 /// Runs `task(i)` for `i` in `0..tasks`; `operations` is the size of the whole call.
 pub(super) fn for_each(cpu: &Cpu, operations: usize, tasks: usize, task: impl Fn(usize) + Sync + Send) {
@@ -16,6 +16,20 @@ pub(super) fn for_each(cpu: &Cpu, operations: usize, tasks: usize, task: impl Fn
         (0..tasks).for_each(task);
     } else {
         cpu.pool().install(|| (0..tasks).into_par_iter().with_max_len(1).for_each(task));
+    }
+}
+
+/// The results of `task(i)` for `i` in `0..tasks`, in that order.
+pub(super) fn map<T: Send>(
+    cpu: &Cpu,
+    operations: usize,
+    tasks: usize,
+    task: impl Fn(usize) -> T + Sync + Send,
+) -> Vec<T> {
+    if operations < WORTH_A_POOL {
+        (0..tasks).map(task).collect()
+    } else {
+        cpu.pool().install(|| (0..tasks).into_par_iter().with_max_len(1).map(task).collect())
     }
 }
 
@@ -41,7 +55,6 @@ impl<'a> Shared<'a> {
     ///
     /// # Safety
     /// No two parts in use at the same time may overlap.
-    #[expect(clippy::mut_from_ref, reason = "the contract of this function")]
     pub(super) unsafe fn part(&self, start: usize, len: usize) -> &'a mut [f32] {
         assert!(start <= self.len && len <= self.len - start, "part {start}+{len} of {} values", self.len);
         // SAFETY: inside the slice by the assertion, and exclusive by the contract.

@@ -4,7 +4,13 @@
 //! B  samples    T  tokens    D  width
 //! ```
 
-use super::{Cpu, Rows};
+use super::{
+    Cpu, Rows,
+    gemm::check_matrix,
+    isa::Machine,
+    math::{self, Block},
+    sweep::{Input, Output, Pass, sweep, sweep_flat, sweep_sums},
+};
 
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
@@ -22,14 +28,11 @@ pub struct Window {
 ///
 /// # Panics
 /// If a slice is too short for its shape.
-pub fn gelu(_cpu: &Cpu, window: Window, x: &[f32], x_stride: usize, y: &mut [f32], y_stride: usize) {
-    for r in 0..window.rows {
-        for i in 0..window.width {
-            let x = x[r * x_stride + i];
-            let t = (SQRT_2_OVER_PI * (x + CUBIC * x * x * x)).tanh();
-            y[r * y_stride + i] = 0.5 * x * (1.0 + t);
-        }
-    }
+pub fn gelu(cpu: &Cpu, window: Window, x: &[f32], x_stride: usize, y: &mut [f32], y_stride: usize) {
+    check_matrix("x", x.len(), window.rows, window.width, x_stride);
+    check_matrix("y", y.len(), window.rows, window.width, y_stride);
+    let (inputs, outputs) = ([Input::rows(x, x_stride)], [Output::rows(y, y_stride)]);
+    sweep(cpu, Gelu, window.rows, window.width, inputs, outputs);
 }
 
 /// Backward of [`gelu`]: `dx = dy * gelu'(x)`, overwritten.
@@ -38,7 +41,7 @@ pub fn gelu(_cpu: &Cpu, window: Window, x: &[f32], x_stride: usize, y: &mut [f32
 /// If a slice is too short for its shape.
 #[expect(clippy::too_many_arguments, reason = "operands of one kernel, each named in the docs")]
 pub fn gelu_backward(
-    _cpu: &Cpu,
+    cpu: &Cpu,
     window: Window,
     x: &[f32],
     x_stride: usize,
@@ -47,51 +50,42 @@ pub fn gelu_backward(
     dx: &mut [f32],
     dx_stride: usize,
 ) {
-    for r in 0..window.rows {
-        for i in 0..window.width {
-            let x = x[r * x_stride + i];
-            let t = (SQRT_2_OVER_PI * (x + CUBIC * x * x * x)).tanh();
-            let dt = (1.0 - t * t) * SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
-            dx[r * dx_stride + i] = dy[r * dy_stride + i] * (0.5 * (1.0 + t) + 0.5 * x * dt);
-        }
+    for (name, len, stride) in
+        [("x", x.len(), x_stride), ("dy", dy.len(), dy_stride), ("dx", dx.len(), dx_stride)]
+    {
+        check_matrix(name, len, window.rows, window.width, stride);
     }
+    let inputs = [Input::rows(x, x_stride), Input::rows(dy, dy_stride)];
+    sweep(cpu, GeluBackward, window.rows, window.width, inputs, [Output::rows(dx, dx_stride)]);
 }
 
 /// `y = x / (1 + exp(-x))`.
 ///
 /// # Panics
 /// If `x` and `y` differ in length.
-pub fn silu(_cpu: &Cpu, x: &[f32], y: &mut [f32]) {
-    assert_eq!(x.len(), y.len(), "values of silu's result");
-    for (y, x) in y.iter_mut().zip(x) {
-        *y = x / (1.0 + (-x).exp());
-    }
+pub fn silu(cpu: &Cpu, x: &[f32], y: &mut [f32]) {
+    sweep_flat(cpu, Silu, [x], [y]);
 }
 
 /// Backward of [`silu`]: `dx = dy * silu'(x)`, overwritten.
 ///
 /// # Panics
 /// If the slices differ in length.
-pub fn silu_backward(_cpu: &Cpu, x: &[f32], dy: &[f32], dx: &mut [f32]) {
-    assert!(x.len() == dy.len() && x.len() == dx.len(), "values of silu's cotangents");
-    for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
-        let s = 1.0 / (1.0 + (-x).exp());
-        *dx = dy * s * (1.0 + x * (1.0 - s));
-    }
+pub fn silu_backward(cpu: &Cpu, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+    sweep_flat(cpu, SiluBackward, [x, dy], [dx]);
 }
 
 /// `x += gate[b] * y`; `x`, `y`: `[B, T, D]`, `gate`: `[B, D]` with the row stride `gate_stride`.
 ///
 /// # Panics
 /// If a slice is too short for its shape.
-pub fn gated_add(_cpu: &Cpu, rows: Rows, x: &mut [f32], gate: &[f32], gate_stride: usize, y: &[f32]) {
-    let d = rows.width;
-    for r in 0..rows.batch * rows.tokens {
-        let gate = &gate[r / rows.tokens * gate_stride..][..d];
-        for i in 0..d {
-            x[r * d + i] = gate[i].mul_add(y[r * d + i], x[r * d + i]);
-        }
-    }
+pub fn gated_add(cpu: &Cpu, rows: Rows, x: &mut [f32], gate: &[f32], gate_stride: usize, y: &[f32]) {
+    let (count, d) = (rows.batch * rows.tokens, rows.width);
+    check_matrix("x", x.len(), count, d, d);
+    check_matrix("y", y.len(), count, d, d);
+    check_matrix("gate", gate.len(), rows.batch, d, gate_stride);
+    let gate = Input::Rows { values: gate, stride: gate_stride, each: rows.tokens };
+    sweep(cpu, AddProduct, count, d, [gate, Input::rows(y, d)], [Output::rows(x, d)]);
 }
 
 /// The gate's own cotangent, where it is wanted.
@@ -110,28 +104,29 @@ pub struct GateGrad<'a> {
 /// # Panics
 /// If a slice is too short for its shape.
 pub fn gated_add_backward(
-    _cpu: &Cpu,
+    cpu: &Cpu,
     rows: Rows,
     dx: &[f32],
     gate: &[f32],
     gate_stride: usize,
     dy: &mut [f32],
-    mut gate_grad: Option<GateGrad<'_>>,
+    gate_grad: Option<GateGrad<'_>>,
 ) {
-    let d = rows.width;
-    if let Some(g) = &mut gate_grad {
+    let (count, d) = (rows.batch * rows.tokens, rows.width);
+    check_matrix("dx", dx.len(), count, d, d);
+    check_matrix("dy", dy.len(), count, d, d);
+    check_matrix("gate", gate.len(), rows.batch, d, gate_stride);
+    let gate = Input::Rows { values: gate, stride: gate_stride, each: rows.tokens };
+    sweep(cpu, Product, count, d, [gate, Input::rows(dx, d)], [Output::rows(dy, d)]);
+    if let Some(GateGrad { y, d_gate, stride }) = gate_grad {
+        check_matrix("y", y.len(), count, d, d);
+        check_matrix("d_gate", d_gate.len(), rows.batch, d, stride);
         for b in 0..rows.batch {
-            g.d_gate[b * g.stride..][..d].fill(0.0);
+            d_gate[b * stride..][..d].fill(0.0);
         }
-    }
-    for r in 0..rows.batch * rows.tokens {
-        let b = r / rows.tokens;
-        for i in 0..d {
-            dy[r * d + i] = gate[b * gate_stride + i] * dx[r * d + i];
-            if let Some(g) = &mut gate_grad {
-                g.d_gate[b * g.stride + i] += dx[r * d + i] * g.y[r * d + i];
-            }
-        }
+        let (inputs, outputs) =
+            ([Input::rows(dx, d), Input::rows(y, d)], [Output::sums(d_gate, stride, rows.tokens)]);
+        sweep_sums(cpu, AddProduct, (rows.batch, rows.tokens), d, inputs, outputs);
     }
 }
 
@@ -139,14 +134,162 @@ pub fn gated_add_backward(
 ///
 /// # Panics
 /// If `x` and `y` differ in length.
-pub fn add_scaled(_cpu: &Cpu, a: f32, x: &[f32], y: &mut [f32]) {
-    assert_eq!(x.len(), y.len(), "values of two summands");
-    for (y, x) in y.iter_mut().zip(x) {
-        *y = a.mul_add(*x, *y);
-    }
+pub fn add_scaled(cpu: &Cpu, a: f32, x: &[f32], y: &mut [f32]) {
+    sweep_flat(cpu, AddScaled(a), [x], [y]);
 }
 
 /// `x *= a`.
-pub fn scale(_cpu: &Cpu, a: f32, x: &mut [f32]) {
-    x.iter_mut().for_each(|x| *x *= a);
+pub fn scale(cpu: &Cpu, a: f32, x: &mut [f32]) {
+    sweep_flat(cpu, Scale(a), [], [x]);
+}
+
+/// `e = exp(-2u)` and `1 / (1 + e)`, where u is the argument of gelu's tanh: gelu(x) is x times the second.
+#[inline(always)]
+fn gelu_parts<M: Machine, const N: usize>(m: M, x: Block<M, N>) -> [Block<M, N>; 2] {
+    let cubic = math::mul_add(m, math::mul(m, x, x), math::splat(m, CUBIC), math::splat(m, 1.0));
+    let u = math::mul(m, math::mul(m, x, cubic), math::splat(m, -2.0 * SQRT_2_OVER_PI));
+    logistic_parts(m, u)
+}
+
+/// `e = exp(minus_x)` and `1 / (1 + e)`.
+#[inline(always)]
+fn logistic_parts<M: Machine, const N: usize>(m: M, minus_x: Block<M, N>) -> [Block<M, N>; 2] {
+    let one = math::splat(m, 1.0);
+    let e = math::exp(m, minus_x);
+    [e, math::div(m, one, math::add(m, one, e))]
+}
+
+#[derive(Clone, Copy)]
+struct Gelu;
+
+impl Pass<1, 1> for Gelu {
+    #[inline(always)]
+    fn block<M: Machine, const N: usize>(
+        self,
+        m: M,
+        [x]: [Block<M, N>; 1],
+        _: [Block<M, N>; 1],
+    ) -> [Block<M, N>; 1] {
+        let [_, s] = gelu_parts(m, x);
+        [math::mul(m, x, s)]
+    }
+}
+
+#[derive(Clone, Copy)]
+struct GeluBackward;
+
+impl Pass<2, 1> for GeluBackward {
+    #[inline(always)]
+    fn block<M: Machine, const N: usize>(
+        self,
+        m: M,
+        [x, dy]: [Block<M, N>; 2],
+        _: [Block<M, N>; 1],
+    ) -> [Block<M, N>; 1] {
+        let [e, s] = gelu_parts(m, x);
+        // s + x s (1 - s) 2 u', and 1 - s = e s without cancellation.
+        let slope = math::mul_add(
+            m,
+            math::mul(m, x, x),
+            math::splat(m, 6.0 * SQRT_2_OVER_PI * CUBIC),
+            math::splat(m, 2.0 * SQRT_2_OVER_PI),
+        );
+        let rest = math::mul(m, math::mul(m, e, s), s);
+        [math::mul(m, dy, math::mul_add(m, math::mul(m, x, slope), rest, s))]
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Silu;
+
+impl Pass<1, 1> for Silu {
+    #[inline(always)]
+    fn block<M: Machine, const N: usize>(
+        self,
+        m: M,
+        [x]: [Block<M, N>; 1],
+        _: [Block<M, N>; 1],
+    ) -> [Block<M, N>; 1] {
+        let [_, s] = logistic_parts(m, math::sub(m, math::splat(m, 0.0), x));
+        [math::mul(m, x, s)]
+    }
+}
+
+#[derive(Clone, Copy)]
+struct SiluBackward;
+
+impl Pass<2, 1> for SiluBackward {
+    #[inline(always)]
+    fn block<M: Machine, const N: usize>(
+        self,
+        m: M,
+        [x, dy]: [Block<M, N>; 2],
+        _: [Block<M, N>; 1],
+    ) -> [Block<M, N>; 1] {
+        let [e, s] = logistic_parts(m, math::sub(m, math::splat(m, 0.0), x));
+        let rest = math::mul(m, math::mul(m, e, s), s);
+        [math::mul(m, dy, math::mul_add(m, x, rest, s))]
+    }
+}
+
+/// Adds the product of two inputs.
+#[derive(Clone, Copy)]
+struct AddProduct;
+
+impl Pass<2, 1> for AddProduct {
+    #[inline(always)]
+    fn block<M: Machine, const N: usize>(
+        self,
+        m: M,
+        [a, b]: [Block<M, N>; 2],
+        [sum]: [Block<M, N>; 1],
+    ) -> [Block<M, N>; 1] {
+        [math::mul_add(m, a, b, sum)]
+    }
+}
+
+/// The product of two inputs.
+#[derive(Clone, Copy)]
+struct Product;
+
+impl Pass<2, 1> for Product {
+    #[inline(always)]
+    fn block<M: Machine, const N: usize>(
+        self,
+        m: M,
+        [a, b]: [Block<M, N>; 2],
+        _: [Block<M, N>; 1],
+    ) -> [Block<M, N>; 1] {
+        [math::mul(m, a, b)]
+    }
+}
+
+#[derive(Clone, Copy)]
+struct AddScaled(f32);
+
+impl Pass<1, 1> for AddScaled {
+    #[inline(always)]
+    fn block<M: Machine, const N: usize>(
+        self,
+        m: M,
+        [x]: [Block<M, N>; 1],
+        [y]: [Block<M, N>; 1],
+    ) -> [Block<M, N>; 1] {
+        [math::mul_add(m, math::splat(m, self.0), x, y)]
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Scale(f32);
+
+impl Pass<0, 1> for Scale {
+    #[inline(always)]
+    fn block<M: Machine, const N: usize>(
+        self,
+        m: M,
+        []: [Block<M, N>; 0],
+        [x]: [Block<M, N>; 1],
+    ) -> [Block<M, N>; 1] {
+        [math::mul(m, math::splat(m, self.0), x)]
+    }
 }

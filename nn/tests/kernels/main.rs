@@ -2,6 +2,7 @@
 
 mod attention;
 mod gemm;
+mod passes;
 
 use prefgraph_nn::cpu::{Cpu, Isa};
 
