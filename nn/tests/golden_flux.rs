@@ -25,6 +25,14 @@ fn a_pass_of_the_frozen_base_gives_the_tokens_scores_and_prediction_of_the_refer
         }
         assert_near(&format!("{} pred", case.name), prediction.values(), &values.read("pred").unwrap(), 5e-5);
 
+        let features = model.features(&inputs).unwrap();
+        let last = &keep.blocks[model.config().num_layers - 1];
+        let (batch, tokens, width) = features.shape();
+        for sample in 0..batch {
+            let targets = &last[sample * last.len() / batch..][..tokens * width];
+            assert_eq!(targets, &features.values()[sample * tokens * width..][..tokens * width]);
+        }
+
         let mut scores = Scores::new(model.device().clone(), inputs.t.len(), inputs.references.len());
         let again = model.predict(&inputs, None, &mut scores).unwrap();
         assert_eq!(again.values(), prediction.values(), "a pass is a function of its inputs");

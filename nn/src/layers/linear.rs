@@ -11,7 +11,7 @@
 
 use std::{ops::Range, sync::Arc, sync::OnceLock};
 
-use super::{Buffer, Buffers};
+use super::{Buffer, Buffers, copy_rows};
 use crate::{
     backbone::LinearLayout,
     cpu::{self, Cpu, Gemm, GemmTn, Packed},
@@ -172,6 +172,17 @@ impl Context<'_> {
     /// Has this linear factors?
     pub fn adapts(&self, linear: &Linear) -> bool {
         self.branches.is_some_and(|b| b.adapts(linear))
+    }
+
+    /// A copy in working memory.
+    pub fn copy(&self, values: &[f32]) -> Buffer {
+        /// Values that one task copies.
+        const PART: usize = 1 << 14;
+        let mut copy = self.buffers.take(values.len());
+        copy_rows(self.device, &mut copy, PART, |i, to| {
+            to.copy_from_slice(&values[i * PART..][..to.len()]);
+        });
+        copy
     }
 }
 

@@ -2,6 +2,8 @@
 
 pub mod buffers;
 pub mod linear;
+mod rows;
 
 pub use buffers::{Buffer, Buffers};
 pub use linear::{Branches, Context, Input, InputGrad, Linear, Output, linears, linears_backward};
+pub use rows::copy_rows;

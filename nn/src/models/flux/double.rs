@@ -68,12 +68,6 @@ struct Projected {
     inner: Option<Buffer>,
 }
 
-fn copy(pass: Pass<'_>, values: &[f32]) -> Buffer {
-    let mut copy = pass.ctx.buffers.take(values.len());
-    copy.copy_from_slice(values);
-    copy
-}
-
 /// Run the block on `x [M, D]`, in place.
 pub(super) fn forward(pass: Pass<'_>, block: &DoubleBlock, x: &mut Buffer) -> Option<DoubleSaved> {
     let mut heads = Heads::take(pass);
@@ -115,7 +109,14 @@ fn project(pass: Pass<'_>, stream: &Stream, span: Span, x: &[f32], heads: &mut H
 fn attended_rows(pass: Pass<'_>, span: Span, attended: &Attended) -> Buffer {
     let rows = pass.sequence.span_rows(span.clone()).len();
     let mut values = pass.ctx.buffers.take(rows * pass.width);
-    pass.sequence.copy_from_joint(span, pass.width, &attended.values, &mut values, pass.width);
+    pass.sequence.copy_from_joint(
+        pass.ctx.device,
+        span,
+        pass.width,
+        &attended.values,
+        &mut values,
+        pass.width,
+    );
     values
 }
 
@@ -143,7 +144,7 @@ fn finish(
     let x = &mut x[range.start * width..range.end * width];
     let Projected { modulation, moments, q, k, inner } = projected;
 
-    let input = saving.then(|| copy(pass, x));
+    let input = saving.then(|| ctx.copy(x));
     let attended = attended_rows(pass, span.clone(), attended);
     let mut y = ctx.buffers.take(rows * width);
     let out_inner = linears(ctx, rows, Input(&attended, width), &mut [Output(&stream.out, &mut y, width)]);
@@ -152,7 +153,7 @@ fn finish(
     let adapted = ctx.adapts(&stream.modulation);
     let attention_gated = adapted.then(|| std::mem::replace(&mut y, ctx.buffers.take(rows * width)));
 
-    let middle = saving.then(|| copy(pass, x));
+    let middle = saving.then(|| ctx.copy(x));
     let n = normed(pass, span.clone(), x, &modulation, MLP);
     let mut up = ctx.buffers.take(rows * mlp);
     let up_inner = linears(ctx, rows, Input(&n.values, width), &mut [Output(&stream.up, &mut up, mlp)]);
@@ -364,7 +365,7 @@ fn out_backward(
         grads,
     )?;
     if let Some(d) = d {
-        sequence.copy_to_joint(span, width, &d, width, d_attended);
+        sequence.copy_to_joint(ctx.device, span, width, &d, width, d_attended);
     }
     Ok(())
 }

@@ -372,8 +372,7 @@ fn finish(
     grid: (usize, usize, usize, usize),
 ) -> (Vec<f32>, EndSaved) {
     let rows = pass.sequence.span_rows(TARGETS);
-    let mut targets = pass.ctx.buffers.take(rows.len() * pass.width);
-    targets.copy_from_slice(&x[rows.start * pass.width..rows.end * pass.width]);
+    let targets = pass.ctx.copy(&x[rows.start * pass.width..rows.end * pass.width]);
     let modulation = Modulation::new(pass, &weights.final_modulation);
     let Normed { values, moments } = normed(pass, TARGETS, &targets, &modulation, FINAL);
     let token = weights.out.outputs();

@@ -9,7 +9,10 @@
 
 use std::ops::Range;
 
-use crate::cpu::Rows;
+use crate::{
+    cpu::{Cpu, Rows},
+    layers::copy_rows,
+};
 
 /// The rows of one kind of token, of all samples.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,16 +91,30 @@ impl Sequence {
 
     /// Copy rows of a span from the joint order `[N, S, width]` to the segments' order; `to` starts at the span's
     /// first row.
-    pub fn copy_from_joint(&self, span: Span, width: usize, joint: &[f32], to: &mut [f32], to_stride: usize) {
+    pub fn copy_from_joint(
+        &self,
+        device: &Cpu,
+        span: Span,
+        width: usize,
+        joint: &[f32],
+        to: &mut [f32],
+        to_stride: usize,
+    ) {
         let start = self.span_rows(span.clone()).start;
-        for (row, place) in self.joint_places(span) {
-            to[(row - start) * to_stride..][..width].copy_from_slice(&joint[place * width..][..width]);
+        for segment in self.segments(span) {
+            let rows = segment.rows.start - start..segment.rows.end - start;
+            let last = ((rows.end - 1) * to_stride + width).min(to.len());
+            copy_rows(device, &mut to[rows.start * to_stride..last], to_stride, |i, to| {
+                let place = i / segment.tokens * self.tokens + segment.offset + i % segment.tokens;
+                to[..width].copy_from_slice(&joint[place * width..][..width]);
+            });
         }
     }
 
     /// Copy rows of a span from the segments' order to the joint order; `from` starts at the span's first row.
     pub fn copy_to_joint(
         &self,
+        device: &Cpu,
         span: Span,
         width: usize,
         from: &[f32],
@@ -105,19 +122,15 @@ impl Sequence {
         joint: &mut [f32],
     ) {
         let start = self.span_rows(span.clone()).start;
-        for (row, place) in self.joint_places(span) {
-            joint[place * width..][..width].copy_from_slice(&from[(row - start) * from_stride..][..width]);
-        }
-    }
-
-    /// The row of every token of a span, and its place in the joint order.
-    fn joint_places(&self, span: Span) -> impl Iterator<Item = (usize, usize)> {
-        self.segments(span).flat_map(move |s| {
-            s.rows
-                .clone()
-                .enumerate()
-                .map(move |(i, row)| (row, i / s.tokens * self.tokens + s.offset + i % s.tokens))
-        })
+        let segments: Vec<_> = self.segments(span).collect();
+        copy_rows(device, joint, width, |place, to| {
+            let (sample, token) = (place / self.tokens, place % self.tokens);
+            let inside = |s: &&&Segment| (s.offset..s.offset + s.tokens).contains(&token);
+            if let Some(segment) = segments.iter().find(inside) {
+                let row = segment.rows.start - start + sample * segment.tokens + token - segment.offset;
+                to.copy_from_slice(&from[row * from_stride..][..width]);
+            }
+        });
     }
 }
 
@@ -132,10 +145,11 @@ mod tests {
         assert_eq!(sequence.span_rows(IMAGE), 2..12);
         let rows: Vec<f32> = (0..12).map(|v| v as f32).collect();
         let mut joint = vec![-1.0; 12];
-        sequence.copy_to_joint(ALL, 1, &rows, 1, &mut joint);
+        let device = Cpu::new(1).unwrap();
+        sequence.copy_to_joint(&device, ALL, 1, &rows, 1, &mut joint);
         assert_eq!(joint, [0., 2., 3., 6., 7., 8., 1., 4., 5., 9., 10., 11.]);
         let mut back = vec![-1.0; 4];
-        sequence.copy_from_joint(TARGETS, 1, &joint, &mut back, 1);
+        sequence.copy_from_joint(&device, TARGETS, 1, &joint, &mut back, 1);
         assert_eq!(back, [2., 3., 4., 5.]);
     }
 }

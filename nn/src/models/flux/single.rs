@@ -95,11 +95,7 @@ pub(super) fn forward(
     let out_inner = linears(ctx, k_rows, Input(&joined, both), &mut [Output(&block.out, &mut y, width)]);
     drop(joined);
 
-    let kept = pass.saving.then(|| {
-        let mut kept = ctx.buffers.take(m * width);
-        kept.copy_from_slice(x);
-        kept
-    });
+    let kept = pass.saving.then(|| ctx.copy(x));
     gated_add(pass, span.clone(), &mut x[rows.start * width..], &modulation, GATE, &y);
     kept.map(|x| SingleSaved {
         span,
@@ -123,7 +119,7 @@ fn joined(pass: Pass<'_>, span: Span, attended: &Attended, up: &[f32]) -> Buffer
     let (width, mlp) = (pass.width, MLP_RATIO * pass.width);
     let rows = pass.sequence.span_rows(span.clone()).len();
     let mut joined = pass.ctx.buffers.take(rows * (width + mlp));
-    pass.sequence.copy_from_joint(span, width, &attended.values, &mut joined, width + mlp);
+    pass.sequence.copy_from_joint(pass.ctx.device, span, width, &attended.values, &mut joined, width + mlp);
     cpu::gelu(pass.ctx.device, Window { rows, width: mlp }, up, mlp, &mut joined[width..], width + mlp);
     joined
 }
@@ -184,7 +180,7 @@ pub(super) fn backward(
     split_heads(pass, span.clone(), &saved.q, Some(&block.norm_q), &mut heads.q);
     split_heads(pass, ALL, &saved.k, Some(&block.norm_k), &mut heads.k);
     let mut d_attended = ctx.buffers.take(m * width);
-    sequence.copy_to_joint(span.clone(), width, &d_joined, both, &mut d_attended);
+    sequence.copy_to_joint(ctx.device, span.clone(), width, &d_joined, both, &mut d_attended);
     drop(d_joined);
     let d_heads = attend_backward(pass, span.clone(), &heads, &saved.attended, &d_attended);
     drop((heads, d_attended));
