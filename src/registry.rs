@@ -109,6 +109,11 @@ pub struct Registry {
 }
 
 impl Registry {
+    /// All operators that this library ships.
+    pub fn standard() -> Self {
+        Self::default()
+    }
+
     /// No operators.
     pub fn empty() -> Self {
         Self::default()

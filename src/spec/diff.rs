@@ -93,3 +93,15 @@ fn facts(graph: &FileText) -> BTreeMap<String, String> {
     }
     facts
 }
+
+/// Every setting that a resolved graph states.
+pub(super) fn settings(resolved: &str) -> Vec<(String, String)> {
+    let mut sources = Sources::default();
+    let file = sources.add("the resolved graph", resolved, Path::new("."));
+    let Ok(graph) = parse(&sources, file) else { return Vec::new() };
+    let settings = |owner: &str, all: &[(At<String>, At<String>)]| -> Vec<(String, String)> {
+        all.iter().map(|(k, v)| (format!("{owner}.{}", k.value), v.value.clone())).collect()
+    };
+    let nodes = graph.nodes.iter().flat_map(|n| settings(&n.id.value, &n.settings));
+    nodes.chain(settings("run", &graph.run)).collect()
+}

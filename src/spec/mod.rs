@@ -98,6 +98,12 @@ fn load_from(
     Ok(Loaded { graph, run, resolved, sources, merged })
 }
 
+/// What to say where `name` is no operator.
+pub(crate) fn unknown_operator(name: &str, registry: &Registry) -> String {
+    let help = nearest::advice("operators", name, registry.iter().map(|e| e.name));
+    format!("there is no operator `{name}`; {help}")
+}
+
 impl Loaded {
     /// An error about a node, or one of its inputs, shown where the file states it.
     pub fn error_at(&self, node: &str, input: Option<&str>, message: &str) -> Box<SpecError> {
@@ -116,8 +122,8 @@ impl Loaded {
         }
     }
 
-    /// An error about the graph as a whole.
-    pub fn error(&self, message: &str) -> Box<SpecError> {
-        SpecError::nowhere(message)
+    /// Every setting of every node and of the run, as `node.setting` and its text.
+    pub fn settings(&self) -> Vec<(String, String)> {
+        diff::settings(&self.resolved)
     }
 }

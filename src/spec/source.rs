@@ -34,11 +34,6 @@ impl Span {
             self
         }
     }
-
-    /// The place just before this one, of no length.
-    pub fn before(self) -> Self {
-        Self { end: self.start, ..self }
-    }
 }
 
 /// A value and the place that states it.
