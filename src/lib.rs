@@ -1,19 +1,30 @@
 //! A preference-optimisation training step of a diffusion model as a typed dataflow graph.
 //!
 //! ```text
-//!  graph   what a step computes: operators, wires, a loss, carried state
-//!  plan    when and where: shapes, tasks, lanes, lifetimes, memory; a value that can be printed and compared
-//!  run     the execution of a plan, step by step
+//!  graph        what a step computes: operators, wires, a loss, carried state
+//!  plan         when and where: shapes, tasks, lanes, lifetimes, memory; a value that can be printed and compared
+//!  run          the execution of a plan, step by step
+//!  registry     operators by name
+//!  spec         graphs from RON files
+//!  checkpoint   the state of a run between two steps, on the disk
+//!  folder       what a run leaves on the disk
+//!  cli          the command `graph-run`
 //! ```
 //!
 //! **Architecture invariant:** description and execution are different types:
 //! `Operator -> Graph -> Plan -> Runner`, and an arrow never runs back.
 
+pub mod checkpoint;
+pub mod cli;
+pub mod folder;
 pub mod graph;
 pub mod plan;
+pub mod registry;
 pub mod run;
+pub mod spec;
 pub mod wires;
 
 pub use graph::{Endpoint, Graph, GraphError, NodeId, Tap, Wire};
 pub use plan::{Plan, PlanError, PlanOptions, Task};
+pub use registry::Registry;
 pub use run::{RunError, RunOptions, Runner, StepOutput};

@@ -1,0 +1,127 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Runs a graph of preference optimisation, or shows what it would do.
+#[derive(Debug, Parser)]
+#[command(name = "graph-run", version, args_conflicts_with_subcommands = true)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub run: Run,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Show shapes, lanes, costs and memory of a graph, and refuse what will not fit
+    Plan {
+        #[command(flatten)]
+        graph: Graph,
+        /// Print the plan as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the plan as a picture: Graphviz text, or SVG or PNG if Graphviz is installed
+    Dot {
+        #[command(flatten)]
+        graph: Graph,
+        /// What to print
+        #[arg(long, value_enum, default_value_t = Format::Dot)]
+        format: Format,
+    },
+    /// List the operators, or show one with its ports and settings
+    Ops {
+        /// An operator
+        name: Option<String>,
+    },
+    /// Look at data
+    #[command(subcommand)]
+    Data(Data),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Data {
+    /// Decode everything once: counts, sizes, coverages of masks, bad samples
+    Check {
+        /// A `pairs.jsonl`, or a folder that holds one
+        path: PathBuf,
+    },
+}
+
+/// A kind of picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    Dot,
+    Svg,
+    Png,
+}
+
+/// A graph, and what is said over its file.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Graph {
+    /// A graph file (RON)
+    #[arg(value_name = "GRAPH")]
+    pub graph: Option<PathBuf>,
+    /// Set a setting; may be given more than once
+    #[arg(long = "set", value_name = "NODE.SETTING=VALUE")]
+    pub sets: Vec<String>,
+    /// Steps until the run is complete
+    #[arg(long)]
+    pub steps: Option<u64>,
+    /// Seed of all random numbers
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Nodes that run at the same time; 0 chooses
+    #[arg(long)]
+    pub lanes: Option<usize>,
+    /// Worker threads of the kernels; 0 is one a core
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Where to compute: cpu
+    #[arg(long, default_value = "cpu", value_parser = device)]
+    pub device: String,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Run {
+    #[command(flatten)]
+    pub graph: Graph,
+    /// Folder of the run [default: runs/NAME]
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Go on from the newest checkpoint in the folder
+    #[arg(long)]
+    pub resume: bool,
+    /// Resume although settings have changed that change results
+    #[arg(long)]
+    pub accept_changes: bool,
+    /// Print the metrics of every step as JSON lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The only device of this build, or why another is none.
+fn device(text: &str) -> Result<String, String> {
+    match text {
+        "cpu" => Ok(text.to_owned()),
+        _ if text.starts_with("cuda") => {
+            Err("this build computes on the CPU only: say `--device cpu`, or leave it out".into())
+        }
+        _ => Err("the devices are: cpu".into()),
+    }
+}
+
+impl Graph {
+    /// All that is said over the file, flags last.
+    pub fn all_sets(&self) -> Vec<String> {
+        let mut sets = self.sets.clone();
+        sets.extend(self.steps.map(|n| format!("run.steps={n}")));
+        sets.extend(self.seed.map(|n| format!("run.seed={n}")));
+        sets.extend(self.lanes.map(|n| format!("run.lanes={n}")));
+        sets.extend(self.threads.map(|n| format!("run.threads={n}")));
+        sets
+    }
+}

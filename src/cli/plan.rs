@@ -1,0 +1,72 @@
+//! `graph-run plan`: what would happen, and whether it fits.
+
+use serde_json::{Value, json};
+
+use super::{Failure, args, prepare::{Prepared, prepare}, system};
+use crate::registry::Registry;
+
+/// Print the plan; an error after it if it does not fit.
+pub(super) fn plan(args: &args::Graph, as_json: bool, registry: &Registry) -> Result<u8, Failure> {
+    let prepared = prepare(args, registry)?;
+    let text = if as_json { format!("{:#}\n", json(&prepared)) } else { listing(&prepared) };
+    system::print(&text)?;
+    prepared.check_memory()?;
+    Ok(0)
+}
+
+fn listing(p: &Prepared) -> String {
+    let mut text = p.plan.explain(&p.graph).to_string();
+    text += "\n";
+    for note in &p.notes {
+        text += &format!("{note}\n");
+    }
+    text += &format!("{} trainable values, {:.3e} FLOP a step\n", p.trainable(), p.flops());
+    let there = system::machine_memory().map(|m| format!(" of {}", system::bytes(m))).unwrap_or_default();
+    text += &format!("predicted peak memory {}{there}\n", system::bytes(p.plan.memory().peak as u64));
+    text
+}
+
+fn json(p: &Prepared) -> Value {
+    let (graph, plan) = (&p.graph, &p.plan);
+    let nodes: Vec<Value> = graph
+        .nodes()
+        .map(|(id, node)| {
+            let shapes = node.outputs.iter().zip(plan.largest().outputs(id));
+            let outputs: Vec<Value> = shapes
+                .map(|(o, shape)| json!({"name": o.name, "shape": shape.describe(), "bytes": shape.bytes()}))
+                .collect();
+            let inputs = node.inputs.iter().zip(&node.wires);
+            let inputs: serde_json::Map<String, Value> = inputs
+                .map(|(i, w)| (i.name.to_owned(), w.iter().map(|w| graph.path(*w)).collect()))
+                .collect();
+            let cost = plan.cost(id);
+            json!({
+                "id": node.id, "op": node.op.name(), "inputs": inputs, "outputs": outputs,
+                "cell": plan.is_cell(id), "runs_ahead": plan.runs_ahead(id),
+                "forward_flops": cost.forward_flops, "backward_flops": cost.backward_flops,
+                "saved_bytes": cost.saved_bytes, "resident_bytes": cost.resident_bytes,
+            })
+        })
+        .collect();
+    let tasks: Vec<Value> = plan
+        .order()
+        .iter()
+        .map(|&id| {
+            let task = &plan.tasks()[id];
+            json!({
+                "node": graph[task.task.node()].id, "direction": task.task.direction(),
+                "phase": task.phase.to_string(), "lane": task.lane, "seconds": task.seconds,
+            })
+        })
+        .collect();
+    let memory = plan.memory();
+    json!({
+        "name": graph.name, "nodes": nodes, "tasks": tasks, "notes": p.notes,
+        "trainable_values": p.trainable(), "flops": p.flops(), "seconds": plan.seconds(),
+        "lanes": plan.options().lanes, "ahead": plan.options().ahead, "variants": plan.variants().len(),
+        "memory": {
+            "peak": memory.peak, "resident": memory.resident, "cells": memory.cells, "ahead": memory.ahead,
+            "machine": system::machine_memory(),
+        },
+    })
+}

@@ -1,0 +1,107 @@
+//! A graph file as a graph, its plan, and the check that it fits into memory.
+
+use std::{path::Path, sync::Arc};
+
+use prefgraph_ops::guard;
+
+use super::{Failure, args, system};
+use crate::{
+    graph::{Endpoint, Graph},
+    plan::{Plan, PlanOptions},
+    registry::Registry,
+    spec::{Loaded, RunSettings, load},
+};
+
+/// A graph that is ready to run.
+pub(super) struct Prepared {
+    pub graph: Arc<Graph>,
+    pub plan: Plan,
+    pub run: RunSettings,
+    pub resolved: String,
+    /// What operators say about themselves, with their nodes.
+    pub notes: Vec<String>,
+    /// Settings of which memory depends, with their values.
+    pub levers: Vec<String>,
+}
+
+/// Load and plan the graph that the arguments name.
+pub(super) fn prepare(args: &args::Graph, registry: &Registry) -> Result<Prepared, Failure> {
+    let path = args.graph.as_deref().unwrap_or(Path::new(""));
+    if path.as_os_str().is_empty() {
+        return Err(Failure::new("no graph was named"));
+    }
+    let loaded = load(path, &args.all_sets(), registry)?;
+    let mut options = PlanOptions { ahead: loaded.run.ahead, ..PlanOptions::default() };
+    if loaded.run.lanes > 0 {
+        options.lanes = loaded.run.lanes;
+    }
+    let plan = Plan::new(&loaded.graph, &options)
+        .map_err(|e| loaded.error_at(&e.node, e.input.as_deref(), &e.to_string()))?;
+    let levers = levers(&loaded);
+    let Loaded { graph, run, resolved, .. } = loaded;
+    let notes = notes(&graph, &plan);
+    Ok(Prepared { graph: Arc::new(graph), plan, run, resolved, notes, levers })
+}
+
+fn notes(graph: &Graph, plan: &Plan) -> Vec<String> {
+    let mut notes = Vec::new();
+    for (id, node) in graph.nodes() {
+        // A note is a courtesy: an operator that cannot give it is not a reason to refuse the graph.
+        let lines = guard::catch(|| node.op.notes(&plan.input_shapes(graph, id)));
+        let lines = lines.unwrap_or_else(|panic| vec![format!("(no notes: a panic: {panic})")]);
+        notes.extend(lines.into_iter().map(|line| format!("{}: {line}", node.id)));
+    }
+    notes
+}
+
+/// Settings that make values smaller, if they are made smaller.
+fn levers(loaded: &Loaded) -> Vec<String> {
+    const NAMES: [&str; 9] =
+        ["batch", "size", "height", "width", "resolution", "rank", "references", "checkpointing", "tokens"];
+    let settings = loaded.settings();
+    let good = |name: &str| {
+        let field = name.split_once('.').map_or("", |(_, field)| field);
+        NAMES.iter().any(|n| field == *n || field.ends_with(&format!("_{n}"))) || name == "run.ahead"
+    };
+    settings.into_iter().filter(|(name, _)| good(name)).map(|(name, value)| format!("{name} ({value})")).collect()
+}
+
+impl Prepared {
+    /// Values that a run changes: those of cells whose cotangent is read.
+    pub fn trainable(&self) -> usize {
+        let cells = self.graph.carries().iter().map(|c| c.cell);
+        let trained = cells.filter(|c| self.plan.differentiates(Endpoint::cotangent(c.node, c.port)));
+        trained.map(|c| self.plan.shape(&self.graph, c).bytes() / size_of::<f32>()).sum()
+    }
+
+    /// Floating-point operations of a step.
+    pub fn flops(&self) -> f64 {
+        self.plan.tasks().iter().map(|t| t.flops).sum()
+    }
+
+    /// What the run will need, if it is more than there is.
+    pub fn check_memory(&self) -> Result<(), Failure> {
+        let Some(there) = system::machine_memory() else { return Ok(()) };
+        self.fits(there)
+    }
+
+    fn fits(&self, there: u64) -> Result<(), Failure> {
+        let memory = self.plan.memory();
+        let need = memory.peak as u64;
+        if need <= there {
+            return Ok(());
+        }
+        let levers = match &self.levers[..] {
+            [] => String::new(),
+            levers => format!("; what makes it smaller: {}", levers.join(", ")),
+        };
+        Err(Failure::new(format!(
+            "this graph needs {} of memory (weights {}, carried {}, made ahead {}), and there are {}{levers}",
+            system::bytes(need),
+            system::bytes(memory.resident as u64),
+            system::bytes(memory.cells as u64),
+            system::bytes(memory.ahead as u64),
+            system::bytes(there),
+        )))
+    }
+}

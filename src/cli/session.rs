@@ -1,0 +1,113 @@
+//! What the steps of a run leave in its folder.
+
+use std::path::Path;
+
+use prefgraph_nn::Adapter;
+use prefgraph_ops::{
+    PortType,
+    ports::{Effect, Metrics},
+};
+use serde_json::{Map, Value};
+
+use super::Failure;
+use crate::{
+    checkpoint::Checkpoint,
+    folder::{MetricsFile, RunFolder, metric_fields},
+    graph::{Endpoint, Graph},
+    run::{Runner, StepOutput},
+    spec::RunSettings,
+};
+
+/// The cells that hold adapters: their value in a step, and the one that the step leaves.
+pub(super) fn adapter_cells(graph: &Graph) -> Vec<(String, Endpoint, Endpoint)> {
+    let ty = PortType::of::<Adapter>();
+    let carries = graph.carries().iter();
+    let adapters = carries.filter(|c| graph.port_type(c.cell).is_ok_and(|t| t.fits(&ty)));
+    adapters.map(|c| (graph[c.cell.node].id.clone(), c.cell, c.next)).collect()
+}
+
+/// The part of a pipeline that the adapted model is, in the names of diffusers.
+const PREFIX: &str = "transformer";
+
+/// The files of a run.
+pub(super) struct Session {
+    pub folder: RunFolder,
+    pub metrics: MetricsFile,
+    pub run: RunSettings,
+    pub resolved: String,
+    /// Number of the last checkpoint.
+    pub checkpoint: Option<u64>,
+    /// Names of cells with adapters, and where a step leaves their values.
+    pub adapters: Vec<(String, Endpoint)>,
+}
+
+impl Session {
+    /// Write what a step asks for; returns its metrics and its line.
+    pub fn effects(&mut self, output: &StepOutput) -> Result<(Metrics, Map<String, Value>), Failure> {
+        let mut metrics = Metrics::default();
+        for (_, effect) in &output.effects {
+            match effect {
+                Effect::Record(record) => metrics.0.extend(record.0.iter().cloned()),
+                Effect::Preview(name, picture) => {
+                    self.folder.write_preview(name, picture).map_err(Failure::new)?;
+                }
+                Effect::Export(adapter, metadata) => {
+                    let prefix = metadata.iter().find(|(k, _)| k == "prefix").map_or(PREFIX, |(_, v)| v);
+                    self.folder.write_adapter("adapter", adapter, prefix).map_err(Failure::new)?;
+                }
+            }
+        }
+        if let (Some(loss), None) = (output.loss, metrics.get("loss")) {
+            metrics.0.insert(0, ("loss".into(), prefgraph_ops::ports::Metric::Number(f64::from(loss))));
+        }
+        let mut line = Map::new();
+        line.insert("step".into(), output.step.into());
+        line.extend(metric_fields(&metrics));
+        line.insert("seconds".into(), output.seconds.into());
+        line.insert("data_seconds".into(), output.data_seconds.into());
+        self.metrics.append(&line).map_err(Failure::new)?;
+        Ok((metrics, line))
+    }
+
+    /// Write a checkpoint, unless there is one of this step.
+    pub fn checkpoint(&mut self, runner: &Runner) -> Result<(), Failure> {
+        let step = runner.next_step();
+        if self.checkpoint == Some(step) {
+            return Ok(());
+        }
+        // The metrics of a step must not be lost while a checkpoint says that it was made.
+        self.metrics.sync().map_err(Failure::new)?;
+        let cells = runner.cells().map_err(Failure::new)?;
+        let checkpoint = Checkpoint { step, seed: self.run.seed, graph: self.resolved.clone(), cells };
+        checkpoint.write(&self.folder.checkpoints(), self.run.keep_checkpoints).map_err(Failure::new)?;
+        self.checkpoint = Some(step);
+        Ok(())
+    }
+
+    /// Write what was trained; returns the files.
+    pub fn export(&self, output: &StepOutput) -> Result<Vec<String>, Failure> {
+        let mut written = Vec::new();
+        for (name, at) in &self.adapters {
+            let Some(adapter) = output.kept(*at).and_then(|v| v.downcast_ref::<Adapter>()) else { continue };
+            let name = if self.adapters.len() == 1 { "adapter".into() } else { format!("adapter-{name}") };
+            let path = self.folder.write_adapter(&name, adapter, PREFIX).map_err(Failure::new)?;
+            written.push(shown(&path));
+        }
+        Ok(written)
+    }
+
+    /// How a failure is to be followed up.
+    pub fn advice(&self) -> String {
+        match self.checkpoint {
+            Some(step) => format!(
+                "the checkpoint of step {step} in `{}` is whole; --resume goes on from there",
+                shown(&self.folder.checkpoints())
+            ),
+            None => "no checkpoint has been written yet".into(),
+        }
+    }
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}

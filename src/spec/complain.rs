@@ -1,0 +1,99 @@
+//! What is wrong with a setting, in words.
+
+use ron::error::Error as Ron;
+
+use super::{
+    nearest::advice,
+    parse::NodeText,
+    resolve::Found,
+    source::{At, Sources, Span, SpecError},
+    text::TextError,
+};
+use crate::registry::{Entry, SettingEntry};
+
+/// Is the error about a field that was not stated, rather than about the one that was?
+pub(super) fn is_about_another(e: &TextError) -> bool {
+    matches!(e.0.code, Ron::MissingStructField { .. })
+}
+
+/// A setting, stated at `value` and found as `found`, is not of its type.
+pub(super) fn mistyped(
+    sources: &Sources,
+    owner: &str,
+    setting: &SettingEntry,
+    value: &At<String>,
+    found: &Found,
+    e: &TextError,
+) -> Box<SpecError> {
+    let name = setting.doc.name;
+    let mut shown: String = found.text.chars().take(60).collect();
+    if shown.len() < found.text.len() {
+        shown += "...";
+    }
+    let message = format!("`{name}` of `{owner}` cannot be `{shown}`");
+    let kind = &setting.doc.kind;
+    let error = sources.error(message, value.span, format!("takes {kind}"));
+    let error = match found.stated {
+        Some(origin) if origin != value.span => sources.also(error, origin, "the value comes from here"),
+        _ => error,
+    };
+    let doc = one_line(setting.doc.doc);
+    let help = match &e.0.code {
+        Ron::NoSuchEnumVariant { expected, found, .. } => {
+            advice("choices", found, expected.iter().copied())
+        }
+        Ron::NoSuchStructField { expected, found, .. } => advice("fields", found, expected.iter().copied()),
+        other => {
+            let mut why = other.to_string();
+            why.truncate(why.find(" in enum").unwrap_or(why.len()));
+            // A list of words that a bare word was compared with, which `ron` reports as a missing quote.
+            match kind.split(" | ").collect::<Vec<_>>() {
+                words if words.len() > 1 && words.iter().all(|w| is_word(w)) => {
+                    advice("choices", found_word(&shown), words)
+                }
+                _ => format!("{} ({doc}; default {})", sentence(&why), setting.default),
+            }
+        }
+    };
+    error.help(help)
+}
+
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-')
+}
+
+fn found_word(text: &str) -> &str {
+    text.trim_matches('"')
+}
+
+fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map(|c| c.to_lowercase().chain(chars).collect()).unwrap_or_default()
+}
+
+/// A doc comment on one line.
+pub(crate) fn one_line(doc: &str) -> String {
+    doc.split_whitespace().collect::<Vec<_>>().join(" ").trim_end_matches('.').to_owned()
+}
+
+/// The operator of `node` refused its settings; what it names in backquotes is marked, if the file states it.
+pub(super) fn refused(sources: &Sources, node: &NodeText, entry: &Entry, why: &str) -> Box<SpecError> {
+    let named: Vec<&str> = why.split('`').skip(1).step_by(2).collect();
+    let mut places: Vec<(Span, String)> = Vec::new();
+    for (key, value) in &node.settings {
+        if named.contains(&key.value.as_str()) {
+            places.push((value.span, format!("`{}`", key.value)));
+        }
+    }
+    if places.is_empty() {
+        let op = node.op.as_ref().map_or(node.id.span, |op| op.span);
+        places.push((node.with.unwrap_or(op), "these settings".into()));
+    }
+    let message = format!("node `{}` (`{}`) refuses its settings: {why}", node.id.value, entry.name);
+    let (first, label) = places.remove(0);
+    let mut error = sources.error(message, first, label);
+    for (span, label) in places {
+        error = sources.also(error, span, label);
+    }
+    error.help(format!("`graph-run ops {}` shows its settings", entry.name))
+}

@@ -1,0 +1,107 @@
+//! What two resolved graphs have not in common.
+
+use std::{collections::BTreeMap, path::Path};
+
+use super::{
+    parse::{FileText, Wiring, parse},
+    run_settings::FREE,
+    source::{At, Sources, SpecError},
+};
+
+/// One difference, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// What is different: `node.setting`, `node`, `loss`, ...
+    pub what: String,
+    /// In the old graph, if it is there.
+    pub old: Option<String>,
+    /// In the new graph, if it is there.
+    pub new: Option<String>,
+    /// Does it leave every bit of what is computed as it is?
+    pub harmless: bool,
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.old, &self.new) {
+            (Some(old), Some(new)) => write!(f, "{}: {old} -> {new}", self.what),
+            (Some(old), None) => write!(f, "{} was removed (it was {old})", self.what),
+            (None, Some(new)) => write!(f, "{} was added ({new})", self.what),
+            (None, None) => f.write_str(&self.what),
+        }
+    }
+}
+
+/// All differences between two resolved graphs.
+///
+/// # Errors
+/// If one of them is not a graph file.
+pub fn diff(old: &str, new: &str) -> Result<Vec<Change>, Box<SpecError>> {
+    let mut sources = Sources::default();
+    let mut table = |name: &str, text: &str| {
+        let file = sources.add(name, text, Path::new("."));
+        Ok::<_, Box<SpecError>>(facts(&parse(&sources, file)?))
+    };
+    let (old, new) = (table("the old graph", old)?, table("the new graph", new)?);
+    let mut changes = Vec::new();
+    for what in old.keys().chain(new.keys().filter(|k| !old.contains_key(*k))) {
+        let (a, b) = (old.get(what), new.get(what));
+        // A node that came or went is one change, not one a setting.
+        let node = what.split_once('.').map(|(node, _)| node.to_owned());
+        let whole = node.is_some_and(|n| n != "run" && old.contains_key(&n) != new.contains_key(&n));
+        if a == b || whole {
+            continue;
+        }
+        let harmless = what.strip_prefix("run.").is_some_and(|field| FREE.contains(&field));
+        changes.push(Change { what: what.clone(), old: a.cloned(), new: b.cloned(), harmless });
+    }
+    Ok(changes)
+}
+
+/// Everything that a graph says, by name. Node and settings are told apart by the dot, which no id has.
+fn facts(graph: &FileText) -> BTreeMap<String, String> {
+    let mut facts = BTreeMap::new();
+    for node in &graph.nodes {
+        let id = &node.id.value;
+        facts.insert(id.clone(), node.op.as_ref().map(|o| o.value.clone()).unwrap_or_default());
+        for (name, wiring) in &node.inputs {
+            let list = |paths: &[At<String>]| {
+                let paths: Vec<&str> = paths.iter().map(|p| p.value.as_str()).collect();
+                format!("[{}]", paths.join(", "))
+            };
+            let text = match wiring {
+                Wiring::Nothing(_) => continue,
+                Wiring::One(path) => path.value.clone(),
+                Wiring::List(paths, _) => list(paths),
+            };
+            facts.insert(format!("{id}.in.{}", name.value), text);
+        }
+        for (key, value) in &node.settings {
+            facts.insert(format!("{id}.{}", key.value), value.value.clone());
+        }
+    }
+    if let Some(loss) = &graph.loss {
+        facts.insert("the loss".into(), loss.value.clone());
+    }
+    for (cell, next) in &graph.carry {
+        if let Some(next) = next {
+            facts.insert(format!("the carry of {}", cell.value), next.value.clone());
+        }
+    }
+    for (key, value) in &graph.run {
+        facts.insert(format!("run.{}", key.value), value.value.clone());
+    }
+    facts
+}
+
+/// Every setting that a resolved graph states.
+pub(super) fn settings(resolved: &str) -> Vec<(String, String)> {
+    let mut sources = Sources::default();
+    let file = sources.add("the resolved graph", resolved, Path::new("."));
+    let Ok(graph) = parse(&sources, file) else { return Vec::new() };
+    let settings = |owner: &str, all: &[(At<String>, At<String>)]| -> Vec<(String, String)> {
+        all.iter().map(|(k, v)| (format!("{owner}.{}", k.value), v.value.clone())).collect()
+    };
+    let nodes = graph.nodes.iter().flat_map(|n| settings(&n.id.value, &n.settings));
+    nodes.chain(settings("run", &graph.run)).collect()
+}

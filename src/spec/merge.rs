@@ -1,0 +1,192 @@
+//! A chain of graph files as one: a file that extends another states only how it differs.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    nearest::advice,
+    parse::{FileText, NodeText, parse},
+    source::{At, Sources, Span, SpecError},
+};
+
+/// A graph without `extends`: every node is stated in full.
+#[derive(Clone, Debug)]
+pub(super) struct Merged {
+    pub name: At<String>,
+    pub nodes: Vec<NodeText>,
+    pub loss: Option<At<String>>,
+    pub carry: Vec<(At<String>, At<String>)>,
+    pub run: Vec<(At<String>, At<String>)>,
+    /// Nodes that a child took away, for errors about those who still read them.
+    pub removed: Vec<At<String>>,
+}
+
+impl Merged {
+    pub fn node(&self, id: &str) -> Option<&NodeText> {
+        self.nodes.iter().find(|n| n.id.value == id)
+    }
+
+    /// Names of all nodes.
+    pub fn ids(&self) -> impl Iterator<Item = &str> {
+        self.nodes.iter().map(|n| n.id.value.as_str())
+    }
+}
+
+/// The graph in `file`, which was read from `path` if it is a file.
+pub(super) fn merge(
+    sources: &mut Sources,
+    file: usize,
+    path: Option<&Path>,
+) -> Result<Merged, Box<SpecError>> {
+    let mut chain = vec![(file, parse(sources, file)?)];
+    let mut seen: HashSet<PathBuf> = path.map(identity).into_iter().collect();
+    loop {
+        let (child, text) = &chain[chain.len() - 1];
+        let Some(extends) = text.extends.clone() else { break };
+        let parent = sources.folder(*child).join(&extends.value);
+        if !seen.insert(identity(&parent)) {
+            let message = format!("`{}` extends itself, by way of {} files", extends.value, chain.len());
+            return Err(sources.error(message, extends.span, "already part of this graph"));
+        }
+        let text = std::fs::read_to_string(&parent).map_err(|e| {
+            let message = format!("cannot read `{}`: {e}", parent.display());
+            let error = sources.error(message, extends.span, "not a file that can be read");
+            error.help("the path is relative to the file that states it")
+        })?;
+        let folder = parent.parent().unwrap_or(Path::new(".")).to_owned();
+        let added = sources.add(parent.display().to_string(), text, &folder);
+        let parsed = parse(sources, added)?;
+        chain.push((added, parsed));
+    }
+    let mut merged: Option<Merged> = None;
+    for (file, text) in chain.into_iter().rev() {
+        merged = Some(match merged {
+            None => root(sources, file, text)?,
+            Some(parent) => extend(sources, parent, text)?,
+        });
+    }
+    merged.ok_or_else(|| SpecError::nowhere("internal error, please report it: no file was read"))
+}
+
+/// A file is the same file under every name.
+fn identity(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn root(sources: &Sources, file: usize, text: FileText) -> Result<Merged, Box<SpecError>> {
+    let start = Span { file, start: 0, end: 0 };
+    if let Some(id) = text.remove.first() {
+        let error = sources.error("only a graph that extends another can remove nodes", id.span, "from what?");
+        return Err(error.help("state the parent as `extends: \"file.ron\"`"));
+    }
+    let name = text.name.unwrap_or_else(|| {
+        let shown = Path::new(sources.name(file)).file_stem().map(|s| s.to_string_lossy().into_owned());
+        At { value: shown.unwrap_or_else(|| "graph".into()), span: start }
+    });
+    for node in &text.nodes {
+        if node.op.is_none() {
+            return Err(no_operator(sources, node, &[]));
+        }
+    }
+    let mut carry = Vec::with_capacity(text.carry.len());
+    for (cell, next) in text.carry {
+        match next {
+            Some(next) => carry.push((cell, next)),
+            None => return Err(no_cell(sources, &cell, &[])),
+        }
+    }
+    Ok(Merged { name, nodes: text.nodes, loss: text.loss, carry, run: text.run, removed: Vec::new() })
+}
+
+fn no_operator(sources: &Sources, node: &NodeText, parents: &[&str]) -> Box<SpecError> {
+    let id = &node.id.value;
+    let error = sources.error(format!("node `{id}` states no `op`"), node.id.span, "what does it compute?");
+    if parents.is_empty() {
+        return error.help("state the operator, as in `op: \"noise\"`; `graph-run ops` lists all");
+    }
+    let nodes = advice("nodes of the parent", id, parents.iter().copied());
+    error.help(format!("state the operator, or name a node of the parent; {nodes}"))
+}
+
+fn no_cell(sources: &Sources, cell: &At<String>, cells: &[&str]) -> Box<SpecError> {
+    let help = advice("cells of the parent", &cell.value, cells.iter().copied());
+    let message = format!("the parent carries no `{}` that could be taken away", cell.value);
+    sources.error(message, cell.span, "not a cell").help(help)
+}
+
+fn extend(sources: &Sources, parent: Merged, child: FileText) -> Result<Merged, Box<SpecError>> {
+    let mut out = parent;
+    if let Some(name) = child.name {
+        out.name = name;
+    }
+    for id in child.remove {
+        let Some(at) = out.nodes.iter().position(|n| n.id.value == id.value) else {
+            let help = advice("nodes of the parent", &id.value, out.ids());
+            let message = format!("the parent has no node `{}` to remove", id.value);
+            return Err(sources.error(message, id.span, "not a node").help(help));
+        };
+        out.nodes.remove(at);
+        // A cell that is gone carries nothing.
+        out.carry.retain(|(cell, _)| cell.value != id.value);
+        out.removed.push(id);
+    }
+    for node in child.nodes {
+        match out.nodes.iter_mut().find(|n| n.id.value == node.id.value) {
+            Some(old) => override_node(old, node),
+            None if node.op.is_none() => {
+                let ids: Vec<&str> = out.ids().collect();
+                return Err(no_operator(sources, &node, &ids));
+            }
+            None => out.nodes.push(node),
+        }
+    }
+    if child.loss.is_some() {
+        out.loss = child.loss;
+    }
+    for (cell, next) in child.carry {
+        let old = out.carry.iter().position(|(c, _)| c.value == cell.value);
+        match (old, next) {
+            (Some(at), Some(next)) => out.carry[at] = (cell, next),
+            (Some(at), None) => drop(out.carry.remove(at)),
+            (None, Some(next)) => out.carry.push((cell, next)),
+            (None, None) => {
+                let cells: Vec<&str> = out.carry.iter().map(|c| c.0.value.as_str()).collect();
+                return Err(no_cell(sources, &cell, &cells));
+            }
+        }
+    }
+    put_all(&mut out.run, child.run);
+    Ok(out)
+}
+
+/// `new` over `old`: key by key, or whole if the operator is another.
+fn override_node(old: &mut NodeText, new: NodeText) {
+    if let Some(op) = &new.op {
+        if old.op.as_ref().is_none_or(|o| o.value != op.value) {
+            *old = new;
+            return;
+        }
+        old.op = new.op;
+    }
+    old.id = new.id;
+    old.with = new.with.or(old.with);
+    put_all(&mut old.inputs, new.inputs);
+    put_all(&mut old.settings, new.settings);
+}
+
+/// Every entry of `new`, in place of the one of the same name.
+fn put_all<V>(all: &mut Vec<(At<String>, V)>, new: Vec<(At<String>, V)>) {
+    for (key, value) in new {
+        put(all, key, value);
+    }
+}
+
+/// An entry, in place of the one of the same name.
+pub(super) fn put<V>(all: &mut Vec<(At<String>, V)>, key: At<String>, value: V) {
+    match all.iter_mut().find(|(k, _)| k.value == key.value) {
+        Some(entry) => *entry = (key, value),
+        None => all.push((key, value)),
+    }
+}

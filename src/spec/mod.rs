@@ -1,0 +1,129 @@
+//! Graphs from RON files, with errors that point into the file.
+//!
+//! ```text
+//!  source, syntax, scan   texts, and one level of RON at a time, with the place of every part
+//!  parse -> merge -> set  one file; a chain of files as one; settings of the command line over it
+//!  resolve -> wire        references followed and operators built; names become wires
+//!  resolved, diff         a graph as one flat file; what two of them have not in common
+//! ```
+//!
+//! **Architecture invariant:** of this crate, only this module knows RON.
+
+mod complain;
+mod diff;
+mod merge;
+mod nearest;
+mod parse;
+mod paths;
+mod resolve;
+mod resolved;
+mod run_settings;
+mod scan;
+mod set;
+mod source;
+mod syntax;
+pub mod text;
+mod wire;
+
+use std::path::Path;
+
+pub use diff::{Change, diff};
+pub use run_settings::RunSettings;
+pub use source::SpecError;
+
+use crate::{graph::Graph, registry::Registry};
+
+use merge::Merged;
+use source::Sources;
+
+/// A graph file, loaded.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What it describes.
+    pub graph: Graph,
+    /// What it says about the run.
+    pub run: RunSettings,
+    /// The same graph as one flat file, with all defaults and absolute paths.
+    pub resolved: String,
+    sources: Sources,
+    merged: Merged,
+}
+
+/// Load the graph file at `path`, with settings `node.setting=VALUE` over it.
+///
+/// # Errors
+/// If a file cannot be read, or is not a graph of operators in `registry`; the error shows the place.
+pub fn load(path: &Path, sets: &[String], registry: &Registry) -> Result<Loaded, Box<SpecError>> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| SpecError::nowhere(format!("cannot read the graph `{}`: {e}", path.display())))?;
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    load_from(&path.display().to_string(), &text, folder, Some(path), sets, registry)
+}
+
+/// Load a graph from its text; `name` is shown in errors, relative paths are relative to `folder`.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_text(
+    name: &str,
+    text: &str,
+    folder: &Path,
+    sets: &[String],
+    registry: &Registry,
+) -> Result<Loaded, Box<SpecError>> {
+    load_from(name, text, folder, None, sets, registry)
+}
+
+fn load_from(
+    name: &str,
+    text: &str,
+    folder: &Path,
+    path: Option<&Path>,
+    sets: &[String],
+    registry: &Registry,
+) -> Result<Loaded, Box<SpecError>> {
+    let mut sources = Sources::default();
+    let file = sources.add(name, text, folder);
+    let mut merged = merge::merge(&mut sources, file, path)?;
+    set::apply(&mut sources, &mut merged, sets, Path::new("."), registry)?;
+    let (built, run) = resolve::Resolver::new(&sources, &merged, registry)?.all()?;
+    let internal = |e: String| SpecError::nowhere(format!("internal error, please report it: {e}"));
+    let settings = built.iter().map(|b| text::fields(&b.settings)).collect::<Result<Vec<_>, _>>();
+    let settings = settings.map_err(internal)?;
+    let graph = wire::wire(&sources, &merged, built)?;
+    let resolved = resolved::resolved(&graph, &merged, &settings, &run).map_err(internal)?;
+    Ok(Loaded { graph, run, resolved, sources, merged })
+}
+
+/// What to say where `name` is no operator.
+pub(crate) fn unknown_operator(name: &str, registry: &Registry) -> String {
+    let help = nearest::advice("operators", name, registry.iter().map(|e| e.name));
+    format!("there is no operator `{name}`; {help}")
+}
+
+impl Loaded {
+    /// An error about a node, or one of its inputs, shown where the file states it.
+    pub fn error_at(&self, node: &str, input: Option<&str>, message: &str) -> Box<SpecError> {
+        let Some(spec) = self.merged.node(node) else { return SpecError::nowhere(message) };
+        let wiring = input.and_then(|input| spec.inputs.iter().find(|(name, _)| name.value == input));
+        match wiring {
+            Some((name, _)) => self.sources.error(message, name.span, "this input"),
+            None => {
+                let span = spec.op.as_ref().map_or(spec.id.span, |op| op.span);
+                let error = self.sources.error(message, span, "this operator");
+                // Where its inputs come from, since shapes come from there.
+                spec.inputs.iter().take(6).fold(error, |error, (name, _)| {
+                    self.sources.also(error, name.span, "of this")
+                })
+            }
+        }
+    }
+
+    /// Every setting of every node and of the run, as `node.setting` and its text.
+    pub fn settings(&self) -> Vec<(String, String)> {
+        diff::settings(&self.resolved)
+    }
+}

@@ -1,0 +1,27 @@
+//! What a graph file says about the run as a whole.
+
+prefgraph_ops::settings! {
+    /// Settings of a run: the `run` field of a graph file.
+    pub struct RunSettings {
+        /// Steps until the run is complete.
+        pub steps: u64 = 100,
+        /// Seed of all random numbers.
+        pub seed: u64 = 0,
+        /// Steps from one checkpoint to the next; 0 writes one at the end only.
+        pub checkpoint_every: u64 = 50,
+        /// Checkpoints that are kept; older ones are removed.
+        pub keep_checkpoints: usize = 3,
+        /// Steps by which nodes that read no carried state may run ahead.
+        pub ahead: usize = 1,
+        /// Lanes, i.e. nodes that run at the same time; 0 chooses.
+        pub lanes: usize = 0,
+        /// Worker threads of the kernels; 0 is one a core.
+        pub threads: usize = 0,
+        /// Steps from one line on the terminal to the next, where there is no progress bar.
+        pub log_every: u64 = 1,
+    }
+}
+
+/// Run settings that change how a run goes, but no bit of what it computes.
+pub(crate) const FREE: [&str; 7] =
+    ["steps", "checkpoint_every", "keep_checkpoints", "ahead", "lanes", "threads", "log_every"];

@@ -1,0 +1,86 @@
+//! Settings from the command line: `node.setting=VALUE`, over whatever the files say.
+
+use std::path::Path;
+
+use super::{
+    merge::{Merged, put},
+    nearest::advice,
+    resolve::{entry_of, unknown_setting},
+    source::{At, Sources, Span, SpecError},
+    RunSettings,
+    syntax::quote,
+    text,
+};
+use crate::registry::{Registry, setting_entries};
+
+/// Apply `sets` in order; relative paths in them are relative to `folder`.
+pub(super) fn apply(
+    sources: &mut Sources,
+    merged: &mut Merged,
+    sets: &[String],
+    folder: &Path,
+    registry: &Registry,
+) -> Result<(), Box<SpecError>> {
+    for set in sets {
+        let file = sources.add("--set", set.as_str(), folder);
+        apply_one(sources, merged, file, registry)?;
+    }
+    Ok(())
+}
+
+fn apply_one(
+    sources: &mut Sources,
+    merged: &mut Merged,
+    file: usize,
+    registry: &Registry,
+) -> Result<(), Box<SpecError>> {
+    let set = sources.text(file).to_owned();
+    let at = |start: usize, part: &str| Span { file, start, end: start + part.len() };
+    let parts = set.split_once('=').and_then(|(path, value)| {
+        let (node, field) = path.split_once('.')?;
+        Some((node, field, value))
+    });
+    let Some((node, field, value)) = parts else {
+        let error = sources.error(format!("`{set}` sets nothing"), at(0, &set), "not `node.setting=VALUE`");
+        return Err(error.help("as in `--set noise.process=flow` or `--set run.steps=10`"));
+    };
+    let key = At { value: field.to_owned(), span: at(node.len() + 1, field) };
+    let value_at = at(node.len() + field.len() + 2, value);
+    let ron = match merged.node(node) {
+        Some(found) => {
+            let entry = entry_of(sources, registry, found)?;
+            entry.setting(field).ok_or_else(|| unknown_setting(sources, entry, &key))?;
+            as_ron(field, value, |text| entry.check(text).is_ok())
+        }
+        None if node == "run" => {
+            let all = setting_entries::<super::RunSettings>();
+            if !all.iter().any(|s| s.doc.name == field) {
+                let help = advice("settings of a run", field, all.iter().map(|s| s.doc.name));
+                let message = format!("a run has no setting `{field}`");
+                return Err(sources.error(message, key.span, "not a setting").help(help));
+            }
+            as_ron(field, value, |text| text::read::<RunSettings>(text).is_ok())
+        }
+        None => {
+            let help = advice("nodes", node, merged.ids().chain(["run"]));
+            let error = sources.error(format!("there is no node `{node}`"), at(0, node), "not a node");
+            return Err(error.help(help));
+        }
+    };
+    let value = At { value: ron, span: value_at };
+    let all = match merged.nodes.iter_mut().find(|n| n.id.value == node) {
+        Some(found) => &mut found.settings,
+        None => &mut merged.run,
+    };
+    put(all, key, value);
+    Ok(())
+}
+
+/// A value of the command line as RON: as it is if the setting takes it so, else in quotes if it takes that, so that
+/// paths and texts need no quotes that a shell would eat. What fits neither way stays as it is and is refused later,
+/// in place.
+fn as_ron(name: &str, value: &str, accepts: impl Fn(&str) -> bool) -> String {
+    let fits = |text: &str| accepts(&format!("({name}:{text})"));
+    let quoted = quote(value);
+    if value.starts_with('@') || (!fits(value) && fits(&quoted)) { quoted } else { value.to_owned() }
+}
