@@ -1,7 +1,7 @@
 //! The parts of a preference step on a FLUX of random weights: policy pass, reference pass, backward.
 //!
-//! `cargo bench -p prefgraph-nn --bench flux_step [-- small|bench|large [THREADS]]`; sizes as in common peers of this
-//! step: 576 tokens of width 256, 176 of width 96, 1600 of width 1024.
+//! `cargo bench -p prefgraph-nn --bench flux_step [-- small|bench|large [THREADS]]`: 144 tokens of width 96, 576 of
+//! width 256, 1572 of width 1024.
 
 use std::{path::Path, sync::Arc, time::Instant};
 
@@ -181,14 +181,16 @@ fn main() {
             times[4].push(started.elapsed().as_secs_f64());
         }
     }
-    let flops = [2.0 * cost.forward_flops - cost.forward_flops, 0.0, cost.backward_flops];
+    let frozen = model.cost(n, token_grid, &[(size.reference, size.reference)], size.text, None);
+    let flops = [cost.forward_flops, frozen.forward_flops, cost.backward_flops];
     for (i, (name, list)) in
         ["policy", "reference", "backward", "update", "all"].iter().zip(&mut times).enumerate()
     {
         list.sort_by(f64::total_cmp);
         let median = list[list.len() / 2];
-        let rate = flops.get(i).filter(|f| **f > 0.0);
-        let rate = rate.map_or(String::new(), |f| format!(", {:.0} GFLOP/s", f / median / 1e9));
+        let rate = flops
+            .get(i)
+            .map_or(String::new(), |f| format!(", {:.1} GFLOP, {:.0} GFLOP/s", f / 1e9, f / median / 1e9));
         println!("{name:>9}: median {:.1} ms, least {:.1} ms{rate}", median * 1e3, list[0] * 1e3);
     }
 }

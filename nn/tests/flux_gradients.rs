@@ -154,7 +154,8 @@ fn the_declared_memory_is_what_a_pass_holds() {
 fn inputs_that_do_not_fit_the_model_are_refused_by_name() {
     let case = &cases()[0];
     let (model, inputs, _) = setting(case);
-    let faults: [(fn(&mut Inputs), &str); 6] = [
+    type Fault = (fn(&mut Inputs), &'static str);
+    let faults: [Fault; 6] = [
         (|i| i.t.truncate(1), "t: expected 3 values"),
         (|i| i.guidance = Some(3.5), "takes no guidance"),
         (|i| i.pooled = Tensor::zeros(&cpu(), (3, 21)), "pooled text: expected [3, 20]"),
