@@ -3,9 +3,29 @@
 use crate::{
     operator::Operator,
     operators::{
-        backbone::Backbone, entropy::Entropy, forward::Forward, fuse::Fuse, hook_attention::HookAttention,
-        log::Log, lora::Lora, lora_update::LoraUpdate, mask_field::MaskField, masked_loss::MaskedLoss,
-        moments::ZeroMoments, noise::Noise, reference::Reference, replay::Replay, timestep::Timestep,
+        backbone::Backbone,
+        encode::{Encode, EncodeReferences},
+        entropy::Entropy,
+        export::Export,
+        features::Features,
+        forward::Forward,
+        fuse::Fuse,
+        hook_attention::HookAttention,
+        log::Log,
+        lora::Lora,
+        lora_update::LoraUpdate,
+        mask_field::MaskField,
+        masked_loss::MaskedLoss,
+        moments::ZeroMoments,
+        noise::Noise,
+        patch_quality::PatchQuality,
+        pick::Pick,
+        preview::Preview,
+        prompt::Prompt,
+        reference::Reference,
+        replay::Replay,
+        timestep::Timestep,
+        weighted_loss::WeightedLoss,
     },
 };
 
@@ -20,6 +40,10 @@ pub trait Visit {
 pub fn visit_all(v: &mut impl Visit) {
     // Data.
     v.operator::<Replay>();
+    v.operator::<Encode>();
+    v.operator::<EncodeReferences>();
+    v.operator::<Pick>();
+    v.operator::<Prompt>();
     // Noise.
     v.operator::<Timestep>();
     v.operator::<Noise>();
@@ -34,9 +58,14 @@ pub fn visit_all(v: &mut impl Visit) {
     v.operator::<MaskField>();
     v.operator::<Entropy>();
     v.operator::<Fuse>();
+    v.operator::<Features>();
+    v.operator::<PatchQuality>();
     // What is asked for.
     v.operator::<MaskedLoss>();
+    v.operator::<WeightedLoss>();
     // After the backward.
     v.operator::<LoraUpdate>();
     v.operator::<Log>();
+    v.operator::<Preview>();
+    v.operator::<Export>();
 }

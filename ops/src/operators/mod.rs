@@ -1,7 +1,10 @@
 //! The operators that this library ships: one file or folder each.
 
 pub mod backbone;
+pub mod encode;
 pub mod entropy;
+pub mod export;
+pub mod features;
 pub mod forward;
 pub mod fuse;
 pub mod hook_attention;
@@ -13,11 +16,16 @@ pub mod masked_loss;
 pub mod moments;
 pub mod noise;
 mod pass;
+pub mod patch_quality;
+pub mod pick;
+pub mod preview;
+pub mod prompt;
 pub mod reference;
 pub mod replay;
 pub mod scores;
 pub(crate) mod tensors;
 pub mod timestep;
+pub mod weighted_loss;
 
 #[cfg(test)]
 mod golden;

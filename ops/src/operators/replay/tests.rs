@@ -27,6 +27,7 @@ fn a_case_gives_its_batches_constants_and_weights() {
         let exports: Map<String, Value> = op.exports().into_iter().collect();
         assert_eq!(exports["rank"], 4);
         assert_eq!(exports["refs"], references);
+        assert!(exports["init"].as_str().unwrap().contains("train_"));
         assert!(exports["weights"].as_str().unwrap().ends_with("transformer"));
         let beyond = op.forward(&bench.at(6), ()).err().unwrap().to_string();
         assert!(beyond.contains("the case has 6 steps"), "{beyond}");
