@@ -18,6 +18,7 @@ use crate::{
         masked_loss::MaskedLoss,
         moments::ZeroMoments,
         noise::Noise,
+        pairs::Pairs,
         patch_quality::PatchQuality,
         pick::Pick,
         preview::Preview,
@@ -39,6 +40,7 @@ pub trait Visit {
 /// step.
 pub fn visit_all(v: &mut impl Visit) {
     // Data.
+    v.operator::<Pairs>();
     v.operator::<Replay>();
     v.operator::<Encode>();
     v.operator::<EncodeReferences>();

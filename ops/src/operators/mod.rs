@@ -15,6 +15,7 @@ pub mod mask_field;
 pub mod masked_loss;
 pub mod moments;
 pub mod noise;
+pub mod pairs;
 mod pass;
 pub mod patch_quality;
 pub mod pick;

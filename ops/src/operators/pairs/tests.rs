@@ -1,0 +1,313 @@
+//! Data sets in a temporary folder, good ones and broken ones.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use image::{
+    DynamicImage, GrayImage, ImageBuffer, ImageFormat, Luma, Rgb as Pixel, RgbImage, Rgba, RgbaImage,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::*;
+use crate::operators::testing::Bench;
+
+/// A folder with pictures of 32x48 pixels and rows that name them.
+struct Data {
+    folder: TempDir,
+    rows: Vec<Value>,
+}
+
+fn plain(height: u32, width: u32, colour: [u8; 3]) -> RgbImage {
+    RgbImage::from_pixel(width, height, Pixel(colour))
+}
+
+/// Foreground in the left half.
+fn left_half(height: u32, width: u32) -> GrayImage {
+    GrayImage::from_fn(width, height, |x, _| Luma([if x < width / 2 { 255 } else { 0 }]))
+}
+
+impl Data {
+    fn new() -> Self {
+        let data = Self { folder: tempfile::tempdir().unwrap(), rows: Vec::new() };
+        plain(32, 48, [200, 100, 50]).save(data.path("win.png")).unwrap();
+        plain(32, 48, [10, 20, 30]).save(data.path("lose.png")).unwrap();
+        plain(16, 16, [1, 2, 3]).save(data.path("ref.png")).unwrap();
+        left_half(32, 48).save(data.path("prior.png")).unwrap();
+        left_half(16, 16).save(data.path("mask.png")).unwrap();
+        data
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A row with that many references, with priors or without.
+    fn row(&mut self, references: usize, priors: bool) -> &mut Value {
+        let refs = vec![json!({"image": "ref.png", "subject": "dog", "mask": "mask.png"}); references];
+        let prior = vec!["prior.png"; if priors { references } else { 0 }];
+        self.rows.push(json!({
+            "id": format!("row-{}", self.rows.len()),
+            "prompt": "a dog",
+            "refs": refs,
+            "win": {"image": "win.png", "prior": prior},
+            "lose": {"image": "lose.png"},
+        }));
+        self.rows.last_mut().unwrap()
+    }
+
+    fn settings(&self) -> PairsSettings {
+        let text: String = self.rows.iter().map(|r| format!("{r}\n")).collect();
+        fs::write(self.path("pairs.jsonl"), text).unwrap();
+        PairsSettings {
+            path: DataPath(self.path("pairs.jsonl")),
+            height: 32,
+            width: 48,
+            reference_height: Some(16),
+            reference_width: Some(16),
+            shuffle: false,
+            ..Default::default()
+        }
+    }
+
+    fn pairs(&self) -> Pairs {
+        Pairs::new(self.settings()).unwrap()
+    }
+
+    fn refusal(&self) -> String {
+        Pairs::new(self.settings()).err().expect("a refusal").to_string()
+    }
+
+    /// The error of the first step.
+    fn failure(&self) -> String {
+        self.pairs().forward(&Bench::new().ctx(), ()).err().expect("a failure").to_string()
+    }
+}
+
+#[test]
+fn a_batch_holds_pictures_masks_prompts_and_ids() {
+    let mut data = Data::new();
+    data.row(2, true);
+    data.row(2, false);
+    let op = Pairs::new(PairsSettings { batch: 2, ..data.settings() }).unwrap();
+    let shapes = Operator::shapes(&op, (), 0).unwrap();
+    let (out, ()) = op.forward(&Bench::new().ctx(), ()).unwrap();
+    let (winner, loser, references, masks, priors, prompts, ids, has_prior, _) = out;
+    assert_eq!(crate::Port::shape(&winner), shapes.0);
+    assert_eq!(crate::Port::shape(&references), shapes.2);
+    assert_eq!(crate::Port::shape(&masks), shapes.3);
+    assert_eq!(crate::Port::shape(&priors), shapes.4);
+    assert_eq!((winner.rgb[..3].to_vec(), loser.rgb[..3].to_vec()), (vec![200, 100, 50], vec![10, 20, 30]));
+    assert_eq!(references.0[1].picture(1)[..3], [1, 2, 3]);
+    // Two by three cells: the middle column is half inside.
+    assert_eq!(priors.0[0].as_vec(), [1., 1., 0., 1., 1., 0., 1., 1., 1., 1., 1., 1.]);
+    assert_eq!(masks.0[0].as_vec(), [1.0, 1.0]);
+    assert_eq!(has_prior.as_vec(), [1.0, 0.0]);
+    assert_eq!((prompts.0[0].as_str(), ids.0[1].as_str()), ("a dog", "row-1"));
+}
+
+#[test]
+fn groups_of_reference_counts_are_variants_and_can_be_chosen() {
+    let mut data = Data::new();
+    for references in [1, 2, 1, 0] {
+        data.row(references, true);
+    }
+    let op = data.pairs();
+    assert_eq!(op.variants(), 3);
+    let counts: Vec<usize> = (0..3).map(|v| Operator::shapes(&op, (), v).unwrap().2.0.len()).collect();
+    assert_eq!(counts, [0, 1, 2]);
+    let one = Pairs::new(PairsSettings { reference_counts: vec![1], ..data.settings() }).unwrap();
+    assert_eq!((one.variants(), one.left_out, one.rows.len()), (1, 2, 2));
+    let none = Pairs::new(PairsSettings { reference_counts: vec![5], ..data.settings() });
+    assert!(none.err().unwrap().to_string().contains("[5] references among 4"));
+}
+
+#[test]
+fn every_bad_line_is_listed_with_its_number() {
+    let mut data = Data::new();
+    data.row(1, true);
+    data.row(1, true)["win"]["prior"] = json!(["prior.png", "prior.png"]);
+    data.row(1, true)["id"] = json!("row-0");
+    data.row(1, true)["lose"]["image"] = json!("gone.png");
+    data.row(1, true).as_object_mut().unwrap().remove("win");
+    data.row(1, true)["wim"] = json!({});
+    let error = data.refusal();
+    for expected in [
+        "5 bad rows",
+        "line 2 (`row-1`): win has 2 priors for 1 references",
+        "line 3 (`row-0`): the id was used in line 1",
+        "line 4 (`row-3`): ",
+        "gone.png: there is no such file",
+        "line 5: missing field `win`",
+        "line 6: unknown field `wim`",
+    ] {
+        assert!(error.contains(expected), "{expected} is not in:\n{error}");
+    }
+}
+
+#[test]
+fn a_picture_that_cannot_be_used_is_named_with_its_line() {
+    let cases: [(&str, &str, fn(&Path)); 6] = [
+        ("win.png", "is empty", |p| fs::write(p, []).unwrap()),
+        ("win.png", "neither a PNG nor a JPEG", |p| fs::write(p, b"GIF89a........").unwrap()),
+        ("win.png", "win.png", |p| {
+            let bytes = fs::read(p).unwrap();
+            fs::write(p, &bytes[..bytes.len() / 2]).unwrap();
+        }),
+        ("prior.png", "is 32x32, its picture 32x48", |p| left_half(32, 32).save(p).unwrap()),
+        ("prior.png", "has no foreground", |p| GrayImage::new(48, 32).save(p).unwrap()),
+        ("mask.png", "has no foreground", |p| GrayImage::new(16, 16).save(p).unwrap()),
+    ];
+    for (name, expected, break_it) in cases {
+        let mut data = Data::new();
+        data.row(1, true);
+        break_it(&data.path(name));
+        let error = data.failure();
+        assert!(error.contains(expected) && error.contains("line 1 (`row-0`)"), "{expected}:\n{error}");
+        assert!(error.contains("on_bad: skip"), "{error}");
+    }
+}
+
+#[test]
+fn a_truncated_jpeg_is_refused_though_the_decoder_would_fill_it() {
+    let mut data = Data::new();
+    data.row(1, true)["win"]["image"] = json!("win.JPG");
+    let noise =
+        RgbImage::from_fn(48, 32, |x, y| Pixel([(x * 37 + y * 91) as u8, (x * y) as u8, (x ^ y) as u8]));
+    noise.save_with_format(data.path("win.JPG"), ImageFormat::Jpeg).unwrap();
+    // An upper-case suffix is fine.
+    data.pairs().forward(&Bench::new().ctx(), ()).unwrap();
+    let bytes = fs::read(data.path("win.JPG")).unwrap();
+    fs::write(data.path("win.JPG"), &bytes[..bytes.len() - 200]).unwrap();
+    assert!(data.failure().contains("truncated"));
+}
+
+#[test]
+fn a_cmyk_jpeg_is_refused_by_name() {
+    let mut data = Data::new();
+    data.row(1, true)["win"]["image"] = json!("win.jpg");
+    // Start, a frame of four components, start of scan, end.
+    let mut bytes = vec![0xff, 0xd8, 0xff, 0xc0, 0, 20, 8, 0, 32, 0, 48, 4];
+    bytes.extend([1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0, 4, 0x11, 0, 0xff, 0xda, 0, 2, 0xff, 0xd9]);
+    fs::write(data.path("win.jpg"), bytes).unwrap();
+    assert!(data.failure().contains("CMYK"));
+}
+
+#[test]
+fn a_picture_is_turned_as_its_exif_says() {
+    let mut data = Data::new();
+    data.row(0, true)["win"]["image"] = json!("win.jpg");
+    // Stored as 48 rows whose upper half is bright, to be turned clockwise by 90 degrees.
+    let stored = RgbImage::from_fn(32, 48, |_, y| Pixel([if y < 24 { 240 } else { 10 }; 3]));
+    stored.save_with_format(data.path("win.jpg"), ImageFormat::Jpeg).unwrap();
+    let bytes = fs::read(data.path("win.jpg")).unwrap();
+    // One entry: orientation (0x0112), a short, 6.
+    let mut exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0".to_vec();
+    let mut turned = vec![0xff, 0xd8, 0xff, 0xe1, 0, exif.len() as u8 + 2];
+    turned.append(&mut exif);
+    turned.extend(&bytes[2..]);
+    fs::write(data.path("win.jpg"), turned).unwrap();
+    let (out, ()) = data.pairs().forward(&Bench::new().ctx(), ()).unwrap();
+    // 48 columns, 32 rows: what was at the top is now at the right.
+    let pixel = |y: usize, x: usize| out.0.rgb[(y * 48 + x) * 3];
+    assert!(pixel(16, 2) < 40 && pixel(16, 45) > 200, "{} {}", pixel(16, 2), pixel(16, 45));
+}
+
+#[test]
+fn grey_deep_and_transparent_pictures_become_rgb() {
+    let mut data = Data::new();
+    for (name, picture, expected) in [
+        ("grey.png", DynamicImage::ImageLuma8(GrayImage::from_pixel(48, 32, Luma([77]))), [77, 77, 77]),
+        (
+            "deep.png",
+            DynamicImage::ImageRgb16(ImageBuffer::from_pixel(48, 32, Pixel([257 * 200, 257 * 3, 0u16]))),
+            [200, 3, 0],
+        ),
+        (
+            "clear.png",
+            DynamicImage::ImageRgba8(RgbaImage::from_pixel(48, 32, Rgba([10, 20, 30, 0]))),
+            [255, 255, 255],
+        ),
+    ] {
+        picture.save(data.path(name)).unwrap();
+        data.rows.clear();
+        data.row(0, true)["win"]["image"] = json!(name);
+        let (out, ()) = data.pairs().forward(&Bench::new().ctx(), ()).unwrap();
+        assert_eq!(out.0.rgb[..3], expected, "{name}");
+    }
+}
+
+#[test]
+fn a_skipped_sample_keeps_its_number_and_is_counted() {
+    let mut data = Data::new();
+    for i in 0..4 {
+        data.row(1, true)["win"]["image"] = json!(format!("win{i}.png"));
+        plain(32, 48, [i, 0, 0]).save(data.path(&format!("win{i}.png"))).unwrap();
+    }
+    fs::write(data.path("win1.png"), b"broken").unwrap();
+    let op = Pairs::new(PairsSettings { batch: 2, on_bad: OnBad::Skip, ..data.settings() }).unwrap();
+    let bench = Bench::new();
+    let at = |step| {
+        let (out, ()) = op.forward(&bench.at(step), ()).unwrap();
+        (out.6.0.to_vec(), out.8.get("skipped").unwrap().mean().unwrap())
+    };
+    assert_eq!(at(0), (vec!["row-0".to_owned(), "row-2".to_owned()], 1.0));
+    assert_eq!(at(1), (vec!["row-2".to_owned(), "row-3".to_owned()], 0.0));
+    for i in 0..4 {
+        fs::write(data.path(&format!("win{i}.png")), b"broken").unwrap();
+    }
+    let error = op.forward(&bench.ctx(), ()).err().unwrap().to_string();
+    assert!(error.contains("no sample of the group is left"), "{error}");
+}
+
+#[test]
+fn the_check_counts_what_there_is_and_lists_what_is_broken() {
+    let mut data = Data::new();
+    data.row(1, true);
+    data.row(2, true);
+    data.row(1, false)["refs"][0].as_object_mut().unwrap().remove("mask");
+    data.row(1, true)["win"]["image"] = json!("gone.png");
+    data.row(1, true)["lose"]["prior"] = json!(["tall.png"]);
+    left_half(48, 32).save(data.path("tall.png")).unwrap();
+    data.row(1, true)["win"]["prior"] = json!([]);
+    data.row(1, true)["id"] = json!("");
+    let path = data.settings().path;
+    let report = check(path.as_path()).unwrap();
+    assert_eq!(report.good, 4);
+    assert_eq!(report.references, BTreeMap::from([(1, 3), (2, 1)]));
+    assert_eq!(report.sizes, BTreeMap::from([((32, 48), 4)]));
+    assert_eq!((report.without_prior, report.without_mask), (2, 1));
+    assert_eq!((report.coverage[5], report.coverage.iter().sum::<usize>()), (3, 3));
+    let lines: Vec<usize> = report.bad.iter().map(|b| b.line).collect();
+    assert_eq!(lines, [4, 5, 7]);
+    assert!(report.bad[0].reason.contains("gone.png"));
+    assert!(report.bad[1].reason.contains("48x32"), "{}", report.bad[1]);
+}
+
+#[test]
+fn the_demos_pairs_are_all_usable() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/demo/pairs.jsonl");
+    let report = check(&path).unwrap();
+    assert_eq!(report.bad, []);
+    assert!(report.good > 0 && report.references.len() > 1, "{report:?}");
+}
+
+#[test]
+fn settings_out_of_range_are_refused() {
+    let mut data = Data::new();
+    data.row(1, true);
+    let good = data.settings();
+    for (settings, expected) in [
+        (PairsSettings { height: 40, ..good.clone() }, "height is 40"),
+        (PairsSettings { batch: 0, ..good.clone() }, "batch"),
+        (PairsSettings { reference_width: Some(0), ..good.clone() }, "reference_width is 0"),
+        (PairsSettings { path: DataPath::default(), ..good.clone() }, "a pairs.jsonl is needed"),
+        (PairsSettings { path: DataPath("/nowhere/pairs.jsonl".into()), ..good }, "/nowhere/pairs.jsonl"),
+    ] {
+        let error = Pairs::new(settings).err().unwrap().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
