@@ -11,9 +11,8 @@ Flow matching: x_t = (1 - sigma) x0 + sigma eps, the network is given sigma and 
 Tokens are 2x2 latent cells, packed channel = c*4 + dy*2 + dx; position ids are (0, y, x), and each reference starts
 where the target and the references before it end, on both axes.
 
-Beside the flow loss there is a small auxiliary one (`--align`), which real backbones do not need: it raises the score
-of a reference at the tokens of its subject, so that a model of a million parameters trained for an hour on a
-processor shows what FLUX shows after its own training.
+Beside the flow loss there is a small auxiliary one (`--align`): it raises the score of a reference at the tokens of its
+subject. What FocusDPO expects a large backbone to have learned by itself, a toy of a million parameters is told.
 """
 
 import argparse
@@ -156,7 +155,7 @@ def train(a):
     averages = {name: x.clone() for name, x in model.state_dict().items()}
     sums, start = [0.0, 0.0], time.time()
     for step in range(1, a.steps + 1):
-        rate = a.lr * min(1, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / a.steps)))
+        rate = a.lr * min(1, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / a.schedule)))
         for group in optimizer.param_groups:
             group["lr"] = rate
         data = sets[2 if step % 3 == 0 else 1]
@@ -199,7 +198,8 @@ def main():
     parser.add_argument("--held-out", help="folder of shards to evaluate on while training")
     parser.add_argument("--out", help="folder for the trained transformer")
     parser.add_argument("--evaluate", metavar="FOLDER", help="evaluate this transformer on the data, as JSON, and stop")
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--schedule", type=int, default=2600, help="steps of the cosine schedule, which may be cut short")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--align", type=float, default=0.02, help="weight of the auxiliary loss")
