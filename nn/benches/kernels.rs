@@ -10,8 +10,9 @@
 use std::{hint::black_box, time::Instant};
 
 use prefgraph_nn::cpu::{
-    Attention, AttentionBackward, AttentionShape, Cpu, Gemm, GemmTn, Packed, attention, attention_backward,
-    gemm, gemm_tn,
+    AdamW, Attention, AttentionBackward, AttentionShape, Cpu, Gemm, GemmTn, HeadLayout, NormRotary, Packed,
+    Rows, Window, adamw, attention, attention_backward, cosine_scores, gated_add, gelu, gelu_backward, gemm,
+    gemm_tn, norm_modulate, norm_modulate_backward, split_heads, split_heads_backward,
 };
 use pulp::{Simd, WithSimd};
 
@@ -79,19 +80,12 @@ impl WithSimd for Lanes {
     }
 }
 
-/// Peak of all threads in GF/s: the best, and the mean by processor time.
+/// Peak of so many threads in GF/s, from one: the best, and the mean by processor time.
 fn peak(threads: usize) -> (f64, Option<f64>) {
-    let operations = 2.0 * (CHAINS * STEPS * threads) as f64 / 1e9;
-    let lanes = pulp::Arch::new().dispatch(Lanes) as f64;
-    let (best, busy) = times(|| {
-        std::thread::scope(|s| {
-            for _ in 0..threads - 1 {
-                s.spawn(|| pulp::Arch::new().dispatch(Peak));
-            }
-            pulp::Arch::new().dispatch(Peak)
-        });
-    });
-    (operations * lanes / best, busy.map(|busy| threads as f64 * operations * lanes / busy))
+    let lanes = pulp::Arch::new().dispatch(Lanes);
+    let operations = 2.0 * (CHAINS * STEPS * threads * lanes) as f64 / 1e9;
+    let (best, busy) = times(|| pulp::Arch::new().dispatch(Peak));
+    (operations / best, busy.map(|busy| operations / busy))
 }
 
 fn main() {
@@ -221,4 +215,43 @@ fn main() {
             report(format!("  backward {batch}x{heads}x{tokens}x{dim}"), 5.0 * product, seconds);
         }
     }
+    if "passes".contains(&filter) {
+        passes(&cpu);
+    }
+}
+
+/// Passes that wait for memory, in bytes read and written.
+fn passes(cpu: &Cpu) {
+    let rows = Rows { batch: 4, tokens: 576, width: 256 };
+    let (count, d, len) = (rows.batch * rows.tokens, rows.width, rows.len());
+    let report = |name: &str, slices: usize, (best, _): (f64, Option<f64>)| {
+        let rate = (4 * slices * len) as f64 / best / 1e9;
+        println!("{name:<40} {:9.3} ms {rate:6.1} GB/s", best * 1e3);
+    };
+    let (x, dy, modulation) = (values(len, 1), values(len, 2), values(rows.batch * 2 * d, 3));
+    let (mut y, mut mean, mut rstd) = (vec![0.0; len], vec![0.0; count], vec![0.0; count]);
+    let scale = &modulation[d..];
+    let time =
+        times(|| norm_modulate(cpu, rows, &x, &modulation, scale, 2 * d, &mut y, &mut mean, &mut rstd));
+    report("norm and modulation", 2, time);
+    let time = times(|| {
+        norm_modulate_backward(cpu, rows, &x, &mean, &rstd, scale, 2 * d, &dy, &mut y, true, None);
+    });
+    report("  backward", 4, time);
+    let layout =
+        HeadLayout { batch: 4, heads: 4, dim: 64, stream_tokens: 576, tokens: 576, offset: 0, stride: d };
+    let (weight, angles) = (values(64, 4), values(576 * 32, 5));
+    let norm_rotary = Some(NormRotary { weight: &weight, cos: &angles, sin: &angles });
+    report("heads, norm and rotary", 2, times(|| split_heads(cpu, layout, &x, norm_rotary, &mut y)));
+    let time = times(|| split_heads_backward(cpu, layout, &dy, &x, norm_rotary, &mut y, d));
+    report("  backward", 3, time);
+    report("gated sum", 3, times(|| gated_add(cpu, rows, &mut y, &modulation, 2 * d, &x)));
+    let window = Window { rows: count, width: d };
+    report("gelu", 2, times(|| gelu(cpu, window, &x, d, &mut y, d)));
+    report("  backward", 3, times(|| gelu_backward(cpu, window, &x, d, &dy, d, &mut y, d)));
+    let mut scores = vec![0.0; count];
+    report("cosine scores", 1, times(|| cosine_scores(cpu, &x, &dy[..d], &mut scores)));
+    let settings = AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 3 };
+    let (mut first, mut second) = (vec![0.0; len], vec![0.0; len]);
+    report("AdamW", 7, times(|| adamw(cpu, &settings, &mut y, &x, &mut first, &mut second)));
 }

@@ -41,7 +41,7 @@ pub struct GemmTn<'a> {
 /// Rows of one run of the micro-kernel.
 const TERMS: usize = 128;
 /// Panels of one task: so many cache lines of a row are read together.
-const TASK_PANELS: usize = 8;
+const TASK_PANELS: usize = 4;
 
 /// Computes a [`GemmTn`]. Each element is one chain of fused multiply-adds in the order of the rows.
 ///

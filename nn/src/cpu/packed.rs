@@ -70,16 +70,31 @@ impl Packed {
     }
 }
 
+/// Panels that are packed together: a row's share is contiguous, and the rows written to fit the first cache's sets.
+const GROUP: usize = 8;
+
 /// Packs rows of a row-major `[k, n]` matrix with a stride into panels `[k, width]`, zeros beyond `n`.
+#[inline(always)]
 pub(super) fn pack(matrix: &[f32], stride: usize, k: usize, n: usize, width: usize, panels: &mut [f32]) {
-    if k == 0 || n == 0 {
-        return;
-    }
-    for (panel, first) in panels.chunks_exact_mut(k * width).zip((0..n).step_by(width)) {
-        let used = width.min(n - first);
-        for (row, to) in panel.chunks_exact_mut(width).enumerate() {
-            to[..used].copy_from_slice(&matrix[row * stride + first..][..used]);
-            to[used..].fill(0.0);
+    for group in (0..n).step_by(GROUP * width) {
+        let end = n.min(group + GROUP * width);
+        for row in 0..k {
+            let from = &matrix[row * stride + group..][..end - group];
+            for (panel, from) in from.chunks(width).enumerate() {
+                let to = &mut panels[group * k + (panel * k + row) * width..][..width];
+                let (to, rest) = to.as_chunks_mut::<16>();
+                let (from, from_rest) = from.as_chunks::<16>();
+                debug_assert!(rest.is_empty(), "panels are whole cache lines");
+                for (to, from) in to.iter_mut().zip(from) {
+                    *to = *from;
+                }
+                for to in &mut to[from.len()..] {
+                    *to = [0.0; 16];
+                }
+                if !from_rest.is_empty() {
+                    to[from.len()][..from_rest.len()].copy_from_slice(from_rest);
+                }
+            }
         }
     }
 }

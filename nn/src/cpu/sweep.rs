@@ -146,22 +146,39 @@ impl<P: Pass<IN, OUT>, const IN: usize, const OUT: usize> Kernel for Part<'_, P,
                 // SAFETY: a task has its own rows or, where rows of the result are shared, its own columns.
                 outputs[k] = unsafe { values.part(row / each * stride + self.columns.start, width) };
             }
-            for first in (0..width).step_by(BLOCK) {
-                let end = width.min(first + BLOCK);
+            let whole = width / BLOCK * BLOCK;
+            for first in (0..whole).step_by(BLOCK) {
                 let mut blocks = [math::splat::<M, N>(m, 0.0); IN];
                 for k in 0..IN {
                     blocks[k] = match self.inputs[k] {
-                        Input::Rows { .. } => math::load_part(m, &inputs[k][first..end], 0.0),
+                        Input::Rows { .. } => math::load(m, &inputs[k][first..whole]),
                         Input::Column(_) => math::splat(m, scalars[k]),
                     };
                 }
                 let mut results = [math::splat::<M, N>(m, 0.0); OUT];
                 for k in 0..OUT {
-                    results[k] = math::load_part(m, &outputs[k][first..end], 0.0);
+                    results[k] = math::load(m, &outputs[k][first..whole]);
                 }
                 let results = self.pass.block::<M, N>(m, blocks, results);
                 for k in 0..OUT {
-                    math::store_part::<M, N>(&mut outputs[k][first..end], results[k]);
+                    math::store::<M, N>(&mut outputs[k][first..whole], results[k]);
+                }
+            }
+            if whole < width {
+                let mut blocks = [math::splat::<M, N>(m, 0.0); IN];
+                for k in 0..IN {
+                    blocks[k] = match self.inputs[k] {
+                        Input::Rows { .. } => math::load_part(m, &inputs[k][whole..], 0.0),
+                        Input::Column(_) => math::splat(m, scalars[k]),
+                    };
+                }
+                let mut results = [math::splat::<M, N>(m, 0.0); OUT];
+                for k in 0..OUT {
+                    results[k] = math::load_part(m, &outputs[k][whole..], 0.0);
+                }
+                let results = self.pass.block::<M, N>(m, blocks, results);
+                for k in 0..OUT {
+                    math::store_part::<M, N>(&mut outputs[k][whole..], results[k]);
                 }
             }
         }

@@ -41,21 +41,54 @@ pub(super) unsafe fn micro_tile<M: Machine, const R: usize, const V: usize, cons
                 acc[i][j] = start.add(i * start_stride + j * lanes).cast::<M::f32s>().read_unaligned();
             }
         }
-        for p in 0..k {
-            let mut b = [m.splat_f32s(0.0); V];
-            for j in 0..V {
-                b[j] = panel.add(p * V * lanes + j * lanes).cast::<M::f32s>().read_unaligned();
+        let mut p = 0;
+        while p + unroll(R) <= k {
+            for u in 0..unroll(R) {
+                term::<M, R, V, ACROSS>(m, a, a_stride, panel, p + u, &mut acc);
             }
-            for i in 0..R {
-                let a = m.splat_f32s(*a.add(if ACROSS { p * a_stride + i } else { i * a_stride + p }));
-                for j in 0..V {
-                    acc[i][j] = m.mul_add_f32s(a, b[j], acc[i][j]);
-                }
-            }
+            p += unroll(R);
+        }
+        while p < k {
+            term::<M, R, V, ACROSS>(m, a, a_stride, panel, p, &mut acc);
+            p += 1;
         }
         for i in 0..R {
             for j in 0..V {
                 c.add(i * c_stride + j * lanes).cast::<M::f32s>().write_unaligned(acc[i][j]);
+            }
+        }
+    }
+}
+
+/// Terms in one turn of the loop: a few for small tiles; large ones fill it, and their registers leave no room.
+const fn unroll(rows: usize) -> usize {
+    if rows <= 6 { 4 } else { 1 }
+}
+
+/// Adds term `p` of the sums of a tile.
+///
+/// # Safety
+/// As for [`micro_tile`], with `p` less than the length of the sum.
+#[inline(always)]
+unsafe fn term<M: Machine, const R: usize, const V: usize, const ACROSS: bool>(
+    m: M,
+    a: *const f32,
+    a_stride: usize,
+    panel: *const f32,
+    p: usize,
+    acc: &mut [[M::f32s; V]; R],
+) {
+    let lanes = M::F32_LANES;
+    // SAFETY: `i < R` and `j < V`.
+    unsafe {
+        let mut b = [m.splat_f32s(0.0); V];
+        for j in 0..V {
+            b[j] = panel.add((p * V + j) * lanes).cast::<M::f32s>().read_unaligned();
+        }
+        for i in 0..R {
+            let a = m.splat_f32s(*a.add(if ACROSS { p * a_stride + i } else { i * a_stride + p }));
+            for j in 0..V {
+                acc[i][j] = m.mul_add_f32s(a, b[j], acc[i][j]);
             }
         }
     }
