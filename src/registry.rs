@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use prefgraph_ops::{
     DynOperator, InputSpec, Inputs, OpError, Operator, OutputSpec, Outputs, SettingDoc, Settings,
+    catalogue::{Visit, visit_all},
 };
 
 use crate::spec::text;
@@ -111,7 +112,15 @@ pub struct Registry {
 impl Registry {
     /// All operators that this library ships.
     pub fn standard() -> Self {
-        Self::default()
+        struct Add(Registry);
+        impl Visit for Add {
+            fn operator<O: Operator>(&mut self) {
+                self.0.register::<O>();
+            }
+        }
+        let mut add = Add(Self::default());
+        visit_all(&mut add);
+        add.0
     }
 
     /// No operators.

@@ -56,7 +56,8 @@ const MISTAKES: &[Mistake] = &[
     m("grad:x", "x", "takes grad f32[_], but `x` carries f32[_]", "x", "`grad:x`"),
     m("grad:x", "grad:loss.metrics", "`grad:loss.metrics` does not exist", "grad:loss.metrics", ""),
     m("b: \"noise\"", "b: \"sum\"", "the graph has a cycle: `sum` reads `sum`", "sum", "carry"),
-    m("b: \"noise\"", "b: \"update.x\"", "the graph has a cycle: `sum`", "sum", "carry"),
+    m("(id: \"sum\", op: \"add\", in: (a: \"x\", b: \"noise\")),", "(id: \"sum\", op: \"add\", in: (a: \"tail\")), (id: \"tail\", op: \"add\", in: (a: \"sum\")),",
+        "the graph has a cycle: `sum` reads `tail` reads `sum`", "tail", "carry"),
     // Loss, carry, remove, extends.
     m("loss: \"loss.loss\"", "loss: \"loss.lss\"", "has no output `lss`", "lss", "did you mean `loss`?"),
     m("loss: \"loss.loss\"", "loss: \"sum\"", "the loss must carry f32[]", "sum", ""),
@@ -70,7 +71,7 @@ const MISTAKES: &[Mistake] = &[
     m("@x.size", "@x.sise", "node `x` (`source`) has nothing called `sise`", "sise", "did you mean `size`?"),
     m("@x.size", "@x", "`@x` refers to nothing", "\"@x\"", "\"@run.steps\""),
     m("@run.steps", "@run.stops", "a run has no setting `stops`", "stops", "did you mean `steps`?"),
-    m("@x.size", "@x.title", "`size` of `source` cannot be `\"it's\"`", "\"@x.title\"", "Number of values"),
+    m("@x.size", "@x.title", "`size` of `source` cannot be `\"it", "\"@x.title\"", "Number of values"),
     m("@x.size", "@noise.size", "refer to one another: `noise.size` needs `noise.size`", "\"@noise.size\"", "state the value"),
     m("@x.size", "@noise.double", "refer to one another", "\"@noise.double\"", "state the value"),
     // Ids.

@@ -47,7 +47,7 @@ pub(super) fn check(adapters: &[Adapter], metrics: &Metrics) -> Option<(bool, St
 mod tests {
     use std::sync::Arc;
 
-    use prefgraph_nn::{AdaptedLinear, AdapterLayout};
+    use prefgraph_nn::{AdapterLayout, lora::AdaptedLinear};
 
     use super::*;
 
