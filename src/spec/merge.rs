@@ -56,7 +56,7 @@ pub(super) fn merge(
             error.help("the path is relative to the file that states it")
         })?;
         let folder = parent.parent().unwrap_or(Path::new(".")).to_owned();
-        let added = sources.add(parent.display().to_string(), text, &folder);
+        let added = sources.add(shown(&parent), text, &folder);
         let parsed = parse(sources, added)?;
         chain.push((added, parsed));
     }
@@ -68,6 +68,13 @@ pub(super) fn merge(
         });
     }
     merged.ok_or_else(|| SpecError::nowhere("internal error, please report it: no file was read"))
+}
+
+/// A path as somebody in the current folder would write it.
+fn shown(path: &Path) -> String {
+    let path = identity(path);
+    let here = std::env::current_dir().map(|here| identity(&here)).unwrap_or_default();
+    path.strip_prefix(here).unwrap_or(&path).display().to_string()
 }
 
 /// A file is the same file under every name.
