@@ -97,8 +97,11 @@ impl Entry {
 
 /// Documentation and defaults of a struct of settings.
 pub(crate) fn setting_entries<S: Settings>() -> Vec<SettingEntry> {
-    let defaults: BTreeMap<String, String> =
-        text::write(&S::default()).and_then(|all| text::fields(&all)).unwrap_or_default().into_iter().collect();
+    let defaults: BTreeMap<String, String> = text::write(&S::default())
+        .and_then(|all| text::fields(&all))
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
     let default = |name: &str| defaults.get(name).cloned().unwrap_or_default();
     S::docs().into_iter().map(|doc| SettingEntry { default: default(doc.name), doc }).collect()
 }

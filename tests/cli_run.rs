@@ -100,7 +100,8 @@ fn a_run_leaves_its_folder_and_a_resumed_one_leaves_the_same_bits() {
         let again = dir.path().join(format!("from-{step}"));
         killed_at(&whole, &again, step);
         let ahead = format!("run.ahead={ahead}");
-        let output = run(SFT, &again, &[&EVERY[..], &["--resume", "--lanes", lanes, "--set", &ahead]].concat());
+        let output =
+            run(SFT, &again, &[&EVERY[..], &["--resume", "--lanes", lanes, "--set", &ahead]].concat());
         let said = stderr(&output);
         assert!(said.contains(&format!("resumed at step {step}")), "{said}");
         assert!(said.contains("did not end by itself"), "{said}");

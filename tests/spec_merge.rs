@@ -100,13 +100,18 @@ fn a_mistake_in_a_parent_is_shown_in_the_parent() {
 #[test]
 fn paths_are_relative_to_the_file_that_states_them() {
     let base = GRAPH.replace("size: 4", r#"size: 4, file: "../data/a.txt", files: ["b.txt", "/c.txt"]"#);
-    let child = r#"Graph(extends: "sub/base.ron", nodes: [(id: "noise", with: (file: "n.txt", files: "@x.files"))])"#;
+    let child =
+        r#"Graph(extends: "sub/base.ron", nodes: [(id: "noise", with: (file: "n.txt", files: "@x.files"))])"#;
     let (folder, loaded) = in_folder(&[("sub/base.ron", &base), ("child.ron", child)], &[]);
     let loaded = loaded.unwrap();
     let root = fs::canonicalize(folder.path()).unwrap();
     for path in ["data/a.txt", "sub/b.txt", "n.txt"] {
         let path = root.join(path);
-        assert!(loaded.resolved.contains(&format!("{:?}", path.display().to_string())), "{}", loaded.resolved);
+        assert!(
+            loaded.resolved.contains(&format!("{:?}", path.display().to_string())),
+            "{}",
+            loaded.resolved
+        );
     }
     assert_eq!(loaded.resolved.matches("sub/b.txt").count(), 2, "a reference keeps the folder of the value");
 }
@@ -114,10 +119,16 @@ fn paths_are_relative_to_the_file_that_states_them() {
 #[test]
 fn references_reach_settings_defaults_derived_facts_and_the_run() {
     let text = GRAPH
-        .replace("(id: \"noise\", op: \"source\", with: (size: \"@x.size\"", "(id: \"noise\", op: \"source\", with: (size: 4")
-        .replace("nodes: [", r#"nodes: [
+        .replace(
+            "(id: \"noise\", op: \"source\", with: (size: \"@x.size\"",
+            "(id: \"noise\", op: \"source\", with: (size: 4",
+        )
+        .replace(
+            "nodes: [",
+            r#"nodes: [
             (id: "a", op: "source", with: (size: "@x.double", level: "@run.seed", words: ["@@", "@x.y"])),
-            (id: "b", op: "source", with: (size: "@a.double", kind: "@x.kind", words: "@a.words")),"#);
+            (id: "b", op: "source", with: (size: "@a.double", kind: "@x.kind", words: "@a.words")),"#,
+        );
     let loaded = load(&text, &["run.seed=3"]).unwrap();
     assert_eq!(setting(&loaded, "a.size"), "8");
     assert_eq!(setting(&loaded, "a.level"), "3.0");
@@ -164,7 +175,8 @@ fn mistakes_on_the_command_line_are_shown_on_the_command_line() {
 fn skeleton(loaded: &Loaded) -> Vec<String> {
     let graph = &loaded.graph;
     let nodes = graph.nodes().map(|(_, node)| {
-        let wires: Vec<_> = node.wires.iter().flatten().map(|w| (w.tap == Tap::Value, graph.path(*w))).collect();
+        let wires: Vec<_> =
+            node.wires.iter().flatten().map(|w| (w.tap == Tap::Value, graph.path(*w))).collect();
         format!("{} {} {wires:?}", node.id, node.op.name())
     });
     let loss = graph.loss().map(|l| graph.path(l));

@@ -58,7 +58,8 @@ impl Checkpoint {
     /// If anything cannot be written; the checkpoints that were there are then as they were.
     pub fn write(&self, folder: &Path, keep: usize) -> Result<PathBuf, CheckpointError> {
         let place = folder.join(format!("step-{}", self.step));
-        let fault = |what: &str, e: std::io::Error| CheckpointError::new(&place, format!("cannot {what}: {e}"));
+        let fault =
+            |what: &str, e: std::io::Error| CheckpointError::new(&place, format!("cannot {what}: {e}"));
         fs::create_dir_all(folder).map_err(|e| fault("make its folder", e))?;
         remove_unfinished(folder);
         let beside = tempfile::Builder::new()
@@ -124,7 +125,8 @@ impl Checkpoint {
             let mut named = NamedState { tensors: Vec::new(), counters: cell.counters };
             for name in cell.tensors {
                 let key = key(&cell.name, &name);
-                let dims = files.info(&key).ok_or_else(|| fault(&format!("`{key}` is missing")))?.shape.clone();
+                let dims =
+                    files.info(&key).ok_or_else(|| fault(&format!("`{key}` is missing")))?.shape.clone();
                 let values = files.read(&key).map_err(|e| fault(&e))?.into();
                 named.tensors.push(NamedTensor { name, dims, values });
             }
@@ -153,7 +155,9 @@ impl Checkpoint {
         }
         match notes.is_empty() {
             true => Ok((None, notes)),
-            false => Err(CheckpointError::new(folder, format!("no checkpoint is whole: {}", notes.join("; ")))),
+            false => {
+                Err(CheckpointError::new(folder, format!("no checkpoint is whole: {}", notes.join("; "))))
+            }
         }
     }
 }

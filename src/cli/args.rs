@@ -48,6 +48,12 @@ pub(super) enum Data {
     Check {
         /// A `pairs.jsonl`, or a folder that holds one
         path: PathBuf,
+        /// Write the bad samples into this file, one JSON object a line
+        #[arg(long, value_name = "FILE")]
+        bad: Option<PathBuf>,
+        /// Print the report as JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 

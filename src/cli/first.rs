@@ -31,7 +31,10 @@ pub(super) fn check(adapters: &[Adapter], metrics: &Metrics) -> Option<(bool, St
     let ln_2 = std::f64::consts::LN_2;
     let exact = logits.iter().all(|l| *l == 0.0) && (loss == ln_2 || loss == f64::from(ln_2 as f32));
     Some(match exact {
-        true => (false, "step 0: every logit is exactly 0 and the loss exactly ln 2: policy and reference agree".into()),
+        true => (
+            false,
+            "step 0: every logit is exactly 0 and the loss exactly ln 2: policy and reference agree".into(),
+        ),
         false => (
             true,
             format!(

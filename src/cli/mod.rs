@@ -80,7 +80,9 @@ pub fn main_with(registry: Registry) -> ExitCode {
         Some(Command::Plan { graph, json }) => plan::plan(&graph, json, &registry),
         Some(Command::Dot { graph, format }) => dot::dot(&graph, format, &registry),
         Some(Command::Ops { name }) => ops::ops(name.as_deref(), &registry),
-        Some(Command::Data(args::Data::Check { path })) => data::check(&path),
+        Some(Command::Data(args::Data::Check { path, bad, json })) => {
+            data::check(&path, bad.as_deref(), json)
+        }
         None => match args.run.graph.graph.is_some() {
             true => run::run(&args.run, &registry),
             false => Err(Failure::new("no graph was named; `graph-run --help` shows what can be done")),

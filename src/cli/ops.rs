@@ -51,9 +51,10 @@ fn show(entry: &Entry) -> String {
         [o.name.to_owned(), o.ty.to_string(), gradient.to_owned()]
     });
     table(&mut text, "outputs", outputs.collect());
-    let settings = entry.settings.iter().map(|s| {
-        [format!("{}: {}", s.doc.name, s.default), s.doc.kind.clone(), one_line(s.doc.doc)]
-    });
+    let settings = entry
+        .settings
+        .iter()
+        .map(|s| [format!("{}: {}", s.doc.name, s.default), s.doc.kind.clone(), one_line(s.doc.doc)]);
     table(&mut text, "settings, with their defaults", settings.collect());
     text
 }

@@ -2,7 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::{Failure, args, prepare::{Prepared, prepare}, system};
+use super::{
+    Failure, args,
+    prepare::{Prepared, prepare},
+    system,
+};
 use crate::registry::Registry;
 
 /// Print the plan; an error after it if it does not fit.

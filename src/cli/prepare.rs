@@ -63,7 +63,11 @@ fn levers(loaded: &Loaded) -> Vec<String> {
         let field = name.split_once('.').map_or("", |(_, field)| field);
         NAMES.iter().any(|n| field == *n || field.ends_with(&format!("_{n}"))) || name == "run.ahead"
     };
-    settings.into_iter().filter(|(name, _)| good(name)).map(|(name, value)| format!("{name} ({value})")).collect()
+    settings
+        .into_iter()
+        .filter(|(name, _)| good(name))
+        .map(|(name, value)| format!("{name} ({value})"))
+        .collect()
 }
 
 impl Prepared {

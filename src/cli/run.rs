@@ -35,7 +35,9 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     folder.write_text("graph.dot", &picture).map_err(Failure::new)?;
     let (metrics, cut) = MetricsFile::open(folder.path(), start).map_err(Failure::new)?;
     if cut > 0 {
-        eprintln!("note: {cut} lines of metrics.jsonl from step {start} on were cut off; they are made again");
+        eprintln!(
+            "note: {cut} lines of metrics.jsonl from step {start} on were cut off; they are made again"
+        );
     }
     introduce(&prepared, &path);
 

@@ -39,9 +39,7 @@ pub(super) fn mistyped(
     };
     let doc = one_line(setting.doc.doc);
     let help = match &e.0.code {
-        Ron::NoSuchEnumVariant { expected, found, .. } => {
-            advice("choices", found, expected.iter().copied())
-        }
+        Ron::NoSuchEnumVariant { expected, found, .. } => advice("choices", found, expected.iter().copied()),
         Ron::NoSuchStructField { expected, found, .. } => advice("fields", found, expected.iter().copied()),
         other => {
             let mut why = other.to_string();

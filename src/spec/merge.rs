@@ -85,7 +85,8 @@ fn identity(path: &Path) -> PathBuf {
 fn root(sources: &Sources, file: usize, text: FileText) -> Result<Merged, Box<SpecError>> {
     let start = Span { file, start: 0, end: 0 };
     if let Some(id) = text.remove.first() {
-        let error = sources.error("only a graph that extends another can remove nodes", id.span, "from what?");
+        let error =
+            sources.error("only a graph that extends another can remove nodes", id.span, "from what?");
         return Err(error.help("state the parent as `extends: \"file.ron\"`"));
     }
     let name = text.name.unwrap_or_else(|| {

@@ -115,9 +115,10 @@ impl Loaded {
                 let span = spec.op.as_ref().map_or(spec.id.span, |op| op.span);
                 let error = self.sources.error(message, span, "this operator");
                 // Where its inputs come from, since shapes come from there.
-                spec.inputs.iter().take(6).fold(error, |error, (name, _)| {
-                    self.sources.also(error, name.span, "of this")
-                })
+                spec.inputs
+                    .iter()
+                    .take(6)
+                    .fold(error, |error, (name, _)| self.sources.also(error, name.span, "of this"))
             }
         }
     }

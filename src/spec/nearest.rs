@@ -45,11 +45,7 @@ pub(super) fn advice<'a>(what: &str, name: &str, candidates: impl IntoIterator<I
     if more > 0 {
         all.push(format!("{more} more"));
     }
-    if all.is_empty() {
-        format!("there are no {what}")
-    } else {
-        format!("{meant}{what}: {}", all.join(", "))
-    }
+    if all.is_empty() { format!("there are no {what}") } else { format!("{meant}{what}: {}", all.join(", ")) }
 }
 
 #[cfg(test)]

@@ -108,7 +108,8 @@ impl<'a> Resolver<'a> {
             settings += &one;
         }
         settings.push(')');
-        text::read(&settings).map_err(|e| SpecError::nowhere(format!("internal error, please report it: {e}")))
+        text::read(&settings)
+            .map_err(|e| SpecError::nowhere(format!("internal error, please report it: {e}")))
     }
 
     /// The operator of `node`, built if it was not yet.
@@ -207,7 +208,8 @@ impl<'a> Resolver<'a> {
             content.part(reference, range)
         };
         let Some((owner, field)) = inner.split_once('.') else {
-            let error = self.sources.error(format!("`{reference}` refers to nothing"), at, "not `@node.field`");
+            let error =
+                self.sources.error(format!("`{reference}` refers to nothing"), at, "not `@node.field`");
             return Err(error.help("as in \"@noise.process\" or \"@run.steps\"; `@@` stands for one `@`"));
         };
         let (owner_at, field_at) = (part(1..1 + owner.len()), part(2 + owner.len()..reference.len()));

@@ -39,9 +39,8 @@ pub(super) fn resolved(
     }
     out += "    carry: {";
     let carries = graph.carries().iter();
-    let carries: Vec<String> = carries
-        .map(|c| format!("{}: {}", quote(&graph.path(c.cell)), quote(&graph.path(c.next))))
-        .collect();
+    let carries: Vec<String> =
+        carries.map(|c| format!("{}: {}", quote(&graph.path(c.cell)), quote(&graph.path(c.next)))).collect();
     let _ = writeln!(out, "{}}},", carries.join(", "));
     let run = text::fields(&text::write(run)?)?;
     let run: Vec<String> = run.into_iter().map(|(k, v)| format!("{k}: {v}")).collect();
@@ -59,6 +58,10 @@ fn block(out: &mut String, name: &str, entries: &[(String, String)]) {
     if line.len() <= 80 {
         let _ = write!(out, ",\n            {name}: ({line})");
     } else {
-        let _ = write!(out, ",\n            {name}: (\n                {},\n            )", entries.join(",\n                "));
+        let _ = write!(
+            out,
+            ",\n            {name}: (\n                {},\n            )",
+            entries.join(",\n                ")
+        );
     }
 }

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use super::{
+    RunSettings,
     merge::{Merged, put},
     nearest::advice,
     resolve::{entry_of, unknown_setting},
     source::{At, Sources, Span, SpecError},
-    RunSettings,
     syntax::quote,
     text,
 };

@@ -79,12 +79,7 @@ impl Sources {
     }
 
     /// `error` with one more place: in the same picture if it is in the same text, else in one of its own.
-    pub fn also(
-        &self,
-        mut error: Box<SpecError>,
-        span: Span,
-        label: impl Into<String>,
-    ) -> Box<SpecError> {
+    pub fn also(&self, mut error: Box<SpecError>, span: Span, label: impl Into<String>) -> Box<SpecError> {
         let label = label.into();
         if error.file == Some(span.file) {
             error.labels.push(labelled(span, label));

@@ -105,7 +105,8 @@ impl<'a> Piece<'a> {
         if !name.is_empty() && name != title {
             let name = self.slice(name);
             let error = self.sources.error(wanted(), name.span(), "not expected here");
-            let help = if title.is_empty() { "leave the name out".into() } else { format!("write `{title}`") };
+            let help =
+                if title.is_empty() { "leave the name out".into() } else { format!("write `{title}`") };
             return Err(error.help(help));
         }
         let fields: Fields<'a> = options().from_str(self.text).map_err(|_| {

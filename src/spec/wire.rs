@@ -149,7 +149,9 @@ impl<'a> Wirer<'a> {
             None => {
                 let all: Vec<String> = outputs.iter().map(|o| format!("`{id}.{}`", o.name)).collect();
                 let message = format!("node `{id}` (`{op}`) has {} outputs", outputs.len());
-                self.sources.error(message, id_at, "which one?").help(format!("name one of {}", all.join(", ")))
+                self.sources
+                    .error(message, id_at, "which one?")
+                    .help(format!("name one of {}", all.join(", ")))
             }
         })?;
         Ok(Wire { node, port, tap, at })
@@ -249,7 +251,8 @@ impl<'a> Wirer<'a> {
 
     fn cycle(&self, first: usize, around: &[&Wire<'a>]) -> Box<SpecError> {
         let id = |n: usize| format!("`{}`", self.merged.nodes[n].id.value);
-        let names: Vec<String> = std::iter::once(first).chain(around.iter().map(|w| w.node)).map(id).collect();
+        let names: Vec<String> =
+            std::iter::once(first).chain(around.iter().map(|w| w.node)).map(id).collect();
         let message = format!("the graph has a cycle: {}", names.join(" reads "));
         let mut error = self.sources.error(message, around[0].at.span, "in the cycle");
         for wire in &around[1..] {

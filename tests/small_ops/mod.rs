@@ -241,7 +241,12 @@ impl Operator for Log {
 
 pub fn registry() -> Registry {
     let mut registry = Registry::empty();
-    registry.register::<Source>().register::<Add>().register::<Loss>().register::<Descend>().register::<Log>();
+    registry
+        .register::<Source>()
+        .register::<Add>()
+        .register::<Loss>()
+        .register::<Descend>()
+        .register::<Log>();
     registry
 }
 
