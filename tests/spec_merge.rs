@@ -127,7 +127,8 @@ fn references_reach_settings_defaults_derived_facts_and_the_run() {
             "nodes: [",
             r#"nodes: [
             (id: "a", op: "source", with: (size: "@x.double", level: "@run.seed", words: ["@@", "@x.y"])),
-            (id: "b", op: "source", with: (size: "@a.double", kind: "@x.kind", words: "@a.words")),"#,
+            (id: "b", op: "source", with: (size: "@a.double", kind: "@x.kind", words: "@a.words")),
+            (id: "c", op: "source", with: (kind: "@a.way", files: "@a.no_files", file: "@noise.kind")),"#,
         );
     let loaded = load(&text, &["run.seed=3"]).unwrap();
     assert_eq!(setting(&loaded, "a.size"), "8");
@@ -135,6 +136,7 @@ fn references_reach_settings_defaults_derived_facts_and_the_run() {
     assert_eq!(setting(&loaded, "b.size"), "16");
     assert_eq!(setting(&loaded, "b.kind"), "same");
     assert_eq!(setting(&loaded, "update.steps"), "7");
+    assert_eq!((setting(&loaded, "c.kind"), setting(&loaded, "c.files")), ("random".into(), "None".into()));
 }
 
 #[test]

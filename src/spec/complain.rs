@@ -46,7 +46,7 @@ pub(super) fn mistyped(
             why.truncate(why.find(" in enum").unwrap_or(why.len()));
             // A list of words that a bare word was compared with, which `ron` reports as a missing quote.
             match kind.split(" | ").collect::<Vec<_>>() {
-                words if words.len() > 1 && words.iter().all(|w| is_word(w)) => {
+                words if words.len() > 1 && words.iter().all(|w| is_choice(w)) => {
                     advice("choices", found_word(&shown), words)
                 }
                 _ => format!("{} ({doc}; default {})", sentence(&why), setting.default),
@@ -56,8 +56,12 @@ pub(super) fn mistyped(
     error.help(help)
 }
 
-fn is_word(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-')
+/// One of the words of a choice, rather than the name of a kind of value.
+fn is_choice(text: &str) -> bool {
+    let kinds = ["number", "text", "path", "None"];
+    !text.is_empty()
+        && !kinds.contains(&text)
+        && text.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-')
 }
 
 fn found_word(text: &str) -> &str {

@@ -41,6 +41,18 @@ pub(super) fn unknown_setting(sources: &Sources, entry: &Entry, key: &At<String>
     sources.error(message, key.span, "not a setting").help(advice("settings", &key.value, all))
 }
 
+/// What a reference found, as its setting takes it: a choice (`flow`) and a text of the same word (`"flow"`) stand for
+/// one another.
+fn as_taken(found: String, takes: impl Fn(&str) -> bool) -> String {
+    let word = |text: &str| text.chars().all(|c| c.is_alphanumeric() || c == '_') && !text.is_empty();
+    let other = match text::read::<String>(&found) {
+        Ok(content) if word(&content) => content,
+        Err(_) if word(&found) => quote(&found),
+        _ => return found,
+    };
+    if !takes(&found) && takes(&other) { other } else { found }
+}
+
 /// Whose settings: a node's, by index, or the run's.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Owner {
@@ -127,7 +139,11 @@ impl<'a> Resolver<'a> {
         let mut settings = String::from("(");
         for (key, value) in &spec.settings {
             let known = entry.setting(&key.value).ok_or_else(|| unknown_setting(self.sources, entry, key))?;
-            let found = self.stated(Owner::Node(node), known, value)?;
+            let mut found = self.stated(Owner::Node(node), known, value)?;
+            if found.stated != Some(value.span) {
+                found.text =
+                    as_taken(found.text, |text| entry.check(&format!("({}:{text})", key.value)).is_ok());
+            }
             let one = format!("{}:{},", key.value, found.text);
             if let Err(BuildError::Text(e)) = entry.check(&format!("({one})"))
                 && !complain::is_about_another(&e)
@@ -242,9 +258,7 @@ impl<'a> Resolver<'a> {
         let exports = self.build(node)?.op.exports();
         self.path.pop();
         if let Some((_, value)) = exports.iter().find(|(name, _)| name == field) {
-            let text = text::write(value)
-                .map_err(|e| self.sources.error(format!("`{reference}` has no text: {e}"), at, "here"))?;
-            return Ok(Found { text, stated: None });
+            return Ok(Found { text: text::from_json(value), stated: None });
         }
         let all = entry.settings.iter().map(|s| s.doc.name).chain(exports.iter().map(|(n, _)| n.as_str()));
         let help = advice("what can be referred to", field, all);

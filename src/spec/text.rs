@@ -32,3 +32,19 @@ pub fn write<V: Serialize>(value: &V) -> Result<String, String> {
 pub fn fields(text: &str) -> Result<Vec<(String, String)>, String> {
     syntax::split_fields(text)
 }
+
+/// JSON as RON: what is `null` there is `None` here.
+pub fn from_json(value: &serde_json::Value) -> String {
+    use serde_json::Value;
+    match value {
+        Value::Null => "None".into(),
+        Value::Bool(b) => b.to_string(),
+        Value::Number(n) => n.to_string(),
+        Value::String(text) => syntax::quote(text),
+        Value::Array(items) => format!("[{}]", items.iter().map(from_json).collect::<Vec<_>>().join(", ")),
+        Value::Object(fields) => {
+            let fields = fields.iter().map(|(k, v)| format!("{}: {}", syntax::quote(k), from_json(v)));
+            format!("{{{}}}", fields.collect::<Vec<_>>().join(", "))
+        }
+    }
+}

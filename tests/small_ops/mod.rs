@@ -79,7 +79,12 @@ impl Operator for Source {
         Ok(((self.0.size,),))
     }
     fn exports(&self) -> Vec<(String, serde_json::Value)> {
-        vec![("double".into(), (2 * self.0.size).into()), ("title".into(), "it's".into())]
+        vec![
+            ("double".into(), (2 * self.0.size).into()),
+            ("title".into(), "it's".into()),
+            ("way".into(), "random".into()),
+            ("no_files".into(), serde_json::Value::Null),
+        ]
     }
     fn forward(&self, ctx: &Ctx<'_>, (): ()) -> Result<((Vector,), ()), OpError> {
         let values = match self.0.kind {
