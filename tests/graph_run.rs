@@ -2,7 +2,10 @@
 
 mod common;
 
-use std::sync::{Arc, atomic::AtomicUsize};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::SeqCst},
+};
 
 use common::*;
 use prefgraph::{Graph, Plan, RunError, RunOptions, Runner};
@@ -209,13 +212,35 @@ fn a_node_that_fails_while_running_ahead_is_reported_at_its_own_step() {
 }
 
 #[test]
-fn nothing_runs_beyond_the_last_step() {
-    let graph = with_bomb(Bomb { forward_at: 3, backward_at: 9 }, true);
+fn nodes_run_ahead_as_far_as_allowed_and_never_beyond_the_last_step() {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counter = runs.clone();
+    let mut g = Graph::new("counted");
+    let (x,) = g.add("x", Data(2, 2), ());
+    let x = g.op("counted", (x,), move |x| {
+        counter.fetch_add(1, SeqCst);
+        x
+    });
+    let (w,) = g.add("w", Weights(2, 2), ());
+    let (next,) = g.add("next", Multiply, (x, w));
+    g.carry(w, next);
+    let graph = Arc::new(g);
     let plan = Plan::new(&graph, &options(2, 3)).unwrap();
-    let mut run =
-        Runner::new(graph, plan, RunOptions { last: Some(2), ..RunOptions::new(0, cpu()) }).unwrap();
-    let ran: Vec<usize> = (0..3).map(|_| run.step().unwrap().times.len()).collect();
-    assert_eq!(ran[1], ran[2]);
+    let ran_after = |steps: u64, last| {
+        let options = RunOptions { last, ..RunOptions::new(0, cpu()) };
+        let mut run = Runner::new(graph.clone(), plan.clone(), options).unwrap();
+        runs.store(0, SeqCst);
+        for _ in 0..steps {
+            run.step().unwrap();
+        }
+        // What runs ahead does so after the step has been answered.
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        runs.load(SeqCst)
+    };
+    assert_eq!(ran_after(1, None), 4, "the step and three ahead of it");
+    assert_eq!(ran_after(2, None), 5);
+    assert_eq!(ran_after(2, Some(3)), 4);
+    assert_eq!(ran_after(4, Some(3)), 4);
 }
 
 #[test]
@@ -235,7 +260,7 @@ fn values_are_dropped_after_their_last_reader() {
         let alive = dfdx::tensor::AsArray::array(&run.step().unwrap().value(last).unwrap());
         assert_eq!(alive, 2.0, "the last value and the copy that its reader was given");
     }
-    assert_eq!(alive.load(std::sync::atomic::Ordering::SeqCst), 0);
+    assert_eq!(alive.load(SeqCst), 0);
     let memory = Plan::new(&graph, &options(1, 0)).unwrap().memory().clone();
     assert_eq!(memory.peak, 2_000_000, "one value being read and one being made");
 }
