@@ -1,5 +1,5 @@
 use prefgraph::Graph;
-use prefgraph_ops::{Ctx, Grad, OpError, Operator, T, operator::{InShapes, OutShapes}, settings::Nothing};
+use prefgraph_ops::{Ctx, OpError, Operator, T, operator::{InShapes, OutShapes}, settings::Nothing};
 use dfdx::shapes::Const;
 
 type Narrow = T<(usize, Const<3>)>;
@@ -32,7 +32,7 @@ macro_rules! operator {
 }
 
 operator!(Source, (), [], (Narrow), ["x"]);
-operator!(Update, (Wide, Grad<Wide>), ["x", "g"], (Wide), ["x"]);
+operator!(Update, (Wide, prefgraph_ops::Grad<Wide>), ["x", "g"], (Wide), ["x"]);
 operator!(Other, (), [], (Wide), ["x"]);
 
 fn main() {

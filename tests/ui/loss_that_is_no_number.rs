@@ -1,5 +1,5 @@
 use prefgraph::Graph;
-use prefgraph_ops::{Ctx, Grad, OpError, Operator, T, operator::{InShapes, OutShapes}, settings::Nothing};
+use prefgraph_ops::{Ctx, OpError, Operator, T, operator::{InShapes, OutShapes}, settings::Nothing};
 use dfdx::shapes::Const;
 
 type Narrow = T<(usize, Const<3>)>;
