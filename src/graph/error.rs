@@ -60,9 +60,9 @@ pub enum GraphError {
         /// Path of the output.
         from: String,
         /// What the input takes.
-        expected: String,
+        expected: Box<str>,
         /// What the output carries.
-        found: String,
+        found: Box<str>,
     },
     /// The cotangent of a discrete port.
     #[error("`{from}` does not exist: the port carries {found}, and that has no derivative")]

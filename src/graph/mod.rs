@@ -287,8 +287,8 @@ impl Graph {
                     op: op.into(),
                     input: spec.name,
                     from: self.path(from),
-                    expected: spec.ty.to_string(),
-                    found: carried(from, found),
+                    expected: spec.ty.to_string().into(),
+                    found: carried(from, found).into(),
                 });
             }
         }

@@ -161,7 +161,7 @@ impl Dot<'_> {
             if self.plan.gradient.runs_operator(id) {
                 writeln!(
                     f,
-                    "  {} -> {} [color=\"#cbd5e1\", penwidth=0.6, arrowhead=none, weight=0, tooltip=\"kept for backward\"]",
+                    "  {} -> {} [color=\"#94a3b8\", penwidth=0.6, arrowhead=none, tooltip=\"kept for backward\"]",
                     name(forward),
                     name(backward)
                 )?;
@@ -181,7 +181,7 @@ impl Dot<'_> {
         for carry in self.graph.carries() {
             writeln!(
                 f,
-                "  {}:o{}:s -> {} [style=dotted, constraint=false, penwidth=1.4, color=\"#0f172a\", label=\"next step\"]",
+                "  {}:o{} -> {}:e [style=dotted, constraint=false, penwidth=1.4, color=\"#0f172a\", label=\"next step\"]",
                 name(Task::Forward(carry.next.node)),
                 carry.next.port,
                 name(Task::Forward(carry.cell.node)),

@@ -1,0 +1,261 @@
+//! Plans: derived sets, schedules, memory, errors, and how a plan is shown.
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicUsize},
+};
+
+use common::*;
+use prefgraph::{Graph, Plan, PlanError, Task, plan::Phase};
+use proptest::prelude::*;
+
+fn plan(g: &Graph, lanes: usize, ahead: usize) -> Plan {
+    Plan::new(g, &options(lanes, ahead)).unwrap()
+}
+
+fn error(g: &Graph) -> String {
+    Plan::new(g, &options(2, 1)).unwrap_err().to_string()
+}
+
+fn ids(g: &Graph, pick: impl Fn(prefgraph::NodeId) -> bool) -> Vec<&str> {
+    g.nodes().filter(|(id, _)| pick(*id)).map(|(_, node)| node.id.as_str()).collect()
+}
+
+#[test]
+fn nodes_that_no_cell_reaches_run_ahead_and_those_on_a_path_to_the_loss_have_a_backward() {
+    let g = everything();
+    let plan = plan(&g, 2, 1);
+    assert_eq!(ids(&g, |n| plan.runs_ahead(n)), ["x", "target", "scaled"]);
+    assert_eq!(ids(&g, |n| plan.gradient().reaches(n)), ["w", "v", "xw", "bent", "sum", "miss", "loss"]);
+    let wanted = |id| plan.gradient().wanted(g.find(id).unwrap()).unwrap().to_vec();
+    assert_eq!(wanted("xw"), [false, true], "nobody needs the derivative by the data");
+    assert_eq!(wanted("sum"), [true, true]);
+    assert_eq!(wanted("miss"), [true, false]);
+    assert_eq!(wanted("w"), [false; 0]);
+    let phase = |phase| {
+        let of = |n: prefgraph::NodeId| plan.tasks()[n.index()].phase == phase;
+        ids(&g, of)
+    };
+    assert_eq!(phase(Phase::Update), ["step_w", "step_v"]);
+    assert_eq!(phase(Phase::Effects), ["record"]);
+    assert_eq!(phase(Phase::Forward), ["w", "v", "xw", "bent", "sum", "miss", "loss"]);
+}
+
+#[test]
+fn shapes_that_do_not_go_together_are_named_on_both_sides() {
+    let mut g = Graph::new("bad");
+    let (a,) = g.add("wide", Data(2, 3), ());
+    let (b,) = g.add("tall", Data(4, 3), ());
+    g.add("product", Multiply, (a, b));
+    let found = Plan::new(&g, &options(1, 0)).unwrap_err();
+    assert_eq!(
+        found,
+        PlanError {
+            node: "product".into(),
+            op: "multiply".into(),
+            input: None,
+            message:
+                "`a` is f32[2,3] and `b` is f32[4,3] (it reads a = `wide` f32[2,3], b = `tall` f32[4,3])"
+                    .into(),
+        }
+    );
+    let mut g = Graph::new("bad");
+    let (a,) = g.add("wide", Data(2, 3), ());
+    let (b,) = g.add("tall", Data(4, 3), ());
+    g.op("miss", (a, b), |a, b| a - b);
+    let shown = error(&g);
+    assert!(
+        shown.starts_with("node `miss` (`closure`): the closure does not accept (f32[2,3], f32[4,3])"),
+        "{shown}"
+    );
+    assert!(shown.ends_with("(it reads a = `wide` f32[2,3], b = `tall` f32[4,3])"), "{shown}");
+}
+
+#[test]
+fn a_cotangent_that_no_gradient_reaches_is_refused_at_its_reader() {
+    let mut g = Graph::new("bad");
+    let (w,) = g.add("w", Weights(2, 2), ());
+    g.add("next", Descend, (w, w.cotangent()));
+    assert_eq!(
+        error(&g),
+        "node `next` (`descend`), input `g`: it reads `grad:w`, but the graph has no loss to differentiate"
+    );
+    let (x,) = g.add("x", Data(2, 2), ());
+    let loss = mean_square(&mut g, "loss", x);
+    g.set_loss(loss);
+    assert_eq!(
+        error(&g),
+        "node `next` (`descend`), input `g`: no gradient reaches `w`: its paths to the loss `loss` end at `next` \
+         (descend), which no derivative crosses"
+    );
+    let mut g = Graph::new("bad");
+    let (w,) = g.add("w", Weights(2, 2), ());
+    let loss = mean_square(&mut g, "loss", w);
+    let (u,) = g.add("u", Weights(2, 2), ());
+    g.add("next", Descend, (w, u.cotangent()));
+    g.set_loss(loss);
+    assert_eq!(
+        error(&g),
+        "node `next` (`descend`), input `g`: no gradient reaches `u`: no path leads from it to the loss `loss`"
+    );
+    let (w2,) = g.add("w2", Descend, (w, w.cotangent()));
+    let late = mean_square(&mut g, "late", w2);
+    g.set_loss(late);
+    assert_eq!(
+        error(&g),
+        "node `w2` (`descend`), input `g`: it reads `grad:w`, a derivative of the loss `late`, and the loss depends on \
+         it"
+    );
+}
+
+#[test]
+fn a_cell_keeps_its_shape_and_only_one_source_has_variants() {
+    let mut g = Graph::new("bad");
+    let (w,) = g.add("w", Weights(2, 2), ());
+    let (x,) = g.add("x", Data(4, 2), ());
+    g.carry(w, x);
+    assert_eq!(
+        error(&g),
+        "node `w` (`weights`): it holds f32[2,2], but `x` gives f32[4,2]; a cell keeps its shape from step to step"
+    );
+    let mut g = Graph::new("bad");
+    g.add("a", Turns { rows: vec![1, 2], lies: false }, ());
+    g.add("b", Turns { rows: vec![1, 3], lies: false }, ());
+    assert_eq!(
+        error(&g),
+        "node `b` (`turns`): its batches differ in shape, and so do those of `a`; only one source in a graph may have \
+         batches that differ"
+    );
+}
+
+#[test]
+fn the_largest_variant_is_shown_and_all_are_inferred() {
+    let mut g = Graph::new("turns");
+    let (x,) = g.add("x", Turns { rows: vec![2, 5, 3], lies: false }, ());
+    let (y,) = g.add("y", Multiply, (x, x));
+    let plan = plan(&g, 1, 0);
+    assert_eq!(plan.variants().len(), 3);
+    assert_eq!(plan.shape(&g, y.endpoint()).describe(), "f32[5,3]");
+    assert_eq!(plan.variants()[2].shape(&g, y.endpoint()).describe(), "f32[3,3]");
+    assert!(plan.explain(&g).to_string().contains("shapes: the largest of 3 variants"));
+}
+
+#[test]
+fn steps_that_are_ahead_are_in_the_predicted_memory() {
+    let mut g = Graph::new("ahead");
+    let alive = Arc::new(AtomicUsize::new(0));
+    let (c,) = g.add("c", MakeCounted(alive), (None,));
+    let (w,) = g.add("w", Weights(2, 2), ());
+    let (x,) = g.add("n", CountAlive, (c,));
+    let y = g.op("y", (w, x), |w, x| {
+        use dfdx::tensor_ops::BroadcastTo;
+        let shape = *dfdx::shapes::HasShape::shape(&w);
+        w * x.broadcast_like::<_, dfdx::shapes::Axes2<0, 1>>(&shape)
+    });
+    g.carry(w, y);
+    let peak = |ahead| plan(&g, 1, ahead).memory().clone();
+    assert_eq!(peak(0).ahead, 0);
+    assert_eq!(peak(3).ahead, 3 * 4, "one number of each of three steps");
+    assert!(peak(0).peak >= 1_000_000 && peak(3).peak >= 1_000_000);
+}
+
+#[test]
+fn a_plan_is_a_value() {
+    let g = everything();
+    assert_eq!(plan(&g, 3, 1), plan(&everything(), 3, 1));
+    assert_ne!(plan(&g, 3, 1), plan(&g, 2, 1));
+    let text = plan(&g, 2, 1).explain(&g).to_string();
+    assert_eq!(text, plan(&g, 2, 1).explain(&g).to_string());
+}
+
+#[test]
+fn explain_has_one_line_a_task() {
+    let mut g = Graph::new("small");
+    let (x,) = g.add("x", Data(2, 3), ());
+    let (w,) = g.add("w", Weights(2, 3), ());
+    let (y,) = g.add("y", Multiply, (x, w));
+    let loss = mean_square(&mut g, "loss", y);
+    let (next,) = g.add("next", Descend, (w, w.cotangent()));
+    g.add("record", Record, (loss,));
+    g.set_loss(loss);
+    g.carry(w, next);
+    let text = plan(&g, 2, 1).explain(&g).to_string();
+    let golden = include_str!("ui/explain.txt");
+    assert_eq!(text, golden, "\n{text}");
+}
+
+#[test]
+fn dot_shows_phases_lanes_cotangents_and_cells() {
+    let g = everything();
+    let text = plan(&g, 2, 1).to_dot(&g).to_string();
+    for part in [
+        "subgraph cluster_ahead",
+        "subgraph cluster_forward",
+        "subgraph cluster_backward",
+        "subgraph cluster_update",
+        "subgraph cluster_effects",
+        "style=dashed, color=\"#dc2626\"",
+        "style=dotted, constraint=false",
+        "[label=\"f32[4,3]\"]",
+        "lane 1",
+    ] {
+        assert!(text.contains(part), "no {part} in\n{text}");
+    }
+    assert_eq!(text.matches('{').count(), text.matches('}').count());
+    let tasks = plan(&g, 2, 1).tasks().len();
+    assert_eq!(text.matches("shape=plain").count(), 1);
+    assert_eq!(text.matches("[label=<<TABLE").count(), tasks, "one box a task");
+}
+
+#[test]
+fn a_graph_of_a_hundred_thousand_nodes_can_be_planned() {
+    let g = chain(100_000);
+    let plan = plan(&g, 4, 1);
+    assert_eq!(plan.order().len(), plan.tasks().len());
+    assert!(plan.tasks().len() > 149_000);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_schedule_keeps_dependencies_and_a_lane_does_one_thing_at_a_time(
+        lanes in 1usize..9,
+        ahead in 0usize..3,
+        times in prop::collection::vec(1e-5f64..1e-2, 20),
+    ) {
+        let g = everything();
+        let declared = plan(&g, lanes, ahead);
+        let measured: BTreeMap<Task, f64> = declared.tasks().iter().map(|t| t.task).zip(times).collect();
+        for plan in [declared.clone(), declared.with_times(&measured)] {
+            let tasks = plan.tasks();
+            let mut seen = plan.order().to_vec();
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (0..tasks.len()).collect::<Vec<_>>());
+            for (id, task) in tasks.iter().enumerate() {
+                prop_assert!(task.lane < lanes);
+                for &before in &task.after {
+                    let within = ahead == 0 || (tasks[before].phase == Phase::Ahead) == (task.phase == Phase::Ahead);
+                    let end = tasks[before].start + tasks[before].seconds;
+                    prop_assert!(!within || end <= task.start, "{} starts before {} ends", id, before);
+                }
+                for other in &tasks[..id] {
+                    let apart = other.start + other.seconds <= task.start || task.start + task.seconds <= other.start;
+                    prop_assert!(other.lane != task.lane || apart);
+                }
+                if ahead > 0 && lanes > 1 && task.phase == Phase::Ahead {
+                    prop_assert!(task.lane > 0, "the first lane is for this step");
+                }
+            }
+            prop_assert!(plan.critical_seconds() <= plan.seconds() + 1e-12);
+        }
+    }
+
+    #[test]
+    fn more_lanes_are_planned_no_slower(lanes in 2usize..9) {
+        let g = everything();
+        prop_assert!(plan(&g, lanes, 0).seconds() <= plan(&g, 1, 0).seconds());
+    }
+}
