@@ -75,9 +75,10 @@ pub fn gemm(cpu: &Cpu, call: Gemm<'_>) {
     let (tile_rows, width) = cpu.tile();
     let terms = weight.k() + extra.map_or(0, |(_, _, w)| w.k());
     let panels = n.div_ceil(width);
-    // Enough tasks for every thread to have a few; panels are divided only where there are too few rows.
+    // Enough tasks for every thread to have a few. A panel that is fetched should serve many rows, so where
+    // there are few rows the panels are divided instead.
     let wanted = 4 * cpu.threads();
-    let rows = m.div_ceil(wanted).clamp(4 * tile_rows, TASK_ROWS).next_multiple_of(tile_rows);
+    let rows = m.div_ceil(wanted).clamp(TASK_ROWS / 2, TASK_ROWS).next_multiple_of(tile_rows);
     let row_tasks = m.div_ceil(rows);
     let columns = panels.div_ceil((wanted / row_tasks).clamp(1, panels));
     let column_tasks = panels.div_ceil(columns);
