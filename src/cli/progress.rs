@@ -62,7 +62,7 @@ impl Progress {
                 bar.set_message(line);
                 bar.set_position(step + 1);
             }
-            None if (step + 1) % self.every == 0 || step + 1 == self.steps => {
+            None if (step + 1).is_multiple_of(self.every) || step + 1 == self.steps => {
                 let left = pace.0 * self.steps.saturating_sub(step + 1) as f64;
                 eprintln!("step {}/{}  {line}  eta {}", step + 1, self.steps, system::seconds(left));
             }
@@ -109,8 +109,8 @@ mod tests {
 
     #[test]
     fn numbers_have_four_digits() {
-        let shown: Vec<String> = [0.0, 0.693147, -12.3456, 1234.56, 1e-5, f64::NAN].map(number).into();
-        assert_eq!(shown, ["0", "0.6931", "-12.35", "1235", "1.00e-5", "NaN"]);
+        let shown: Vec<String> = [0.0, 0.123456, -12.3456, 1234.56, 1e-5, f64::NAN].map(number).into();
+        assert_eq!(shown, ["0", "0.1235", "-12.35", "1235", "1.00e-5", "NaN"]);
     }
 
     #[test]

@@ -145,7 +145,7 @@ impl Loop {
             let output = self.runner.step().map_err(Failure::new)?;
             let (metrics, line) = self.session.effects(&output)?;
             if self.json {
-                system::print(&format!("{}\n", serde_json::Value::Object(line)))?;
+                system::print(&format!("{line}\n"))?;
             }
             if output.step == 0
                 && let Some((warning, text)) = first::check(&adapters(&output), &metrics)

@@ -7,12 +7,11 @@ use prefgraph_ops::{
     PortType,
     ports::{Effect, Metrics},
 };
-use serde_json::{Map, Value};
 
 use super::Failure;
 use crate::{
     checkpoint::Checkpoint,
-    folder::{MetricsFile, RunFolder, metric_fields},
+    folder::{Line, MetricsFile, RunFolder},
     graph::{Endpoint, Graph},
     run::{Runner, StepOutput},
     spec::RunSettings,
@@ -43,7 +42,7 @@ pub(super) struct Session {
 
 impl Session {
     /// Write what a step asks for; returns its metrics and its line.
-    pub fn effects(&mut self, output: &StepOutput) -> Result<(Metrics, Map<String, Value>), Failure> {
+    pub fn effects(&mut self, output: &StepOutput) -> Result<(Metrics, Line), Failure> {
         let mut metrics = Metrics::default();
         for (_, effect) in &output.effects {
             match effect {
@@ -60,11 +59,11 @@ impl Session {
         if let (Some(loss), None) = (output.loss, metrics.get("loss")) {
             metrics.0.insert(0, ("loss".into(), prefgraph_ops::ports::Metric::Number(f64::from(loss))));
         }
-        let mut line = Map::new();
-        line.insert("step".into(), output.step.into());
-        line.extend(metric_fields(&metrics));
-        line.insert("seconds".into(), output.seconds.into());
-        line.insert("data_seconds".into(), output.data_seconds.into());
+        let mut line = Line::default();
+        line.push("step", output.step);
+        line.metrics(&metrics);
+        line.push("seconds", output.seconds);
+        line.push("data_seconds", output.data_seconds);
         self.metrics.append(&line).map_err(Failure::new)?;
         Ok((metrics, line))
     }

@@ -8,9 +8,42 @@ use std::{
 
 use prefgraph_nn::files::write_atomically;
 use prefgraph_ops::ports::{Metric, Metrics};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::FolderError;
+
+/// The fields of an object, in the order in which they are written.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Line(pub Vec<(String, Value)>);
+
+impl Line {
+    /// Add a field.
+    pub fn push(&mut self, name: &str, value: impl Into<Value>) {
+        self.0.push((name.to_owned(), value.into()));
+    }
+
+    /// Add a step's metrics. What is not finite is `null`: JSON has no word for it.
+    pub fn metrics(&mut self, metrics: &Metrics) {
+        for (name, metric) in &metrics.0 {
+            match metric {
+                Metric::Number(x) => self.push(name, *x),
+                Metric::PerSample(xs) => self.push(name, xs.clone()),
+                Metric::Texts(texts) => self.push(name, texts.clone()),
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("{")?;
+        for (i, (name, value)) in self.0.iter().enumerate() {
+            let comma = if i > 0 { ", " } else { "" };
+            write!(f, "{comma}{}: {value}", Value::from(name.as_str()))?;
+        }
+        f.write_str("}")
+    }
+}
 
 /// The file, open at its end.
 #[derive(Debug)]
@@ -40,9 +73,8 @@ impl MetricsFile {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn append(&mut self, line: &Map<String, Value>) -> Result<(), FolderError> {
-        let mut text = Value::Object(line.clone()).to_string();
-        text.push('\n');
+    pub fn append(&mut self, line: &Line) -> Result<(), FolderError> {
+        let text = format!("{line}\n");
         // One write a line: a line is whole unless the disk is full.
         self.file.write_all(text.as_bytes()).map_err(|e| FolderError::io("write", &self.path, e))
     }
@@ -82,23 +114,13 @@ fn cut_back(path: &Path, step: u64) -> Result<usize, FolderError> {
     Ok(cut)
 }
 
-/// A step's metrics as the fields of an object. What is not finite is `null`: JSON has no word for it.
-pub fn fields(metrics: &Metrics) -> Map<String, Value> {
-    let value = |metric: &Metric| match metric {
-        Metric::Number(x) => Value::from(*x),
-        Metric::PerSample(xs) => xs.iter().copied().collect(),
-        Metric::Texts(texts) => texts.iter().cloned().collect(),
-    };
-    metrics.0.iter().map(|(name, metric)| (name.clone(), value(metric))).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn line(step: u64) -> Map<String, Value> {
-        let mut line = Map::new();
-        line.insert("step".into(), step.into());
+    fn line(step: u64) -> Line {
+        let mut line = Line::default();
+        line.push("step", step);
         line
     }
 
@@ -115,7 +137,7 @@ mod tests {
         assert_eq!(cut, 3);
         file.append(&line(3)).unwrap();
         let text = fs::read_to_string(&path).unwrap();
-        assert_eq!(text, "{\"step\":0}\n{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n");
+        assert_eq!(text, "{\"step\": 0}\n{\"step\": 1}\n{\"step\": 2}\n{\"step\": 3}\n");
     }
 
     #[test]
@@ -123,7 +145,9 @@ mod tests {
         let mut metrics = Metrics::default();
         metrics.number("loss", f64::NAN);
         metrics.per_sample("logit", vec![0.5, f64::INFINITY]);
-        let text = Value::Object(fields(&metrics)).to_string();
-        assert_eq!(text, r#"{"logit":[0.5,null],"loss":null}"#);
+        let mut line = line(1);
+        line.metrics(&metrics);
+        assert_eq!(line.to_string(), r#"{"step": 1, "loss": null, "logit": [0.5,null]}"#);
+        serde_json::from_str::<Value>(&line.to_string()).unwrap();
     }
 }

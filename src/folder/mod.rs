@@ -18,7 +18,7 @@ use std::{
 use prefgraph_nn::{Adapter, files::write_atomically};
 use prefgraph_ops::ports::Picture;
 
-pub use metrics::{MetricsFile, fields as metric_fields};
+pub use metrics::{Line, MetricsFile};
 
 use lock::Lock;
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{
-    parse::{FileText, Wiring, parse},
+    parse::{FileText, Stated, Wiring, parse},
     run_settings::FREE,
     source::{At, Sources, SpecError},
 };
@@ -99,7 +99,7 @@ pub(super) fn settings(resolved: &str) -> Vec<(String, String)> {
     let mut sources = Sources::default();
     let file = sources.add("the resolved graph", resolved, Path::new("."));
     let Ok(graph) = parse(&sources, file) else { return Vec::new() };
-    let settings = |owner: &str, all: &[(At<String>, At<String>)]| -> Vec<(String, String)> {
+    let settings = |owner: &str, all: &[Stated]| -> Vec<(String, String)> {
         all.iter().map(|(k, v)| (format!("{owner}.{}", k.value), v.value.clone())).collect()
     };
     let nodes = graph.nodes.iter().flat_map(|n| settings(&n.id.value, &n.settings));

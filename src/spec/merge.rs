@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     nearest::advice,
-    parse::{FileText, NodeText, parse},
+    parse::{FileText, NodeText, Stated, parse},
     source::{At, Sources, Span, SpecError},
 };
 
@@ -17,8 +17,8 @@ pub(super) struct Merged {
     pub name: At<String>,
     pub nodes: Vec<NodeText>,
     pub loss: Option<At<String>>,
-    pub carry: Vec<(At<String>, At<String>)>,
-    pub run: Vec<(At<String>, At<String>)>,
+    pub carry: Vec<Stated>,
+    pub run: Vec<Stated>,
     /// Nodes that a child took away, for errors about those who still read them.
     pub removed: Vec<At<String>>,
 }

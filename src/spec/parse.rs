@@ -6,6 +6,9 @@ use super::{
     syntax::{Form, Piece},
 };
 
+/// A name and the text of its value, e.g. of a setting.
+pub(super) type Stated = (At<String>, At<String>);
+
 /// What an input is connected to.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Wiring {
@@ -23,7 +26,7 @@ pub(super) struct NodeText {
     pub id: At<String>,
     pub op: Option<At<String>>,
     pub inputs: Vec<(At<String>, Wiring)>,
-    pub settings: Vec<(At<String>, At<String>)>,
+    pub settings: Vec<Stated>,
     /// Place of the value of `with`.
     pub with: Option<Span>,
 }
@@ -38,7 +41,7 @@ pub(super) struct FileText {
     pub loss: Option<At<String>>,
     /// Cell, and the port that becomes its value; `None` takes the parent's away.
     pub carry: Vec<(At<String>, Option<At<String>>)>,
-    pub run: Vec<(At<String>, At<String>)>,
+    pub run: Vec<Stated>,
 }
 
 const TOP: [&str; 7] = ["extends", "name", "remove", "nodes", "loss", "carry", "run"];
@@ -128,7 +131,7 @@ fn parse_wiring(piece: Piece<'_>) -> Result<Wiring, Box<SpecError>> {
 }
 
 /// The fields of a struct whose values stay text.
-fn texts(piece: Piece<'_>, what: &str) -> Result<Vec<(At<String>, At<String>)>, Box<SpecError>> {
+fn texts(piece: Piece<'_>, what: &str) -> Result<Vec<Stated>, Box<SpecError>> {
     let fields = piece.fields(what, "")?.into_iter();
     Ok(fields.map(|(k, v)| (owned(k), At { value: v.text().to_owned(), span: v.span() })).collect())
 }
