@@ -7,6 +7,7 @@
 //!  settings         what a user may set, with documentation and defaults in one place
 //!  random           numbers as a pure function of (seed, node, step, purpose, element)
 //!  ports            the kinds of value that the shipped operators exchange
+//!  operators        the shipped operators; catalogue lists them
 //! ```
 //!
 //! **Architecture invariant:** nothing here knows a graph, a plan or the text of a graph file. An operator is a

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use prefgraph_nn::{Adapter, files::TensorFiles};
+use prefgraph_nn::{Adapter, AdapterGrad, files::TensorFiles};
 
 use super::{
     backbone::{Backbone, BackboneSettings},
@@ -16,16 +16,19 @@ use super::{
     masked_loss::{MaskedLoss, MaskedLossSettings, Objective, Reduction},
     moments::ZeroMoments,
     noise::Noise,
+    patch_quality::PatchQuality,
+    pick::Pick,
     reference::{Reference, ReferenceSettings},
     replay::{Replay, ReplaySettings},
     scores::Hooks,
     tensors::tensor,
     testing::{Bench, case},
+    weighted_loss::WeightedLoss,
 };
 use crate::{
     operator::{Ctx, Operator},
-    port::Grad,
-    ports::{Metric, Moments},
+    port::{Cotangent, Grad},
+    ports::{Metric, Metrics, Moments},
     settings::{DataPath, Nothing},
 };
 
@@ -34,7 +37,12 @@ use crate::{
 struct Recipe {
     fuse: Option<FuseSettings>,
     loss: MaskedLossSettings,
+    /// PatchDPO, which has a loss of its own.
+    patches: bool,
 }
+
+/// Metrics of the loss, norm of the adapter's gradient, and the gradient.
+type Stepped = (Metrics, f64, Vec<f32>);
 
 struct Trainer {
     replay: Replay,
@@ -77,13 +85,56 @@ impl Trainer {
         }
     }
 
-    /// One step: the metrics of the loss, the gradient's norm, and the adapter's gradient.
-    fn step(
+    /// One step of PatchDPO: a pass on the loser, and one on the first reference as its own target.
+    fn patch_step(&self, ctx: &Ctx<'_>, adapter: &mut Adapter, moments: &mut Moments) -> Stepped {
+        let batch = self.replay.forward(ctx, ()).unwrap().0;
+        let (_, x0_l, references, eps, t, text, pooled, _, _, f_gen, f_ref) = batch;
+        let backbone = self.backbone.forward(ctx, ()).unwrap().0.0;
+        let (q_gen, q_ref) = PatchQuality.forward(ctx, (f_gen, f_ref)).unwrap().0;
+        let first = Pick::new(Default::default()).unwrap().forward(ctx, (references.clone(),)).unwrap().0.0;
+        let passes = [x0_l, first].map(|x0| {
+            let noised = self.noise.forward(ctx, (x0, None, t.clone(), Some(eps.clone()))).unwrap().0;
+            let (x_t, target, times, _) = noised;
+            let conditions = (text.clone(), pooled.clone(), Some(references.clone()));
+            let (text, pooled, references) = conditions;
+            let inputs = (backbone.clone(), adapter.clone(), x_t, times, text, pooled, references, None);
+            let ((policy, _), saved) = self.forward.forward(ctx, inputs).unwrap();
+            (policy, target, saved)
+        });
+        let [(policy, target, saved), (policy_ref, target_ref, saved_ref)] = passes;
+        let inputs = (policy, target, q_gen, policy_ref, target_ref, q_ref, None, None);
+        let ((_, metrics), kept) = WeightedLoss.forward(ctx, inputs).unwrap();
+        let one = tensor(ctx, (), vec![1.0]).unwrap();
+        let wanted = [true, false, false, true, false, false, false, false];
+        let grads = WeightedLoss.backward(ctx, &wanted, kept, (Some(one), None)).unwrap();
+        let wanted = [false, true, false, false, false, false, false, false];
+        let by = |saved, grad| self.forward.backward(ctx, &wanted, saved, (grad, None)).unwrap().1.unwrap();
+        let grad = by(saved, grads.0).add(by(saved_ref, grads.3)).unwrap();
+        self.moved(ctx, metrics, grad, adapter, moments)
+    }
+
+    fn moved(
         &self,
         ctx: &Ctx<'_>,
+        metrics: Metrics,
+        grad: AdapterGrad,
         adapter: &mut Adapter,
         moments: &mut Moments,
-    ) -> (crate::ports::Metrics, f64, Vec<f32>) {
+    ) -> Stepped {
+        let values = grad.values.to_vec();
+        let inputs = (adapter.clone(), Grad(Some(grad)), moments.clone());
+        let moved = self.update.forward(ctx, inputs).unwrap().0;
+        *adapter = moved.0;
+        *moments = moved.1;
+        let norm = moved.2.get("grad_norm").and_then(Metric::mean).unwrap();
+        (metrics, norm, values)
+    }
+
+    /// One step of everything else.
+    fn step(&self, ctx: &Ctx<'_>, adapter: &mut Adapter, moments: &mut Moments) -> Stepped {
+        if self.recipe.patches {
+            return self.patch_step(ctx, adapter, moments);
+        }
         let batch = self.replay.forward(ctx, ()).unwrap().0;
         let (x0_w, x0_l, references, eps, t, text, pooled, priors, winner, ..) = batch;
         let backbone = self.backbone.forward(ctx, ()).unwrap().0.0;
@@ -120,12 +171,7 @@ impl Trainer {
         let by_policy = self.loss.backward(ctx, &wanted, kept, (Some(one), None)).unwrap().0;
         let wanted = [false, true, false, false, false, false, false, false];
         let grad = self.forward.backward(ctx, &wanted, saved, (by_policy, None)).unwrap().1.unwrap();
-        let values = grad.values.to_vec();
-        let moved = self.update.forward(ctx, (adapter.clone(), Grad(Some(grad)), moments.clone())).unwrap().0;
-        *adapter = moved.0;
-        *moments = moved.1;
-        let norm = moved.2.get("grad_norm").and_then(Metric::mean).unwrap();
-        (metrics, norm, values)
+        self.moved(ctx, metrics, grad, adapter, moments)
     }
 }
 
@@ -200,7 +246,7 @@ fn follows(case_name: &str, name: &str, recipe: Recipe, bars: Bars) -> bool {
 }
 
 fn focus(fuse: FuseSettings) -> Recipe {
-    Recipe { fuse: Some(fuse), loss: MaskedLossSettings::default() }
+    Recipe { fuse: Some(fuse), ..Default::default() }
 }
 
 fn mode(mode: Mode) -> Recipe {
@@ -222,7 +268,12 @@ fn training_follows_focusdpo_with_one_reference_and_with_two() {
 #[test]
 fn training_follows_supervised_fine_tuning() {
     let loss = MaskedLossSettings { objective: Objective::Sft, ..Default::default() };
-    assert!(follows("flux_uno", "sft", Recipe { fuse: None, loss }, (1e-5, 1e-4)));
+    assert!(follows("flux_uno", "sft", Recipe { loss, ..Default::default() }, (1e-5, 1e-4)));
+}
+
+#[test]
+fn training_follows_patchdpo() {
+    assert!(follows("flux_uno", "patchdpo", Recipe { patches: true, ..Default::default() }, (1e-3, 5e-3)));
 }
 
 /// The cases of these are large, and are not all kept with the sources.
@@ -234,6 +285,7 @@ fn training_follows_the_ablations_whose_cases_are_there() {
         let mid = FuseSettings { tau, ..Default::default() };
         let masked = MaskedLossSettings { reduction: Reduction::MaskMean, ..Default::default() };
         let runs = [
+            ("patchdpo", Recipe { patches: true, ..Default::default() }, 5e-3),
             ("focusdpo_prior_only", mode(Mode::Prior), 5e-3),
             ("focusdpo_detail_only", mode(Mode::Detail), 5e-3),
             ("focusdpo_detail_in_prior", mode(Mode::DetailInPrior), 5e-3),

@@ -147,12 +147,12 @@ impl Operator for LoraUpdate {
         };
         let line = match self.updates() {
             0 if s.steps == 0 => format!(
-                "AdamW, lr {:e}: no value moves further than {:e} in 1000 updates{batches}",
+                "AdamW, lr {:e}: no value moves further than about {:.3e} in 1000 updates{batches}",
                 s.lr,
                 (0..1000).map(|u| self.rate(u)).sum::<f64>()
             ),
             updates => format!(
-                "AdamW, lr {:e}: no value moves further than {:e} in {updates} updates{batches}",
+                "AdamW, lr {:e}: no value moves further than about {:.3e} in {updates} updates{batches}",
                 s.lr,
                 (0..updates).map(|u| self.rate(u)).sum::<f64>()
             ),
