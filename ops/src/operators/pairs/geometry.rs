@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_cell_counts_from_a_half_and_a_thin_subject_keeps_its_best_cell() {
-        let half = mask(16, 32, |_, x| x < 8 || x >= 25);
+        let half = mask(16, 32, |_, x| !(8..25).contains(&x));
         assert_eq!(on_grid(&half, (16, 32)).unwrap(), [1.0, 0.0]);
         let thin = mask(32, 32, |y, x| x == 20 && y < 20);
         assert_eq!(on_grid(&thin, (32, 32)).unwrap(), [0.0, 1.0, 0.0, 0.0]);

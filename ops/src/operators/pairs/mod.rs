@@ -85,6 +85,9 @@ struct Sample {
     priors: Vec<Vec<f32>>,
 }
 
+/// The samples of a batch, with the rows they come from.
+type Drawn<'a> = Vec<(&'a Row, Sample)>;
+
 /// Number of bad rows that an error lists.
 const LISTED: usize = 8;
 
@@ -160,7 +163,7 @@ impl Pairs {
     }
 
     /// The samples of a batch with the rows they come from, and how many could not be used.
-    fn batch(&self, ctx: &Ctx<'_>) -> Result<(Vec<(&Row, Sample)>, usize), OpError> {
+    fn batch(&self, ctx: &Ctx<'_>) -> Result<(Drawn<'_>, usize), OpError> {
         let Batch { samples, spares, .. } = self.order.at(ctx.seed, ctx.node, ctx.step);
         let mut spares = spares.into_iter();
         let mut skipped = 0;

@@ -83,7 +83,7 @@ impl Data {
 
     /// The error of the first step.
     fn failure(&self) -> String {
-        self.pairs().forward(&Bench::new().ctx(), ()).err().expect("a failure").to_string()
+        self.pairs().forward(&Bench::new().ctx(), ()).err().unwrap().to_string()
     }
 }
 
@@ -150,7 +150,8 @@ fn every_bad_line_is_listed_with_its_number() {
 
 #[test]
 fn a_picture_that_cannot_be_used_is_named_with_its_line() {
-    let cases: [(&str, &str, fn(&Path)); 6] = [
+    type Break = fn(&Path);
+    let cases: [(&str, &str, Break); 6] = [
         ("win.png", "is empty", |p| fs::write(p, []).unwrap()),
         ("win.png", "neither a PNG nor a JPEG", |p| fs::write(p, b"GIF89a........").unwrap()),
         ("win.png", "win.png", |p| {
