@@ -250,3 +250,61 @@ fn ctrl_c_finishes_the_step_writes_a_checkpoint_and_the_rest_is_made_later() {
         fs::read(whole.join("adapter.safetensors")).unwrap()
     );
 }
+
+/// A full disk, as far as one can be had without being root: no file may grow beyond some kilobytes.
+#[cfg(unix)]
+#[test]
+fn a_disk_that_fills_up_ends_the_run_and_leaves_the_checkpoint_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = dir.path().join("whole");
+    run(SFT, &whole, &EVERY);
+    let again = dir.path().join("again");
+    killed_at(&whole, &again, 2);
+    let line = format!(
+        "trap '' XFSZ; ulimit -f 100; exec {:?} {SFT} --out {:?} --resume {}",
+        cargo_bin("graph-run"),
+        again,
+        EVERY.join(" ")
+    );
+    let failed = Command::new("sh").current_dir(root()).args(["-c", &line]).output().unwrap();
+    let said = stderr(&failed);
+    assert_eq!(failed.status.code(), Some(1), "{said}");
+    assert!(said.contains("cells.safetensors") && said.contains("the checkpoint of step 2"), "{said}");
+    let left = fs::read_dir(again.join("checkpoints")).unwrap().map(|e| e.unwrap().file_name());
+    assert!(
+        !left.into_iter().any(|name| name.to_string_lossy().starts_with('.')),
+        "nothing unfinished is left"
+    );
+    run(SFT, &again, &[&EVERY[..], &["--resume"]].concat());
+    assert_eq!(metrics(&again), metrics(&whole));
+}
+
+#[test]
+fn the_first_step_of_a_fresh_preference_run_is_ln_2_exactly_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    let output = run("graphs/focusdpo.ron", &out, &["--steps", "1", "--set", "pairs.batch=1"]);
+    let said = stderr(&output);
+    assert!(said.contains("every logit is exactly 0 and the loss exactly ln 2"), "{said}");
+    let line = &metrics(&out)[0];
+    assert_eq!(line["logit"], serde_json::json!([0.0]));
+    assert_eq!(line["loss"].as_f64().unwrap() as f32, std::f32::consts::LN_2);
+    assert!(fs::read_dir(out.join("preview")).unwrap().count() > 0, "the first step has a preview");
+}
+
+#[test]
+fn a_run_that_diverges_stops_and_spoils_no_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    let far = ["--set", "update.lr=1e30", "--set", "update.warmup=0", "--set", "update.max_grad_norm=0"];
+    let more =
+        [&["--steps", "6", "--set", "pairs.batch=1", "--set", "run.checkpoint_every=1"], &far[..]].concat();
+    let failed =
+        graph_run(&[&["graphs/diffusion_dpo.ron", "--out", out.to_str().unwrap()], &more[..]].concat());
+    let said = stderr(&failed);
+    assert_eq!(failed.status.code(), Some(1), "{said}");
+    assert!(said.contains("diverged") && said.contains("step 1: forward of node `loss`"), "{said}");
+    assert!(said.contains("the checkpoint of step 1"), "{said}");
+    assert_eq!(metrics(&out).len(), 1);
+    assert!(out.join("checkpoints/step-1").exists() && !out.join("checkpoints/step-2").exists());
+}

@@ -66,7 +66,7 @@ pub(super) enum Format {
 }
 
 /// A graph, and what is said over its file.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub(super) struct Graph {
     /// A graph file (RON)
     #[arg(value_name = "GRAPH")]

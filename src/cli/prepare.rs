@@ -109,3 +109,21 @@ impl Prepared {
         )))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_graph_that_does_not_fit_is_refused_with_the_settings_that_make_it_smaller() {
+        let graph = Path::new(env!("CARGO_MANIFEST_DIR")).join("graphs/diffusion_dpo.ron");
+        let args = args::Graph { graph: Some(graph), ..args::Graph::default() };
+        let Ok(prepared) = prepare(&args, &Registry::standard()) else { panic!("the graph can be prepared") };
+        let peak = prepared.plan.memory().peak as u64;
+        assert!(prepared.fits(peak).is_ok());
+        let Err(Failure::Message(message)) = prepared.fits(peak - 1) else { panic!("it does not fit") };
+        for part in ["pairs.batch (", "pairs.height (", "run.ahead (1)", "lora.rank (", "weights"] {
+            assert!(message.contains(part), "{part} in {message}");
+        }
+    }
+}
