@@ -28,3 +28,8 @@ pub use graph::{Endpoint, Graph, GraphError, NodeId, Tap, Wire};
 pub use plan::{Plan, PlanError, PlanOptions, Task};
 pub use registry::Registry;
 pub use run::{RunError, RunOptions, Runner, StepOutput};
+
+/// The README's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;
