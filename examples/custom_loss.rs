@@ -8,7 +8,7 @@ use std::{error::Error, path::Path, sync::Arc};
 use dfdx::{
     shapes::{Axes3, Axis},
     tensor::{Cpu, OwnedTape, TensorFromVec},
-    tensor_ops::{BroadcastTo, MeanTo, ReshapeTo, SumTo},
+    tensor_ops::{MeanTo, ReshapeTo, SumTo},
 };
 use prefgraph::{Graph, Plan, PlanOptions, Registry, RunOptions, Runner, Wire, spec};
 use prefgraph_ops::{Scalar, ports::Latents};
@@ -27,7 +27,7 @@ fn with_margin(graph: &mut Graph) -> Result<Wire<Scalar>, Box<dyn Error>> {
         let again = target.retaped::<OwnedTape<f32, Cpu>>();
         let errors = (policy - target).square() - (reference - again).square(); // [2B, C, H, W]
         let errors = errors.mean::<(usize,), Axes3<1, 2, 3>>().reshape_like(&(2usize, B)); // winners, losers
-        let sign = device.tensor_from_vec(vec![-1.0, 1.0], (2usize,)).broadcast_like(&(2usize, B));
+        let sign = device.tensor_from_vec([[-1.0; B], [1.0; B]].concat(), (2usize, B));
         let logits = (errors * sign).sum::<(usize,), Axis<0>>() * (BETA / 2.0) - 1.0;
         let ones = device.tensor_from_vec(vec![1.0; B], (B,));
         logits.bce_with_logits(ones).mean() // the stable form of the mean of -log sigmoid

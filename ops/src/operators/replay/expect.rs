@@ -49,7 +49,7 @@ pub(super) fn check(settings: &ReplaySettings, case: &Map<String, Value>) -> Res
 fn usual_place(key: &str) -> String {
     let node = match key {
         "reduction" | "beta" => "loss",
-        "entropy" => return "entropy.kind".into(),
+        "entropy" => return "detail.kind".into(),
         "hooks" => "policy",
         "tau" | "gamma" => "fuse",
         _ => "update",

@@ -49,7 +49,7 @@ fn a_graph_that_fixes_something_else_is_told_what_to_set() {
     let error = refusal(ReplaySettings { reduction: Some(Reduction::Sum), ..base.clone() });
     assert!(error.contains("--set loss.reduction=full_mean"), "{error}");
     let error = refusal(ReplaySettings { entropy: Some(Counting::Histogram), ..base.clone() });
-    assert!(error.contains("--set entropy.kind=gaussian"), "{error}");
+    assert!(error.contains("--set detail.kind=gaussian"), "{error}");
     let error = refusal(ReplaySettings { betas: Some([0.9, 0.99]), ..base });
     assert!(error.contains("--set update.betas=(0.9, 0.999)"), "{error}");
 }
