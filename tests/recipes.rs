@@ -1,6 +1,10 @@
 //! Every shipped recipe loads, plans, and takes two steps on what the repository carries.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use prefgraph::{Plan, PlanOptions, Registry, RunOptions, Runner, spec};
 use prefgraph_nn::Cpu;
@@ -15,7 +19,7 @@ fn recipes(folder: &str) -> Vec<PathBuf> {
     found
 }
 
-fn takes_two_steps(recipe: &PathBuf) {
+fn takes_two_steps(recipe: &Path) {
     let loaded = spec::load(recipe, &[], &Registry::standard()).unwrap_or_else(|e| panic!("{e:?}"));
     let graph = Arc::new(loaded.graph);
     let plan =
@@ -33,12 +37,12 @@ fn takes_two_steps(recipe: &PathBuf) {
 
 #[test]
 fn every_recipe_takes_two_steps_on_the_demo() {
-    recipes("graphs").iter().for_each(takes_two_steps);
+    recipes("graphs").iter().for_each(|r| takes_two_steps(r));
 }
 
 #[test]
 fn every_replay_takes_two_steps_on_its_golden_case() {
-    recipes("graphs/replay").iter().for_each(takes_two_steps);
+    recipes("graphs/replay").iter().for_each(|r| takes_two_steps(r));
 }
 
 #[test]
