@@ -11,7 +11,9 @@ pub(super) struct Explain<'a> {
 }
 
 const HEADS: [&str; 9] =
-    ["phase", "lane", "task", "operator", "reads", "gives", "FLOP", "bytes", "freed after"];
+    ["phase", "lane", "task", "operator", "FLOP", "bytes", "gives", "reads", "freed after"];
+/// Wider cells overflow: one node that gives nine ports must not push every other line off the screen.
+const WIDEST: usize = 44;
 
 impl fmt::Display for Explain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -19,13 +21,14 @@ impl fmt::Display for Explain<'_> {
         let freed = memory::all_freed(&self.plan.items, &self.plan.tasks, self.plan.slots.len());
         let mut rows = vec![HEADS.map(str::to_owned)];
         rows.extend(self.plan.order.iter().map(|&id| self.row(&self.plan.tasks[id], &freed)));
-        let widths: Vec<usize> =
-            (0..HEADS.len()).map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0)).collect();
+        let widths: Vec<usize> = (0..HEADS.len())
+            .map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0).min(WIDEST))
+            .collect();
         for row in &rows {
             let mut line = String::new();
             for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
                 // Numbers stand right, so that their sizes can be compared at a glance.
-                let number = matches!(column, 1 | 6 | 7);
+                let number = matches!(column, 1 | 4 | 5);
                 line += &if number { format!("{cell:>width$}  ") } else { format!("{cell:<width$}  ") };
             }
             writeln!(f, "{}", line.trim_end())?;
@@ -106,14 +109,14 @@ impl Explain<'_> {
             planned.lane.to_string(),
             memory::task_name(graph, planned.task),
             node.op.name().to_owned(),
-            reads,
-            gives,
             if planned.flops > 0.0 {
                 scaled(planned.flops, ["", "k", "M", "G", "T", "P"], 1000.0)
             } else {
                 "".into()
             },
             held,
+            gives,
+            reads,
             free,
         ]
     }
