@@ -39,9 +39,9 @@ pub struct GemmTn<'a> {
 }
 
 /// Rows of one run of the micro-kernel.
-const TERMS: usize = 128;
-/// Panels of one task: so many cache lines of a row are read together.
-const TASK_PANELS: usize = 4;
+const TERMS: usize = 64;
+/// Panels of one task: so much of a row is read together, since every row may stand on a page of its own.
+const TASK_PANELS: usize = 16;
 
 /// Computes a [`GemmTn`]. Each element is one chain of fused multiply-adds in the order of the rows.
 ///
