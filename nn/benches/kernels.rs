@@ -251,7 +251,7 @@ fn passes(cpu: &Cpu) {
     report("  backward", 3, times(|| gelu_backward(cpu, window, &x, d, &dy, d, &mut y, d)));
     let mut scores = vec![0.0; count];
     report("cosine scores", 1, times(|| cosine_scores(cpu, &x, &dy[..d], &mut scores)));
-    let settings = AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 3 };
+    let settings = AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     let (mut first, mut second) = (vec![0.0; len], vec![0.0; len]);
-    report("AdamW", 7, times(|| adamw(cpu, &settings, &mut y, &x, &mut first, &mut second)));
+    report("AdamW", 7, times(|| adamw(cpu, &settings, 3, &mut y, &x, &mut first, &mut second)));
 }

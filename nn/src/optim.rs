@@ -8,20 +8,7 @@ use crate::{
     lora::{Adapter, AdapterGrad},
 };
 
-/// Settings of AdamW, as PyTorch has them.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamW {
-    /// Learning rate.
-    pub lr: f64,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Decay of the values, by `lr * weight_decay` before each step.
-    pub weight_decay: f64,
-}
+pub use crate::cpu::AdamW;
 
 impl Default for AdamW {
     fn default() -> Self {
@@ -96,17 +83,10 @@ impl OptimizerState {
             }
         }
         self.updates += 1;
-        let settings = cpu::AdamW {
-            lr: settings.lr,
-            beta1: settings.beta1,
-            beta2: settings.beta2,
-            eps: settings.eps,
-            weight_decay: settings.weight_decay,
-            step: self.updates,
-        };
         cpu::adamw(
             device,
-            &settings,
+            settings,
+            self.updates,
             Arc::make_mut(&mut adapter.values).as_mut_slice(),
             &gradient.values,
             Arc::make_mut(&mut self.first_moment).as_mut_slice(),

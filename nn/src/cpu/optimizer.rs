@@ -10,7 +10,7 @@ use super::{
     sweep::{Pass, sweep_flat},
 };
 
-/// Settings of one AdamW step (Loshchilov and Hutter 2019, as in PyTorch).
+/// Settings of AdamW (Loshchilov and Hutter 2019), as PyTorch has them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
     /// Learning rate.
@@ -21,30 +21,29 @@ pub struct AdamW {
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub eps: f64,
-    /// Decoupled weight decay.
+    /// Decay of the values, by `lr * weight_decay` before each step.
     pub weight_decay: f64,
-    /// Number of this step, from 1.
-    pub step: u64,
 }
 
-/// One step: `parameters` and both moments are updated in place.
+/// Step number `step`, counted from 1: `parameters` and both moments are updated in place.
 ///
 /// # Panics
 /// If the slices differ in length, or the step is zero.
 pub fn adamw(
     cpu: &Cpu,
     settings: &AdamW,
+    step: u64,
     parameters: &mut [f32],
     gradient: &[f32],
     first_moment: &mut [f32],
     second_moment: &mut [f32],
 ) {
     let n = parameters.len();
-    assert!(settings.step > 0, "steps of AdamW count from 1");
+    assert!(step > 0, "steps of AdamW count from 1");
     assert!(gradient.len() == n && first_moment.len() == n && second_moment.len() == n, "values of AdamW");
-    let correction1 = 1.0 - libm::pow(settings.beta1, settings.step as f64);
-    let correction2 = 1.0 - libm::pow(settings.beta2, settings.step as f64);
-    let step = Step {
+    let correction1 = 1.0 - libm::pow(settings.beta1, step as f64);
+    let correction2 = 1.0 - libm::pow(settings.beta2, step as f64);
+    let pass = Step {
         keep: (1.0 - settings.lr * settings.weight_decay) as f32,
         step_size: (settings.lr / correction1) as f32,
         root2: correction2.sqrt() as f32,
@@ -54,7 +53,7 @@ pub fn adamw(
         rest1: (1.0 - settings.beta1) as f32,
         rest2: (1.0 - settings.beta2) as f32,
     };
-    sweep_flat(cpu, step, [gradient], [parameters, first_moment, second_moment]);
+    sweep_flat(cpu, pass, [gradient], [parameters, first_moment, second_moment]);
 }
 
 /// Sum of squares in f64, in an order that depends on the length only.
