@@ -1,9 +1,11 @@
 //! Layers: functions with an explicit backward, over the kernels of a device.
 
 pub mod buffers;
+pub mod dense;
 pub mod linear;
 mod rows;
 
 pub use buffers::{Buffer, Buffers};
+pub use dense::{Weight, dense, product_plain, product_transposed};
 pub use linear::{Branches, Context, Input, InputGrad, Linear, Output, linears, linears_backward};
 pub use rows::copy_rows;
