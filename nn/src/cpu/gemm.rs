@@ -47,12 +47,11 @@ pub struct Gemm<'a> {
     pub out_stride: usize,
 }
 
-/// Terms of the sum in one run of the micro-kernel: a panel's share stays in the first cache.
+/// Terms of the sum in one run of the micro-kernel: a panel's share stays in the first cache. Rows of `x` are copied to
+/// stand so far apart, which the micro-kernel knows as a constant.
 const TERMS: usize = 256;
 /// Most rows in one task: their share of `x` stays in the second cache.
 const TASK_ROWS: usize = 192;
-/// From this many panels on, rows of `x` are copied together before they are read again and again.
-const COPY_FROM: usize = 4;
 
 /// Computes a [`Gemm`].
 ///
@@ -130,20 +129,17 @@ impl Kernel for Block<'_> {
         };
         for (x, stride, weight) in [self.base].into_iter().chain(self.extra) {
             for (first, terms) in blocks(weight.k()) {
-                let (mut a, mut a_stride) = (x[self.rows.start * stride + first..].as_ptr(), stride);
-                if self.panels.len() >= COPY_FROM && terms > 0 {
-                    for (to, r) in self.copy.chunks_exact_mut(terms).zip(self.rows.clone()) {
-                        to.copy_from_slice(&x[r * stride + first..][..terms]);
-                    }
-                    (a, a_stride) = (self.copy.as_ptr(), terms);
+                for (to, r) in self.copy.chunks_exact_mut(TERMS).zip(self.rows.clone()) {
+                    to[..terms].copy_from_slice(&x[r * stride + first..][..terms]);
                 }
                 let block = Product {
                     rows: self.rows.len(),
                     columns,
                     k: terms,
-                    a,
-                    a_stride,
+                    a: self.copy.as_ptr(),
+                    a_stride: 0,
                     panels: weight.panel(self.panels.start, first).as_ptr(),
+                    panel_row: width,
                     panel_stride: weight.k() * width,
                     start,
                     c: self.out.at(self.rows.start * self.out_stride + first_column),
@@ -151,7 +147,7 @@ impl Kernel for Block<'_> {
                 };
                 // SAFETY: `gemm` has checked all slices against their shapes; these rows and columns of `out`
                 // are this task's alone.
-                unsafe { product::<M, false>(machine, &block) };
+                unsafe { product::<M, TERMS>(machine, &block) };
                 start = Start::Result;
             }
         }

@@ -12,7 +12,7 @@ use super::{
     packed::pack,
     parallel::{self, Shared},
     scratch::with_scratch,
-    tile::{Product, Start, product},
+    tile::{ACROSS, Product, Start, product},
 };
 
 /// `out[p, q] = sum over m of a[m, p] * b[m, q]`.
@@ -38,7 +38,7 @@ pub struct GemmTn<'a> {
     pub out: &'a mut [f32],
 }
 
-/// Rows of one run of the micro-kernel.
+/// Rows of one run of the micro-kernel: a panel of them stays in the first cache while the narrow factor passes.
 const TERMS: usize = 64;
 /// Panels of one task: so much of a row is read together, since every row may stand on a page of its own.
 const TASK_PANELS: usize = 16;
@@ -52,7 +52,7 @@ pub fn gemm_tn(cpu: &Cpu, call: GemmTn<'_>) {
     check_matrix("a", a.len(), m, p, a_stride);
     check_matrix("b", b.len(), m, q, b_stride);
     check_matrix("out", out.len(), p, q, q);
-    // The wider factor is packed and read in vectors, the narrower one is broadcast.
+    // The wider factor is read in vectors where it stands, the narrower one is broadcast.
     let swapped = p > q;
     let (narrow, wide) =
         if swapped { ((b, b_stride, q), (a, a_stride, p)) } else { ((a, a_stride, p), (b, b_stride, q)) };
@@ -64,7 +64,7 @@ pub fn gemm_tn(cpu: &Cpu, call: GemmTn<'_>) {
         let first = task * each * width;
         let columns = (each * width).min(wide.2 - first);
         let padded = columns.next_multiple_of(width);
-        with_scratch([TERMS * padded, narrow.2 * padded], |scratch| {
+        with_scratch([TERMS * width, narrow.2 * padded], |scratch| {
             cpu.run(Columns { m, narrow, wide, first, columns, swapped, accumulate, out, scratch });
         });
     });
@@ -82,7 +82,7 @@ struct Columns<'a> {
     swapped: bool,
     accumulate: bool,
     out: Shared<'a>,
-    /// The packed columns, and the result.
+    /// A last panel that is not whole, filled up with zeros, and the result.
     scratch: [&'a mut [f32]; 2],
 }
 
@@ -106,37 +106,51 @@ impl Kernel for Columns<'_> {
             let index = if self.swapped { (first + j) * rows + i } else { i * total + first + j };
             &mut self.out.part(index, 1)[0]
         };
-        let [packed, sums] = self.scratch;
+        let [last, sums] = self.scratch;
+        let sums_stride = panels * width;
         sums.fill(0.0);
         if self.accumulate {
             for j in 0..columns {
                 for i in 0..rows {
-                    sums[i * panels * width + j] = *element(i, j);
+                    sums[i * sums_stride + j] = *element(i, j);
                 }
             }
         }
+        let whole = columns / width * width;
         for r in (0..m).step_by(TERMS) {
             let terms = TERMS.min(m - r);
-            pack(&wide[r * stride + first..], stride, terms, columns, width, packed);
             let block = Product {
                 rows,
-                columns: panels * width,
+                columns: whole,
                 k: terms,
                 a: narrow[r * narrow_stride..].as_ptr(),
                 a_stride: narrow_stride,
-                panels: packed.as_ptr(),
-                panel_stride: terms * width,
+                panels: wide[r * stride + first..].as_ptr(),
+                panel_row: stride,
+                panel_stride: width,
                 start: Start::Result,
                 c: sums.as_mut_ptr(),
-                c_stride: panels * width,
+                c_stride: sums_stride,
             };
-            // SAFETY: the narrow factor was checked for `m` rows; all panels have `terms` rows, and the sums are
-            // `rows` rows of `panels * width`.
-            unsafe { product::<M, true>(machine, &block) };
+            // SAFETY: both factors were checked for `m` rows, the wide one for all of these whole panels; the sums are
+            // `rows` rows of `sums_stride`.
+            unsafe { product::<M, ACROSS>(machine, &block) };
+            if whole < columns {
+                pack(&wide[r * stride + first + whole..], stride, terms, columns - whole, width, last);
+                let block = Product {
+                    columns: width,
+                    panels: last.as_ptr(),
+                    panel_row: width,
+                    c: sums[whole..].as_mut_ptr(),
+                    ..block
+                };
+                // SAFETY: as above, for the one panel that was filled up.
+                unsafe { product::<M, ACROSS>(machine, &block) };
+            }
         }
         for i in 0..rows {
             for j in 0..columns {
-                *element(i, j) = sums[i * panels * width + j];
+                *element(i, j) = sums[i * sums_stride + j];
             }
         }
     }

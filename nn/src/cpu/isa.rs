@@ -129,20 +129,20 @@ pub(super) trait Machine: Simd {
     ///
     /// # Safety
     /// As for [`micro_tile`].
-    unsafe fn tile<const ACROSS: bool>(self, rows: usize, tile: &Tile);
+    unsafe fn tile<const ROW: usize>(self, rows: usize, tile: &Tile);
 }
 
-struct TileOp<'a, M, const R: usize, const V: usize, const ACROSS: bool>(M, &'a Tile);
+struct TileOp<'a, M, const R: usize, const V: usize, const ROW: usize>(M, &'a Tile);
 
-impl<M: Machine, const R: usize, const V: usize, const ACROSS: bool> NullaryFnOnce
-    for TileOp<'_, M, R, V, ACROSS>
+impl<M: Machine, const R: usize, const V: usize, const ROW: usize> NullaryFnOnce
+    for TileOp<'_, M, R, V, ROW>
 {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
         // SAFETY: made in `Machine::tile` only, whose caller vouches for the pointers.
-        unsafe { micro_tile::<M, R, V, ACROSS>(self.0, self.1) }
+        unsafe { micro_tile::<M, R, V, ROW>(self.0, self.1) }
     }
 }
 
@@ -153,9 +153,9 @@ macro_rules! machine {
             const TILE_COLUMNS: usize = $vectors * <$simd as Simd>::F32_LANES;
 
             #[inline(always)]
-            unsafe fn tile<const ACROSS: bool>(self, rows: usize, tile: &Tile) {
+            unsafe fn tile<const ROW: usize>(self, rows: usize, tile: &Tile) {
                 match rows {
-                    $($r => Simd::vectorize(self, TileOp::<_, $r, $vectors, ACROSS>(self, tile)),)*
+                    $($r => Simd::vectorize(self, TileOp::<_, $r, $vectors, ROW>(self, tile)),)*
                     _ => unreachable!("a tile of {rows} rows"),
                 }
             }

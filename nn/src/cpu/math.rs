@@ -124,14 +124,6 @@ pub(super) fn sum<M: Machine, const N: usize>(block: Block<M, N>) -> f32 {
     lanes[0]
 }
 
-/// Largest lane.
-#[inline(always)]
-pub(super) fn largest<M: Machine, const N: usize>(block: Block<M, N>) -> f32 {
-    let mut lanes = [0.0; BLOCK];
-    store::<M, N>(&mut lanes, block);
-    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
-}
-
 /// Adding this rounds to a whole number and leaves it in the low bits.
 const ROUND: f32 = 12_582_912.0;
 

@@ -9,11 +9,12 @@ use super::isa::Machine;
 pub(super) struct Tile {
     /// Length of the sum.
     pub(super) k: usize,
-    /// Element (row i, term p) of the left factor is at `i * a_stride + p`, or `p * a_stride + i` if `ACROSS`.
+    /// Element (row i, term p) of the left factor is at `i * ROW + p`; at `p * a_stride + i` if `ROW` is [`ACROSS`].
     pub(super) a: *const f32,
     pub(super) a_stride: usize,
-    /// `[k, TILE_COLUMNS]`.
+    /// `[k, TILE_COLUMNS]`, rows `panel_row` apart.
     pub(super) panel: *const f32,
+    pub(super) panel_row: usize,
     /// Where the accumulators start from; stride 0 for the same row everywhere.
     pub(super) start: *const f32,
     pub(super) start_stride: usize,
@@ -21,17 +22,23 @@ pub(super) struct Tile {
     pub(super) c_stride: usize,
 }
 
+/// In the place of a constant distance between rows: the left factor is read across, rows as neighbours.
+///
+/// A constant distance becomes part of the instructions' addresses. With a distance in a register, the twelve addresses of
+/// a term do not fit the registers that are left, and the loop runs at two thirds of its speed.
+pub(super) const ACROSS: usize = 0;
+
 /// Sums one tile of `R` rows by `V` vectors.
 ///
 /// # Safety
 /// For a tile of `R` rows and `TILE_COLUMNS` columns, all elements described by [`Tile`] must be valid to read, and
 /// `c` to write; `c` may be `start`, and otherwise nothing else may read or write `c` meanwhile.
 #[inline(always)]
-pub(super) unsafe fn micro_tile<M: Machine, const R: usize, const V: usize, const ACROSS: bool>(
+pub(super) unsafe fn micro_tile<M: Machine, const R: usize, const V: usize, const ROW: usize>(
     m: M,
     t: &Tile,
 ) {
-    let Tile { k, a, a_stride, panel, start, start_stride, c, c_stride } = *t;
+    let Tile { k, a, a_stride, panel, panel_row, start, start_stride, c, c_stride } = *t;
     let lanes = M::F32_LANES;
     let mut acc = [[m.splat_f32s(0.0); V]; R];
     // SAFETY: `i < R`, `j * lanes < TILE_COLUMNS` and `p < k`, so every address is one that the caller vouches for.
@@ -44,12 +51,12 @@ pub(super) unsafe fn micro_tile<M: Machine, const R: usize, const V: usize, cons
         let mut p = 0;
         while p + unroll(R) <= k {
             for u in 0..unroll(R) {
-                term::<M, R, V, ACROSS>(m, a, a_stride, panel, p + u, &mut acc);
+                term::<M, R, V, ROW>(m, (a, a_stride), (panel, panel_row), p + u, &mut acc);
             }
             p += unroll(R);
         }
         while p < k {
-            term::<M, R, V, ACROSS>(m, a, a_stride, panel, p, &mut acc);
+            term::<M, R, V, ROW>(m, (a, a_stride), (panel, panel_row), p, &mut acc);
             p += 1;
         }
         for i in 0..R {
@@ -70,11 +77,10 @@ const fn unroll(rows: usize) -> usize {
 /// # Safety
 /// As for [`micro_tile`], with `p` less than the length of the sum.
 #[inline(always)]
-unsafe fn term<M: Machine, const R: usize, const V: usize, const ACROSS: bool>(
+unsafe fn term<M: Machine, const R: usize, const V: usize, const ROW: usize>(
     m: M,
-    a: *const f32,
-    a_stride: usize,
-    panel: *const f32,
+    (a, a_stride): (*const f32, usize),
+    (panel, panel_row): (*const f32, usize),
     p: usize,
     acc: &mut [[M::f32s; V]; R],
 ) {
@@ -83,10 +89,10 @@ unsafe fn term<M: Machine, const R: usize, const V: usize, const ACROSS: bool>(
     unsafe {
         let mut b = [m.splat_f32s(0.0); V];
         for j in 0..V {
-            b[j] = panel.add((p * V + j) * lanes).cast::<M::f32s>().read_unaligned();
+            b[j] = panel.add(p * panel_row + j * lanes).cast::<M::f32s>().read_unaligned();
         }
         for i in 0..R {
-            let a = m.splat_f32s(*a.add(if ACROSS { p * a_stride + i } else { i * a_stride + p }));
+            let a = m.splat_f32s(*a.add(if ROW == ACROSS { p * a_stride + i } else { i * ROW + p }));
             for j in 0..V {
                 acc[i][j] = m.mul_add_f32s(a, b[j], acc[i][j]);
             }
@@ -110,11 +116,12 @@ pub(super) struct Product {
     pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) k: usize,
-    /// Element (row i, term p) of the left factor is at `i * a_stride + p`, or `p * a_stride + i` if `ACROSS`.
+    /// Element (row i, term p) of the left factor is at `i * ROW + p`; at `p * a_stride + i` if `ROW` is [`ACROSS`].
     pub(super) a: *const f32,
     pub(super) a_stride: usize,
-    /// The first panel `[k, TILE_COLUMNS]`, and the distance to the next.
+    /// The first panel `[k, TILE_COLUMNS]`, the distance between its rows, and that to the next panel.
     pub(super) panels: *const f32,
+    pub(super) panel_row: usize,
     pub(super) panel_stride: usize,
     pub(super) start: Start,
     pub(super) c: *mut f32,
@@ -131,8 +138,9 @@ static ZEROS: [f32; WIDEST] = [0.0; WIDEST];
 /// All elements described by [`Product`] must be valid to read, and `c` to write, with nothing else reading or
 /// writing `c` meanwhile; the last panel is whole even where `columns` ends inside it.
 #[inline(always)]
-pub(super) unsafe fn product<M: Machine, const ACROSS: bool>(m: M, product: &Product) {
-    let Product { rows, columns, k, a, a_stride, panels, panel_stride, start, c, c_stride } = *product;
+pub(super) unsafe fn product<M: Machine, const ROW: usize>(m: M, product: &Product) {
+    let Product { rows, columns, k, a, a_stride, panels, panel_row, panel_stride, start, c, c_stride } =
+        *product;
     let width = M::TILE_COLUMNS;
     // SAFETY: rows `i..i + height` and columns `first..first + used` are inside the block.
     unsafe {
@@ -148,18 +156,19 @@ pub(super) unsafe fn product<M: Machine, const ACROSS: bool>(m: M, product: &Pro
                 };
                 let tile = Tile {
                     k,
-                    a: a.add(if ACROSS { i } else { i * a_stride }),
+                    a: a.add(if ROW == ACROSS { i } else { i * ROW }),
                     a_stride,
                     panel: panels.add(panel * panel_stride),
+                    panel_row,
                     start,
                     start_stride,
                     c,
                     c_stride,
                 };
                 if used == width {
-                    m.tile::<ACROSS>(height, &tile);
+                    m.tile::<ROW>(height, &tile);
                 } else {
-                    edge_tile::<M, ACROSS>(m, height, used, tile);
+                    edge_tile::<M, ROW>(m, height, used, tile);
                 }
             }
         }
@@ -171,7 +180,7 @@ pub(super) unsafe fn product<M: Machine, const ACROSS: bool>(m: M, product: &Pro
 /// # Safety
 /// As for [`micro_tile`], with `used` columns of `c` and of `start`.
 #[inline(always)]
-unsafe fn edge_tile<M: Machine, const ACROSS: bool>(m: M, rows: usize, used: usize, mut tile: Tile) {
+unsafe fn edge_tile<M: Machine, const ROW: usize>(m: M, rows: usize, used: usize, mut tile: Tile) {
     let width = M::TILE_COLUMNS;
     let mut edge = [0.0f32; 12 * WIDEST];
     let edge = &mut edge[..rows * width];
@@ -184,7 +193,7 @@ unsafe fn edge_tile<M: Machine, const ACROSS: bool>(m: M, rows: usize, used: usi
         }
         (tile.start, tile.start_stride) = (edge.as_ptr(), width);
         (tile.c, tile.c_stride) = (edge.as_mut_ptr(), width);
-        m.tile::<ACROSS>(rows, &tile);
+        m.tile::<ROW>(rows, &tile);
         for (i, from) in edge.chunks_exact(width).enumerate() {
             std::slice::from_raw_parts_mut(c.add(i * c_stride), used).copy_from_slice(&from[..used]);
         }

@@ -1,48 +1,49 @@
 //! The forward pass: for a block of queries, a running maximum, sum and result over blocks of keys.
+//!
+//! Scores stand transposed, keys by queries: maxima and sums then run down the lanes of a block, and the probabilities
+//! are read across by the product with the values.
 #![allow(unsafe_code, reason = "tasks write disjoint rows of the result")]
 
 use std::ops::Range;
 
-use super::{Attention, AttentionShape, KEYS};
+use super::{
+    Attention, AttentionShape, KEYS, LANES, QUERIES,
+    operands::{Panels, along, panels, row_of, with_row},
+};
 use crate::cpu::{
     Cpu,
     isa::{Kernel, Machine},
-    math::{self, BLOCK},
-    packed::{pack, pack_transposed},
+    math::{self, BLOCK, Block},
+    packed::pack_transposed,
     parallel::{self, Shared},
     scratch::with_scratch,
-    tile::{Product, Start, product},
+    tile::{ACROSS, Product, Start, product},
 };
-
-/// Queries of one block: whole micro-tiles on every instruction set.
-const QUERIES: usize = 48;
 
 pub(super) fn run(cpu: &Cpu, call: Attention<'_>) {
     let Attention { shape, query_rows, q, k, v, out, out_stride, lse } = call;
     let heads = shape.batch * shape.heads;
-    // A task packs the keys and values of its head, so a head is divided only where there are few heads.
-    let blocks = query_rows.len().div_ceil(QUERIES);
-    let parts = (4 * cpu.threads()).div_ceil(heads).min(blocks);
-    let each = blocks.div_ceil(parts) * QUERIES;
-    let parts = query_rows.len().div_ceil(each);
+    let parts = query_rows.len().div_ceil(QUERIES);
     let (out, lse) = (Shared::new(out), Shared::new(lse));
     let operations = 4 * heads * query_rows.len() * shape.head();
     let width = cpu.tile().1;
     let value_columns = shape.dim.next_multiple_of(width);
+    let copied = |direct: bool, len: usize| if direct { 0 } else { len };
     let lengths = [
-        shape.tokens.next_multiple_of(width) * shape.dim,
-        shape.tokens * value_columns,
-        QUERIES * KEYS,
+        QUERIES * shape.dim,
+        copied(row_of(shape.dim) == shape.dim, KEYS * row_of(shape.dim)),
+        copied(value_columns == shape.dim, KEYS * value_columns),
+        KEYS * QUERIES,
         QUERIES * value_columns,
     ];
     parallel::for_each(cpu, operations, heads * parts, |task| {
-        let (head, first) = (task / parts, query_rows.start + task % parts * each);
+        let (head, first) = (task / parts, query_rows.start + task % parts * QUERIES);
         let values = head * shape.head()..(head + 1) * shape.head();
         with_scratch(lengths, |scratch| {
-            cpu.run(Head {
+            let part = Part {
                 shape,
                 head,
-                rows: first..query_rows.end.min(first + each),
+                rows: first..query_rows.end.min(first + QUERIES),
                 q: &q[values.clone()],
                 k: &k[values.clone()],
                 v: &v[values],
@@ -50,13 +51,14 @@ pub(super) fn run(cpu: &Cpu, call: Attention<'_>) {
                 out_stride,
                 lse,
                 scratch,
-            })
+            };
+            with_row!(shape.dim, ROW => cpu.run(Queries::<ROW>(part)));
         });
     });
 }
 
-/// One task: some queries of one head.
-struct Head<'a> {
+/// One task: a block of queries of one head.
+struct Part<'a> {
     shape: AttentionShape,
     head: usize,
     rows: Range<usize>,
@@ -66,109 +68,146 @@ struct Head<'a> {
     out: Shared<'a>,
     out_stride: usize,
     lse: Shared<'a>,
-    /// Packed keys and values, scores, and sums of values.
-    scratch: [&'a mut [f32]; 4],
+    /// Queries across, keys at the distance ROW, panels of values, scores, and sums of values.
+    scratch: [&'a mut [f32]; 5],
 }
 
-impl Kernel for Head<'_> {
+struct Queries<'a, const ROW: usize>(Part<'a>);
+
+impl<const ROW: usize> Kernel for Queries<'_, ROW> {
     type Output = ();
 
     #[inline(always)]
     fn run<M: Machine, const N: usize>(self, m: M) {
-        let AttentionShape { tokens, dim, .. } = self.shape;
+        let part = self.0;
+        let AttentionShape { tokens, dim, .. } = part.shape;
         let width = M::TILE_COLUMNS;
         let value_columns = dim.next_multiple_of(width);
         let scale = std::f32::consts::LOG2_E / (dim as f32).sqrt();
-        let [keys, values, scores, sums] = self.scratch;
-        pack_transposed(self.k, dim, tokens, dim, width, keys);
-        // Values by blocks of keys, each block in panels, so that a block's share is contiguous.
+        let [queries, keys, values, scores, sums] = part.scratch;
+        let rows = part.rows.len();
+        let columns = rows.next_multiple_of(width);
+        pack_transposed(&part.q[part.rows.start * dim..], dim, rows, dim, width, queries);
+        let mut running = Running::<M, N>::new(m);
         for first in (0..tokens).step_by(KEYS) {
             let count = KEYS.min(tokens - first);
-            let to = &mut values[first * value_columns..][..count * value_columns];
-            pack(&self.v[first * dim..], dim, count, dim, width, to);
-        }
-        for row in self.rows.clone().step_by(QUERIES) {
-            let rows = QUERIES.min(self.rows.end - row);
-            let (mut top, mut total) = ([f32::NEG_INFINITY; QUERIES], [0.0f32; QUERIES]);
-            for first in (0..tokens).step_by(KEYS) {
-                let count = KEYS.min(tokens - first);
-                let columns = count.next_multiple_of(width);
-                let s = Product {
-                    rows,
-                    columns,
-                    k: dim,
-                    a: self.q[row * dim..].as_ptr(),
-                    a_stride: dim,
-                    panels: keys[first * dim..].as_ptr(),
-                    panel_stride: dim * width,
-                    start: Start::Zero,
-                    c: scores.as_mut_ptr(),
-                    c_stride: KEYS,
-                };
-                // SAFETY: the queries have `rows` rows from `row` on; the panels hold `columns` keys (zeros
-                // beyond the last), and `columns <= KEYS` since KEYS is whole panels.
-                unsafe { product::<M, false>(m, &s) };
-                for i in 0..rows {
-                    let scores = &mut scores[i * KEYS..][..columns];
-                    scores[count..].fill(f32::NEG_INFINITY);
-                    let (new_top, sum) = exponentials::<M, N>(m, scores, scale, top[i]);
-                    let shrink = libm::exp2f((top[i] - new_top) * scale);
-                    total[i] = total[i].mul_add(shrink, sum);
-                    if first > 0 {
-                        for sum in &mut sums[i * value_columns..][..value_columns] {
-                            *sum *= shrink;
-                        }
+            let s = Product {
+                rows: count,
+                columns,
+                k: dim,
+                a: along::<ROW>(&part.k[first * dim..], dim, dim, count, keys),
+                a_stride: 0,
+                panels: queries.as_ptr(),
+                panel_row: width,
+                panel_stride: dim * width,
+                start: Start::Zero,
+                c: scores.as_mut_ptr(),
+                c_stride: QUERIES,
+            };
+            // SAFETY: `count` keys at the distance ROW; panels of `columns` queries (zeros beyond the last), and
+            // `columns <= QUERIES` since QUERIES is whole panels.
+            unsafe { product::<M, ROW>(m, &s) };
+            let shrink = running.exponentials(m, &mut scores[..count * QUERIES], scale);
+            if first > 0 {
+                for (row, shrink) in sums.chunks_exact_mut(value_columns).zip(&shrink[..rows]) {
+                    let shrink = math::splat::<M, N>(m, *shrink);
+                    for block in row.chunks_exact_mut(BLOCK) {
+                        math::store::<M, N>(block, math::mul(m, math::load(m, block), shrink));
                     }
-                    top[i] = new_top;
                 }
-                let o = Product {
-                    rows,
-                    columns: value_columns,
-                    k: count,
-                    a: scores.as_ptr(),
-                    a_stride: KEYS,
-                    panels: values[first * value_columns..].as_ptr(),
-                    panel_stride: count * width,
-                    start: if first == 0 { Start::Zero } else { Start::Result },
-                    c: sums.as_mut_ptr(),
-                    c_stride: value_columns,
-                };
-                // SAFETY: `rows` rows of `count` probabilities, panels of `count` rows, and `rows` rows of sums.
-                unsafe { product::<M, false>(m, &o) };
             }
-            for i in 0..rows {
-                let start = self.shape.token_major(self.head, row + i, self.out_stride);
-                // SAFETY: this head's columns of this row are written by this task only.
-                let out = unsafe { self.out.part(start, dim) };
-                let inverse = 1.0 / total[i];
-                for (out, sum) in out.iter_mut().zip(&sums[i * value_columns..]) {
-                    *out = sum * inverse;
-                }
-                // SAFETY: as above.
-                let lse = unsafe { self.lse.part(self.head * tokens + row + i, 1) };
-                lse[0] = log_sum_exp(top[i], scale, total[i]);
+            let Panels { start, row, stride } =
+                panels(&part.v[first * dim..], dim, count, dim, width, values);
+            let o = Product {
+                rows,
+                columns: value_columns,
+                k: count,
+                a: scores.as_ptr(),
+                a_stride: QUERIES,
+                panels: start,
+                panel_row: row,
+                panel_stride: stride,
+                start: if first == 0 { Start::Zero } else { Start::Result },
+                c: sums.as_mut_ptr(),
+                c_stride: value_columns,
+            };
+            // SAFETY: `count` rows of probabilities for `rows` queries, `count` values, and `rows` rows of sums.
+            unsafe { product::<M, ACROSS>(m, &o) };
+        }
+        let (top, total) = running.lanes();
+        for i in 0..rows {
+            let row = part.rows.start + i;
+            let start = part.shape.token_major(part.head, row, part.out_stride);
+            // SAFETY: this head's columns of this row are written by this task only.
+            let out = unsafe { part.out.part(start, dim) };
+            let inverse = 1.0 / total[i];
+            for (out, sum) in out.iter_mut().zip(&sums[i * value_columns..]) {
+                *out = sum * inverse;
             }
+            // SAFETY: as above.
+            let lse = unsafe { part.lse.part(part.head * tokens + row, 1) };
+            lse[0] = log_sum_exp(top[i], scale, total[i]);
         }
     }
 }
 
-/// Replaces scores, whole blocks of them, by `2^(scale * (score - top))`, where `top` is the largest so far; returns
-/// that and the sum.
-#[inline(always)]
-fn exponentials<M: Machine, const N: usize>(m: M, scores: &mut [f32], scale: f32, top: f32) -> (f32, f32) {
-    let mut largest = math::splat(m, top);
-    for block in scores.chunks_exact(BLOCK) {
-        largest = math::max::<M, N>(m, largest, math::load(m, block));
+/// The largest score so far and the sum of exponentials, one lane a query.
+struct Running<M: Machine, const N: usize> {
+    top: [Block<M, N>; LANES],
+    total: [Block<M, N>; LANES],
+}
+
+impl<M: Machine, const N: usize> Running<M, N> {
+    #[inline(always)]
+    fn new(m: M) -> Self {
+        Self { top: [math::splat(m, f32::NEG_INFINITY); LANES], total: [math::splat(m, 0.0); LANES] }
     }
-    let top = math::largest::<M, N>(largest);
-    let (factor, offset) = (math::splat(m, scale), math::splat(m, -top * scale));
-    let mut sum = math::splat(m, 0.0);
-    for block in scores.chunks_exact_mut(BLOCK) {
-        let p = math::exp2::<M, N>(m, math::mul_add(m, math::load(m, block), factor, offset));
-        sum = math::add(m, sum, p);
-        math::store::<M, N>(block, p);
+
+    /// Replaces scores `[keys, QUERIES]` by `2^(scale * (score - top))`, where `top` is the largest so far. Returns by what
+    /// earlier sums are to be multiplied.
+    #[inline(always)]
+    fn exponentials(&mut self, m: M, scores: &mut [f32], scale: f32) -> [f32; QUERIES] {
+        let mut top = self.top;
+        for row in scores.chunks_exact(QUERIES) {
+            for (top, score) in top.iter_mut().zip(row.chunks_exact(BLOCK)) {
+                *top = math::max(m, *top, math::load(m, score));
+            }
+        }
+        let factor = math::splat::<M, N>(m, scale);
+        let mut shrinks = [0.0; QUERIES];
+        let mut offset = top;
+        for i in 0..LANES {
+            let shrink = math::exp2(m, math::mul(m, math::sub(m, self.top[i], top[i]), factor));
+            math::store::<M, N>(&mut shrinks[i * BLOCK..], shrink);
+            self.total[i] = math::mul(m, self.total[i], shrink);
+            offset[i] = math::sub(m, math::splat(m, 0.0), math::mul(m, top[i], factor));
+        }
+        self.top = top;
+        let mut sum = [math::splat::<M, N>(m, 0.0); LANES];
+        for row in scores.chunks_exact_mut(QUERIES) {
+            for i in 0..LANES {
+                let score = &mut row[i * BLOCK..][..BLOCK];
+                let p = math::exp2(m, math::mul_add(m, math::load(m, score), factor, offset[i]));
+                sum[i] = math::add(m, sum[i], p);
+                math::store::<M, N>(score, p);
+            }
+        }
+        for i in 0..LANES {
+            self.total[i] = math::add(m, self.total[i], sum[i]);
+        }
+        shrinks
     }
-    (top, math::sum::<M, N>(sum))
+
+    /// Largest scores and sums, by query.
+    #[inline(always)]
+    fn lanes(&self) -> ([f32; QUERIES], [f32; QUERIES]) {
+        let (mut top, mut total) = ([0.0; QUERIES], [0.0; QUERIES]);
+        for i in 0..LANES {
+            math::store::<M, N>(&mut top[i * BLOCK..], self.top[i]);
+            math::store::<M, N>(&mut total[i * BLOCK..], self.total[i]);
+        }
+        (top, total)
+    }
 }
 
 /// The natural logarithm of the sum of exponentials, from base-2 parts.

@@ -13,13 +13,21 @@
 
 mod backward;
 mod forward;
+mod operands;
 
 use std::ops::Range;
 
 use super::Cpu;
 
-/// Keys of one block. The same for every instruction set, since it decides where a running sum is rescaled.
-const KEYS: usize = 256;
+/// Keys of one block: whole micro-tiles, and the same for every instruction set, since it decides where a running sum is
+/// rescaled.
+const KEYS: usize = 192;
+/// Queries of one block: whole micro-tiles and whole panels of every instruction set.
+const QUERIES: usize = 96;
+/// Blocks of lanes in a row of scores.
+const LANES: usize = QUERIES / crate::cpu::math::BLOCK;
+/// Widest head.
+pub const WIDEST: usize = 512;
 
 /// The sizes of one attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +138,7 @@ impl AttentionShape {
     }
 
     fn check(&self, rows: &Range<usize>, head_major: &[&[f32]]) {
+        assert!(self.dim <= WIDEST, "heads of {}: at most {WIDEST}", self.dim);
         assert!(rows.end <= self.tokens, "query rows {rows:?} of {} tokens", self.tokens);
         let all = self.batch * self.heads * self.head();
         for values in head_major {
