@@ -1,9 +1,11 @@
 //! Files of named tensors: safetensors, alone or in shards, mapped and not read until asked for.
 
 mod read;
+mod view;
 mod write;
 
 pub use read::{TensorFiles, TensorInfo};
 pub(crate) use read::{edit_distance, nearest};
 pub use safetensors::Dtype;
+pub use view::{Piece, TensorView};
 pub use write::{NamedTensor, write_atomically, write_safetensors};

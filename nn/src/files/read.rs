@@ -224,6 +224,17 @@ impl TensorFiles {
         ))
     }
 
+    /// What the header says of a tensor, the shard it lies in, and its bytes there.
+    pub(super) fn place(&self, name: &str) -> Result<(&TensorInfo, usize, Range<usize>)> {
+        let entry = self.entry(name)?;
+        Ok((&entry.info, entry.shard, entry.bytes.clone()))
+    }
+
+    /// Bytes of a shard, from within what [`place`](Self::place) gave.
+    pub(super) fn slice(&self, shard: usize, bytes: Range<usize>) -> &[u8] {
+        &self.shards[shard][bytes]
+    }
+
     /// The bytes of a tensor as the file has them, little-endian.
     ///
     /// # Errors
