@@ -1,18 +1,19 @@
 //! Rates of the CPU kernels against the peak of the multiply-add units, both measured in this run.
 //!
 //! ```text
-//! cargo bench -p prefgraph-nn --bench kernels [-- gemm|tn|attention|passes] [threads=N]
+//! cargo bench -p prefgraph-nn --bench kernels [-- [gemm|tn|attention|passes] [bf16] [threads=N]]
 //! ```
-//! Rates are of the best of many runs; where the machine is shared, the share of the peak by processor time
+//! With `bf16`, operands of products are rounded to it; shares are still those of the f32 peak, since few processors have an
+//! instruction whose peak could be measured. Rates are of the best of many runs; where the machine is shared, the share of the peak by processor time
 //! (operations in a second of one core's time, against the peak of one core) is the steadier figure.
 #![allow(clippy::print_stdout, reason = "a bench prints its table")]
 
 use std::{hint::black_box, time::Instant};
 
 use prefgraph_nn::cpu::{
-    AdamW, Attention, AttentionBackward, AttentionShape, Cpu, Gemm, GemmTn, HeadLayout, NormRotary, Packed,
-    Rows, Window, adamw, attention, attention_backward, cosine_scores, gated_add, gelu, gelu_backward, gemm,
-    gemm_tn, norm_modulate, norm_modulate_backward, split_heads, split_heads_backward,
+    AdamW, Attention, AttentionBackward, AttentionShape, Cpu, Gemm, GemmTn, HeadLayout, Matrix, NormRotary,
+    Packed, Precision, Rows, Window, adamw, attention, attention_backward, cosine_scores, gated_add, gelu,
+    gelu_backward, gemm, gemm_tn, norm_modulate, norm_modulate_backward, split_heads, split_heads_backward,
 };
 use pulp::{Simd, WithSimd};
 
@@ -89,9 +90,12 @@ fn peak(threads: usize) -> (f64, Option<f64>) {
 }
 
 fn main() {
-    let filter =
-        std::env::args().nth(1).filter(|a| !a.starts_with('-') && !a.contains('=')).unwrap_or_default();
+    let filter = std::env::args()
+        .nth(1)
+        .filter(|a| !a.starts_with('-') && !a.contains('=') && a != "bf16")
+        .unwrap_or_default();
     let threads = std::env::args().find_map(|a| a.strip_prefix("threads=")?.parse().ok()).unwrap_or(0);
+    let bf16 = std::env::args().any(|a| a == "bf16");
     let cpu = Cpu::new(threads).expect("threads");
     let (peak, steady) = peak(cpu.threads());
     println!("{cpu:?}: {peak:.0} GF/s at the peak; {:.0} by processor time", steady.unwrap_or(f64::NAN));
@@ -106,6 +110,7 @@ fn main() {
         }
         println!();
     };
+    let precision = if bf16 { Precision::Bf16 } else { Precision::F32 };
     if "gemm".contains(&filter) {
         for (m, k, n, r) in [
             (192, 256, 256, 0),
@@ -121,8 +126,9 @@ fn main() {
             (1536, 1024, 4096, 0),
             (4608, 3072, 3072, 0),
         ] {
-            let (x, w) = (values(m * k, 1), Packed::from_matrix(&cpu, &values(k * n, 2), k, n));
-            let (h, up) = (values(m * r, 3), Packed::from_matrix(&cpu, &values(r * n, 4), r, n));
+            let pack = |values: &[f32], k| Packed::from_matrix(&cpu, precision, &Matrix::of(values, k, n));
+            let (x, w) = (values(m * k, 1), pack(&values(k * n, 2), k));
+            let (h, up) = (values(m * r, 3), pack(&values(r * n, 4), r));
             let mut out = vec![0.0; m * n];
             let seconds = times(|| {
                 let extra = (r > 0).then_some((&h[..], r, &up));
@@ -180,6 +186,7 @@ fn main() {
                     &cpu,
                     Attention {
                         shape,
+                        precision,
                         query_rows: 0..tokens,
                         q: &q,
                         k: &k,
@@ -197,6 +204,7 @@ fn main() {
                     &cpu,
                     AttentionBackward {
                         shape,
+                        precision,
                         query_rows: 0..tokens,
                         q: &q,
                         k: &k,

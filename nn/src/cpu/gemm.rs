@@ -14,9 +14,10 @@
 use std::ops::Range;
 
 use super::{
-    Cpu, Packed,
+    Cpu, Packed, Precision,
     isa::{Kernel, Machine},
     parallel::{self, Shared},
+    precision::pack_row,
     scratch::with_scratch,
     tile::{Product, Start, product},
 };
@@ -24,7 +25,7 @@ use super::{
 /// `out = start + x * weight + extra`, where `start` is `out`, the bias or zero.
 ///
 /// The extra product continues in the accumulators once the base product is complete, so that an extra product of
-/// zero leaves the bits of the base product.
+/// zero leaves the bits of the base product. Rows of `x` are rounded to the precision that their matrix has.
 #[derive(Debug)]
 pub struct Gemm<'a> {
     /// Number of rows M of `x` and `out`.
@@ -35,8 +36,8 @@ pub struct Gemm<'a> {
     pub x_stride: usize,
     /// `[K, N]`.
     pub weight: &'a Packed,
-    /// A second product to add: `h [M, R]`, its row stride, and a matrix `[R, N]`.
-    pub extra: Option<(&'a [f32], usize, &'a Packed)>,
+    /// A second product to add.
+    pub extra: Option<Extra<'a>>,
     /// `[N]`; only without `accumulate`.
     pub bias: Option<&'a [f32]>,
     /// Whether to add to what `out` holds.
@@ -47,7 +48,10 @@ pub struct Gemm<'a> {
     pub out_stride: usize,
 }
 
-/// Terms of the sum in one run of the micro-kernel: a panel's share stays in the first cache. Rows of `x` are copied to
+/// A second product of a [`Gemm`]: `h [M, R]`, its row stride, and a matrix `[R, N]`.
+pub type Extra<'a> = (&'a [f32], usize, &'a Packed);
+
+/// Words of the sum in one run of the micro-kernel: a panel's share stays in the first cache. Rows of `x` are copied to
 /// stand so far apart, which the micro-kernel knows as a constant.
 const TERMS: usize = 256;
 /// Most rows in one task: their share of `x` stays in the second cache.
@@ -106,7 +110,7 @@ struct Block<'a> {
     rows: Range<usize>,
     panels: Range<usize>,
     base: (&'a [f32], usize, &'a Packed),
-    extra: Option<(&'a [f32], usize, &'a Packed)>,
+    extra: Option<Extra<'a>>,
     bias: Option<&'a [f32]>,
     accumulate: bool,
     out: Shared<'a>,
@@ -128,33 +132,45 @@ impl Kernel for Block<'_> {
             None => Start::Zero,
         };
         for (x, stride, weight) in [self.base].into_iter().chain(self.extra) {
-            for (first, terms) in blocks(weight.k()) {
+            let pairs = weight.precision() == Precision::Bf16;
+            for (first, words) in blocks(weight.words()) {
                 for (to, r) in self.copy.chunks_exact_mut(TERMS).zip(self.rows.clone()) {
-                    to[..terms].copy_from_slice(&x[r * stride + first..][..terms]);
+                    let from = &x[r * stride..][..weight.k()];
+                    if pairs {
+                        pack_row(&from[2 * first..weight.k().min(2 * (first + words))], to);
+                    } else {
+                        to[..words].copy_from_slice(&from[first..][..words]);
+                    }
                 }
                 let block = Product {
                     rows: self.rows.len(),
                     columns,
-                    k: terms,
+                    k: words,
                     a: self.copy.as_ptr(),
                     a_stride: 0,
                     panels: weight.panel(self.panels.start, first).as_ptr(),
                     panel_row: width,
-                    panel_stride: weight.k() * width,
+                    panel_stride: weight.words() * width,
                     start,
                     c: self.out.at(self.rows.start * self.out_stride + first_column),
                     c_stride: self.out_stride,
                 };
                 // SAFETY: `gemm` has checked all slices against their shapes; these rows and columns of `out`
                 // are this task's alone.
-                unsafe { product::<M, TERMS>(machine, &block) };
+                unsafe {
+                    if pairs {
+                        product::<M, TERMS, true>(machine, &block);
+                    } else {
+                        product::<M, TERMS, false>(machine, &block);
+                    }
+                }
                 start = Start::Result;
             }
         }
     }
 }
 
-/// The sum's terms in runs of equal length, as (first, length); one empty run if there are none.
+/// The sum's words in runs of equal length, as (first, length); one empty run if there are none.
 pub(super) fn blocks(k: usize) -> impl Iterator<Item = (usize, usize)> {
     let length = k.div_ceil(k.div_ceil(TERMS).max(1)).next_multiple_of(8);
     let runs = k.div_ceil(length.max(1)).max(1);

@@ -134,7 +134,7 @@ impl Kernel for Columns<'_> {
             };
             // SAFETY: both factors were checked for `m` rows, the wide one for all of these whole panels; the sums are
             // `rows` rows of `sums_stride`.
-            unsafe { product::<M, ACROSS>(machine, &block) };
+            unsafe { product::<M, ACROSS, false>(machine, &block) };
             if whole < columns {
                 pack(&wide[r * stride + first + whole..], stride, terms, columns - whole, width, last);
                 let block = Product {
@@ -145,7 +145,7 @@ impl Kernel for Columns<'_> {
                     ..block
                 };
                 // SAFETY: as above, for the one panel that was filled up.
-                unsafe { product::<M, ACROSS>(machine, &block) };
+                unsafe { product::<M, ACROSS, false>(machine, &block) };
             }
         }
         for i in 0..rows {

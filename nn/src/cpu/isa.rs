@@ -129,33 +129,47 @@ pub(super) trait Machine: Simd {
     ///
     /// # Safety
     /// As for [`micro_tile`].
-    unsafe fn tile<const ROW: usize>(self, rows: usize, tile: &Tile);
+    unsafe fn tile<const ROW: usize, const PAIRS: bool>(self, rows: usize, tile: &Tile);
 }
 
-struct TileOp<'a, M, const R: usize, const V: usize, const ROW: usize>(M, &'a Tile);
+struct TileOp<'a, M, const R: usize, const V: usize, const ROW: usize, const PAIRS: bool>(M, &'a Tile);
 
-impl<M: Machine, const R: usize, const V: usize, const ROW: usize> NullaryFnOnce
-    for TileOp<'_, M, R, V, ROW>
+impl<M: Machine, const R: usize, const V: usize, const ROW: usize, const PAIRS: bool> NullaryFnOnce
+    for TileOp<'_, M, R, V, ROW, PAIRS>
 {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
         // SAFETY: made in `Machine::tile` only, whose caller vouches for the pointers.
-        unsafe { micro_tile::<M, R, V, ROW>(self.0, self.1) }
+        unsafe { micro_tile::<M, R, V, ROW, PAIRS>(self.0, self.1) }
     }
 }
 
+/// A tile in pairs of bf16 by an instruction of its own.
+pub(super) type PairsTile = unsafe fn(&Tile);
+
+/// Instruction sets without such an instruction.
+#[inline(always)]
+fn no_pairs(_row: usize, _rows: usize) -> Option<PairsTile> {
+    None
+}
+
 macro_rules! machine {
-    ($simd:ty, $rows:literal x $vectors:literal, $($r:literal)*) => {
+    ($simd:ty, $rows:literal x $vectors:literal, $pairs:expr, $($r:literal)*) => {
         impl Machine for $simd {
             const TILE_ROWS: usize = $rows;
             const TILE_COLUMNS: usize = $vectors * <$simd as Simd>::F32_LANES;
 
             #[inline(always)]
-            unsafe fn tile<const ROW: usize>(self, rows: usize, tile: &Tile) {
+            unsafe fn tile<const ROW: usize, const PAIRS: bool>(self, rows: usize, tile: &Tile) {
+                let by_pairs: Option<PairsTile> = if PAIRS { $pairs(ROW, rows) } else { None };
+                if let Some(by_pairs) = by_pairs {
+                    // SAFETY: there only where the processor has the instruction; the rest is the caller's word.
+                    return unsafe { by_pairs(tile) };
+                }
                 match rows {
-                    $($r => Simd::vectorize(self, TileOp::<_, $r, $vectors, ROW>(self, tile)),)*
+                    $($r => Simd::vectorize(self, TileOp::<_, $r, $vectors, ROW, PAIRS>(self, tile)),)*
                     _ => unreachable!("a tile of {rows} rows"),
                 }
             }
@@ -165,12 +179,12 @@ macro_rules! machine {
 
 // Accumulators are rows x vectors registers; some are left for the panel's vectors and the broadcast value.
 #[cfg(target_arch = "x86_64")]
-machine!(pulp::x86::V4, 12 x 2, 12 11 10 9 8 7 6 5 4 3 2 1);
+machine!(pulp::x86::V4, 12 x 2, super::pairs::tile, 12 11 10 9 8 7 6 5 4 3 2 1);
 #[cfg(target_arch = "x86_64")]
-machine!(pulp::x86::V3, 6 x 2, 6 5 4 3 2 1);
+machine!(pulp::x86::V3, 6 x 2, no_pairs, 6 5 4 3 2 1);
 #[cfg(target_arch = "aarch64")]
-machine!(pulp::aarch64::Neon, 6 x 4, 6 5 4 3 2 1);
-machine!(Scalar, 4 x 16, 4 3 2 1);
+machine!(pulp::aarch64::Neon, 6 x 4, no_pairs, 6 5 4 3 2 1);
+machine!(Scalar, 4 x 16, no_pairs, 4 3 2 1);
 
 /// A kernel's text, over any instruction set; `N` vectors of it make a block of 16 values.
 pub(super) trait Kernel {

@@ -7,9 +7,12 @@
 
 pub mod map;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use self::isa::Token;
+use self::{isa::Token, scratch::Aligned};
 use crate::{
     device::Device,
     error::{Error, Result},
@@ -21,21 +24,26 @@ mod gemm_tn;
 mod heads;
 mod isa;
 mod math;
+mod matrix;
 mod norm;
 mod optimizer;
 mod packed;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod parallel;
 mod pointwise;
+mod precision;
 mod scores;
 mod scratch;
 mod sweep;
 mod tile;
 
 pub use attention::{Attention, AttentionBackward, AttentionShape, attention, attention_backward};
-pub use gemm::{Gemm, gemm};
+pub use gemm::{Extra, Gemm, gemm};
 pub use gemm_tn::{GemmTn, gemm_tn};
 pub use heads::{HeadLayout, NormRotary, split_heads, split_heads_backward};
 pub use isa::Isa;
+pub use matrix::{Matrix, Values};
 pub use norm::{ModulationGrad, Rows, norm_modulate, norm_modulate_backward};
 pub use optimizer::{AdamW, adamw, sum_of_squares};
 pub use packed::Packed;
@@ -43,6 +51,7 @@ pub use pointwise::{
     GateGrad, Window, add_scaled, gated_add, gated_add_backward, gelu, gelu_backward, scale, silu,
     silu_backward,
 };
+pub use precision::Precision;
 pub use scores::{cosine_scores, masked_mean};
 
 /// Host memory and a pool of worker threads that all users of the device share.
@@ -50,6 +59,8 @@ pub use scores::{cosine_scores, masked_mean};
 pub struct Cpu {
     pool: Arc<rayon::ThreadPool>,
     token: Token,
+    /// Memory of matrices that were packed for one product, for the next.
+    spare: Arc<Mutex<Vec<Aligned>>>,
 }
 
 impl Cpu {
@@ -75,7 +86,7 @@ impl Cpu {
             .thread_name(|i| format!("cpu-{i}"))
             .build()
             .map_err(|e| Error::Setting(format!("no worker threads: {e}")))?;
-        Ok(Self { pool: Arc::new(pool), token })
+        Ok(Self { pool: Arc::new(pool), token, spare: Arc::default() })
     }
 
     /// Number of worker threads.
@@ -97,6 +108,26 @@ impl Cpu {
     /// Rows and columns of the micro-tile of the matrix product.
     fn tile(&self) -> (usize, usize) {
         self.token.tile()
+    }
+
+    /// Memory for at least this many values, with anything in it.
+    fn memory(&self, len: usize) -> Aligned {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        // The smallest that is large enough and not wastefully so.
+        let fits = |memory: &Aligned| (len..=2 * len + 1024).contains(&memory.len());
+        let best = (0..spare.len()).filter(|i| fits(&spare[*i])).min_by_key(|i| spare[*i].len());
+        best.map_or_else(|| Aligned::zeros(len), |best| spare.swap_remove(best))
+    }
+
+    /// Keep memory for later.
+    fn keep(&self, memory: Aligned) {
+        /// Matrices that are packed at one time, by a few lanes.
+        const KEPT: usize = 8;
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() == KEPT {
+            spare.remove(0);
+        }
+        spare.push(memory);
     }
 
     /// The pool that kernels run on.

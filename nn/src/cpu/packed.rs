@@ -1,47 +1,74 @@
-//! A matrix operand laid out once in the order in which the micro-kernel reads it.
+//! A matrix operand laid out in the order in which the micro-kernel reads it.
 
-use super::{Cpu, Isa, scratch::Aligned};
+use super::{
+    Cpu, Isa, Precision,
+    matrix::Matrix,
+    parallel::{self, Shared},
+    precision::{interleave, pack_row},
+    scratch::Aligned,
+};
 
 /// A matrix `[K, N]`, packed for the instruction set of the device it was made with.
 ///
-/// The columns stand in panels as wide as a micro-tile, each panel `[K, width]`; the last one is filled up with zeros.
-#[derive(Clone, Debug)]
+/// The columns stand in panels as wide as a micro-tile, each panel `[K, width]` in words of its precision; the last one is
+/// filled up with zeros.
+#[derive(Debug)]
 pub struct Packed {
     k: usize,
     n: usize,
     /// Columns of a panel.
     width: usize,
     isa: Isa,
+    precision: Precision,
     panels: Aligned,
 }
 
+/// Values of a row that are read together.
+const PART: usize = 64;
+
 impl Packed {
     /// From a linear layer's weight `[N, K]`, for `y = x W^T`.
-    ///
-    /// # Panics
-    /// If `weight` does not have N * K values.
-    pub fn from_weight(cpu: &Cpu, weight: &[f32], n: usize, k: usize) -> Self {
-        assert_eq!(weight.len(), n * k, "values of a weight [{n}, {k}]");
-        let mut packed = Self::zeros(cpu, k, n);
-        pack_transposed(weight, k, n, k, packed.width, packed.panels.values_mut());
-        packed
+    pub fn from_weight(cpu: &Cpu, precision: Precision, weight: &Matrix<'_>) -> Self {
+        let (n, k) = (weight.rows(), weight.columns());
+        Self::build(cpu, precision, k, n, |first, panel| {
+            let used = cpu.tile().1.min(n - first);
+            pack_columns(weight, precision, first, used, cpu.tile().1, panel);
+        })
     }
 
     /// From a matrix `[K, N]`; with a linear layer's weight `[N, K]` as that matrix, for `dx = dy W`.
-    ///
-    /// # Panics
-    /// If `matrix` does not have K * N values.
-    pub fn from_matrix(cpu: &Cpu, matrix: &[f32], k: usize, n: usize) -> Self {
-        assert_eq!(matrix.len(), n * k, "values of a matrix [{k}, {n}]");
-        let mut packed = Self::zeros(cpu, k, n);
-        pack(matrix, n, k, n, packed.width, packed.panels.values_mut());
-        packed
+    pub fn from_matrix(cpu: &Cpu, precision: Precision, matrix: &Matrix<'_>) -> Self {
+        let (k, n) = (matrix.rows(), matrix.columns());
+        Self::build(cpu, precision, k, n, |first, panel| {
+            let width = cpu.tile().1;
+            pack_rows(matrix, precision, first, width.min(n - first), width, panel);
+        })
     }
 
-    fn zeros(cpu: &Cpu, k: usize, n: usize) -> Self {
-        let (_, width) = cpu.tile();
-        let panels = Aligned::zeros(n.div_ceil(width) * width * k);
-        Self { k, n, width, isa: cpu.isa(), panels }
+    /// Memory of the device's own, filled panel by panel.
+    fn build(
+        cpu: &Cpu,
+        precision: Precision,
+        k: usize,
+        n: usize,
+        fill: impl Fn(usize, &mut [f32]) + Send + Sync,
+    ) -> Self {
+        let width = cpu.tile().1;
+        let (words, panels) = (precision.words(k), n.div_ceil(width));
+        let mut memory = cpu.memory(panels * width * words);
+        let shared = Shared::new(&mut memory.values_mut()[..panels * width * words]);
+        parallel::for_each(cpu, 8 * n * k, panels, |panel| {
+            #[allow(unsafe_code, reason = "tasks write disjoint panels")]
+            // SAFETY: a panel belongs to one task.
+            let to = unsafe { shared.part(panel * width * words, width * words) };
+            fill(panel * width, to);
+        });
+        Self { k, n, width, isa: cpu.isa(), precision, panels: memory }
+    }
+
+    /// Give the memory back to the device, for the next matrix.
+    pub fn give_back(self, cpu: &Cpu) {
+        cpu.keep(self.panels);
     }
 
     /// The summed axis K.
@@ -54,6 +81,11 @@ impl Packed {
         self.n
     }
 
+    /// What its values were rounded to.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// Memory held, in bytes.
     pub fn bytes(&self) -> usize {
         std::mem::size_of_val(self.panels.values())
@@ -64,9 +96,71 @@ impl Packed {
         self.isa
     }
 
-    /// From row `k` of panel `panel` to the end of the panel.
+    /// Words of the summed axis.
+    pub(super) fn words(&self) -> usize {
+        self.precision.words(self.k)
+    }
+
+    /// From word `k` of panel `panel` to the end of the panel.
     pub(super) fn panel(&self, panel: usize, k: usize) -> &[f32] {
-        &self.panels.values()[(panel * self.k + k) * self.width..(panel + 1) * self.k * self.width]
+        let words = self.words();
+        &self.panels.values()[(panel * words + k) * self.width..(panel + 1) * words * self.width]
+    }
+}
+
+/// Packs rows `first..first + used` of a matrix as the columns of a panel `[columns of the matrix, width]`.
+fn pack_columns(
+    matrix: &Matrix<'_>,
+    precision: Precision,
+    first: usize,
+    used: usize,
+    width: usize,
+    panel: &mut [f32],
+) {
+    if used < width {
+        panel.fill(0.0);
+    }
+    let k = matrix.columns();
+    for start in (0..k).step_by(PART) {
+        let terms = PART.min(k - start);
+        let words = precision.words(terms);
+        let to = &mut panel[precision.words(start) * width..][..words * width];
+        for column in 0..used {
+            let (mut values, mut packed) = ([0.0; PART], [0.0; PART]);
+            matrix.read(first + column, start, &mut values[..terms]);
+            match precision {
+                Precision::F32 => packed = values,
+                Precision::Bf16 => pack_row(&values[..terms], &mut packed),
+            }
+            for (to, word) in to[column..].iter_mut().step_by(width).zip(&packed[..words]) {
+                *to = *word;
+            }
+        }
+    }
+}
+
+/// Packs columns `first..first + used` of a matrix as a panel `[rows of the matrix, width]`.
+fn pack_rows(
+    matrix: &Matrix<'_>,
+    precision: Precision,
+    first: usize,
+    used: usize,
+    width: usize,
+    panel: &mut [f32],
+) {
+    for (word, to) in panel.chunks_exact_mut(width).enumerate() {
+        to[used..].fill(0.0);
+        match precision {
+            Precision::F32 => matrix.read(word, first, &mut to[..used]),
+            Precision::Bf16 => {
+                let (mut one, mut two) = ([0.0; PART], [0.0; PART]);
+                matrix.read(2 * word, first, &mut one[..used]);
+                if 2 * word + 1 < matrix.rows() {
+                    matrix.read(2 * word + 1, first, &mut two[..used]);
+                }
+                interleave(&one[..used], &two[..used], to);
+            }
+        }
     }
 }
 
@@ -94,6 +188,34 @@ pub(super) fn pack(matrix: &[f32], stride: usize, k: usize, n: usize, width: usi
                 if !from_rest.is_empty() {
                     to[from.len()][..from_rest.len()].copy_from_slice(from_rest);
                 }
+            }
+        }
+    }
+}
+
+/// The same in pairs of rows: panels `[k / 2, width]` of words.
+#[inline(always)]
+pub(super) fn pack_pairs(
+    matrix: &[f32],
+    stride: usize,
+    k: usize,
+    n: usize,
+    width: usize,
+    panels: &mut [f32],
+) {
+    let words = k.div_ceil(2);
+    for word in 0..words {
+        let one = &matrix[2 * word * stride..][..n];
+        let two = if 2 * word + 1 < k { &matrix[(2 * word + 1) * stride..][..n] } else { &[] };
+        for (panel, first) in (0..n).step_by(width).enumerate() {
+            let used = width.min(n - first);
+            let to = &mut panels[(panel * words + word) * width..][..width];
+            to[used..].fill(0.0);
+            if two.is_empty() {
+                let zeros = [0.0; PART];
+                interleave(&one[first..][..used], &zeros[..used], to);
+            } else {
+                interleave(&one[first..][..used], &two[first..][..used], to);
             }
         }
     }

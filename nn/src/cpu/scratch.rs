@@ -18,6 +18,11 @@ impl Aligned {
         Self(vec![Line([0.0; 16]); len.div_ceil(16)])
     }
 
+    /// Number of values.
+    pub(super) fn len(&self) -> usize {
+        16 * self.0.len()
+    }
+
     pub(super) fn values(&self) -> &[f32] {
         // SAFETY: a `Line` is 16 values without padding.
         unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * 16) }

@@ -1,4 +1,6 @@
 //! The micro-kernel of all matrix products: a tile of the result in registers, summed over a panel.
+//!
+//! Factors are words: one f32, or with `PAIRS` two neighbouring terms in bf16 (see `precision`).
 #![allow(unsafe_code, reason = "unchecked access in the innermost loop")]
 #![allow(clippy::needless_range_loop, reason = "indices into register arrays are unrolled")]
 
@@ -7,7 +9,7 @@ use super::isa::Machine;
 /// One call of the micro-kernel: `c = start + a * panel`, for up to `TILE_ROWS` rows by `TILE_COLUMNS` columns.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tile {
-    /// Length of the sum.
+    /// Length of the sum, in words.
     pub(super) k: usize,
     /// Element (row i, term p) of the left factor is at `i * ROW + p`; at `p * a_stride + i` if `ROW` is [`ACROSS`].
     pub(super) a: *const f32,
@@ -34,7 +36,13 @@ pub(super) const ACROSS: usize = 0;
 /// For a tile of `R` rows and `TILE_COLUMNS` columns, all elements described by [`Tile`] must be valid to read, and
 /// `c` to write; `c` may be `start`, and otherwise nothing else may read or write `c` meanwhile.
 #[inline(always)]
-pub(super) unsafe fn micro_tile<M: Machine, const R: usize, const V: usize, const ROW: usize>(
+pub(super) unsafe fn micro_tile<
+    M: Machine,
+    const R: usize,
+    const V: usize,
+    const ROW: usize,
+    const PAIRS: bool,
+>(
     m: M,
     t: &Tile,
 ) {
@@ -51,12 +59,12 @@ pub(super) unsafe fn micro_tile<M: Machine, const R: usize, const V: usize, cons
         let mut p = 0;
         while p + unroll(R) <= k {
             for u in 0..unroll(R) {
-                term::<M, R, V, ROW>(m, (a, a_stride), (panel, panel_row), p + u, &mut acc);
+                term::<M, R, V, ROW, PAIRS>(m, (a, a_stride), (panel, panel_row), p + u, &mut acc);
             }
             p += unroll(R);
         }
         while p < k {
-            term::<M, R, V, ROW>(m, (a, a_stride), (panel, panel_row), p, &mut acc);
+            term::<M, R, V, ROW, PAIRS>(m, (a, a_stride), (panel, panel_row), p, &mut acc);
             p += 1;
         }
         for i in 0..R {
@@ -77,7 +85,7 @@ const fn unroll(rows: usize) -> usize {
 /// # Safety
 /// As for [`micro_tile`], with `p` less than the length of the sum.
 #[inline(always)]
-unsafe fn term<M: Machine, const R: usize, const V: usize, const ROW: usize>(
+unsafe fn term<M: Machine, const R: usize, const V: usize, const ROW: usize, const PAIRS: bool>(
     m: M,
     (a, a_stride): (*const f32, usize),
     (panel, panel_row): (*const f32, usize),
@@ -92,12 +100,31 @@ unsafe fn term<M: Machine, const R: usize, const V: usize, const ROW: usize>(
             b[j] = panel.add(p * panel_row + j * lanes).cast::<M::f32s>().read_unaligned();
         }
         for i in 0..R {
-            let a = m.splat_f32s(*a.add(if ROW == ACROSS { p * a_stride + i } else { i * ROW + p }));
-            for j in 0..V {
-                acc[i][j] = m.mul_add_f32s(a, b[j], acc[i][j]);
+            let a = *a.add(if ROW == ACROSS { p * a_stride + i } else { i * ROW + p });
+            if PAIRS {
+                // Two terms in a word: the second, in the high half, first.
+                let (second, first) = halves(m, m.splat_f32s(a));
+                for j in 0..V {
+                    let (b_second, b_first) = halves(m, b[j]);
+                    acc[i][j] = m.mul_add_f32s(first, b_first, m.mul_add_f32s(second, b_second, acc[i][j]));
+                }
+            } else {
+                let a = m.splat_f32s(a);
+                for j in 0..V {
+                    acc[i][j] = m.mul_add_f32s(a, b[j], acc[i][j]);
+                }
             }
         }
     }
+}
+
+/// The second and the first bf16 of words, widened.
+#[inline(always)]
+fn halves<M: Machine>(m: M, words: M::f32s) -> (M::f32s, M::f32s) {
+    let bits = m.transmute_u32s_f32s(words);
+    let high = m.and_u32s(bits, m.splat_u32s(0xffff_0000));
+    let low = m.wrapping_dyn_shl_u32s(bits, m.splat_u32s(16));
+    (m.transmute_f32s_u32s(high), m.transmute_f32s_u32s(low))
 }
 
 /// Where the accumulators of a product start from.
@@ -115,6 +142,7 @@ pub(super) enum Start {
 pub(super) struct Product {
     pub(super) rows: usize,
     pub(super) columns: usize,
+    /// Length of the sum, in words.
     pub(super) k: usize,
     /// Element (row i, term p) of the left factor is at `i * ROW + p`; at `p * a_stride + i` if `ROW` is [`ACROSS`].
     pub(super) a: *const f32,
@@ -138,7 +166,7 @@ static ZEROS: [f32; WIDEST] = [0.0; WIDEST];
 /// All elements described by [`Product`] must be valid to read, and `c` to write, with nothing else reading or
 /// writing `c` meanwhile; the last panel is whole even where `columns` ends inside it.
 #[inline(always)]
-pub(super) unsafe fn product<M: Machine, const ROW: usize>(m: M, product: &Product) {
+pub(super) unsafe fn product<M: Machine, const ROW: usize, const PAIRS: bool>(m: M, product: &Product) {
     let Product { rows, columns, k, a, a_stride, panels, panel_row, panel_stride, start, c, c_stride } =
         *product;
     let width = M::TILE_COLUMNS;
@@ -166,9 +194,9 @@ pub(super) unsafe fn product<M: Machine, const ROW: usize>(m: M, product: &Produ
                     c_stride,
                 };
                 if used == width {
-                    m.tile::<ROW>(height, &tile);
+                    m.tile::<ROW, PAIRS>(height, &tile);
                 } else {
-                    edge_tile::<M, ROW>(m, height, used, tile);
+                    edge_tile::<M, ROW, PAIRS>(m, height, used, tile);
                 }
             }
         }
@@ -180,7 +208,12 @@ pub(super) unsafe fn product<M: Machine, const ROW: usize>(m: M, product: &Produ
 /// # Safety
 /// As for [`micro_tile`], with `used` columns of `c` and of `start`.
 #[inline(always)]
-unsafe fn edge_tile<M: Machine, const ROW: usize>(m: M, rows: usize, used: usize, mut tile: Tile) {
+unsafe fn edge_tile<M: Machine, const ROW: usize, const PAIRS: bool>(
+    m: M,
+    rows: usize,
+    used: usize,
+    mut tile: Tile,
+) {
     let width = M::TILE_COLUMNS;
     let mut edge = [0.0f32; 12 * WIDEST];
     let edge = &mut edge[..rows * width];
@@ -193,7 +226,7 @@ unsafe fn edge_tile<M: Machine, const ROW: usize>(m: M, rows: usize, used: usize
         }
         (tile.start, tile.start_stride) = (edge.as_ptr(), width);
         (tile.c, tile.c_stride) = (edge.as_mut_ptr(), width);
-        m.tile::<ROW>(rows, &tile);
+        m.tile::<ROW, PAIRS>(rows, &tile);
         for (i, from) in edge.chunks_exact(width).enumerate() {
             std::slice::from_raw_parts_mut(c.add(i * c_stride), used).copy_from_slice(&from[..used]);
         }

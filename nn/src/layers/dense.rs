@@ -1,4 +1,4 @@
-//! Frozen matrices as a file has them, and products with them where nothing is trained: encoders.
+//! Products with frozen matrices where nothing is trained, and products of activations: encoders.
 //!
 //! ```text
 //! y = x W^T + bias      M  rows    K  inputs    N  outputs
@@ -6,17 +6,17 @@
 
 use std::sync::Arc;
 
+use super::frozen::matrix;
 use crate::{
-    cpu::{self, Cpu, Gemm, Packed},
+    cpu::{self, Cpu, Gemm, Matrix, Packed, Precision},
     error::{Error, Result},
-    files::TensorFiles,
+    files::{TensorFiles, TensorView},
 };
 
 /// A frozen matrix `[N, K]` of a mapped file. It holds no values: they are read where they are used.
 #[derive(Clone, Debug)]
 pub struct Weight {
-    files: Arc<TensorFiles>,
-    name: String,
+    view: TensorView,
     outputs: usize,
     inputs: usize,
 }
@@ -27,9 +27,8 @@ impl Weight {
     /// # Errors
     /// If there is no such tensor, or it has other axes.
     pub fn locate(files: &Arc<TensorFiles>, name: &str, outputs: usize, inputs: usize) -> Result<Self> {
-        let info =
-            files.info(name).ok_or_else(|| Error::file(files.path(), format!("has no tensor `{name}`")))?;
-        let found = (info.shape.first().copied().unwrap_or(0), info.shape.iter().skip(1).product());
+        let view = TensorView::whole(files, name)?;
+        let found = (view.shape().first().copied().unwrap_or(0), view.shape().iter().skip(1).product());
         if found != (outputs, inputs) {
             return Err(Error::shape(
                 format!("outputs and inputs of `{name}` of {}", files.path().display()),
@@ -37,7 +36,7 @@ impl Weight {
                 found,
             ));
         }
-        Ok(Self { files: Arc::clone(files), name: name.into(), outputs, inputs })
+        Ok(Self { view, outputs, inputs })
     }
 
     /// N.
@@ -54,23 +53,21 @@ impl Weight {
 /// `out = x W^T + bias` for `m` rows; `x` and `out` are values with the distance between the starts of two rows.
 ///
 /// # Errors
-/// If the weight cannot be read.
+/// None today: a weight that cannot be read is found when it is located.
 ///
 /// # Panics
 /// If a slice is too short for its shape.
 pub fn dense(
     device: &Cpu,
     m: usize,
-    (x, x_stride): (&[f32], usize),
+    x: (&[f32], usize),
     weight: &Weight,
     bias: Option<&[f32]>,
-    (out, out_stride): (&mut [f32], usize),
+    out: (&mut [f32], usize),
 ) -> Result<()> {
-    let values = weight.files.read(&weight.name)?;
-    let packed = Packed::from_weight(device, &values, weight.outputs, weight.inputs);
-    let call =
-        Gemm { m, x, x_stride, weight: &packed, extra: None, bias, accumulate: false, out, out_stride };
-    cpu::gemm(device, call);
+    let packed =
+        Packed::from_weight(device, Precision::F32, &matrix(&weight.view, (weight.outputs, weight.inputs)));
+    product(device, m, x, packed, bias, out);
     Ok(())
 }
 
@@ -85,8 +82,8 @@ pub fn product_transposed(
     y: &[f32],
     out: &mut [f32],
 ) {
-    let packed = Packed::from_weight(device, &y[..n * k], n, k);
-    product(device, m, (x, k), &packed, (out, n));
+    let packed = Packed::from_weight(device, Precision::F32, &Matrix::of(&y[..n * k], n, k));
+    product(device, m, (x, k), packed, None, (out, n));
 }
 
 /// `out = x y` for activations `x [M, K]` and `y [K, N]`, both without gaps between rows.
@@ -94,23 +91,20 @@ pub fn product_transposed(
 /// # Panics
 /// If a slice is too short for its shape.
 pub fn product_plain(device: &Cpu, (m, n, k): (usize, usize, usize), x: &[f32], y: &[f32], out: &mut [f32]) {
-    let packed = Packed::from_matrix(device, &y[..n * k], k, n);
-    product(device, m, (x, k), &packed, (out, n));
+    let packed = Packed::from_matrix(device, Precision::F32, &Matrix::of(&y[..n * k], k, n));
+    product(device, m, (x, k), packed, None, (out, n));
 }
 
-fn product(device: &Cpu, m: usize, x: (&[f32], usize), weight: &Packed, out: (&mut [f32], usize)) {
-    cpu::gemm(
-        device,
-        Gemm {
-            m,
-            x: x.0,
-            x_stride: x.1,
-            weight,
-            extra: None,
-            bias: None,
-            accumulate: false,
-            out: out.0,
-            out_stride: out.1,
-        },
-    );
+fn product(
+    device: &Cpu,
+    m: usize,
+    (x, x_stride): (&[f32], usize),
+    weight: Packed,
+    bias: Option<&[f32]>,
+    (out, out_stride): (&mut [f32], usize),
+) {
+    let call =
+        Gemm { m, x, x_stride, weight: &weight, extra: None, bias, accumulate: false, out, out_stride };
+    cpu::gemm(device, call);
+    weight.give_back(device);
 }

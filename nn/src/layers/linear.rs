@@ -1,188 +1,74 @@
-//! Frozen linears with a LoRA branch, several of which may read the same input.
+//! Frozen linears with low-rank branches, several of which may read the same input.
 //!
 //! ```text
-//! y = x W^T + bias + s h B^T        h = x A^T        s = alpha / rank
+//! y = x W^T + bias + f (x D^T) U^T + s h B^T        h = x A^T        s = alpha / rank
 //!
 //! M  rows    K  inputs    N  outputs    R  rank    J  adapted linears of a group
 //! ```
 //!
-//! Backward, given dy: `dB = s dy^T h`, `dh = s dy B`, `dA = dh^T x`, `dx = dy W + dh A`. A group of linears with
+//! D and U are frozen as W is: the reference has them too. A and B are trained.
+//!
+//! Backward, given dy: `dB = s dy^T h`, `dh = s dy B`, `dA = dh^T x`, `dx = dy W + f (dy U) D + dh A`. A group of linears with
 //! one input has its A matrices one below the other, so that `h` and `dA` are one product each, and `x` is read once.
 
-use std::{ops::Range, sync::Arc, sync::OnceLock};
+use std::sync::Arc;
 
-use super::{Buffer, Buffers, copy_rows};
+use super::{Branches, Buffer, Context, Frozen, FrozenBranch, Loading};
 use crate::{
     backbone::LinearLayout,
-    cpu::{self, Cpu, Gemm, GemmTn, Packed},
+    cpu::{self, Cpu, Extra, Gemm, GemmTn, Matrix, Packed},
     error::{Error, Result},
-    files::TensorFiles,
-    lora::Adapter,
+    files::TensorView,
 };
 
-/// A frozen linear: packed for the forward when it is made, for the backward when that first asks.
+/// A frozen linear, with a branch if the frozen network has one there.
 #[derive(Debug)]
 pub struct Linear {
-    name: String,
     /// Its number among the linears that an adapter may have factors for.
     index: Option<usize>,
-    inputs: usize,
-    outputs: usize,
-    weight: Packed,
+    weight: Frozen,
     bias: Vec<f32>,
-    backward: OnceLock<Packed>,
-    files: Arc<TensorFiles>,
+    branch: Option<FrozenBranch>,
 }
 
 impl Linear {
-    /// Read `NAME.weight` and `NAME.bias`, and check that every value is finite.
+    /// From its weight and its bias.
     ///
     /// # Errors
-    /// If a tensor is missing, has another shape, or holds a value that is not finite.
-    pub fn read(
+    /// If one of them has another shape, or holds a value that is not finite (of a streamed weight the values are not read).
+    pub fn new(
         device: &Cpu,
-        files: &Arc<TensorFiles>,
+        (weight, bias): (TensorView, TensorView),
         layout: &LinearLayout,
         index: Option<usize>,
+        branch: Option<FrozenBranch>,
+        loading: Loading,
     ) -> Result<Self> {
-        let LinearLayout { name, inputs, outputs } = layout.clone();
-        let weight = files.read_finite(&format!("{name}.weight"), &[outputs, inputs])?;
-        let bias = files.read_finite(&format!("{name}.bias"), &[outputs])?;
-        let weight = Packed::from_weight(device, &weight, outputs, inputs);
-        Ok(Self {
-            name,
-            index,
-            inputs,
-            outputs,
-            weight,
-            bias,
-            backward: OnceLock::new(),
-            files: Arc::clone(files),
-        })
+        let bias = bias.read_finite()?;
+        if bias.len() != layout.outputs {
+            return Err(Error::shape(format!("bias of `{}`", layout.name), layout.outputs, bias.len()));
+        }
+        let weight = Frozen::new(device, weight, (layout.outputs, layout.inputs), loading)?;
+        Ok(Self { index, weight, bias, branch })
     }
 
     /// Width of the output.
     pub fn outputs(&self) -> usize {
-        self.outputs
+        self.weight.outputs()
     }
 
-    /// The weight as the input's derivative reads it. The values were checked when the linear was made.
-    fn for_backward(&self, device: &Cpu) -> Result<&Packed> {
-        if let Some(packed) = self.backward.get() {
-            return Ok(packed);
-        }
-        let weight = self.files.read(&format!("{}.weight", self.name))?;
-        Ok(self.backward.get_or_init(|| Packed::from_matrix(device, &weight, self.outputs, self.inputs)))
-    }
-}
-
-/// The factors of an adapter, by the number of their linear.
-#[derive(Debug)]
-pub struct Branches<'a> {
-    rank: usize,
-    scale: f32,
-    values: &'a [f32],
-    /// Where A and B stand in the adapter's values.
-    places: Vec<Option<(Range<usize>, Range<usize>)>>,
-}
-
-impl<'a> Branches<'a> {
-    /// Match an adapter with the linears of a model.
-    ///
-    /// # Errors
-    /// If the adapter has a module that the model has not, twice, or of other widths; if it holds another number of
-    /// values than its layout says.
-    pub fn new(adapter: &'a Adapter, linears: &[LinearLayout]) -> Result<Self> {
-        let layout = &adapter.layout;
-        if adapter.values.len() != layout.len() {
-            return Err(Error::shape("values of the adapter", layout.len(), adapter.values.len()));
-        }
-        if layout.rank == 0 {
-            return Err(Error::Setting("the adapter's rank is 0: expected at least 1".into()));
-        }
-        let numbers: std::collections::HashMap<&str, usize> =
-            linears.iter().enumerate().map(|(i, l)| (l.name.as_str(), i)).collect();
-        let mut places = vec![None; linears.len()];
-        for (module, place) in layout.modules.iter().zip(layout.ranges()) {
-            let Some(&index) = numbers.get(module.name.as_str()) else {
-                let near = crate::files::nearest(&module.name, linears.iter().map(|l| l.name.as_str()));
-                let hint = near.map_or(String::new(), |n| format!("; nearest: `{n}`"));
-                return Err(Error::Setting(format!(
-                    "the adapter has factors for `{}`, which the model does not have{hint}",
-                    module.name
-                )));
-            };
-            let linear = &linears[index];
-            if (module.inputs, module.outputs) != (linear.inputs, linear.outputs) {
-                return Err(Error::shape(
-                    format!("inputs and outputs of the adapter's `{}`", module.name),
-                    (linear.inputs, linear.outputs),
-                    (module.inputs, module.outputs),
-                ));
-            }
-            if places[index].replace(place).is_some() {
-                return Err(Error::Setting(format!("the adapter has `{}` twice", module.name)));
-            }
-        }
-        Ok(Self { rank: layout.rank, scale: layout.scale(), values: &adapter.values, places })
+    /// The weight.
+    pub fn weight(&self) -> &Frozen {
+        &self.weight
     }
 
-    /// Has this linear factors?
-    pub fn adapts(&self, linear: &Linear) -> bool {
-        self.place(linear).is_some()
+    /// The branch of the frozen network.
+    pub fn branch(&self) -> Option<&FrozenBranch> {
+        self.branch.as_ref()
     }
 
-    fn place(&self, linear: &Linear) -> Option<&(Range<usize>, Range<usize>)> {
-        linear.index.and_then(|i| self.places[i].as_ref())
-    }
-
-    fn a(&self, linear: &Linear) -> Option<&'a [f32]> {
-        self.place(linear).map(|(a, _)| &self.values[a.clone()])
-    }
-
-    /// `s B`, `[N, R]`.
-    fn scaled_b(&self, linear: &Linear) -> Option<Vec<f32>> {
-        self.place(linear).map(|(_, b)| self.values[b.clone()].iter().map(|v| v * self.scale).collect())
-    }
-
-    /// The A matrices of a group, one below the other: `[J R, K]`; nothing if none is adapted.
-    fn stacked_a<'l>(&self, linears: impl Iterator<Item = &'l Linear>) -> Option<(Vec<f32>, usize)> {
-        let mut stack = Vec::new();
-        let mut adapted = 0;
-        for a in linears.filter_map(|l| self.a(l)) {
-            stack.extend_from_slice(a);
-            adapted += 1;
-        }
-        (adapted > 0).then_some((stack, adapted * self.rank))
-    }
-}
-
-/// What layers work with: the device, working memory, and the adapter if there is one.
-#[derive(Clone, Copy, Debug)]
-pub struct Context<'a> {
-    /// Where the work is done.
-    pub device: &'a Cpu,
-    /// Working memory.
-    pub buffers: &'a Buffers,
-    /// The adapter's factors.
-    pub branches: Option<&'a Branches<'a>>,
-}
-
-impl Context<'_> {
-    /// Has this linear factors?
-    pub fn adapts(&self, linear: &Linear) -> bool {
-        self.branches.is_some_and(|b| b.adapts(linear))
-    }
-
-    /// A copy in working memory.
-    pub fn copy(&self, values: &[f32]) -> Buffer {
-        /// Values that one task copies.
-        const PART: usize = 1 << 14;
-        let mut copy = self.buffers.take(values.len());
-        copy_rows(self.device, &mut copy, PART, |i, to| {
-            to.copy_from_slice(&values[i * PART..][..to.len()]);
-        });
-        copy
+    pub(super) fn index(&self) -> Option<usize> {
+        self.index
     }
 }
 
@@ -194,53 +80,77 @@ pub struct Input<'a>(pub &'a [f32], pub usize);
 #[derive(Debug)]
 pub struct Output<'a>(pub &'a Linear, pub &'a mut [f32], pub usize);
 
+/// `out = x weight`, or `out += x weight`.
+fn product(
+    ctx: Context<'_>,
+    m: usize,
+    x: Input<'_>,
+    weight: &Packed,
+    accumulate: bool,
+    (out, out_stride): (&mut [f32], usize),
+) {
+    let call =
+        Gemm { m, x: x.0, x_stride: x.1, weight, extra: None, bias: None, accumulate, out, out_stride };
+    cpu::gemm(ctx.device, call);
+}
+
 /// Apply linears to the same `m` rows. Returns `h [M, J R]` for the backward, if any of them is adapted.
 pub fn linears(ctx: Context<'_>, m: usize, x: Input<'_>, outputs: &mut [Output<'_>]) -> Option<Buffer> {
     let stacked = ctx.branches.and_then(|b| b.stacked_a(outputs.iter().map(|o| o.0)));
     let inner = stacked.map(|(a, width)| {
         let mut h = ctx.buffers.take(m * width);
-        let a = Packed::from_weight(ctx.device, &a, width, a.len() / width);
-        cpu::gemm(
-            ctx.device,
-            Gemm {
-                m,
-                x: x.0,
-                x_stride: x.1,
-                weight: &a,
-                extra: None,
-                bias: None,
-                accumulate: false,
-                out: &mut h,
-                out_stride: width,
-            },
-        );
+        let a = Packed::from_weight(ctx.device, ctx.precision, &Matrix::of(&a, width, a.len() / width));
+        product(ctx, m, x, &a, false, (&mut h, width));
+        a.give_back(ctx.device);
         (h, width)
     });
     let mut column = 0;
+    // `f x D^T` of the last branch: linears that share D stand together.
+    let mut frozen: Option<(Arc<Frozen>, Buffer)> = None;
     for Output(linear, out, out_stride) in outputs {
         let b = ctx.branches.and_then(|branches| branches.scaled_b(linear).map(|b| (b, branches.rank)));
-        let b = b.map(|(b, rank)| (Packed::from_weight(ctx.device, &b, linear.outputs, rank), rank));
-        let extra = match (&inner, &b) {
+        let b = b.map(|(b, rank)| {
+            (Packed::from_weight(ctx.device, ctx.precision, &Matrix::of(&b, linear.outputs(), rank)), rank)
+        });
+        let trained = match (&inner, &b) {
             (Some((h, width)), Some((b, rank))) => {
                 column += rank;
                 Some((&h[column - rank..], *width, b))
             }
             _ => None,
         };
-        cpu::gemm(
-            ctx.device,
-            Gemm {
+        linear.weight.forward(ctx.device, |weight| {
+            let call = Gemm {
                 m,
                 x: x.0,
                 x_stride: x.1,
-                weight: &linear.weight,
-                extra,
+                weight,
+                extra: trained,
                 bias: Some(&linear.bias),
                 accumulate: false,
-                out,
+                out: &mut **out,
                 out_stride: *out_stride,
-            },
-        );
+            };
+            cpu::gemm(ctx.device, call);
+        });
+        if let Some((b, _)) = b {
+            b.give_back(ctx.device);
+        }
+        let Some(branch) = &linear.branch else { continue };
+        let rank = branch.down.outputs();
+        if !frozen.as_ref().is_some_and(|(down, _)| Arc::ptr_eq(down, &branch.down)) {
+            let mut h = ctx.buffers.take(m * rank);
+            branch.down.forward(ctx.device, |down| product(ctx, m, x, down, false, (&mut h, rank)));
+            if branch.scale != 1.0 {
+                cpu::scale(ctx.device, branch.scale, &mut h);
+            }
+            frozen = Some((Arc::clone(&branch.down), h));
+        }
+        if let Some((_, h)) = &frozen {
+            branch.up.forward(ctx.device, |up| {
+                product(ctx, m, Input(h, rank), up, true, (&mut **out, *out_stride));
+            });
+        }
     }
     inner.map(|(h, _)| h)
 }
@@ -260,7 +170,7 @@ pub struct InputGrad<'a> {
 /// `grads` is the derivative by all values of the adapter; those of these linears are overwritten.
 ///
 /// # Errors
-/// If a weight cannot be read again.
+/// If `x` or `h` is missing although a linear is adapted.
 pub fn linears_backward(
     ctx: Context<'_>,
     m: usize,
@@ -284,30 +194,64 @@ pub fn linears_backward(
     };
     let Some(dx) = dx else { return Ok(()) };
     let a = stacked.map(|(_, (a, width))| {
-        let inputs = a.len() / width;
-        (Packed::from_matrix(ctx.device, &a, width, inputs), width)
+        let a = Matrix::of(&a, width, a.len() / width);
+        (Packed::from_matrix(ctx.device, ctx.precision, &a), width)
     });
+    let trained: Option<Extra<'_>> =
+        inner_grad.as_ref().zip(a.as_ref()).map(|(dh, (a, width))| (&dh[..], *width, a));
     for (i, (linear, dy)) in outputs.iter().enumerate() {
-        let extra = match (&inner_grad, &a) {
-            (Some(dh), Some((a, width))) if i == 0 => Some((&dh[..], *width, a)),
-            _ => None,
-        };
-        cpu::gemm(
-            ctx.device,
-            Gemm {
+        linear.weight.backward(ctx.device, |weight| {
+            let call = Gemm {
                 m,
                 x: dy.0,
                 x_stride: dy.1,
-                weight: linear.for_backward(ctx.device)?,
-                extra,
+                weight,
+                extra: trained.filter(|_| i == 0),
                 bias: None,
                 accumulate: dx.accumulate || i > 0,
                 out: &mut *dx.values,
                 out_stride: dx.stride,
-            },
-        );
+            };
+            cpu::gemm(ctx.device, call);
+        });
+    }
+    if let Some((a, _)) = a {
+        a.give_back(ctx.device);
+    }
+    for (down, t) in frozen_gradients(ctx, m, outputs) {
+        let t = Input(&t, down.outputs());
+        down.backward(ctx.device, |down| product(ctx, m, t, down, true, (&mut *dx.values, dx.stride)));
     }
     Ok(())
+}
+
+/// `f dy U` of the frozen branches of a group, summed where linears share their D.
+fn frozen_gradients(
+    ctx: Context<'_>,
+    m: usize,
+    outputs: &[(&Linear, Input<'_>)],
+) -> Vec<(Arc<Frozen>, Buffer)> {
+    let mut all: Vec<(&FrozenBranch, Buffer)> = Vec::new();
+    for (linear, dy) in outputs {
+        let Some(branch) = &linear.branch else { continue };
+        let rank = branch.down.outputs();
+        let known = all.iter().position(|(b, _)| Arc::ptr_eq(&b.down, &branch.down));
+        let at = known.unwrap_or_else(|| {
+            all.push((branch, ctx.buffers.take(m * rank)));
+            all.len() - 1
+        });
+        let t = &mut all[at].1;
+        branch.up.backward(ctx.device, |up| product(ctx, m, *dy, up, known.is_some(), (t, rank)));
+    }
+    // Linears that share D come from one branch, and so have one scale.
+    all.into_iter()
+        .map(|(branch, mut t)| {
+            if branch.scale != 1.0 {
+                cpu::scale(ctx.device, branch.scale, &mut t);
+            }
+            (Arc::clone(&branch.down), t)
+        })
+        .collect()
 }
 
 /// `dB`, `dh` and `dA` of the adapted linears of a group.
@@ -336,7 +280,7 @@ fn factor_gradients(
             ctx.device,
             GemmTn {
                 m,
-                p: linear.outputs,
+                p: linear.outputs(),
                 q: rank,
                 a: dy.0,
                 a_stride: dy.1,
@@ -347,23 +291,11 @@ fn factor_gradients(
             },
         );
         cpu::scale(ctx.device, branches.scale, db);
-        let b = Packed::from_matrix(ctx.device, scaled_b, linear.outputs, rank);
-        cpu::gemm(
-            ctx.device,
-            Gemm {
-                m,
-                x: dy.0,
-                x_stride: dy.1,
-                weight: &b,
-                extra: None,
-                bias: None,
-                accumulate: false,
-                out: &mut dh[j * rank..],
-                out_stride: width,
-            },
-        );
+        let b = Packed::from_matrix(ctx.device, ctx.precision, &Matrix::of(scaled_b, linear.outputs(), rank));
+        product(ctx, m, *dy, &b, false, (&mut dh[j * rank..], width));
+        b.give_back(ctx.device);
     }
-    let Some(inputs) = adapted.first().map(|(l, ..)| l.inputs) else { return };
+    let Some(inputs) = adapted.first().map(|(l, ..)| l.weight.inputs()) else { return };
     let mut da = ctx.buffers.take(width * inputs);
     cpu::gemm_tn(
         ctx.device,

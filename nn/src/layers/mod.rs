@@ -1,11 +1,17 @@
 //! Layers: functions with an explicit backward, over the kernels of a device.
 
+mod branches;
 pub mod buffers;
+mod context;
 pub mod dense;
+pub mod frozen;
 pub mod linear;
 mod rows;
 
+pub use branches::Branches;
 pub use buffers::{Buffer, Buffers};
+pub use context::Context;
 pub use dense::{Weight, dense, product_plain, product_transposed};
-pub use linear::{Branches, Context, Input, InputGrad, Linear, Output, linears, linears_backward};
+pub use frozen::{Frozen, FrozenBranch, Loading, Packing};
+pub use linear::{Input, InputGrad, Linear, Output, linears, linears_backward};
 pub use rows::copy_rows;

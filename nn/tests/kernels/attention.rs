@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use prefgraph_nn::cpu::{Attention, AttentionBackward, AttentionShape, Cpu, attention, attention_backward};
+use half::bf16;
+use prefgraph_nn::cpu::{
+    Attention, AttentionBackward, AttentionShape, Cpu, Precision, attention, attention_backward,
+};
 
 use crate::{Numbers, assert_close, assert_same_bits, same_on_all_devices};
 
@@ -22,6 +25,7 @@ const SIZES: [(usize, usize, usize, usize); 10] = [
 
 struct Case {
     shape: AttentionShape,
+    precision: Precision,
     stride: usize,
     q: Vec<f32>,
     k: Vec<f32>,
@@ -43,6 +47,7 @@ impl Case {
         let (q, k) = (wide(), wide());
         Self {
             shape: AttentionShape { batch, heads, tokens, dim },
+            precision: Precision::F32,
             stride,
             q,
             k,
@@ -60,6 +65,7 @@ impl Case {
             cpu,
             Attention {
                 shape: s,
+                precision: self.precision,
                 query_rows,
                 q: &self.q,
                 k: &self.k,
@@ -79,6 +85,7 @@ impl Case {
             cpu,
             AttentionBackward {
                 shape: self.shape,
+                precision: self.precision,
                 query_rows,
                 q: &self.q,
                 k: &self.k,
@@ -167,6 +174,32 @@ fn attention_backward_equals_the_derivative_in_f64_with_the_same_bits_on_all_dev
             for (i, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
                 let found = &found[i * case.q.len()..(i + 1) * case.q.len()];
                 assert_close(found, &expected[2 + i], 5e-6, &format!("{name} of {size:?} {rows:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_in_bf16_is_that_of_rounded_operands_with_the_same_bits_on_all_devices() {
+    for size in SIZES {
+        let mut case = Case::new(size);
+        case.precision = Precision::Bf16;
+        for values in [&mut case.q, &mut case.k, &mut case.v, &mut case.d_out] {
+            values.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
+        }
+        for rows in query_ranges(size.2) {
+            let expected = case.expected(rows.clone());
+            let found = same_on_all_devices(|cpu| {
+                let (out, lse) = case.forward(cpu, rows.clone());
+                let [dq, dk, dv] = case.backward(cpu, rows.clone());
+                [out, lse, dq, dk, dv].concat()
+            });
+            let mut rest = &found[..];
+            // What is rounded on the way are probabilities and their cotangents: to one part in 256.
+            for (expected, tolerance) in expected.iter().zip([4e-3, 1e-6, 1.5e-2, 1.5e-2, 4e-3]) {
+                let (part, after) = rest.split_at(expected.len());
+                assert_close(part, expected, tolerance, &format!("{size:?} {rows:?}"));
+                rest = after;
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Matrix products: correctness at awkward sizes, and what their bits depend on.
 
-use prefgraph_nn::cpu::{Cpu, Gemm, GemmTn, Packed, gemm, gemm_tn};
+use half::bf16;
+use prefgraph_nn::cpu::{Cpu, Gemm, GemmTn, Matrix, Packed, Precision, Values, gemm, gemm_tn};
 
 use crate::{Numbers, assert_close, assert_same_bits, devices, same_on_all_devices};
 
@@ -58,8 +59,19 @@ impl Case {
     }
 
     fn run(&self, cpu: &Cpu, with_bias: bool, with_extra: bool, accumulate: bool) -> Vec<f32> {
-        let weight = Packed::from_weight(cpu, &self.weight, self.n, self.k);
-        let up = Packed::from_weight(cpu, &self.up, self.n, self.r);
+        self.run_in(cpu, Precision::F32, with_bias, with_extra, accumulate)
+    }
+
+    fn run_in(
+        &self,
+        cpu: &Cpu,
+        precision: Precision,
+        with_bias: bool,
+        with_extra: bool,
+        accumulate: bool,
+    ) -> Vec<f32> {
+        let weight = Packed::from_weight(cpu, precision, &Matrix::of(&self.weight, self.n, self.k));
+        let up = Packed::from_weight(cpu, precision, &Matrix::of(&self.up, self.n, self.r));
         let mut out = self.out.clone();
         gemm(
             cpu,
@@ -111,15 +123,75 @@ fn a_product_equals_loops_in_f64_with_the_same_bits_on_all_devices() {
     }
 }
 
+/// The case with all operands of products rounded to bf16.
+fn rounded(mut case: Case) -> Case {
+    for values in [&mut case.x, &mut case.weight, &mut case.h, &mut case.up] {
+        values.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
+    }
+    case
+}
+
+#[test]
+fn a_product_in_bf16_is_the_product_of_rounded_operands_with_the_same_bits_on_all_devices() {
+    for size in SIZES {
+        let case = Case::new(size);
+        for (bias, extra, accumulate) in [(false, false, false), (true, true, false), (false, true, true)] {
+            let found = same_on_all_devices(|cpu| case.run_in(cpu, Precision::Bf16, bias, extra, accumulate));
+            let expected = rounded(Case::new(size)).expected(bias, extra, accumulate);
+            assert_close(&found, &expected, 2e-6, &format!("{size:?}"));
+        }
+    }
+}
+
+#[test]
+fn a_matrix_of_a_file_packs_as_the_values_that_it_holds_in_one_run_or_in_several() {
+    let case = rounded(Case::new((10, 37, 45, 0)));
+    let wide: Vec<u8> = case.weight.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let brain: Vec<u8> = case.weight.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
+    let (one, two) = brain.split_at(2 * 37 * 11);
+    let sources = [
+        vec![Values::F32Bytes(&wide)],
+        vec![Values::Bf16Bytes(&brain)],
+        vec![Values::Bf16Bytes(one), Values::Bf16Bytes(two)],
+    ];
+    for cpu in devices() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let expected = case.run_in(&cpu, precision, false, false, false);
+            for source in &sources {
+                let weight =
+                    Packed::from_weight(&cpu, precision, &Matrix::new(source.clone(), case.n, case.k));
+                let mut out = case.out.clone();
+                gemm(
+                    &cpu,
+                    Gemm {
+                        m: case.m,
+                        x: &case.x,
+                        x_stride: case.x_stride,
+                        weight: &weight,
+                        extra: None,
+                        bias: None,
+                        accumulate: false,
+                        out: &mut out,
+                        out_stride: case.out_stride,
+                    },
+                );
+                assert_same_bits(&expected, &out, "a matrix of a file");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_matrix_and_its_transpose_pack_to_the_same_product() {
     let case = Case::new((10, 37, 45, 0));
     let transposed: Vec<f32> =
         (0..case.k * case.n).map(|i| case.weight[i % case.n * case.k + i / case.n]).collect();
-    for cpu in devices() {
+    for (cpu, precision) in
+        devices().into_iter().flat_map(|c| [(c.clone(), Precision::F32), (c, Precision::Bf16)])
+    {
         let mut out = case.out.clone();
-        let weight = Packed::from_matrix(&cpu, &transposed, case.k, case.n);
-        assert!(weight.bytes() >= 4 * case.k * case.n);
+        let weight = Packed::from_matrix(&cpu, precision, &Matrix::of(&transposed, case.k, case.n));
+        assert!(weight.bytes() >= 2 * case.k * case.n);
         gemm(
             &cpu,
             Gemm {
@@ -134,7 +206,7 @@ fn a_matrix_and_its_transpose_pack_to_the_same_product() {
                 out_stride: case.out_stride,
             },
         );
-        assert_same_bits(&case.run(&cpu, false, false, false), &out, "a packed matrix");
+        assert_same_bits(&case.run_in(&cpu, precision, false, false, false), &out, "a packed matrix");
     }
 }
 

@@ -9,14 +9,15 @@ use std::ops::Range;
 
 use super::{
     AttentionBackward, AttentionShape, KEYS, LANES, QUERIES,
-    operands::{along, panels, row_of, with_row},
+    forward::pair_rows,
+    operands::{across, along, along_len, panels, panels_len, with_row},
 };
 use crate::cpu::{
-    Cpu,
+    Cpu, Precision,
     isa::{Kernel, Machine},
     math::{self, BLOCK},
-    packed::pack_transposed,
     parallel::{self, Shared},
+    precision::pack_row,
     scratch::with_scratch,
     tile::{ACROSS, Product, Start, product},
 };
@@ -24,6 +25,7 @@ use crate::cpu::{
 pub(super) fn run(cpu: &Cpu, call: AttentionBackward<'_>) {
     let AttentionBackward {
         shape,
+        precision,
         query_rows,
         q,
         k,
@@ -39,20 +41,14 @@ pub(super) fn run(cpu: &Cpu, call: AttentionBackward<'_>) {
     } = call;
     let heads = shape.batch * shape.heads;
     let [dq, dk, dv] = [dq, dk, dv].map(Shared::new);
-    let padded = shape.dim.next_multiple_of(cpu.tile().1);
-    let rows = if row_of(shape.dim) == shape.dim { 0 } else { row_of(shape.dim) };
-    let wide = if padded == shape.dim { 0 } else { padded };
-    let lengths = [
-        QUERIES * shape.dim,
-        QUERIES * shape.dim,
-        QUERIES * wide,
-        QUERIES * wide,
-        KEYS * rows,
-        KEYS * rows,
-        KEYS * wide,
-        KEYS * QUERIES,
-        KEYS * QUERIES,
-    ];
+    let width = cpu.tile().1;
+    let (across, along) = (QUERIES * shape.dim, along_len(precision, shape.dim, shape.tokens));
+    let of_queries = panels_len(precision, QUERIES, shape.dim, width);
+    let of_keys = shape.tokens.div_ceil(KEYS) * panels_len(precision, KEYS, shape.dim, width);
+    let halves = if precision == Precision::Bf16 { KEYS * ROUNDED } else { 0 };
+    let scores = KEYS * QUERIES;
+    let lengths =
+        [across, across, of_queries, of_queries, along, along, of_keys, scores, scores, halves, halves];
     parallel::for_each(cpu, 10 * heads * query_rows.len() * shape.head(), heads, |head| {
         let values = head * shape.head()..(head + 1) * shape.head();
         // SAFETY: each head's values belong to one task.
@@ -73,7 +69,10 @@ pub(super) fn run(cpu: &Cpu, call: AttentionBackward<'_>) {
                 dv,
                 scratch,
             };
-            with_row!(shape.dim, ROW => cpu.run(Aligned::<ROW>(task)));
+            with_row!(shape.dim, ROW => match precision {
+                Precision::F32 => cpu.run(Aligned::<ROW, false>(task)),
+                Precision::Bf16 => cpu.run(Aligned::<ROW, true>(task)),
+            });
         });
     });
 }
@@ -92,14 +91,18 @@ struct Head<'a> {
     dq: &'a mut [f32],
     dk: &'a mut [f32],
     dv: &'a mut [f32],
-    /// A block's queries and cotangents across, and as panels; keys and values at the distance ROW; panels of keys; P and dS.
-    scratch: [&'a mut [f32]; 9],
+    /// A block's queries and cotangents across, and as panels; keys and values at the distance ROW; panels of keys by blocks;
+    /// P and dS, and both rounded.
+    scratch: [&'a mut [f32]; 11],
 }
 
-/// A task whose keys and values are read at the distance `ROW`.
-struct Aligned<'a, const ROW: usize>(Head<'a>);
+/// Words of a row of rounded scores.
+const ROUNDED: usize = QUERIES / 2;
 
-impl<const ROW: usize> Kernel for Aligned<'_, ROW> {
+/// A task whose keys and values are read at the distance `ROW`.
+struct Aligned<'a, const ROW: usize, const PAIRS: bool>(Head<'a>);
+
+impl<const ROW: usize, const PAIRS: bool> Kernel for Aligned<'_, ROW, PAIRS> {
     type Output = ();
 
     #[inline(always)]
@@ -115,58 +118,80 @@ impl<const ROW: usize> Kernel for Aligned<'_, ROW> {
             task.dk.fill(0.0);
             task.dv.fill(0.0);
         }
-        let [q_across, d_across, q_panels, d_panels, k_rows, v_rows, k_panels, p, ds] = task.scratch;
+        let [q_across, d_across, q_panels, d_panels, k_rows, v_rows, k_panels, p, ds, p_rounded, ds_rounded] =
+            task.scratch;
+        let precision = if PAIRS { Precision::Bf16 } else { Precision::F32 };
+        let words = precision.words(dim);
+        let k_rows = along::<ROW, PAIRS>(task.k, dim, tokens, k_rows);
+        let v_rows = along::<ROW, PAIRS>(task.v, dim, tokens, v_rows);
+        let block_len = panels_len(precision, KEYS, dim, width);
+        let key_panels: Vec<_> = (0..tokens)
+            .step_by(KEYS)
+            .map(|first| {
+                let to = &mut k_panels[first / KEYS * block_len..][..block_len];
+                panels::<PAIRS>(&task.k[first * dim..], dim, KEYS.min(tokens - first), dim, width, to)
+            })
+            .collect();
         for row in task.rows.clone().step_by(QUERIES) {
             let rows = QUERIES.min(task.rows.end - row);
             let columns = rows.next_multiple_of(width);
             let (queries, cotangents) =
                 (&task.q[row * dim..], &d_out[task.shape.token_major(task.head, row, d_out_stride)..]);
-            pack_transposed(queries, dim, rows, dim, width, q_across);
-            pack_transposed(cotangents, d_out_stride, rows, dim, width, d_across);
-            let queries = panels(queries, dim, rows, dim, width, q_panels);
+            across::<PAIRS>(queries, dim, rows, dim, width, q_across);
+            across::<PAIRS>(cotangents, d_out_stride, rows, dim, width, d_across);
+            let queries = panels::<PAIRS>(queries, dim, rows, dim, width, q_panels);
             let (mut lse, mut delta) = ([0.0; QUERIES], [0.0; QUERIES]);
             lse[..rows].copy_from_slice(&task.lse[row..row + rows]);
             for (i, delta) in delta[..rows].iter_mut().enumerate() {
                 let out = task.shape.token_major(task.head, row + i, task.out.1);
                 *delta = dot::<M, N>(m, &cotangents[i * d_out_stride..][..dim], &task.out.0[out..][..dim]);
             }
-            let cotangents = panels(cotangents, d_out_stride, rows, dim, width, d_panels);
+            let cotangents = panels::<PAIRS>(cotangents, d_out_stride, rows, dim, width, d_panels);
             let start = if row == task.rows.start { Start::Zero } else { Start::Result };
             for first in (0..tokens).step_by(KEYS) {
                 let count = KEYS.min(tokens - first);
-                let keys = &task.k[first * dim..];
                 let scores = Product {
                     rows: count,
                     columns,
-                    k: dim,
-                    a: along::<ROW>(keys, dim, dim, count, k_rows),
+                    k: words,
+                    a: k_rows.wrapping_add(first * ROW),
                     a_stride: 0,
                     panels: q_across.as_ptr(),
                     panel_row: width,
-                    panel_stride: dim * width,
+                    panel_stride: words * width,
                     start: Start::Zero,
                     c: p.as_mut_ptr(),
                     c_stride: QUERIES,
                 };
                 let d_probabilities = Product {
-                    a: along::<ROW>(&task.v[first * dim..], dim, dim, count, v_rows),
+                    a: v_rows.wrapping_add(first * ROW),
                     panels: d_across.as_ptr(),
                     c: ds.as_mut_ptr(),
                     ..scores
                 };
-                // SAFETY: `count` keys and values at the distance ROW; panels of `columns` queries and cotangents (zeros
-                // beyond the last), and `columns <= QUERIES` since QUERIES is whole panels.
+                // SAFETY: `count` keys and values at the distance ROW from `first` on; panels of `columns` queries and
+                // cotangents (zeros beyond the last), and `columns <= QUERIES` since QUERIES is whole panels.
                 unsafe {
-                    product::<M, ROW>(m, &scores);
-                    product::<M, ROW>(m, &d_probabilities);
+                    product::<M, ROW, PAIRS>(m, &scores);
+                    product::<M, ROW, PAIRS>(m, &d_probabilities);
                 }
                 let block = count * QUERIES;
                 probabilities::<M, N>(m, &mut p[..block], &mut ds[..block], scale, &lse, &delta);
+                if PAIRS {
+                    for (from, to) in [(&*p, &mut *p_rounded), (&*ds, &mut *ds_rounded)] {
+                        for (from, to) in
+                            from[..block].chunks_exact(QUERIES).zip(to.chunks_exact_mut(ROUNDED))
+                        {
+                            pack_row(from, to);
+                        }
+                    }
+                    pair_rows(&mut ds[..block]);
+                }
                 let dv = Product {
                     rows: count,
                     columns: dim,
-                    k: rows,
-                    a: p.as_ptr(),
+                    k: precision.words(rows),
+                    a: if PAIRS { p_rounded.as_ptr() } else { p.as_ptr() },
                     a_stride: 0,
                     panels: cotangents.start,
                     panel_row: cotangents.row,
@@ -176,17 +201,17 @@ impl<const ROW: usize> Kernel for Aligned<'_, ROW> {
                     c_stride: dim,
                 };
                 let dk = Product {
-                    a: ds.as_ptr(),
+                    a: if PAIRS { ds_rounded.as_ptr() } else { ds.as_ptr() },
                     panels: queries.start,
                     panel_row: queries.row,
                     panel_stride: queries.stride,
                     c: task.dk[first * dim..].as_mut_ptr(),
                     ..dv
                 };
-                let keys = panels(keys, dim, count, dim, width, k_panels);
+                let keys = key_panels[first / KEYS];
                 let dq = Product {
                     rows,
-                    k: count,
+                    k: precision.words(count),
                     a: ds.as_ptr(),
                     a_stride: QUERIES,
                     panels: keys.start,
@@ -196,12 +221,18 @@ impl<const ROW: usize> Kernel for Aligned<'_, ROW> {
                     c: task.dq[row * dim..].as_mut_ptr(),
                     ..dv
                 };
-                // SAFETY: P and dS are `count` by `rows` at the distance QUERIES; the panels of queries and cotangents
-                // have `rows` rows, those of keys `count`; the cotangents of this head belong to this task.
+                // SAFETY: P and dS are `count` by `rows`, at the distance QUERIES or, in words, half of it; the panels of
+                // queries and cotangents have `rows` rows (in pairs: zeros beyond), those of keys `count`; the cotangents
+                // of this head belong to this task.
                 unsafe {
-                    product::<M, QUERIES>(m, &dv);
-                    product::<M, QUERIES>(m, &dk);
-                    product::<M, ACROSS>(m, &dq);
+                    if PAIRS {
+                        product::<M, ROUNDED, true>(m, &dv);
+                        product::<M, ROUNDED, true>(m, &dk);
+                    } else {
+                        product::<M, QUERIES, false>(m, &dv);
+                        product::<M, QUERIES, false>(m, &dk);
+                    }
+                    product::<M, ACROSS, PAIRS>(m, &dq);
                 }
             }
         }

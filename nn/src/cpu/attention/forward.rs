@@ -8,42 +8,45 @@ use std::ops::Range;
 
 use super::{
     Attention, AttentionShape, KEYS, LANES, QUERIES,
-    operands::{Panels, along, panels, row_of, with_row},
+    operands::{Panels, across, along, along_len, panels, panels_len, with_row},
 };
 use crate::cpu::{
-    Cpu,
+    Cpu, Precision,
     isa::{Kernel, Machine},
     math::{self, BLOCK, Block},
-    packed::pack_transposed,
     parallel::{self, Shared},
+    precision::interleave,
     scratch::with_scratch,
     tile::{ACROSS, Product, Start, product},
 };
 
 pub(super) fn run(cpu: &Cpu, call: Attention<'_>) {
-    let Attention { shape, query_rows, q, k, v, out, out_stride, lse } = call;
+    let Attention { shape, precision, query_rows, q, k, v, out, out_stride, lse } = call;
     let heads = shape.batch * shape.heads;
-    let parts = query_rows.len().div_ceil(QUERIES);
+    // A task rounds the keys and values of its head, so a head is divided only where there are few heads.
+    let blocks = query_rows.len().div_ceil(QUERIES);
+    let parts = (4 * cpu.threads()).div_ceil(heads).min(blocks);
+    let each = blocks.div_ceil(parts) * QUERIES;
+    let parts = query_rows.len().div_ceil(each);
     let (out, lse) = (Shared::new(out), Shared::new(lse));
     let operations = 4 * heads * query_rows.len() * shape.head();
     let width = cpu.tile().1;
     let value_columns = shape.dim.next_multiple_of(width);
-    let copied = |direct: bool, len: usize| if direct { 0 } else { len };
     let lengths = [
         QUERIES * shape.dim,
-        copied(row_of(shape.dim) == shape.dim, KEYS * row_of(shape.dim)),
-        copied(value_columns == shape.dim, KEYS * value_columns),
+        along_len(precision, shape.dim, shape.tokens),
+        shape.tokens.div_ceil(KEYS) * panels_len(precision, KEYS, shape.dim, width),
         KEYS * QUERIES,
         QUERIES * value_columns,
     ];
     parallel::for_each(cpu, operations, heads * parts, |task| {
-        let (head, first) = (task / parts, query_rows.start + task % parts * QUERIES);
+        let (head, first) = (task / parts, query_rows.start + task % parts * each);
         let values = head * shape.head()..(head + 1) * shape.head();
         with_scratch(lengths, |scratch| {
             let part = Part {
                 shape,
                 head,
-                rows: first..query_rows.end.min(first + QUERIES),
+                rows: first..query_rows.end.min(first + each),
                 q: &q[values.clone()],
                 k: &k[values.clone()],
                 v: &v[values],
@@ -52,12 +55,15 @@ pub(super) fn run(cpu: &Cpu, call: Attention<'_>) {
                 lse,
                 scratch,
             };
-            with_row!(shape.dim, ROW => cpu.run(Queries::<ROW>(part)));
+            with_row!(shape.dim, ROW => match precision {
+                Precision::F32 => cpu.run(Queries::<ROW, false>(part)),
+                Precision::Bf16 => cpu.run(Queries::<ROW, true>(part)),
+            });
         });
     });
 }
 
-/// One task: a block of queries of one head.
+/// One task: some queries of one head.
 struct Part<'a> {
     shape: AttentionShape,
     head: usize,
@@ -68,13 +74,13 @@ struct Part<'a> {
     out: Shared<'a>,
     out_stride: usize,
     lse: Shared<'a>,
-    /// Queries across, keys at the distance ROW, panels of values, scores, and sums of values.
+    /// Queries across, keys at the distance ROW, panels of values by blocks of keys, scores, and sums of values.
     scratch: [&'a mut [f32]; 5],
 }
 
-struct Queries<'a, const ROW: usize>(Part<'a>);
+struct Queries<'a, const ROW: usize, const PAIRS: bool>(Part<'a>);
 
-impl<const ROW: usize> Kernel for Queries<'_, ROW> {
+impl<const ROW: usize, const PAIRS: bool> Kernel for Queries<'_, ROW, PAIRS> {
     type Output = ();
 
     #[inline(always)]
@@ -85,72 +91,86 @@ impl<const ROW: usize> Kernel for Queries<'_, ROW> {
         let value_columns = dim.next_multiple_of(width);
         let scale = std::f32::consts::LOG2_E / (dim as f32).sqrt();
         let [queries, keys, values, scores, sums] = part.scratch;
-        let rows = part.rows.len();
-        let columns = rows.next_multiple_of(width);
-        pack_transposed(&part.q[part.rows.start * dim..], dim, rows, dim, width, queries);
-        let mut running = Running::<M, N>::new(m);
+        let precision = if PAIRS { Precision::Bf16 } else { Precision::F32 };
+        let words = precision.words(dim);
+        let keys = along::<ROW, PAIRS>(part.k, dim, tokens, keys);
+        let block_len = panels_len(precision, KEYS, dim, width);
+        let block = |first: usize| first / KEYS * block_len..(first / KEYS + 1) * block_len;
+        let count = |first: usize| KEYS.min(tokens - first);
         for first in (0..tokens).step_by(KEYS) {
-            let count = KEYS.min(tokens - first);
-            let s = Product {
-                rows: count,
-                columns,
-                k: dim,
-                a: along::<ROW>(&part.k[first * dim..], dim, dim, count, keys),
-                a_stride: 0,
-                panels: queries.as_ptr(),
-                panel_row: width,
-                panel_stride: dim * width,
-                start: Start::Zero,
-                c: scores.as_mut_ptr(),
-                c_stride: QUERIES,
-            };
-            // SAFETY: `count` keys at the distance ROW; panels of `columns` queries (zeros beyond the last), and
-            // `columns <= QUERIES` since QUERIES is whole panels.
-            unsafe { product::<M, ROW>(m, &s) };
-            let shrink = running.exponentials(m, &mut scores[..count * QUERIES], scale);
-            if first > 0 {
-                for (row, shrink) in sums.chunks_exact_mut(value_columns).zip(&shrink[..rows]) {
-                    let shrink = math::splat::<M, N>(m, *shrink);
-                    for block in row.chunks_exact_mut(BLOCK) {
-                        math::store::<M, N>(block, math::mul(m, math::load(m, block), shrink));
+            panels::<PAIRS>(&part.v[first * dim..], dim, count(first), dim, width, &mut values[block(first)]);
+        }
+        for first_row in part.rows.clone().step_by(QUERIES) {
+            let rows = QUERIES.min(part.rows.end - first_row);
+            let columns = rows.next_multiple_of(width);
+            across::<PAIRS>(&part.q[first_row * dim..], dim, rows, dim, width, queries);
+            let mut running = Running::<M, N>::new(m);
+            for first in (0..tokens).step_by(KEYS) {
+                let count = count(first);
+                let s = Product {
+                    rows: count,
+                    columns,
+                    k: words,
+                    a: keys.wrapping_add(first * ROW),
+                    a_stride: 0,
+                    panels: queries.as_ptr(),
+                    panel_row: width,
+                    panel_stride: words * width,
+                    start: Start::Zero,
+                    c: scores.as_mut_ptr(),
+                    c_stride: QUERIES,
+                };
+                // SAFETY: `count` keys at the distance ROW from `first` on; panels of `columns` queries (zeros beyond the
+                // last), and `columns <= QUERIES` since QUERIES is whole panels.
+                unsafe { product::<M, ROW, PAIRS>(m, &s) };
+                let shrink = running.exponentials::<PAIRS>(m, &mut scores[..count * QUERIES], scale);
+                if first > 0 {
+                    for (row, shrink) in sums.chunks_exact_mut(value_columns).zip(&shrink[..rows]) {
+                        let shrink = math::splat::<M, N>(m, *shrink);
+                        for block in row.chunks_exact_mut(BLOCK) {
+                            math::store::<M, N>(block, math::mul(m, math::load(m, block), shrink));
+                        }
                     }
                 }
+                let Panels { start, row, stride } = if PAIRS || value_columns != dim {
+                    let words = precision.words(count);
+                    Panels { start: values[block(first)].as_ptr(), row: width, stride: words * width }
+                } else {
+                    Panels { start: part.v[first * dim..].as_ptr(), row: dim, stride: width }
+                };
+                let o = Product {
+                    rows,
+                    columns: value_columns,
+                    k: precision.words(count),
+                    a: scores.as_ptr(),
+                    a_stride: QUERIES,
+                    panels: start,
+                    panel_row: row,
+                    panel_stride: stride,
+                    start: if first == 0 { Start::Zero } else { Start::Result },
+                    c: sums.as_mut_ptr(),
+                    c_stride: value_columns,
+                };
+                // SAFETY: `count` rows of probabilities for `rows` queries, `count` values, and `rows` rows of sums.
+                unsafe { product::<M, ACROSS, PAIRS>(m, &o) };
             }
-            let Panels { start, row, stride } =
-                panels(&part.v[first * dim..], dim, count, dim, width, values);
-            let o = Product {
-                rows,
-                columns: value_columns,
-                k: count,
-                a: scores.as_ptr(),
-                a_stride: QUERIES,
-                panels: start,
-                panel_row: row,
-                panel_stride: stride,
-                start: if first == 0 { Start::Zero } else { Start::Result },
-                c: sums.as_mut_ptr(),
-                c_stride: value_columns,
-            };
-            // SAFETY: `count` rows of probabilities for `rows` queries, `count` values, and `rows` rows of sums.
-            unsafe { product::<M, ACROSS>(m, &o) };
-        }
-        let (top, total) = running.lanes();
-        for i in 0..rows {
-            let row = part.rows.start + i;
-            let start = part.shape.token_major(part.head, row, part.out_stride);
-            // SAFETY: this head's columns of this row are written by this task only.
-            let out = unsafe { part.out.part(start, dim) };
-            let inverse = 1.0 / total[i];
-            for (out, sum) in out.iter_mut().zip(&sums[i * value_columns..]) {
-                *out = sum * inverse;
+            let (top, total) = running.lanes();
+            for i in 0..rows {
+                let row = first_row + i;
+                let start = part.shape.token_major(part.head, row, part.out_stride);
+                // SAFETY: this head's columns of this row are written by this task only.
+                let out = unsafe { part.out.part(start, dim) };
+                let inverse = 1.0 / total[i];
+                for (out, sum) in out.iter_mut().zip(&sums[i * value_columns..]) {
+                    *out = sum * inverse;
+                }
+                // SAFETY: as above.
+                let lse = unsafe { part.lse.part(part.head * tokens + row, 1) };
+                lse[0] = log_sum_exp(top[i], scale, total[i]);
             }
-            // SAFETY: as above.
-            let lse = unsafe { part.lse.part(part.head * tokens + row, 1) };
-            lse[0] = log_sum_exp(top[i], scale, total[i]);
         }
     }
 }
-
 /// The largest score so far and the sum of exponentials, one lane a query.
 struct Running<M: Machine, const N: usize> {
     top: [Block<M, N>; LANES],
@@ -164,9 +184,9 @@ impl<M: Machine, const N: usize> Running<M, N> {
     }
 
     /// Replaces scores `[keys, QUERIES]` by `2^(scale * (score - top))`, where `top` is the largest so far. Returns by what
-    /// earlier sums are to be multiplied.
+    /// earlier sums are to be multiplied. With PAIRS, words of two keys are left: `[keys / 2, QUERIES]`.
     #[inline(always)]
-    fn exponentials(&mut self, m: M, scores: &mut [f32], scale: f32) -> [f32; QUERIES] {
+    fn exponentials<const PAIRS: bool>(&mut self, m: M, scores: &mut [f32], scale: f32) -> [f32; QUERIES] {
         let mut top = self.top;
         for row in scores.chunks_exact(QUERIES) {
             for (top, score) in top.iter_mut().zip(row.chunks_exact(BLOCK)) {
@@ -192,6 +212,9 @@ impl<M: Machine, const N: usize> Running<M, N> {
                 math::store::<M, N>(score, p);
             }
         }
+        if PAIRS {
+            pair_rows(scores);
+        }
         for i in 0..LANES {
             self.total[i] = math::add(m, self.total[i], sum[i]);
         }
@@ -207,6 +230,20 @@ impl<M: Machine, const N: usize> Running<M, N> {
             math::store::<M, N>(&mut total[i * BLOCK..], self.total[i]);
         }
         (top, total)
+    }
+}
+
+/// Replaces rows of QUERIES by words of two rows each, from the front on.
+#[inline(always)]
+pub(super) fn pair_rows(rows: &mut [f32]) {
+    let count = rows.len() / QUERIES;
+    for word in 0..count.div_ceil(2) {
+        let (mut one, mut two) = ([0.0; QUERIES], [0.0; QUERIES]);
+        one.copy_from_slice(&rows[2 * word * QUERIES..][..QUERIES]);
+        if 2 * word + 1 < count {
+            two.copy_from_slice(&rows[(2 * word + 1) * QUERIES..][..QUERIES]);
+        }
+        interleave(&one, &two, &mut rows[word * QUERIES..][..QUERIES]);
     }
 }
 

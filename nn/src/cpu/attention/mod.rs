@@ -17,7 +17,7 @@ mod operands;
 
 use std::ops::Range;
 
-use super::Cpu;
+use super::{Cpu, Precision};
 
 /// Keys of one block: whole micro-tiles, and the same for every instruction set, since it decides where a running sum is
 /// rescaled.
@@ -47,6 +47,8 @@ pub struct AttentionShape {
 pub struct Attention<'a> {
     /// The sizes.
     pub shape: AttentionShape,
+    /// What the factors of its products are rounded to: queries, keys, values, probabilities and their cotangents.
+    pub precision: Precision,
     /// The query rows that are computed; rows of `out` and `lse` outside are left alone.
     pub query_rows: Range<usize>,
     /// `[B, H, T, D]`.
@@ -68,6 +70,8 @@ pub struct Attention<'a> {
 pub struct AttentionBackward<'a> {
     /// The sizes.
     pub shape: AttentionShape,
+    /// What the factors of its products are rounded to: queries, keys, values, probabilities and their cotangents.
+    pub precision: Precision,
     /// The query rows that have a cotangent; the others count as zero and are not read.
     pub query_rows: Range<usize>,
     /// `[B, H, T, D]`.

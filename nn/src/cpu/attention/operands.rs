@@ -1,7 +1,11 @@
 //! Rows of a head as operands of the micro-kernel: where they stand, or copied where they must be.
 #![allow(unsafe_code, reason = "operands are pointers")]
 
-use crate::cpu::packed::pack;
+use crate::cpu::{
+    Precision,
+    packed::{pack, pack_pairs, pack_transposed},
+    precision::pack_row,
+};
 
 /// Runs a kernel with its heads' rows at a distance that the micro-kernel knows as a constant.
 ///
@@ -35,21 +39,60 @@ pub(super) fn row_of(dim: usize) -> usize {
     with_row!(dim, ROW => ROW)
 }
 
-/// Rows `[count, dim]` at the distance `ROW`: where they stand, if they stand so, or in `scratch`.
-pub(super) fn along<const ROW: usize>(
+/// Values of scratch for `count` rows of keys or values; none where they are read where they stand.
+pub(super) fn along_len(precision: Precision, dim: usize, count: usize) -> usize {
+    let row = row_of(dim);
+    if precision == Precision::F32 && row == dim { 0 } else { count * row }
+}
+
+/// Rows `[count, dim]`, without gaps, at the distance `ROW`: where they stand, if they stand so, or in `scratch`.
+#[inline(always)]
+pub(super) fn along<const ROW: usize, const PAIRS: bool>(
     rows: &[f32],
-    stride: usize,
     dim: usize,
     count: usize,
     scratch: &mut [f32],
 ) -> *const f32 {
-    if stride == ROW {
+    if dim == ROW && !PAIRS {
         return rows[..count * ROW].as_ptr();
     }
-    for (to, from) in scratch.chunks_exact_mut(ROW).zip(rows.chunks(stride)).take(count) {
-        to[..dim].copy_from_slice(&from[..dim]);
+    for (to, from) in scratch.chunks_exact_mut(ROW).zip(rows.chunks_exact(dim)).take(count) {
+        if PAIRS {
+            pack_row(from, to);
+        } else {
+            to[..dim].copy_from_slice(from);
+        }
     }
     scratch.as_ptr()
+}
+
+/// The transpose of rows `[count, dim]` as panels `[dim, width]`, in words along `dim`.
+#[inline(always)]
+pub(super) fn across<const PAIRS: bool>(
+    rows: &[f32],
+    stride: usize,
+    count: usize,
+    dim: usize,
+    width: usize,
+    panels: &mut [f32],
+) {
+    if !PAIRS {
+        return pack_transposed(rows, stride, count, dim, width, panels);
+    }
+    let words = dim.div_ceil(2);
+    let mut packed = [0.0; super::WIDEST / 2];
+    for (panel, first) in (0..count).step_by(width).enumerate() {
+        let panel = &mut panels[panel * words * width..][..words * width];
+        if count - first < width {
+            panel.fill(0.0);
+        }
+        for column in 0..width.min(count - first) {
+            pack_row(&rows[(first + column) * stride..][..dim], &mut packed);
+            for (to, word) in panel[column..].iter_mut().step_by(width).zip(&packed[..words]) {
+                *to = *word;
+            }
+        }
+    }
 }
 
 /// A right factor `[k, n]`: its first panel, the distance between rows of a panel, and that between panels.
@@ -60,8 +103,18 @@ pub(super) struct Panels {
     pub stride: usize,
 }
 
-/// Rows `[k, n]` as panels: where they stand, if they are whole panels, or in `scratch` with zeros at the end.
-pub(super) fn panels(
+/// Values of scratch for [`panels`] of `k` rows of `n`.
+pub(super) fn panels_len(precision: Precision, k: usize, n: usize, width: usize) -> usize {
+    match precision {
+        Precision::F32 if n.is_multiple_of(width) => 0,
+        _ => precision.words(k) * n.next_multiple_of(width),
+    }
+}
+
+/// Rows `[k, n]` as panels, in words along `k`: where they stand, if they are whole panels of f32, or in `scratch` with
+/// zeros at the end.
+#[inline(always)]
+pub(super) fn panels<const PAIRS: bool>(
     rows: &[f32],
     stride: usize,
     k: usize,
@@ -69,11 +122,16 @@ pub(super) fn panels(
     width: usize,
     scratch: &mut [f32],
 ) -> Panels {
-    if n.is_multiple_of(width) {
+    if n.is_multiple_of(width) && !PAIRS {
         assert!(rows.len() >= (k - 1) * stride + n, "rows of a factor");
         return Panels { start: rows.as_ptr(), row: stride, stride: width };
     }
-    let padded = n.next_multiple_of(width);
-    pack(rows, stride, k, n, width, &mut scratch[..k * padded]);
-    Panels { start: scratch.as_ptr(), row: width, stride: k * width }
+    let words = if PAIRS { k.div_ceil(2) } else { k };
+    let to = &mut scratch[..words * n.next_multiple_of(width)];
+    if PAIRS {
+        pack_pairs(rows, stride, k, n, width, to);
+    } else {
+        pack(rows, stride, k, n, width, to);
+    }
+    Panels { start: to.as_ptr(), row: width, stride: words * width }
 }

@@ -347,6 +347,7 @@ pub(super) fn attend(pass: Pass<'_>, span: Span, heads: &Heads) -> Attended {
         pass.ctx.device,
         Attention {
             shape: attention_shape(pass),
+            precision: pass.ctx.precision,
             query_rows: pass.sequence.span_tokens(span),
             q: &heads.q,
             k: &heads.k,
@@ -372,6 +373,7 @@ pub(super) fn attend_backward(
         pass.ctx.device,
         AttentionBackward {
             shape: attention_shape(pass),
+            precision: pass.ctx.precision,
             query_rows: pass.sequence.span_tokens(span),
             q: &heads.q,
             k: &heads.k,

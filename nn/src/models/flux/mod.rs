@@ -38,15 +38,35 @@ use crate::{
     cpu::Cpu,
     error::{Error, Result},
     files::TensorFiles,
-    layers::Buffers,
+    layers::{Buffers, Loading},
     lora::{Adapter, AdapterGrad, AdapterLayout},
     tensor::Tensor,
 };
+
+/// What a pass keeps for its backward.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Checkpointing {
+    /// All that the backward of every block needs.
+    #[default]
+    None,
+    /// The input of every block; the backward runs each block again, with the same kernels and so the same bits.
+    Blocks,
+}
+
+/// How a FLUX transformer is run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FluxOptions {
+    /// Precision of products, and where packed weights live.
+    pub loading: Loading,
+    /// What a pass keeps for its backward.
+    pub checkpointing: Checkpointing,
+}
 
 /// A FLUX transformer read from a diffusers folder.
 #[derive(Debug)]
 pub struct FluxUno {
     device: Cpu,
+    options: FluxOptions,
     config: FluxConfig,
     layout: BackboneLayout,
     files: Arc<TensorFiles>,
@@ -68,12 +88,21 @@ impl FluxUno {
     /// If a file is missing or torn; if the configuration is none that can be run; if tensors are missing, surplus
     /// or of another shape.
     pub fn open(device: Cpu, folder: &Path) -> Result<Self> {
+        Self::open_with(device, folder, FluxOptions::default())
+    }
+
+    /// The same with options.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(device: Cpu, folder: &Path, options: FluxOptions) -> Result<Self> {
         let config = FluxConfig::read(&folder.join("config.json"))?;
         let files = TensorFiles::open_in(folder, "diffusion_pytorch_model")?;
         files.expect_exactly(&config.tensors())?;
         Ok(Self {
             layout: config.layout(),
             device,
+            options,
             config,
             files: Arc::new(files),
             weights: OnceLock::new(),
@@ -107,7 +136,7 @@ impl FluxUno {
         if let Some(weights) = self.weights.get() {
             return Ok(weights);
         }
-        let weights = Weights::read(&self.device, &self.files, &self.config)?;
+        let weights = Weights::read(&self.device, &self.files, &self.config, self.options.loading)?;
         Ok(self.weights.get_or_init(|| weights))
     }
 

@@ -57,6 +57,11 @@ struct Shapes {
 }
 
 impl FluxUno {
+    fn context<'a>(&'a self, branches: Option<&'a Branches<'a>>) -> Context<'a> {
+        let precision = self.options.loading.precision;
+        Context { device: &self.device, buffers: &self.buffers, branches, precision }
+    }
+
     fn shapes(&self, inputs: &Inputs) -> Result<Shapes> {
         let layout = &self.layout;
         let (n, c, h, w) = inputs.x_t.shape();
@@ -118,7 +123,7 @@ impl FluxUno {
         let shapes = self.shapes(inputs)?;
         let weights = self.weights()?;
         let branches = adapter.map(|a| Branches::new(a, &self.layout.linears)).transpose()?;
-        let ctx = Context { device: &self.device, buffers: &self.buffers, branches: branches.as_ref() };
+        let ctx = self.context(branches.as_ref());
         let begun = Begun::new(self, weights, ctx, inputs, &shapes);
         let Begun { sequence, rotary, condition, mut x } = begun;
         let pass = Pass {
@@ -177,7 +182,7 @@ impl FluxUno {
                 "features are tokens of the last double block, and the model has none".into(),
             ));
         }
-        let ctx = Context { device: &self.device, buffers: &self.buffers, branches: None };
+        let ctx = self.context(None);
         let Begun { sequence, rotary, condition, mut x } = Begun::new(self, weights, ctx, inputs, &shapes);
         let width = self.layout.width;
         let pass = Pass {
@@ -216,7 +221,7 @@ impl FluxUno {
         }
         let weights = self.weights()?;
         let branches = Branches::new(adapter, &self.layout.linears)?;
-        let ctx = Context { device: &self.device, buffers: &self.buffers, branches: Some(&branches) };
+        let ctx = self.context(Some(&branches));
         let width = self.layout.width;
         let pass = Pass {
             ctx,

@@ -7,8 +7,8 @@ use crate::{
     backbone::LinearLayout,
     cpu::Cpu,
     error::{Error, Result},
-    files::TensorFiles,
-    layers::Linear,
+    files::{TensorFiles, TensorView},
+    layers::{Linear, Loading},
 };
 
 /// Two linears with a SiLU between.
@@ -71,6 +71,7 @@ struct Reader<'a> {
     files: &'a Arc<TensorFiles>,
     layouts: HashMap<String, (LinearLayout, Option<usize>)>,
     head: usize,
+    loading: Loading,
 }
 
 impl Reader<'_> {
@@ -79,7 +80,9 @@ impl Reader<'_> {
             .layouts
             .get(name)
             .ok_or_else(|| Error::Internal(format!("`{name}` is not among the model's linears")))?;
-        Linear::read(self.device, self.files, layout, *index)
+        let view = |what: &str| TensorView::whole(self.files, &format!("{name}.{what}"));
+        let tensors = (view("weight")?, view("bias")?);
+        Linear::new(self.device, tensors, layout, *index, None, self.loading)
     }
 
     fn embedder(&self, name: &str) -> Result<Embedder> {
@@ -153,11 +156,16 @@ impl Weights {
     ///
     /// # Errors
     /// If a tensor cannot be read or holds a value that is not finite.
-    pub fn read(device: &Cpu, files: &Arc<TensorFiles>, config: &FluxConfig) -> Result<Self> {
+    pub fn read(
+        device: &Cpu,
+        files: &Arc<TensorFiles>,
+        config: &FluxConfig,
+        loading: Loading,
+    ) -> Result<Self> {
         let numbered = config.linears().into_iter().enumerate().map(|(i, l)| (l, Some(i)));
         let outer = config.outer_linears().into_iter().map(|l| (l, None));
         let layouts = numbered.chain(outer).map(|(l, i)| (l.name.clone(), (l, i))).collect();
-        let reader = Reader { device, files, layouts, head: config.attention_head_dim };
+        let reader = Reader { device, files, layouts, head: config.attention_head_dim, loading };
         Ok(Self {
             image_in: reader.linear("x_embedder")?,
             text_in: reader.linear("context_embedder")?,

@@ -1,0 +1,138 @@
+//! Frozen matrices of a mapped file, and how they reach the kernels.
+//!
+//! `N` outputs, `K` inputs, `R` rank of a frozen branch.
+
+use std::sync::{Arc, OnceLock};
+
+use crate::{
+    cpu::{Cpu, Matrix, Packed, Precision, Values},
+    error::{Error, Result},
+    files::{Dtype, TensorView},
+};
+
+/// Where the packed form of a frozen matrix lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Packing {
+    /// In memory, from the first use on: fastest, and a copy of every weight for each direction.
+    #[default]
+    Resident,
+    /// Nowhere: every product packs what it needs from the mapped file and gives the memory back. Weights take no memory but
+    /// the system's file cache.
+    Streamed,
+}
+
+/// How frozen matrices are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loading {
+    /// What the operands of products are rounded to.
+    pub precision: Precision,
+    /// Where packed weights live.
+    pub packing: Packing,
+}
+
+/// A frozen matrix `[N, K]`.
+#[derive(Debug)]
+pub struct Frozen {
+    view: TensorView,
+    inputs: usize,
+    loading: Loading,
+    forward: OnceLock<Packed>,
+    backward: OnceLock<Packed>,
+}
+
+impl Frozen {
+    /// The view as a matrix of so many outputs and inputs: its first axis is N, all others together are K.
+    ///
+    /// Where weights are resident, they are read, checked and packed here; where they are streamed, nothing is read.
+    ///
+    /// # Errors
+    /// If the view has other axes; if a value that is read is not finite.
+    pub fn new(
+        device: &Cpu,
+        view: TensorView,
+        (outputs, inputs): (usize, usize),
+        loading: Loading,
+    ) -> Result<Self> {
+        let found = (view.shape().first().copied().unwrap_or(0), view.shape().iter().skip(1).product());
+        if found != (outputs, inputs) {
+            let what =
+                format!("outputs and inputs of `{}` of {}", view.name(), view.files().path().display());
+            return Err(Error::shape(what, (outputs, inputs), found));
+        }
+        let frozen = Self { view, inputs, loading, forward: OnceLock::new(), backward: OnceLock::new() };
+        if loading.packing == Packing::Resident {
+            let values = frozen.view.read_finite()?;
+            let packed =
+                Packed::from_weight(device, loading.precision, &Matrix::of(&values, outputs, inputs));
+            frozen.forward.get_or_init(|| packed);
+        }
+        Ok(frozen)
+    }
+
+    /// N.
+    pub fn outputs(&self) -> usize {
+        self.view.shape().first().copied().unwrap_or(0)
+    }
+
+    /// K.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// The view that it was made of.
+    pub fn view(&self) -> &TensorView {
+        &self.view
+    }
+
+    /// Use it for `y = x W^T`.
+    pub fn forward<T>(&self, device: &Cpu, run: impl FnOnce(&Packed) -> T) -> T {
+        self.packed(device, &self.forward, Packed::from_weight, run)
+    }
+
+    /// Use it for `dx = dy W`.
+    pub fn backward<T>(&self, device: &Cpu, run: impl FnOnce(&Packed) -> T) -> T {
+        self.packed(device, &self.backward, Packed::from_matrix, run)
+    }
+
+    fn packed<T>(
+        &self,
+        device: &Cpu,
+        resident: &OnceLock<Packed>,
+        pack: fn(&Cpu, Precision, &Matrix<'_>) -> Packed,
+        run: impl FnOnce(&Packed) -> T,
+    ) -> T {
+        let pack =
+            || pack(device, self.loading.precision, &matrix(&self.view, (self.outputs(), self.inputs)));
+        match self.loading.packing {
+            Packing::Resident => run(resident.get_or_init(pack)),
+            Packing::Streamed => {
+                let packed = pack();
+                let result = run(&packed);
+                packed.give_back(device);
+                result
+            }
+        }
+    }
+}
+
+/// A view as the kernels read it, without a copy.
+pub(super) fn matrix(view: &TensorView, (rows, columns): (usize, usize)) -> Matrix<'_> {
+    let values = |dtype, bytes| match dtype {
+        Dtype::F16 => Values::F16Bytes(bytes),
+        Dtype::BF16 => Values::Bf16Bytes(bytes),
+        // A view is of f32, f16 or bf16.
+        _ => Values::F32Bytes(bytes),
+    };
+    Matrix::new(view.pieces().map(|p| values(p.dtype, p.bytes)).collect(), rows, columns)
+}
+
+/// A low-rank branch that belongs to the frozen network, such as UNO's own adapter: `y += scale (x down^T) up^T`.
+#[derive(Debug)]
+pub struct FrozenBranch {
+    /// `[R, K]`; linears with one input may share it.
+    pub down: Arc<Frozen>,
+    /// `[N, R]`.
+    pub up: Frozen,
+    /// What the branch is multiplied by.
+    pub scale: f32,
+}
