@@ -42,6 +42,9 @@ pub struct GemmTn<'a> {
 const TERMS: usize = 64;
 /// Panels of one task: so much of a row is read together, since every row may stand on a page of its own.
 const TASK_PANELS: usize = 16;
+/// Up to this distance between rows the wider factor is read where it stands; rows further apart fall into few sets of the
+/// caches, and are packed first.
+const NEAR: usize = 256;
 
 /// Computes a [`GemmTn`]. Each element is one chain of fused multiply-adds in the order of the rows.
 ///
@@ -52,7 +55,7 @@ pub fn gemm_tn(cpu: &Cpu, call: GemmTn<'_>) {
     check_matrix("a", a.len(), m, p, a_stride);
     check_matrix("b", b.len(), m, q, b_stride);
     check_matrix("out", out.len(), p, q, q);
-    // The wider factor is read in vectors where it stands, the narrower one is broadcast.
+    // The wider factor is read in vectors, the narrower one is broadcast.
     let swapped = p > q;
     let (narrow, wide) =
         if swapped { ((b, b_stride, q), (a, a_stride, p)) } else { ((a, a_stride, p), (b, b_stride, q)) };
@@ -64,7 +67,7 @@ pub fn gemm_tn(cpu: &Cpu, call: GemmTn<'_>) {
         let first = task * each * width;
         let columns = (each * width).min(wide.2 - first);
         let padded = columns.next_multiple_of(width);
-        with_scratch([TERMS * width, narrow.2 * padded], |scratch| {
+        with_scratch([TERMS * padded, narrow.2 * padded], |scratch| {
             cpu.run(Columns { m, narrow, wide, first, columns, swapped, accumulate, out, scratch });
         });
     });
@@ -82,7 +85,7 @@ struct Columns<'a> {
     swapped: bool,
     accumulate: bool,
     out: Shared<'a>,
-    /// A last panel that is not whole, filled up with zeros, and the result.
+    /// Packed panels, and the result.
     scratch: [&'a mut [f32]; 2],
 }
 
@@ -106,7 +109,7 @@ impl Kernel for Columns<'_> {
             let index = if self.swapped { (first + j) * rows + i } else { i * total + first + j };
             &mut self.out.part(index, 1)[0]
         };
-        let [last, sums] = self.scratch;
+        let [packed, sums] = self.scratch;
         let sums_stride = panels * width;
         sums.fill(0.0);
         if self.accumulate {
@@ -116,37 +119,32 @@ impl Kernel for Columns<'_> {
                 }
             }
         }
-        let whole = columns / width * width;
+        let direct = stride <= NEAR && columns.is_multiple_of(width);
         for r in (0..m).step_by(TERMS) {
             let terms = TERMS.min(m - r);
+            let from = &wide[r * stride + first..];
+            let (panels, panel_row, panel_stride) = if direct {
+                (from.as_ptr(), stride, width)
+            } else {
+                pack(from, stride, terms, columns, width, packed);
+                (packed.as_ptr(), width, terms * width)
+            };
             let block = Product {
                 rows,
-                columns: whole,
+                columns: sums_stride,
                 k: terms,
                 a: narrow[r * narrow_stride..].as_ptr(),
                 a_stride: narrow_stride,
-                panels: wide[r * stride + first..].as_ptr(),
-                panel_row: stride,
-                panel_stride: width,
+                panels,
+                panel_row,
+                panel_stride,
                 start: Start::Result,
                 c: sums.as_mut_ptr(),
                 c_stride: sums_stride,
             };
-            // SAFETY: both factors were checked for `m` rows, the wide one for all of these whole panels; the sums are
-            // `rows` rows of `sums_stride`.
+            // SAFETY: both factors were checked for `m` rows, the wide one, where it is read directly, for whole panels; the
+            // sums are `rows` rows of `sums_stride`.
             unsafe { product::<M, ACROSS, false>(machine, &block) };
-            if whole < columns {
-                pack(&wide[r * stride + first + whole..], stride, terms, columns - whole, width, last);
-                let block = Product {
-                    columns: width,
-                    panels: last.as_ptr(),
-                    panel_row: width,
-                    c: sums[whole..].as_mut_ptr(),
-                    ..block
-                };
-                // SAFETY: as above, for the one panel that was filled up.
-                unsafe { product::<M, ACROSS, false>(machine, &block) };
-            }
         }
         for i in 0..rows {
             for j in 0..columns {
