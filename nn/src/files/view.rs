@@ -150,8 +150,12 @@ impl TensorView {
         let mut values = Vec::with_capacity(self.len());
         for Piece { dtype, bytes } in self.pieces() {
             match dtype {
-                Dtype::F16 => values.extend(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32())),
-                Dtype::BF16 => values.extend(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32())),
+                Dtype::F16 => {
+                    values.extend(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()))
+                }
+                Dtype::BF16 => {
+                    values.extend(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()))
+                }
                 // Nothing else is ever made into a view.
                 _ => values.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
             }
