@@ -152,7 +152,10 @@ fn main() {
     let (layout, _) =
         AdapterLayout::matching(&model.layout().linears, &targets, size.rank, size.rank as f32).unwrap();
     let layout = Arc::new(layout);
-    let mut adapter = Adapter::new(Arc::clone(&layout), Init::KaimingUniform, &mut || numbers.uniform());
+    let mut adapter = Adapter::new(Arc::clone(&layout), Init::KaimingUniform, |_| {
+        let mut numbers = Numbers(7);
+        move || numbers.uniform()
+    });
     let mut state = OptimizerState::new(layout.len());
     let token_grid = (size.grid, size.grid);
     let cost = model.cost(n, token_grid, &[(size.reference, size.reference)], size.text, Some(&layout));

@@ -4,6 +4,7 @@
 //!  files      safetensors folders, mapped; written beside and renamed
 //!  cpu, cuda  devices: buffers and kernels (the only places with `unsafe`)
 //!  layers     functions with an explicit backward, over a device's kernels
+//!  naming     what linears are called in the layouts of files
 //!  models     backbones made of layers; lora: what is trained; optim: how it moves
 //! ```
 //!
@@ -21,6 +22,7 @@ pub mod files;
 pub mod layers;
 pub mod lora;
 pub mod models;
+pub mod naming;
 pub mod optim;
 pub mod tensor;
 pub mod text;

@@ -15,22 +15,29 @@ pub enum Init {
 }
 
 impl Adapter {
-    /// A new adapter. `uniform` gives independent numbers, uniform in [0, 1); how many are drawn depends on the
-    /// layout only.
-    pub fn new(layout: Arc<AdapterLayout>, init: Init, uniform: &mut dyn FnMut() -> f64) -> Self {
+    /// A new adapter. For the name of each module `numbers` gives a source of independent numbers, uniform in [0, 1):
+    /// where it depends on the name alone, other targets leave the factors of a module as they are.
+    pub fn new<N: FnMut() -> f64>(
+        layout: Arc<AdapterLayout>,
+        init: Init,
+        mut numbers: impl FnMut(&str) -> N,
+    ) -> Self {
         let mut values = vec![0.0; layout.len()];
         for (module, (a, _)) in layout.modules.iter().zip(layout.ranges()) {
+            let mut uniform = numbers(&module.name);
             let a = &mut values[a];
             match init {
                 Init::KaimingUniform => {
                     let bound = 1.0 / (module.inputs as f64).sqrt();
-                    a.fill_with(|| ((2.0 * uniform() - 1.0) * bound) as f32);
+                    a.fill_with(|| (bound * (2.0 * uniform() - 1.0)) as f32);
                 }
                 Init::Gaussian => {
-                    let deviation = 1.0 / layout.rank as f64;
+                    let deviation = 1.0 / layout.rank as f32;
                     for pair in a.chunks_mut(2) {
-                        let normal = normal_pair(uniform);
-                        pair.iter_mut().zip(normal).for_each(|(v, n)| *v = (n * deviation) as f32);
+                        let (first, second) = normal_pair(&mut uniform);
+                        let normal = [first, second];
+                        // Rounded, then scaled: the bits that runs have always started from.
+                        pair.iter_mut().zip(normal).for_each(|(v, n)| *v = deviation * n as f32);
                     }
                 }
             }
@@ -39,12 +46,12 @@ impl Adapter {
     }
 }
 
-/// Two independent standard normal numbers (Box and Muller).
-fn normal_pair(uniform: &mut dyn FnMut() -> f64) -> [f64; 2] {
+/// Two independent standard normal numbers from two that are uniform in [0, 1) (Box and Muller).
+pub fn normal_pair(mut uniform: impl FnMut() -> f64) -> (f64, f64) {
     // One minus a number in [0, 1) is never zero, so the logarithm is finite.
     let radius = (-2.0 * libm::log(1.0 - uniform())).sqrt();
     let angle = std::f64::consts::TAU * uniform();
-    [radius * libm::cos(angle), radius * libm::sin(angle)]
+    (radius * libm::cos(angle), radius * libm::sin(angle))
 }
 
 #[cfg(test)]
@@ -64,7 +71,7 @@ mod tests {
     fn deviation_of_a(init: Init) -> f64 {
         let modules = vec![AdaptedLinear { name: "a".into(), inputs: 400, outputs: 3 }];
         let layout = Arc::new(AdapterLayout { modules, rank: 8, alpha: 8.0 });
-        let adapter = Adapter::new(layout, init, &mut uniform());
+        let adapter = Adapter::new(layout, init, |_| uniform());
         let (a, b) = adapter.values.split_at(8 * 400);
         assert_eq!(*b, [0.0; 24]);
         assert!(a.iter().all(|v| v.is_finite()));

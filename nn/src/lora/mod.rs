@@ -2,14 +2,29 @@
 //!
 //! All factors of an adapter stand in one flat run of `f32`, module after module, A before B: the optimiser,
 //! norms and sums are single passes, whatever the number of modules.
+//!
+//! ```text
+//! pattern  which linears are adapted           init    what factors start from
+//! format   files that others write and read    file    an adapter from a file and into one
+//! diffusers, kohya, uno   the names of each    frozen  an adapter that is part of the frozen network
+//! ```
 
+mod diffusers;
 mod file;
+mod format;
+mod frozen;
 mod init;
+mod kohya;
 mod pattern;
+#[cfg(test)]
+mod tests;
+mod uno;
 
 use std::{ops::Range, sync::Arc};
 
-pub use init::Init;
+pub use format::{AdapterFile, AdapterFormat, FileModule};
+pub use frozen::{FrozenAdapter, FrozenFactors};
+pub use init::{Init, normal_pair};
 pub use pattern::PatternMatch;
 
 /// A linear that an adapter has factors for.

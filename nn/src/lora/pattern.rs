@@ -1,8 +1,9 @@
 //! Which linears a list of patterns names.
 //!
-//! A pattern without `*` names every linear whose path is it or ends with it, whole parts of the path only, as
-//! PEFT's `target_modules` does: `attn.to_q` names `transformer_blocks.0.attn.to_q`. A pattern with `*` is compared
-//! with the whole path, and each `*` stands for any run of characters: `single_transformer_blocks.*.attn.to_*`.
+//! A pattern names every linear whose path it is, or ends with at a dot, as PEFT's `target_modules` does: `attn.to_q`
+//! names `transformer_blocks.0.attn.to_q`. In it `*` stands for any run of characters: `attn.to_*`,
+//! `single_transformer_blocks.*.attn.to_*`. No pattern at all names every linear but the modulations, which are made
+//! from the time alone: published adapters leave them out.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +17,7 @@ use crate::{
 /// What one pattern named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PatternMatch {
-    /// As it was given.
+    /// As it was given; without patterns a kind of linear, as [`kind`] says.
     pub pattern: String,
     /// Number of linears it names.
     pub linears: usize,
@@ -24,20 +25,17 @@ pub struct PatternMatch {
 
 impl AdapterLayout {
     /// The layout of an adapter for the linears that any pattern names, in the order of the model, and what each
-    /// pattern named.
+    /// pattern named. Without patterns every linear but the modulations is adapted.
     ///
     /// # Errors
-    /// If there is no pattern, or one names nothing (the nearest names are given); if the rank is zero or wider than
-    /// a named linear; if alpha is not a positive number.
+    /// If a pattern names nothing (the nearest names are given); if the rank is zero or wider than a named linear; if
+    /// alpha is not a positive number.
     pub fn matching<S: AsRef<str>>(
         linears: &[LinearLayout],
         patterns: &[S],
         rank: usize,
         alpha: f32,
     ) -> Result<(Self, Vec<PatternMatch>)> {
-        if patterns.is_empty() {
-            return Err(Error::Setting("no target is named: expected at least one, e.g. `attn.to_q`".into()));
-        }
         if rank == 0 || !alpha.is_finite() || alpha <= 0.0 {
             return Err(Error::Setting(format!(
                 "rank {rank} and alpha {alpha}: expected a rank of at least 1 and a positive alpha"
@@ -54,11 +52,19 @@ impl AdapterLayout {
             }
             matches.push(PatternMatch { pattern: pattern.into(), linears: count });
         }
+        let named = |l: &&LinearLayout| match patterns {
+            [] => !is_modulation(&l.name),
+            patterns => patterns.iter().any(|p| names(p.as_ref(), &l.name)),
+        };
         let modules: Vec<AdaptedLinear> = linears
             .iter()
-            .filter(|l| patterns.iter().any(|p| names(p.as_ref(), &l.name)))
+            .filter(named)
             .map(|l| AdaptedLinear { name: l.name.clone(), inputs: l.inputs, outputs: l.outputs })
             .collect();
+        if patterns.is_empty() {
+            let kinds = count_kinds(modules.iter().map(|m| kind(&m.name)));
+            matches = kinds.into_iter().map(|(pattern, linears)| PatternMatch { pattern, linears }).collect();
+        }
         if let Some(narrow) = modules.iter().find(|m| rank > m.inputs.min(m.outputs)) {
             return Err(Error::Setting(format!(
                 "rank {rank} is more than `{}` can use: it has {} inputs and {} outputs",
@@ -71,11 +77,25 @@ impl AdapterLayout {
 
 /// Does the pattern name this path?
 fn names(pattern: &str, path: &str) -> bool {
-    if pattern.contains('*') {
-        return glob(pattern, path);
+    let mut ends = std::iter::once(0).chain(path.match_indices('.').map(|(at, _)| at + 1));
+    !pattern.is_empty() && ends.any(|at| glob(pattern, &path[at..]))
+}
+
+/// A modulation is made from the time alone.
+fn is_modulation(path: &str) -> bool {
+    path.split('.').any(|part| part.starts_with("norm"))
+}
+
+/// How many there are of each kind, in the order in which kinds first occur.
+pub(super) fn count_kinds<'a>(kinds: impl Iterator<Item = &'a str>) -> Vec<(String, usize)> {
+    let mut counts: Vec<(String, usize)> = Vec::new();
+    for kind in kinds {
+        match counts.iter_mut().find(|(k, _)| k == kind) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((kind.into(), 1)),
+        }
     }
-    !pattern.is_empty()
-        && path.strip_suffix(pattern).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+    counts
 }
 
 fn glob(pattern: &str, path: &str) -> bool {
@@ -104,8 +124,8 @@ fn nearest_kinds(pattern: &str, linears: &[LinearLayout]) -> String {
     shown.join(", ")
 }
 
-/// What follows the block's number in a path.
-fn kind(path: &str) -> &str {
+/// What follows the block's number in a path: what a linear is called in every block.
+pub(super) fn kind(path: &str) -> &str {
     let number = |part: &str| part == "*" || (!part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()));
     let mut at = 0;
     for part in path.split('.') {
@@ -147,11 +167,29 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_for_any_run_of_characters_of_the_whole_path() {
+    fn a_star_stands_for_any_run_of_characters_from_a_dot_on() {
         assert_eq!(matched(&["transformer_blocks.*.attn.*"]).len(), 3);
         assert_eq!(matched(&["single_*"]).len(), 2);
         assert_eq!(matched(&["*to_*"]).len(), 4);
+        assert_eq!(matched(&["attn.to_*"]).len(), 4);
+        assert_eq!(matched(&["transformer_blocks.0.*"]).len(), 3);
         assert!(!glob("a*ab", "ab"));
+    }
+
+    #[test]
+    fn the_end_of_a_name_that_is_no_whole_part_is_not_named() {
+        assert!(!names("to_q", "transformer_blocks.0.attn.not_to_q"));
+        assert!(!names("attn.to", "transformer_blocks.0.attn.to_q"));
+        assert!(!names("transformer_blocks.0.*", "single_transformer_blocks.0.attn.to_q"));
+        assert!(!names("", "to_q"));
+    }
+
+    #[test]
+    fn without_patterns_all_but_the_modulations_are_adapted_and_counted_by_kind() {
+        let (layout, report) = AdapterLayout::matching(&linears(), &[] as &[&str], 2, 2.0).unwrap();
+        assert_eq!(layout.modules.len(), 4);
+        let counts: Vec<_> = report.iter().map(|m| (m.pattern.as_str(), m.linears)).collect();
+        assert_eq!(counts, [("attn.to_q", 3), ("attn.to_out.0", 1)]);
     }
 
     #[test]

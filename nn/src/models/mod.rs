@@ -2,4 +2,4 @@
 
 pub mod flux;
 
-pub use flux::FluxUno;
+pub use flux::{FluxConfig, FluxFiles, FluxUno};

@@ -69,7 +69,7 @@ impl FluxConfig {
         Ok(config)
     }
 
-    fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), String> {
         let axes: usize = self.axes_dims_rope.iter().sum();
         let fault = if self.class_name.as_deref().is_some_and(|n| n != "FluxTransformer2DModel") {
             format!(

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! config    sizes, and from them every tensor of the checkpoint
+//! names     where those tensors stand in the files that people have
 //! weights   the frozen weights, packed
 //! tokens    2x2 patches of latents        sequence  where tokens lie in memory
 //! rope      where tokens stand            embed     time, guidance, pooled text
@@ -17,6 +18,7 @@ mod config;
 mod cost;
 mod double;
 mod embed;
+mod names;
 mod pass;
 mod rope;
 mod sequence;
@@ -30,6 +32,7 @@ use std::{
 };
 
 pub use config::FluxConfig;
+pub use names::{FluxFiles, FluxLayout};
 use rope::RotaryTables;
 use weights::Weights;
 

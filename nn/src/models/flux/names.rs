@@ -1,0 +1,458 @@
+//! Checkpoints of FLUX as people have them: every tensor by its diffusers name, whatever the layout of the file.
+//!
+//! ```text
+//!  a folder of diffusers     config.json and diffusion_pytorch_model.safetensors, or its shards
+//!  one file, original names  flux1-dev.safetensors; no configuration: sizes come from the shapes of tensors
+//!  one file, diffusers names the same, by the other names
+//! ```
+//!
+//! In the original layout linears with one input stand in one tensor, and the last modulation has its halves the other
+//! way round (shift above scale). Both are other orders of the same rows, so a tensor is a [`TensorView`].
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::config::FluxConfig;
+use crate::{
+    error::{Error, Result},
+    files::{TensorFiles, TensorView, nearest},
+    naming::{Place, Stack, block_number},
+};
+
+/// What other programs put before the names of a transformer, longest first.
+const PREFIXES: [&str; 3] = ["model.diffusion_model.", "diffusion_model.", ""];
+
+/// The linears outside the blocks: original name, diffusers name.
+const OUTER: [(&str, &str); 10] = [
+    ("img_in", "x_embedder"),
+    ("txt_in", "context_embedder"),
+    ("time_in.in_layer", "time_text_embed.timestep_embedder.linear_1"),
+    ("time_in.out_layer", "time_text_embed.timestep_embedder.linear_2"),
+    ("vector_in.in_layer", "time_text_embed.text_embedder.linear_1"),
+    ("vector_in.out_layer", "time_text_embed.text_embedder.linear_2"),
+    ("guidance_in.in_layer", "time_text_embed.guidance_embedder.linear_1"),
+    ("guidance_in.out_layer", "time_text_embed.guidance_embedder.linear_2"),
+    ("final_layer.linear", "proj_out"),
+    (LAST_MODULATION.0, LAST_MODULATION.1),
+];
+
+/// Shift above scale in the original, scale above shift in diffusers.
+const LAST_MODULATION: (&str, &str) = ("final_layer.adaLN_modulation.1", "norm_out.linear");
+
+/// The norms of queries and keys within a block: original name, diffusers name.
+const DOUBLE_NORMS: [(&str, &str); 4] = [
+    ("img_attn.norm.query_norm", "attn.norm_q"),
+    ("img_attn.norm.key_norm", "attn.norm_k"),
+    ("txt_attn.norm.query_norm", "attn.norm_added_q"),
+    ("txt_attn.norm.key_norm", "attn.norm_added_k"),
+];
+const SINGLE_NORMS: [(&str, &str); 2] =
+    [("norm.query_norm", "attn.norm_q"), ("norm.key_norm", "attn.norm_k")];
+
+/// How the tensors of a file are called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FluxLayout {
+    /// As diffusers calls them.
+    Diffusers,
+    /// As the original release calls them.
+    Original,
+}
+
+/// A checkpoint whose names and shapes have been compared with its sizes; values are read through views.
+#[derive(Debug)]
+pub struct FluxFiles {
+    files: Arc<TensorFiles>,
+    layout: FluxLayout,
+    views: HashMap<String, TensorView>,
+}
+
+/// Rows of a tensor of the file that are a tensor of diffusers' layout.
+struct Source {
+    diffusers: String,
+    shape: Vec<usize>,
+    /// Without the prefix.
+    file: String,
+    rows: Rows,
+}
+
+enum Rows {
+    All,
+    /// The part of a fused linear.
+    Part(Place, usize),
+    SwappedHalves,
+}
+
+impl FluxFiles {
+    /// Open a diffusers folder (the transformer's, or the one above its `transformer`), or one `.safetensors` file in
+    /// either layout, with or without a prefix.
+    ///
+    /// Sizes are those of `config.json`; a single file has none and is measured: 128 values a head turned by
+    /// `[16, 56, 56]` as in the published models, unless a `config.json` of a FLUX transformer lies beside it.
+    ///
+    /// # Errors
+    /// If files are missing or torn; if it is another kind of file; if the sizes are none that can be run; if tensors
+    /// are missing, surplus or of another shape (all are named as the file names them).
+    pub fn open(path: &Path) -> Result<(FluxConfig, Self)> {
+        if path.is_dir() {
+            return Self::open_folder(path);
+        }
+        let files = TensorFiles::open(path)?;
+        let (layout, prefix) = recognise(&files)?;
+        let config = match config_beside(path)? {
+            Some(config) => config,
+            None => measure(&files, layout, prefix)?,
+        };
+        let files = Self::new(files, layout, prefix, &config)?;
+        Ok((config, files))
+    }
+
+    fn open_folder(folder: &Path) -> Result<(FluxConfig, Self)> {
+        let below = folder.join("transformer");
+        let folder = if !folder.join("config.json").exists() && below.is_dir() { &below } else { folder };
+        if !folder.join("config.json").exists()
+            && let Some(file) = safetensors_in(folder)
+        {
+            return Err(Error::file(
+                folder,
+                format!(
+                    "has no config.json, so it is no folder of diffusers; if `{}` is the transformer in one file, name \
+                     that file itself",
+                    file.display()
+                ),
+            ));
+        }
+        let config = FluxConfig::read(&folder.join("config.json"))?;
+        let files = TensorFiles::open_in(folder, "diffusion_pytorch_model")?;
+        let (layout, prefix) = recognise(&files)?;
+        let files = Self::new(files, layout, prefix, &config)?;
+        Ok((config, files))
+    }
+
+    fn new(files: TensorFiles, layout: FluxLayout, prefix: &str, config: &FluxConfig) -> Result<Self> {
+        let sources = sources(config, layout);
+        let mut expected: Vec<(String, Vec<usize>)> = Vec::with_capacity(sources.len());
+        for source in &sources {
+            let name = format!("{prefix}{}", source.file);
+            match (&source.rows, expected.last_mut()) {
+                // The parts of a fused tensor follow each other.
+                (Rows::Part(..), Some((last, shape))) if *last == name => shape[0] += source.shape[0],
+                _ => expected.push((name, source.shape.clone())),
+            }
+        }
+        if other_parts(&files, prefix) {
+            // A whole pipeline in one file: what stands outside the prefix is none of the transformer's business.
+            let wanted: BTreeSet<&str> = expected.iter().map(|(n, _)| n.as_str()).collect();
+            let surplus: Vec<&str> =
+                files.names().filter(|n| n.starts_with(prefix) && !wanted.contains(n)).collect();
+            files.expect(&expected)?;
+            if !surplus.is_empty() {
+                return Err(Error::file(
+                    files.path(),
+                    format!("has tensors that the model has not: {}", surplus.join(", ")),
+                ));
+            }
+        } else {
+            files.expect_exactly(&expected)?;
+        }
+        let files = Arc::new(files);
+        let mut views = HashMap::with_capacity(sources.len());
+        for Source { diffusers, shape, file, rows } in sources {
+            let whole = TensorView::whole(&files, &format!("{prefix}{file}"))?;
+            let view = match rows {
+                Rows::All => whole,
+                Rows::SwappedHalves => whole.swapped_halves()?,
+                Rows::Part(place, part) => {
+                    let rows = whole.shape().first().copied().unwrap_or(0);
+                    let ranges = place.rows(rows).ok_or_else(|| {
+                        Error::Internal(format!("{rows} rows of `{file}` cannot be shared out"))
+                    })?;
+                    whole.rows(&ranges[part..=part])?
+                }
+            };
+            if view.shape() != shape {
+                return Err(Error::Internal(format!("a view of `{diffusers}` has another shape")));
+            }
+            views.insert(diffusers, view);
+        }
+        Ok(Self { files, layout, views })
+    }
+
+    /// The rows of the file that are the tensor of this name in diffusers' layout, e.g.
+    /// `transformer_blocks.0.attn.to_q.weight`.
+    ///
+    /// # Errors
+    /// If the model has no tensor of this name.
+    pub fn view(&self, diffusers_name: &str) -> Result<TensorView> {
+        self.views.get(diffusers_name).cloned().ok_or_else(|| {
+            let near = nearest(diffusers_name, self.views.keys().map(String::as_str));
+            let hint = near.map_or(String::new(), |n| format!("; nearest: `{n}`"));
+            Error::file(self.files.path(), format!("the model has no tensor `{diffusers_name}`{hint}"))
+        })
+    }
+
+    /// Names in diffusers' layout, in no order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.views.keys().map(String::as_str)
+    }
+
+    /// The mapped files.
+    pub fn files(&self) -> &Arc<TensorFiles> {
+        &self.files
+    }
+
+    /// How the file calls its tensors.
+    pub fn layout(&self) -> FluxLayout {
+        self.layout
+    }
+}
+
+/// Where every tensor of the model stands in a file of this layout; parts of one tensor follow each other.
+fn sources(config: &FluxConfig, layout: FluxLayout) -> Vec<Source> {
+    let shapes = config.tensors();
+    if layout == FluxLayout::Diffusers {
+        let same = |(name, shape): (String, Vec<usize>)| Source {
+            diffusers: name.clone(),
+            shape,
+            file: name,
+            rows: Rows::All,
+        };
+        return shapes.into_iter().map(same).collect();
+    }
+    let shapes: HashMap<String, Vec<usize>> = shapes.into_iter().collect();
+    let mut sources = Vec::with_capacity(shapes.len());
+    // The order of the tables, so that parts follow each other; tensors that this model lacks are left out.
+    let mut add = |diffusers: String, file: String, rows: Rows| {
+        if let Some(shape) = shapes.get(&diffusers) {
+            sources.push(Source { shape: shape.clone(), diffusers, file, rows });
+        }
+    };
+    for (original, diffusers) in OUTER {
+        for kind in ["weight", "bias"] {
+            let rows = if original == LAST_MODULATION.0 { Rows::SwappedHalves } else { Rows::All };
+            add(format!("{diffusers}.{kind}"), format!("{original}.{kind}"), rows);
+        }
+    }
+    for (stack, blocks) in [(Stack::Double, config.num_layers), (Stack::Single, config.num_single_layers)] {
+        let norms = if stack == Stack::Double { &DOUBLE_NORMS[..] } else { &SINGLE_NORMS[..] };
+        for block in 0..blocks {
+            for linear in 0..stack.linears().len() {
+                let place = Place { stack, block, linear };
+                for kind in ["weight", "bias"] {
+                    for (part, name) in place.diffusers().iter().enumerate() {
+                        let file = format!("{}.{kind}", place.original());
+                        add(format!("{name}.{kind}"), file, Rows::Part(place, part));
+                    }
+                }
+            }
+            for (original, diffusers) in norms {
+                let file = format!("{}.{block}.{original}.scale", stack.original());
+                add(format!("{}.{block}.{diffusers}.weight", stack.diffusers()), file, Rows::All);
+            }
+        }
+    }
+    sources
+}
+
+/// The layout of a file and the prefix of its names.
+fn recognise(files: &TensorFiles) -> Result<(FluxLayout, &'static str)> {
+    if let Some(name) = files.names().find(|n| n.contains(".lora_") || n.contains("_lora")) {
+        return Err(Error::file(
+            files.path(),
+            format!(
+                "is an adapter (it has `{name}`), not a FLUX transformer: expected the weights that it is for"
+            ),
+        ));
+    }
+    for prefix in PREFIXES {
+        let starts = |stack: &str| {
+            files.names().any(|n| n.strip_prefix(prefix).is_some_and(|n| starts_block(n, stack)))
+        };
+        for (layout, name) in [
+            (FluxLayout::Original, Stack::original as fn(Stack) -> &'static str),
+            (FluxLayout::Diffusers, Stack::diffusers),
+        ] {
+            if Stack::ALL.into_iter().any(|stack| starts(name(stack))) {
+                return Ok((layout, prefix));
+            }
+        }
+    }
+    let shown: Vec<&str> = files.names().take(3).collect();
+    Err(Error::file(
+        files.path(),
+        format!(
+            "is no FLUX transformer: expected tensors called `double_blocks.0...` (original) or \
+             `transformer_blocks.0...` (diffusers){}, the file has {}",
+            kind_of(files).map_or(String::new(), |kind| format!("; it looks like {kind}")),
+            if shown.is_empty() { "none".into() } else { format!("{}, ...", shown.join(", ")) }
+        ),
+    ))
+}
+
+fn starts_block(name: &str, stack: &str) -> bool {
+    name.strip_prefix(stack).is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// What a file that is no FLUX transformer is, where its names give it away.
+fn kind_of(files: &TensorFiles) -> Option<&'static str> {
+    const SIGNS: [(&str, &str); 7] = [
+        ("encoder.block.0.layer.0.SelfAttention", "a T5 text encoder"),
+        ("text_model.encoder.layers.0", "a CLIP text encoder"),
+        ("decoder.conv_in", "an autoencoder"),
+        ("input_blocks.0", "a U-Net (Stable Diffusion, original names)"),
+        ("down_blocks.0", "a U-Net (Stable Diffusion, diffusers names)"),
+        ("joint_blocks.0", "a transformer of Stable Diffusion 3"),
+        ("image_proj.", "an IP-Adapter"),
+    ];
+    SIGNS.iter().find(|(sign, _)| files.names().any(|n| n.contains(sign))).map(|(_, kind)| *kind)
+}
+
+/// Does the file hold other parts of a pipeline, outside the prefix?
+fn other_parts(files: &TensorFiles, prefix: &str) -> bool {
+    const PARTS: [&str; 5] =
+        ["vae.", "text_encoders.", "first_stage_model.", "conditioner.", "cond_stage_model."];
+    !prefix.is_empty() && files.names().any(|n| PARTS.iter().any(|p| n.starts_with(p)))
+}
+
+/// A safetensors file of a folder, if there is one.
+fn safetensors_in(folder: &Path) -> Option<PathBuf> {
+    let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
+        .ok()?
+        .flatten()
+        .map(|e| e.path())
+        .filter(|p| p.extension().is_some_and(|e| e == "safetensors"))
+        .collect();
+    found.sort();
+    found.into_iter().next()
+}
+
+/// The `config.json` beside a single file, if it is that of a FLUX transformer: other models have files of this name.
+fn config_beside(path: &Path) -> Result<Option<FluxConfig>> {
+    let beside = path.parent().unwrap_or(Path::new("")).join("config.json");
+    let Ok(text) = std::fs::read_to_string(&beside) else { return Ok(None) };
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let ours = value.get("_class_name").and_then(|n| n.as_str()) == Some("FluxTransformer2DModel");
+    ours.then(|| FluxConfig::read(&beside)).transpose()
+}
+
+/// The sizes of a model, from the shapes of its tensors.
+fn measure(files: &TensorFiles, layout: FluxLayout, prefix: &str) -> Result<FluxConfig> {
+    let pick = |original: &'static str, diffusers: &'static str| match layout {
+        FluxLayout::Original => original,
+        FluxLayout::Diffusers => diffusers,
+    };
+    let axis = |name: &str, axis: usize| {
+        let found = files.info(&format!("{prefix}{name}")).and_then(|i| i.shape.get(axis).copied());
+        found.ok_or_else(|| {
+            Error::file(
+                files.path(),
+                format!(
+                    "has no `{prefix}{name}` with {} axes, from which the sizes of the model follow",
+                    axis + 1
+                ),
+            )
+        })
+    };
+    let blocks = |stack: Stack| {
+        let stem = format!("{prefix}{}.", pick(stack.original(), stack.diffusers()));
+        let number = |n: &str| block_number(n.strip_prefix(&stem)?.split('.').next()?);
+        // Their count, not the largest number: a number that is no block's must not make a model.
+        files.names().filter_map(number).collect::<BTreeSet<_>>().len()
+    };
+    let (double, single) = (blocks(Stack::Double), blocks(Stack::Single));
+    let norm = match (layout, double) {
+        (FluxLayout::Original, 0) => "single_blocks.0.norm.query_norm.scale",
+        (FluxLayout::Original, _) => "double_blocks.0.img_attn.norm.query_norm.scale",
+        (FluxLayout::Diffusers, 0) => "single_transformer_blocks.0.attn.norm_q.weight",
+        (FluxLayout::Diffusers, _) => "transformer_blocks.0.attn.norm_q.weight",
+    };
+    let image = pick("img_in.weight", "x_embedder.weight");
+    let (width, head) = (axis(image, 0)?, axis(norm, 0)?);
+    if head != PUBLISHED_HEAD {
+        return Err(Error::file(
+            files.path(),
+            format!(
+                "has heads of {head} values, and no tensor says how positions turn them; the published models have \
+                 {PUBLISHED_HEAD}. Put the config.json of the model (`_class_name`: `FluxTransformer2DModel`, with \
+                 `axes_dims_rope`) beside the file"
+            ),
+        ));
+    }
+    if !width.is_multiple_of(head) {
+        return Err(Error::file(
+            files.path(),
+            format!("is {width} wide, which is no multiple of {head}, a head"),
+        ));
+    }
+    let guidance = pick("guidance_in.in_layer.weight", "time_text_embed.guidance_embedder.linear_1.weight");
+    let config = FluxConfig {
+        class_name: None,
+        patch_size: 1,
+        in_channels: axis(image, 1)?,
+        out_channels: Some(axis(pick("final_layer.linear.weight", "proj_out.weight"), 0)?),
+        num_layers: double,
+        num_single_layers: single,
+        attention_head_dim: head,
+        num_attention_heads: width / head,
+        joint_attention_dim: axis(pick("txt_in.weight", "context_embedder.weight"), 1)?,
+        pooled_projection_dim: axis(
+            pick("vector_in.in_layer.weight", "time_text_embed.text_embedder.linear_1.weight"),
+            1,
+        )?,
+        guidance_embeds: files.info(&format!("{prefix}{guidance}")).is_some(),
+        axes_dims_rope: vec![16, 56, 56],
+    };
+    config.check().map_err(|message| Error::file(files.path(), message))?;
+    Ok(config)
+}
+
+/// Values of a head in the published models.
+const PUBLISHED_HEAD: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn published() -> FluxConfig {
+        FluxConfig {
+            class_name: None,
+            patch_size: 1,
+            in_channels: 64,
+            out_channels: None,
+            num_layers: 19,
+            num_single_layers: 38,
+            attention_head_dim: 128,
+            num_attention_heads: 24,
+            joint_attention_dim: 4096,
+            pooled_projection_dim: 768,
+            guidance_embeds: true,
+            axes_dims_rope: vec![16, 56, 56],
+        }
+    }
+
+    #[test]
+    fn the_published_model_has_1160_tensors_in_one_layout_and_780_in_the_other() {
+        let config = published();
+        let count = |layout| {
+            let sources = sources(&config, layout);
+            let diffusers: BTreeSet<&String> = sources.iter().map(|s| &s.diffusers).collect();
+            let file: BTreeSet<&String> = sources.iter().map(|s| &s.file).collect();
+            (diffusers.len(), file.len())
+        };
+        assert_eq!(count(FluxLayout::Diffusers), (1160, 1160));
+        assert_eq!(count(FluxLayout::Original), (1160, 780));
+    }
+
+    #[test]
+    fn every_name_of_the_model_has_one_source() {
+        let config = published();
+        let mut found: Vec<_> =
+            sources(&config, FluxLayout::Original).into_iter().map(|s| (s.diffusers, s.shape)).collect();
+        let mut all = config.tensors();
+        found.sort();
+        all.sort();
+        assert_eq!(found, all);
+    }
+}
