@@ -143,6 +143,8 @@ pub struct PassCost {
     pub saved_bytes: usize,
     /// Held while a pass runs.
     pub scratch_bytes: usize,
+    /// Held while a backward runs.
+    pub backward_scratch_bytes: usize,
 }
 
 /// A frozen denoiser with room for a LoRA.
@@ -190,6 +192,10 @@ pub trait Backbone: Send + Sync {
     /// # Errors
     /// As [`predict`](Self::predict).
     fn features(&self, inputs: &Inputs) -> Result<Tensor<(usize, usize, usize)>>;
+
+    /// Bytes that packed weights hold once passes with such an adapter, or without one, have run forward, and with one
+    /// backward too. Mapped files are not counted: the system gives their memory to others when it is needed.
+    fn resident_bytes(&self, adapter: Option<&crate::lora::AdapterLayout>) -> usize;
 
     /// The cost of a pass over `batch` samples of `grid` latent cells with references of these grids and `text`
     /// tokens, with an adapter of this many modules at this rank.

@@ -80,8 +80,10 @@ pub struct Cost {
     pub moved_bytes: f64,
     /// Bytes held from forward to backward, besides the inputs and outputs.
     pub saved_bytes: usize,
-    /// Bytes held while a pass runs.
+    /// Bytes held while a forward runs, and a backward if it needs no more.
     pub scratch_bytes: usize,
+    /// Bytes held while a backward runs, where it needs more than a forward.
+    pub backward_scratch_bytes: usize,
     /// Bytes held from the first run on, e.g. weights.
     pub resident_bytes: usize,
 }

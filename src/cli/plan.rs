@@ -14,7 +14,7 @@ pub(super) fn plan(args: &args::Graph, as_json: bool, registry: &Registry) -> Re
     let prepared = prepare(args, registry)?;
     let text = if as_json { format!("{:#}\n", json(&prepared)) } else { listing(&prepared) };
     system::print(&text)?;
-    prepared.check_memory()?;
+    prepared.check_memory(registry)?;
     Ok(0)
 }
 

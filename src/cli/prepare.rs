@@ -22,6 +22,9 @@ pub(super) struct Prepared {
     pub notes: Vec<String>,
     /// Settings of which memory depends, with their values.
     pub levers: Vec<String>,
+    /// Settings that a graph has, of those that make it smaller by themselves, as `--set` takes them.
+    savings: Vec<String>,
+    args: args::Graph,
 }
 
 /// Load and plan the graph that the arguments name.
@@ -37,10 +40,11 @@ pub(super) fn prepare(args: &args::Graph, registry: &Registry) -> Result<Prepare
     }
     let plan = Plan::new(&loaded.graph, &options)
         .map_err(|e| loaded.error_at(&e.node, e.input.as_deref(), &e.to_string()))?;
-    let levers = levers(&loaded);
+    let (levers, savings) = (levers(&loaded), savings(&loaded));
     let Loaded { graph, run, resolved, .. } = loaded;
     let notes = notes(&graph, &plan);
-    Ok(Prepared { graph: Arc::new(graph), plan, run, resolved, notes, levers })
+    let args = args.clone();
+    Ok(Prepared { graph: Arc::new(graph), plan, run, resolved, notes, levers, savings, args })
 }
 
 fn notes(graph: &Graph, plan: &Plan) -> Vec<String> {
@@ -70,7 +74,38 @@ fn levers(loaded: &Loaded) -> Vec<String> {
         .collect()
 }
 
+/// Settings that make a graph smaller without changing what it learns from, those that cost least first.
+const SAVINGS: [(&str, &str); 4] =
+    [("packing", "streamed"), ("checkpointing", "blocks"), ("ahead", "0"), ("compute", "bf16")];
+
+fn savings(loaded: &Loaded) -> Vec<String> {
+    let settings = loaded.settings();
+    let of = |(setting, better): (&str, &str)| -> Vec<String> {
+        let can = |name: &str, value: &str| {
+            name.rsplit('.').next() == Some(setting) && value.trim() != better && value.trim() != "0"
+        };
+        let found = settings.iter().filter(|(name, value)| can(name, value));
+        found.map(|(name, _)| format!("{name}={better}")).collect()
+    };
+    SAVINGS.into_iter().flat_map(of).collect()
+}
+
 impl Prepared {
+    /// The fewest of the savings, in their order, with which the graph would fit, and its peak then.
+    fn saving(&self, registry: &Registry, there: u64) -> Option<(Vec<String>, u64)> {
+        let mut args = self.args.clone();
+        let mut made = Vec::new();
+        for saving in &self.savings {
+            args.sets.push(saving.clone());
+            made.push(saving.clone());
+            let peak = prepare(&args, registry).ok()?.plan.memory().peak as u64;
+            if peak <= there {
+                return Some((made, peak));
+            }
+        }
+        None
+    }
+
     /// Values that a run changes: those of cells whose cotangent is read.
     pub fn trainable(&self) -> usize {
         let cells = self.graph.carries().iter().map(|c| c.cell);
@@ -84,21 +119,25 @@ impl Prepared {
     }
 
     /// What the run will need, if it is more than there is.
-    pub fn check_memory(&self) -> Result<(), Failure> {
+    pub fn check_memory(&self, registry: &Registry) -> Result<(), Failure> {
         let Some(there) = system::machine_memory() else { return Ok(()) };
-        self.fits(there)
+        self.fits(there, registry)
     }
 
-    fn fits(&self, there: u64) -> Result<(), Failure> {
+    fn fits(&self, there: u64, registry: &Registry) -> Result<(), Failure> {
         let memory = self.plan.memory();
         let need = memory.peak as u64;
         if need <= there {
             return Ok(());
         }
-        let levers = match &self.levers[..] {
+        let mut levers = match &self.levers[..] {
             [] => String::new(),
             levers => format!("; what makes it smaller: {}", levers.join(", ")),
         };
+        if let Some((made, peak)) = self.saving(registry, there) {
+            let sets: Vec<String> = made.iter().map(|set| format!("--set {set}")).collect();
+            levers += &format!("\nit would fit, with {}, with {}", system::bytes(peak), sets.join(" "));
+        }
         Err(Failure::new(format!(
             "this graph needs {} of memory (weights {}, carried {}, made ahead {}), and there are {}{levers}",
             system::bytes(need),
@@ -120,8 +159,15 @@ mod tests {
         let args = args::Graph { graph: Some(graph), ..args::Graph::default() };
         let Ok(prepared) = prepare(&args, &Registry::standard()) else { panic!("the graph can be prepared") };
         let peak = prepared.plan.memory().peak as u64;
-        assert!(prepared.fits(peak).is_ok());
-        let Err(Failure::Message(message)) = prepared.fits(peak - 1) else { panic!("it does not fit") };
+        let registry = Registry::standard();
+        assert!(prepared.fits(peak, &registry).is_ok());
+        let Err(Failure::Message(message)) = prepared.fits(peak - 1, &registry) else {
+            panic!("it does not fit")
+        };
+        assert!(
+            message.contains("it would fit") && message.contains("--set backbone.packing=streamed"),
+            "{message}"
+        );
         for part in ["pairs.batch (", "pairs.height (", "run.ahead (1)", "lora.rank (", "weights"] {
             assert!(message.contains(part), "{part} in {message}");
         }

@@ -22,7 +22,7 @@ use crate::{
 /// Run a graph to its end, or until somebody interrupts.
 pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> {
     let prepared = prepare(&args.graph, registry)?;
-    prepared.check_memory()?;
+    prepared.check_memory(registry)?;
     let path = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&prepared.graph.name));
     let folder = RunFolder::open(&path, args.resume).map_err(Failure::new)?;
     for note in &folder.notes {

@@ -105,13 +105,15 @@ pub(super) fn items(
         let of = |f: fn(&prefgraph_ops::Cost) -> usize| -> Box<[usize]> {
             variants.iter().map(|v| f(&v.costs[id.index()])).collect()
         };
-        let (saved, scratch) = (of(|c| c.saved_bytes), of(|c| c.scratch_bytes));
+        let saved = of(|c| c.saved_bytes);
+        let (forward, back) =
+            (of(|c| c.scratch_bytes), of(|c| c.scratch_bytes.max(c.backward_scratch_bytes)));
         let uses = vec![holder.unwrap_or(id.index())];
         items.push(Item { kind: Kind::Other, bytes: saved, born: id.index(), uses, pinned: false });
-        for task in std::iter::once(id.index()).chain(holder) {
+        for (task, scratch) in std::iter::once((id.index(), forward)).chain(holder.map(|h| (h, back))) {
             items.push(Item {
                 kind: Kind::Other,
-                bytes: scratch.clone(),
+                bytes: scratch,
                 born: task,
                 uses: vec![task],
                 pinned: false,

@@ -38,7 +38,7 @@ mod scratch;
 mod sweep;
 mod tile;
 
-pub use attention::{Attention, AttentionBackward, AttentionShape, attention, attention_backward};
+pub use attention::{Attention, AttentionBackward, AttentionShape, WIDEST, attention, attention_backward};
 pub use gemm::{Extra, Gemm, gemm};
 pub use gemm_tn::{GemmTn, gemm_tn};
 pub use heads::{HeadLayout, NormRotary, split_heads, split_heads_backward};
@@ -122,7 +122,7 @@ impl Cpu {
     /// Keep memory for later.
     fn keep(&self, memory: Aligned) {
         /// Matrices that are packed at one time, by a few lanes.
-        const KEPT: usize = 8;
+        const KEPT: usize = 4;
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         if spare.len() == KEPT {
             spare.remove(0);

@@ -163,6 +163,22 @@ impl TensorView {
         values
     }
 
+    /// Are all values finite? Reads the file, and keeps nothing.
+    ///
+    /// # Errors
+    /// If a value is not finite.
+    pub fn check_finite(&self) -> Result<()> {
+        // A value is not finite where all bits of its exponent are set.
+        let fault = |piece: &Piece<'_>| match piece.dtype {
+            Dtype::F16 => piece.bytes.as_chunks::<2>().0.iter().any(|b| b[1] & 0x7c == 0x7c),
+            Dtype::BF16 => {
+                piece.bytes.as_chunks::<2>().0.iter().any(|b| b[1] & 0x7f == 0x7f && b[0] & 0x80 == 0x80)
+            }
+            _ => piece.bytes.as_chunks::<4>().0.iter().any(|b| b[3] & 0x7f == 0x7f && b[2] & 0x80 == 0x80),
+        };
+        if self.pieces().any(|piece| fault(&piece)) { self.read_finite().map(drop) } else { Ok(()) }
+    }
+
     /// The values as f32, all of them finite.
     ///
     /// # Errors
@@ -172,7 +188,7 @@ impl TensorView {
         match values.iter().position(|v| !v.is_finite()) {
             None => Ok(values),
             Some(at) => Err(Error::NotFinite(format!(
-                "{}: `{}` holds {}: the file is damaged, or was written by a run that diverged",
+                "{}: `{}` holds {} at element {at}: the file is damaged, or was written by a run that diverged",
                 self.files.path().display(),
                 self.name,
                 values[at]

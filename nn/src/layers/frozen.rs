@@ -5,9 +5,10 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::{
-    cpu::{Cpu, Matrix, Packed, Precision, Values},
+    cpu::{self, Cpu, Gemm, Matrix, Packed, Precision, Values},
     error::{Error, Result},
     files::{Dtype, TensorView},
+    lora::FrozenFactors,
 };
 
 /// Where the packed form of a frozen matrix lives.
@@ -36,6 +37,8 @@ pub struct Frozen {
     view: TensorView,
     inputs: usize,
     loading: Loading,
+    /// Added to the values when they are packed.
+    merged: Option<FrozenFactors>,
     forward: OnceLock<Packed>,
     backward: OnceLock<Packed>,
 }
@@ -43,7 +46,8 @@ pub struct Frozen {
 impl Frozen {
     /// The view as a matrix of so many outputs and inputs: its first axis is N, all others together are K.
     ///
-    /// Where weights are resident, they are read, checked and packed here; where they are streamed, nothing is read.
+    /// Where weights are resident, they are read, checked and packed here; where they are streamed, nothing is read. With
+    /// factors to be merged, `scale up down` is added to the values, in f32.
     ///
     /// # Errors
     /// If the view has other axes; if a value that is read is not finite.
@@ -52,6 +56,7 @@ impl Frozen {
         view: TensorView,
         (outputs, inputs): (usize, usize),
         loading: Loading,
+        merged: Option<FrozenFactors>,
     ) -> Result<Self> {
         let found = (view.shape().first().copied().unwrap_or(0), view.shape().iter().skip(1).product());
         if found != (outputs, inputs) {
@@ -59,12 +64,11 @@ impl Frozen {
                 format!("outputs and inputs of `{}` of {}", view.name(), view.files().path().display());
             return Err(Error::shape(what, (outputs, inputs), found));
         }
-        let frozen = Self { view, inputs, loading, forward: OnceLock::new(), backward: OnceLock::new() };
+        let (forward, backward) = (OnceLock::new(), OnceLock::new());
+        let frozen = Self { view, inputs, loading, merged, forward, backward };
         if loading.packing == Packing::Resident {
-            let values = frozen.view.read_finite()?;
-            let packed =
-                Packed::from_weight(device, loading.precision, &Matrix::of(&values, outputs, inputs));
-            frozen.forward.get_or_init(|| packed);
+            frozen.view.check_finite()?;
+            frozen.forward.get_or_init(|| frozen.pack(device, Packed::from_weight));
         }
         Ok(frozen)
     }
@@ -112,6 +116,33 @@ impl Frozen {
                 result
             }
         }
+    }
+}
+
+impl Frozen {
+    fn pack(&self, device: &Cpu, pack: fn(&Cpu, Precision, &Matrix<'_>) -> Packed) -> Packed {
+        let (rows, columns) = (self.outputs(), self.inputs);
+        let Some(FrozenFactors { down, up, scale }) = &self.merged else {
+            return pack(device, self.loading.precision, &matrix(&self.view, (rows, columns)));
+        };
+        let mut values = self.view.read();
+        let rank = down.shape().first().copied().unwrap_or(0);
+        let down = Packed::from_matrix(device, Precision::F32, &matrix(down, (rank, columns)));
+        let up: Vec<f32> = up.read().into_iter().map(|v| v * scale).collect();
+        let call = Gemm {
+            m: rows,
+            x: &up,
+            x_stride: rank,
+            weight: &down,
+            extra: None,
+            bias: None,
+            accumulate: true,
+            out: &mut values,
+            out_stride: columns,
+        };
+        cpu::gemm(device, call);
+        down.give_back(device);
+        pack(device, self.loading.precision, &Matrix::of(&values, rows, columns))
     }
 }
 

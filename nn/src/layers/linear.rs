@@ -19,6 +19,7 @@ use crate::{
     cpu::{self, Cpu, Extra, Gemm, GemmTn, Matrix, Packed},
     error::{Error, Result},
     files::TensorView,
+    lora::FrozenFactors,
 };
 
 /// A frozen linear, with a branch if the frozen network has one there.
@@ -32,7 +33,8 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// From its weight and its bias.
+    /// From its weight and its bias; the frozen network may have a low-rank branch there, or factors that are merged into the
+    /// weight.
     ///
     /// # Errors
     /// If one of them has another shape, or holds a value that is not finite (of a streamed weight the values are not read).
@@ -42,13 +44,14 @@ impl Linear {
         layout: &LinearLayout,
         index: Option<usize>,
         branch: Option<FrozenBranch>,
+        merged: Option<FrozenFactors>,
         loading: Loading,
     ) -> Result<Self> {
         let bias = bias.read_finite()?;
         if bias.len() != layout.outputs {
             return Err(Error::shape(format!("bias of `{}`", layout.name), layout.outputs, bias.len()));
         }
-        let weight = Frozen::new(device, weight, (layout.outputs, layout.inputs), loading)?;
+        let weight = Frozen::new(device, weight, (layout.outputs, layout.inputs), loading, merged)?;
         Ok(Self { index, weight, bias, branch })
     }
 

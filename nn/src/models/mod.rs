@@ -2,4 +2,4 @@
 
 pub mod flux;
 
-pub use flux::{FluxConfig, FluxFiles, FluxUno};
+pub use flux::{Checkpointing, FluxConfig, FluxFiles, FluxLayout, FluxOptions, FluxUno, FrozenUse};

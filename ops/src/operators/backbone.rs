@@ -5,7 +5,11 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use prefgraph_nn::{self as nn, Backbone as _, models::FluxUno};
+use prefgraph_nn::{
+    self as nn, Backbone as _, cpu,
+    layers::{self, Loading},
+    models::{self, FluxOptions, FluxUno},
+};
 use serde_json::json;
 
 use crate::{
@@ -24,20 +28,72 @@ choices! {
     }
 }
 
+choices! {
+    /// What the operands of products are rounded to.
+    pub enum Compute {
+        /// Not rounded.
+        F32 = "f32",
+        /// To bf16; sums, activations, adapters, errors and moments stay in f32.
+        Bf16 = "bf16",
+    }
+}
+
+choices! {
+    /// Where packed weights live.
+    pub enum Packing {
+        /// In memory: fastest, and a copy of the weights for each direction.
+        Resident = "resident",
+        /// Nowhere: products pack what they need from the mapped file.
+        Streamed = "streamed",
+    }
+}
+
+choices! {
+    /// What a pass keeps for its backward.
+    pub enum Checkpointing {
+        /// All that the backward needs.
+        None = "none",
+        /// The input of each block, which the backward runs again: the same bits, less memory, more time.
+        Blocks = "blocks",
+    }
+}
+
+choices! {
+    /// How a frozen adapter takes effect.
+    pub enum FrozenUse {
+        /// As a low-rank branch, computed in every pass.
+        Branch = "branch",
+        /// Added to the weights when they are read; needs `packing: resident`.
+        Merged = "merged",
+    }
+}
+
 settings! {
     /// Settings of [`Backbone`].
     pub struct BackboneSettings {
         /// Kind of network.
         pub kind: BackboneKind = BackboneKind::FluxUno,
-        /// Folder with `config.json` and the weights, or the folder above its `transformer`.
+        /// The transformer's folder in diffusers' layout or the folder above it, or one `.safetensors` file with the names of
+        /// diffusers or of the original release.
         pub weights: DataPath = DataPath::default(),
+        /// What the operands of products are rounded to.
+        pub compute: Compute = Compute::F32,
+        /// Where packed weights live.
+        pub packing: Packing = Packing::Resident,
+        /// What a pass keeps for its backward.
+        pub checkpointing: Checkpointing = Checkpointing::None,
+        /// An adapter that belongs to the frozen network, such as UNO's `dit_lora.safetensors`: policy and reference have it.
+        pub adapter: DataPath = DataPath::default(),
+        /// How that adapter takes effect.
+        pub adapter_use: FrozenUse = FrozenUse::Branch,
     }
 }
 
 /// The frozen network. Its files are opened and compared with its configuration at once, its weights read by the
 /// first run.
 pub struct Backbone {
-    folder: PathBuf,
+    path: PathBuf,
+    options: FluxOptions,
     /// Counts, checks and shapes; never runs.
     described: Arc<FluxUno>,
     running: OnceLock<Arc<FluxUno>>,
@@ -59,13 +115,11 @@ impl Operator for Backbone {
         if settings.weights.is_empty() {
             return Err(OpError::new("weights: the folder of a checkpoint is needed"));
         }
-        let mut folder = settings.weights.0;
-        if !folder.join("config.json").exists() && folder.join("transformer").is_dir() {
-            folder.push("transformer");
-        }
+        let options = options(&settings);
+        let path = settings.weights.0;
         // One thread: this copy reads headers only.
-        let described = Arc::new(FluxUno::open(nn::Cpu::new(1)?, &folder)?);
-        Ok(Self { folder, described, running: OnceLock::new() })
+        let described = Arc::new(FluxUno::open_with(nn::Cpu::new(1)?, &path, options.clone())?);
+        Ok(Self { path, options, described, running: OnceLock::new() })
     }
 
     fn shapes(&self, (): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
@@ -73,20 +127,22 @@ impl Operator for Backbone {
     }
 
     fn cost(&self, (): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
-        Cost { resident_bytes: self.described.layout().parameters * size_of::<f32>(), ..Cost::default() }
+        Cost { resident_bytes: self.described.resident_bytes(None), ..Cost::default() }
     }
 
     fn notes(&self, (): &InShapes<Self>) -> Vec<String> {
         let l = self.described.layout();
-        vec![format!(
+        let mut notes = vec![format!(
             "{} with {:.2}M frozen parameters: {} blocks of width {}, {} heads, from {}",
             l.kind,
             l.parameters as f64 / 1e6,
             l.blocks,
             l.width,
             l.heads,
-            self.folder.display()
-        )]
+            self.path.display()
+        )];
+        notes.push(self.how());
+        notes
     }
 
     fn exports(&self) -> Vec<(String, serde_json::Value)> {
@@ -110,11 +166,64 @@ impl Operator for Backbone {
         let running = match self.running.get() {
             Some(running) => running.clone(),
             None => {
-                let opened = Arc::new(FluxUno::open(ctx.cpu.clone(), &self.folder)?);
+                let opened = Arc::new(FluxUno::open_with(ctx.cpu.clone(), &self.path, self.options.clone())?);
                 self.running.get_or_init(|| opened).clone()
             }
         };
         running.load()?;
         Ok(((BackboneHandle(running),), ()))
+    }
+}
+
+impl Backbone {
+    /// How it is run, for people.
+    fn how(&self) -> String {
+        let Loading { precision, packing } = self.options.loading;
+        let products = match precision {
+            cpu::Precision::F32 => "products in f32",
+            cpu::Precision::Bf16 => "products in bf16",
+        };
+        let weights = match packing {
+            layers::Packing::Resident => "weights packed in memory",
+            layers::Packing::Streamed => "weights streamed from the file",
+        };
+        let adapter = match &self.options.adapter {
+            None => String::new(),
+            Some((path, how)) => format!(
+                "; {} is part of the frozen network, {}",
+                path.display(),
+                match how {
+                    models::FrozenUse::Branch => "as a branch",
+                    models::FrozenUse::Merged => "merged into its weights",
+                }
+            ),
+        };
+        format!("{products}, {weights}{adapter}")
+    }
+}
+
+fn options(settings: &BackboneSettings) -> FluxOptions {
+    FluxOptions {
+        loading: Loading {
+            precision: match settings.compute {
+                Compute::F32 => cpu::Precision::F32,
+                Compute::Bf16 => cpu::Precision::Bf16,
+            },
+            packing: match settings.packing {
+                Packing::Resident => layers::Packing::Resident,
+                Packing::Streamed => layers::Packing::Streamed,
+            },
+        },
+        checkpointing: match settings.checkpointing {
+            Checkpointing::None => models::Checkpointing::None,
+            Checkpointing::Blocks => models::Checkpointing::Blocks,
+        },
+        adapter: (!settings.adapter.is_empty()).then(|| {
+            let how = match settings.adapter_use {
+                FrozenUse::Branch => models::FrozenUse::Branch,
+                FrozenUse::Merged => models::FrozenUse::Merged,
+            };
+            (settings.adapter.0.clone(), how)
+        }),
     }
 }

@@ -162,13 +162,16 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
     ) -> Cost {
         let grids: Vec<_> = references.iter().flat_map(|r| &r.0).map(|r| (r.2, r.3)).collect();
         let pass = backbone.0.cost(x_t.0, (x_t.2.size(), x_t.3.size()), &grids, text.1, Some(&adapter.0));
+        // The weights once more, as the backward reads them.
+        let backward_weights = backbone.0.resident_bytes(Some(&adapter.0)) - backbone.0.resident_bytes(None);
         Cost {
             forward_flops: pass.forward_flops,
             backward_flops: pass.backward_flops,
             moved_bytes: (backbone.layout().parameters * size_of::<f32>()) as f64,
             saved_bytes: pass.saved_bytes,
             scratch_bytes: pass.scratch_bytes,
-            resident_bytes: 0,
+            backward_scratch_bytes: pass.backward_scratch_bytes,
+            resident_bytes: backward_weights,
         }
     }
 

@@ -8,11 +8,24 @@
 
 use std::collections::HashSet;
 
-use super::config::{FluxConfig, MLP_RATIO, PATCH, SINUSOID};
+use super::{
+    Checkpointing, FluxOptions,
+    config::{FluxConfig, MLP_RATIO, PATCH, SINUSOID},
+};
 use crate::{
     backbone::{LinearLayout, PassCost},
-    lora::AdapterLayout,
+    cpu::Precision,
+    layers::Packing,
+    lora::{AdapterLayout, FrozenAdapter},
 };
+
+/// Sizes of a pass: samples, latent grids, text tokens.
+pub(super) struct Sizes<'a> {
+    pub batch: usize,
+    pub grid: (usize, usize),
+    pub references: &'a [(usize, usize)],
+    pub text: usize,
+}
 
 /// Rows of the pass.
 struct Rows {
@@ -27,6 +40,8 @@ struct Counter<'a> {
     rows: Rows,
     width: f64,
     rank: f64,
+    /// An adapter of the frozen network that is a branch.
+    frozen: Option<&'a FrozenAdapter>,
     adapted: HashSet<&'a str>,
     cost: PassCost,
     /// Values kept for the backward.
@@ -45,6 +60,11 @@ impl Counter<'_> {
         self.cost.forward_flops += 2.0 * forward * inputs * outputs;
         if by_input {
             self.cost.backward_flops += 2.0 * backward * inputs * outputs;
+        }
+        if let Some(branch) = self.frozen.and_then(|f| f.get(&linear.name)) {
+            let product = 2.0 * branch.rank() as f64 * (inputs + outputs);
+            self.cost.forward_flops += forward * product;
+            self.cost.backward_flops += if by_input { backward * product } else { 0.0 };
         }
         if self.adapts(linear) {
             self.cost.forward_flops += 2.0 * forward * self.rank * (inputs + outputs);
@@ -74,10 +94,9 @@ fn blocks(config: &FluxConfig) -> (Vec<Vec<LinearLayout>>, Vec<Vec<LinearLayout>
 
 pub(super) fn cost(
     config: &FluxConfig,
-    batch: usize,
-    grid: (usize, usize),
-    references: &[(usize, usize)],
-    text: usize,
+    options: &FluxOptions,
+    frozen: Option<&FrozenAdapter>,
+    Sizes { batch, grid, references, text }: Sizes<'_>,
     adapter: Option<&AdapterLayout>,
 ) -> PassCost {
     let tokens = |(h, w): (usize, usize)| (h / PATCH * (w / PATCH)) as f64;
@@ -90,6 +109,7 @@ pub(super) fn cost(
         rows: Rows { batch: n, text: n * text as f64, target, image, joint },
         width,
         rank: adapter.map_or(0.0, |a| a.rank as f64),
+        frozen: frozen.filter(|_| options.adapter.as_ref().is_some_and(|a| a.1 == super::FrozenUse::Branch)),
         adapted: adapter.map_or(HashSet::new(), |a| a.modules.iter().map(|m| m.name.as_str()).collect()),
         cost: PassCost::default(),
         kept: 0.0,
@@ -98,12 +118,12 @@ pub(super) fn cost(
     let count = double.len() + single.len();
     let first = double.iter().chain(&single).position(|b| b.iter().any(|l| c.adapts(l))).unwrap_or(count);
     let mut largest = 0.0f64;
+    // Kept of one block, the most.
+    let mut most_kept = 0.0f64;
     for (i, block) in double.iter().enumerate() {
         let before = c.kept;
         double_block(&mut c, block, i >= first, i > first);
-        if i < first {
-            c.kept = before;
-        }
+        c.kept = keep(options, before, c.kept, &mut most_kept, joint * width, i >= first);
         // In the attention: the stream, queries, keys and values twice, the result. In the MLP, where it is more:
         // the stream, queries, keys, values, the result, the normed rows, `up`, its GELU and what comes out.
         let attention = 8.0 * joint * width;
@@ -115,9 +135,7 @@ pub(super) fn cost(
         let last = i + 1 == single.len();
         let before = c.kept;
         single_block(&mut c, block, last, number >= first, number > first);
-        if number < first {
-            c.kept = before;
-        }
+        c.kept = keep(options, before, c.kept, &mut most_kept, joint * width, number >= first);
         largest = largest.max(15.0 * joint * width);
     }
     outer(config, &mut c, adapter.is_some() && first < count);
@@ -127,9 +145,71 @@ pub(super) fn cost(
     } else {
         c.kept = 0.0;
     }
+    let packed = streamed(config, options);
     c.cost.saved_bytes = (c.kept * 4.0) as usize;
-    c.cost.scratch_bytes = (largest * 4.0) as usize;
+    c.cost.scratch_bytes = (largest * 4.0) as usize + packed;
+    c.cost.backward_scratch_bytes = c.cost.scratch_bytes;
+    if options.checkpointing == Checkpointing::Blocks {
+        // A block's forward again: a copy of its input, and all that its backward needs.
+        c.cost.backward_scratch_bytes += ((most_kept + joint * width) * 4.0) as usize;
+        c.cost.backward_flops += if first < count { c.cost.forward_flops } else { 0.0 };
+    }
     c.cost
+}
+
+/// What is kept after a block that kept `after - before`; with checkpointing it is its input.
+fn keep(options: &FluxOptions, before: f64, after: f64, most: &mut f64, input: f64, reached: bool) -> f64 {
+    match options.checkpointing {
+        _ if !reached => before,
+        Checkpointing::None => after,
+        Checkpointing::Blocks => {
+            *most = most.max(after - before);
+            before + input
+        }
+    }
+}
+
+/// Bytes of a packed value.
+fn packed_value(precision: Precision) -> usize {
+    match precision {
+        Precision::F32 => 4,
+        Precision::Bf16 => 2,
+    }
+}
+
+/// Bytes of the largest matrix, packed for one product; nothing where packed weights are kept.
+fn streamed(config: &FluxConfig, options: &FluxOptions) -> usize {
+    let largest = config.linears().iter().map(|l| l.inputs * l.outputs).max().unwrap_or(0);
+    match options.loading.packing {
+        Packing::Resident => 0,
+        Packing::Streamed => largest * packed_value(options.loading.precision),
+    }
+}
+
+/// Bytes of weights that are kept packed: all of them for the forward, and those that a backward passes for it too.
+pub(super) fn resident(
+    config: &FluxConfig,
+    options: &FluxOptions,
+    frozen: Option<&FrozenAdapter>,
+    adapter: Option<&AdapterLayout>,
+) -> usize {
+    if options.loading.packing == Packing::Streamed {
+        return 0;
+    }
+    let value = packed_value(options.loading.precision);
+    let branch = |l: &LinearLayout| match (&options.adapter, frozen.and_then(|f| f.get(&l.name))) {
+        // Linears that share their first factors are counted as if they did not.
+        (Some((_, super::FrozenUse::Branch)), Some(f)) => f.rank() * (l.inputs + l.outputs),
+        _ => 0,
+    };
+    let values = |l: &LinearLayout| l.inputs * l.outputs + branch(l);
+    let forward: usize = config.linears().iter().chain(&config.outer_linears()).map(values).sum();
+    let backward: usize = match adapter {
+        None => 0,
+        // The modulations' inputs need no derivative.
+        Some(_) => config.linears().iter().filter(|l| !l.name.ends_with(".linear")).map(values).sum(),
+    };
+    (forward + backward) * value
 }
 
 fn double_block(c: &mut Counter<'_>, block: &[LinearLayout], reached: bool, below: bool) {

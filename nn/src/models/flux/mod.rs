@@ -27,7 +27,7 @@ mod tokens;
 mod weights;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
@@ -38,11 +38,10 @@ use weights::Weights;
 
 use crate::{
     backbone::{Backbone, BackboneLayout, Inputs, Latents, PassCost, Saved, Visitor},
-    cpu::Cpu,
+    cpu::{Cpu, WIDEST},
     error::{Error, Result},
-    files::TensorFiles,
-    layers::{Buffers, Loading},
-    lora::{Adapter, AdapterGrad, AdapterLayout},
+    layers::{Buffers, Loading, Packing},
+    lora::{Adapter, AdapterGrad, AdapterLayout, FrozenAdapter},
     tensor::Tensor,
 };
 
@@ -56,23 +55,36 @@ pub enum Checkpointing {
     Blocks,
 }
 
-/// How a FLUX transformer is run.
+/// How an adapter that is part of the frozen network takes effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FrozenUse {
+    /// As a low-rank branch beside each linear: nothing is copied, and every pass computes it.
+    #[default]
+    Branch,
+    /// Added to the weights when they are packed: passes cost nothing more. Needs resident weights.
+    Merged,
+}
+
+/// How a FLUX transformer is run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FluxOptions {
     /// Precision of products, and where packed weights live.
     pub loading: Loading,
     /// What a pass keeps for its backward.
     pub checkpointing: Checkpointing,
+    /// An adapter that is part of the frozen network, such as UNO's own, and how it takes effect.
+    pub adapter: Option<(PathBuf, FrozenUse)>,
 }
 
-/// A FLUX transformer read from a diffusers folder.
+/// A FLUX transformer read from a file or a folder.
 #[derive(Debug)]
 pub struct FluxUno {
     device: Cpu,
     options: FluxOptions,
     config: FluxConfig,
     layout: BackboneLayout,
-    files: Arc<TensorFiles>,
+    files: FluxFiles,
+    adapter: Option<(FrozenAdapter, FrozenUse)>,
     weights: OnceLock<Weights>,
     /// Held while the weights are read, so that two passes that start together read them once.
     loading: Mutex<()>,
@@ -84,35 +96,57 @@ pub struct FluxUno {
 type Grids = (usize, (usize, usize), Vec<(usize, usize)>);
 
 impl FluxUno {
-    /// Read `config.json` and the headers of `diffusion_pytorch_model.safetensors` (or of its shards) in a folder,
-    /// and compare them. Weights are read by the first pass.
+    /// Read the headers of a checkpoint as [`FluxFiles::open`] finds it, and compare them with its sizes. Weights are read
+    /// by the first pass.
     ///
     /// # Errors
-    /// If a file is missing or torn; if the configuration is none that can be run; if tensors are missing, surplus
-    /// or of another shape.
-    pub fn open(device: Cpu, folder: &Path) -> Result<Self> {
-        Self::open_with(device, folder, FluxOptions::default())
+    /// If a file is missing or torn; if the sizes are none that can be run; if tensors are missing, surplus or of another
+    /// shape.
+    pub fn open(device: Cpu, path: &Path) -> Result<Self> {
+        Self::open_with(device, path, FluxOptions::default())
     }
 
     /// The same with options.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
-    pub fn open_with(device: Cpu, folder: &Path, options: FluxOptions) -> Result<Self> {
-        let config = FluxConfig::read(&folder.join("config.json"))?;
-        let files = TensorFiles::open_in(folder, "diffusion_pytorch_model")?;
-        files.expect_exactly(&config.tensors())?;
+    /// As [`open`](Self::open); if the frozen adapter does not fit the model; if it is to be merged into weights that are
+    /// not kept.
+    pub fn open_with(device: Cpu, path: &Path, options: FluxOptions) -> Result<Self> {
+        let (config, files) = FluxFiles::open(path)?;
+        if config.attention_head_dim > WIDEST {
+            return Err(Error::file(
+                path,
+                format!("has heads of {}: at most {WIDEST} can be run", config.attention_head_dim),
+            ));
+        }
+        let adapter = match &options.adapter {
+            Some((_, FrozenUse::Merged)) if options.loading.packing == Packing::Streamed => {
+                return Err(Error::Setting(
+                    "the frozen adapter is to be merged into weights that are streamed, and so would be merged again for \
+                     every product: merge it into resident weights, or use it as a branch"
+                        .into(),
+                ));
+            }
+            Some((path, how)) => Some((FrozenAdapter::open(path, &config.linears())?, *how)),
+            None => None,
+        };
         Ok(Self {
             layout: config.layout(),
             device,
             options,
             config,
-            files: Arc::new(files),
+            files,
+            adapter,
             weights: OnceLock::new(),
             loading: Mutex::new(()),
             buffers: Buffers::default(),
             rotary: Mutex::new(Vec::new()),
         })
+    }
+
+    /// The files it is read from.
+    pub fn files(&self) -> &FluxFiles {
+        &self.files
     }
 
     /// The sizes of the model.
@@ -139,7 +173,8 @@ impl FluxUno {
         if let Some(weights) = self.weights.get() {
             return Ok(weights);
         }
-        let weights = Weights::read(&self.device, &self.files, &self.config, self.options.loading)?;
+        let adapter = self.adapter.as_ref().map(|(adapter, how)| (adapter, *how));
+        let weights = Weights::read(&self.device, &self.files, adapter, &self.config, self.options.loading)?;
         Ok(self.weights.get_or_init(|| weights))
     }
 
@@ -206,6 +241,10 @@ impl Backbone for FluxUno {
         self.on_device(|| self.double_features(inputs))
     }
 
+    fn resident_bytes(&self, adapter: Option<&AdapterLayout>) -> usize {
+        cost::resident(&self.config, &self.options, self.adapter.as_ref().map(|a| &a.0), adapter)
+    }
+
     fn cost(
         &self,
         batch: usize,
@@ -214,6 +253,7 @@ impl Backbone for FluxUno {
         text: usize,
         adapter: Option<&AdapterLayout>,
     ) -> PassCost {
-        cost::cost(&self.config, batch, grid, references, text, adapter)
+        let sizes = cost::Sizes { batch, grid, references, text };
+        cost::cost(&self.config, &self.options, self.adapter.as_ref().map(|a| &a.0), sizes, adapter)
     }
 }

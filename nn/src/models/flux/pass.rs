@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::{
-    FluxUno,
+    Checkpointing, FluxUno,
     block::{Modulation, Moments, Normed, Pass, normed, normed_backward},
     config::PATCH,
     double::{self, DoubleSaved},
@@ -35,10 +35,43 @@ pub(super) struct SavedPass {
     rotary: Arc<RotaryTables>,
     condition: Buffer,
     /// From the first block that an adapter or a derivative reaches.
-    double: Vec<Option<DoubleSaved>>,
-    single: Vec<Option<SingleSaved>>,
+    double: Vec<Option<Kept<DoubleSaved>>>,
+    single: Vec<Option<Kept<SingleSaved>>>,
     end: EndSaved,
     grid: (usize, usize, usize, usize),
+}
+
+/// What was kept of a block.
+enum Kept<S> {
+    /// All that its backward needs.
+    All(S),
+    /// Its input, from which the backward runs it again.
+    Input(Buffer),
+}
+
+impl<S> Kept<S> {
+    /// What the backward needs, from `run` if it was not kept.
+    fn saved(self, run: impl FnOnce(&mut Buffer) -> Option<S>) -> Option<S> {
+        match self {
+            Self::All(saved) => Some(saved),
+            Self::Input(mut x) => run(&mut x),
+        }
+    }
+}
+
+/// Run a block and keep what is asked for: nothing, all that its backward needs, or its input.
+fn keeping<S>(
+    pass: Pass<'_>,
+    checkpointing: Checkpointing,
+    x: &mut Buffer,
+    run: impl FnOnce(Pass<'_>, &mut Buffer) -> Option<S>,
+) -> Option<Kept<S>> {
+    if pass.saving && checkpointing == Checkpointing::Blocks {
+        let input = pass.ctx.copy(x);
+        run(Pass { saving: false, ..pass }, x);
+        return Some(Kept::Input(input));
+    }
+    run(pass, x).map(Kept::All)
 }
 
 /// What the backward of the last norm and linear needs.
@@ -139,8 +172,9 @@ impl FluxUno {
         let mut double = Vec::new();
         let mut single = Vec::new();
         for (i, block) in weights.double.iter().enumerate() {
-            let saved = double::forward(Pass { saving: saving && i >= first, ..pass }, block, &mut x);
-            double.push(saved);
+            let pass = Pass { saving: saving && i >= first, ..pass };
+            let run = |pass: Pass<'_>, x: &mut Buffer| double::forward(pass, block, x);
+            double.push(keeping(pass, self.options.checkpointing, &mut x, run));
             show(pass, visitor, i, &x);
         }
         for (i, block) in weights.single.iter().enumerate() {
@@ -150,9 +184,9 @@ impl FluxUno {
                 (true, true) => IMAGE,
                 (true, false) => TARGETS,
             };
-            let saved =
-                single::forward(Pass { saving: saving && number >= first, ..pass }, block, span, &mut x);
-            single.push(saved);
+            let pass = Pass { saving: saving && number >= first, ..pass };
+            let run = |pass: Pass<'_>, x: &mut Buffer| single::forward(pass, block, span, x);
+            single.push(keeping(pass, self.options.checkpointing, &mut x, run));
             show(pass, visitor, number, &x);
         }
         let (prediction, end) = finish(pass, weights, &x, shapes.grid);
@@ -232,6 +266,8 @@ impl FluxUno {
             condition: &condition,
             saving: false,
         };
+        // Of blocks that run again.
+        let saving = Pass { saving: true, ..pass };
         let mut grads = vec![0.0; adapter.values.len()];
         let mut dx = if weights.single.is_empty() {
             // The last block has two streams: it takes the derivative of all rows, of which most are zero.
@@ -256,15 +292,18 @@ impl FluxUno {
             if count + i < first {
                 break;
             }
-            let saved = single.pop().flatten().ok_or_else(gone)?;
+            let kept = single.pop().flatten().ok_or_else(gone)?;
             let span = if i + 1 == weights.single.len() { TARGETS } else { ALL };
+            let again = |x: &mut Buffer| single::forward(saving, block, span.clone(), x);
+            let saved = kept.saved(again).ok_or_else(gone)?;
             single::backward(pass, block, saved, span, count + i > first, &mut dx, &mut grads)?;
         }
         for (i, block) in weights.double.iter().enumerate().rev() {
             if i < first {
                 break;
             }
-            let saved = double.pop().flatten().ok_or_else(gone)?;
+            let kept = double.pop().flatten().ok_or_else(gone)?;
+            let saved = kept.saved(|x| double::forward(saving, block, x)).ok_or_else(gone)?;
             double::backward(pass, block, saved, i > first, &mut dx, &mut grads)?;
         }
         Ok(AdapterGrad { layout: Arc::clone(&adapter.layout), values: Arc::new(grads) })

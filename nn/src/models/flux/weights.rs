@@ -1,14 +1,14 @@
 //! The frozen weights, packed, in the order in which a pass uses them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{cell::RefCell, collections::HashMap, sync::Arc};
 
-use super::config::FluxConfig;
+use super::{FluxFiles, FrozenUse, config::FluxConfig};
 use crate::{
     backbone::LinearLayout,
     cpu::Cpu,
     error::{Error, Result},
-    files::{TensorFiles, TensorView},
-    layers::{Linear, Loading},
+    layers::{Frozen, FrozenBranch, Linear, Loading},
+    lora::{FrozenAdapter, FrozenFactors},
 };
 
 /// Two linears with a SiLU between.
@@ -68,7 +68,11 @@ pub(super) struct Weights {
 
 struct Reader<'a> {
     device: &'a Cpu,
-    files: &'a Arc<TensorFiles>,
+    files: &'a FluxFiles,
+    /// An adapter of the frozen network.
+    adapter: Option<(&'a FrozenAdapter, FrozenUse)>,
+    /// The first factors of its branches, by their names in the file: linears share them.
+    downs: RefCell<HashMap<String, Arc<Frozen>>>,
     layouts: HashMap<String, (LinearLayout, Option<usize>)>,
     head: usize,
     loading: Loading,
@@ -80,9 +84,31 @@ impl Reader<'_> {
             .layouts
             .get(name)
             .ok_or_else(|| Error::Internal(format!("`{name}` is not among the model's linears")))?;
-        let view = |what: &str| TensorView::whole(self.files, &format!("{name}.{what}"));
+        let view = |what: &str| self.files.view(&format!("{name}.{what}"));
         let tensors = (view("weight")?, view("bias")?);
-        Linear::new(self.device, tensors, layout, *index, None, self.loading)
+        let (branch, merged) = match self.adapter.and_then(|(a, how)| Some((a.get(name)?, how))) {
+            None => (None, None),
+            Some((factors, FrozenUse::Branch)) => (Some(self.branch(factors, layout)?), None),
+            Some((factors, FrozenUse::Merged)) => (None, Some(factors.clone())),
+        };
+        Linear::new(self.device, tensors, layout, *index, branch, merged, self.loading)
+    }
+
+    fn branch(&self, factors: &FrozenFactors, layout: &LinearLayout) -> Result<FrozenBranch> {
+        let rank = factors.rank();
+        let read = |view: &crate::files::TensorView, shape| {
+            Frozen::new(self.device, view.clone(), shape, self.loading, None)
+        };
+        let mut downs = self.downs.borrow_mut();
+        let down = match downs.get(factors.down.name()) {
+            Some(down) => Arc::clone(down),
+            None => {
+                let down = Arc::new(read(&factors.down, (rank, layout.inputs))?);
+                downs.insert(factors.down.name().into(), Arc::clone(&down));
+                down
+            }
+        };
+        Ok(FrozenBranch { down, up: read(&factors.up, (layout.outputs, rank))?, scale: factors.scale })
     }
 
     fn embedder(&self, name: &str) -> Result<Embedder> {
@@ -91,7 +117,11 @@ impl Reader<'_> {
     }
 
     fn norm(&self, name: &str) -> Result<Vec<f32>> {
-        self.files.read_finite(&format!("{name}.weight"), &[self.head])
+        let weight = self.files.view(&format!("{name}.weight"))?.read_finite()?;
+        if weight.len() != self.head {
+            return Err(Error::shape(format!("values of `{name}.weight`"), self.head, weight.len()));
+        }
+        Ok(weight)
     }
 
     fn double(&self, block: usize) -> Result<DoubleBlock> {
@@ -158,14 +188,23 @@ impl Weights {
     /// If a tensor cannot be read or holds a value that is not finite.
     pub fn read(
         device: &Cpu,
-        files: &Arc<TensorFiles>,
+        files: &FluxFiles,
+        adapter: Option<(&FrozenAdapter, FrozenUse)>,
         config: &FluxConfig,
         loading: Loading,
     ) -> Result<Self> {
         let numbered = config.linears().into_iter().enumerate().map(|(i, l)| (l, Some(i)));
         let outer = config.outer_linears().into_iter().map(|l| (l, None));
         let layouts = numbered.chain(outer).map(|(l, i)| (l.name.clone(), (l, i))).collect();
-        let reader = Reader { device, files, layouts, head: config.attention_head_dim, loading };
+        let reader = Reader {
+            device,
+            files,
+            adapter,
+            downs: RefCell::default(),
+            layouts,
+            head: config.attention_head_dim,
+            loading,
+        };
         Ok(Self {
             image_in: reader.linear("x_embedder")?,
             text_in: reader.linear("context_embedder")?,

@@ -1,0 +1,194 @@
+//! How a FLUX transformer is run changes what it costs, not what it computes: checkpointing, streamed weights, bf16, and an
+//! adapter that is part of the frozen network.
+
+#[allow(dead_code, reason = "shared with the golden test, which uses the rest")]
+#[path = "golden/case.rs"]
+mod case;
+
+use std::{path::Path, sync::Arc};
+
+use case::{Case, cases, relative};
+use prefgraph_nn::{
+    Adapter, Backbone, Cpu, Inputs,
+    backbone::Latents,
+    cpu::{Isa, Precision},
+    layers::{Loading, Packing},
+    lora::{AdapterFormat, AdapterLayout},
+    models::{Checkpointing, FluxOptions, FluxUno, FrozenUse},
+};
+
+/// Numbers without pattern, in +-1.
+fn numbers(count: usize, salt: u64) -> Vec<f32> {
+    let mixed = |i: usize| {
+        (i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15 ^ salt.wrapping_mul(0xD6E8_FEB8_6659_FD93))
+    };
+    (0..count).map(|i| ((mixed(i) >> 40) & 0xFFFF) as f32 / 32768.0 - 1.0).collect()
+}
+
+fn open(case: &Case, options: FluxOptions) -> FluxUno {
+    FluxUno::open_with(Cpu::new(2).unwrap(), &case.folder.join("transformer"), options).unwrap()
+}
+
+fn inputs(case: &Case) -> (Inputs, Latents) {
+    let inputs = case.inputs(&case.file("forward.safetensors"), "", &["x_t"]);
+    let mut cotangent = inputs.x_t.clone();
+    let count = cotangent.values().len();
+    cotangent.values_mut().copy_from_slice(&numbers(count, 1));
+    (inputs, cotangent)
+}
+
+fn adapter(model: &FluxUno, patterns: &[&str], size: f32) -> Adapter {
+    let layout = Arc::new(AdapterLayout::matching(&model.layout().linears, patterns, 3, 4.5).unwrap().0);
+    let values = numbers(layout.len(), 2).into_iter().map(|v| size * v).collect();
+    Adapter { layout, values: Arc::new(values) }
+}
+
+/// Prediction and gradient.
+fn pass(model: &FluxUno, case: &Case, adapter: &Adapter) -> (Vec<f32>, Vec<f32>) {
+    let (inputs, cotangent) = inputs(case);
+    let (prediction, saved) = model.predict_saving(&inputs, adapter, &mut ()).unwrap();
+    (prediction.into_values(), model.backward(saved, adapter, &cotangent).unwrap().values.to_vec())
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn blocks_that_run_again_give_the_same_bits_and_keep_their_inputs_only() {
+    for case in cases() {
+        for patterns in [&["*"][..], &["attn.to_q"], &["single_transformer_blocks.1.proj_mlp"]] {
+            let whole = open(&case, FluxOptions::default());
+            let again =
+                open(&case, FluxOptions { checkpointing: Checkpointing::Blocks, ..FluxOptions::default() });
+            let adapter = adapter(&whole, patterns, 0.2);
+            let (expected, found) = (pass(&whole, &case, &adapter), pass(&again, &case, &adapter));
+            assert_eq!(bits(&expected.0), bits(&found.0), "{} {patterns:?}: prediction", case.name);
+            assert_eq!(bits(&expected.1), bits(&found.1), "{} {patterns:?}: gradient", case.name);
+
+            let (inputs, _) = inputs(&case);
+            let (n, _, h, w) = inputs.x_t.shape();
+            let grids: Vec<_> = inputs.references.iter().map(|r| (r.shape().2, r.shape().3)).collect();
+            let cost = again.cost(n, (h, w), &grids, inputs.text.shape().1, Some(&adapter.layout));
+            let (_, saved) = again.predict_saving(&inputs, &adapter, &mut ()).unwrap();
+            let ratio = again.working_memory().0 as f64 / cost.saved_bytes as f64;
+            assert!(
+                (0.9..1.1).contains(&ratio),
+                "{} {patterns:?}: kept {ratio} of what was declared",
+                case.name
+            );
+            drop(saved);
+        }
+    }
+}
+
+#[test]
+fn weights_that_are_streamed_from_the_file_give_the_bits_of_resident_ones() {
+    for case in cases() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let of = |packing| {
+                open(&case, FluxOptions { loading: Loading { precision, packing }, ..FluxOptions::default() })
+            };
+            let (resident, streamed) = (of(Packing::Resident), of(Packing::Streamed));
+            let adapter = adapter(&resident, &["*"], 0.2);
+            let (expected, found) = (pass(&resident, &case, &adapter), pass(&streamed, &case, &adapter));
+            assert_eq!(bits(&expected.0), bits(&found.0), "{} {precision:?}: prediction", case.name);
+            assert_eq!(bits(&expected.1), bits(&found.1), "{} {precision:?}: gradient", case.name);
+            assert_eq!(streamed.resident_bytes(Some(&adapter.layout)), 0);
+            assert!(resident.resident_bytes(Some(&adapter.layout)) > resident.resident_bytes(None));
+        }
+    }
+}
+
+#[test]
+fn products_in_bf16_stay_near_those_in_f32_and_an_adapter_whose_b_is_zero_changes_no_bit() {
+    let loading = Loading { precision: Precision::Bf16, packing: Packing::Resident };
+    for case in cases() {
+        let (exact, rounded) = (
+            open(&case, FluxOptions::default()),
+            open(&case, FluxOptions { loading, ..FluxOptions::default() }),
+        );
+        let trained = adapter(&exact, &["*"], 0.2);
+        let (expected, found) = (pass(&exact, &case, &trained), pass(&rounded, &case, &trained));
+        let (prediction, gradient) = (relative(&found.0, &expected.0), relative(&found.1, &expected.1));
+        // Rounding to 8 bits, once an operand.
+        assert!((1e-5..2e-2).contains(&prediction), "{}: prediction off by {prediction:e}", case.name);
+        assert!((1e-5..4e-2).contains(&gradient), "{}: gradient off by {gradient:e}", case.name);
+
+        let mut zero = trained.clone();
+        let values = Arc::make_mut(&mut zero.values);
+        zero.layout.ranges().into_iter().for_each(|(_, b)| values[b].fill(0.0));
+        let (inputs, _) = inputs(&case);
+        let with = rounded.predict(&inputs, Some(&zero), &mut ()).unwrap();
+        let without = rounded.predict(&inputs, None, &mut ()).unwrap();
+        assert_eq!(bits(with.values()), bits(without.values()), "{}", case.name);
+
+        let portable = FluxOptions { loading, ..FluxOptions::default() };
+        let portable = FluxUno::open_with(
+            Cpu::with_isa(1, Isa::Portable).unwrap(),
+            &case.folder.join("transformer"),
+            portable,
+        )
+        .unwrap();
+        let there = portable.predict(&inputs, None, &mut ()).unwrap();
+        assert_eq!(bits(there.values()), bits(without.values()), "{}: without vectors", case.name);
+    }
+}
+
+fn with_frozen(case: &Case, file: &Path, how: FrozenUse) -> FluxUno {
+    open(case, FluxOptions { adapter: Some((file.into(), how)), ..FluxOptions::default() })
+}
+
+#[test]
+fn a_frozen_adapter_is_part_of_the_reference_as_a_branch_or_merged() {
+    let dir = tempfile::tempdir().unwrap();
+    for case in cases() {
+        let plain = open(&case, FluxOptions::default());
+        let frozen = adapter(&plain, &["attn.*", "proj_out"], 0.3);
+        let file = dir.path().join("frozen.safetensors");
+        frozen.write(&file, AdapterFormat::Diffusers, &[]).unwrap();
+        let (inputs, _) = inputs(&case);
+        let expected = plain.predict(&inputs, Some(&frozen), &mut ()).unwrap();
+        let bare = plain.predict(&inputs, None, &mut ()).unwrap();
+        assert!(relative(bare.values(), expected.values()) > 1e-3, "the adapter must be seen");
+        for how in [FrozenUse::Branch, FrozenUse::Merged] {
+            let model = with_frozen(&case, &file, how);
+            let found = model.predict(&inputs, None, &mut ()).unwrap();
+            let error = relative(found.values(), expected.values());
+            assert!(error < 1e-5, "{} {how:?}: off by {error:e}", case.name);
+
+            // What is trained on top: off, it leaves the frozen one on; on, its gradient is that beside merged weights.
+            let mut zero = adapter(&model, &["*"], 0.2);
+            let values = Arc::make_mut(&mut zero.values);
+            zero.layout.ranges().into_iter().for_each(|(_, b)| values[b].fill(0.0));
+            let off = model.predict(&inputs, Some(&zero), &mut ()).unwrap();
+            assert_eq!(bits(off.values()), bits(found.values()), "{} {how:?}", case.name);
+        }
+        let trained = adapter(&plain, &["*"], 0.2);
+        let branch = pass(&with_frozen(&case, &file, FrozenUse::Branch), &case, &trained);
+        let merged = pass(&with_frozen(&case, &file, FrozenUse::Merged), &case, &trained);
+        assert!(
+            relative(&branch.0, &merged.0) < 1e-5 && relative(&branch.1, &merged.1) < 1e-4,
+            "{}",
+            case.name
+        );
+    }
+}
+
+#[test]
+fn a_frozen_adapter_is_not_merged_into_weights_that_are_streamed() {
+    let case = &cases()[0];
+    let plain = open(case, FluxOptions::default());
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("frozen.safetensors");
+    adapter(&plain, &["attn.to_q"], 0.3).write(&file, AdapterFormat::Diffusers, &[]).unwrap();
+    let options = FluxOptions {
+        loading: Loading { packing: Packing::Streamed, ..Loading::default() },
+        adapter: Some((file, FrozenUse::Merged)),
+        ..FluxOptions::default()
+    };
+    let error = FluxUno::open_with(Cpu::new(1).unwrap(), &case.folder.join("transformer"), options)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("resident"), "{error}");
+}
