@@ -53,10 +53,7 @@ impl Random {
 
     /// Two independent standard normal numbers (Box and Muller).
     pub fn normal_pair(&mut self) -> (f64, f64) {
-        // One minus a number in [0, 1) is never zero, so the logarithm is finite.
-        let radius = (-2.0 * libm::log(1.0 - self.uniform())).sqrt();
-        let angle = std::f64::consts::TAU * self.uniform();
-        (radius * libm::cos(angle), radius * libm::sin(angle))
+        prefgraph_nn::lora::normal_pair(|| self.uniform())
     }
 
     /// `n` standard normal numbers.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use prefgraph_nn::lora::AdapterFormat;
 
 /// Runs a graph of preference optimisation, or shows what it would do.
 #[derive(Debug, Parser)]
@@ -40,6 +41,38 @@ pub(super) enum Command {
     /// Look at data
     #[command(subcommand)]
     Data(Data),
+    /// Look at adapter files, and write them in the names that other programs read
+    #[command(subcommand)]
+    Adapter(Adapter),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Adapter {
+    /// Say what a file holds: format, rank, alpha, the linears it adapts, what its header says
+    Show {
+        /// An adapter file
+        path: PathBuf,
+    },
+    /// Write an adapter in another format, read it back and compare it; refused where something would be lost
+    Convert {
+        /// An adapter file, in any of the formats
+        input: PathBuf,
+        /// The file to write
+        output: PathBuf,
+        /// The format to write
+        #[arg(long, value_name = "FORMAT", value_parser = format)]
+        to: AdapterFormat,
+        /// The FLUX transformer that the adapter is for, a folder or a file: names and widths are compared with it
+        #[arg(long, value_name = "PATH")]
+        weights: Option<PathBuf>,
+    },
+}
+
+fn format(text: &str) -> Result<AdapterFormat, String> {
+    AdapterFormat::ALL
+        .into_iter()
+        .find(|f| f.name() == text)
+        .ok_or_else(|| format!("the formats are: {}", AdapterFormat::ALL.map(AdapterFormat::name).join(", ")))
 }
 
 #[derive(Debug, Subcommand)]

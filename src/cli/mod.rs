@@ -4,11 +4,13 @@
 //!  args       what can be typed                    prepare   a graph file as a graph, a plan and a memory check
 //!  run        the loop over steps                  session   what a step leaves in the run's folder
 //!  progress   a bar, or a line every few steps     first     the check of the very first step
-//!  plan, dot, ops, data   the other commands       system    memory, signals, standard output
+//!  plan, dot, ops, data, adapter   the other commands
+//!  system     memory, signals, standard output
 //! ```
 //!
 //! Standard output is for data, standard error for people.
 
+mod adapter;
 mod args;
 mod data;
 mod dot;
@@ -82,6 +84,10 @@ pub fn main_with(registry: Registry) -> ExitCode {
         Some(Command::Ops { name }) => ops::ops(name.as_deref(), &registry),
         Some(Command::Data(args::Data::Check { path, bad, json })) => {
             data::check(&path, bad.as_deref(), json)
+        }
+        Some(Command::Adapter(args::Adapter::Show { path })) => adapter::show(&path),
+        Some(Command::Adapter(args::Adapter::Convert { input, output, to, weights })) => {
+            adapter::convert(&input, &output, to, weights.as_deref())
         }
         None => match args.run.graph.graph.is_some() {
             true => run::run(&args.run, &registry),

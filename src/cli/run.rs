@@ -8,7 +8,7 @@ use super::{
     Failure, INTERRUPTED, args, first,
     prepare::{Prepared, prepare},
     progress::Progress,
-    session::{Session, adapter_cells},
+    session::{Session, adapter_cells, origin},
     system,
 };
 use crate::{
@@ -50,7 +50,7 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     }
     let cpu = nn::Cpu::new(run.threads).map_err(Failure::new)?;
     let options = RunOptions { last: Some(steps - 1), ..RunOptions::new(run.seed, cpu) };
-    let cells = adapter_cells(&graph);
+    let (cells, origin) = (adapter_cells(&graph), origin(&graph));
     let mut runner = Runner::new(graph, plan, options).map_err(Failure::new)?;
     if let Some(checkpoint) = &found {
         runner.restore(checkpoint.step, &checkpoint.cells).map_err(Failure::new)?;
@@ -64,7 +64,7 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     let progress = Progress::new(start, steps, run.log_every);
     let adapters = cells.iter().map(|(name, _, next)| (name.clone(), *next)).collect();
     let checkpoint = found.map(|c| c.step);
-    let session = Session { folder, metrics, run, resolved, checkpoint, adapters };
+    let session = Session { folder, metrics, run, resolved, checkpoint, adapters, origin };
     let mut running = Loop { runner, session, progress, json: args.json };
     let done = running.go(steps, &|output| {
         let values = cells.iter().filter_map(|(_, at, _)| output.kept(*at)?.downcast_ref::<nn::Adapter>());

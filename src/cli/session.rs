@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use prefgraph_nn::Adapter;
+use prefgraph_nn::{Adapter, lora::AdapterFormat};
 use prefgraph_ops::{
     PortType,
     ports::{Effect, Metrics},
@@ -25,8 +25,18 @@ pub(super) fn adapter_cells(graph: &Graph) -> Vec<(String, Endpoint, Endpoint)> 
     adapters.map(|c| (graph[c.cell.node].id.clone(), c.cell, c.next)).collect()
 }
 
-/// The part of a pipeline that the adapted model is, in the names of diffusers.
-const PREFIX: &str = "transformer";
+/// What adapter files say of where they come from: the graph, and the sizes of the network it was trained on.
+pub(super) fn origin(graph: &Graph) -> Vec<(String, String)> {
+    let mut about = vec![("prefgraph.graph".to_owned(), graph.name.clone())];
+    let backbones = graph.nodes().filter(|(_, node)| node.op.name() == "backbone");
+    for (_, node) in backbones.take(1) {
+        let facts = node.op.exports();
+        let fact = |name: &str| facts.iter().find(|(n, _)| n == name).map(|(n, v)| format!("{v} {n}"));
+        let facts = ["parameters", "blocks", "width"].into_iter().filter_map(fact);
+        about.push(("prefgraph.base".to_owned(), facts.collect::<Vec<_>>().join(", ")));
+    }
+    about
+}
 
 /// The files of a run.
 pub(super) struct Session {
@@ -38,6 +48,8 @@ pub(super) struct Session {
     pub checkpoint: Option<u64>,
     /// Names of cells with adapters, and where a step leaves their values.
     pub adapters: Vec<(String, Endpoint)>,
+    /// What adapter files say of where they come from.
+    pub origin: Vec<(String, String)>,
 }
 
 impl Session {
@@ -50,9 +62,13 @@ impl Session {
                 Effect::Preview(name, picture) => {
                     self.folder.write_preview(name, picture).map_err(Failure::new)?;
                 }
-                Effect::Export(adapter, metadata) => {
-                    let prefix = metadata.iter().find(|(k, _)| k == "prefix").map_or(PREFIX, |(_, v)| v);
-                    self.folder.write_adapter("adapter", adapter, prefix).map_err(Failure::new)?;
+                Effect::Export(adapter, formats) => {
+                    let about = self.about(output);
+                    for format in formats {
+                        self.folder
+                            .write_adapter("adapter", adapter, *format, &about)
+                            .map_err(Failure::new)?;
+                    }
                 }
             }
         }
@@ -89,10 +105,19 @@ impl Session {
         for (name, at) in &self.adapters {
             let Some(adapter) = output.kept(*at).and_then(|v| v.downcast_ref::<Adapter>()) else { continue };
             let name = if self.adapters.len() == 1 { "adapter".into() } else { format!("adapter-{name}") };
-            let path = self.folder.write_adapter(&name, adapter, PREFIX).map_err(Failure::new)?;
+            let about = self.about(output);
+            let written_to = self.folder.write_adapter(&name, adapter, AdapterFormat::Diffusers, &about);
+            let path = written_to.map_err(Failure::new)?;
             written.push(shown(&path));
         }
         Ok(written)
+    }
+
+    /// What the header of an adapter says of where it comes from.
+    fn about(&self, output: &StepOutput) -> Vec<(String, String)> {
+        let mut about = self.origin.clone();
+        about.push(("prefgraph.step".into(), (output.step + 1).to_string()));
+        about
     }
 
     /// How a failure is to be followed up.

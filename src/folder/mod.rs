@@ -4,6 +4,7 @@
 //!  graph.ron             the resolved graph      metrics.jsonl         one object a step
 //!  graph.dot             the plan as a picture   preview/*.png         pictures that operators gave
 //!  adapter.safetensors   what was trained        checkpoints/step-N/   to go on from
+//!  adapter.FORMAT.safetensors   the same in other programs' names, where the graph asks for it
 //!  lock                  held while a run is at work here
 //! ```
 
@@ -15,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use prefgraph_nn::{Adapter, files::write_atomically};
+use prefgraph_nn::{Adapter, files::write_atomically, lora::AdapterFormat};
 use prefgraph_ops::ports::Picture;
 
 pub use metrics::{Line, MetricsFile};
@@ -109,13 +110,20 @@ impl RunFolder {
         Ok(path)
     }
 
-    /// Write an adapter in the layout that diffusers reads, read it back and compare it.
+    /// Write an adapter in one of the formats, read it back and compare it. `about` is what its header says beside rank,
+    /// alpha and targets.
     ///
     /// # Errors
-    /// If it cannot be written, or does not read back as what it is.
-    pub fn write_adapter(&self, name: &str, adapter: &Adapter, prefix: &str) -> Result<PathBuf, FolderError> {
-        let path = self.path.join(format!("{}.safetensors", file_name(name)));
-        adapter.write(&path, prefix).map_err(|e| FolderError::io("write the adapter", &path, e))?;
+    /// If the format cannot hold it, if it cannot be written, or does not read back as what it is.
+    pub fn write_adapter(
+        &self,
+        name: &str,
+        adapter: &Adapter,
+        format: AdapterFormat,
+        about: &[(String, String)],
+    ) -> Result<PathBuf, FolderError> {
+        let path = self.path.join(format.file_name(&file_name(name)));
+        adapter.write(&path, format, about).map_err(|e| FolderError::io("write the adapter", &path, e))?;
         Ok(path)
     }
 }

@@ -1,18 +1,75 @@
-"""Does diffusers load an adapter that a run wrote? By hand: `load_adapter.py BACKBONE_FOLDER adapter.safetensors`.
+"""Does diffusers load the adapters that a run wrote, in every format? By hand:
 
-Needs torch, diffusers and peft. Every tensor of the file must reach a parameter, unchanged.
+    load_adapter.py BACKBONE_FOLDER adapter.safetensors [adapter.kohya.safetensors | adapter.uno.safetensors ...]
+
+Needs torch, diffusers and peft. The first file is in diffusers' names. Each file goes through diffusers' own detection
+and conversion into the model; what it adds to every weight, scale * B A, must be what the first file says.
 """
+import inspect
+import json
 import sys
 
 import torch
 from diffusers import FluxTransformer2DModel
+from diffusers.loaders import FluxLoraLoaderMixin, lora_conversion_utils, lora_pipeline
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-backbone, path = sys.argv[1:]
-model = FluxTransformer2DModel.from_pretrained(backbone, torch_dtype=torch.float32)
-model.load_lora_adapter(load_file(path), prefix="transformer")
-found = {n.replace(".default_0.", ".").replace(".default.", "."): p for n, p in model.named_parameters() if "lora_" in n}
-wanted = {n.removeprefix("transformer."): t for n, t in load_file(path).items()}
-assert found.keys() == wanted.keys(), sorted(found.keys() ^ wanted.keys())[:4]
-assert all(torch.equal(found[n], t) for n, t in wanted.items())
-print(f"{len(wanted)} tensors loaded into {type(model).__name__}, all equal")
+backbone, first, *others = sys.argv[1:]
+
+
+def metadata(path):
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+
+
+def for_any_width(width):
+    """diffusers' conversion from kohya's names has the published width written into it: put the model's there."""
+    convert = lora_conversion_utils._convert_kohya_flux_lora_to_diffusers
+    text = inspect.getsource(convert)
+    published = "dims=[3072, 3072, 3072, 12288]"
+    assert published in text
+    scope = vars(lora_conversion_utils)
+    exec(text.replace(published, f"dims=[{width}, {width}, {width}, {4 * width}]"), scope)
+    lora_pipeline._convert_kohya_flux_lora_to_diffusers = scope["_convert_kohya_flux_lora_to_diffusers"]
+
+
+def model():
+    return FluxTransformer2DModel.from_pretrained(backbone, torch_dtype=torch.float32)
+
+
+def added(path):
+    """What the file adds to each weight, once diffusers has loaded it."""
+    target = model()
+    for_any_width(target.config.num_attention_heads * target.config.attention_head_dim)
+    state = FluxLoraLoaderMixin.lora_state_dict(load_file(path))
+    config = {k.removeprefix("transformer."): v for k, v in metadata(path).items()}
+    FluxLoraLoaderMixin.load_lora_into_transformer(state, None, target, metadata=config or None)
+    found = {}
+    for name, module in target.named_modules():
+        for adapter in getattr(module, "lora_A", {}):
+            product = module.lora_B[adapter].weight.double() @ module.lora_A[adapter].weight.double()
+            found[name] = product * module.scaling[adapter]
+    return found
+
+
+def stated(path):
+    """The same from the file alone."""
+    state, config = load_file(path), metadata(path)
+    names = {n.removeprefix("transformer.").rsplit(".lora_", 1)[0] for n in state}
+    factor = lambda name, side: state[f"transformer.{name}.lora_{side}.weight"].double()
+    rank = factor(next(iter(names)), "A").shape[0]
+    scale = config.get("transformer.lora_alpha", rank) / rank
+    return {n: scale * factor(n, "B") @ factor(n, "A") for n in names}
+
+
+wanted = stated(first)
+for path in [first, *others]:
+    found = added(path)
+    for name in found.keys() - wanted.keys():
+        # A part of a fused linear that the adapter does not adapt.
+        assert not found.pop(name).any(), name
+    assert found.keys() == wanted.keys(), sorted(found.keys() ^ wanted.keys())[:4]
+    worst = max(((found[n] - w).abs().max() / w.abs().max().clamp_min(1e-30)).item() for n, w in wanted.items())
+    assert worst < 1e-6, worst
+    print(f"{path}: {len(found)} linears of FluxTransformer2DModel, worst relative difference {worst:.1e}")

@@ -1,13 +1,35 @@
 //! `export`: the adapter as a file.
 
-use prefgraph_nn::Adapter;
-use serde_json::json;
+use prefgraph_nn::{Adapter, lora::AdapterFormat};
 
 use crate::{
+    choices,
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{Effect, Effects, EffectsShape},
     settings,
 };
+
+choices! {
+    /// How an adapter file names its tensors.
+    pub enum Format {
+        /// `adapter.safetensors` in PEFT's names, for diffusers and ComfyUI.
+        Diffusers = "diffusers",
+        /// `adapter.kohya.safetensors`, in the names of sd-scripts.
+        Kohya = "kohya",
+        /// `adapter.uno.safetensors`, in the names of UNO's own adapter.
+        Uno = "uno",
+    }
+}
+
+impl From<Format> for AdapterFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Diffusers => Self::Diffusers,
+            Format::Kohya => Self::Kohya,
+            Format::Uno => Self::Uno,
+        }
+    }
+}
 
 settings! {
     /// Settings of [`Export`].
@@ -16,29 +38,18 @@ settings! {
         pub every: u64 = 0,
         /// Steps of the whole run: the last is always exported. 0 means unknown.
         pub steps: u64 = 0,
+        /// Names of the tensors, a file for each: `adapter.safetensors`, `adapter.kohya.safetensors`, `adapter.uno.safetensors`; every file is read back and compared. UNO's names hold no q, k and v that are trained.
+        pub formats: Vec<Format> = vec![Format::Diffusers],
     }
 }
 
 /// The adapter after a step, with what other programs need to read it.
 pub struct Export(ExportSettings);
 
-/// What PEFT and diffusers look for beside the tensors; both read `lora_adapter_metadata`.
-fn metadata(adapter: &Adapter, step: u64) -> Vec<(String, String)> {
-    let layout = &adapter.layout;
-    let modules: Vec<&str> = layout.modules.iter().map(|m| m.name.as_str()).collect();
-    let config = json!({
-        "transformer.r": layout.rank,
-        "transformer.lora_alpha": layout.alpha,
-        "transformer.target_modules": modules,
-        "transformer.bias": "none",
-    });
-    [
-        ("format", "pt".to_owned()),
-        ("lora_adapter_metadata", config.to_string()),
-        ("prefgraph.step", step.to_string()),
-    ]
-    .map(|(key, value)| (key.to_owned(), value))
-    .to_vec()
+impl Export {
+    fn formats(&self) -> impl Iterator<Item = AdapterFormat> {
+        self.0.formats.iter().copied().map(AdapterFormat::from)
+    }
 }
 
 impl Operator for Export {
@@ -59,22 +70,22 @@ impl Operator for Export {
                 "nothing would be exported: set `every`, or `steps` to those of the run",
             ));
         }
+        if settings.formats.is_empty() {
+            return Err(OpError::new("formats: at least one is needed, e.g. [diffusers]"));
+        }
         Ok(Self(settings))
     }
 
     fn shapes(&self, (adapter,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
+        // Before the first step rather than after the last one.
+        self.formats().try_for_each(|format| adapter.0.writable(format))?;
         Ok((EffectsShape { bytes: adapter.0.len() * size_of::<f32>() },))
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (adapter,): Self::In) -> Result<(Self::Out, ()), OpError> {
         let done = ctx.step + 1;
         let due = (self.0.every > 0 && done.is_multiple_of(self.0.every)) || done == self.0.steps;
-        let effects = if due {
-            let metadata = metadata(&adapter, done);
-            vec![Effect::Export(adapter, metadata)]
-        } else {
-            Vec::new()
-        };
+        let effects = if due { vec![Effect::Export(adapter, self.formats().collect())] } else { Vec::new() };
         Ok(((Effects(effects),), ()))
     }
 }
@@ -83,20 +94,40 @@ impl Operator for Export {
 mod tests {
     use std::sync::Arc;
 
-    use prefgraph_nn::AdapterLayout;
+    use prefgraph_nn::{AdapterLayout, lora::AdaptedLinear};
 
     use super::*;
     use crate::operators::testing::Bench;
 
+    fn adapter(module: &str) -> Adapter {
+        let modules = vec![AdaptedLinear { name: module.into(), inputs: 4, outputs: 4 }];
+        let layout = Arc::new(AdapterLayout { modules, rank: 1, alpha: 1.0 });
+        Adapter { values: Arc::new(vec![0.5; layout.len()]), layout }
+    }
+
     #[test]
     fn the_adapter_is_due_every_so_many_steps_and_after_the_last() {
         let bench = Bench::new();
-        let layout = Arc::new(AdapterLayout { modules: Vec::new(), rank: 4, alpha: 8.0 });
-        let adapter = Adapter { layout, values: Arc::default() };
-        let op = Export::new(ExportSettings { every: 3, steps: 8 }).unwrap();
+        let adapter = adapter("transformer_blocks.0.attn.to_out.0");
+        let op = Export::new(ExportSettings { every: 3, steps: 8, ..Default::default() }).unwrap();
         let due = |step| !op.forward(&bench.at(step), (adapter.clone(),)).unwrap().0.0.0.is_empty();
         assert_eq!((0..8).filter(|s| due(*s)).collect::<Vec<_>>(), [2, 5, 7]);
-        let config = metadata(&adapter, 1)[1].1.clone();
-        assert!(config.contains("\"transformer.lora_alpha\":8"), "{config}");
+    }
+
+    #[test]
+    fn a_format_that_cannot_hold_what_is_trained_is_refused_before_the_run() {
+        let shapes = |module: &str, formats: &[Format]| {
+            let settings = ExportSettings { every: 1, formats: formats.to_vec(), ..Default::default() };
+            let adapter = adapter(module);
+            Export::new(settings)?.shapes((crate::Port::shape(&adapter),), 0).map(drop)
+        };
+        let all = [Format::Diffusers, Format::Kohya, Format::Uno];
+        shapes("transformer_blocks.0.attn.to_out.0", &all).unwrap();
+        shapes("transformer_blocks.0.attn.to_q", &all[..2]).unwrap();
+        let error = shapes("transformer_blocks.0.attn.to_q", &all).unwrap_err().to_string();
+        assert!(error.contains("UNO's names") && error.contains("diffusers' or kohya's"), "{error}");
+        let error = shapes("blocks.0.to_q", &all[..2]).unwrap_err().to_string();
+        assert!(error.contains("no linear of a FLUX transformer"), "{error}");
+        assert!(shapes("blocks.0.to_q", &[]).is_err());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use prefgraph_nn::Adapter;
+use prefgraph_nn::{Adapter, lora::AdapterFormat};
 
 use crate::{
     port::{NoGrad, Port},
@@ -28,8 +28,8 @@ pub enum Effect {
     Record(Metrics),
     /// A file of the `preview` folder; the name has no suffix.
     Preview(String, Picture),
-    /// The adapter file, with metadata for its header.
-    Export(Adapter, Vec<(String, String)>),
+    /// Files of an adapter, one in each format.
+    Export(Adapter, Vec<AdapterFormat>),
 }
 
 /// Things to be done after the step. Their node never runs ahead.

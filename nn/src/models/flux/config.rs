@@ -190,7 +190,8 @@ impl FluxConfig {
         all
     }
 
-    pub(super) fn layout(&self) -> BackboneLayout {
+    /// What is known of a model of these sizes before a weight is read.
+    pub fn layout(&self) -> BackboneLayout {
         BackboneLayout {
             kind: "flux-uno".into(),
             channels: self.in_channels / (PATCH * PATCH),

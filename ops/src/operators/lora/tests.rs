@@ -44,7 +44,7 @@ fn a_target_that_matches_nothing_is_named_with_what_there_is() {
     let bench = Bench::new();
     let op = lora(LoraSettings { targets: vec!["to_q".into(), "attn.to_qq".into()], ..Default::default() });
     let error = op.shapes((shape_of(&handle(&bench)),), 0).unwrap_err().to_string();
-    assert!(error.contains("`attn.to_qq`") && error.contains("attn.to_q,"), "{error}");
+    assert!(error.contains("`attn.to_qq`") && error.contains("nearest: `attn.to_q`"), "{error}");
 }
 
 #[test]
@@ -95,12 +95,32 @@ fn an_adapter_file_is_read_by_name_and_a_wrong_one_is_explained() {
 
     let refuse =
         |settings: LoraSettings| lora(settings).shapes((shape_of(&handle),), 0).unwrap_err().to_string();
-    let error = refuse(from("start."));
-    assert!(error.contains("has no `start.transformer_blocks.0") && error.contains("from_prefix"), "{error}");
+    let error = Lora::new(from("start.")).err().unwrap().to_string();
+    assert!(error.contains("no factors under `start.`") && error.contains("from_prefix"), "{error}");
     let error = refuse(LoraSettings { rank: 8, ..from("init.") });
-    assert!(error.contains("[4, 32]") && error.contains("`rank`"), "{error}");
+    assert!(error.contains("of rank 4, the graph wants 8: set `rank`"), "{error}");
     let error = refuse(LoraSettings { targets: vec!["attn.to_q".into()], ..from("init.") });
     assert!(error.contains("`targets` does not match"), "{error}");
+}
+
+#[test]
+fn a_run_starts_from_a_file_in_any_format_that_holds_its_adapter() {
+    let bench = Bench::new();
+    let handle = handle(&bench);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("adapter.safetensors");
+    let targets = vec!["to_out.0".to_owned(), "to_add_out".to_owned()];
+    let settings = LoraSettings { rank: 4, targets, ..Default::default() };
+    let drawn = lora(settings.clone()).forward(&bench.ctx(), (handle.clone(),)).unwrap().0.0;
+    for format in prefgraph_nn::lora::AdapterFormat::ALL {
+        drawn.write(&path, format, &[]).unwrap();
+        let from = LoraSettings { from: Some(DataPath(path.clone())), ..settings.clone() };
+        let read = lora(from.clone()).forward(&bench.ctx(), (handle.clone(),)).unwrap().0.0;
+        assert_eq!(read.values, drawn.values, "{format:?}");
+        let other = lora(LoraSettings { alpha: Some(2.0), ..from });
+        let error = other.shapes((shape_of(&handle),), 0).unwrap_err().to_string();
+        assert!(error.contains("trained with alpha 4, the graph says 2: set `alpha`"), "{error}");
+    }
 }
 
 #[test]

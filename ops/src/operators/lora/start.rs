@@ -1,0 +1,73 @@
+//! An adapter file as the start of a run.
+
+use std::{path::Path, sync::Arc};
+
+use prefgraph_nn::{Adapter, AdapterLayout, LinearLayout, lora::AdapterFile};
+
+use crate::operator::OpError;
+
+/// An open file, in any of the formats.
+pub(super) struct Start(AdapterFile);
+
+impl Start {
+    pub(super) fn open(path: &Path, under: &str) -> Result<Self, OpError> {
+        let file = AdapterFile::open(path, under);
+        file.map(Self).map_err(|e| OpError::new(format!("{e} (see `from` and `from_prefix`)")))
+    }
+
+    pub(super) fn describe(&self) -> String {
+        format!("{} ({} names)", self.0.path().display(), self.0.format().name())
+    }
+
+    /// Are there factors for exactly these linears, of this rank and scale?
+    pub(super) fn check(&self, wanted: &AdapterLayout, linears: &[LinearLayout]) -> Result<(), OpError> {
+        let found = self.0.layout(Some(linears))?;
+        let complain = |what: String| Err(OpError::new(format!("{} {what}", self.0.path().display())));
+        if found.rank != wanted.rank {
+            return complain(format!(
+                "has factors of rank {}, the graph wants {}: set `rank`",
+                found.rank, wanted.rank
+            ));
+        }
+        let has = |layout: &AdapterLayout, name: &str| layout.modules.iter().any(|m| m.name == name);
+        if let Some(missing) = wanted.modules.iter().find(|m| !has(&found, &m.name)) {
+            return complain(format!(
+                "has no factors for `{}`, which `targets` matches; it has {}",
+                missing.name,
+                kinds(&self.0)
+            ));
+        }
+        if let Some(surplus) = found.modules.iter().find(|m| !has(wanted, &m.name)) {
+            return complain(format!(
+                "has factors for `{}`, a linear that `targets` does not match; it has {}",
+                surplus.name,
+                kinds(&self.0)
+            ));
+        }
+        match self.0.alpha()? {
+            Some(alpha) if alpha != wanted.alpha => complain(format!(
+                "was trained with alpha {alpha}, the graph says {}: set `alpha`",
+                wanted.alpha
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The factors, in the graph's layout.
+    pub(super) fn read(
+        &self,
+        layout: &Arc<AdapterLayout>,
+        linears: &[LinearLayout],
+    ) -> Result<Adapter, OpError> {
+        self.check(layout, linears)?;
+        let adapter = self.0.adapter(Some(linears))?;
+        // Both are in the order of the model.
+        Ok(Adapter { layout: Arc::clone(layout), values: adapter.values })
+    }
+}
+
+/// What a file has factors for.
+fn kinds(file: &AdapterFile) -> String {
+    let kinds = file.kinds().into_iter().map(|(kind, count)| format!("{kind} ({count})"));
+    kinds.collect::<Vec<_>>().join(", ")
+}
