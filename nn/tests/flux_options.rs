@@ -66,6 +66,9 @@ fn blocks_that_run_again_give_the_same_bits_and_keep_their_inputs_only() {
             assert_eq!(bits(&expected.0), bits(&found.0), "{} {patterns:?}: prediction", case.name);
             assert_eq!(bits(&expected.1), bits(&found.1), "{} {patterns:?}: gradient", case.name);
 
+            if patterns != ["*"] {
+                continue;
+            }
             let (inputs, _) = inputs(&case);
             let (n, _, h, w) = inputs.x_t.shape();
             let grids: Vec<_> = inputs.references.iter().map(|r| (r.shape().2, r.shape().3)).collect();
@@ -167,11 +170,8 @@ fn a_frozen_adapter_is_part_of_the_reference_as_a_branch_or_merged() {
         let trained = adapter(&plain, &["*"], 0.2);
         let branch = pass(&with_frozen(&case, &file, FrozenUse::Branch), &case, &trained);
         let merged = pass(&with_frozen(&case, &file, FrozenUse::Merged), &case, &trained);
-        assert!(
-            relative(&branch.0, &merged.0) < 1e-5 && relative(&branch.1, &merged.1) < 1e-4,
-            "{}",
-            case.name
-        );
+        let errors = (relative(&branch.0, &merged.0), relative(&branch.1, &merged.1));
+        assert!(errors.0 < 1e-5 && errors.1 < 1e-4, "{}: off by {errors:?}", case.name);
     }
 }
 

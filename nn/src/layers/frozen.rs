@@ -105,21 +105,17 @@ impl Frozen {
         pack: fn(&Cpu, Precision, &Matrix<'_>) -> Packed,
         run: impl FnOnce(&Packed) -> T,
     ) -> T {
-        let pack =
-            || pack(device, self.loading.precision, &matrix(&self.view, (self.outputs(), self.inputs)));
         match self.loading.packing {
-            Packing::Resident => run(resident.get_or_init(pack)),
+            Packing::Resident => run(resident.get_or_init(|| self.pack(device, pack))),
             Packing::Streamed => {
-                let packed = pack();
+                let packed = self.pack(device, pack);
                 let result = run(&packed);
                 packed.give_back(device);
                 result
             }
         }
     }
-}
 
-impl Frozen {
     fn pack(&self, device: &Cpu, pack: fn(&Cpu, Precision, &Matrix<'_>) -> Packed) -> Packed {
         let (rows, columns) = (self.outputs(), self.inputs);
         let Some(FrozenFactors { down, up, scale }) = &self.merged else {
