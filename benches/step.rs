@@ -1,7 +1,7 @@
 //! One FocusDPO step as `benches/peers` time it, on weights that the peer wrote: prints one line of JSON.
 //!
-//! `cargo bench --bench step -- CONFIG WEIGHTS [THREADS] [LANES] [STEPS]`, where CONFIG is `small`, `bench` or `large` and
-//! WEIGHTS a diffusers transformer folder.
+//! `cargo bench --bench step -- CONFIG WEIGHTS [THREADS] [LANES] [STEPS] [bf16] [streamed] [checkpointed]`, where CONFIG is
+//! `small`, `bench` or `large` and WEIGHTS a diffusers transformer folder.
 //!
 //! Shape letters: `B` pairs, `G` `G` latent grid, `r` `r` latent grid of the reference, `L` text tokens.
 
@@ -14,7 +14,7 @@ use prefgraph_ops::{
     Ctx, DataPath, Nothing, OpError, Operator,
     operator::{InShapes, OutShapes},
     operators::{
-        backbone::{Backbone, BackboneSettings},
+        backbone::{Backbone, BackboneSettings, Checkpointing, Compute, Packing},
         entropy::Entropy,
         forward::{Forward, ForwardSettings},
         fuse::Fuse,
@@ -119,10 +119,17 @@ impl Operator for Draw {
     }
 }
 
-fn step(size: Size, weights: &str) -> Result<Graph, OpError> {
+fn step(size: Size, weights: &str, words: &[String]) -> Result<Graph, OpError> {
     let mut g = Graph::new("step");
     let (x0_w, x0_l, references, t, text, pooled, winner, priors) = g.add("draw", Draw(size), ());
-    let weights = BackboneSettings { weights: DataPath(weights.into()), ..Default::default() };
+    let said = |word: &str| words.iter().any(|w| w == word);
+    let weights = BackboneSettings {
+        weights: DataPath(weights.into()),
+        compute: if said("bf16") { Compute::Bf16 } else { Compute::F32 },
+        packing: if said("streamed") { Packing::Streamed } else { Packing::Resident },
+        checkpointing: if said("checkpointed") { Checkpointing::Blocks } else { Checkpointing::None },
+        ..Default::default()
+    };
     let (backbone,) = g.add("backbone", Backbone::new(weights)?, ());
     let lora = LoraSettings { rank: size.rank, ..Default::default() };
     let (lora,) = g.add("lora", Lora::new(lora)?, (backbone,));
@@ -165,15 +172,20 @@ fn peak_bytes() -> u64 {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let (words, arguments): (Vec<String>, Vec<String>) =
+        arguments.into_iter().partition(|a| ["bf16", "streamed", "checkpointed"].contains(&a.as_str()));
     let [config, weights, rest @ ..] = &arguments[..] else {
         // `cargo bench` without arguments runs every bench; this one needs weights.
-        eprintln!("skipped: cargo bench --bench step -- small|bench|large WEIGHTS [THREADS] [LANES] [STEPS]");
+        eprintln!(
+            "skipped: cargo bench --bench step -- small|bench|large WEIGHTS [THREADS] [LANES] [STEPS] [bf16]"
+        );
         return Ok(());
     };
     let number = |at: usize, default: usize| rest.get(at).map_or(Ok(default), |n| n.parse());
     let (threads, lanes, steps) = (number(0, 2)?, number(1, 1)?, number(2, 7)?);
     let size = *SIZES.iter().find(|s| s.name == config).ok_or("the config is small, bench or large")?;
-    let graph = step(size, weights)?;
+    let graph = step(size, weights, &words)?;
+    let dtype = if words.iter().any(|w| w == "bf16") { "bf16" } else { "f32" };
     let plan = Plan::new(&graph, &PlanOptions { lanes, ahead: lanes - 1, ..Default::default() })?;
     let mut runner = Runner::new(Arc::new(graph), plan, RunOptions::new(0, Cpu::new(threads)?))?;
     let mut seconds = Vec::new();
@@ -190,7 +202,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (min, median, max) = (seconds[0], seconds[seconds.len() / 2], seconds[seconds.len() - 1]);
     writeln!(
         std::io::stdout(),
-        r#"{{"config": "{config}", "threads": {threads}, "lanes": {lanes}, "dtype": "f32", "loss": {loss}, "median_s": {median}, "min_s": {min}, "max_s": {max}, "peak_bytes": {}}}"#,
+        r#"{{"config": "{config}", "threads": {threads}, "lanes": {lanes}, "dtype": "{dtype}", "loss": {loss}, "median_s": {median}, "min_s": {min}, "max_s": {max}, "peak_bytes": {}}}"#,
         peak_bytes()
     )?;
     Ok(())

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One FocusDPO step of this project, timed on the weights that a peer wrote: one line of JSON on stdout.
 #
-#   benches/peers/ours.sh small|bench|large WEIGHTS [THREADS] [LANES] [STEPS]
+#   benches/peers/ours.sh small|bench|large WEIGHTS [THREADS] [LANES] [STEPS] [bf16] [streamed] [checkpointed]
 #
 # WEIGHTS is a folder that holds `transformer/` in diffusers' layout.
 set -euo pipefail

@@ -1,15 +1,17 @@
 //! The parts of a preference step on a FLUX of random weights: policy pass, reference pass, backward.
 //!
-//! `cargo bench -p prefgraph-nn --bench flux_step [-- small|bench|large [THREADS]]`: 144 tokens of width 96, 576 of
+//! `cargo bench -p prefgraph-nn --bench flux_step [-- small|bench|large [THREADS] [bf16] [streamed] [checkpointed]]`: 144 tokens of width 96, 576 of
 //! width 256, 1572 of width 1024.
 
 use std::{path::Path, sync::Arc, time::Instant};
 
 use prefgraph_nn::{
     Adapter, Backbone, Cpu, Inputs, Tensor,
+    cpu::Precision,
     files::{NamedTensor, write_safetensors},
+    layers::{Loading, Packing},
     lora::{AdapterLayout, Init},
-    models::FluxUno,
+    models::{Checkpointing, FluxOptions, FluxUno},
     optim::{AdamW, OptimizerState},
 };
 
@@ -117,6 +119,17 @@ fn write_model(folder: &Path, size: &Size, numbers: &mut Numbers) {
 #[expect(clippy::print_stdout, reason = "a bench reports")]
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let (words, arguments): (Vec<String>, Vec<String>) =
+        arguments.into_iter().partition(|a| ["bf16", "streamed", "checkpointed"].contains(&a.as_str()));
+    let said = |word: &str| words.iter().any(|w| w == word);
+    let options = FluxOptions {
+        loading: Loading {
+            precision: if said("bf16") { Precision::Bf16 } else { Precision::F32 },
+            packing: if said("streamed") { Packing::Streamed } else { Packing::Resident },
+        },
+        checkpointing: if said("checkpointed") { Checkpointing::Blocks } else { Checkpointing::None },
+        adapter: None,
+    };
     let wanted = arguments.first().map_or("bench", String::as_str);
     let threads = arguments.get(1).map_or(0, |t| t.parse().unwrap());
     let size = SIZES.iter().find(|s| s.name == wanted).expect("small, bench or large");
@@ -126,7 +139,7 @@ fn main() {
 
     let device = Cpu::new(threads).unwrap();
     let started = Instant::now();
-    let model = FluxUno::open(device.clone(), folder.path()).unwrap();
+    let model = FluxUno::open_with(device.clone(), folder.path(), options).unwrap();
     let opened = started.elapsed();
     model.load().unwrap();
     println!("{wanted}: opened in {opened:.1?}, loaded in {:.1?}", started.elapsed());
