@@ -40,7 +40,7 @@ fn graph(folder: &Path, formats: &str) -> PathBuf {
     let path = folder.join("exporting.ron");
     let parent = root().join("graphs/replay/sft.ron");
     let text = format!(
-        "Graph(extends: {:?}, nodes: [(id: \"export\", op: \"export\", in: (adapter: \"update.adapter\"), \
+        "Graph(extends: {:?}, name: \"exporting\", nodes: [(id: \"export\", op: \"export\", in: (adapter: \"update.adapter\"), \
          with: (every: 1, formats: {formats}))])",
         parent.to_str().unwrap()
     );

@@ -223,7 +223,7 @@ fn faults_are_told_in_the_names_of_the_file() {
     };
     assert_eq!(beside("text_encoders.t5.weight"), Ok(()));
     let error = beside("model.diffusion_model.extra").unwrap_err();
-    assert!(error.contains("has not: model.diffusion_model.extra"), "{error}");
+    assert!(error.contains("surplus: model.diffusion_model.extra"), "{error}");
     let error = tensors(&|name, t| {
         if name.ends_with("double_blocks.0.txt_attn.qkv.bias") {
             *t = NamedTensor::f32(name, vec![95], &[0.0; 95]);

@@ -182,8 +182,17 @@ impl TensorFiles {
     /// # Errors
     /// Naming the tensors that are missing, surplus, of another shape, or of a dtype that is no float.
     pub fn expect_exactly(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
+        self.expect_exactly_under("", expected)
+    }
+
+    /// As [`expect_exactly`](Self::expect_exactly), but tensors whose names start otherwise are no fault.
+    ///
+    /// # Errors
+    /// Naming the tensors that are missing, surplus, of another shape, or of a dtype that is no float.
+    pub fn expect_exactly_under(&self, prefix: &str, expected: &[(String, Vec<usize>)]) -> Result<()> {
         let wanted: BTreeSet<&str> = expected.iter().map(|(n, _)| n.as_str()).collect();
-        let surplus: Vec<&str> = self.names().filter(|n| !wanted.contains(n)).collect();
+        let surplus: Vec<&str> =
+            self.names().filter(|n| n.starts_with(prefix) && !wanted.contains(n)).collect();
         self.compare(expected, &surplus)
     }
 

@@ -246,11 +246,11 @@ impl AdapterFile {
         let names = || files.names().filter_map(|n| n.strip_prefix(under));
         let Some(format) = names().find_map(AdapterFormat::of) else {
             let there = files.names().next().map_or("none".into(), |n| format!("e.g. `{n}`"));
-            let where_ = if under.is_empty() { String::new() } else { format!(" under `{under}`") };
+            let place = if under.is_empty() { String::new() } else { format!(" under `{under}`") };
             return Err(Error::file(
                 path,
                 format!(
-                    "holds no factors{where_}: expected names as diffusers, kohya or UNO write them; tensors that it \
+                    "holds no factors{place}: expected names as diffusers, kohya or UNO write them; tensors that it \
                      has: {there}"
                 ),
             ));

@@ -142,21 +142,9 @@ impl FluxFiles {
                 _ => expected.push((name, source.shape.clone())),
             }
         }
-        if other_parts(&files, prefix) {
-            // A whole pipeline in one file: what stands outside the prefix is none of the transformer's business.
-            let wanted: BTreeSet<&str> = expected.iter().map(|(n, _)| n.as_str()).collect();
-            let surplus: Vec<&str> =
-                files.names().filter(|n| n.starts_with(prefix) && !wanted.contains(n)).collect();
-            files.expect(&expected)?;
-            if !surplus.is_empty() {
-                return Err(Error::file(
-                    files.path(),
-                    format!("has tensors that the model has not: {}", surplus.join(", ")),
-                ));
-            }
-        } else {
-            files.expect_exactly(&expected)?;
-        }
+        // Of a whole pipeline in one file, what stands outside the prefix is none of the transformer's business.
+        let under = if other_parts(&files, prefix) { prefix } else { "" };
+        files.expect_exactly_under(under, &expected)?;
         let files = Arc::new(files);
         let mut views = HashMap::with_capacity(sources.len());
         for Source { diffusers, shape, file, rows } in sources {
