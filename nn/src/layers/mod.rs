@@ -1,11 +1,14 @@
-//! Layers: functions with an explicit backward, over the kernels of a device.
+//! Layers: functions with an explicit backward, over the kernels of a device; those of encoders have a forward only.
 
 mod branches;
 pub mod buffers;
 mod context;
+pub mod conv;
 pub mod dense;
+pub mod embedding;
 pub mod frozen;
 pub mod linear;
+pub mod norm;
 mod rows;
 
 pub use branches::Branches;

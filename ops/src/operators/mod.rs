@@ -1,6 +1,8 @@
 //! The operators that this library ships: one file or folder each.
 
+pub mod autoencoder;
 pub mod backbone;
+pub mod decode;
 pub mod encode;
 pub mod entropy;
 pub mod export;
