@@ -5,6 +5,7 @@
 //!  cpu, cuda  devices: buffers and kernels (the only places with `unsafe`)
 //!  layers     functions with an explicit backward, over a device's kernels
 //!  models     backbones made of layers; lora: what is trained; optim: how it moves
+//!  sampling   schedules and solvers: from noise to latents
 //! ```
 //!
 //! **Architecture invariant:** nothing here knows an operator, a graph or a preference loss.
@@ -22,6 +23,7 @@ pub mod layers;
 pub mod lora;
 pub mod models;
 pub mod optim;
+pub mod sampling;
 pub mod tensor;
 pub mod text;
 
