@@ -25,6 +25,8 @@ use crate::{
         prompt::Prompt,
         reference::Reference,
         replay::Replay,
+        sample::Sample,
+        strip::Strip,
         timestep::Timestep,
         weighted_loss::WeightedLoss,
     },
@@ -69,5 +71,9 @@ pub fn visit_all(v: &mut impl Visit) {
     v.operator::<LoraUpdate>();
     v.operator::<Log>();
     v.operator::<Preview>();
+    // What the networks draw.
+    v.operator::<Sample>();
+    v.operator::<Strip>();
+    // What remains.
     v.operator::<Export>();
 }

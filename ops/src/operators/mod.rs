@@ -1,6 +1,7 @@
 //! The operators that this library ships: one file or folder each.
 
 pub mod backbone;
+mod canvas;
 pub mod encode;
 pub mod entropy;
 pub mod export;
@@ -23,7 +24,9 @@ pub mod preview;
 pub mod prompt;
 pub mod reference;
 pub mod replay;
+pub mod sample;
 pub mod scores;
+pub mod strip;
 pub(crate) mod tensors;
 pub mod timestep;
 pub mod weighted_loss;
