@@ -21,6 +21,7 @@ use crate::{
         pairs::Pairs,
         patch_quality::PatchQuality,
         pick::Pick,
+        pictures::Pictures,
         preview::Preview,
         prompt::Prompt,
         reference::Reference,
@@ -74,6 +75,7 @@ pub fn visit_all(v: &mut impl Visit) {
     // What the networks draw.
     v.operator::<Sample>();
     v.operator::<Strip>();
+    v.operator::<Pictures>();
     // What remains.
     v.operator::<Export>();
 }

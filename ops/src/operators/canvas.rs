@@ -1,4 +1,4 @@
-//! Pictures side by side on white, as one picture: what `preview` and `strip` draw on.
+//! Pictures side by side on white, as one picture: what `preview` and `strip` draw on. And how pictures are named.
 
 use crate::ports::{Effect, Picture, Texts};
 
@@ -38,15 +38,16 @@ impl Canvas {
     /// The picture as a file of the preview folder, named by what it shows, the step and the first sample of the batch:
     /// enough to find the batch again.
     pub(crate) fn preview(self, what: &str, step: u64, ids: Option<&Texts>) -> Effect {
-        let id = ids.and_then(|ids| ids.0.first()).map_or("", String::as_str);
-        let id: String = id
-            .chars()
-            .take(40)
-            .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' })
-            .collect();
+        let id = file_part(ids.and_then(|ids| ids.0.first()).map_or("", String::as_str));
         let dash = if id.is_empty() { "" } else { "-" };
         let name = format!("{what}step-{step:06}{dash}{id}");
         let Self { height, width, rgb } = self;
         Effect::Preview(name, Picture { height, width, rgb: rgb.into() })
     }
+}
+
+/// As much of a sample's id as the name of a file can bear.
+pub(crate) fn file_part(id: &str) -> String {
+    let safe = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
+    id.chars().take(40).map(safe).collect()
 }

@@ -20,6 +20,7 @@ pub mod pairs;
 mod pass;
 pub mod patch_quality;
 pub mod pick;
+pub mod pictures;
 pub mod preview;
 pub mod prompt;
 pub mod reference;
