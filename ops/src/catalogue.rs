@@ -4,6 +4,7 @@ use crate::{
     operator::Operator,
     operators::{
         backbone::Backbone,
+        decode::Decode,
         encode::{Encode, EncodeReferences},
         entropy::Entropy,
         export::Export,
@@ -47,6 +48,7 @@ pub fn visit_all(v: &mut impl Visit) {
     v.operator::<Replay>();
     v.operator::<Encode>();
     v.operator::<EncodeReferences>();
+    v.operator::<Decode>();
     v.operator::<Pick>();
     v.operator::<Prompt>();
     // Noise.

@@ -9,14 +9,12 @@
 
 use std::f64::consts::PI;
 
+use super::{Autoencoder, Batch, NetworkCost, Posterior, refuse_sample};
 use crate::{
     cpu::Cpu,
     error::{Error, Result},
     tensor::Tensor,
 };
-
-/// Latents or pictures of a batch: `[B, channels, rows, columns]`.
-type Batch = Tensor<(usize, usize, usize, usize)>;
 
 /// Rows and columns of pixels that become one latent cell.
 pub const BLOCK: usize = 8;
@@ -162,6 +160,51 @@ impl Dct {
             let place = corner + pixel / BLOCK * columns + pixel % BLOCK;
             self.colours.map(|row| (0..3).map(|colour| row[colour] * picture[colour * plane + place]).sum())
         })
+    }
+}
+
+impl Autoencoder for Dct {
+    fn kind(&self) -> &'static str {
+        "dct"
+    }
+
+    fn channels(&self) -> usize {
+        CHANNELS
+    }
+
+    fn cell(&self) -> usize {
+        BLOCK
+    }
+
+    fn has_posterior(&self) -> bool {
+        false
+    }
+
+    fn parameters(&self) -> usize {
+        0
+    }
+
+    fn weight_bytes(&self) -> usize {
+        0
+    }
+
+    fn encode(&self, device: &Cpu, pictures: &Batch, posterior: Posterior<'_>) -> Result<Batch> {
+        refuse_sample(posterior, self)?;
+        Dct::encode(self, device, pictures)
+    }
+
+    fn decode(&self, device: &Cpu, latents: &Batch) -> Result<Batch> {
+        Dct::decode(self, device, latents)
+    }
+
+    fn encode_cost(&self, height: usize, width: usize) -> NetworkCost {
+        // Every kept coefficient weighs every pixel of its block; colours before that.
+        let pixels = height * width;
+        NetworkCost { flops: pixels as f64 * (2.0 * CHANNELS as f64 + 18.0), scratch_bytes: 0 }
+    }
+
+    fn decode_cost(&self, height: usize, width: usize) -> NetworkCost {
+        Autoencoder::encode_cost(self, height, width)
     }
 }
 

@@ -1,5 +1,127 @@
-//! From pictures to latents.
+//! Between pictures and latents.
+//!
+//! Shape letters: `B` batch, `C` latent channels, `H` `W` latent grid; a picture has `P` H rows and `P` W columns of
+//! pixels, `P` being the side of a latent cell.
+
+use std::fmt;
+
+use crate::{
+    cpu::Cpu,
+    error::{Error, Result},
+    tensor::Tensor,
+};
 
 pub mod dct;
+mod files;
+pub mod kl;
+mod steps;
+pub mod tiny;
 
 pub use dct::Dct;
+pub use kl::Kl;
+pub use steps::NetworkCost;
+pub use tiny::Tiny;
+
+/// Latents or pictures of a batch: `[B, channels, rows, columns]`.
+pub type Batch = Tensor<(usize, usize, usize, usize)>;
+
+/// Which latents of a picture are wanted, where an encoder gives a distribution of them.
+#[derive(Clone, Copy, Debug)]
+pub enum Posterior<'a> {
+    /// The mean.
+    Mean,
+    /// mean + deviation * these standard normal numbers, `[B, C, H, W]`.
+    Sample(&'a [f32]),
+}
+
+/// From pictures to latents and back. Weights, if there are any, are frozen and stay in their file.
+pub trait Autoencoder: fmt::Debug + Send + Sync {
+    /// Name in messages, e.g. `kl`.
+    fn kind(&self) -> &'static str;
+
+    /// C.
+    fn channels(&self) -> usize;
+
+    /// P, pixels along each side of a latent cell.
+    fn cell(&self) -> usize;
+
+    /// Does [`encode`](Self::encode) give a distribution, which can be sampled?
+    fn has_posterior(&self) -> bool;
+
+    /// Number of frozen values.
+    fn parameters(&self) -> usize;
+
+    /// Bytes of the mapped file that they are read from.
+    fn weight_bytes(&self) -> usize;
+
+    /// Pictures `[B, 3, P H, P W]` with values in [-1, 1] to latents `[B, C, H, W]` of roughly unit variance, shifted
+    /// and scaled as the denoiser takes them.
+    ///
+    /// # Errors
+    /// If the sizes do not fit, weights cannot be read, or a sample is asked of an autoencoder without a posterior.
+    fn encode(&self, device: &Cpu, pictures: &Batch, posterior: Posterior<'_>) -> Result<Batch>;
+
+    /// Latents `[B, C, H, W]` to pictures `[B, 3, P H, P W]`; values may leave [-1, 1].
+    ///
+    /// # Errors
+    /// If the channels are others, or weights cannot be read.
+    fn decode(&self, device: &Cpu, latents: &Batch) -> Result<Batch>;
+
+    /// What encoding a picture of `height` x `width` pixels takes; pictures of a batch go one after the other.
+    fn encode_cost(&self, height: usize, width: usize) -> NetworkCost;
+
+    /// What decoding to a picture of `height` x `width` pixels takes.
+    fn decode_cost(&self, height: usize, width: usize) -> NetworkCost;
+}
+
+/// Check the axes of pictures; gives the latent grid.
+fn grid_of(pictures: &Batch, who: &dyn Autoencoder) -> Result<(usize, usize)> {
+    let (_, channels, rows, columns) = pictures.shape();
+    let cell = who.cell();
+    let whole = |side: usize| side > 0 && side.is_multiple_of(cell);
+    if channels != 3 || !whole(rows) || !whole(columns) {
+        let expected = format!("[B, 3, a multiple of {cell}, a multiple of {cell}]");
+        return Err(shape_error("pictures", who, &expected, pictures));
+    }
+    Ok((rows / cell, columns / cell))
+}
+
+/// Check the axes of latents.
+fn check_latents(latents: &Batch, who: &dyn Autoencoder) -> Result<()> {
+    let (_, channels, height, width) = latents.shape();
+    if channels != who.channels() || height * width == 0 {
+        return Err(shape_error("latents", who, &format!("[B, {}, H, W]", who.channels()), latents));
+    }
+    Ok(())
+}
+
+/// An autoencoder without a posterior cannot be sampled.
+fn refuse_sample(posterior: Posterior<'_>, who: &dyn Autoencoder) -> Result<()> {
+    match posterior {
+        Posterior::Mean => Ok(()),
+        Posterior::Sample(_) => Err(Error::Setting(format!(
+            "the autoencoder `{}` gives latents, not a distribution of them: expected the mean, not a sample",
+            who.kind()
+        ))),
+    }
+}
+
+fn shape_error(what: &str, who: &dyn Autoencoder, expected: &str, found: &Batch) -> Error {
+    Error::Shape {
+        what: format!("{what} for the autoencoder `{}`", who.kind()),
+        expected: expected.into(),
+        found: format!("{:?}", found.dims()),
+    }
+}
+
+fn check_finite(values: &[f32], what: &str, who: &dyn Autoencoder) -> Result<()> {
+    match values.iter().position(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(Error::NotFinite(format!(
+            "the autoencoder `{}` gave {} at element {at} of its {what}: what it was given is not finite, or its \
+             weights are damaged",
+            who.kind(),
+            values[at]
+        ))),
+    }
+}

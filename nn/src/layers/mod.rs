@@ -1,8 +1,11 @@
-//! Layers: functions with an explicit backward, over the kernels of a device.
+//! Layers: functions with an explicit backward, over the kernels of a device; those of encoders have a forward only.
 
 pub mod buffers;
+pub mod conv;
 pub mod dense;
+pub mod embedding;
 pub mod linear;
+pub mod norm;
 mod rows;
 
 pub use buffers::{Buffer, Buffers};

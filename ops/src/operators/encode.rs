@@ -2,24 +2,32 @@
 //!
 //! Shape letters: `B` batch, `C` latent channels, `H` `W` latent grid.
 
+use std::sync::Arc;
+
 use prefgraph_nn::{
     self as nn,
-    autoencoders::dct::{BLOCK, CHANNELS, Dct},
+    autoencoders::{Autoencoder, Posterior},
 };
 
-use super::tensors::tensor;
+use super::{
+    autoencoder::{self, AutoencoderKind},
+    tensors::tensor,
+};
 use crate::{
     choices,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{ImageShape, Images, Latents, List, ListShape},
     settings,
+    settings::DataPath,
 };
 
 choices! {
-    /// Kinds of autoencoder.
-    pub enum EncoderKind {
-        /// Fixed cosine transform: nothing trained, 16 channels, one cell for 8x8 pixels.
-        Dct = "dct",
+    /// Which latents of a picture, where an encoder gives a distribution of them.
+    pub enum LatentsKind {
+        /// Its mean: the same picture always gives the same latents.
+        Mean = "mean",
+        /// A random one, another at every step.
+        Sample = "sample",
     }
 }
 
@@ -27,38 +35,67 @@ settings! {
     /// Settings of [`Encode`] and [`EncodeReferences`].
     pub struct EncodeSettings {
         /// Kind of autoencoder: that of the backbone.
-        pub kind: EncoderKind = EncoderKind::Dct,
+        pub kind: AutoencoderKind = AutoencoderKind::Dct,
+        /// Of kinds `kl` and `tiny`: the folder with `config.json` and the weights, the folder above its `vae`, or one
+        /// safetensors file.
+        pub weights: DataPath = DataPath::default(),
+        /// The mean of the latents or a random sample of them; only kind `kl` can be sampled.
+        pub latents: LatentsKind = LatentsKind::Mean,
     }
 }
 
 /// The autoencoder of both operators.
-struct Encoder(Dct);
+struct Encoder {
+    autoencoder: Arc<dyn Autoencoder>,
+    weights: DataPath,
+    sampled: bool,
+}
 
 impl Encoder {
+    fn new(settings: EncodeSettings) -> Result<Self, OpError> {
+        let autoencoder = autoencoder::open(settings.kind, &settings.weights)?;
+        let sampled = settings.latents == LatentsKind::Sample;
+        if sampled && !autoencoder.has_posterior() {
+            return Err(OpError::new(format!(
+                "latents: kind `{}` gives latents, not a distribution of them: expected `mean`",
+                autoencoder.kind()
+            )));
+        }
+        Ok(Self { autoencoder, weights: settings.weights, sampled })
+    }
+
     fn shape(&self, images: &ImageShape) -> Result<(usize, usize, usize, usize), OpError> {
-        let whole = |side: usize| side > 0 && side.is_multiple_of(BLOCK);
+        let cell = self.autoencoder.cell();
+        let whole = |side: usize| side > 0 && side.is_multiple_of(cell);
         if !whole(images.height) || !whole(images.width) {
             return Err(OpError::new(format!(
-                "pictures of {}x{} pixels: a latent cell covers {BLOCK}x{BLOCK}",
+                "pictures of {}x{} pixels: a latent cell covers {cell}x{cell}",
                 images.height, images.width
             )));
         }
-        Ok((images.batch, CHANNELS, images.height / BLOCK, images.width / BLOCK))
+        Ok((images.batch, self.autoencoder.channels(), images.height / cell, images.width / cell))
     }
 
-    fn cost<'a>(images: impl Iterator<Item = &'a ImageShape>) -> Cost {
-        let pixels = images.map(|i| i.batch * i.height * i.width).sum::<usize>();
-        // Every kept coefficient weighs every pixel of its block; colours before that.
-        let flops = pixels as f64 * (2.0 * CHANNELS as f64 + 18.0);
-        Cost {
-            forward_flops: flops,
-            moved_bytes: 20.0 * pixels as f64,
-            scratch_bytes: 12 * pixels,
-            ..Cost::default()
+    fn cost<'a>(&self, images: impl Iterator<Item = &'a ImageShape>) -> Cost {
+        let mut all = Cost::default();
+        for image in images {
+            let one = self.autoencoder.encode_cost(image.height, image.width);
+            let pixels = image.batch * image.height * image.width;
+            all.forward_flops += image.batch as f64 * one.flops;
+            // Bytes to planes and on to latents; the weights once for every picture.
+            all.moved_bytes += 20.0 * pixels as f64 + (image.batch * self.autoencoder.weight_bytes()) as f64;
+            // The pictures as planes; the network takes them one after the other.
+            all.scratch_bytes = all.scratch_bytes.max(12 * pixels + one.scratch_bytes);
         }
+        all
     }
 
-    fn encode(&self, ctx: &Ctx<'_>, images: &Images) -> Result<Latents, OpError> {
+    fn notes(&self) -> Vec<String> {
+        autoencoder::note(&*self.autoencoder, &self.weights)
+    }
+
+    /// `which` tells the references of one node apart.
+    fn encode(&self, ctx: &Ctx<'_>, images: &Images, which: usize) -> Result<Latents, OpError> {
         let Images { batch, height, width, .. } = *images;
         let mut planes = Vec::with_capacity(batch * 3 * height * width);
         for picture in (0..batch).map(|b| images.picture(b)) {
@@ -67,7 +104,10 @@ impl Encoder {
             }
         }
         let pictures = nn::Tensor::new(ctx.cpu, (batch, 3, height, width), planes)?;
-        let latents = self.0.encode(ctx.cpu, &pictures)?;
+        let (b, c, h, w) = self.shape(&ImageShape { batch, height, width })?;
+        let normals = self.sampled.then(|| ctx.random(&format!("posterior {which}")).normals(b * c * h * w));
+        let posterior = normals.as_deref().map_or(Posterior::Mean, Posterior::Sample);
+        let latents = self.autoencoder.encode(ctx.cpu, &pictures, posterior)?;
         tensor(ctx, latents.shape(), latents.into_values())
     }
 }
@@ -86,8 +126,8 @@ impl Operator for Encode {
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
 
-    fn new(_: EncodeSettings) -> Result<Self, OpError> {
-        Ok(Self(Encoder(Dct::new())))
+    fn new(settings: EncodeSettings) -> Result<Self, OpError> {
+        Ok(Self(Encoder::new(settings)?))
     }
 
     fn shapes(&self, (images,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
@@ -95,11 +135,15 @@ impl Operator for Encode {
     }
 
     fn cost(&self, (images,): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
-        Encoder::cost(std::iter::once(images))
+        self.0.cost(std::iter::once(images))
+    }
+
+    fn notes(&self, _: &InShapes<Self>) -> Vec<String> {
+        self.0.notes()
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (images,): Self::In) -> Result<(Self::Out, ()), OpError> {
-        Ok(((self.0.encode(ctx, &images)?,), ()))
+        Ok(((self.0.encode(ctx, &images, 0)?,), ()))
     }
 }
 
@@ -117,8 +161,8 @@ impl Operator for EncodeReferences {
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
 
-    fn new(_: EncodeSettings) -> Result<Self, OpError> {
-        Ok(Self(Encoder(Dct::new())))
+    fn new(settings: EncodeSettings) -> Result<Self, OpError> {
+        Ok(Self(Encoder::new(settings)?))
     }
 
     fn shapes(&self, (images,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
@@ -126,11 +170,15 @@ impl Operator for EncodeReferences {
     }
 
     fn cost(&self, (images,): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
-        Encoder::cost(images.0.iter())
+        self.0.cost(images.0.iter())
+    }
+
+    fn notes(&self, _: &InShapes<Self>) -> Vec<String> {
+        self.0.notes()
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (images,): Self::In) -> Result<(Self::Out, ()), OpError> {
-        let latents = images.0.iter().map(|i| self.0.encode(ctx, i));
+        let latents = images.0.iter().enumerate().map(|(which, i)| self.0.encode(ctx, i, which));
         Ok(((List(latents.collect::<Result<_, _>>()?),), ()))
     }
 }
@@ -138,7 +186,7 @@ impl Operator for EncodeReferences {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operators::testing::Bench;
+    use crate::operators::testing::{Bench, case};
 
     #[test]
     fn a_list_of_pictures_is_encoded_as_each_alone_and_channels_come_first() {
@@ -157,6 +205,59 @@ mod tests {
         let values = alone.as_vec();
         assert!(values[0] > 0.5 && values[1] < -0.5, "{values:?}");
         assert!(values[2..].iter().all(|v| v.abs() < 1e-4), "{values:?}");
+    }
+
+    fn kl(latents: LatentsKind) -> EncodeSettings {
+        let weights = DataPath(case("encoders/vae_flux"));
+        EncodeSettings { kind: AutoencoderKind::Kl, weights, latents }
+    }
+
+    #[test]
+    fn a_sample_differs_from_step_to_step_and_from_reference_to_reference_around_the_mean() {
+        let bench = Bench::new();
+        let images = Images { batch: 1, height: 16, width: 16, rgb: vec![90; 16 * 16 * 3].into() };
+        let list = || (List(vec![images.clone(), images.clone()]),);
+        let run = |latents, step| {
+            let op = EncodeReferences::new(kl(latents)).unwrap();
+            let ((found,), ()) = op.forward(&bench.at(step), list()).unwrap();
+            found.0.iter().map(|l| l.as_vec()).collect::<Vec<_>>()
+        };
+        let means = run(LatentsKind::Mean, 0);
+        assert_eq!((&means[0], &means), (&means[1], &run(LatentsKind::Mean, 1)));
+        let samples = run(LatentsKind::Sample, 0);
+        assert_eq!(samples, run(LatentsKind::Sample, 0));
+        assert_ne!(samples[0], samples[1]);
+        assert_ne!(samples, run(LatentsKind::Sample, 1));
+        assert_ne!(samples[0], means[0]);
+    }
+
+    #[test]
+    fn the_shape_and_the_cost_are_known_before_a_picture_is_encoded() {
+        let op = Encode::new(kl(LatentsKind::Mean)).unwrap();
+        let images = (ImageShape { batch: 2, height: 48, width: 64 },);
+        assert_eq!(op.shapes(images.clone(), 0).unwrap().0, (2, 16, 6, 8));
+        let cost = op.cost(&images, &((2, 16, 6, 8),));
+        // More than the first convolution alone, and its windows.
+        let first = 2.0 * (48 * 64 * 9 * 3 * 8) as f64;
+        assert!(cost.forward_flops > 2.0 * first && cost.scratch_bytes > 48 * 64 * 27 * 4, "{cost:?}");
+        assert!(op.notes(&images)[0].contains("16 channels"));
+    }
+
+    #[test]
+    fn settings_that_contradict_each_other_are_refused() {
+        let refused = |settings| Encode::new(settings).err().expect("a refusal").to_string();
+        let tiny = EncodeSettings {
+            kind: AutoencoderKind::Tiny,
+            weights: DataPath(case("encoders/vae_tiny")),
+            latents: LatentsKind::Sample,
+        };
+        assert!(refused(tiny).contains("kind `tiny`"));
+        let without = EncodeSettings { kind: AutoencoderKind::Kl, ..Default::default() };
+        assert!(refused(without).contains("weights"));
+        let surplus = EncodeSettings { kind: AutoencoderKind::Dct, ..kl(LatentsKind::Mean) };
+        assert!(refused(surplus).contains("kind `dct` has none"));
+        let other = EncodeSettings { weights: DataPath(case("encoders/vae_tiny")), ..kl(LatentsKind::Mean) };
+        assert!(refused(other).contains("expected AutoencoderKL"));
     }
 
     #[test]

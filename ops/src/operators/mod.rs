@@ -1,7 +1,9 @@
 //! The operators that this library ships: one file or folder each.
 
+pub mod autoencoder;
 pub mod backbone;
 mod canvas;
+pub mod decode;
 pub mod encode;
 pub mod entropy;
 pub mod export;

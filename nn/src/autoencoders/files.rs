@@ -1,0 +1,46 @@
+//! Where the files of an autoencoder lie.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    error::{Error, Result},
+    files::{Dtype, TensorFiles},
+};
+
+/// Name of the weights in a diffusers folder, without the suffix.
+const STEM: &str = "diffusion_pytorch_model";
+
+/// The configuration, if there is one, and the weights: of a folder, of the folder above its `vae`, or of one file. A
+/// folder must have a configuration.
+pub(super) fn open(path: &Path) -> Result<(Option<PathBuf>, TensorFiles)> {
+    if path.is_file() {
+        let config = path.with_file_name("config.json");
+        return Ok((config.is_file().then_some(config), TensorFiles::open(path)?));
+    }
+    if !path.is_dir() {
+        return Err(Error::file(
+            path,
+            "is not there: expected a folder with config.json and the weights, the folder above its `vae`, or one \
+             safetensors file",
+        ));
+    }
+    let mut folder = path.to_owned();
+    if !folder.join("config.json").exists() && folder.join("vae").is_dir() {
+        folder.push("vae");
+    }
+    let config = folder.join("config.json");
+    if !config.is_file() {
+        return Err(Error::file(&folder, "has no config.json: expected the folder of an autoencoder"));
+    }
+    let files = TensorFiles::open_in(&folder, STEM)?;
+    Ok((Some(config), files))
+}
+
+/// Values and bytes of the tensors of a file.
+pub(super) fn sizes(files: &TensorFiles, tensors: &[(String, Vec<usize>)]) -> (usize, usize) {
+    tensors.iter().fold((0, 0), |(values, bytes), (name, shape)| {
+        let count: usize = shape.iter().product();
+        let wide = files.info(name).is_none_or(|i| i.dtype == Dtype::F32);
+        (values + count, bytes + count * if wide { 4 } else { 2 })
+    })
+}

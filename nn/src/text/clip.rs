@@ -1,0 +1,285 @@
+//! The text encoder of CLIP (Radford et al. 2021) of the size that FLUX and SDXL call CLIP-L: a transformer of which every
+//! token sees itself and earlier ones.
+//!
+//! Shape letters: `B` prompts, `L` tokens of each, `E` width, `M` width of the MLPs.
+//!
+//! Architecture and names are those of transformers' `CLIPTextModel`; names may lack the prefix `text_model.`.
+
+use std::{path::Path, sync::Arc};
+
+use super::{
+    TextCost,
+    attention::{Sizes, attention},
+    check_finite,
+    source::Source,
+};
+use crate::{
+    cpu::{self, Cpu},
+    error::{Error, Result},
+    layers::norm::layer_norm,
+    tensor::Tensor,
+};
+
+/// The id that means "the largest id of the prompt" in configurations which were written before transformers 4.31.
+const LEGACY_EOS: u32 = 2;
+
+/// `config.json` of a `CLIPTextModel`.
+#[derive(Clone, Debug, PartialEq, serde::Deserialize)]
+pub struct ClipConfig {
+    /// Kind of model.
+    pub model_type: String,
+    /// Number of tokens that have an embedding.
+    pub vocab_size: usize,
+    /// E.
+    pub hidden_size: usize,
+    /// M.
+    pub intermediate_size: usize,
+    /// Blocks.
+    pub num_hidden_layers: usize,
+    /// Heads.
+    pub num_attention_heads: usize,
+    /// Most tokens of a prompt.
+    pub max_position_embeddings: usize,
+    /// Activation of the MLPs.
+    pub hidden_act: String,
+    /// Added to the variance in norms.
+    #[serde(default = "published_eps")]
+    pub layer_norm_eps: f64,
+    /// The id that ends a text; 2 stands for the largest id of the prompt.
+    #[serde(default = "published_eos")]
+    pub eos_token_id: u32,
+}
+
+fn published_eps() -> f64 {
+    1e-5
+}
+fn published_eos() -> u32 {
+    49407
+}
+
+impl ClipConfig {
+    /// Read and check `config.json`.
+    ///
+    /// # Errors
+    /// If the file is missing, is no such configuration, or describes a model that this library does not run.
+    pub fn read(path: &Path) -> Result<Self> {
+        let config: Self = super::read_config(path, "clip_text_model", "a CLIP text encoder")?;
+        config.check().map_err(|message| Error::file(path, message))?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let heads = self.num_attention_heads;
+        let fault = if self.hidden_act != "quick_gelu" {
+            format!("hidden_act is {:?}: expected quick_gelu, as CLIP-L has it", self.hidden_act)
+        } else if self.hidden_size == 0 || heads == 0 || !self.hidden_size.is_multiple_of(heads) {
+            format!(
+                "hidden_size is {}: expected a multiple of num_attention_heads, {heads}",
+                self.hidden_size
+            )
+        } else if self.vocab_size * self.intermediate_size * self.max_position_embeddings == 0 {
+            "vocab_size, intermediate_size and max_position_embeddings must be positive".into()
+        } else {
+            return Ok(());
+        };
+        Err(fault)
+    }
+
+    /// Every tensor of the checkpoint, with its shape; names without the prefix `text_model.`.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let (e, m) = (self.hidden_size, self.intermediate_size);
+        let mut all = vec![
+            ("embeddings.token_embedding.weight".to_owned(), vec![self.vocab_size, e]),
+            ("embeddings.position_embedding.weight".to_owned(), vec![self.max_position_embeddings, e]),
+        ];
+        let mut both = |name: String, shape: Vec<usize>| {
+            let outputs = shape[0];
+            all.extend([(format!("{name}.weight"), shape), (format!("{name}.bias"), vec![outputs])]);
+        };
+        for i in 0..self.num_hidden_layers {
+            for norm in ["layer_norm1", "layer_norm2"] {
+                both(format!("encoder.layers.{i}.{norm}"), vec![e]);
+            }
+            for linear in ["q_proj", "k_proj", "v_proj", "out_proj"] {
+                both(format!("encoder.layers.{i}.self_attn.{linear}"), vec![e, e]);
+            }
+            both(format!("encoder.layers.{i}.mlp.fc1"), vec![m, e]);
+            both(format!("encoder.layers.{i}.mlp.fc2"), vec![e, m]);
+        }
+        both("final_layer_norm".into(), vec![e]);
+        all
+    }
+}
+
+/// What [`Clip::encode`] gives.
+#[derive(Clone, Debug)]
+pub struct ClipText {
+    /// Tokens after the last norm, `[B, L, E]`.
+    pub tokens: Tensor<(usize, usize, usize)>,
+    /// The token that ends each text, `[B, E]`.
+    pub pooled: Tensor<(usize, usize)>,
+}
+
+/// A CLIP text encoder whose weights stay in their file.
+#[derive(Debug)]
+pub struct Clip {
+    config: ClipConfig,
+    source: Source,
+}
+
+impl Clip {
+    /// Open a folder with `config.json` and `model.safetensors` or the index of its shards. Only headers are read.
+    ///
+    /// # Errors
+    /// If a file is missing or cut off, the configuration is of another model, or tensors are missing or of other
+    /// shapes.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let config = ClipConfig::read(&folder.join("config.json"))?;
+        let files = super::open_weights(folder)?;
+        let with_prefix = files.names().any(|n| n.starts_with("text_model."));
+        let prefix = if with_prefix { "text_model." } else { "" };
+        let expected: Vec<_> =
+            config.tensors().into_iter().map(|(n, shape)| (format!("{prefix}{n}"), shape)).collect();
+        files.expect(&expected)?;
+        let source = Source::new(Arc::new(files), prefix, &expected);
+        Ok(Self { config, source })
+    }
+
+    /// The sizes.
+    pub fn config(&self) -> &ClipConfig {
+        &self.config
+    }
+
+    /// Number of frozen values.
+    pub fn parameters(&self) -> usize {
+        self.source.parameters
+    }
+
+    /// Bytes of the mapped file that they are read from.
+    pub fn weight_bytes(&self) -> usize {
+        self.source.weight_bytes
+    }
+
+    /// What `prompts` prompts of `length` tokens take.
+    pub fn cost(&self, prompts: usize, length: usize) -> TextCost {
+        let (e, m) = (self.config.hidden_size, self.config.intermediate_size);
+        let rows = prompts * length;
+        let flops = (8 * e * e + 4 * e * m) as f64 * rows as f64 + (4 * e * length) as f64 * rows as f64;
+        // The stream, its norm, queries, keys, values and their result; or the stream, its norm and the MLP twice.
+        let alive = rows * (2 * e + (4 * e).max(2 * m)) + length * length + 2 * e * m;
+        let layers = self.config.num_hidden_layers as f64;
+        TextCost { flops: layers * flops, scratch_bytes: alive * size_of::<f32>() }
+    }
+
+    /// Tokens and pooled vectors of `prompts` prompts with equally many ids, one after the other in `ids`.
+    ///
+    /// # Errors
+    /// If there are no or too many tokens, an id is not in the vocabulary, a prompt has no end, or weights cannot be
+    /// read.
+    pub fn encode(&self, device: &Cpu, prompts: usize, ids: &[u32]) -> Result<ClipText> {
+        let length = super::length_of(prompts, ids)?;
+        let (e, most) = (self.config.hidden_size, self.config.max_position_embeddings);
+        if length > most {
+            return Err(Error::Setting(format!(
+                "{length} tokens a prompt: this encoder takes at most {most}"
+            )));
+        }
+        let mut x =
+            self.source.embed("embeddings.token_embedding.weight", (self.config.vocab_size, e), ids)?;
+        let positions: Vec<u32> = (0..length as u32).collect();
+        let positions = self.source.embed("embeddings.position_embedding.weight", (most, e), &positions)?;
+        for sample in x.chunks_exact_mut(length * e) {
+            cpu::add_scaled(device, 1.0, &positions, sample);
+        }
+        for i in 0..self.config.num_hidden_layers {
+            self.block(device, &format!("encoder.layers.{i}"), length, &mut x)?;
+        }
+        let mut tokens = vec![0.0; x.len()];
+        self.norm(device, "final_layer_norm", &x, &mut tokens)?;
+        check_finite(&tokens, "CLIP text encoder")?;
+        let mut pooled = Vec::with_capacity(prompts * e);
+        for (sample, ids) in tokens.chunks_exact(length * e).zip(ids.chunks_exact(length)) {
+            pooled.extend_from_slice(&sample[self.end_of(ids)? * e..][..e]);
+        }
+        Ok(ClipText {
+            tokens: Tensor::new(device, (prompts, length, e), tokens)?,
+            pooled: Tensor::new(device, (prompts, e), pooled)?,
+        })
+    }
+
+    /// The place of the first token that ends the text.
+    fn end_of(&self, ids: &[u32]) -> Result<usize> {
+        let end = match self.config.eos_token_id {
+            LEGACY_EOS => ids.iter().copied().max().unwrap_or(0),
+            id => id,
+        };
+        ids.iter().position(|id| *id == end).ok_or_else(|| {
+            Error::Setting(format!("a prompt without the token {end}, which ends a text: {ids:?}"))
+        })
+    }
+
+    fn norm(&self, device: &Cpu, name: &str, x: &[f32], out: &mut [f32]) -> Result<()> {
+        let e = self.config.hidden_size;
+        let weight = self.source.vector(&format!("{name}.weight"), e)?;
+        let bias = self.source.vector(&format!("{name}.bias"), e)?;
+        layer_norm(device, x, &weight, &bias, self.config.layer_norm_eps, out);
+        Ok(())
+    }
+
+    fn block(&self, device: &Cpu, name: &str, length: usize, x: &mut [f32]) -> Result<()> {
+        let (e, m, heads) =
+            (self.config.hidden_size, self.config.intermediate_size, self.config.num_attention_heads);
+        let linear = |linear: &str, x: &[f32], (i, o): (usize, usize)| {
+            self.source.linear(device, &format!("{name}.{linear}"), true, x, (i, o))
+        };
+        let mut normed = vec![0.0; x.len()];
+        self.norm(device, &format!("{name}.layer_norm1"), x, &mut normed)?;
+        let [q, k, v] =
+            ["q_proj", "k_proj", "v_proj"].map(|l| linear(&format!("self_attn.{l}"), &normed, (e, e)));
+        let (q, k, v) = (q?, k?, v?);
+        let sizes = Sizes { heads, tokens: length, dim: e / heads };
+        let scale = 1.0 / (sizes.dim as f32).sqrt();
+        let samples =
+            q.chunks_exact(length * e).zip(k.chunks_exact(length * e)).zip(v.chunks_exact(length * e));
+        for (((q, k), v), out) in samples.zip(normed.chunks_exact_mut(length * e)) {
+            attention(device, sizes, scale, [q, k, v], |_, scores| hide_later(scores, length), out);
+        }
+        let out = linear("self_attn.out_proj", &normed, (e, e))?;
+        cpu::add_scaled(device, 1.0, &out, x);
+
+        self.norm(device, &format!("{name}.layer_norm2"), x, &mut normed)?;
+        let mut inner = linear("mlp.fc1", &normed, (e, m))?;
+        quick_gelu(device, &mut inner);
+        let out = linear("mlp.fc2", &inner, (m, e))?;
+        cpu::add_scaled(device, 1.0, &out, x);
+        Ok(())
+    }
+}
+
+/// A token does not see those that come after it.
+fn hide_later(scores: &mut [f32], length: usize) {
+    for (row, scores) in scores.chunks_exact_mut(length).enumerate() {
+        scores[row + 1..].fill(f32::NEG_INFINITY);
+    }
+}
+
+/// `x * sigmoid(1.702 x)`.
+fn quick_gelu(device: &Cpu, x: &mut [f32]) {
+    const SLOPE: f32 = 1.702;
+    let steep: Vec<f32> = x.iter().map(|v| v * SLOPE).collect();
+    cpu::silu(device, &steep, x);
+    x.iter_mut().for_each(|v| *v /= SLOPE);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quick_gelu_is_the_sigmoid_form() {
+        let mut x = [-3.0f32, -0.5, 0.0, 0.7, 4.0];
+        let expected = x.map(|v| v / (1.0 + (-1.702 * v).exp()));
+        quick_gelu(&Cpu::new(1).unwrap(), &mut x);
+        assert!(x.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{x:?} {expected:?}");
+    }
+}

@@ -1,0 +1,142 @@
+//! Autoencoders against their golden cases.
+
+use std::path::Path;
+
+use prefgraph_nn::{
+    Cpu, Tensor,
+    autoencoders::{Autoencoder, Batch, Kl, Posterior, Tiny},
+    files::NamedTensor,
+};
+
+use crate::files::{assert_near, batch, case, changed_copy, golden};
+
+fn scaled(kl: &Kl, z: &[f32]) -> Vec<f32> {
+    let (shift, scale) = (kl.config().shift_factor.unwrap_or(0.0), kl.config().scaling_factor);
+    z.iter().map(|z| (z - shift) * scale).collect()
+}
+
+fn kl_is_golden(case: &Path, weights: &Path) {
+    let (cpu, io, kl) = (Cpu::new(2).unwrap(), golden(case), Kl::open(weights).unwrap());
+    let pictures = batch(&cpu, &io, "image");
+    let (mean, log_variance) = (io.read("mean").unwrap(), io.read("logvar").unwrap());
+    let moments = kl.moments(&cpu, &pictures).unwrap();
+    assert_near(moments.mean.values(), &mean, "mean");
+    assert_near(moments.log_variance.values(), &log_variance, "logarithm of the variance");
+
+    let latents = kl.encode(&cpu, &pictures, Posterior::Mean).unwrap();
+    assert_near(latents.values(), &scaled(&kl, &mean), "latents");
+    let normals: Vec<f32> = (0..mean.len()).map(|i| (i % 7) as f32 - 3.0).collect();
+    let sample = kl.encode(&cpu, &pictures, Posterior::Sample(&normals)).unwrap();
+    let deviated = mean.iter().zip(&log_variance).zip(&normals).map(|((m, v), n)| m + (0.5 * v).exp() * n);
+    assert_near(sample.values(), &scaled(&kl, &deviated.collect::<Vec<_>>()), "a sample");
+
+    let z = Tensor::new(&cpu, latents.shape(), scaled(&kl, &mean)).unwrap();
+    let decoded = kl.decode(&cpu, &z).unwrap();
+    assert_eq!(decoded.shape(), pictures.shape());
+    assert_near(decoded.values(), &io.read("decoded").unwrap(), "decoded pictures");
+}
+
+#[test]
+fn the_autoencoder_of_flux_gives_the_reference_moments_and_pictures() {
+    let case = case("vae_flux");
+    kl_is_golden(&case, &case);
+}
+
+#[test]
+fn the_autoencoder_of_sdxl_gives_the_reference_moments_and_pictures() {
+    let case = case("vae_sdxl");
+    kl_is_golden(&case, &case.join("diffusion_pytorch_model.safetensors"));
+}
+
+/// The names of the original file, written out on their own: prefix by prefix, with the levels of the decoder counted
+/// from the other end.
+fn in_original_layout(tensor: NamedTensor<'static>) -> Option<NamedTensor<'static>> {
+    let pairs = [
+        ("encoder.down_blocks.", "encoder.down."),
+        (".resnets.", ".block."),
+        (".downsamplers.0.conv.", ".downsample.conv."),
+        (".upsamplers.0.conv.", ".upsample.conv."),
+        (".mid_block.block.0.", ".mid.block_1."),
+        (".mid_block.block.1.", ".mid.block_2."),
+        (".mid_block.attentions.0.group_norm.", ".mid.attn_1.norm."),
+        (".mid_block.attentions.0.to_q.", ".mid.attn_1.q."),
+        (".mid_block.attentions.0.to_k.", ".mid.attn_1.k."),
+        (".mid_block.attentions.0.to_v.", ".mid.attn_1.v."),
+        (".mid_block.attentions.0.to_out.0.", ".mid.attn_1.proj_out."),
+        (".conv_shortcut.", ".nin_shortcut."),
+        (".conv_norm_out.", ".norm_out."),
+        ("decoder.up_blocks.0.", "decoder.up.3."),
+        ("decoder.up_blocks.1.", "decoder.up.2."),
+        ("decoder.up_blocks.2.", "decoder.up.1."),
+        ("decoder.up_blocks.3.", "decoder.up.0."),
+    ];
+    let name = pairs.into_iter().fold(tensor.name.to_string(), |name, (from, to)| name.replace(from, to));
+    let mut shape = tensor.shape.clone();
+    if name.contains(".attn_1.") && name.ends_with("weight") && shape.len() == 2 {
+        shape.extend([1, 1]);
+    }
+    Some(NamedTensor { name, shape, ..tensor })
+}
+
+#[test]
+fn the_original_layout_of_names_is_the_same_autoencoder() {
+    for name in ["vae_flux", "vae_sdxl"] {
+        let folder = changed_copy(name, in_original_layout);
+        let weights = folder.path().join("ae.safetensors");
+        std::fs::rename(folder.path().join("diffusion_pytorch_model.safetensors"), &weights).unwrap();
+        kl_is_golden(&case(name), &weights);
+    }
+}
+
+#[test]
+fn an_original_file_without_a_configuration_is_compared_with_the_autoencoder_of_flux() {
+    let folder = changed_copy("vae_flux", in_original_layout);
+    std::fs::remove_file(folder.path().join("config.json")).unwrap();
+    let error = Kl::open(&folder.path().join("diffusion_pytorch_model.safetensors")).unwrap_err().to_string();
+    assert!(error.contains("encoder.conv_in.weight (expected [128, 3, 3, 3]"), "{error}");
+}
+
+#[test]
+fn the_tiny_autoencoder_gives_the_reference_latents_and_pictures() {
+    let case = case("vae_tiny");
+    let (cpu, io, tiny) = (Cpu::new(2).unwrap(), golden(&case), Tiny::open(&case).unwrap());
+    let pictures = batch(&cpu, &io, "image");
+    let latents = tiny.encode(&cpu, &pictures, Posterior::Mean).unwrap();
+    assert_near(latents.values(), &io.read("latents").unwrap(), "latents");
+    let decoded = tiny.decode(&cpu, &batch(&cpu, &io, "latents")).unwrap();
+    assert_near(decoded.values(), &io.read("decoded").unwrap(), "decoded pictures");
+    let error = tiny.encode(&cpu, &pictures, Posterior::Sample(&[])).unwrap_err().to_string();
+    assert!(error.contains("`tiny`") && error.contains("expected the mean"), "{error}");
+}
+
+#[test]
+fn the_scale_and_the_shift_of_a_tiny_configuration_are_applied_and_taken_back() {
+    let folder = changed_copy("vae_tiny", Some);
+    let path = folder.path().join("config.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let text = text.replace("\"scaling_factor\": 1.0", "\"scaling_factor\": 0.5");
+    std::fs::write(&path, text.replace("\"shift_factor\": 0.0", "\"shift_factor\": 0.25")).unwrap();
+    let (cpu, io) = (Cpu::new(1).unwrap(), golden(&case("vae_tiny")));
+    let [plain, scaled] = [case("vae_tiny"), folder.path().into()].map(|p| Tiny::open(&p).unwrap());
+    let pictures = batch(&cpu, &io, "image");
+    let encode = |tiny: &Tiny| tiny.encode(&cpu, &pictures, Posterior::Mean).unwrap();
+    let (z, moved) = (encode(&plain), encode(&scaled));
+    let expected: Vec<f32> = z.values().iter().map(|z| (z - 0.25) * 0.5).collect();
+    assert_near(moved.values(), &expected, "latents");
+    let decode = |tiny: &Tiny, z: &Batch| tiny.decode(&cpu, z).unwrap().into_values();
+    assert_near(&decode(&scaled, &moved), &decode(&plain, &z), "pictures");
+}
+
+#[test]
+fn a_picture_is_encoded_and_decoded_as_if_it_were_alone_whatever_the_threads() {
+    let kl = Kl::open(&case("vae_flux")).unwrap();
+    let (one, three) = (Cpu::new(1).unwrap(), Cpu::new(3).unwrap());
+    let values: Vec<f32> = (0..2 * 3 * 16 * 24).map(|i| (i % 97) as f32 / 48.0 - 1.0).collect();
+    let alone = Tensor::new(&one, (1, 3, 16, 24), values[3 * 16 * 24..].to_vec()).unwrap();
+    let both = Tensor::new(&three, (2, 3, 16, 24), values).unwrap();
+    let alone = kl.encode(&one, &alone, Posterior::Mean).unwrap();
+    let both = kl.encode(&three, &both, Posterior::Mean).unwrap();
+    assert_eq!(both.values()[alone.values().len()..], *alone.values());
+    let pictures = [kl.decode(&one, &alone).unwrap(), kl.decode(&three, &both).unwrap()];
+    assert_eq!(pictures[1].values()[pictures[0].values().len()..], *pictures[0].values());
+}

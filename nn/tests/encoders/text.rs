@@ -1,0 +1,114 @@
+//! Text encoders against their golden cases.
+
+use std::path::Path;
+
+use prefgraph_nn::{
+    Cpu,
+    files::NamedTensor,
+    text::{Clip, T5},
+};
+
+use crate::files::{as_bf16, assert_near, case, changed_copy, golden, ids, rewrite, rounded_to_bf16};
+
+fn clip_is_golden(folder: &Path) {
+    let (cpu, io) = (Cpu::new(2).unwrap(), golden(&case("clip_text_l")));
+    let (prompts, ids) = ids(&io, "input_ids");
+    let found = Clip::open(folder).unwrap().encode(&cpu, prompts, &ids).unwrap();
+    assert_near(found.tokens.values(), &io.read("last").unwrap(), "tokens");
+    assert_near(found.pooled.values(), &io.read("pooled").unwrap(), "pooled");
+}
+
+fn t5_is_golden(folder: &Path) {
+    let (cpu, io) = (Cpu::new(2).unwrap(), golden(&case("t5")));
+    let (prompts, ids) = ids(&io, "input_ids");
+    let found = T5::open(folder).unwrap().encode(&cpu, prompts, &ids).unwrap();
+    assert_near(found.values(), &io.read("last").unwrap(), "tokens");
+}
+
+#[test]
+fn clip_gives_the_reference_tokens_and_pooled_vectors() {
+    clip_is_golden(&case("clip_text_l"));
+}
+
+#[test]
+fn clip_reads_names_without_their_prefix() {
+    let folder = changed_copy("clip_text_l", |t| {
+        let name = t.name.trim_start_matches("text_model.").to_owned();
+        Some(NamedTensor { name, ..t })
+    });
+    clip_is_golden(folder.path());
+}
+
+#[test]
+fn clip_takes_the_largest_id_as_the_end_where_an_old_configuration_says_two() {
+    let folder = changed_copy("clip_text_l", Some);
+    let path = folder.path().join("config.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("\"eos_token_id\": 98", "\"eos_token_id\": 2")).unwrap();
+    clip_is_golden(folder.path());
+}
+
+#[test]
+fn clip_pools_the_first_end_and_a_later_token_changes_no_earlier_one() {
+    let (cpu, clip) = (Cpu::new(1).unwrap(), Clip::open(&case("clip_text_l")).unwrap());
+    let first = clip.encode(&cpu, 1, &[97, 5, 6, 98, 98, 98]).unwrap();
+    let second = clip.encode(&cpu, 1, &[97, 5, 6, 98, 11, 98]).unwrap();
+    assert_eq!(first.pooled.values(), second.pooled.values());
+    assert_eq!(first.tokens.values()[3 * 32..4 * 32], *first.pooled.values());
+    assert_ne!(first.tokens.values()[4 * 32..], second.tokens.values()[4 * 32..]);
+}
+
+#[test]
+fn t5_gives_the_reference_tokens() {
+    t5_is_golden(&case("t5"));
+}
+
+#[test]
+fn t5_reads_the_table_under_its_other_name() {
+    let folder = changed_copy("t5", |t| {
+        let name = if t.name == "shared.weight" { "encoder.embed_tokens.weight".into() } else { t.name };
+        Some(NamedTensor { name, ..t })
+    });
+    t5_is_golden(folder.path());
+}
+
+#[test]
+fn t5_reads_shards() {
+    let folder = changed_copy("t5", Some);
+    let whole = folder.path().join("model.safetensors");
+    let mut index = serde_json::Map::new();
+    for (shard, first) in [("model-1.safetensors", true), ("model-2.safetensors", false)] {
+        rewrite(&whole, &folder.path().join(shard), |t| {
+            let wanted = (*t.name < *"encoder.block.1.layer.1") == first;
+            wanted.then(|| {
+                index.insert(t.name.to_string(), shard.into());
+                t
+            })
+        });
+    }
+    let index = serde_json::json!({ "metadata": {}, "weight_map": index });
+    std::fs::write(folder.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+    std::fs::remove_file(whole).unwrap();
+    t5_is_golden(folder.path());
+}
+
+#[test]
+fn weights_of_half_precision_are_the_same_numbers_read_from_half_the_bytes() {
+    let cpu = Cpu::new(1).unwrap();
+    let (short, long) =
+        (changed_copy("t5", |t| Some(as_bf16(t))), changed_copy("t5", |t| Some(rounded_to_bf16(t))));
+    let (short, long) = (T5::open(short.path()).unwrap(), T5::open(long.path()).unwrap());
+    assert_eq!(2 * short.weight_bytes(), long.weight_bytes());
+    let ids = [7, 31, 98, 4, 1, 0, 0, 0];
+    let [short, long] = [short, long].map(|t5| t5.encode(&cpu, 2, &ids).unwrap());
+    assert_eq!(short.values(), long.values());
+}
+
+#[test]
+fn a_prompt_is_encoded_as_if_it_were_alone_whatever_the_threads() {
+    let t5 = T5::open(&case("t5")).unwrap();
+    let ids = [7, 31, 98, 4, 1, 0, 0, 0];
+    let both = t5.encode(&Cpu::new(3).unwrap(), 2, &ids).unwrap();
+    let alone = t5.encode(&Cpu::new(1).unwrap(), 1, &ids[4..]).unwrap();
+    assert_eq!(both.values()[4 * 32..], *alone.values());
+}

@@ -1,0 +1,130 @@
+//! Wrong files and wrong input are answered with the names that are needed to put them right.
+
+use std::{fs, path::Path};
+
+use prefgraph_nn::{
+    Cpu, Error, Tensor,
+    autoencoders::{Autoencoder, Kl, Posterior, Tiny},
+    files::NamedTensor,
+    text::{Clip, T5},
+};
+
+use crate::files::{case, changed_copy};
+
+type Open = fn(&Path) -> Result<(), Error>;
+
+/// Every encoder: its case, how it is opened, its file of weights, one of its tensors.
+const ALL: [(&str, Open, &str, &str); 4] = [
+    ("clip_text_l", |p| Clip::open(p).map(drop), "model", "text_model.encoder.layers.1.mlp.fc2.bias"),
+    ("t5", |p| T5::open(p).map(drop), "model", "encoder.block.2.layer.0.SelfAttention.o.weight"),
+    (
+        "vae_flux",
+        |p| Kl::open(p).map(drop),
+        "diffusion_pytorch_model",
+        "decoder.mid_block.resnets.1.norm2.weight",
+    ),
+    ("vae_tiny", |p| Tiny::open(p).map(drop), "diffusion_pytorch_model", "encoder.layers.5.conv.2.weight"),
+];
+
+#[test]
+fn a_missing_tensor_and_one_of_another_shape_are_named() {
+    for (name, open, _, tensor) in ALL {
+        let without = changed_copy(name, |t| (t.name != tensor).then_some(t));
+        let error = open(without.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("missing: {tensor}")), "{error}");
+
+        let flat = changed_copy(name, |t| {
+            let wrong = vec![t.shape.iter().product(), 1];
+            Some(if t.name == tensor { NamedTensor { shape: wrong, ..t } } else { t })
+        });
+        let error = open(flat.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("{tensor} (expected [")), "{error}");
+    }
+}
+
+#[test]
+fn a_missing_or_cut_file_is_named() {
+    for (name, open, stem, _) in ALL {
+        let folder = changed_copy(name, Some);
+        let weights = folder.path().join(format!("{stem}.safetensors"));
+        let bytes = fs::read(&weights).unwrap();
+        fs::write(&weights, &bytes[..bytes.len() - 10]).unwrap();
+        let error = open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(stem) && error.contains("cut off"), "{error}");
+
+        fs::remove_file(&weights).unwrap();
+        let error = open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("expected {stem}.safetensors")), "{error}");
+
+        fs::remove_file(folder.path().join("config.json")).unwrap();
+        assert!(open(folder.path()).unwrap_err().to_string().contains("config.json"));
+        assert!(open(&folder.path().join("nowhere")).unwrap_err().to_string().contains("nowhere"));
+    }
+}
+
+#[test]
+fn the_configuration_of_another_model_is_refused_with_what_was_expected() {
+    let refused = |name: &str, open: Open, from: &str, to: &str, message: &str| {
+        let folder = changed_copy(name, Some);
+        let path = folder.path().join("config.json");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{from}");
+        fs::write(&path, text.replace(from, to)).unwrap();
+        let error = open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("config.json") && error.contains(message), "{error}");
+    };
+    let [(clip, open_clip, ..), (t5, open_t5, ..), (kl, open_kl, ..), (tiny, open_tiny, ..)] = ALL;
+    refused(clip, open_clip, "clip_text_model", "bert", "model_type is bert: expected clip_text_model");
+    refused(clip, open_clip, "quick_gelu", "gelu", "expected quick_gelu");
+    refused(t5, open_t5, "\"t5\"", "\"umt5\"", "model_type is umt5: expected t5");
+    refused(t5, open_t5, "\"gelu_new\"", "\"relu\"", "expected a gated one with gelu_new");
+    refused(t5, open_t5, "\"d_ff\"", "\"dff\"", "missing field `d_ff`");
+    refused(kl, open_kl, "AutoencoderKL", "VQModel", "expected AutoencoderKL");
+    refused(kl, open_kl, "\"silu\"", "\"relu\"", "expected silu");
+    refused(tiny, open_tiny, "AutoencoderTiny", "AutoencoderKL", "expected AutoencoderTiny");
+    refused(tiny, open_tiny, "\"relu\"", "\"gelu\"", "expected relu");
+}
+
+#[test]
+fn ids_that_an_encoder_cannot_take_are_refused() {
+    let cpu = Cpu::new(1).unwrap();
+    let clip = Clip::open(&case("clip_text_l")).unwrap();
+    let error = |ids: &[u32]| clip.encode(&cpu, 1, ids).unwrap_err().to_string();
+    assert!(error(&[97, 99, 98]).contains("token id 99") && error(&[97, 99, 98]).contains("below 99"));
+    assert!(error(&[97, 5, 6]).contains("without the token 98"));
+    assert!(error(&[98; 13]).contains("at most 12"));
+    assert!(error(&[]).contains("at least one"));
+    let t5 = T5::open(&case("t5")).unwrap();
+    let error = t5.encode(&cpu, 1, &[5, 1_000_000]).unwrap_err().to_string();
+    assert!(error.contains("`shared.weight`") && error.contains("below 99"), "{error}");
+    assert!(t5.encode(&cpu, 2, &[1, 1, 1]).unwrap_err().to_string().contains("equally many"));
+}
+
+#[test]
+fn sizes_and_numbers_that_an_autoencoder_cannot_take_are_refused() {
+    let (cpu, kl) = (Cpu::new(1).unwrap(), Kl::open(&case("vae_flux")).unwrap());
+    let zeros = |shape| Tensor::zeros(&cpu, shape);
+    let error = kl.encode(&cpu, &zeros((1, 3, 16, 12)), Posterior::Mean).unwrap_err().to_string();
+    assert!(error.contains("a multiple of 8") && error.contains("[1, 3, 16, 12]"), "{error}");
+    let error = kl.decode(&cpu, &zeros((1, 4, 2, 2))).unwrap_err().to_string();
+    assert!(error.contains("[B, 16, H, W]") && error.contains("[1, 4, 2, 2]"), "{error}");
+    let error = kl.encode(&cpu, &zeros((1, 3, 8, 8)), Posterior::Sample(&[0.0; 3])).unwrap_err().to_string();
+    assert!(error.contains("expected 16, got 3"), "{error}");
+    let mut nan = zeros((1, 16, 1, 1));
+    nan.values_mut()[3] = f32::NAN;
+    let error = kl.decode(&cpu, &nan).unwrap_err().to_string();
+    assert!(error.contains("not finite"), "{error}");
+}
+
+#[test]
+fn damaged_weights_are_named_when_they_are_read() {
+    let folder = changed_copy("vae_flux", |mut t| {
+        if t.name == "encoder.conv_in.weight" {
+            t.bytes.to_mut()[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        }
+        Some(t)
+    });
+    let (cpu, kl) = (Cpu::new(1).unwrap(), Kl::open(folder.path()).unwrap());
+    let error = kl.encode(&cpu, &Tensor::zeros(&cpu, (1, 3, 8, 8)), Posterior::Mean).unwrap_err().to_string();
+    assert!(error.contains("`encoder.conv_in.weight` holds NaN at element 0"), "{error}");
+}

@@ -1,0 +1,145 @@
+//! `decode`: from latents to pictures.
+//!
+//! Shape letters: `B` batch, `C` latent channels, `H` `W` latent grid.
+
+use std::sync::Arc;
+
+use prefgraph_nn::autoencoders::Autoencoder;
+
+use super::{
+    autoencoder::{self, AutoencoderKind},
+    tensors::latents_to_nn,
+};
+use crate::{
+    operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
+    ports::{ImageShape, Images, Latents},
+    settings,
+    settings::DataPath,
+};
+
+settings! {
+    /// Settings of [`Decode`].
+    pub struct DecodeSettings {
+        /// Kind of autoencoder: that of the latents.
+        pub kind: AutoencoderKind = AutoencoderKind::Dct,
+        /// Of kinds `kl` and `tiny`: the folder with `config.json` and the weights, the folder above its `vae`, or one
+        /// safetensors file.
+        pub weights: DataPath = DataPath::default(),
+    }
+}
+
+/// Pictures of a batch of latents.
+pub struct Decode {
+    autoencoder: Arc<dyn Autoencoder>,
+    weights: DataPath,
+}
+
+impl Operator for Decode {
+    const NAME: &'static str = "decode";
+    const DOC: &'static str = "Decode clean latents as pictures, clamped and rounded to bytes.";
+    const IN: [&'static str; 1] = ["latents"];
+    const OUT: [&'static str; 1] = ["images"];
+    type Settings = DecodeSettings;
+    type In = (Latents,);
+    type Out = (Images,);
+    type Saved = ();
+    const DIFFERENTIABLE: bool = false;
+
+    fn new(settings: DecodeSettings) -> Result<Self, OpError> {
+        let autoencoder = autoencoder::open(settings.kind, &settings.weights)?;
+        Ok(Self { autoencoder, weights: settings.weights })
+    }
+
+    fn shapes(&self, (latents,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
+        let (batch, channels, height, width) = latents;
+        let (expected, cell) = (self.autoencoder.channels(), self.autoencoder.cell());
+        if channels != expected {
+            return Err(OpError::new(format!(
+                "latents have {channels} channels, but the autoencoder `{}` decodes {expected}",
+                self.autoencoder.kind()
+            )));
+        }
+        Ok((ImageShape { batch, height: height * cell, width: width * cell },))
+    }
+
+    fn cost(&self, _: &InShapes<Self>, (images,): &OutShapes<Self>) -> Cost {
+        let one = self.autoencoder.decode_cost(images.height, images.width);
+        let pixels = images.batch * images.height * images.width;
+        Cost {
+            forward_flops: images.batch as f64 * one.flops,
+            moved_bytes: 20.0 * pixels as f64 + (images.batch * self.autoencoder.weight_bytes()) as f64,
+            // The pictures as planes; the network makes them one after the other.
+            scratch_bytes: 12 * pixels + one.scratch_bytes,
+            ..Cost::default()
+        }
+    }
+
+    fn notes(&self, _: &InShapes<Self>) -> Vec<String> {
+        autoencoder::note(&*self.autoencoder, &self.weights)
+    }
+
+    fn forward(&self, ctx: &Ctx<'_>, (latents,): Self::In) -> Result<(Self::Out, ()), OpError> {
+        let pictures = self.autoencoder.decode(ctx.cpu, &latents_to_nn(ctx, &latents)?)?;
+        let (batch, channels, height, width) = pictures.shape();
+        let size = height * width;
+        let mut rgb = vec![0; batch * size * channels];
+        for (picture, planes) in
+            rgb.chunks_exact_mut(size * channels).zip(pictures.values().chunks_exact(size * channels))
+        {
+            for (channel, plane) in planes.chunks_exact(size).enumerate() {
+                for (to, value) in picture[channel..].iter_mut().step_by(channels).zip(plane) {
+                    *to = byte(*value);
+                }
+            }
+        }
+        Ok(((Images { batch, height, width, rgb: rgb.into() },), ()))
+    }
+}
+
+/// The byte that [`Images::signed`] shows to networks as the nearest value.
+fn byte(value: f32) -> u8 {
+    ((value.clamp(-1.0, 1.0) + 1.0) * 127.5).round() as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operators::{
+        encode::{Encode, EncodeSettings},
+        testing::{Bench, case, latents},
+    };
+
+    #[test]
+    fn every_byte_survives_the_way_to_a_network_and_back() {
+        assert!((0..=255).all(|b| byte(Images::signed(b)) == b));
+        assert_eq!([-7.0, -1.0, 0.0, 1.0, 7.0].map(byte), [0, 0, 128, 255, 255]);
+    }
+
+    #[test]
+    fn a_flat_picture_comes_back_from_its_latents() {
+        let (bench, settings) = (Bench::new(), DecodeSettings::default());
+        let ctx = bench.ctx();
+        let rgb: Vec<u8> =
+            (0..8 * 16).flat_map(|i| if i % 16 < 8 { [250, 30, 90] } else { [0, 255, 7] }).collect();
+        let images = Images { batch: 1, height: 8, width: 16, rgb: rgb.into() };
+        let ((z,), ()) =
+            Encode::new(EncodeSettings::default()).unwrap().forward(&ctx, (images.clone(),)).unwrap();
+        let ((back,), ()) = Decode::new(settings).unwrap().forward(&ctx, (z,)).unwrap();
+        assert_eq!(back, images);
+    }
+
+    #[test]
+    fn a_kl_autoencoder_decodes_to_the_planned_shape_and_refuses_other_channels() {
+        let settings =
+            DecodeSettings { kind: AutoencoderKind::Kl, weights: DataPath(case("encoders/vae_flux")) };
+        let (bench, op) = (Bench::new(), Decode::new(settings).unwrap());
+        let ctx = bench.ctx();
+        let shape = (2, 16, 2, 3);
+        let planned = op.shapes((shape,), 0).unwrap();
+        let ((images,), ()) = op.forward(&ctx, (latents(&ctx, shape, 1),)).unwrap();
+        assert_eq!(crate::port::Port::shape(&images), planned.0);
+        assert!(op.cost(&(shape,), &planned).forward_flops > 1e6);
+        let error = op.shapes(((1, 4, 2, 3),), 0).unwrap_err().to_string();
+        assert!(error.contains("4 channels") && error.contains("`kl` decodes 16"), "{error}");
+    }
+}

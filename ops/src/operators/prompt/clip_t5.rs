@@ -1,0 +1,149 @@
+//! The text encoders of FLUX: T5 for the tokens, CLIP for the pooled vector.
+//!
+//! Shape letters: `B` batch, `L` text tokens, `E` text width, `P` pooled width.
+
+use std::path::{Path, PathBuf};
+
+use prefgraph_nn::{
+    self as nn, Cpu,
+    text::{Clip, ClipTokenizer, T5, T5Tokenizer},
+};
+
+use super::PromptSettings;
+use crate::{
+    operator::{Cost, OpError},
+    settings::DataPath,
+};
+
+/// T5 tokens of a prompt where nothing else is stated: what FLUX.1-dev was trained with.
+const LENGTH: usize = 512;
+
+/// Both encoders with their tokenisers.
+#[derive(Debug)]
+pub(super) struct ClipT5 {
+    clip: Clip,
+    clip_tokenizer: ClipTokenizer,
+    t5: T5,
+    t5_tokenizer: T5Tokenizer,
+}
+
+/// Text tokens `[B, L, E]` and pooled vectors `[B, P]`.
+pub(super) type Encoded = (nn::Tensor<(usize, usize, usize)>, nn::Tensor<(usize, usize)>);
+
+impl ClipT5 {
+    /// Open the files; only headers and vocabularies are read.
+    pub(super) fn open(settings: &PromptSettings) -> Result<Self, OpError> {
+        let of = |setting: &str, e: nn::Error| OpError::new(format!("{setting}: {e}"));
+        let clip_folder = encoder("clip", &settings.clip, "text_encoder")?;
+        let t5_folder = encoder("t5", &settings.t5, "text_encoder_2")?;
+        let clip = Clip::open(&clip_folder).map_err(|e| of("clip", e))?;
+        let t5 = T5::open(&t5_folder).map_err(|e| of("t5", e))?;
+
+        let folder = tokenizer(&settings.clip_tokenizer, &clip_folder, "tokenizer");
+        let clip_tokenizer = ClipTokenizer::open(&folder, clip.config().max_position_embeddings)
+            .map_err(|e| of("clip_tokenizer", e))?;
+        let folder = tokenizer(&settings.t5_tokenizer, &t5_folder, "tokenizer_2");
+        let t5_tokenizer = T5Tokenizer::open(&folder, settings.length.unwrap_or(LENGTH))
+            .map_err(|e| of("t5_tokenizer", e))?;
+        for (setting, largest, vocabulary) in [
+            ("clip", clip_tokenizer.largest_id(), clip.config().vocab_size),
+            ("t5", t5_tokenizer.largest_id(), t5.config().vocab_size),
+        ] {
+            if largest as usize >= vocabulary {
+                return Err(OpError::new(format!(
+                    "{setting}_tokenizer: it has ids up to {largest}, but the encoder of `{setting}` knows {vocabulary} \
+                     tokens: they are not of one model"
+                )));
+            }
+        }
+        Ok(Self { clip, clip_tokenizer, t5, t5_tokenizer })
+    }
+
+    /// `L`, `E` and `P`.
+    pub(super) fn shape(&self) -> (usize, usize, usize) {
+        (self.t5_tokenizer.length(), self.t5.config().d_model, self.clip.config().hidden_size)
+    }
+
+    /// The encoders run one after the other. Of prompts that are equal one is encoded, but that is known at run time only.
+    pub(super) fn cost(&self, batch: usize) -> Cost {
+        let clip = self.clip.cost(batch, self.clip_tokenizer.length());
+        let t5 = self.t5.cost(batch, self.t5_tokenizer.length());
+        Cost {
+            forward_flops: clip.flops + t5.flops,
+            moved_bytes: (self.clip.weight_bytes() + self.t5.weight_bytes()) as f64,
+            scratch_bytes: clip.scratch_bytes.max(t5.scratch_bytes),
+            ..Cost::default()
+        }
+    }
+
+    pub(super) fn note(&self) -> String {
+        let million = |parameters: usize| parameters as f64 / 1e6;
+        format!(
+            "T5 with {:.2}M frozen parameters for {} tokens, CLIP with {:.2}M for the pooled vector",
+            million(self.t5.parameters()),
+            self.t5_tokenizer.length(),
+            million(self.clip.parameters()),
+        )
+    }
+
+    /// Encode prompts; equal ones once.
+    pub(super) fn encode(&self, cpu: &Cpu, prompts: &[String]) -> Result<Encoded, OpError> {
+        let mut different: Vec<&String> = Vec::new();
+        let place = |prompt| {
+            different.iter().position(|p| *p == prompt).unwrap_or_else(|| {
+                different.push(prompt);
+                different.len() - 1
+            })
+        };
+        let places: Vec<usize> = prompts.iter().map(place).collect();
+        let ids = |encode: &dyn Fn(&str) -> nn::error::Result<Vec<u32>>| {
+            different.iter().map(|p| encode(p)).collect::<Result<Vec<_>, _>>().map(|all| all.concat())
+        };
+        let clip = ids(&|prompt| self.clip_tokenizer.encode(prompt))?;
+        let t5 = ids(&|prompt| self.t5_tokenizer.encode(prompt))?;
+        let pooled = self.clip.encode(cpu, different.len(), &clip)?.pooled;
+        let tokens = self.t5.encode(cpu, different.len(), &t5)?;
+        let (length, width, pooled_width) = self.shape();
+        Ok((
+            nn::Tensor::new(
+                cpu,
+                (prompts.len(), length, width),
+                chosen(tokens.values(), length * width, &places),
+            )?,
+            nn::Tensor::new(
+                cpu,
+                (prompts.len(), pooled_width),
+                chosen(pooled.values(), pooled_width, &places),
+            )?,
+        ))
+    }
+}
+
+/// The rows at these places.
+fn chosen(values: &[f32], size: usize, places: &[usize]) -> Vec<f32> {
+    places.iter().flat_map(|p| &values[p * size..(p + 1) * size]).copied().collect()
+}
+
+/// The folder of an encoder, which may be given as the folder above.
+fn encoder(setting: &str, path: &DataPath, name: &str) -> Result<PathBuf, OpError> {
+    if path.is_empty() {
+        return Err(OpError::new(format!(
+            "{setting}: the folder of the encoder is needed, or that of a checkpoint with `{name}`"
+        )));
+    }
+    let folder = path.as_path();
+    let inside = folder.join(name);
+    Ok(if !folder.join("config.json").exists() && inside.is_dir() { inside } else { folder.to_owned() })
+}
+
+/// The folder of a tokeniser: as stated, else the encoder's neighbour of this name, else the encoder's own.
+fn tokenizer(path: &DataPath, encoder: &Path, name: &str) -> PathBuf {
+    if !path.is_empty() {
+        return path.0.clone();
+    }
+    let beside = encoder.parent().map(|above| above.join(name));
+    beside.filter(|folder| folder.is_dir()).unwrap_or_else(|| encoder.to_owned())
+}
+
+#[cfg(test)]
+mod tests;

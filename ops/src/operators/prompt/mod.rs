@@ -1,0 +1,196 @@
+//! `prompt`: from prompts to text tokens and a pooled vector.
+//!
+//! Shape letters: `B` batch, `L` text tokens, `E` text width, `P` pooled width.
+
+mod clip_t5;
+
+use prefgraph_nn::text::hash::Hash;
+
+use self::clip_t5::ClipT5;
+use super::tensors::tensor;
+use crate::{
+    choices,
+    operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
+    ports::{BackboneHandle, Pooled, TextTokens, Texts},
+    settings,
+    settings::DataPath,
+};
+
+choices! {
+    /// Kinds of text encoder.
+    pub enum TextKind {
+        /// Feature hashing of words: nothing trained.
+        Hash = "hash",
+        /// The encoders of FLUX: T5 for the tokens, CLIP-L for the pooled vector.
+        ClipT5 = "clip_t5",
+    }
+}
+
+settings! {
+    /// Settings of [`Prompt`].
+    pub struct PromptSettings {
+        /// Kind of text encoder: the one that the backbone was trained with.
+        pub kind: TextKind = TextKind::Hash,
+        /// Text tokens; what comes later is cut off. 16 of kind `hash`, 512 of kind `clip_t5` where it is not given.
+        pub length: Option<usize> = None,
+        /// Width of a token of kind `hash`; that of the connected backbone where it is not given.
+        pub width: Option<usize> = None,
+        /// Width of the pooled vector of kind `hash`; likewise.
+        pub pooled: Option<usize> = None,
+        /// Of kind `clip_t5`: the folder of the CLIP text encoder, or the folder above its `text_encoder`.
+        pub clip: DataPath = DataPath::default(),
+        /// Of kind `clip_t5`: the folder of the T5 encoder, or the folder above its `text_encoder_2`.
+        pub t5: DataPath = DataPath::default(),
+        /// Folder of CLIP's tokeniser; the neighbour `tokenizer` of its encoder where it is not given.
+        pub clip_tokenizer: DataPath = DataPath::default(),
+        /// Folder of T5's tokeniser; the neighbour `tokenizer_2` of its encoder where it is not given.
+        pub t5_tokenizer: DataPath = DataPath::default(),
+    }
+}
+
+/// Words of kind `hash` where nothing else is stated.
+const HASHED_WORDS: usize = 16;
+
+/// Encoded prompts.
+pub struct Prompt {
+    settings: PromptSettings,
+    /// Of kind `clip_t5`.
+    encoders: Option<Box<ClipT5>>,
+}
+
+impl Prompt {
+    /// The hashing that fits the settings and the backbone's widths.
+    fn hash(&self, backbone: Option<(usize, usize)>) -> Result<Hash, OpError> {
+        let of = |stated: Option<usize>, found: Option<usize>, name: &str| match (stated, found) {
+            (Some(stated), Some(found)) if stated != found => {
+                Err(OpError::new(format!("{name} is {stated}, but the backbone takes {found}")))
+            }
+            (stated, found) => stated
+                .or(found)
+                .ok_or_else(|| OpError::new(format!("{name} is not known: set it, or connect `backbone`"))),
+        };
+        let width = of(self.settings.width, backbone.map(|b| b.0), "width")?;
+        let pooled = of(self.settings.pooled, backbone.map(|b| b.1), "pooled")?;
+        Ok(Hash::new(self.settings.length.unwrap_or(HASHED_WORDS), width, pooled)?)
+    }
+
+    /// `L`, `E` and `P`, which must be what the backbone takes.
+    fn shape(&self, backbone: Option<(usize, usize)>) -> Result<(usize, usize, usize), OpError> {
+        let Some(encoders) = &self.encoders else { return Ok(self.hash(backbone)?.shape()) };
+        let (length, width, pooled) = encoders.shape();
+        let encoders = [("text tokens", "t5", width), ("pooled vectors", "clip", pooled)];
+        for ((what, setting, found), taken) in
+            encoders.into_iter().zip(backbone.into_iter().flat_map(|b| [b.0, b.1]))
+        {
+            if found != taken {
+                return Err(OpError::new(format!(
+                    "{what} of `{setting}` are {found} wide, but the backbone takes {taken}: another encoder is needed"
+                )));
+            }
+        }
+        Ok((length, width, pooled))
+    }
+}
+
+impl Operator for Prompt {
+    const NAME: &'static str = "prompt";
+    const DOC: &'static str = "Encode prompts as text tokens and a pooled vector, sized for the backbone.";
+    const IN: [&'static str; 2] = ["prompts", "backbone"];
+    const OUT: [&'static str; 2] = ["text", "pooled"];
+    type Settings = PromptSettings;
+    type In = (Texts, Option<BackboneHandle>);
+    type Out = (TextTokens, Pooled);
+    type Saved = ();
+    const DIFFERENTIABLE: bool = false;
+
+    fn new(settings: PromptSettings) -> Result<Self, OpError> {
+        let PromptSettings { width, pooled, clip, t5, clip_tokenizer, t5_tokenizer, .. } = &settings;
+        // A setting of the other kind would be passed over in silence.
+        let surplus = match settings.kind {
+            TextKind::Hash => [
+                ("clip", clip),
+                ("t5", t5),
+                ("clip_tokenizer", clip_tokenizer),
+                ("t5_tokenizer", t5_tokenizer),
+            ]
+            .into_iter()
+            .find(|(_, path)| !path.is_empty())
+            .map(|(name, _)| (name, "clip_t5")),
+            TextKind::ClipT5 => [("width", width), ("pooled", pooled)]
+                .into_iter()
+                .find(|(_, width)| width.is_some())
+                .map(|(name, _)| (name, "hash")),
+        };
+        if let Some((name, kind)) = surplus {
+            return Err(OpError::new(format!(
+                "{name} is a setting of kind `{kind}`, which this node is not"
+            )));
+        }
+        let encoders = match settings.kind {
+            TextKind::Hash => None,
+            TextKind::ClipT5 => Some(Box::new(ClipT5::open(&settings)?)),
+        };
+        Ok(Self { settings, encoders })
+    }
+
+    fn shapes(&self, (prompts, backbone): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
+        let widths = backbone.as_ref().map(|b| (b.layout().text_width, b.layout().pooled_width));
+        let (length, width, pooled) = self.shape(widths)?;
+        Ok(((prompts.batch, length, width), (prompts.batch, pooled)))
+    }
+
+    fn cost(&self, (prompts, _): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
+        self.encoders.as_ref().map_or_else(Cost::default, |e| e.cost(prompts.batch))
+    }
+
+    fn notes(&self, _: &InShapes<Self>) -> Vec<String> {
+        self.encoders.iter().map(|e| e.note()).collect()
+    }
+
+    fn forward(&self, ctx: &Ctx<'_>, (prompts, backbone): Self::In) -> Result<(Self::Out, ()), OpError> {
+        let (text, pooled) = match &self.encoders {
+            Some(encoders) => encoders.encode(ctx.cpu, &prompts.0)?,
+            None => {
+                let widths = backbone.as_ref().map(|b| (b.0.layout().text_width, b.0.layout().pooled_width));
+                let found = self.hash(widths)?.encode(ctx.cpu, &prompts.0)?;
+                (found.tokens, found.pooled)
+            }
+        };
+        let out = (
+            tensor(ctx, text.shape(), text.into_values())?,
+            tensor(ctx, pooled.shape(), pooled.into_values())?,
+        );
+        Ok((out, ()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{operators::testing::Bench, ports::TextsShape};
+
+    #[test]
+    fn widths_come_from_the_settings_or_the_backbone_and_must_agree() {
+        let free = Prompt::new(Default::default()).unwrap();
+        let error = free.shapes((TextsShape { batch: 2 }, None), 0).unwrap_err().to_string();
+        assert!(error.contains("connect `backbone`"), "{error}");
+        let fixed = Prompt::new(PromptSettings { width: Some(64), ..Default::default() }).unwrap();
+        assert_eq!(fixed.hash(Some((64, 32))).unwrap().shape(), (16, 64, 32));
+        assert!(fixed.hash(Some((48, 32))).unwrap_err().to_string().contains("takes 48"));
+    }
+
+    #[test]
+    fn equal_prompts_get_equal_text() {
+        let bench = Bench::new();
+        let settings =
+            PromptSettings { width: Some(64), pooled: Some(32), length: Some(4), ..Default::default() };
+        let op = Prompt::new(settings).unwrap();
+        let prompts = ["a dog", "a cat", "a dog"].map(String::from).to_vec();
+        let ((text, pooled), ()) = op.forward(&bench.ctx(), (Texts(prompts.into()), None)).unwrap();
+        let (text, pooled) = (text.as_vec(), pooled.as_vec());
+        let size = text.len() / 3;
+        assert_eq!(text[..size], text[2 * size..]);
+        assert_ne!(text[..size], text[size..2 * size]);
+        assert_ne!(pooled[..32], pooled[32..64]);
+    }
+}
