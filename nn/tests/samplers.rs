@@ -18,11 +18,9 @@ const CHANNELS: usize = 16;
 const BAR: f32 = 5e-5;
 
 fn fixture() -> TensorFiles {
-    let own =
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/samplers.safetensors"));
-    let given = std::env::var_os("PREFGRAPH_FIXTURES").map(PathBuf::from);
-    let given = given.map(|root| root.join("encoders/samplers.safetensors")).filter(|path| path.exists());
-    TensorFiles::open(&given.unwrap_or_else(own)).unwrap()
+    let own = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures"));
+    let root = std::env::var_os("PREFGRAPH_FIXTURES").map_or_else(own, PathBuf::from);
+    TensorFiles::open(&root.join("encoders/samplers.safetensors")).unwrap()
 }
 
 #[track_caller]
