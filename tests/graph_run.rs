@@ -9,7 +9,10 @@ use std::sync::{
 
 use common::*;
 use prefgraph::{Graph, Plan, RunError, RunOptions, Runner};
-use prefgraph_ops::{NamedState, NamedTensor, OpError, Operator, ports::Effect};
+use prefgraph_ops::{
+    NamedState, NamedTensor, OpError, Operator,
+    ports::{Effect, Effects, EffectsShape, Metrics},
+};
 
 fn state(values: &[f32], rows: usize) -> NamedState {
     let dims = vec![rows, values.len() / rows];
@@ -360,4 +363,107 @@ fn waiting_for_data_is_counted_apart() {
     std::thread::sleep(std::time::Duration::from_millis(300));
     let output = run.step().unwrap();
     assert!(output.data_seconds < 0.03, "{output:?}");
+}
+
+/// Counts how often it runs, and is passed on.
+struct Counted(Arc<AtomicUsize>);
+impl Operator for Counted {
+    operator!(Counted, "counted", (Matrix,): ["x"] -> (Matrix,): ["x"], false);
+    type Saved = ();
+    fn shapes(&self, (x,): ((usize, usize),), _: usize) -> Result<((usize, usize),), OpError> {
+        Ok((x,))
+    }
+    fn cost(&self, _: &((usize, usize),), _: &((usize, usize),)) -> prefgraph_ops::Cost {
+        prefgraph_ops::Cost { forward_flops: 1e12, ..Default::default() }
+    }
+    fn forward(&self, _: &prefgraph_ops::Ctx<'_>, (x,): (Matrix,)) -> Result<((Matrix,), ()), OpError> {
+        self.0.fetch_add(1, SeqCst);
+        Ok(((x,), ()))
+    }
+}
+
+/// Asks for a record every third step.
+struct Third;
+impl Operator for Third {
+    operator!(Third, "third", (Matrix,): ["x"] -> (Effects,): ["effects"], false);
+    type Saved = ();
+    fn due(&self, step: u64) -> bool {
+        step.is_multiple_of(3)
+    }
+    fn shapes(&self, _: ((usize, usize),), _: usize) -> Result<(EffectsShape,), OpError> {
+        Ok((EffectsShape::default(),))
+    }
+    fn forward(&self, _: &prefgraph_ops::Ctx<'_>, _: (Matrix,)) -> Result<((Effects,), ()), OpError> {
+        Ok(((Effects(vec![Effect::Record(Metrics::default())]),), ()))
+    }
+}
+
+/// A training step, and beside it a picture every third step: of data through `ahead`, of the cell through `late`.
+fn learning(pictures: bool) -> (Arc<Graph>, [Arc<AtomicUsize>; 2], Option<prefgraph::Wire<Matrix>>) {
+    let mut g = Graph::new("learning");
+    let counts = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+    let (x,) = g.add("x", Data(4, 3), ());
+    let (w,) = g.add("w", Weights(4, 3), ());
+    let (y,) = g.add("y", Multiply, (x, w));
+    let loss = mean_square(&mut g, "loss", y);
+    let (next,) = g.add("next", Descend, (w, w.cotangent()));
+    g.add("record", Record, (loss,));
+    g.set_loss(loss);
+    g.carry(w, next);
+    let late = pictures.then(|| {
+        let (ahead,) = g.add("ahead", Counted(counts[0].clone()), (x,));
+        let (late,) = g.add("late", Counted(counts[1].clone()), (w,));
+        g.add("picture_ahead", Third, (ahead,));
+        g.add("picture_late", Third, (late,));
+        late
+    });
+    (Arc::new(g), counts, late)
+}
+
+#[test]
+fn what_only_pictures_read_runs_only_where_pictures_are_due() {
+    for ahead in [0, 2] {
+        let (graph, counts, _) = learning(true);
+        let mut run = runner(&graph, 2, ahead, 0);
+        run.set_last(Some(7)).unwrap();
+        let mut effects = Vec::new();
+        for _ in 0..8 {
+            let output = run.step().unwrap();
+            effects.push(output.effects.len());
+            let ran = output.times.iter().any(|t| graph[t.task.node()].id == "late");
+            assert_eq!(ran, output.step.is_multiple_of(3));
+        }
+        assert_eq!(effects, [3, 1, 1, 3, 1, 1, 3, 1]);
+        assert_eq!(counts.map(|c| c.load(SeqCst)), [3, 3]);
+    }
+    // What is learned is the same with pictures and without.
+    let bits = |pictures| bits(&mut runner(&learning(pictures).0, 2, 1, 0), 5);
+    assert_eq!(bits(true), bits(false));
+}
+
+#[test]
+fn what_is_kept_runs_at_every_step() {
+    let (graph, counts, late) = learning(true);
+    let late = late.unwrap();
+    let mut run = runner(&graph, 2, 1, 0);
+    run.keep(late.endpoint()).unwrap();
+    for _ in 0..4 {
+        assert_eq!(run.step().unwrap().value(late).unwrap().as_vec().len(), 12);
+    }
+    assert_eq!(counts[1].load(SeqCst), 4);
+}
+
+#[test]
+fn a_plan_by_measured_times_counts_no_time_for_what_was_not_due() {
+    let (graph, ..) = learning(true);
+    let plan = Plan::new(&graph, &options(2, 0)).unwrap();
+    let late = graph.find("late").unwrap().index();
+    let seconds = |plan: &Plan| plan.tasks()[late].seconds;
+    assert!(seconds(&plan) > 1.0);
+    let options = RunOptions { replan_after: 2, ..RunOptions::new(0, cpu()) };
+    let mut run = Runner::new(graph.clone(), plan, options).unwrap();
+    // The first step, at which the pictures are due, is not measured.
+    (0..3).for_each(|_| drop(run.step().unwrap()));
+    assert!(run.plan().is_measured());
+    assert_eq!(seconds(run.plan()), run.plan().options().rates.start);
 }

@@ -6,6 +6,7 @@
 //!  layers     functions with an explicit backward, over a device's kernels
 //!  naming     what linears are called in the layouts of files
 //!  models     backbones made of layers; lora: what is trained; optim: how it moves
+//!  sampling   schedules and solvers: from noise to latents
 //! ```
 //!
 //! **Architecture invariant:** nothing here knows an operator, a graph or a preference loss.
@@ -24,6 +25,7 @@ pub mod lora;
 pub mod models;
 pub mod naming;
 pub mod optim;
+pub mod sampling;
 pub mod tensor;
 pub mod text;
 

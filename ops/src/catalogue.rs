@@ -22,10 +22,13 @@ use crate::{
         pairs::Pairs,
         patch_quality::PatchQuality,
         pick::Pick,
+        pictures::Pictures,
         preview::Preview,
         prompt::Prompt,
         reference::Reference,
         replay::Replay,
+        sample::Sample,
+        strip::Strip,
         timestep::Timestep,
         weighted_loss::WeightedLoss,
     },
@@ -71,5 +74,10 @@ pub fn visit_all(v: &mut impl Visit) {
     v.operator::<LoraUpdate>();
     v.operator::<Log>();
     v.operator::<Preview>();
+    // What the networks draw.
+    v.operator::<Sample>();
+    v.operator::<Strip>();
+    v.operator::<Pictures>();
+    // What remains.
     v.operator::<Export>();
 }

@@ -165,6 +165,15 @@ pub trait Operator: Send + Sync + Sized + 'static {
         Vec::new()
     }
 
+    /// Is anything wanted of this node at `step`? A runner asks a node that nobody reads, and where it is not due leaves it
+    /// out, with all that only such nodes read: pictures every so many steps cost nothing at the steps between.
+    ///
+    /// [`forward`](Self::forward) must still be right at every step.
+    fn due(&self, step: u64) -> bool {
+        let _ = step;
+        true
+    }
+
     /// Compute the outputs and what `backward` will need.
     ///
     /// # Errors
@@ -213,6 +222,11 @@ pub trait DynOperator: Send + Sync {
     fn notes(&self, inputs: &[Vec<ErasedShape>]) -> Vec<String>;
     /// See [`Operator::exports`].
     fn exports(&self) -> Vec<(String, serde_json::Value)>;
+    /// See [`Operator::due`].
+    fn due(&self, step: u64) -> bool {
+        let _ = step;
+        true
+    }
     /// See [`Operator::forward`].
     ///
     /// # Errors
@@ -261,6 +275,9 @@ impl<O: Operator> DynOperator for O {
     }
     fn exports(&self) -> Vec<(String, serde_json::Value)> {
         Operator::exports(self)
+    }
+    fn due(&self, step: u64) -> bool {
+        Operator::due(self, step)
     }
     fn forward(&self, ctx: &Ctx<'_>, inputs: &[Vec<Value>]) -> Result<(Vec<Value>, Residuals), OpError> {
         let (out, saved) = Operator::forward(self, ctx, O::In::unerase(inputs))?;

@@ -7,7 +7,7 @@ use prefgraph_ops::guard;
 use super::{Failure, args, system};
 use crate::{
     graph::{Endpoint, Graph},
-    plan::{Plan, PlanOptions},
+    plan::{Plan, PlanOptions, due},
     registry::Registry,
     spec::{Loaded, RunSettings, load},
 };
@@ -113,9 +113,10 @@ impl Prepared {
         trained.map(|c| self.plan.shape(&self.graph, c).bytes() / size_of::<f32>()).sum()
     }
 
-    /// Floating-point operations of a step.
+    /// Floating-point operations of a step at which no picture is due that is drawn every so many steps.
     pub fn flops(&self) -> f64 {
-        self.plan.tasks().iter().map(|t| t.flops).sum()
+        let due = due(&self.graph, 1, []);
+        self.plan.tasks().iter().filter(|t| due[t.task.node().index()]).map(|t| t.flops).sum()
     }
 
     /// What the run will need, if it is more than there is.

@@ -5,6 +5,7 @@
 //!  shapes     the shape of every port, for the whole graph
 //!  gradient   which nodes need a backward, and which of their inputs want a cotangent
 //!  ahead      which nodes may run before their step
+//!  due        which nodes run at a step, where some are wanted every so many steps only
 //!  tasks      forwards and backwards as one set of tasks with dependencies
 //!  lanes      who runs what, by critical path
 //!  memory     how long every value lives, and the peak
@@ -13,6 +14,7 @@
 
 mod ahead;
 mod dot;
+mod due;
 mod error;
 mod explain;
 mod gradient;
@@ -27,6 +29,7 @@ use prefgraph_ops::{Cost, ErasedShape};
 
 use crate::graph::{Endpoint, Graph, NodeId, Tap};
 
+pub(crate) use due::due;
 pub use error::PlanError;
 pub use gradient::Gradient;
 pub(crate) use lanes::Seconds;

@@ -16,11 +16,11 @@ use prefgraph_ops::{Value, port::take, ports::Effects};
 use super::{
     RunError, StepOutput, TaskTime,
     lanes::{Done, Job, Product, Shared, Work, number},
-    values::{Reads, Values, first_tasks, open_tasks},
+    values::{Reads, Values, open_tasks},
 };
 use crate::{
     graph::{Endpoint, NodeId},
-    plan::{Phase, Plan, Seconds, Task, TaskId},
+    plan::{Phase, Plan, Seconds, Task, TaskId, due},
 };
 
 /// What a finished or failed step is answered with.
@@ -92,7 +92,9 @@ pub(super) struct Coordinator {
 /// Measured seconds, until there are enough to plan by.
 struct Timing {
     steps_left: u64,
-    seconds: BTreeMap<Task, (f64, u32)>,
+    steps: u32,
+    /// Of all steps together.
+    seconds: BTreeMap<Task, f64>,
     warm: bool,
 }
 
@@ -116,7 +118,7 @@ impl Coordinator {
             lanes,
             epoch: 0,
             began: Instant::now(),
-            timing: Timing { steps_left: replan_after, seconds: BTreeMap::new(), warm: false },
+            timing: Timing { steps_left: replan_after, steps: 0, seconds: BTreeMap::new(), warm: false },
         }
     }
 
@@ -174,23 +176,32 @@ impl Coordinator {
     }
 
     fn admit(&mut self, step: u64) {
-        let tasks = self.plan.tasks();
-        let ahead_left = tasks.iter().filter(|t| t.phase == Phase::Ahead).count();
+        let (graph, plan) = (self.shared.graph.clone(), self.plan.clone());
+        let mut open = open_tasks(&plan);
+        let mut values = Values::new(&graph, &self.reads);
+        let mut runs = vec![true; plan.tasks().len()];
+        let due = due(&graph, step, self.kept.iter().copied());
+        for (id, _) in graph.nodes().filter(|(id, _)| !due[id.index()]) {
+            // The forward of a node is the task of its number. It waits for what never comes, and reads nothing.
+            (runs[id.index()], open[id.index()]) = (false, usize::MAX);
+            values.release(&graph, id, plan.slots());
+        }
+        let running = plan.tasks().iter().zip(&runs).filter(|(_, runs)| **runs).map(|(task, _)| task);
+        let first: Vec<TaskId> = (0..open.len()).filter(|&id| open[id] == 0).collect();
         self.window.push_back(InFlight {
             step,
-            open: open_tasks(&self.plan),
-            unfinished: tasks.len(),
+            open,
+            unfinished: running.clone().count(),
             running: 0,
-            values: Values::new(&self.shared.graph, &self.reads),
+            values,
             held: Vec::new(),
-            ahead_left,
+            ahead_left: running.filter(|t| t.phase == Phase::Ahead).count(),
             active: 0,
             failed: None,
             times: Vec::new(),
         });
         let index = self.window.len() - 1;
-        let plan = self.plan.clone();
-        for id in first_tasks(&plan) {
+        for id in first {
             self.is_ready(index, id);
         }
     }
@@ -398,18 +409,19 @@ impl Coordinator {
             return false;
         }
         for time in times {
-            let (sum, count) = self.timing.seconds.entry(time.task).or_default();
-            *sum += time.seconds;
-            *count += 1;
+            *self.timing.seconds.entry(time.task).or_default() += time.seconds;
         }
+        self.timing.steps += 1;
         self.timing.steps_left -= 1;
         self.timing.steps_left == 0
     }
 
     /// Plan by what the steps took. Results do not change: who runs a task is all that does.
     fn plan_again(&mut self) -> Arc<Plan> {
-        let mean = |(task, (sum, count)): (&Task, &(f64, u32))| (*task, sum / f64::from(*count));
-        let plan = Arc::new(self.plan.with_times(&self.timing.seconds.iter().map(mean).collect()));
+        // What is due every so many steps only, and was not, takes no time: a plan is for the steps between.
+        let sum = |task: Task| self.timing.seconds.get(&task).copied().unwrap_or_default();
+        let means = self.plan.tasks().iter().map(|t| (t.task, sum(t.task) / f64::from(self.timing.steps)));
+        let plan = Arc::new(self.plan.with_times(&means.collect()));
         let queued: Vec<Ready> = self.ready.iter_mut().flat_map(BinaryHeap::drain).collect();
         self.plan = plan.clone();
         for Reverse((step, _, id)) in queued {

@@ -6,7 +6,7 @@ use prefgraph_ops::{PortType, Value, operator::Residuals, ports::Effects};
 
 use crate::{
     graph::{EdgeIndex, Endpoint, Graph, NodeId, Tap},
-    plan::{Plan, Slots, TaskId},
+    plan::{Plan, Slots},
 };
 
 /// How often everything is read in a step: the same for every step.
@@ -151,9 +151,4 @@ fn put(slot: &mut Slot, value: Option<Value>) {
 /// How many tasks every task still waits for.
 pub(super) fn open_tasks(plan: &Plan) -> Vec<usize> {
     plan.tasks().iter().map(|t| t.after.len()).collect()
-}
-
-/// Tasks that wait for none.
-pub(super) fn first_tasks(plan: &Plan) -> impl Iterator<Item = TaskId> + '_ {
-    plan.tasks().iter().enumerate().filter(|(_, t)| t.after.is_empty()).map(|(id, _)| id)
 }

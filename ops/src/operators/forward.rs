@@ -9,7 +9,7 @@ use dfdx::shapes::{HasShape, Shape};
 use prefgraph_nn::{self as nn, Adapter, backbone::Saved};
 
 use super::{
-    pass::{ConditionShapes, Conditions, prediction},
+    pass::{ConditionShapes, Conditions, check_adapter, prediction},
     scores::{Hooks, Scorer},
     tensors::{Fixed, latents_to_nn, same, tensor},
 };
@@ -125,18 +125,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
             guidance: self.settings.guidance,
         };
         conditions.check(layout, x_t.concrete())?;
-        for module in &adapter.0.modules {
-            if !layout
-                .linears
-                .iter()
-                .any(|l| l.name == module.name && (l.inputs, l.outputs) == (module.inputs, module.outputs))
-            {
-                return Err(OpError::new(format!(
-                    "the adapter has factors for `{}` ({} to {}), which this {} has not",
-                    module.name, module.inputs, module.outputs, layout.kind
-                )));
-            }
-        }
+        check_adapter(layout, &adapter.0)?;
         let grids = conditions.reference_grids();
         if let Some(masks) = masks {
             same("the number of reference masks", masks.0.len(), "the number of references", grids.len())?;

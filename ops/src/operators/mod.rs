@@ -2,6 +2,7 @@
 
 pub mod autoencoder;
 pub mod backbone;
+mod canvas;
 pub mod decode;
 pub mod encode;
 pub mod entropy;
@@ -21,11 +22,14 @@ pub mod pairs;
 mod pass;
 pub mod patch_quality;
 pub mod pick;
+pub mod pictures;
 pub mod preview;
 pub mod prompt;
 pub mod reference;
 pub mod replay;
+pub mod sample;
 pub mod scores;
+pub mod strip;
 pub(crate) mod tensors;
 pub mod timestep;
 pub mod weighted_loss;

@@ -3,6 +3,7 @@
 //! Shape letters: `B` pairs, `N` rows (`2B` with a loser), `C` channels, `H` `W` latent grid.
 
 use dfdx::shapes::{HasShape, Shape};
+use prefgraph_nn::sampling::scaled_linear;
 
 use super::tensors::{Fixed, same, tensor};
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
 };
 
 /// Timesteps of SDXL's schedule.
-pub(crate) const DDPM_STEPS: usize = 1000;
+pub(crate) const DDPM_STEPS: usize = scaled_linear::TIMESTEPS;
 
 settings! {
     /// Settings of [`Noise`].
@@ -49,26 +50,13 @@ impl Mix {
         if t.fract() != 0.0 || !(0.0..DDPM_STEPS as f32).contains(&t) {
             return Err(OpError::new(format!("timestep {t} is not a whole number in 0..{DDPM_STEPS}")));
         }
-        let kept = alphas_cumprod()[t as usize];
+        let kept = scaled_linear::kept()[t as usize];
         let (keep, add) = (kept.sqrt() as f32, (1.0 - kept).sqrt() as f32);
         Ok(match process {
             Process::DdpmV => Self { keep, add, target_x: -add, target_eps: keep },
             _ => Self { keep, add, target_x: 0.0, target_eps: 1.0 },
         })
     }
-}
-
-/// The cumulated products of SDXL's scaled-linear schedule: beta from 0.00085 to 0.012, linear in its root.
-fn alphas_cumprod() -> Vec<f64> {
-    let (first, last) = (0.00085f64.sqrt(), 0.012f64.sqrt());
-    let mut product = 1.0;
-    (0..DDPM_STEPS)
-        .map(|i| {
-            let root = first + (last - first) * i as f64 / (DDPM_STEPS - 1) as f64;
-            product *= 1.0 - root * root;
-            product
-        })
-        .collect()
 }
 
 /// The top-left corner of every plane of `eps`, for a picture smaller than the noise.
@@ -220,7 +208,7 @@ mod tests {
 
     #[test]
     fn the_ddpm_schedule_is_that_of_sdxl() {
-        let kept = alphas_cumprod();
+        let kept = scaled_linear::kept();
         assert!((kept[0] - 0.99915).abs() < 1e-9, "{}", kept[0]);
         assert!((kept[999] - 0.004_660).abs() < 5e-7, "{}", kept[999]);
     }

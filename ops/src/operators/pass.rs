@@ -4,7 +4,7 @@
 //! `H` `W` latent grid, `L` text tokens, `E` text width, `P` pooled width.
 
 use dfdx::shapes::{HasShape, Shape};
-use prefgraph_nn::{self as nn, BackboneLayout};
+use prefgraph_nn::{self as nn, AdapterLayout, BackboneLayout};
 
 use super::tensors::{latents_to_nn, repeated, same, tensor};
 use crate::{
@@ -30,6 +30,23 @@ pub(crate) struct ConditionShapes<'a> {
     pub pooled: &'a <Pooled as Port>::Shape,
     pub references: Option<&'a ListShape<<Latents as Port>::Shape>>,
     pub guidance: Option<f64>,
+}
+
+/// The network must have every linear that the adapter has factors for.
+pub(crate) fn check_adapter(layout: &BackboneLayout, adapter: &AdapterLayout) -> Result<(), OpError> {
+    for module in &adapter.modules {
+        if !layout
+            .linears
+            .iter()
+            .any(|l| l.name == module.name && (l.inputs, l.outputs) == (module.inputs, module.outputs))
+        {
+            return Err(OpError::new(format!(
+                "the adapter has factors for `{}` ({} to {}), which this {} has not",
+                module.name, module.inputs, module.outputs, layout.kind
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// A grid of latents must be cut into whole tokens.

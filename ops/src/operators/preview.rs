@@ -4,10 +4,13 @@
 
 use dfdx::shapes::HasShape;
 
-use super::tensors::same;
+use super::{
+    canvas::{Canvas, GAP},
+    tensors::same,
+};
 use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
-    ports::{Effect, Effects, EffectsShape, Images, Mask, Picture, Texts},
+    ports::{Effects, EffectsShape, Images, Mask, Texts},
     settings,
 };
 
@@ -24,41 +27,8 @@ settings! {
 /// A strip for every sample, one below the other: the winner, then the winner under each mask.
 pub struct Preview(PreviewSettings);
 
-/// Pixels between two pictures.
-const GAP: usize = 4;
 /// What is left of a pixel's light where the mask is zero.
 const DIM: f32 = 0.15;
-
-/// Pictures side by side on white, as one picture.
-struct Canvas {
-    width: usize,
-    height: usize,
-    rgb: Vec<u8>,
-}
-
-impl Canvas {
-    fn new(height: usize, width: usize) -> Self {
-        Self { width, height, rgb: vec![255; height * width * 3] }
-    }
-
-    /// Paint a picture, each pixel's light scaled by `light(y, x)`.
-    fn paint(
-        &mut self,
-        at: (usize, usize),
-        (height, width): (usize, usize),
-        rgb: &[u8],
-        light: impl Fn(usize, usize) -> f32,
-    ) {
-        for y in 0..height {
-            for x in 0..width {
-                let (from, to) = ((y * width + x) * 3, ((at.0 + y) * self.width + at.1 + x) * 3);
-                for c in 0..3 {
-                    self.rgb[to + c] = (f32::from(rgb[from + c]) * light(y, x)).round() as u8;
-                }
-            }
-        }
-    }
-}
 
 impl Operator for Preview {
     const NAME: &'static str = "preview";
@@ -77,6 +47,10 @@ impl Operator for Preview {
             return Err(OpError::new("every and samples: at least 1 is needed"));
         }
         Ok(Self(settings))
+    }
+
+    fn due(&self, step: u64) -> bool {
+        step.is_multiple_of(self.0.every)
     }
 
     fn shapes(
@@ -100,7 +74,7 @@ impl Operator for Preview {
         ctx: &Ctx<'_>,
         (images, prior, structure, detail, mask, ids): Self::In,
     ) -> Result<(Self::Out, ()), OpError> {
-        if !ctx.step.is_multiple_of(self.0.every) {
+        if !self.due(ctx.step) {
             return Ok(((Effects::default(),), ()));
         }
         let masks: Vec<Mask> = [prior, structure, detail, mask].into_iter().flatten().collect();
@@ -121,22 +95,17 @@ impl Operator for Preview {
                 canvas.paint((top, left), (height, width), images.picture(b), light);
             }
         }
-        // The id of the first sample: enough to find the batch again.
-        let id: String = ids.iter().flat_map(|i| i.0.first()).flat_map(|id| id.chars()).take(40).collect();
-        let id: String =
-            id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
-        let dash = if id.is_empty() { "" } else { "-" };
-        let name = format!("step-{:06}{dash}{id}", ctx.step);
-        let Canvas { height, width, rgb } = canvas;
-        let picture = Picture { height, width, rgb: rgb.into() };
-        Ok(((Effects(vec![Effect::Preview(name, picture)]),), ()))
+        Ok(((Effects(vec![canvas.preview("", ctx.step, ids.as_ref())]),), ()))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operators::testing::{Bench, mask_of};
+    use crate::{
+        operators::testing::{Bench, mask_of},
+        ports::Effect,
+    };
 
     #[test]
     fn a_mask_dims_the_winner_where_it_is_zero() {

@@ -2,6 +2,8 @@
 //!
 //! Shape letters: `B` batch, `H` `W` latent grid.
 
+use prefgraph_nn::sampling::flow;
+
 use super::noise::DDPM_STEPS;
 use crate::{
     choices,
@@ -53,11 +55,6 @@ pub struct Timestep(TimestepSettings);
 /// Points of UNO's schedule.
 const UNO_POINTS: u64 = 1000;
 
-/// The exponent of UNO's shift: linear in the number of target tokens, 0.5 at 256 and 1.15 at 4096.
-fn uno_mu(tokens: usize) -> f64 {
-    0.5 + (1.15 - 0.5) * (tokens as f64 - 256.0) / (4096.0 - 256.0)
-}
-
 impl Timestep {
     /// A draw before it is mapped into [min, max].
     fn draw(&self, random: &mut Random, tokens: usize) -> f64 {
@@ -65,12 +62,11 @@ impl Timestep {
             Spread::Uniform => random.uniform(),
             Spread::Shifted => {
                 let u = random.uniform();
-                self.0.shift * u / (1.0 + (self.0.shift - 1.0) * u)
+                flow::shifted(u, self.0.shift)
             }
             Spread::Uno => {
                 let t = 1.0 - random.below(UNO_POINTS) as f64 / (UNO_POINTS - 1) as f64;
-                let shift = libm::exp(uno_mu(tokens));
-                shift * t / (1.0 + (shift - 1.0) * t)
+                flow::shifted(t, flow::dynamic_shift(tokens))
             }
             Spread::LogitNormal => {
                 1.0 / (1.0 + libm::exp(-(self.0.mean + self.0.std * random.normal_pair().0)))
@@ -118,7 +114,10 @@ impl Operator for Timestep {
         match x0 {
             Some(x0) if self.0.spread == Spread::Uno => {
                 let tokens = x0.2 * x0.3 / 4;
-                vec![format!("{tokens} target tokens: sigma is shifted by exp({:.3})", uno_mu(tokens))]
+                vec![format!(
+                    "{tokens} target tokens: sigma is shifted by exp({:.3})",
+                    flow::mu(tokens as f64)
+                )]
             }
             _ => Vec::new(),
         }

@@ -62,6 +62,8 @@ settings! {
         pub shuffle: bool = true,
         /// Use only samples with these numbers of references; all where it is empty.
         pub reference_counts: Vec<usize> = Vec::new(),
+        /// Use only the first so many of these samples, e.g. always the same ones for previews.
+        pub first: Option<usize> = None,
         /// What becomes of a sample whose pictures cannot be used.
         pub on_bad: OnBad = OnBad::Fail,
     }
@@ -226,8 +228,10 @@ impl Operator for Pairs {
         if s.path.is_empty() {
             return Err(OpError::new("path: a pairs.jsonl is needed"));
         }
-        if s.batch == 0 {
-            return Err(OpError::new("batch: at least 1 is needed"));
+        for (name, count) in [("batch", Some(s.batch)), ("first", s.first)] {
+            if count == Some(0) {
+                return Err(OpError::new(format!("{name}: at least 1 is needed")));
+            }
         }
         for (name, side) in [
             ("height", Some(s.height)),
@@ -247,6 +251,7 @@ impl Operator for Pairs {
         if !s.reference_counts.is_empty() {
             rows.retain(|r| s.reference_counts.contains(&r.references.len()));
         }
+        rows.truncate(s.first.unwrap_or(all));
         if s.on_bad == OnBad::Fail {
             for row in &rows {
                 if let Some(file) = row.files().find(|f| !f.is_file()) {
@@ -329,7 +334,7 @@ impl Operator for Pairs {
             notes.push(format!("{without} samples have no prior: they are trained with plain DPO"));
         }
         if self.left_out > 0 {
-            notes.push(format!("{} samples with other numbers of references are left out", self.left_out));
+            notes.push(format!("{} samples are left out by `reference_counts` or `first`", self.left_out));
         }
         notes
     }

@@ -312,3 +312,20 @@ fn settings_out_of_range_are_refused() {
         assert!(error.contains(expected), "{error}");
     }
 }
+
+#[test]
+fn the_first_samples_alone_are_the_same_batch_at_every_step() {
+    let mut data = Data::new();
+    for references in [2, 1, 1, 2, 1] {
+        data.row(references, false);
+    }
+    let settings = PairsSettings { reference_counts: vec![1], first: Some(2), batch: 2, ..data.settings() };
+    let pairs = Pairs::new(settings.clone()).unwrap();
+    let bench = Bench::new();
+    for step in 0..3 {
+        let ids = pairs.forward(&bench.at(step), ()).unwrap().0.6;
+        assert_eq!(&ids.0[..], ["row-1", "row-2"]);
+    }
+    let error = Pairs::new(PairsSettings { first: Some(0), ..settings }).err().unwrap().to_string();
+    assert!(error.contains("first: at least 1"), "{error}");
+}
