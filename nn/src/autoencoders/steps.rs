@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use crate::{
-    cpu::{self, Attention, AttentionShape, Cpu},
+    cpu::{self, Attention, AttentionShape, Cpu, Precision},
     error::Result,
     files::TensorFiles,
     layers::{
@@ -109,6 +109,7 @@ impl Source {
         let (q, k, v) = (q?, k?, v?);
         let mut lse = vec![0.0; tokens];
         let call = Attention {
+            precision: Precision::F32,
             shape: AttentionShape { batch: 1, heads: 1, tokens, dim },
             query_rows: 0..tokens,
             q: &q,
