@@ -34,17 +34,11 @@ def for_any_width(width):
     lora_pipeline._convert_kohya_flux_lora_to_diffusers = scope["_convert_kohya_flux_lora_to_diffusers"]
 
 
-def model():
-    return FluxTransformer2DModel.from_pretrained(backbone, torch_dtype=torch.float32)
-
-
 def added(path):
     """What the file adds to each weight, once diffusers has loaded it."""
-    target = model()
-    for_any_width(target.config.num_attention_heads * target.config.attention_head_dim)
+    target = FluxTransformer2DModel.from_pretrained(backbone, torch_dtype=torch.float32)
     state = FluxLoraLoaderMixin.lora_state_dict(load_file(path))
-    config = {k.removeprefix("transformer."): v for k, v in metadata(path).items()}
-    FluxLoraLoaderMixin.load_lora_into_transformer(state, None, target, metadata=config or None)
+    FluxLoraLoaderMixin.load_lora_into_transformer(state, None, target, metadata=metadata(path) or None)
     found = {}
     for name, module in target.named_modules():
         for adapter in getattr(module, "lora_A", {}):
@@ -63,6 +57,8 @@ def stated(path):
     return {n: scale * factor(n, "B") @ factor(n, "A") for n in names}
 
 
+config = FluxTransformer2DModel.load_config(backbone)
+for_any_width(config["num_attention_heads"] * config["attention_head_dim"])
 wanted = stated(first)
 for path in [first, *others]:
     found = added(path)
