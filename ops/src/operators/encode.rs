@@ -10,6 +10,7 @@ use prefgraph_nn::{
 use super::tensors::tensor;
 use crate::{
     choices,
+    identity::Identity,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{ImageShape, Images, Latents, List, ListShape},
     settings,
@@ -44,6 +45,11 @@ impl Encoder {
             )));
         }
         Ok((images.batch, CHANNELS, images.height / BLOCK, images.width / BLOCK))
+    }
+
+    /// What latents depend on besides the pictures.
+    fn identity(&self) -> Option<Identity> {
+        Some(Identity::new().setting("kind", EncoderKind::Dct))
     }
 
     fn cost<'a>(images: impl Iterator<Item = &'a ImageShape>) -> Cost {
@@ -98,6 +104,10 @@ impl Operator for Encode {
         Encoder::cost(std::iter::once(images))
     }
 
+    fn cacheable(&self) -> Option<Identity> {
+        self.0.identity()
+    }
+
     fn forward(&self, ctx: &Ctx<'_>, (images,): Self::In) -> Result<(Self::Out, ()), OpError> {
         Ok(((self.0.encode(ctx, &images)?,), ()))
     }
@@ -127,6 +137,10 @@ impl Operator for EncodeReferences {
 
     fn cost(&self, (images,): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
         Encoder::cost(images.0.iter())
+    }
+
+    fn cacheable(&self) -> Option<Identity> {
+        self.0.identity()
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (images,): Self::In) -> Result<(Self::Out, ()), OpError> {

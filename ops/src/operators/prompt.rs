@@ -7,6 +7,7 @@ use prefgraph_nn::text::hash::Hash;
 use super::tensors::tensor;
 use crate::{
     choices,
+    identity::Identity,
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{BackboneHandle, Pooled, TextTokens, Texts},
     settings,
@@ -72,6 +73,11 @@ impl Operator for Prompt {
         let widths = backbone.as_ref().map(|b| (b.layout().text_width, b.layout().pooled_width));
         let (length, width, pooled) = self.encoder(widths)?.shape();
         Ok(((prompts.batch, length, width), (prompts.batch, pooled)))
+    }
+
+    fn cacheable(&self) -> Option<Identity> {
+        // Of the backbone only the widths are asked for, and they are the outputs' own.
+        Identity::of(&self.0).ok().map(|identity| identity.shape_only("backbone"))
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (prompts, backbone): Self::In) -> Result<(Self::Out, ()), OpError> {
