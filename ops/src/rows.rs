@@ -7,8 +7,8 @@ use dfdx::{shapes::HasShape, tensor::TensorFromVec};
 use crate::{
     operator::OpError,
     port::{NamedState, NamedTensor, Port, T, Value, host, take},
-    ports::List,
-    shape::Axes,
+    ports::{List, ListShape},
+    shape::{Axes, ErasedShape},
 };
 
 /// BLAKE3 of one row with its axes.
@@ -30,6 +30,8 @@ pub struct Keep {
     pub split: fn(&Value) -> Result<Vec<NamedState>, OpError>,
     /// The value of these rows.
     pub join: fn(&[NamedState]) -> Result<Value, OpError>,
+    /// Rows of a value of this shape, where it tells, and the axes of each.
+    pub measure: fn(&ErasedShape) -> Option<(usize, String)>,
 }
 
 /// A port whose value has one row a sample.
@@ -46,14 +48,19 @@ impl Rows {
 
     /// Those of a tensor whose first axis is the batch.
     pub(crate) fn of_tensor<S: Axes>() -> Option<Self> {
-        let keep = Keep { split: split_tensor::<S>, join: join_tensor::<S> };
+        let keep =
+            Keep { split: split_tensor::<S>, join: join_tensor::<S>, measure: |s| measure_tensor::<S>(s) };
         (!S::extents().is_empty()).then_some(Self { keep: Some(keep), ..Self::of::<T<S>>() })
     }
 
     /// Those of a list, row by row through all its items.
     pub(crate) fn of_list<P: Port>() -> Option<Self> {
         let item = P::rows()?;
-        let keep = item.keep.map(|_| Keep { split: split_list::<P>, join: join_list::<P> });
+        let keep = item.keep.map(|_| Keep {
+            split: split_list::<P>,
+            join: join_list::<P>,
+            measure: |s| measure_list::<P>(s),
+        });
         Some(Self { digests: digest_list::<P>, keep })
     }
 }
@@ -90,6 +97,20 @@ impl<S: Axes> Batched for T<S> {
         };
         (0..rows).map(one).collect()
     }
+}
+
+fn measure_tensor<S: Axes>(shape: &ErasedShape) -> Option<(usize, String)> {
+    let dims: Vec<usize> = shape.get::<S>()?.concrete().into();
+    Some((*dims.first()?, format!("{:?}", &dims[1..])))
+}
+
+fn measure_list<P: Port>(shape: &ErasedShape) -> Option<(usize, String)> {
+    let measure = P::rows()?.keep?.measure;
+    let items =
+        shape.get::<ListShape<P::Shape>>()?.0.iter().map(|item| measure(&ErasedShape::new(item.clone())));
+    let items = items.collect::<Option<Vec<_>>>()?;
+    let axes: Vec<&str> = items.iter().map(|(_, axes)| axes.as_str()).collect();
+    Some((items.first()?.0, axes.join(" ")))
 }
 
 const VALUE: &str = "value";
