@@ -3,7 +3,7 @@
 //! It knows everything of the operator it stands for but how to compute: that it asks the operator for, and once the
 //! cache is filled the operator is dropped, with all its weights.
 
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use prefgraph_ops::{
     Cost, Ctx, DynOperator, ErasedShape, Identity, InputSpec, NamedState, OpError, OutputSpec, Value, Wanted,
@@ -28,7 +28,12 @@ pub(super) struct Cached {
     folder: String,
     store: Arc<Store>,
     inner: RwLock<Option<Box<dyn DynOperator>>>,
+    /// Shapes that the operator has inferred: a graph can be planned again when it is gone.
+    shapes: Mutex<Vec<Inferred>>,
 }
+
+/// Input shapes, variant, output shapes.
+type Inferred = (Vec<Vec<ErasedShape>>, usize, Vec<ErasedShape>);
 
 /// What became of the rows of one batch.
 pub(super) struct Batch {
@@ -55,28 +60,25 @@ impl Cached {
             folder: recipe.id(),
             store,
             inner: RwLock::new(None),
+            shapes: Mutex::default(),
         }
     }
 
     /// Ask this operator for rows that are missing.
     pub fn compute_by(&self, op: Box<dyn DynOperator>) {
-        *self.inner.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(op);
+        *self.inner.write().unwrap_or_else(PoisonError::into_inner) = Some(op);
     }
 
     /// Drop the operator.
     pub fn release(&self) {
         // A panic while it was read has not changed it.
-        drop(self.inner.write().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+        drop(self.inner.write().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// What the operator says, while it is there.
     pub fn inner<R>(&self, ask: impl FnOnce(&dyn DynOperator) -> R) -> Option<R> {
-        let inner = self.inner.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
         inner.as_deref().map(ask)
-    }
-
-    pub fn identity(&self) -> &Identity {
-        &self.identity
     }
 
     /// Rows of a value of an output of this shape.
@@ -167,12 +169,21 @@ impl Cached {
         Ok(Batch { outputs, keys: Some(keys), damaged, computed: true })
     }
 
-    /// Entries that were there when the operator was dropped are not whole any more.
+    /// Entries that were there when the operator was dropped are not whole any more. Those that are damaged go, so that
+    /// the next run makes them again: their size and time may be what the index knows.
     fn gone(&self, keys: &[Hash], found: &[Result<Row, Absent>], damaged: &[String]) -> OpError {
-        let missing = keys.iter().zip(found).find(|(_, row)| **row == Err(Absent::Missing));
+        let mut missing = None;
+        for (key, row) in keys.iter().zip(found) {
+            match row {
+                Ok(_) => {}
+                Err(Absent::Missing) => missing = Some(self.path(*key)),
+                // One that cannot be removed is found damaged again, and said so again.
+                Err(Absent::Damaged(_)) => drop(std::fs::remove_file(self.path(*key))),
+            }
+        }
         let what = match (damaged.first(), missing) {
-            (Some(damaged), _) => format!("an entry of the cache is damaged: {damaged}"),
-            (None, Some((key, _))) => format!("`{}` is not there any more", self.path(*key).display()),
+            (Some(damaged), _) => format!("an entry of the cache is damaged, and was removed: {damaged}"),
+            (None, Some(path)) => format!("`{}` is not there any more", path.display()),
             (None, None) => "internal error, please report it: no row is missing".to_owned(),
         };
         OpError::new(format!(
@@ -206,7 +217,14 @@ impl DynOperator for Handle {
         1
     }
     fn shapes(&self, inputs: &[Vec<ErasedShape>], variant: usize) -> Result<Vec<ErasedShape>, OpError> {
-        self.0.inner(|inner| inner.shapes(inputs, variant)).unwrap_or_else(|| Err(dropped()))
+        let mut known = self.0.shapes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((.., outputs)) = known.iter().find(|(i, v, _)| i == inputs && *v == variant) {
+            return Ok(outputs.clone());
+        }
+        let outputs =
+            self.0.inner(|inner| inner.shapes(inputs, variant)).unwrap_or_else(|| Err(dropped()))?;
+        known.push((inputs.to_vec(), variant, outputs.clone()));
+        Ok(outputs)
     }
     /// Of reading: the operator is not there when steps are made.
     fn cost(&self, _: &[Vec<ErasedShape>], outputs: &[ErasedShape]) -> Cost {

@@ -6,6 +6,7 @@ use prefgraph_ops::guard;
 
 use super::{Failure, args, system};
 use crate::{
+    cache::{Cache, NodeStatus, State},
     graph::{Endpoint, Graph},
     plan::{Plan, PlanOptions},
     registry::Registry,
@@ -22,6 +23,8 @@ pub(super) struct Prepared {
     pub notes: Vec<String>,
     /// Settings of which memory depends, with their values.
     pub levers: Vec<String>,
+    /// The cache, with what it holds for each of its nodes.
+    pub cache: Option<(Cache, Vec<NodeStatus>)>,
 }
 
 /// Load and plan the graph that the arguments name.
@@ -38,9 +41,13 @@ pub(super) fn prepare(args: &args::Graph, registry: &Registry) -> Result<Prepare
     let plan = Plan::new(&loaded.graph, &options)
         .map_err(|e| loaded.error_at(&e.node, e.input.as_deref(), &e.to_string()))?;
     let levers = levers(&loaded);
-    let Loaded { graph, run, resolved, .. } = loaded;
+    let Loaded { graph, run, resolved, cache, .. } = loaded;
     let notes = notes(&graph, &plan);
-    Ok(Prepared { graph: Arc::new(graph), plan, run, resolved, notes, levers })
+    let cache = cache.map(|cache| {
+        let status = cache.status();
+        (cache, status)
+    });
+    Ok(Prepared { graph: Arc::new(graph), plan, run, resolved, notes, levers, cache })
 }
 
 fn notes(graph: &Graph, plan: &Plan) -> Vec<String> {
@@ -83,10 +90,40 @@ impl Prepared {
         self.plan.tasks().iter().map(|t| t.flops).sum()
     }
 
+    /// Bytes that filling the cache will hold; `None` if there is nothing to fill.
+    pub fn fill_bytes(&self) -> Option<u64> {
+        let (cache, status) = self.cache.as_ref()?;
+        let whole = status.iter().all(|s| s.state() == State::Hit);
+        (!whole).then(|| cache.fill_bytes(&self.graph, &self.plan) as u64)
+    }
+
+    /// The cache and what it holds, one line a node.
+    pub fn cache_lines(&self) -> Vec<String> {
+        let Some((cache, status)) = &self.cache else { return Vec::new() };
+        let width = status.iter().map(|s| s.node.len()).max().unwrap_or(0);
+        let mut lines = vec![format!("cache `{}`", cache.folder().display())];
+        lines.extend(status.iter().map(|s| format!("  {:<width$}  {s}", s.node)));
+        if let Some(bytes) = self.fill_bytes() {
+            let bytes = system::bytes(bytes);
+            lines.push(format!(
+                "  it is filled before the first step, which needs {bytes} of memory for that time"
+            ));
+        }
+        lines
+    }
+
     /// What the run will need, if it is more than there is.
     pub fn check_memory(&self) -> Result<(), Failure> {
         let Some(there) = system::machine_memory() else { return Ok(()) };
-        self.fits(there)
+        match self.fill_bytes().filter(|need| *need > there) {
+            Some(need) => Err(Failure::new(format!(
+                "filling the cache needs {} of memory, and there are {}: cache fewer nodes at first, or fill it on \
+                 another machine",
+                system::bytes(need),
+                system::bytes(there)
+            ))),
+            None => self.fits(there),
+        }
     }
 
     fn fits(&self, there: u64) -> Result<(), Failure> {
