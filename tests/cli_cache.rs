@@ -106,7 +106,7 @@ fn a_run_is_the_same_to_the_bit_without_a_cache_and_with_an_empty_and_a_full_one
     // Another geometry is other data, another length another text.
     let changed = runs.states(&["pairs.height=48", "prompt.length=8"]);
     assert_eq!(changed[0].0, "winner unknown");
-    assert_eq!(changed[3], ("prompt miss".into(), "settings changed: length 16 -> 8; settings changed: shape \"text [16, 64], pooled [32]\" -> \"text [8, 64], pooled [32]\"".into()));
+    assert_eq!(changed[3], ("prompt miss".into(), "settings changed: length 16 -> 8; settings changed: shape \"text [16, 48], pooled [32]\" -> \"text [8, 48], pooled [32]\"".into()));
 }
 
 #[test]

@@ -170,7 +170,8 @@ impl Cached {
     }
 
     /// Entries that were there when the operator was dropped are not whole any more. Those that are damaged go, so that
-    /// the next run makes them again: their size and time may be what the index knows.
+    /// the next run makes them again: their size and time may be what the index knows. Where one is missing, the index
+    /// goes.
     fn gone(&self, keys: &[Hash], found: &[Result<Row, Absent>], damaged: &[String]) -> OpError {
         let mut missing = None;
         for (key, row) in keys.iter().zip(found) {
@@ -180,6 +181,10 @@ impl Cached {
                 // One that cannot be removed is found damaged again, and said so again.
                 Err(Absent::Damaged(_)) => drop(std::fs::remove_file(self.path(*key))),
             }
+        }
+        if missing.is_some() {
+            // The index said that it is there: whatever it was wrong about, the data must be read again.
+            let _ = std::fs::remove_file(self.store.index());
         }
         let what = match (damaged.first(), missing) {
             (Some(damaged), _) => format!("an entry of the cache is damaged, and was removed: {damaged}"),

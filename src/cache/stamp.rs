@@ -34,6 +34,8 @@ impl Stamps {
             hash.update(&(bytes.len() as u64).to_le_bytes());
             hash.update(bytes);
         };
+        // Another version may decode or scale another way.
+        text(env!("CARGO_PKG_VERSION").as_bytes());
         text(source.as_bytes());
         text(sample.facts.as_bytes());
         for path in &sample.files {

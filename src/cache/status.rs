@@ -74,7 +74,8 @@ impl fmt::Display for NodeStatus {
             }
             (State::Unknown, None) => write!(
                 f,
-                "unknown until the data is read: {} of {all} samples are new or changed since the cache was filled",
+                "unknown until the data is read: {} of {all} samples are new, changed, or left by a filling that was \
+                 interrupted",
                 self.unindexed
             ),
         }

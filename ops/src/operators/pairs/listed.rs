@@ -1,11 +1,17 @@
 //! All samples in the order of the file, whatever seed and step: what a cache is filled from.
 
-use super::{OnBad, Pairs};
+use super::{OnBad, Pairs, Row};
 use crate::{
     identity::Sample,
     operator::{Ctx, OpError, Operator},
     ports::Metrics,
 };
+
+/// Sizes, which of the files is what, and the prompt.
+fn facts(row: &Row, size: (usize, usize), references: (usize, usize)) -> String {
+    let masks: Vec<bool> = row.references.iter().map(|r| r.mask.is_some()).collect();
+    format!("{size:?} {references:?} {} {masks:?} {:?}", row.priors.len(), row.prompt)
+}
 
 impl Pairs {
     /// See [`Operator::samples`].
@@ -18,7 +24,7 @@ impl Pairs {
         let rows = self.rows.iter().zip(variants);
         rows.map(|(row, variant)| Sample {
             variant,
-            facts: format!("{size:?} {references:?} {} {:?}", row.references.len(), row.prompt),
+            facts: facts(row, size, references),
             files: row.files().map(ToOwned::to_owned).collect(),
         })
         .collect()
