@@ -6,6 +6,7 @@
 //!  run          the execution of a plan, step by step
 //!  registry     operators by name
 //!  spec         graphs from RON files
+//!  cache        what frozen encoders compute, kept on the disk
 //!  checkpoint   the state of a run between two steps, on the disk
 //!  folder       what a run leaves on the disk
 //!  cli          the command `graph-run`
@@ -14,6 +15,7 @@
 //! **Architecture invariant:** description and execution are different types:
 //! `Operator -> Graph -> Plan -> Runner`, and an arrow never runs back.
 
+pub mod cache;
 pub mod checkpoint;
 pub mod cli;
 pub mod folder;

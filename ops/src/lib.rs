@@ -5,6 +5,7 @@
 //!  inputs, operator what a node is: a differentiable function from ports to ports
 //!  closure, vjp     operators written as dfdx expressions; their gradient comes from dfdx's tape
 //!  settings         what a user may set, with documentation and defaults in one place
+//!  identity, rows   what a cache on the disk has to know of operators and of ports
 //!  random           numbers as a pure function of (seed, node, step, purpose, element)
 //!  ports            the kinds of value that the shipped operators exchange
 //!  operators        the shipped operators; catalogue lists them
@@ -16,18 +17,22 @@
 pub mod catalogue;
 pub mod closure;
 pub mod guard;
+pub mod identity;
 pub mod inputs;
 pub mod operator;
 pub mod operators;
 pub mod port;
 pub mod ports;
 pub mod random;
+pub mod rows;
 pub mod settings;
 pub mod shape;
 pub mod vjp;
 
+pub use identity::{Identity, Sample};
 pub use inputs::{Arity, Input, InputSpec, Inputs, OutputSpec, Outputs};
 pub use operator::{Cost, Ctx, DynOperator, OpError, Operator, Residuals, Wanted};
 pub use port::{Carried, Cotangent, Grad, NamedState, NamedTensor, NoGrad, Port, PortType, Scalar, T, Value};
+pub use rows::{Batched, Rows};
 pub use settings::{DataPath, Nothing, SettingDoc, Settings};
 pub use shape::{Axes, ErasedShape, PortShape};

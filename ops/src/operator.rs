@@ -5,6 +5,7 @@ use std::any::Any;
 use prefgraph_nn as nn;
 
 use crate::{
+    identity::{Identity, Sample},
     inputs::{InputSpec, Inputs, OutputSpec, Outputs},
     port::Value,
     random::Random,
@@ -174,6 +175,33 @@ pub trait Operator: Send + Sync + Sized + 'static {
         true
     }
 
+    /// What the rows of the outputs depend on, if each depends on the same row of the inputs only: then they can be
+    /// kept on the disk. `None` where rows depend on each other, or on anything that is not said here.
+    fn cacheable(&self) -> Option<Identity> {
+        None
+    }
+
+    /// What the operator draws random numbers for, if it does. The order of samples does not count: it selects them and
+    /// does not change them.
+    fn random(&self) -> Option<String> {
+        None
+    }
+
+    /// For sources: all samples, in an order that depends on neither seed nor step. `None` where they cannot be listed.
+    fn samples(&self) -> Option<Vec<Sample>> {
+        None
+    }
+
+    /// For sources that list [`samples`](Self::samples): these of them, of one variant, as a batch of any size, and the
+    /// numbers of those that are in it; `None` if none of them can be used and the settings say to leave such out.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    fn read(&self, ctx: &Ctx<'_>, samples: &[usize]) -> Result<Option<(Vec<usize>, Self::Out)>, OpError> {
+        let _ = (ctx, samples);
+        Err(OpError::internal(format!("`{}` lists no samples", Self::NAME)))
+    }
+
     /// Compute the outputs and what `backward` will need.
     ///
     /// # Errors
@@ -227,6 +255,27 @@ pub trait DynOperator: Send + Sync {
         let _ = step;
         true
     }
+
+    /// See [`Operator::cacheable`].
+    fn cacheable(&self) -> Option<Identity> {
+        None
+    }
+    /// See [`Operator::random`].
+    fn random(&self) -> Option<String> {
+        None
+    }
+    /// See [`Operator::samples`].
+    fn samples(&self) -> Option<Vec<Sample>> {
+        None
+    }
+    /// See [`Operator::read`].
+    ///
+    /// # Errors
+    /// As there.
+    fn read(&self, ctx: &Ctx<'_>, samples: &[usize]) -> Result<Option<(Vec<usize>, Vec<Value>)>, OpError> {
+        let _ = (ctx, samples);
+        Err(OpError::internal(format!("`{}` lists no samples", self.name())))
+    }
     /// See [`Operator::forward`].
     ///
     /// # Errors
@@ -278,6 +327,19 @@ impl<O: Operator> DynOperator for O {
     }
     fn due(&self, step: u64) -> bool {
         Operator::due(self, step)
+    }
+
+    fn cacheable(&self) -> Option<Identity> {
+        Operator::cacheable(self)
+    }
+    fn random(&self) -> Option<String> {
+        Operator::random(self)
+    }
+    fn samples(&self) -> Option<Vec<Sample>> {
+        Operator::samples(self)
+    }
+    fn read(&self, ctx: &Ctx<'_>, samples: &[usize]) -> Result<Option<(Vec<usize>, Vec<Value>)>, OpError> {
+        Ok(Operator::read(self, ctx, samples)?.map(|(read, out)| (read, out.erase())))
     }
     fn forward(&self, ctx: &Ctx<'_>, inputs: &[Vec<Value>]) -> Result<(Vec<Value>, Residuals), OpError> {
         let (out, saved) = Operator::forward(self, ctx, O::In::unerase(inputs))?;

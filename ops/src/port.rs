@@ -13,6 +13,7 @@ use dfdx::{
 
 use crate::{
     operator::OpError,
+    rows::Rows,
     shape::{Axes, ErasedShape, PortShape},
 };
 
@@ -35,6 +36,15 @@ pub trait Port: Clone + Send + Sync + 'static {
     fn shape(&self) -> Self::Shape;
     /// How a value is kept from step to step and in checkpoints, for kinds that can be.
     fn carry() -> Option<Carry> {
+        None
+    }
+    /// The rows of a value, one a sample, for kinds that have them.
+    fn rows() -> Option<Rows> {
+        None
+    }
+    /// A value that can answer what its shape says and nothing else, for kinds where that is possible.
+    fn hollow(shape: &Self::Shape) -> Option<Self> {
+        let _ = shape;
         None
     }
 }
@@ -88,6 +98,9 @@ impl<S: Axes> Port for T<S> {
     }
     fn carry() -> Option<Carry> {
         Some(Carry::of::<Self>())
+    }
+    fn rows() -> Option<Rows> {
+        Rows::of_tensor::<S>()
     }
 }
 
@@ -234,6 +247,10 @@ pub struct PortType {
     pub label: String,
     /// See [`Port::carry`].
     pub carry: Option<Carry>,
+    /// See [`Port::rows`].
+    pub rows: Option<Rows>,
+    /// See [`Port::hollow`].
+    pub hollow: fn(&ErasedShape) -> Option<Value>,
     /// Can a cotangent of it exist?
     pub differentiable: bool,
     /// Sum of two cotangents.
@@ -256,6 +273,8 @@ impl PortType {
             grad_id: TypeId::of::<Grad<P>>(),
             label: P::label(),
             carry: P::carry(),
+            rows: P::rows(),
+            hollow: |s| P::hollow(s.get::<P::Shape>()?).map(|value| Arc::new(value) as Value),
             differentiable: TypeId::of::<P::Grad>() != TypeId::of::<NoGrad>(),
             add: |a, b| Ok(Arc::new(take::<P::Grad>(&a).add(take::<P::Grad>(&b))?)),
             wrap_grad: |g| Arc::new(Grad::<P>(g.map(|g| take(&g)))),

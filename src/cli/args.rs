@@ -44,6 +44,9 @@ pub(super) enum Command {
     /// Look at adapter files, and write them in the names that other programs read
     #[command(subcommand)]
     Adapter(Adapter),
+    /// Look after a cache of what encoders compute
+    #[command(subcommand)]
+    Cache(Cache),
 }
 
 #[derive(Debug, Subcommand)]
@@ -73,6 +76,40 @@ fn format(text: &str) -> Result<AdapterFormat, String> {
         .into_iter()
         .find(|f| f.name() == text)
         .ok_or_else(|| format!("the formats are: {}", AdapterFormat::ALL.map(AdapterFormat::name).join(", ")))
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Cache {
+    /// What a cache holds: operators, settings, weights, entries, bytes
+    Show {
+        /// The folder of the cache
+        path: PathBuf,
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read every entry and compare it with its checksum
+    Verify {
+        /// The folder of the cache
+        path: PathBuf,
+        /// Remove entries that are not whole; the next run makes them again
+        #[arg(long)]
+        remove: bool,
+    },
+    /// Remove entries that none of the named graphs uses, and what killed runs have left
+    Clean {
+        /// The folder of the cache
+        path: PathBuf,
+        /// A graph whose entries are kept; may be given more than once
+        #[arg(long = "keep", value_name = "GRAPH", required_unless_present = "all")]
+        keep: Vec<PathBuf>,
+        /// A setting over all of these graphs; may be given more than once
+        #[arg(long = "set", value_name = "NODE.SETTING=VALUE", requires = "keep")]
+        sets: Vec<String>,
+        /// Remove all entries
+        #[arg(long, conflicts_with = "keep")]
+        all: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,16 +4,18 @@
 //!  args       what can be typed                    prepare   a graph file as a graph, a plan and a memory check
 //!  run        the loop over steps                  session   what a step leaves in the run's folder
 //!  progress   a bar, or a line every few steps     first     the check of the very first step
-//!  plan, dot, ops, data, adapter   the other commands
-//!  system     memory, signals, standard output
+//!  fill       the cache before the first step      system    memory, signals, standard output
+//!  plan, dot, ops, data, adapter, cache   the other commands
 //! ```
 //!
 //! Standard output is for data, standard error for people.
 
 mod adapter;
 mod args;
+mod cache;
 mod data;
 mod dot;
+mod fill;
 mod first;
 mod ops;
 mod plan;
@@ -89,6 +91,7 @@ pub fn main_with(registry: Registry) -> ExitCode {
         Some(Command::Adapter(args::Adapter::Convert { input, output, to, weights })) => {
             adapter::convert(&input, &output, to, weights.as_deref())
         }
+        Some(Command::Cache(command)) => cache::cache(&command, &registry),
         None => match args.run.graph.graph.is_some() {
             true => run::run(&args.run, &registry),
             false => Err(Failure::new("no graph was named; `graph-run --help` shows what can be done")),

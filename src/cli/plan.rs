@@ -7,7 +7,10 @@ use super::{
     prepare::{Prepared, prepare},
     system,
 };
-use crate::registry::Registry;
+use crate::{
+    cache::{NodeStatus, State},
+    registry::Registry,
+};
 
 /// Print the plan; an error after it if it does not fit.
 pub(super) fn plan(args: &args::Graph, as_json: bool, registry: &Registry) -> Result<u8, Failure> {
@@ -23,6 +26,9 @@ fn listing(p: &Prepared) -> String {
     text += "\n";
     for note in &p.notes {
         text += &format!("{note}\n");
+    }
+    for line in p.cache_lines() {
+        text += &format!("{line}\n");
     }
     text += &format!("{} trainable values, {:.3e} FLOP a step\n", p.trainable(), p.flops());
     let there = system::machine_memory().map(|m| format!(" of {}", system::bytes(m))).unwrap_or_default();
@@ -64,7 +70,13 @@ fn json(p: &Prepared) -> Value {
         })
         .collect();
     let memory = plan.memory();
+    let cache = p.cache.as_ref().map(|(cache, status)| {
+        json!({
+            "path": cache.folder(), "fill_bytes": p.fill_bytes(), "nodes": status.iter().map(node_status).collect::<Vec<_>>(),
+        })
+    });
     json!({
+        "cache": cache,
         "name": graph.name, "nodes": nodes, "tasks": tasks, "notes": p.notes,
         "trainable_values": p.trainable(), "flops": p.flops(), "seconds": plan.seconds(),
         "lanes": plan.options().lanes, "ahead": plan.options().ahead, "variants": plan.variants().len(),
@@ -72,5 +84,17 @@ fn json(p: &Prepared) -> Value {
             "peak": memory.peak, "resident": memory.resident, "cells": memory.cells, "ahead": memory.ahead,
             "machine": system::machine_memory(),
         },
+    })
+}
+
+fn node_status(s: &NodeStatus) -> Value {
+    let state = match s.state() {
+        State::Hit => "hit",
+        State::Miss => "miss",
+        State::Unknown => "unknown",
+    };
+    json!({
+        "node": s.node, "state": state, "samples": s.samples, "present": s.present, "missing": s.missing,
+        "unindexed": s.unindexed, "why": s.why,
     })
 }

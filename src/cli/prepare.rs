@@ -6,6 +6,7 @@ use prefgraph_ops::guard;
 
 use super::{Failure, args, system};
 use crate::{
+    cache::{Cache, NodeStatus, State},
     graph::{Endpoint, Graph},
     plan::{Plan, PlanOptions, due},
     registry::Registry,
@@ -25,6 +26,8 @@ pub(super) struct Prepared {
     /// Settings that a graph has, of those that make it smaller by themselves, as `--set` takes them.
     savings: Vec<String>,
     args: args::Graph,
+    /// The cache, with what it holds for each of its nodes.
+    pub cache: Option<(Cache, Vec<NodeStatus>)>,
 }
 
 /// Load and plan the graph that the arguments name.
@@ -41,10 +44,14 @@ pub(super) fn prepare(args: &args::Graph, registry: &Registry) -> Result<Prepare
     let plan = Plan::new(&loaded.graph, &options)
         .map_err(|e| loaded.error_at(&e.node, e.input.as_deref(), &e.to_string()))?;
     let (levers, savings) = (levers(&loaded), savings(&loaded));
-    let Loaded { graph, run, resolved, .. } = loaded;
+    let Loaded { graph, run, resolved, cache, .. } = loaded;
     let notes = notes(&graph, &plan);
+    let cache = cache.map(|cache| {
+        let status = cache.status();
+        (cache, status)
+    });
     let args = args.clone();
-    Ok(Prepared { graph: Arc::new(graph), plan, run, resolved, notes, levers, savings, args })
+    Ok(Prepared { graph: Arc::new(graph), plan, run, resolved, notes, levers, savings, args, cache })
 }
 
 fn notes(graph: &Graph, plan: &Plan) -> Vec<String> {
@@ -119,10 +126,40 @@ impl Prepared {
         self.plan.tasks().iter().filter(|t| due[t.task.node().index()]).map(|t| t.flops).sum()
     }
 
+    /// Bytes that filling the cache will hold; `None` if there is nothing to fill.
+    pub fn fill_bytes(&self) -> Option<u64> {
+        let (cache, status) = self.cache.as_ref()?;
+        let whole = status.iter().all(|s| s.state() == State::Hit);
+        (!whole).then(|| cache.fill_bytes(&self.graph, &self.plan) as u64)
+    }
+
+    /// The cache and what it holds, one line a node.
+    pub fn cache_lines(&self) -> Vec<String> {
+        let Some((cache, status)) = &self.cache else { return Vec::new() };
+        let width = status.iter().map(|s| s.node.len()).max().unwrap_or(0);
+        let mut lines = vec![format!("cache `{}`", cache.folder().display())];
+        lines.extend(status.iter().map(|s| format!("  {:<width$}  {s}", s.node)));
+        if let Some(bytes) = self.fill_bytes() {
+            let bytes = system::bytes(bytes);
+            lines.push(format!(
+                "  it is filled before the first step, which needs {bytes} of memory for that time"
+            ));
+        }
+        lines
+    }
+
     /// What the run will need, if it is more than there is.
     pub fn check_memory(&self, registry: &Registry) -> Result<(), Failure> {
         let Some(there) = system::machine_memory() else { return Ok(()) };
-        self.fits(there, registry)
+        match self.fill_bytes().filter(|need| *need > there) {
+            Some(need) => Err(Failure::new(format!(
+                "filling the cache needs {} of memory, and there are {}: cache fewer nodes at first, or fill it on \
+                 another machine",
+                system::bytes(need),
+                system::bytes(there)
+            ))),
+            None => self.fits(there, registry),
+        }
     }
 
     fn fits(&self, there: u64, registry: &Registry) -> Result<(), Failure> {

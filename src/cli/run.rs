@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use prefgraph_nn as nn;
 
 use super::{
-    Failure, INTERRUPTED, args, first,
+    Failure, INTERRUPTED, args, fill, first,
     prepare::{Prepared, prepare},
     progress::Progress,
     session::{Session, adapter_cells, origin},
@@ -21,7 +21,7 @@ use crate::{
 
 /// Run a graph to its end, or until somebody interrupts.
 pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> {
-    let prepared = prepare(&args.graph, registry)?;
+    let mut prepared = prepare(&args.graph, registry)?;
     prepared.check_memory(registry)?;
     let path = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&prepared.graph.name));
     let folder = RunFolder::open(&path, args.resume).map_err(Failure::new)?;
@@ -30,6 +30,13 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     }
     let found = if args.resume { find_checkpoint(&folder, &prepared, args.accept_changes)? } else { None };
     let start = found.as_ref().map_or(0, |c| c.step);
+    introduce(&prepared, &path);
+    system::watch_interrupts()?;
+    let cpu = nn::Cpu::new(prepared.run.threads).map_err(Failure::new)?;
+    // Before anything of the run is written: a filling that is interrupted leaves the folder as it was.
+    if start < prepared.run.steps && !fill::fill(&mut prepared, &cpu)? {
+        return Ok(INTERRUPTED);
+    }
     folder.write_text("graph.ron", &prepared.resolved).map_err(Failure::new)?;
     let picture = prepared.plan.to_dot(&prepared.graph).to_string();
     folder.write_text("graph.dot", &picture).map_err(Failure::new)?;
@@ -39,16 +46,12 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
             "note: {cut} lines of metrics.jsonl from step {start} on were cut off; they are made again"
         );
     }
-    introduce(&prepared, &path);
-
-    system::watch_interrupts()?;
     let Prepared { graph, plan, run, resolved, .. } = prepared;
     let steps = run.steps;
     if start >= steps {
         eprintln!("the run is complete: it has {start} steps of {steps}; --steps asks for more");
         return Ok(0);
     }
-    let cpu = nn::Cpu::new(run.threads).map_err(Failure::new)?;
     let options = RunOptions { last: Some(steps - 1), ..RunOptions::new(run.seed, cpu) };
     let (cells, origin) = (adapter_cells(&graph), origin(&graph));
     let mut runner = Runner::new(graph, plan, options).map_err(Failure::new)?;
@@ -88,7 +91,7 @@ fn introduce(prepared: &Prepared, path: &std::path::Path) {
         prepared.flops(),
         system::bytes(prepared.plan.memory().peak as u64),
     );
-    for note in &prepared.notes {
+    for note in prepared.notes.iter().chain(&prepared.cache_lines()) {
         eprintln!("  {note}");
     }
 }

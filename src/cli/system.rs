@@ -67,7 +67,7 @@ static INTERRUPTS: AtomicUsize = AtomicUsize::new(0);
 /// From now on the first Ctrl-C is only noted, and the second ends the process at once.
 pub(super) fn watch_interrupts() -> Result<(), Failure> {
     ctrlc::set_handler(|| match INTERRUPTS.fetch_add(1, Ordering::SeqCst) {
-        0 => eprintln!("\ninterrupted: the step is finished and a checkpoint written; again to stop at once"),
+        0 => eprintln!("\ninterrupted: what is being made is finished and written; again to stop at once"),
         _ => std::process::exit(i32::from(INTERRUPTED)),
     })
     .map_err(|e| Failure::new(format!("cannot watch for Ctrl-C: {e}")))

@@ -148,6 +148,15 @@ impl Graph {
         Ok(node)
     }
 
+    /// Put another operator with the same ports in the place of a node's; returns the old one.
+    pub(crate) fn replace_operator(
+        &mut self,
+        node: NodeId,
+        op: Box<dyn DynOperator>,
+    ) -> Box<dyn DynOperator> {
+        std::mem::replace(&mut self.dag[node].op, op)
+    }
+
     /// Name the port that is differentiated.
     pub fn set_loss(&mut self, loss: Wire<Scalar>) {
         self.loss = Some(loss.endpoint());

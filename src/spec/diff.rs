@@ -48,11 +48,13 @@ pub fn diff(old: &str, new: &str) -> Result<Vec<Change>, Box<SpecError>> {
         let (a, b) = (old.get(what), new.get(what));
         // A node that came or went is one change, not one a setting.
         let node = what.split_once('.').map(|(node, _)| node.to_owned());
-        let whole = node.is_some_and(|n| n != "run" && old.contains_key(&n) != new.contains_key(&n));
+        let whole =
+            node.is_some_and(|n| n != "run" && n != "cache" && old.contains_key(&n) != new.contains_key(&n));
         if a == b || whole {
             continue;
         }
-        let harmless = what.strip_prefix("run.").is_some_and(|field| FREE.contains(&field));
+        let free = what.strip_prefix("run.").is_some_and(|field| FREE.contains(&field));
+        let harmless = free || what.starts_with("cache.");
         changes.push(Change { what: what.clone(), old: a.cloned(), new: b.cloned(), harmless });
     }
     Ok(changes)
@@ -91,6 +93,9 @@ fn facts(graph: &FileText) -> BTreeMap<String, String> {
     for (key, value) in &graph.run {
         facts.insert(format!("run.{}", key.value), value.value.clone());
     }
+    for (key, value) in &graph.cache {
+        facts.insert(format!("cache.{}", key.value), value.value.clone());
+    }
     facts
 }
 
@@ -103,5 +108,5 @@ pub(super) fn settings(resolved: &str) -> Vec<(String, String)> {
         all.iter().map(|(k, v)| (format!("{owner}.{}", k.value), v.value.clone())).collect()
     };
     let nodes = graph.nodes.iter().flat_map(|n| settings(&n.id.value, &n.settings));
-    nodes.chain(settings("run", &graph.run)).collect()
+    nodes.chain(settings("run", &graph.run)).chain(settings("cache", &graph.cache)).collect()
 }

@@ -19,6 +19,7 @@ pub(super) struct Merged {
     pub loss: Option<At<String>>,
     pub carry: Vec<Stated>,
     pub run: Vec<Stated>,
+    pub cache: Vec<Stated>,
     /// Nodes that a child took away, for errors about those who still read them.
     pub removed: Vec<At<String>>,
 }
@@ -105,7 +106,8 @@ fn root(sources: &Sources, file: usize, text: FileText) -> Result<Merged, Box<Sp
             None => return Err(no_cell(sources, &cell, &[])),
         }
     }
-    Ok(Merged { name, nodes: text.nodes, loss: text.loss, carry, run: text.run, removed: Vec::new() })
+    let FileText { nodes, loss, run, cache, .. } = text;
+    Ok(Merged { name, nodes, loss, carry, run, cache, removed: Vec::new() })
 }
 
 fn no_operator(sources: &Sources, node: &NodeText, parents: &[&str]) -> Box<SpecError> {
@@ -166,6 +168,7 @@ fn extend(sources: &Sources, parent: Merged, child: FileText) -> Result<Merged, 
         }
     }
     put_all(&mut out.run, child.run);
+    put_all(&mut out.cache, child.cache);
     Ok(out)
 }
 

@@ -4,11 +4,13 @@
 //!  source, syntax, scan   texts, and one level of RON at a time, with the place of every part
 //!  parse -> merge -> set  one file; a chain of files as one; settings of the command line over it
 //!  resolve -> wire        references followed and operators built; names become wires
+//!  caching                nodes that a cache stands before
 //!  resolved, diff         a graph as one flat file; what two of them have not in common
 //! ```
 //!
 //! **Architecture invariant:** of this crate, only this module knows RON.
 
+mod caching;
 mod complain;
 mod diff;
 mod merge;
@@ -28,10 +30,10 @@ mod wire;
 use std::path::Path;
 
 pub use diff::{Change, diff};
-pub use run_settings::RunSettings;
+pub use run_settings::{CacheSettings, RunSettings};
 pub use source::SpecError;
 
-use crate::{graph::Graph, registry::Registry};
+use crate::{cache::Cache, graph::Graph, registry::Registry};
 
 use merge::Merged;
 use source::Sources;
@@ -43,6 +45,8 @@ pub struct Loaded {
     pub graph: Graph,
     /// What it says about the run.
     pub run: RunSettings,
+    /// The cache before some of its nodes, if it has one.
+    pub cache: Option<Cache>,
     /// The same graph as one flat file, with all defaults and absolute paths.
     pub resolved: String,
     sources: Sources,
@@ -89,13 +93,14 @@ fn load_from(
     let file = sources.add(name, text, folder);
     let mut merged = merge::merge(&mut sources, file, path)?;
     set::apply(&mut sources, &mut merged, sets, Path::new("."), registry)?;
-    let (built, run) = resolve::Resolver::new(&sources, &merged, registry)?.all()?;
+    let (built, run, cached) = resolve::Resolver::new(&sources, &merged, registry)?.all()?;
     let internal = |e: String| SpecError::nowhere(format!("internal error, please report it: {e}"));
     let settings = built.iter().map(|b| text::fields(&b.settings)).collect::<Result<Vec<_>, _>>();
     let settings = settings.map_err(internal)?;
-    let graph = wire::wire(&sources, &merged, built)?;
-    let resolved = resolved::resolved(&graph, &merged, &settings, &run).map_err(internal)?;
-    Ok(Loaded { graph, run, resolved, sources, merged })
+    let mut graph = wire::wire(&sources, &merged, built)?;
+    let cache = caching::attach(&sources, &merged, &mut graph, &cached)?;
+    let resolved = resolved::resolved(&graph, &merged, &settings, &run, &cached).map_err(internal)?;
+    Ok(Loaded { graph, run, cache, resolved, sources, merged })
 }
 
 /// What to say where `name` is no operator.

@@ -42,9 +42,10 @@ pub(super) struct FileText {
     /// Cell, and the port that becomes its value; `None` takes the parent's away.
     pub carry: Vec<(At<String>, Option<At<String>>)>,
     pub run: Vec<Stated>,
+    pub cache: Vec<Stated>,
 }
 
-const TOP: [&str; 7] = ["extends", "name", "remove", "nodes", "loss", "carry", "run"];
+const TOP: [&str; 8] = ["extends", "name", "remove", "nodes", "loss", "carry", "run", "cache"];
 const NODE: [&str; 4] = ["id", "op", "in", "with"];
 
 /// Read `file`.
@@ -75,6 +76,7 @@ pub(super) fn parse(sources: &Sources, file: usize) -> Result<FileText, Box<Spec
                 }
             }
             "run" => out.run = texts(value, "`run`")?,
+            "cache" => out.cache = texts(value, "`cache`")?,
             _ => return Err(unknown(sources, "a graph", "fields of a graph", key, &TOP)),
         }
     }
@@ -152,9 +154,11 @@ fn check_id(sources: &Sources, id: &At<String>) -> Result<(), Box<SpecError>> {
         let help = "lower-case letters, digits, `_` and `-` make an id, as in `encode_w`";
         return Err(sources.error(message, id.span, "not an id").help(help));
     }
-    if id.value == "run" {
-        let error = sources.error("no node can be called `run`", id.span, "taken");
-        return Err(error.help("`@run.steps` and `--set run.steps=1` mean the settings of the run"));
+    if let "run" | "cache" = id.value.as_str() {
+        let error = sources.error(format!("no node can be called `{}`", id.value), id.span, "taken");
+        let help =
+            "`--set run.steps=1` and `--set cache.path=FOLDER` mean the settings of the run and of the cache";
+        return Err(error.help(help));
     }
     Ok(())
 }

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use prefgraph_ops::guard;
+use prefgraph_ops::{Settings, guard};
 
 use super::{
-    RunSettings, complain,
+    CacheSettings, RunSettings, complain,
     merge::Merged,
     nearest::advice,
-    parse::NodeText,
+    parse::{NodeText, Stated},
     paths::absolute,
     source::{At, Sources, Span, SpecError},
     syntax::quote,
@@ -41,6 +41,18 @@ pub(super) fn unknown_setting(sources: &Sources, entry: &Entry, key: &At<String>
     sources.error(message, key.span, "not a setting").help(advice("settings", &key.value, all))
 }
 
+/// A setting that a run or a cache has not.
+pub(super) fn no_setting(
+    sources: &Sources,
+    what: &str,
+    at: Span,
+    name: &str,
+    all: &[SettingEntry],
+) -> Box<SpecError> {
+    let help = advice(&format!("settings of {what}"), name, all.iter().map(|s| s.doc.name));
+    sources.error(format!("{what} has no setting `{name}`"), at, "not a setting").help(help)
+}
+
 /// What a reference found, as its setting takes it: a choice (`flow`) and a text of the same word (`"flow"`) stand for
 /// one another.
 fn as_taken(found: String, takes: impl Fn(&str) -> bool) -> String {
@@ -53,11 +65,12 @@ fn as_taken(found: String, takes: impl Fn(&str) -> bool) -> String {
     if !takes(&found) && takes(&other) { other } else { found }
 }
 
-/// Whose settings: a node's, by index, or the run's.
+/// Whose settings: a node's, by index, the run's, or the cache's.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Owner {
     Node(usize),
     Run,
+    Cache,
 }
 
 /// A setting's text, and where the text itself (not a reference to it) is stated; `None` for a default.
@@ -94,28 +107,35 @@ impl<'a> Resolver<'a> {
         Ok(Self { sources, merged, entries, index, built, run, path: Vec::new() })
     }
 
-    /// Every operator, by index of its node, and the settings of the run.
-    pub fn all(mut self) -> Result<(Vec<Built>, RunSettings), Box<SpecError>> {
-        let run = self.run_settings()?;
+    /// Every operator, by index of its node, and the settings of the run and of the cache.
+    pub fn all(mut self) -> Result<(Vec<Built>, RunSettings, CacheSettings), Box<SpecError>> {
+        let merged = self.merged;
+        let run = self.settings(Owner::Run, "run", "a run", &merged.run)?;
+        let cache = self.settings(Owner::Cache, "cache", "a cache", &merged.cache)?;
         for node in 0..self.built.len() {
             self.build(node)?;
         }
-        Ok((self.built.into_iter().flatten().collect(), run))
+        Ok((self.built.into_iter().flatten().collect(), run, cache))
     }
 
-    fn run_settings(&mut self) -> Result<RunSettings, Box<SpecError>> {
-        let merged = self.merged;
+    /// The settings of something that is no node.
+    fn settings<S: Settings>(
+        &mut self,
+        owner: Owner,
+        name: &str,
+        what: &str,
+        all: &[Stated],
+    ) -> Result<S, Box<SpecError>> {
+        let entries = setting_entries::<S>();
         let mut settings = String::from("(");
-        for (key, value) in &merged.run {
-            let Some(entry) = self.run.iter().find(|s| s.doc.name == key.value).cloned() else {
-                let help = advice("settings of a run", &key.value, self.run.iter().map(|s| s.doc.name));
-                let message = format!("a run has no setting `{}`", key.value);
-                return Err(self.sources.error(message, key.span, "not a setting").help(help));
+        for (key, value) in all {
+            let Some(entry) = entries.iter().find(|s| s.doc.name == key.value) else {
+                return Err(no_setting(self.sources, what, key.span, &key.value, &entries));
             };
-            let found = self.stated(Owner::Run, &entry, value)?;
+            let found = self.stated(owner, entry, value)?;
             let one = format!("{}:{},", key.value, found.text);
-            if let Err(e) = text::read::<RunSettings>(&format!("({one})")) {
-                return Err(complain::mistyped(self.sources, "run", &entry, value, &found, &e));
+            if let Err(e) = text::read::<S>(&format!("({one})")) {
+                return Err(complain::mistyped(self.sources, name, entry, value, &found, &e));
             }
             settings += &one;
         }
@@ -197,6 +217,7 @@ impl<'a> Resolver<'a> {
                 Owner::Node(n) if field.is_empty() => format!("`{}`", self.merged.nodes[*n].id.value),
                 Owner::Node(n) => format!("`{}.{field}`", self.merged.nodes[*n].id.value),
                 Owner::Run => format!("`run.{field}`"),
+                Owner::Cache => format!("`cache.{field}`"),
             };
             let names: Vec<String> = cycle.iter().chain(cycle.first()).map(name).collect();
             let message = format!("these settings refer to one another: {}", names.join(" needs "));
@@ -231,9 +252,7 @@ impl<'a> Resolver<'a> {
         let (owner_at, field_at) = (part(1..1 + owner.len()), part(2 + owner.len()..reference.len()));
         if owner == "run" {
             let Some(entry) = self.run.iter().find(|s| s.doc.name == field).cloned() else {
-                let help = advice("settings of a run", field, self.run.iter().map(|s| s.doc.name));
-                let message = format!("a run has no setting `{field}`");
-                return Err(self.sources.error(message, field_at, "not a setting").help(help));
+                return Err(no_setting(self.sources, "a run", field_at, field, &self.run));
             };
             let merged = self.merged;
             return match merged.run.iter().find(|(k, _)| k.value == field) {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{RunSettings, merge::Merged, syntax::quote, text};
+use super::{CacheSettings, RunSettings, merge::Merged, syntax::quote, text};
 use crate::graph::Graph;
 
 /// The text; loading it gives the same plan. `settings` are those of the merged nodes, in order.
@@ -11,6 +11,7 @@ pub(super) fn resolved(
     merged: &Merged,
     settings: &[Vec<(String, String)>],
     run: &RunSettings,
+    cache: &CacheSettings,
 ) -> Result<String, String> {
     let mut out = String::from("// A resolved graph: every setting stated, every path absolute.\nGraph(\n");
     let name = quote(&merged.name.value);
@@ -42,9 +43,14 @@ pub(super) fn resolved(
     let carries: Vec<String> =
         carries.map(|c| format!("{}: {}", quote(&graph.path(c.cell)), quote(&graph.path(c.next)))).collect();
     let _ = writeln!(out, "{}}},", carries.join(", "));
-    let run = text::fields(&text::write(run)?)?;
-    let run: Vec<String> = run.into_iter().map(|(k, v)| format!("{k}: {v}")).collect();
-    let _ = writeln!(out, "    run: ({}),\n)", run.join(", "));
+    let fields = |text: &str| -> Result<String, String> {
+        let fields = text::fields(text)?.into_iter().map(|(k, v)| format!("{k}: {v}"));
+        Ok(fields.collect::<Vec<_>>().join(", "))
+    };
+    if !cache.nodes.is_empty() {
+        let _ = writeln!(out, "    cache: ({}),", fields(&text::write(cache)?)?);
+    }
+    let _ = writeln!(out, "    run: ({}),\n)", fields(&text::write(run)?)?);
     Ok(out)
 }
 

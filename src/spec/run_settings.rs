@@ -22,6 +22,16 @@ prefgraph_ops::settings! {
     }
 }
 
+prefgraph_ops::settings! {
+    /// Settings of the cache: the `cache` field of a graph file.
+    pub struct CacheSettings {
+        /// Folder of the cache; it may serve any number of graphs at once.
+        pub path: prefgraph_ops::DataPath = prefgraph_ops::DataPath::default(),
+        /// Nodes whose outputs are kept there; none is no cache.
+        pub nodes: Vec<String> = Vec::new(),
+    }
+}
+
 /// Run settings that change how a run goes, but no bit of what it computes.
 pub(crate) const FREE: [&str; 7] =
     ["steps", "checkpoint_every", "keep_checkpoints", "ahead", "lanes", "threads", "log_every"];

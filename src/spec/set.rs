@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
+use prefgraph_ops::Settings;
+
 use super::{
-    RunSettings,
+    CacheSettings, RunSettings,
     merge::{Merged, put},
     nearest::advice,
-    resolve::{entry_of, unknown_setting},
+    resolve::{entry_of, no_setting, unknown_setting},
     source::{At, Sources, Span, SpecError},
     syntax::quote,
     text,
@@ -52,17 +54,10 @@ fn apply_one(
             entry.setting(field).ok_or_else(|| unknown_setting(sources, entry, &key))?;
             as_ron(field, value, |text| entry.check(text).is_ok())
         }
-        None if node == "run" => {
-            let all = setting_entries::<super::RunSettings>();
-            if !all.iter().any(|s| s.doc.name == field) {
-                let help = advice("settings of a run", field, all.iter().map(|s| s.doc.name));
-                let message = format!("a run has no setting `{field}`");
-                return Err(sources.error(message, key.span, "not a setting").help(help));
-            }
-            as_ron(field, value, |text| text::read::<RunSettings>(text).is_ok())
-        }
+        None if node == "run" => other::<RunSettings>(sources, "a run", &key, value)?,
+        None if node == "cache" => other::<CacheSettings>(sources, "a cache", &key, value)?,
         None => {
-            let help = advice("nodes", node, merged.ids().chain(["run"]));
+            let help = advice("nodes", node, merged.ids().chain(["run", "cache"]));
             let error = sources.error(format!("there is no node `{node}`"), at(0, node), "not a node");
             return Err(error.help(help));
         }
@@ -70,10 +65,25 @@ fn apply_one(
     let value = At { value: ron, span: value_at };
     let all = match merged.nodes.iter_mut().find(|n| n.id.value == node) {
         Some(found) => &mut found.settings,
+        None if node == "cache" => &mut merged.cache,
         None => &mut merged.run,
     };
     put(all, key, value);
     Ok(())
+}
+
+/// A value of the settings `S` of something that is no node.
+fn other<S: Settings>(
+    sources: &Sources,
+    what: &str,
+    key: &At<String>,
+    value: &str,
+) -> Result<String, Box<SpecError>> {
+    let all = setting_entries::<S>();
+    if !all.iter().any(|s| s.doc.name == key.value) {
+        return Err(no_setting(sources, what, key.span, &key.value, &all));
+    }
+    Ok(as_ron(&key.value, value, |text| text::read::<S>(text).is_ok()))
 }
 
 /// A value of the command line as RON: as it is if the setting takes it so, else in quotes if it takes that, so that

@@ -2,7 +2,7 @@
 //!
 //! Shape letters: `B` batch, `C` latent channels, `H` `W` latent grid.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use prefgraph_nn::{
     self as nn,
@@ -42,6 +42,12 @@ pub(crate) fn open(kind: AutoencoderKind, weights: &DataPath) -> Result<Arc<dyn 
         _ => Kl::open(weights.as_path()).map(|a| Arc::new(a) as _),
     };
     opened.map_err(|e| OpError::new(format!("weights: {e}")))
+}
+
+/// Where an autoencoder is read from: the file, or the folder, which may lie below the one that is named.
+pub(crate) fn place(weights: &DataPath) -> PathBuf {
+    let below = weights.as_path().join("vae");
+    if !weights.as_path().join("config.json").exists() && below.is_dir() { below } else { weights.0.clone() }
 }
 
 /// A line for people about an autoencoder that has weights.

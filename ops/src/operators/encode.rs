@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     choices,
+    identity::Identity,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{ImageShape, Images, Latents, List, ListShape},
     settings,
@@ -46,6 +47,7 @@ settings! {
 
 /// The autoencoder of both operators.
 struct Encoder {
+    kind: AutoencoderKind,
     autoencoder: Arc<dyn Autoencoder>,
     weights: DataPath,
     sampled: bool,
@@ -61,7 +63,7 @@ impl Encoder {
                 autoencoder.kind()
             )));
         }
-        Ok(Self { autoencoder, weights: settings.weights, sampled })
+        Ok(Self { kind: settings.kind, autoencoder, weights: settings.weights, sampled })
     }
 
     fn shape(&self, images: &ImageShape) -> Result<(usize, usize, usize, usize), OpError> {
@@ -74,6 +76,21 @@ impl Encoder {
             )));
         }
         Ok((images.batch, self.autoencoder.channels(), images.height / cell, images.width / cell))
+    }
+
+    /// What latents depend on besides the pictures.
+    fn identity(&self) -> Identity {
+        let identity = Identity::new().setting("kind", self.kind);
+        if self.weights.is_empty() {
+            identity
+        } else {
+            identity.file("weights", &autoencoder::place(&self.weights))
+        }
+    }
+
+    /// Why they are random, if they are.
+    fn random(&self) -> Option<String> {
+        self.sampled.then(|| "`latents: sample` draws latents from the autoencoder's distribution".into())
     }
 
     fn cost<'a>(&self, images: impl Iterator<Item = &'a ImageShape>) -> Cost {
@@ -142,6 +159,14 @@ impl Operator for Encode {
         self.0.notes()
     }
 
+    fn cacheable(&self) -> Option<Identity> {
+        Some(self.0.identity())
+    }
+
+    fn random(&self) -> Option<String> {
+        self.0.random()
+    }
+
     fn forward(&self, ctx: &Ctx<'_>, (images,): Self::In) -> Result<(Self::Out, ()), OpError> {
         Ok(((self.0.encode(ctx, &images, 0)?,), ()))
     }
@@ -175,6 +200,14 @@ impl Operator for EncodeReferences {
 
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {
         self.0.notes()
+    }
+
+    fn cacheable(&self) -> Option<Identity> {
+        Some(self.0.identity())
+    }
+
+    fn random(&self) -> Option<String> {
+        self.0.random()
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (images,): Self::In) -> Result<(Self::Out, ()), OpError> {

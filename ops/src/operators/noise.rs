@@ -110,6 +110,10 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Noise<C, H, W> {
         Ok((out, out, TimeShape { batch: rows, process: time.process }, winner))
     }
 
+    fn random(&self) -> Option<String> {
+        Some("it draws the noise of every sample where `eps` is not connected".into())
+    }
+
     fn forward(
         &self,
         ctx: &Ctx<'_>,

@@ -123,6 +123,10 @@ impl Operator for Timestep {
         }
     }
 
+    fn random(&self) -> Option<String> {
+        Some("it draws the time of every sample".into())
+    }
+
     fn forward(&self, ctx: &Ctx<'_>, (x0,): Self::In) -> Result<(Self::Out, ()), OpError> {
         let dims = x0.as_ref().map(super::tensors::dims);
         let (batch, tokens) = dims.map_or((self.0.batch, 0), |d| (d[0], d[2] * d[3] / 4));

@@ -63,4 +63,7 @@ impl Port for BackboneHandle {
     fn shape(&self) -> BackboneShape {
         BackboneShape(self.0.clone())
     }
+    fn hollow(shape: &BackboneShape) -> Option<Self> {
+        Some(Self(shape.0.clone()))
+    }
 }

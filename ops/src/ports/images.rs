@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     port::{NoGrad, Port},
+    rows::{Batched, Digest, Rows, digest},
     shape::PortShape,
 };
 
@@ -62,5 +63,15 @@ impl Port for Images {
     }
     fn shape(&self) -> ImageShape {
         ImageShape { batch: self.batch, height: self.height, width: self.width }
+    }
+    fn rows() -> Option<Rows> {
+        Some(Rows::of::<Self>())
+    }
+}
+
+impl Batched for Images {
+    fn digests(&self) -> Vec<Digest> {
+        let axes = [self.height, self.width, 3];
+        (0..self.batch).map(|i| digest("rgb8", &axes, [self.picture(i)])).collect()
     }
 }

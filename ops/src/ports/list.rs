@@ -2,6 +2,7 @@
 
 use crate::{
     port::{NoGrad, Port},
+    rows::Rows,
     shape::PortShape,
 };
 
@@ -40,5 +41,8 @@ impl<P: Port> Port for List<P> {
     }
     fn shape(&self) -> Self::Shape {
         ListShape(self.0.iter().map(Port::shape).collect())
+    }
+    fn rows() -> Option<Rows> {
+        Rows::of_list::<P>()
     }
 }

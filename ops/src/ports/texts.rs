@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     port::{NoGrad, Port},
+    rows::{Batched, Digest, Rows, digest},
     shape::PortShape,
 };
 
@@ -37,5 +38,14 @@ impl Port for Texts {
     }
     fn shape(&self) -> TextsShape {
         TextsShape { batch: self.0.len() }
+    }
+    fn rows() -> Option<Rows> {
+        Some(Rows::of::<Self>())
+    }
+}
+
+impl Batched for Texts {
+    fn digests(&self) -> Vec<Digest> {
+        self.0.iter().map(|text| digest("text", &[text.len()], [text])).collect()
     }
 }

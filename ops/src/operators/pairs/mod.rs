@@ -4,6 +4,7 @@
 
 mod check;
 mod geometry;
+mod listed;
 mod order;
 mod picture;
 mod row;
@@ -23,7 +24,7 @@ pub use self::{
 };
 use super::tensors::{mask, tensor};
 use crate::{
-    choices,
+    choices, identity,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{
         ImageShape, Images, List, ListShape, Mask, Metric, Metrics, MetricsShape, PerSample, Texts,
@@ -164,6 +165,53 @@ impl Pairs {
         Ok(Sample { winner, loser, references, reference_masks, priors })
     }
 
+    fn unusable(&self, row: &Row, reason: String) -> OpError {
+        let bad = BadRow { line: row.line, id: row.id.clone(), reason };
+        let path = self.settings.path.as_path().display();
+        OpError::new(format!("{path}, {bad}\n  `on_bad: skip` would leave it out"))
+    }
+
+    /// The batch of these samples; the metrics are those of a step.
+    fn outputs(
+        &self,
+        ctx: &Ctx<'_>,
+        samples: &[(&Row, Sample)],
+        metrics: Metrics,
+    ) -> Result<<Self as Operator>::Out, OpError> {
+        let batch = samples.len();
+        let images = |(height, width): (usize, usize), of: &dyn Fn(&Sample) -> &[u8]| Images {
+            batch,
+            height,
+            width,
+            rgb: samples.iter().flat_map(|(_, s)| of(s)).copied().collect::<Vec<u8>>().into(),
+        };
+        let masks = |size, of: &dyn Fn(&Sample) -> &[f32]| -> Result<Mask, OpError> {
+            let (h, w) = Self::grid(size);
+            mask(ctx, (batch, h, w), samples.iter().flat_map(|(_, s)| of(s)).copied().collect())
+        };
+        let references = 0..samples[0].0.references.len();
+        let (size, reference_size) = (self.size(), self.reference_size());
+        let texts = |of: &dyn Fn(&Row) -> String| Texts(samples.iter().map(|(r, _)| of(r)).collect());
+        let has_prior: Vec<f32> =
+            samples.iter().map(|(r, _)| f32::from(u8::from(!r.priors.is_empty()))).collect();
+        Ok((
+            images(size, &|s| &s.winner),
+            images(size, &|s| &s.loser),
+            List(references.clone().map(|r| images(reference_size, &move |s| &s.references[r])).collect()),
+            List(
+                references
+                    .clone()
+                    .map(|r| masks(reference_size, &move |s| &s.reference_masks[r]))
+                    .collect::<Result<_, _>>()?,
+            ),
+            List(references.map(|r| masks(size, &move |s| &s.priors[r])).collect::<Result<_, _>>()?),
+            texts(&|r| r.prompt.clone()),
+            texts(&|r| r.id.clone()),
+            tensor(ctx, (batch,), has_prior)?,
+            metrics,
+        ))
+    }
+
     /// The samples of a batch with the rows they come from, and how many could not be used.
     fn batch(&self, ctx: &Ctx<'_>) -> Result<(Drawn<'_>, usize), OpError> {
         let Batch { samples, spares, .. } = self.order.at(ctx.seed, ctx.node, ctx.step);
@@ -186,13 +234,7 @@ impl Pairs {
                         break;
                     }
                     Err(_) if self.settings.on_bad == OnBad::Skip => skipped += 1,
-                    Err(reason) => {
-                        let bad = BadRow { line: row.line, id: row.id.clone(), reason };
-                        return Err(OpError::new(format!(
-                            "{}, {bad}\n  `on_bad: skip` would leave it out",
-                            self.settings.path.as_path().display()
-                        )));
-                    }
+                    Err(reason) => return Err(self.unusable(row, reason)),
                 }
                 next = spares.next();
             }
@@ -347,44 +389,21 @@ impl Operator for Pairs {
         ]
     }
 
+    fn samples(&self) -> Option<Vec<identity::Sample>> {
+        Some(self.listed())
+    }
+
+    fn read(&self, ctx: &Ctx<'_>, samples: &[usize]) -> Result<Option<(Vec<usize>, Self::Out)>, OpError> {
+        self.read_listed(ctx, samples)
+    }
+
     fn forward(&self, ctx: &Ctx<'_>, (): Self::In) -> Result<(Self::Out, ()), OpError> {
         let (samples, skipped) = self.batch(ctx)?;
-        let batch = samples.len();
-        let images = |(height, width): (usize, usize), of: &dyn Fn(&Sample) -> &[u8]| Images {
-            batch,
-            height,
-            width,
-            rgb: samples.iter().flat_map(|(_, s)| of(s)).copied().collect::<Vec<u8>>().into(),
-        };
-        let masks = |size, of: &dyn Fn(&Sample) -> &[f32]| -> Result<Mask, OpError> {
-            let (h, w) = Self::grid(size);
-            mask(ctx, (batch, h, w), samples.iter().flat_map(|(_, s)| of(s)).copied().collect())
-        };
-        let references = 0..samples[0].0.references.len();
-        let (size, reference_size) = (self.size(), self.reference_size());
-        let texts = |of: &dyn Fn(&Row) -> String| Texts(samples.iter().map(|(r, _)| of(r)).collect());
-        let has_prior: Vec<f32> =
-            samples.iter().map(|(r, _)| f32::from(u8::from(!r.priors.is_empty()))).collect();
+        let references = samples[0].0.references.len();
         let mut metrics = Metrics::default();
-        metrics.0.push(("references".into(), Metric::Number(references.len() as f64)));
+        metrics.0.push(("references".into(), Metric::Number(references as f64)));
         metrics.number("epoch", (ctx.step / self.order.epoch()) as f64);
         metrics.number("skipped", skipped as f64);
-        let out = (
-            images(size, &|s| &s.winner),
-            images(size, &|s| &s.loser),
-            List(references.clone().map(|r| images(reference_size, &move |s| &s.references[r])).collect()),
-            List(
-                references
-                    .clone()
-                    .map(|r| masks(reference_size, &move |s| &s.reference_masks[r]))
-                    .collect::<Result<_, _>>()?,
-            ),
-            List(references.map(|r| masks(size, &move |s| &s.priors[r])).collect::<Result<_, _>>()?),
-            texts(&|r| r.prompt.clone()),
-            texts(&|r| r.id.clone()),
-            tensor(ctx, (batch,), has_prior)?,
-            metrics,
-        );
-        Ok((out, ()))
+        Ok((self.outputs(ctx, &samples, metrics)?, ()))
     }
 }

@@ -329,3 +329,33 @@ fn the_first_samples_alone_are_the_same_batch_at_every_step() {
     let error = Pairs::new(PairsSettings { first: Some(0), ..settings }).err().unwrap().to_string();
     assert!(error.contains("first: at least 1"), "{error}");
 }
+
+#[test]
+fn samples_are_listed_in_the_order_of_the_file_and_read_in_any_number() {
+    let mut data = Data::new();
+    for references in [1, 2, 1] {
+        data.row(references, true);
+    }
+    let op = Pairs::new(PairsSettings { batch: 2, shuffle: true, ..data.settings() }).unwrap();
+    let listed = Operator::samples(&op).unwrap();
+    assert_eq!(listed.iter().map(|s| s.variant).collect::<Vec<_>>(), [0, 1, 0]);
+    assert!(listed[1].files.contains(&data.path("mask.png")) && listed[1].facts.contains("a dog"));
+    let bench = Bench::new();
+    let (read, out) = Operator::read(&op, &bench.at(5), &[2, 0, 2]).unwrap().unwrap();
+    assert_eq!((read, &out.6.0[..]), (vec![2, 0, 2], &["row-2", "row-0", "row-2"].map(String::from)[..]));
+    assert_eq!(out.0.batch, 3);
+}
+
+#[test]
+fn a_listed_sample_that_cannot_be_used_is_left_out_or_named() {
+    let mut data = Data::new();
+    data.row(1, true);
+    data.row(1, true)["win"]["image"] = json!("torn.png");
+    fs::write(data.path("torn.png"), b"\x89PNG").unwrap();
+    let bench = Bench::new();
+    let op = Pairs::new(PairsSettings { on_bad: OnBad::Skip, ..data.settings() }).unwrap();
+    assert_eq!(Operator::read(&op, &bench.ctx(), &[0, 1]).unwrap().unwrap().0, [0]);
+    assert!(Operator::read(&op, &bench.ctx(), &[1]).unwrap().is_none());
+    let error = Operator::read(&data.pairs(), &bench.ctx(), &[0, 1]).err().unwrap().to_string();
+    assert!(error.contains("line 2") && error.contains("torn.png"), "{error}");
+}

@@ -25,6 +25,8 @@ pub(super) struct ClipT5 {
     clip_tokenizer: ClipTokenizer,
     t5: T5,
     t5_tokenizer: T5Tokenizer,
+    /// The folders of encoders and tokenisers, by setting.
+    folders: [(&'static str, PathBuf); 4],
 }
 
 /// Text tokens `[B, L, E]` and pooled vectors `[B, P]`.
@@ -39,11 +41,11 @@ impl ClipT5 {
         let clip = Clip::open(&clip_folder).map_err(|e| of("clip", e))?;
         let t5 = T5::open(&t5_folder).map_err(|e| of("t5", e))?;
 
-        let folder = tokenizer(&settings.clip_tokenizer, &clip_folder, "tokenizer");
-        let clip_tokenizer = ClipTokenizer::open(&folder, clip.config().max_position_embeddings)
+        let clip_words = tokenizer(&settings.clip_tokenizer, &clip_folder, "tokenizer");
+        let clip_tokenizer = ClipTokenizer::open(&clip_words, clip.config().max_position_embeddings)
             .map_err(|e| of("clip_tokenizer", e))?;
-        let folder = tokenizer(&settings.t5_tokenizer, &t5_folder, "tokenizer_2");
-        let t5_tokenizer = T5Tokenizer::open(&folder, settings.length.unwrap_or(LENGTH))
+        let t5_words = tokenizer(&settings.t5_tokenizer, &t5_folder, "tokenizer_2");
+        let t5_tokenizer = T5Tokenizer::open(&t5_words, settings.length.unwrap_or(LENGTH))
             .map_err(|e| of("t5_tokenizer", e))?;
         for (setting, largest, vocabulary) in [
             ("clip", clip_tokenizer.largest_id(), clip.config().vocab_size),
@@ -56,7 +58,18 @@ impl ClipT5 {
                 )));
             }
         }
-        Ok(Self { clip, clip_tokenizer, t5, t5_tokenizer })
+        let folders = [
+            ("clip", clip_folder),
+            ("t5", t5_folder),
+            ("clip_tokenizer", clip_words),
+            ("t5_tokenizer", t5_words),
+        ];
+        Ok(Self { clip, clip_tokenizer, t5, t5_tokenizer, folders })
+    }
+
+    /// Where encoders and tokenisers are read from, by setting.
+    pub(super) fn folders(&self) -> &[(&'static str, PathBuf)] {
+        &self.folders
     }
 
     /// `L`, `E` and `P`.

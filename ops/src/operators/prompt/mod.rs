@@ -10,6 +10,7 @@ use self::clip_t5::ClipT5;
 use super::tensors::tensor;
 use crate::{
     choices,
+    identity::Identity,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{BackboneHandle, Pooled, TextTokens, Texts},
     settings,
@@ -145,6 +146,13 @@ impl Operator for Prompt {
 
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {
         self.encoders.iter().map(|e| e.note()).collect()
+    }
+
+    fn cacheable(&self) -> Option<Identity> {
+        // Of the backbone only the widths are asked for, and they are the outputs' own.
+        let identity = Identity::of(&self.settings).ok()?.shape_only("backbone");
+        let folders = self.encoders.iter().flat_map(|e| e.folders());
+        Some(folders.fold(identity, |identity, (name, folder)| identity.file(name, folder)))
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (prompts, backbone): Self::In) -> Result<(Self::Out, ()), OpError> {

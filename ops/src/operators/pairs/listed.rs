@@ -1,0 +1,57 @@
+//! All samples in the order of the file, whatever seed and step: what a cache is filled from.
+
+use super::{OnBad, Pairs, Row};
+use crate::{
+    identity::Sample,
+    operator::{Ctx, OpError, Operator},
+    ports::Metrics,
+};
+
+/// Sizes, which of the files is what, and the prompt.
+fn facts(row: &Row, size: (usize, usize), references: (usize, usize)) -> String {
+    let masks: Vec<bool> = row.references.iter().map(|r| r.mask.is_some()).collect();
+    format!("{size:?} {references:?} {} {masks:?} {:?}", row.priors.len(), row.prompt)
+}
+
+impl Pairs {
+    /// See [`Operator::samples`].
+    pub(super) fn listed(&self) -> Vec<Sample> {
+        let mut variants = vec![0; self.rows.len()];
+        for (variant, group) in self.order.groups().iter().enumerate() {
+            group.samples.iter().for_each(|sample| variants[*sample] = variant);
+        }
+        let (size, references) = (self.size(), self.reference_size());
+        let rows = self.rows.iter().zip(variants);
+        rows.map(|(row, variant)| Sample {
+            variant,
+            facts: facts(row, size, references),
+            files: row.files().map(ToOwned::to_owned).collect(),
+        })
+        .collect()
+    }
+
+    /// See [`Operator::read`].
+    pub(super) fn read_listed(
+        &self,
+        ctx: &Ctx<'_>,
+        samples: &[usize],
+    ) -> Result<Option<(Vec<usize>, <Self as Operator>::Out)>, OpError> {
+        let (mut read, mut found) = (Vec::new(), Vec::new());
+        for &number in samples {
+            let row =
+                self.rows.get(number).ok_or_else(|| OpError::internal(format!("no sample {number}")))?;
+            match self.sample(row) {
+                Ok(sample) => {
+                    read.push(number);
+                    found.push((row, sample));
+                }
+                Err(_) if self.settings.on_bad == OnBad::Skip => {}
+                Err(reason) => return Err(self.unusable(row, reason)),
+            }
+        }
+        if found.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some((read, self.outputs(ctx, &found, Metrics::default())?)))
+    }
+}
