@@ -7,7 +7,16 @@ use std::{
 };
 
 use prefgraph::{Plan, PlanOptions, Registry, RunOptions, Runner, spec};
-use prefgraph_nn::Cpu;
+use prefgraph_nn::{
+    Adapter, Backbone, Cpu,
+    files::{NamedTensor, write_safetensors},
+    lora::{AdapterFormat, AdapterLayout},
+    models::{FluxConfig, FluxUno},
+};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
 
 fn recipes(folder: &str) -> Vec<PathBuf> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(folder);
@@ -59,4 +68,95 @@ fn a_recipe_states_only_its_difference_from_the_one_it_extends() {
         assert!(text.contains(&format!("name: \"{name}\"")), "{name} has another name inside");
         assert!(name == "sft" || text.contains("extends:"), "{name} extends nothing");
     }
+}
+
+/// Copies a folder, and what is below it.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a readable folder") {
+        let path = entry.expect("a readable entry").path();
+        let to = to.join(path.file_name().expect("a name"));
+        if path.is_dir() { copy(&path, &to) } else { fs::copy(&path, &to).map(drop).expect("a copy") }
+    }
+}
+
+/// Numbers without pattern, in +-`size`.
+fn numbers(count: usize, size: f32) -> Vec<f32> {
+    let mixed = |i: usize| (i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
+    (0..count).map(|i| size * ((mixed(i) & 0xFFFF) as f32 / 32768.0 - 1.0)).collect()
+}
+
+/// A pipeline in the layout of the published one, as small as it can be: the fixture's encoders, and a transformer and an
+/// adapter of UNO with numbers without meaning.
+fn published(folder: &Path) -> (PathBuf, PathBuf) {
+    let pipeline = folder.join("FLUX.1-dev");
+    copy(&root().join("tests/fixtures/encoders/tiny_checkpoint"), &pipeline);
+    let transformer = pipeline.join("transformer");
+    fs::create_dir_all(&transformer).expect("a folder");
+    let config = r#"{"_class_name": "FluxTransformer2DModel", "attention_head_dim": 16, "guidance_embeds": true,
+        "in_channels": 64, "joint_attention_dim": 48, "num_attention_heads": 2, "num_layers": 1,
+        "num_single_layers": 1, "patch_size": 1, "pooled_projection_dim": 32, "axes_dims_rope": [4, 6, 6]}"#;
+    fs::write(transformer.join("config.json"), config).expect("a configuration");
+    let tensors = FluxConfig::read(&transformer.join("config.json")).expect("a configuration").tensors();
+    let tensors: Vec<NamedTensor<'_>> = tensors
+        .into_iter()
+        .map(|(name, shape)| {
+            let values =
+                numbers(shape.iter().product(), 1.0 / (*shape.last().expect("an axis") as f32).sqrt());
+            NamedTensor::f32(name, shape, &values)
+        })
+        .collect();
+    write_safetensors(&transformer.join("diffusion_pytorch_model.safetensors"), &tensors, &[])
+        .expect("weights");
+
+    let backbone = FluxUno::open(Cpu::new(1).expect("a thread"), &pipeline).expect("a checkpoint");
+    let targets = ["attn.*", "proj_out"];
+    let layout = AdapterLayout::matching(&backbone.layout().linears, &targets, 4, 4.0).expect("linears").0;
+    // In UNO's names, queries, keys and values have one A: here all modules with inputs of one width have.
+    let values = layout
+        .modules
+        .iter()
+        .flat_map(|m| [numbers(4 * m.inputs, 0.3), numbers(4 * m.outputs, 0.3)].concat());
+    let adapter = Adapter { values: Arc::new(values.collect()), layout: Arc::new(layout) };
+    let file = folder.join("dit_lora.safetensors");
+    adapter.write(&file, AdapterFormat::Uno, &[]).expect("an adapter");
+    (pipeline, file)
+}
+
+#[test]
+fn the_recipe_for_published_files_takes_two_steps_on_small_files_of_their_layout() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (pipeline, adapter) = published(dir.path());
+    let sets = [
+        format!("backbone.weights={}", pipeline.display()),
+        format!("backbone.adapter={}", adapter.display()),
+        format!("pairs.path={}", root().join("data/demo/pairs.jsonl").display()),
+        "pairs.height=64".into(),
+        "pairs.width=64".into(),
+        "pairs.reference_height=32".into(),
+        "pairs.reference_width=32".into(),
+        "prompt.length=16".into(),
+        "lora.rank=4".into(),
+        "sample_reference.steps=2".into(),
+    ];
+    let recipe = root().join("graphs/flux/focusdpo_uno.ron");
+    let loaded = spec::load(&recipe, &sets, &Registry::standard()).unwrap_or_else(|e| panic!("{e:?}"));
+    let graph = Arc::new(loaded.graph);
+    let plan = Plan::new(&graph, &PlanOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    let options = RunOptions { last: Some(1), ..RunOptions::new(0, Cpu::new(2).expect("threads")) };
+    let mut runner = Runner::new(graph, plan, options).expect("a runner");
+    let first = runner.step().unwrap_or_else(|e| panic!("{e}"));
+    // UNO's adapter is on in policy and reference alike.
+    assert_eq!(first.loss, Some(std::f32::consts::LN_2));
+    let strips = first.effects.iter().filter(|(node, _)| node == "strip").count();
+    assert_eq!(strips, 1, "a strip of samples at the first step");
+    assert!(runner.step().unwrap_or_else(|e| panic!("{e}")).loss.is_some_and(f32::is_finite));
+}
+
+#[test]
+fn the_recipe_for_published_files_says_which_file_is_missing() {
+    let recipe = root().join("graphs/flux/focusdpo_uno.ron");
+    let error = spec::load(&recipe, &[], &Registry::standard()).err().expect("there are no such files");
+    let text = format!("{error:?}");
+    assert!(text.contains("pairs.jsonl") || text.contains("FLUX.1-dev"), "{text}");
 }

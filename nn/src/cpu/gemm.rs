@@ -56,6 +56,8 @@ pub type Extra<'a> = (&'a [f32], usize, &'a Packed);
 const TERMS: usize = 256;
 /// Most rows in one task: their share of `x` stays in the second cache.
 const TASK_ROWS: usize = 192;
+/// Most columns in one task: the task's part of the result stays in the second cache, too, while the sum's runs pass.
+const TASK_COLUMNS: usize = 512;
 
 /// Computes a [`Gemm`].
 ///
@@ -83,7 +85,7 @@ pub fn gemm(cpu: &Cpu, call: Gemm<'_>) {
     let wanted = 4 * cpu.threads();
     let rows = m.div_ceil(wanted).clamp(TASK_ROWS / 2, TASK_ROWS).next_multiple_of(tile_rows);
     let row_tasks = m.div_ceil(rows);
-    let columns = panels.div_ceil((wanted / row_tasks).clamp(1, panels));
+    let columns = panels.div_ceil((wanted / row_tasks).clamp(1, panels)).min(TASK_COLUMNS / width);
     let column_tasks = panels.div_ceil(columns);
     let out = Shared::new(out);
     parallel::for_each(cpu, 2 * m * n * terms, row_tasks * column_tasks, |task| {
