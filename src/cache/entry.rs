@@ -1,12 +1,11 @@
 //! One entry: what an operator gave for one sample, as a safetensors file with a checksum.
 
-use std::{fs, io, path::Path};
+use std::{collections::HashMap, fs, io, io::Write, path::Path};
 
-use prefgraph_nn::files::{NamedTensor as FileTensor, write_safetensors};
 use prefgraph_ops::{NamedState, NamedTensor};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
 
-use super::Hash;
+use super::{Hash, store::UNFINISHED};
 
 /// What marks a file as an entry.
 const KIND: &str = "prefgraph cache entry";
@@ -36,19 +35,48 @@ fn checksum<'a>(key: Hash, tensors: impl Iterator<Item = (&'a str, &'a [usize], 
 }
 
 /// Write the row of every output, whose names are given, into a file beside and rename it.
+///
+/// Nothing is flushed to the disk: an entry can be made again, and one that a power failure has torn is told by its
+/// checksum. Two flushes a file would take longer than most encoders.
 pub(super) fn write(path: &Path, key: Hash, outputs: &[&str], row: &Row) -> Result<(), String> {
+    let fault = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+    let bytes = encode(key, outputs, row).map_err(|e| fault(&e))?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(|e| fault(&e))?;
+    let beside = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder);
+    let mut beside = beside.map_err(|e| fault(&e))?;
+    beside.write_all(&bytes).map_err(|e| fault(&e))?;
+    readable_as_other_files(beside.as_file()).map_err(|e| fault(&e))?;
+    beside.persist(path).map_err(|e| fault(&e.error))?;
+    Ok(())
+}
+
+fn encode(key: Hash, outputs: &[&str], row: &Row) -> Result<Vec<u8>, String> {
+    let bytes_of = |t: &NamedTensor| t.values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     let named = outputs.iter().zip(row).flat_map(|(output, state)| {
-        let tensor =
-            move |t: &NamedTensor| FileTensor::f32(format!("{output}/{}", t.name), t.dims.clone(), &t.values);
-        state.tensors.iter().map(tensor)
+        state.tensors.iter().map(move |t| (format!("{output}/{}", t.name), &t.dims, bytes_of(t)))
     });
-    let tensors: Vec<FileTensor<'_>> = named.collect();
-    let sum = checksum(key, tensors.iter().map(|t| (t.name.as_str(), &t.shape[..], &t.bytes[..])));
-    let metadata = [("kind", KIND), ("key", &key.to_hex()), ("checksum", &sum)];
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    }
-    write_safetensors(path, &tensors, &metadata).map_err(|e| e.to_string())
+    let tensors: Vec<(String, &Vec<usize>, Vec<u8>)> = named.collect();
+    let sum = checksum(key, tensors.iter().map(|(name, dims, bytes)| (name.as_str(), &dims[..], &bytes[..])));
+    let views = tensors
+        .iter()
+        .map(|(name, dims, bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, dims.to_vec(), bytes)?)));
+    let views: Result<Vec<_>, SafeTensorError> = views.collect();
+    // One fact only: the library writes several in any order, and equal entries are to have equal bytes.
+    let facts = HashMap::from([(KIND.to_owned(), format!("{} {sum}", key.to_hex()))]);
+    safetensors::serialize(views.map_err(|e| e.to_string())?, Some(facts)).map_err(|e| e.to_string())
+}
+
+/// A temporary file is made for its owner alone; what stays is to be as readable as any other file.
+#[cfg(unix)]
+fn readable_as_other_files(file: &fs::File) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn readable_as_other_files(_: &fs::File) -> io::Result<()> {
+    Ok(())
 }
 
 /// Read the entry of that key, and compare it with its checksum.
@@ -61,23 +89,26 @@ pub(super) fn read(path: &Path, key: Hash, outputs: &[&str]) -> Result<Row, Abse
     decode(&bytes, key, outputs).map_err(Absent::Damaged)
 }
 
-fn decode(bytes: &[u8], key: Hash, outputs: &[&str]) -> Result<Row, String> {
-    let (_, header) =
-        SafeTensors::read_metadata(bytes).map_err(|e| format!("it is torn or no entry: {e}"))?;
-    let file = SafeTensors::deserialize(bytes).map_err(|e| format!("it is torn: {e}"))?;
-    let facts = header.metadata().as_ref().ok_or("it is no entry of a cache")?;
-    let fact = |name: &str| facts.get(name).map_or("", String::as_str);
-    if fact("kind") != KIND {
-        return Err("it is no entry of a cache".into());
-    }
-    if fact("key") != key.to_hex().as_str() {
-        return Err(format!("it is the entry of another sample, {}", fact("key")));
+/// The tensors of a whole entry of that key.
+fn open(bytes: &[u8], key: Hash) -> Result<SafeTensors<'_>, String> {
+    let torn = |e: SafeTensorError| format!("it is torn, or no entry: {e}");
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(torn)?;
+    let file = SafeTensors::deserialize(bytes).map_err(torn)?;
+    let facts = header.metadata().as_ref().and_then(|facts| facts.get(KIND));
+    let (stated, sum) = facts.and_then(|f| f.split_once(' ')).ok_or("it is no entry of a cache")?;
+    if stated != key.to_hex().as_str() {
+        return Err(format!("it is the entry of another sample, {stated}"));
     }
     let tensors = file.tensors();
     let parts = tensors.iter().map(|(name, view)| (name.as_str(), view.shape(), view.data()));
-    if fact("checksum") != checksum(key, parts) {
+    if sum != checksum(key, parts) {
         return Err("its contents do not fit its checksum".into());
     }
+    Ok(file)
+}
+
+fn decode(bytes: &[u8], key: Hash, outputs: &[&str]) -> Result<Row, String> {
+    let tensors = open(bytes, key)?.tensors();
     let mut row = vec![NamedState::default(); outputs.len()];
     let mut sorted: Vec<_> = tensors.iter().collect();
     sorted.sort_by_key(|(name, _)| name.as_str());
@@ -99,20 +130,12 @@ fn decode(bytes: &[u8], key: Hash, outputs: &[&str]) -> Result<Row, String> {
     Ok(row)
 }
 
-/// The key that a file states, if it is a whole entry.
+/// Is the file a whole entry of the key that is its name?
 pub(super) fn verify(path: &Path) -> Result<(), String> {
     let bytes = fs::read(path).map_err(|e| format!("it cannot be read: {e}"))?;
-    let (_, header) =
-        SafeTensors::read_metadata(&bytes).map_err(|e| format!("it is torn or no entry: {e}"))?;
-    let facts = header.metadata().as_ref().ok_or("it is no entry of a cache")?;
     let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let key = Hash::from_hex(&stem).map_err(|_| "its name is no key".to_owned())?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| format!("it is torn: {e}"))?;
-    let tensors = file.tensors();
-    let parts = tensors.iter().map(|(name, view)| (name.as_str(), view.shape(), view.data()));
-    let whole = facts.get("key").is_some_and(|k| *k == stem)
-        && facts.get("checksum").is_some_and(|sum| *sum == checksum(key, parts));
-    if whole { Ok(()) } else { Err("its contents do not fit its checksum and its name".into()) }
+    open(&bytes, key).map(|_| ())
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ pub(super) struct Store {
 }
 
 /// What an unfinished file begins with.
-const UNFINISHED: &str = ".writing-";
+pub(super) const UNFINISHED: &str = ".writing-";
 const RECIPE: &str = "recipe.json";
 
 fn format_line() -> String {

@@ -104,6 +104,10 @@ impl Encoder {
     pub fn new(counts: &Counts, scale: f32) -> Self {
         Self { counts: counts.clone(), scale, weights: None }
     }
+
+    pub fn with_weights(counts: &Counts, scale: f32, path: impl Into<PathBuf>) -> Self {
+        Self { counts: counts.clone(), scale, weights: Some(path.into()) }
+    }
 }
 
 impl Drop for Encoder {

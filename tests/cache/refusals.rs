@@ -72,9 +72,8 @@ fn unknown_nodes_double_ones_and_samples_that_cannot_be_listed_are_refused() {
     let (error, _) = refused(&mut graph, &["late"]);
     assert!(error.contains("`mixed` (`multiply`), whose rows do not depend on one sample only"), "{error}");
     let mut graph = plain(&counts, Numbers::new(4, 2));
-    let weights = Some("/nowhere/weights".into());
     let (x,) = graph.add("y", Numbers::new(4, 2), ());
-    graph.add("blind", Encoder { weights, ..Encoder::new(&counts, 1.0) }, (x,));
+    graph.add("blind", Encoder::with_weights(&counts, 1.0, "/nowhere/weights"), (x,));
     let (error, _) = refused(&mut graph, &["blind"]);
     assert!(error.contains("`blind`") && error.contains("/nowhere/weights"), "{error}");
 }

@@ -57,7 +57,7 @@ fn other_weights_are_other_entries() {
     let folder = dir.path().join("cache");
     let graph = |bytes: &[u8]| {
         fs::write(&weights, bytes).unwrap();
-        let first = Encoder { weights: Some(weights.clone()), ..Encoder::new(&counts, 1.0) };
+        let first = Encoder::with_weights(&counts, 1.0, &weights);
         learner(Numbers::new(3, 2), first, Encoder::new(&counts, 1.0))
     };
     let (graph_a, mut cache) = attach(graph(b"a"), &folder);
