@@ -237,6 +237,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn decoding_a_picture_of_512_pixels_takes_far_less_than_two_gigabytes() {
+        let cost = steps::cost(&KlConfig::flux().decoder(), (64, 64));
+        // The first block at full resolution: its input twice, its output, and the windows of a few pixels.
+        let least = 512 * 512 * (2 * 256 + 128) * 4;
+        assert!((least..least + (100 << 20)).contains(&cost.scratch_bytes), "{cost:?}");
+        // Multiply-adds of the reference implementation's convolutions and linears, as hooks on them count; attention.
+        assert_eq!(cost.flops, 2.0 * (1_240_306_024_448.0 + 2.0 * 4096.0 * 4096.0 * 512.0));
+    }
+
+    #[test]
     fn a_configuration_that_cannot_be_run_is_refused_with_what_was_expected() {
         type Fault = (fn(&mut KlConfig), &'static str);
         let faults: [Fault; 6] = [

@@ -11,13 +11,26 @@ fn published() -> T5Config {
     .unwrap()
 }
 
-#[test]
-fn classes_of_distances_begin_where_the_reference_implementation_lets_them_begin() {
+fn without_weights() -> T5 {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("w.safetensors");
     crate::files::write_safetensors(&path, &[], &[]).unwrap();
     let files = crate::files::TensorFiles::open(&path).unwrap();
-    let t5 = T5 { config: published(), source: Source::new(Arc::new(files), "", &[]), table: TABLES[0] };
+    T5 { config: published(), source: Source::new(Arc::new(files), "", &[]), table: TABLES[0] }
+}
+
+#[test]
+fn a_prompt_of_512_tokens_takes_half_a_gigabyte_and_five_trillion_operations() {
+    let cost = without_weights().cost(1, 512);
+    assert!((400 << 20..600 << 20).contains(&cost.scratch_bytes), "{cost:?}");
+    // Two for every value of a matrix and every token, and the scores.
+    let matrices = 2.0 * 512.0 * (4_762_310_656.0 - 32128.0 * 4096.0);
+    assert!((matrices..1.05 * matrices).contains(&cost.flops), "{cost:?} {matrices}");
+}
+
+#[test]
+fn classes_of_distances_begin_where_the_reference_implementation_lets_them_begin() {
+    let t5 = without_weights();
     // Of transformers' T5Attention, with 32 classes and 128 as the largest distance.
     let starts = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91];
     for distance in 0..600isize {
