@@ -88,7 +88,7 @@ impl Checkpoint {
         for (cell, state) in &self.cells {
             for tensor in &state.tensors {
                 let key = key(cell, &tensor.name);
-                tensors.push(FileTensor::f32(key, tensor.dims.clone(), &tensor.values));
+                tensors.push(FileTensor::borrowed(key, tensor.dims.clone(), &tensor.values));
             }
             cells.push(CellState {
                 name: cell.clone(),

@@ -24,10 +24,19 @@ pub struct NamedTensor<'a> {
     pub bytes: Cow<'a, [u8]>,
 }
 
-impl NamedTensor<'_> {
+impl<'a> NamedTensor<'a> {
     /// A tensor of f32.
     pub fn f32(name: impl Into<String>, shape: Vec<usize>, values: &[f32]) -> Self {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Self { name: name.into(), dtype: Dtype::F32, shape, bytes }
+    }
+
+    /// A tensor of f32 whose values stay where they are, if memory is little-endian.
+    pub fn borrowed(name: impl Into<String>, shape: Vec<usize>, values: &'a [f32]) -> Self {
+        if cfg!(target_endian = "big") {
+            return Self::f32(name, shape, values);
+        }
+        let bytes = Cow::Borrowed(bytemuck::cast_slice(values));
         Self { name: name.into(), dtype: Dtype::F32, shape, bytes }
     }
 }

@@ -64,14 +64,22 @@ fn alpha(files: &TensorFiles) -> Result<Option<f32>> {
 }
 
 /// The tensors of an adapter, and what the header says.
-pub(super) fn tensors(adapter: &Adapter) -> (Vec<NamedTensor<'static>>, Vec<(String, String)>) {
+pub(super) fn tensors(adapter: &Adapter) -> (Vec<NamedTensor<'_>>, Vec<(String, String)>) {
     let layout = &adapter.layout;
     let mut tensors = Vec::with_capacity(2 * layout.modules.len());
     for (module, (a, b)) in layout.modules.iter().zip(layout.ranges()) {
         let name = format!("{PREFIX}{}", module.name);
         let (a, b) = (&adapter.values[a], &adapter.values[b]);
-        tensors.push(NamedTensor::f32(format!("{name}.lora_A.weight"), vec![layout.rank, module.inputs], a));
-        tensors.push(NamedTensor::f32(format!("{name}.lora_B.weight"), vec![module.outputs, layout.rank], b));
+        tensors.push(NamedTensor::borrowed(
+            format!("{name}.lora_A.weight"),
+            vec![layout.rank, module.inputs],
+            a,
+        ));
+        tensors.push(NamedTensor::borrowed(
+            format!("{name}.lora_B.weight"),
+            vec![module.outputs, layout.rank],
+            b,
+        ));
     }
     let config = serde_json::json!({
         format!("{PREFIX}r"): layout.rank,
