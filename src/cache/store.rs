@@ -8,7 +8,7 @@
 //! ```
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -61,14 +61,13 @@ impl Store {
             Ok(text) if text.trim() == format_line() => Found::Cache,
             Ok(text) if text.starts_with("prefgraph cache") => Found::Other(text.trim().to_owned()),
             Ok(_) => Found::Foreign,
-            Err(_) => match fs::read_dir(&self.root) {
-                Ok(mut entries) => match entries.next() {
-                    Some(_) => Found::Foreign,
-                    None => Found::Nothing,
-                },
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Found::Nothing,
-                Err(_) => Found::Foreign,
+            Err(_) if self.root.is_dir() => match children(&self.root).find(|p| !is_unfinished(p)) {
+                Some(_) => Found::Foreign,
+                // Another run may be about to make it.
+                None => Found::Nothing,
             },
+            Err(_) if self.root.exists() => Found::Foreign,
+            Err(_) => Found::Nothing,
         }
     }
 
@@ -93,10 +92,12 @@ impl Store {
             self.check()?;
         }
         let fault = |e: &dyn std::fmt::Display| CacheError::io("be written to", &self.root, e);
-        fs::create_dir_all(self.root.join("entries")).map_err(|e| fault(&e))?;
-        // Also the proof that files can be written here.
+        fs::create_dir_all(&self.root).map_err(|e| fault(&e))?;
+        // First of all: a folder with anything else in it and without this file is not taken for a cache. It is also the
+        // proof that files can be written here.
         write_atomically(&self.root.join("format"), format!("{}\n", format_line()).as_bytes())
-            .map_err(|e| fault(&e))
+            .map_err(|e| fault(&e))?;
+        fs::create_dir_all(self.root.join("entries")).map_err(|e| fault(&e))
     }
 
     fn folder(&self, recipe: &str) -> PathBuf {
