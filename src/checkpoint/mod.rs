@@ -16,7 +16,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use prefgraph_nn::files::{NamedTensor as FileTensor, TensorFiles, write_safetensors};
+use prefgraph_nn::{
+    cpu::map::FileMap,
+    files::{NamedTensor as FileTensor, TensorFiles, write_safetensors},
+};
 use prefgraph_ops::{NamedState, NamedTensor};
 
 use state::{CellState, State};
@@ -97,7 +100,8 @@ impl Checkpoint {
             });
         }
         write_safetensors(&path, &tensors, &[]).map_err(|e| CheckpointError::new(&path, e))?;
-        let bytes = fs::read(&path).map_err(|e| CheckpointError::new(&path, e))?;
+        // Mapped, since cells may be as large as the memory that is left.
+        let bytes = FileMap::open(&path).map_err(|e| CheckpointError::new(&path, e))?;
         let state = State {
             step: self.step,
             seed: self.seed,
@@ -116,7 +120,7 @@ impl Checkpoint {
     /// If a file is missing, torn, altered, or of another version.
     pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
         let fault = |e: &dyn std::fmt::Display| CheckpointError::new(folder, e);
-        let tensors = fs::read(folder.join(CELLS)).map_err(|e| fault(&format!("{CELLS}: {e}")))?;
+        let tensors = FileMap::open(&folder.join(CELLS)).map_err(|e| fault(&format!("{CELLS}: {e}")))?;
         let text = fs::read(folder.join(STATE)).map_err(|e| fault(&format!("{STATE}: {e}")))?;
         let state = State::decode(&text, &tensors).map_err(|e| fault(&e))?;
         let files = TensorFiles::open(&folder.join(CELLS)).map_err(|e| fault(&e))?;

@@ -52,11 +52,19 @@ impl TensorView {
         })
     }
 
+    /// Some consecutive rows.
+    ///
+    /// # Errors
+    /// If they do not lie within the view.
+    pub fn rows(&self, range: Range<usize>) -> Result<Self> {
+        self.arranged(&[range])
+    }
+
     /// These ranges of rows, one below the other, in this order.
     ///
     /// # Errors
     /// If a range does not lie within the view.
-    pub fn rows(&self, ranges: &[Range<usize>]) -> Result<Self> {
+    pub fn arranged(&self, ranges: &[Range<usize>]) -> Result<Self> {
         let rows = self.shape.first().copied().unwrap_or(1);
         let mut pieces: Vec<Range<usize>> = Vec::new();
         for range in ranges {
@@ -100,7 +108,7 @@ impl TensorView {
             let what = format!("rows of `{}` of {}", self.name, self.files.path().display());
             return Err(Error::shape(what, "an even number", rows));
         }
-        self.rows(&[rows / 2..rows, 0..rows / 2])
+        self.arranged(&[rows / 2..rows, 0..rows / 2])
     }
 
     /// The name of the tensor in its file.
@@ -226,10 +234,10 @@ mod tests {
             let (_dir, files) = files(dtype);
             let whole = TensorView::whole(&files, "m").unwrap();
             assert_eq!(whole.read(), [0., 1., 2., 3., 4., 5., 6., 7.]);
-            let view = whole.rows(&[3..4, 0..2]).unwrap();
+            let view = whole.arranged(&[3..4, 0..2]).unwrap();
             assert_eq!((view.shape(), view.dtype()), (&[3, 2][..], dtype));
             assert_eq!(view.read(), [6., 7., 0., 1., 2., 3.]);
-            let again = view.rows(&[1..3, 0..1]).unwrap();
+            let again = view.arranged(&[1..3, 0..1]).unwrap();
             assert_eq!(again.read(), [0., 1., 2., 3., 6., 7.]);
             assert_eq!(whole.swapped_halves().unwrap().read(), [4., 5., 6., 7., 0., 1., 2., 3.]);
             let vector = TensorView::whole(&files, "v").unwrap();
@@ -241,7 +249,7 @@ mod tests {
     fn pieces_are_the_bytes_of_the_file_and_neighbours_are_one_piece() {
         let (_dir, files) = files(Dtype::BF16);
         let whole = TensorView::whole(&files, "m").unwrap();
-        let joined = whole.rows(&[0..1, 1..3, 3..4]).unwrap();
+        let joined = whole.arranged(&[0..1, 1..3, 3..4]).unwrap();
         assert_eq!(joined.pieces().len(), 1);
         let bytes = files.bytes("m").unwrap();
         assert_eq!(joined.pieces().next().unwrap(), Piece { dtype: Dtype::BF16, bytes });
@@ -255,9 +263,9 @@ mod tests {
     fn rows_that_are_not_there_odd_halves_and_whole_numbers_are_refused() {
         let (_dir, files) = files(Dtype::F32);
         let whole = TensorView::whole(&files, "m").unwrap();
-        let error = whole.rows(&[2..5]).unwrap_err().to_string();
+        let error = whole.rows(2..5).unwrap_err().to_string();
         assert!(error.contains("rows of `m`") && error.contains("0..4"), "{error}");
-        assert!(whole.rows(&[0..3]).unwrap().swapped_halves().is_err());
+        assert!(whole.rows(0..3).unwrap().swapped_halves().is_err());
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("i.safetensors");
         let tensor =
@@ -275,7 +283,7 @@ mod tests {
         write_safetensors(&path, &[NamedTensor::f32("n", vec![2], &[0.0, f32::NAN])], &[]).unwrap();
         let files = Arc::new(TensorFiles::open(&path).unwrap());
         let view = TensorView::whole(&files, "n").unwrap();
-        assert_eq!(view.rows(&[0..1]).unwrap().read_finite().unwrap(), [0.0]);
+        assert_eq!(view.rows(0..1).unwrap().read_finite().unwrap(), [0.0]);
         assert!(view.read_finite().unwrap_err().to_string().contains("`n` holds NaN"));
     }
 }

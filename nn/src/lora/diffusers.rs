@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{
     Adapter,
-    format::{Factors, Part, Side, gather},
+    format::{Contents, Factors, Part, Side, gather},
 };
 use crate::{
     error::{Error, Result},
@@ -64,7 +64,7 @@ fn alpha(files: &TensorFiles) -> Result<Option<f32>> {
 }
 
 /// The tensors of an adapter, and what the header says.
-pub(super) fn tensors(adapter: &Adapter) -> (Vec<NamedTensor<'_>>, Vec<(String, String)>) {
+pub(super) fn tensors(adapter: &Adapter) -> Contents<'_> {
     let layout = &adapter.layout;
     let mut tensors = Vec::with_capacity(2 * layout.modules.len());
     for (module, (a, b)) in layout.modules.iter().zip(layout.ranges()) {
@@ -87,7 +87,7 @@ pub(super) fn tensors(adapter: &Adapter) -> (Vec<NamedTensor<'_>>, Vec<(String, 
         format!("{PREFIX}target_modules"): layout.modules.iter().map(|m| &m.name).collect::<Vec<_>>(),
         format!("{PREFIX}bias"): "none",
     });
-    (tensors, vec![(METADATA.into(), config.to_string())])
+    Contents { tensors, header: vec![(METADATA.into(), config.to_string())] }
 }
 
 /// Whole numbers without a point, as PEFT writes them.

@@ -3,7 +3,9 @@
 use std::{path::Path, sync::Arc};
 
 use super::{
-    Adapter, AdapterFile, AdapterFormat, AdapterLayout, diffusers, kohya,
+    Adapter, AdapterFile, AdapterFormat, AdapterLayout, diffusers,
+    format::Contents,
+    kohya,
     pattern::{count_kinds, kind},
     uno,
 };
@@ -36,19 +38,19 @@ impl Adapter {
         };
         let unscaled;
         let mut written = self;
-        let (tensors, mut metadata) = match format {
+        let Contents { tensors, mut header } = match format {
             AdapterFormat::Diffusers => diffusers::tensors(self),
             AdapterFormat::Kohya => kohya::tensors(self).map_err(refused)?,
             AdapterFormat::Uno => {
                 unscaled = self.unscaled().map_err(refused)?;
                 written = &unscaled;
-                (uno::tensors(written).map_err(refused)?, Vec::new())
+                uno::tensors(written).map_err(refused)?
             }
         };
         let layout = &written.layout;
         let targets = count_kinds(layout.modules.iter().map(|m| kind(&m.name)));
         let targets: Vec<&str> = targets.iter().map(|(kind, _)| kind.as_str()).collect();
-        metadata.extend(
+        header.extend(
             [
                 ("format", "pt".to_owned()),
                 ("prefgraph.rank", layout.rank.to_string()),
@@ -57,13 +59,12 @@ impl Adapter {
             ]
             .map(|(key, value)| (key.to_owned(), value)),
         );
-        let known = metadata.len();
-        metadata.extend_from_slice(about);
-        if let Some((key, _)) = about.iter().find(|(key, _)| metadata[..known].iter().any(|(k, _)| k == key))
-        {
+        let known = header.len();
+        header.extend_from_slice(about);
+        if let Some((key, _)) = about.iter().find(|(key, _)| header[..known].iter().any(|(k, _)| k == key)) {
             return Err(Error::Setting(format!("`{key}` in the header is the file's own")));
         }
-        let pairs: Vec<(&str, &str)> = metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let pairs: Vec<(&str, &str)> = header.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         write_safetensors(path, &tensors, &pairs)?;
         written.compare_with(path)
     }
@@ -118,7 +119,7 @@ impl AdapterLayout {
     ///
     /// # Errors
     /// If the format has no names for a module; for UNO's names also if q, k and v are adapted, whose A matrices
-    /// training moves apart.
+    /// training moves apart, or if the scale is no power of two.
     pub fn writable(&self, format: AdapterFormat) -> Result<()> {
         match format {
             AdapterFormat::Diffusers => Ok(()),
@@ -131,6 +132,15 @@ impl AdapterLayout {
                         "UNO's names cannot hold what is trained here: q, k and v of `{}` share one A there, and training \
                          moves them apart; take diffusers' or kohya's names, or targets without q, k and v",
                         place.original()
+                    )));
+                }
+                // Only a power of two multiplies every B exactly.
+                let scale = self.scale();
+                if scale.to_bits() & 0x007f_ffff != 0 || scale * self.rank as f32 != self.alpha {
+                    return Err(Error::Setting(format!(
+                        "UNO's names have no alpha, and alpha / rank, {} / {}, is no power of two that could go into B; set \
+                         alpha to the rank, or take diffusers' or kohya's names",
+                        self.alpha, self.rank
                     )));
                 }
                 Ok(())

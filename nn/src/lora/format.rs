@@ -25,7 +25,7 @@ use super::{AdaptedLinear, Adapter, AdapterLayout, diffusers, kohya, pattern::ki
 use crate::{
     backbone::LinearLayout,
     error::{Error, Result},
-    files::{TensorFiles, TensorView, nearest},
+    files::{NamedTensor, TensorFiles, TensorView, nearest},
     naming::Place,
 };
 
@@ -83,6 +83,12 @@ pub(super) enum Side {
 
 /// The tensors of one module of a file: down, up, alpha.
 pub(super) type Sides = [Option<String>; 3];
+
+/// What a file is written from: tensors, and what the header says in the format's own keys.
+pub(super) struct Contents<'a> {
+    pub tensors: Vec<NamedTensor<'a>>,
+    pub header: Vec<(String, String)>,
+}
 
 /// The tensors of a file by module: `side` takes a name apart, `bare` brings a module's name into one spelling.
 ///
@@ -418,7 +424,7 @@ fn split(pair: &Factors, format: AdapterFormat) -> Result<Vec<Module>> {
     let module = |part: usize, rank: usize, blocks: usize, a: TensorView, columns: Range<usize>| {
         let Part { name, rows } = &pair.parts[part];
         let linear = AdaptedLinear { name: name.clone(), inputs: a.shape()[1], outputs: rows.len() };
-        let up = pair.up.rows(std::slice::from_ref(rows))?;
+        let up = pair.up.rows(rows.clone())?;
         let key = pair.key.clone();
         Ok(Module { linear, rank, blocks, alpha: pair.alpha, a, up, columns, key })
     };
@@ -429,7 +435,7 @@ fn split(pair: &Factors, format: AdapterFormat) -> Result<Vec<Module>> {
     let r = rank / parts.len();
     for (block, part) in parts.iter().enumerate() {
         let columns = block * r..(block + 1) * r;
-        let a = pair.down.rows(std::slice::from_ref(&columns))?;
+        let a = pair.down.rows(columns.clone())?;
         let module = module(*part, r, parts.len(), a, columns)?;
         // A block of zeros in both factors stands for a part that has none.
         if module.a.read().iter().chain(&module.up.read()).any(|v| *v != 0.0) {

@@ -57,7 +57,7 @@ impl FrozenAdapter {
             let rank = pair.rank();
             let scale = pair.alpha.map_or(1.0, |alpha| alpha / rank as f32);
             for part in &pair.parts {
-                let up = pair.up.rows(std::slice::from_ref(&part.rows))?;
+                let up = pair.up.rows(part.rows.clone())?;
                 let found = FrozenFactors { down: pair.down.clone(), up, scale };
                 check(path, &part.name, &found, linears)?;
                 factors.insert(part.name.clone(), found);

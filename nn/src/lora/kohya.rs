@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Adapter, AdapterLayout,
-    format::{Factors, Part, Side, blocks, gather},
+    format::{Contents, Factors, Part, Side, blocks, gather},
 };
 use crate::{
     error::{Error, Result},
@@ -66,7 +66,7 @@ fn one(files: &Arc<TensorFiles>, module: &str, sides: &[Option<String>; 3]) -> R
 ///
 /// # Errors
 /// If a module is no linear of a FLUX transformer.
-pub(super) fn tensors(adapter: &Adapter) -> Result<(Vec<NamedTensor<'static>>, Vec<(String, String)>)> {
+pub(super) fn tensors(adapter: &Adapter) -> Result<Contents<'static>> {
     let layout = &adapter.layout;
     let mut tensors = Vec::new();
     for (place, parts) in grouped(layout)? {
@@ -77,13 +77,13 @@ pub(super) fn tensors(adapter: &Adapter) -> Result<(Vec<NamedTensor<'static>>, V
         let alpha = layout.alpha * (rank / layout.rank) as f32;
         tensors.push(NamedTensor::f32(format!("{name}.alpha"), Vec::new(), &[alpha]));
     }
-    let metadata = [
+    let header = [
         ("ss_network_module", "networks.lora_flux".to_owned()),
         ("ss_network_dim", layout.rank.to_string()),
         (NETWORK_ALPHA, layout.alpha.to_string()),
         ("ss_base_model_version", "flux1".to_owned()),
     ];
-    Ok((tensors, metadata.map(|(k, v)| (k.to_owned(), v)).to_vec()))
+    Ok(Contents { tensors, header: header.map(|(k, v)| (k.to_owned(), v)).to_vec() })
 }
 
 /// The modules of a layout by the linear of the original layout that they are parts of: for each part the number of

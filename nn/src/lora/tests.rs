@@ -255,6 +255,9 @@ fn uno_refuses_what_its_names_cannot_hold_and_says_what_to_do() {
     assert!(layout(&OUT[..2]).writable(AdapterFormat::Uno).is_ok());
     assert!(layout(&uno).writable(AdapterFormat::Uno).unwrap_err().to_string().contains("moves them apart"));
     assert!(layout(&uno).writable(AdapterFormat::Kohya).is_ok());
+    let scaled = |alpha: f32| adapter(&OUT, 3, alpha).layout.writable(AdapterFormat::Uno);
+    assert!(scaled(1.5).is_ok() && scaled(3.0).is_ok());
+    assert!(scaled(2.0).unwrap_err().to_string().contains("no power of two"));
     // A scale that multiplies exactly goes into B.
     let scaled = adapter(&["attn.to_out.0"], 4, 2.0);
     scaled.write(&path, AdapterFormat::Uno, &[]).unwrap();

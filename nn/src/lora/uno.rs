@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::{
     Adapter, AdapterLayout,
-    format::{Factors, Part, Side, gather},
+    format::{Contents, Factors, Part, Side, gather},
     kohya::grouped,
 };
 use crate::{
@@ -81,7 +81,7 @@ pub(super) fn factors(files: &Arc<TensorFiles>, under: &str) -> Result<Vec<Facto
 ///
 /// # Errors
 /// If it has a module that UNO has no name for, only some of q, k and v, or A matrices of q, k and v that differ.
-pub(super) fn tensors(adapter: &Adapter) -> Result<Vec<NamedTensor<'static>>> {
+pub(super) fn tensors(adapter: &Adapter) -> Result<Contents<'static>> {
     let (layout, ranges) = (&adapter.layout, adapter.layout.ranges());
     fits(layout)?;
     let mut tensors = Vec::new();
@@ -104,7 +104,7 @@ pub(super) fn tensors(adapter: &Adapter) -> Result<Vec<NamedTensor<'static>>> {
         tensors.push(NamedTensor::f32(format!("{name}.down.weight"), vec![rank, inputs], a(modules[0])));
         tensors.push(NamedTensor::f32(format!("{name}.up.weight"), vec![up.len() / rank, rank], &up));
     }
-    Ok(tensors)
+    Ok(Contents { tensors, header: Vec::new() })
 }
 
 fn pair_name(place: &Place) -> Option<String> {

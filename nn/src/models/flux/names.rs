@@ -157,7 +157,7 @@ impl FluxFiles {
                     let ranges = place.rows(rows).ok_or_else(|| {
                         Error::Internal(format!("{rows} rows of `{file}` cannot be shared out"))
                     })?;
-                    whole.rows(&ranges[part..=part])?
+                    whole.rows(ranges[part].clone())?
                 }
             };
             if view.shape() != shape {

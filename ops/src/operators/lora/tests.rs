@@ -62,6 +62,12 @@ fn b_is_zero_and_a_is_drawn_by_the_linears_name() {
         assert!(ranges.iter().all(|(_, b)| all.values[b.clone()].iter().all(|v| *v == 0.0)));
         let at = all.layout.modules.iter().position(|m| m.name == "transformer_blocks.1.attn.to_q").unwrap();
         assert_eq!(all.values[ranges[at].0.clone()], one.values[one.layout.ranges()[0].0.clone()]);
+        if init == Init::Gaussian {
+            // Runs begin with these bits: normal numbers of the linear's name, rounded and then scaled.
+            let normals = bench.ctx().random_of_node("transformer_blocks.1.attn.to_q").normals(4 * 32);
+            let expected: Vec<f32> = normals.iter().map(|x| 0.25 * x).collect();
+            assert_eq!(all.values[ranges[at].0.clone()], expected);
+        }
         // Inputs of the attention are 32 wide.
         let attention: Vec<f64> = all
             .layout
