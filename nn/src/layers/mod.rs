@@ -7,8 +7,10 @@ pub mod embedding;
 pub mod linear;
 pub mod norm;
 mod rows;
+mod stored;
 
 pub use buffers::{Buffer, Buffers};
 pub use dense::{Weight, dense, product_plain, product_transposed};
 pub use linear::{Branches, Context, Input, InputGrad, Linear, Output, linears, linears_backward};
 pub use rows::copy_rows;
+pub use stored::stored;
