@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     error::{Error, Result},
-    files::{Dtype, TensorFiles},
+    files::TensorFiles,
 };
 
 /// Name of the weights in a diffusers folder, without the suffix.
@@ -34,13 +34,4 @@ pub(super) fn open(path: &Path) -> Result<(Option<PathBuf>, TensorFiles)> {
     }
     let files = TensorFiles::open_in(&folder, STEM)?;
     Ok((Some(config), files))
-}
-
-/// Values and bytes of the tensors of a file.
-pub(super) fn sizes(files: &TensorFiles, tensors: &[(String, Vec<usize>)]) -> (usize, usize) {
-    tensors.iter().fold((0, 0), |(values, bytes), (name, shape)| {
-        let count: usize = shape.iter().product();
-        let wide = files.info(name).is_none_or(|i| i.dtype == Dtype::F32);
-        (values + count, bytes + count * if wide { 4 } else { 2 })
-    })
 }

@@ -12,7 +12,10 @@ use super::{
 use crate::{
     cpu::Cpu,
     error::{Error, Result},
-    layers::conv::{Map, Window},
+    layers::{
+        conv::{Map, Window},
+        stored,
+    },
     tensor::Tensor,
 };
 
@@ -219,7 +222,7 @@ impl Tiny {
         let (encoder, decoder) = (config.encoder(), config.decoder());
         let expected = steps::tensors([&encoder[..], &decoder[..]]);
         files.expect(&expected)?;
-        let (parameters, weight_bytes) = files::sizes(&files, &expected);
+        let (parameters, weight_bytes) = stored(&files, &expected);
         let levels = config.num_decoder_blocks.len();
         let source = Source { files: Arc::new(files), rename: |name, _| name.into(), levels };
         Ok(Self { config, source, encoder, decoder, parameters, weight_bytes })

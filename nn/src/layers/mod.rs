@@ -10,6 +10,7 @@ pub mod frozen;
 pub mod linear;
 pub mod norm;
 mod rows;
+mod stored;
 
 pub use branches::Branches;
 pub use buffers::{Buffer, Buffers};
@@ -18,3 +19,4 @@ pub use dense::{Weight, dense, product_plain, product_transposed};
 pub use frozen::{Frozen, FrozenBranch, Loading, Packing};
 pub use linear::{Input, InputGrad, Linear, Output, linears, linears_backward};
 pub use rows::copy_rows;
+pub use stored::stored;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use crate::{
     cpu::Cpu,
     error::Result,
-    files::{Dtype, TensorFiles},
-    layers::{Weight, dense, embedding::embed},
+    files::TensorFiles,
+    layers::{Weight, dense, embedding::embed, stored},
 };
 
 /// A checkpoint and the prefix of the names in it.
@@ -22,13 +22,7 @@ pub(super) struct Source {
 
 impl Source {
     pub fn new(files: Arc<TensorFiles>, prefix: &'static str, tensors: &[(String, Vec<usize>)]) -> Self {
-        let (mut parameters, mut weight_bytes) = (0, 0);
-        for (name, shape) in tensors {
-            let count: usize = shape.iter().product();
-            let wide = files.info(name).is_none_or(|i| i.dtype == Dtype::F32);
-            parameters += count;
-            weight_bytes += count * if wide { 4 } else { 2 };
-        }
+        let (parameters, weight_bytes) = stored(&files, tensors);
         Self { files, prefix, parameters, weight_bytes }
     }
 

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     cpu::Cpu,
     error::{Error, Result},
-    layers::conv::Map,
+    layers::{conv::Map, stored},
     tensor::Tensor,
 };
 
@@ -77,7 +77,7 @@ impl Kl {
             })
             .collect();
         source.files.expect(&expected)?;
-        let (parameters, weight_bytes) = files::sizes(&source.files, &expected);
+        let (parameters, weight_bytes) = stored(&source.files, &expected);
         Ok(Self { config, source, encoder, decoder, parameters, weight_bytes })
     }
 
