@@ -87,3 +87,7 @@ pub struct Sample {
     /// The files that it is read from.
     pub files: Vec<PathBuf>,
 }
+
+/// Numbers of the samples that were read, and their batch; `None` if none of them can be used and the settings say to
+/// leave such out.
+pub type ReadBatch<B> = Option<(Vec<usize>, B)>;

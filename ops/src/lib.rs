@@ -29,7 +29,7 @@ pub mod settings;
 pub mod shape;
 pub mod vjp;
 
-pub use identity::{Identity, Sample};
+pub use identity::{Identity, ReadBatch, Sample};
 pub use inputs::{Arity, Input, InputSpec, Inputs, OutputSpec, Outputs};
 pub use operator::{Cost, Ctx, DynOperator, OpError, Operator, Residuals, Wanted};
 pub use port::{Carried, Cotangent, Grad, NamedState, NamedTensor, NoGrad, Port, PortType, Scalar, T, Value};

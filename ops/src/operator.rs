@@ -5,7 +5,7 @@ use std::any::Any;
 use prefgraph_nn as nn;
 
 use crate::{
-    identity::{Identity, Sample},
+    identity::{Identity, ReadBatch, Sample},
     inputs::{InputSpec, Inputs, OutputSpec, Outputs},
     port::Value,
     random::Random,
@@ -192,12 +192,11 @@ pub trait Operator: Send + Sync + Sized + 'static {
         None
     }
 
-    /// For sources that list [`samples`](Self::samples): these of them, of one variant, as a batch of any size, and the
-    /// numbers of those that are in it; `None` if none of them can be used and the settings say to leave such out.
+    /// For sources that list [`samples`](Self::samples): these of them, of one variant, as a batch of any size.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
-    fn read(&self, ctx: &Ctx<'_>, samples: &[usize]) -> Result<Option<(Vec<usize>, Self::Out)>, OpError> {
+    fn read(&self, ctx: &Ctx<'_>, samples: &[usize]) -> Result<ReadBatch<Self::Out>, OpError> {
         let _ = (ctx, samples);
         Err(OpError::internal(format!("`{}` lists no samples", Self::NAME)))
     }
@@ -272,7 +271,7 @@ pub trait DynOperator: Send + Sync {
     ///
     /// # Errors
     /// As there.
-    fn read(&self, ctx: &Ctx<'_>, samples: &[usize]) -> Result<Option<(Vec<usize>, Vec<Value>)>, OpError> {
+    fn read(&self, ctx: &Ctx<'_>, samples: &[usize]) -> Result<ReadBatch<Vec<Value>>, OpError> {
         let _ = (ctx, samples);
         Err(OpError::internal(format!("`{}` lists no samples", self.name())))
     }
@@ -338,7 +337,7 @@ impl<O: Operator> DynOperator for O {
     fn samples(&self) -> Option<Vec<Sample>> {
         Operator::samples(self)
     }
-    fn read(&self, ctx: &Ctx<'_>, samples: &[usize]) -> Result<Option<(Vec<usize>, Vec<Value>)>, OpError> {
+    fn read(&self, ctx: &Ctx<'_>, samples: &[usize]) -> Result<ReadBatch<Vec<Value>>, OpError> {
         Ok(Operator::read(self, ctx, samples)?.map(|(read, out)| (read, out.erase())))
     }
     fn forward(&self, ctx: &Ctx<'_>, inputs: &[Vec<Value>]) -> Result<(Vec<Value>, Residuals), OpError> {

@@ -57,6 +57,6 @@ fn place(nodes: &At<String>, node: &str) -> Option<Span> {
         text::read::<String>(&nodes.value[range.clone()]).is_ok_and(|name| name == node)
     };
     // The last one: of a name that is there twice, the second is one too many.
-    let found = scan::strings(&nodes.value).into_iter().filter(named).last()?;
+    let found = scan::strings(&nodes.value).into_iter().rfind(named)?;
     Some(nodes.span.part(&nodes.value, found))
 }

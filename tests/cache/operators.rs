@@ -10,7 +10,7 @@ use std::{
 
 use prefgraph::{Graph, Wire};
 use prefgraph_ops::{
-    Cost, Ctx, Identity, OpError, Operator, Sample,
+    Cost, Ctx, Identity, OpError, Operator, ReadBatch, Sample,
     operator::{InShapes, OutShapes},
 };
 
@@ -64,7 +64,7 @@ impl Operator for Numbers {
         };
         self.listed.then(|| (0..self.count).map(one).collect())
     }
-    fn read(&self, _: &Ctx<'_>, samples: &[usize]) -> Result<Option<(Vec<usize>, (Matrix,))>, OpError> {
+    fn read(&self, _: &Ctx<'_>, samples: &[usize]) -> Result<ReadBatch<(Matrix,)>, OpError> {
         assert!(samples.len() <= self.batch && samples.iter().all(|s| s % 2 == samples[0] % 2));
         let good: Vec<usize> = samples.iter().copied().filter(|s| !self.bad.contains(s)).collect();
         Ok((!good.is_empty()).then(|| (good.clone(), (self.rows(&good),))))

@@ -2,7 +2,7 @@
 
 use super::{OnBad, Pairs, Row};
 use crate::{
-    identity::Sample,
+    identity::{ReadBatch, Sample},
     operator::{Ctx, OpError, Operator},
     ports::Metrics,
 };
@@ -35,7 +35,7 @@ impl Pairs {
         &self,
         ctx: &Ctx<'_>,
         samples: &[usize],
-    ) -> Result<Option<(Vec<usize>, <Self as Operator>::Out)>, OpError> {
+    ) -> Result<ReadBatch<<Self as Operator>::Out>, OpError> {
         let (mut read, mut found) = (Vec::new(), Vec::new());
         for &number in samples {
             let row =

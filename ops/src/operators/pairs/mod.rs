@@ -393,7 +393,7 @@ impl Operator for Pairs {
         Some(self.listed())
     }
 
-    fn read(&self, ctx: &Ctx<'_>, samples: &[usize]) -> Result<Option<(Vec<usize>, Self::Out)>, OpError> {
+    fn read(&self, ctx: &Ctx<'_>, samples: &[usize]) -> Result<identity::ReadBatch<Self::Out>, OpError> {
         self.read_listed(ctx, samples)
     }
 
