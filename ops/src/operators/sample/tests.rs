@@ -106,9 +106,9 @@ fn a_sample_is_eulers_steps_over_the_predictions_of_the_reference_bit_for_bit() 
     for case in cases() {
         let sigmas = flow::sigmas(3, 2.5);
         let mut x = case.noise();
-        for made in 0..3 {
-            let v = case.predict(Process::Flow, &x, sigmas[made], None);
-            let d_sigma = sigmas[made + 1] - sigmas[made];
+        for [here, there] in sigmas.array_windows() {
+            let v = case.predict(Process::Flow, &x, *here, None);
+            let d_sigma = there - here;
             x.iter_mut().zip(&v).for_each(|(x, v)| *x += d_sigma * v);
         }
         let settings = SampleSettings { shift: 2.5, ..case.settings(SampleSchedule::Static, 3) };
@@ -128,7 +128,7 @@ fn a_policy_samples_what_its_forward_predicts_and_is_the_reference_while_b_is_ze
         // One step goes from sigma 1 to 0.
         let noise = case.noise();
         let v = case.predict(Process::Flow, &noise, 1.0, Some(&moved));
-        assert_eq!(policy, noise.iter().zip(&v).map(|(x, v)| x + -1.0 * v).collect::<Vec<_>>());
+        assert_eq!(policy, noise.iter().zip(&v).map(|(x, v)| x - v).collect::<Vec<_>>());
     }
 }
 
