@@ -156,8 +156,7 @@ fn check_id(sources: &Sources, id: &At<String>) -> Result<(), Box<SpecError>> {
     }
     if let "run" | "cache" = id.value.as_str() {
         let error = sources.error(format!("no node can be called `{}`", id.value), id.span, "taken");
-        let help =
-            "`--set run.steps=1` and `--set cache.path=FOLDER` mean the settings of the run and of the cache";
+        let help = "`@run.steps`, `--set run.steps=1` and `--set cache.path=FOLDER` mean the settings of the run and of the cache";
         return Err(error.help(help));
     }
     Ok(())
