@@ -103,10 +103,14 @@ fn byte(value: f32) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
+    use prefgraph_nn::files::TensorFiles;
+
     use super::*;
     use crate::operators::{
         encode::{Encode, EncodeSettings},
-        testing::{Bench, case, latents},
+        testing::{Bench, case, latents, worst},
     };
 
     #[test]
@@ -126,6 +130,30 @@ mod tests {
             Encode::new(EncodeSettings::default()).unwrap().forward(&ctx, (images.clone(),)).unwrap();
         let ((back,), ()) = Decode::new(settings).unwrap().forward(&ctx, (z,)).unwrap();
         assert_eq!(back, images);
+    }
+
+    #[test]
+    fn a_checkpoint_in_half_precision_gives_the_latents_and_the_pictures_of_the_reference() {
+        let folder =
+            PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/encoders/tiny_checkpoint"));
+        let io = TensorFiles::open(&folder.join("io.safetensors")).unwrap();
+        let (bench, weights) = (Bench::new(), DataPath(folder));
+        let (ctx, kind) = (bench.ctx(), AutoencoderKind::Kl);
+        let rgb = io.bytes("rgb").unwrap().to_vec();
+        let images = Images { batch: 1, height: 16, width: 24, rgb: rgb.into() };
+        let encode = EncodeSettings { kind, weights: weights.clone(), ..Default::default() };
+        let ((z,), ()) = Encode::new(encode).unwrap().forward(&ctx, (images,)).unwrap();
+        assert!(worst(&z.as_vec(), &io.read("latents").unwrap()) < 5e-5);
+
+        let decode = Decode::new(DecodeSettings { kind, weights }).unwrap();
+        let ((back,), ()) = decode.forward(&ctx, (z,)).unwrap();
+        let planes = io.read("decoded").unwrap();
+        for (pixel, rgb) in back.picture(0).as_chunks::<3>().0.iter().enumerate() {
+            for (channel, found) in rgb.iter().enumerate() {
+                let expected = (planes[channel * 16 * 24 + pixel].clamp(-1.0, 1.0) + 1.0) * 127.5;
+                assert!((f32::from(*found) - expected).abs() <= 0.51, "{found} and {expected}");
+            }
+        }
     }
 
     #[test]
