@@ -150,7 +150,11 @@ impl Operator for Prompt {
 
     fn cacheable(&self) -> Option<Identity> {
         // Of the backbone only the widths are asked for, and they are the outputs' own.
-        let identity = Identity::of(&self.settings).ok()?.shape_only("backbone");
+        let length = match &self.encoders {
+            Some(encoders) => encoders.shape().0,
+            None => self.settings.length.unwrap_or(HASHED_WORDS),
+        };
+        let identity = Identity::of(&self.settings).ok()?.setting("length", length).shape_only("backbone");
         let folders = self.encoders.iter().flat_map(|e| e.folders());
         Some(folders.fold(identity, |identity, (name, folder)| identity.file(name, folder)))
     }
