@@ -135,8 +135,11 @@ impl Kernel for Block<'_> {
         };
         for (x, stride, weight) in [self.base].into_iter().chain(self.extra) {
             let pairs = weight.precision() == Precision::Bf16;
+            // Rows that already stand as the micro-kernel wants them are read where they are.
+            let direct = !pairs && stride == TERMS;
             for (first, words) in blocks(weight.words()) {
-                for (to, r) in self.copy.chunks_exact_mut(TERMS).zip(self.rows.clone()) {
+                let to = if direct { &mut [][..] } else { &mut self.copy[..] };
+                for (to, r) in to.chunks_exact_mut(TERMS).zip(self.rows.clone()) {
                     let from = &x[r * stride..][..weight.k()];
                     if pairs {
                         pack_row(&from[2 * first..weight.k().min(2 * (first + words))], to);
@@ -144,11 +147,12 @@ impl Kernel for Block<'_> {
                         to[..words].copy_from_slice(&from[first..][..words]);
                     }
                 }
+                let copied = self.copy.as_ptr();
                 let block = Product {
                     rows: self.rows.len(),
                     columns,
                     k: words,
-                    a: self.copy.as_ptr(),
+                    a: if direct { x[self.rows.start * stride + first..].as_ptr() } else { copied },
                     a_stride: 0,
                     panels: weight.panel(self.panels.start, first).as_ptr(),
                     panel_row: width,

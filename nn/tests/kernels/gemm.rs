@@ -6,7 +6,7 @@ use prefgraph_nn::cpu::{Cpu, Gemm, GemmTn, Matrix, Packed, Precision, Values, ge
 use crate::{Numbers, assert_close, assert_same_bits, devices, same_on_all_devices};
 
 /// M, K, N, rank of the extra product.
-const SIZES: [(usize, usize, usize, usize); 14] = [
+const SIZES: [(usize, usize, usize, usize); 16] = [
     (1, 1, 1, 0),
     (1, 7, 5, 1),
     (2, 3, 17, 4),
@@ -21,6 +21,9 @@ const SIZES: [(usize, usize, usize, usize); 14] = [
     (200, 300, 50, 16),
     (64, 530, 96, 7),
     (49, 0, 20, 2),
+    // Rows that stand as far apart as the micro-kernel wants them.
+    (48, 256, 40, 8),
+    (49, 255, 70, 0),
 ];
 
 struct Case {
