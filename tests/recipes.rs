@@ -187,7 +187,9 @@ fn the_recipe_for_published_files_takes_two_steps_on_small_files_of_their_layout
 #[test]
 fn the_recipe_for_published_files_says_which_file_is_missing() {
     let recipe = root().join("graphs/flux/focusdpo_uno.ron");
-    let error = spec::load(&recipe, &[], &Registry::standard()).err().expect("there are no such files");
+    let Err(error) = spec::load(&recipe, &[], &Registry::standard()) else {
+        panic!("there are no such files")
+    };
     let text = format!("{error:?}");
     assert!(text.contains("pairs.jsonl") || text.contains("FLUX.1-dev"), "{text}");
 }

@@ -131,7 +131,7 @@ pub fn linears(ctx: Context<'_>, m: usize, x: Input<'_>, outputs: &mut [Output<'
                 extra: trained,
                 bias: Some(&linear.bias),
                 accumulate: false,
-                out: &mut **out,
+                out,
                 out_stride: *out_stride,
             };
             cpu::gemm(ctx.device, call);

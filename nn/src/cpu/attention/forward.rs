@@ -215,8 +215,8 @@ impl<M: Machine, const N: usize> Running<M, N> {
         if PAIRS {
             pair_rows(scores);
         }
-        for i in 0..LANES {
-            self.total[i] = math::add(m, self.total[i], sum[i]);
+        for (total, sum) in self.total.iter_mut().zip(sum) {
+            *total = math::add(m, *total, sum);
         }
         shrinks
     }
