@@ -181,7 +181,7 @@ fn what_a_file_says_wrong_about_its_cache_is_shown_in_the_file() {
         "plan",
         "graphs/replay/sft.ron",
         "--set",
-        "cache.path=/tmp/c",
+        "cache.path=c",
         "--set",
         "cache.nodes=[\"noise\"]",
     ]);
