@@ -111,6 +111,20 @@ impl TensorView {
         self.arranged(&[rows / 2..rows, 0..rows / 2])
     }
 
+    /// Can it be read as a matrix of so many rows and columns? Its first axis is the rows, all others together are the
+    /// columns.
+    ///
+    /// # Errors
+    /// If it has other axes.
+    pub fn expect_matrix(&self, rows: usize, columns: usize) -> Result<()> {
+        let found = (self.shape.first().copied().unwrap_or(0), self.shape.iter().skip(1).product());
+        if found == (rows, columns) {
+            return Ok(());
+        }
+        let what = format!("outputs and inputs of `{}` of {}", self.name, self.files.path().display());
+        Err(Error::shape(what, (rows, columns), found))
+    }
+
     /// The name of the tensor in its file.
     pub fn name(&self) -> &str {
         &self.name

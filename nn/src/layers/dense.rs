@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::frozen::matrix;
 use crate::{
     cpu::{self, Cpu, Gemm, Matrix, Packed, Precision},
-    error::{Error, Result},
+    error::Result,
     files::{TensorFiles, TensorView},
 };
 
@@ -28,14 +28,7 @@ impl Weight {
     /// If there is no such tensor, or it has other axes.
     pub fn locate(files: &Arc<TensorFiles>, name: &str, outputs: usize, inputs: usize) -> Result<Self> {
         let view = TensorView::whole(files, name)?;
-        let found = (view.shape().first().copied().unwrap_or(0), view.shape().iter().skip(1).product());
-        if found != (outputs, inputs) {
-            return Err(Error::shape(
-                format!("outputs and inputs of `{name}` of {}", files.path().display()),
-                (outputs, inputs),
-                found,
-            ));
-        }
+        view.expect_matrix(outputs, inputs)?;
         Ok(Self { view, outputs, inputs })
     }
 

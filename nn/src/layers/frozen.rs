@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::{
     cpu::{self, Cpu, Gemm, Matrix, Packed, Precision, Values},
-    error::{Error, Result},
+    error::Result,
     files::{Dtype, TensorView},
     lora::FrozenFactors,
 };
@@ -58,12 +58,7 @@ impl Frozen {
         loading: Loading,
         merged: Option<FrozenFactors>,
     ) -> Result<Self> {
-        let found = (view.shape().first().copied().unwrap_or(0), view.shape().iter().skip(1).product());
-        if found != (outputs, inputs) {
-            let what =
-                format!("outputs and inputs of `{}` of {}", view.name(), view.files().path().display());
-            return Err(Error::shape(what, (outputs, inputs), found));
-        }
+        view.expect_matrix(outputs, inputs)?;
         let (forward, backward) = (OnceLock::new(), OnceLock::new());
         let frozen = Self { view, inputs, loading, merged, forward, backward };
         if loading.packing == Packing::Resident {
@@ -81,11 +76,6 @@ impl Frozen {
     /// K.
     pub fn inputs(&self) -> usize {
         self.inputs
-    }
-
-    /// The view that it was made of.
-    pub fn view(&self) -> &TensorView {
-        &self.view
     }
 
     /// Use it for `y = x W^T`.

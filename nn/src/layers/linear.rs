@@ -60,16 +60,6 @@ impl Linear {
         self.weight.outputs()
     }
 
-    /// The weight.
-    pub fn weight(&self) -> &Frozen {
-        &self.weight
-    }
-
-    /// The branch of the frozen network.
-    pub fn branch(&self) -> Option<&FrozenBranch> {
-        self.branch.as_ref()
-    }
-
     pub(super) fn index(&self) -> Option<usize> {
         self.index
     }
