@@ -12,7 +12,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use self::{isa::Token, scratch::Aligned};
+use self::isa::Token;
 use crate::{
     device::Device,
     error::{Error, Result},
@@ -25,6 +25,7 @@ mod heads;
 mod isa;
 mod math;
 mod matrix;
+mod memory;
 mod norm;
 mod optimizer;
 mod packed;
@@ -44,6 +45,7 @@ pub use gemm_tn::{GemmTn, gemm_tn};
 pub use heads::{HeadLayout, NormRotary, split_heads, split_heads_backward};
 pub use isa::Isa;
 pub use matrix::{Matrix, Values};
+pub use memory::Memory;
 pub use norm::{ModulationGrad, Rows, norm_modulate, norm_modulate_backward};
 pub use optimizer::{AdamW, adamw, sum_of_squares};
 pub use packed::Packed;
@@ -60,7 +62,7 @@ pub struct Cpu {
     pool: Arc<rayon::ThreadPool>,
     token: Token,
     /// Memory of matrices that were packed for one product, for the next.
-    spare: Arc<Mutex<Vec<Aligned>>>,
+    spare: Arc<Mutex<Vec<Memory>>>,
 }
 
 impl Cpu {
@@ -111,16 +113,16 @@ impl Cpu {
     }
 
     /// Memory for at least this many values, with anything in it.
-    fn memory(&self, len: usize) -> Aligned {
+    fn memory(&self, len: usize) -> Memory {
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         // The smallest that is large enough and not wastefully so.
-        let fits = |memory: &Aligned| (len..=2 * len + 1024).contains(&memory.len());
+        let fits = |memory: &Memory| (len..=2 * len + 1024).contains(&memory.len());
         let best = (0..spare.len()).filter(|i| fits(&spare[*i])).min_by_key(|i| spare[*i].len());
-        best.map_or_else(|| Aligned::zeros(len), |best| spare.swap_remove(best))
+        best.map_or_else(|| Memory::zeros(len), |best| spare.swap_remove(best))
     }
 
     /// Keep memory for later.
-    fn keep(&self, memory: Aligned) {
+    fn keep(&self, memory: Memory) {
         /// Matrices that are packed at one time, by a few lanes.
         const KEPT: usize = 4;
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,11 +1,10 @@
 //! A matrix operand laid out in the order in which the micro-kernel reads it.
 
 use super::{
-    Cpu, Isa, Precision,
+    Cpu, Isa, Memory, Precision,
     matrix::Matrix,
     parallel::{self, Shared},
     precision::{interleave, pack_row},
-    scratch::Aligned,
 };
 
 /// A matrix `[K, N]`, packed for the instruction set of the device it was made with.
@@ -20,7 +19,7 @@ pub struct Packed {
     width: usize,
     isa: Isa,
     precision: Precision,
-    panels: Aligned,
+    panels: Memory,
 }
 
 /// Values of a row that are read together.
