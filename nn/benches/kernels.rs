@@ -11,14 +11,19 @@
 use std::{hint::black_box, time::Instant};
 
 use prefgraph_nn::cpu::{
-    AdamW, Attention, AttentionBackward, AttentionShape, Cpu, Gemm, GemmTn, HeadLayout, Matrix, NormRotary,
-    Packed, Precision, Rows, Window, adamw, attention, attention_backward, cosine_scores, gated_add, gelu,
-    gelu_backward, gemm, gemm_tn, norm_modulate, norm_modulate_backward, split_heads, split_heads_backward,
+    AdamW, Attention, AttentionBackward, AttentionShape, Cpu, Gemm, GemmTn, HeadLayout, Matrix, Memory,
+    NormRotary, Packed, Precision, Rows, Window, adamw, attention, attention_backward, cosine_scores,
+    gated_add, gelu, gelu_backward, gemm, gemm_tn, norm_modulate, norm_modulate_backward, split_heads,
+    split_heads_backward,
 };
 use pulp::{Simd, WithSimd};
 
-fn values(n: usize, seed: usize) -> Vec<f32> {
-    (0..n).map(|i| ((i.wrapping_mul(7919) + seed * 104_729) % 1009) as f32 / 1009.0 - 0.5).collect()
+fn values(n: usize, seed: usize) -> Memory {
+    let mut values = Memory::zeros(n);
+    for (i, value) in values.iter_mut().enumerate() {
+        *value = ((i.wrapping_mul(7919) + seed * 104_729) % 1009) as f32 / 1009.0 - 0.5;
+    }
+    values
 }
 
 /// Processor time of all threads of this process so far in seconds, or `None` where the system does not tell.
@@ -129,7 +134,7 @@ fn main() {
             let pack = |values: &[f32], k| Packed::from_matrix(&cpu, precision, &Matrix::of(values, k, n));
             let (x, w) = (values(m * k, 1), pack(&values(k * n, 2), k));
             let (h, up) = (values(m * r, 3), pack(&values(r * n, 4), r));
-            let mut out = vec![0.0; m * n];
+            let mut out = Memory::zeros(m * n);
             let seconds = times(|| {
                 let extra = (r > 0).then_some((&h[..], r, &up));
                 gemm(
@@ -154,7 +159,7 @@ fn main() {
         for (m, p, q) in
             [(2304, 256, 16), (2304, 16, 1024), (2304, 768, 32), (4608, 3072, 64), (2304, 256, 4)]
         {
-            let (a, b, mut out) = (values(m * p, 1), values(m * q, 2), vec![0.0; p * q]);
+            let (a, b, mut out) = (values(m * p, 1), values(m * q, 2), Memory::zeros(p * q));
             let seconds = times(|| {
                 gemm_tn(
                     &cpu,
@@ -179,8 +184,8 @@ fn main() {
             let shape = AttentionShape { batch, heads, tokens, dim };
             let all = batch * heads * tokens * dim;
             let [q, k, v, d_out] = [1, 2, 3, 4].map(|seed| values(all, seed));
-            let (mut out, mut lse) = (vec![0.0; all], vec![0.0; batch * heads * tokens]);
-            let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; all]);
+            let (mut out, mut lse) = (Memory::zeros(all), Memory::zeros(batch * heads * tokens));
+            let [mut dq, mut dk, mut dv] = [(); 3].map(|()| Memory::zeros(all));
             let seconds = times(|| {
                 attention(
                     &cpu,
@@ -237,7 +242,7 @@ fn passes(cpu: &Cpu) {
         println!("{name:<40} {:9.3} ms {rate:6.1} GB/s", best * 1e3);
     };
     let (x, dy, modulation) = (values(len, 1), values(len, 2), values(rows.batch * 2 * d, 3));
-    let (mut y, mut mean, mut rstd) = (vec![0.0; len], vec![0.0; count], vec![0.0; count]);
+    let (mut y, mut mean, mut rstd) = (Memory::zeros(len), Memory::zeros(count), Memory::zeros(count));
     let scale = &modulation[d..];
     let time =
         times(|| norm_modulate(cpu, rows, &x, &modulation, scale, 2 * d, &mut y, &mut mean, &mut rstd));
@@ -257,9 +262,9 @@ fn passes(cpu: &Cpu) {
     let window = Window { rows: count, width: d };
     report("gelu", 2, times(|| gelu(cpu, window, &x, d, &mut y, d)));
     report("  backward", 3, times(|| gelu_backward(cpu, window, &x, d, &dy, d, &mut y, d)));
-    let mut scores = vec![0.0; count];
+    let mut scores = Memory::zeros(count);
     report("cosine scores", 1, times(|| cosine_scores(cpu, &x, &dy[..d], &mut scores)));
     let settings = AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
-    let (mut first, mut second) = (vec![0.0; len], vec![0.0; len]);
+    let (mut first, mut second) = (Memory::zeros(len), Memory::zeros(len));
     report("AdamW", 7, times(|| adamw(cpu, &settings, 3, &mut y, &x, &mut first, &mut second)));
 }

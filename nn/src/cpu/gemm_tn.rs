@@ -42,10 +42,6 @@ pub struct GemmTn<'a> {
 const TERMS: usize = 64;
 /// Panels of one task: so much of a row is read together, since every row may stand on a page of its own.
 const TASK_PANELS: usize = 16;
-/// Up to this distance between rows the wider factor is read where it stands; rows further apart fall into few sets of the
-/// caches, and are packed first.
-const NEAR: usize = 256;
-
 /// Computes a [`GemmTn`]. Each element is one chain of fused multiply-adds in the order of the rows.
 ///
 /// # Panics
@@ -119,7 +115,8 @@ impl Kernel for Columns<'_> {
                 }
             }
         }
-        let direct = stride <= NEAR && columns.is_multiple_of(width);
+        // Whole panels are read where they stand.
+        let direct = columns.is_multiple_of(width);
         for r in (0..m).step_by(TERMS) {
             let terms = TERMS.min(m - r);
             let from = &wide[r * stride + first..];

@@ -3,7 +3,10 @@
 //! A vector that straddles two cache lines costs two reads, and activations of a few megabytes reach over more pages than a
 //! processor remembers the places of: a step takes some 5 % longer on common memory.
 
-use std::fmt;
+use std::{
+    fmt,
+    ops::{Deref, DerefMut},
+};
 
 #[cfg(target_os = "linux")]
 use memmap2::{Advice, MmapMut};
@@ -14,7 +17,7 @@ const LINE: usize = 64;
 #[cfg(target_os = "linux")]
 const HUGE: usize = 2 << 20;
 
-/// Values that start on a cache line; all zero at first.
+/// A run of values that starts on a cache line.
 pub struct Memory {
     place: Place,
     len: usize,
@@ -39,28 +42,22 @@ impl Memory {
         let first = if len == 0 { 0 } else { values.as_ptr().align_offset(LINE) };
         Self { place: Place::Heap(values, first), len }
     }
+}
 
-    /// Number of values.
-    pub fn len(&self) -> usize {
-        self.len
-    }
+impl Deref for Memory {
+    type Target = [f32];
 
-    /// Are there none?
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The values.
-    pub fn values(&self) -> &[f32] {
+    fn deref(&self) -> &[f32] {
         match &self.place {
             Place::Heap(values, first) => &values[*first..][..self.len],
             #[cfg(target_os = "linux")]
             Place::Mapped(map, first) => bytemuck::cast_slice(&map[*first..][..self.len * size_of::<f32>()]),
         }
     }
+}
 
-    /// The values, to be written.
-    pub fn values_mut(&mut self) -> &mut [f32] {
+impl DerefMut for Memory {
+    fn deref_mut(&mut self) -> &mut [f32] {
         match &mut self.place {
             Place::Heap(values, first) => &mut values[*first..][..self.len],
             #[cfg(target_os = "linux")]
@@ -107,11 +104,11 @@ mod tests {
     fn memory_of_every_size_starts_on_a_cache_line_and_is_zero() {
         for len in [0, 1, 15, 16, 17, 1 << 19, (1 << 19) - 1, (1 << 20) + 5] {
             let mut memory = Memory::zeros(len);
-            assert_eq!((memory.len(), memory.values().len(), memory.is_empty()), (len, len, len == 0));
-            assert!(len == 0 || memory.values().as_ptr().align_offset(LINE) == 0, "{len}");
-            assert!(memory.values().iter().all(|v| *v == 0.0));
-            memory.values_mut().fill(1.0);
-            assert!(memory.values().iter().all(|v| *v == 1.0));
+            assert_eq!(memory.len(), len);
+            assert!(len == 0 || memory.as_ptr().align_offset(LINE) == 0, "{len}");
+            assert!(memory.iter().all(|v| *v == 0.0));
+            memory.fill(1.0);
+            assert!(memory.iter().all(|v| *v == 1.0));
         }
     }
 }

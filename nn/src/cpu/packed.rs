@@ -55,7 +55,7 @@ impl Packed {
         let width = cpu.tile().1;
         let (words, panels) = (precision.words(k), n.div_ceil(width));
         let mut memory = cpu.memory(panels * width * words);
-        let shared = Shared::new(&mut memory.values_mut()[..panels * width * words]);
+        let shared = Shared::new(&mut memory[..panels * width * words]);
         parallel::for_each(cpu, 8 * n * k, panels, |panel| {
             #[allow(unsafe_code, reason = "tasks write disjoint panels")]
             // SAFETY: a panel belongs to one task.
@@ -87,7 +87,7 @@ impl Packed {
 
     /// Memory held, in bytes.
     pub fn bytes(&self) -> usize {
-        std::mem::size_of_val(self.panels.values())
+        std::mem::size_of_val(&self.panels[..])
     }
 
     /// The instruction set it is packed for.
@@ -103,7 +103,7 @@ impl Packed {
     /// From word `k` of panel `panel` to the end of the panel.
     pub(super) fn panel(&self, panel: usize, k: usize) -> &[f32] {
         let words = self.words();
-        &self.panels.values()[(panel * words + k) * self.width..(panel + 1) * words * self.width]
+        &self.panels[(panel * words + k) * self.width..(panel + 1) * words * self.width]
     }
 }
 

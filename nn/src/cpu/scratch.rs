@@ -21,7 +21,7 @@ pub(super) fn with_scratch<const N: usize, T>(
         if scratch.len() < total {
             *scratch = Memory::zeros(total);
         }
-        let mut rest = scratch.values_mut();
+        let mut rest = &mut scratch[..];
         f(padded.map(|len| {
             let (part, tail) = std::mem::take(&mut rest).split_at_mut(len);
             rest = tail;

@@ -33,7 +33,7 @@ impl Free {
         if list.is_empty() {
             self.by_length.remove(&length);
         }
-        self.idle -= memory.as_ref().map_or(0, Memory::len);
+        self.idle -= memory.as_ref().map_or(0, |m| m.len());
         memory
     }
 }
@@ -58,7 +58,7 @@ impl Buffers {
         drop(free);
         if cfg!(debug_assertions) {
             // So that a value read before it is written shows.
-            memory.values_mut().fill(f32::NAN);
+            memory.fill(f32::NAN);
         }
         Buffer { memory, len, pool: self.clone() }
     }
@@ -106,13 +106,13 @@ impl Buffers {
 impl Deref for Buffer {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.memory.values()[..self.len]
+        &self.memory[..self.len]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.memory.values_mut()[..self.len]
+        &mut self.memory[..self.len]
     }
 }
 
