@@ -38,7 +38,8 @@ const SHARD: usize = 1_000_000_000;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
-    let folder = PathBuf::from(args.next().ok_or("expected the folder to write")?);
+    let folder = args.next().filter(|a| !a.starts_with('-'));
+    let folder = PathBuf::from(folder.ok_or("expected the folder to write, and perhaps a configuration")?);
     std::fs::create_dir_all(&folder)?;
     let path = folder.join("config.json");
     let text = match args.next() {

@@ -12,7 +12,7 @@ use std::{hint::black_box, time::Instant};
 
 use prefgraph_nn::cpu::{
     AdamW, Attention, AttentionBackward, AttentionShape, Cpu, Gemm, GemmTn, HeadLayout, Matrix, Memory,
-    NormRotary, Packed, Precision, Rows, Window, adamw, attention, attention_backward, cosine_scores,
+    NormRotary, Packed, Precision, Rows, Values, Window, adamw, attention, attention_backward, cosine_scores,
     gated_add, gelu, gelu_backward, gemm, gemm_tn, norm_modulate, norm_modulate_backward, split_heads,
     split_heads_backward,
 };
@@ -262,6 +262,24 @@ fn passes(cpu: &Cpu) {
     let window = Window { rows: count, width: d };
     report("gelu", 2, times(|| gelu(cpu, window, &x, d, &mut y, d)));
     report("  backward", 3, times(|| gelu_backward(cpu, window, &x, d, &dy, d, &mut y, d)));
+    let top = |v: &f32| [v.to_le_bytes()[2], v.to_le_bytes()[3]];
+    let bytes: Vec<u8> = values(8192 * 8192, 6).iter().flat_map(top).collect();
+    let weight = Matrix::new(vec![Values::Bf16Bytes(&bytes)], 8192, 8192);
+    for precision in [Precision::F32, Precision::Bf16] {
+        let moved = bytes.len() + 8192 * 8192 * if precision == Precision::F32 { 4 } else { 2 };
+        for (name, pack) in [
+            ("weight", Packed::from_weight as fn(&Cpu, Precision, &Matrix<'_>) -> Packed),
+            ("matrix", Packed::from_matrix),
+        ] {
+            let (best, _) = times(|| pack(cpu, precision, &weight).give_back(cpu));
+            println!(
+                "{:<40} {:9.3} ms {:6.1} GB/s",
+                format!("pack a bf16 {name} in {precision:?}"),
+                best * 1e3,
+                moved as f64 / best / 1e9
+            );
+        }
+    }
     let mut scores = Memory::zeros(count);
     report("cosine scores", 1, times(|| cosine_scores(cpu, &x, &dy[..d], &mut scores)));
     let settings = AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };

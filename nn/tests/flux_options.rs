@@ -12,6 +12,7 @@ use prefgraph_nn::{
     Adapter, Backbone, Cpu, Inputs,
     backbone::Latents,
     cpu::{Isa, Precision},
+    files::{Dtype, NamedTensor, TensorFiles, write_safetensors},
     layers::{Loading, Packing},
     lora::{AdapterFormat, AdapterLayout},
     models::{Checkpointing, FluxOptions, FluxUno, FrozenUse},
@@ -172,6 +173,47 @@ fn a_frozen_adapter_is_part_of_the_reference_as_a_branch_or_merged() {
         let merged = pass(&with_frozen(&case, &file, FrozenUse::Merged), &case, &trained);
         let errors = (relative(&branch.0, &merged.0), relative(&branch.1, &merged.1));
         assert!(errors.0 < 1e-5 && errors.1 < 1e-4, "{}: off by {errors:?}", case.name);
+    }
+}
+
+#[test]
+fn a_streamed_weight_that_is_no_number_is_found_in_the_first_pass() {
+    let case = &cases()[0];
+    let dir = tempfile::tempdir().unwrap();
+    let from = case.folder.join("transformer");
+    for file in std::fs::read_dir(&from).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+    }
+    let path = dir.path().join("diffusion_pytorch_model.safetensors");
+    let damaged = "single_transformer_blocks.1.proj_mlp.weight";
+    let tensors: Vec<NamedTensor> = {
+        let files = TensorFiles::open(&path).unwrap();
+        let tensor = |name: &str| {
+            let info = files.info(name).unwrap();
+            let mut bytes = files.bytes(name).unwrap().to_vec();
+            if name == damaged {
+                assert_eq!(info.dtype, Dtype::F32);
+                bytes[4 * 77..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+            }
+            NamedTensor {
+                name: name.into(),
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                bytes: bytes.into(),
+            }
+        };
+        files.names().map(tensor).collect()
+    };
+    write_safetensors(&path, &tensors, &[]).unwrap();
+    let options = FluxOptions {
+        loading: Loading { packing: Packing::Streamed, ..Loading::default() },
+        ..FluxOptions::default()
+    };
+    let model = FluxUno::open_with(Cpu::new(1).unwrap(), dir.path(), options).unwrap();
+    let error = model.predict(&inputs(case).0, None, &mut ()).unwrap_err().to_string();
+    for part in ["diffusion_pytorch_model.safetensors", damaged, "NaN at element 77"] {
+        assert!(error.contains(part), "{part}: {error}");
     }
 }
 

@@ -134,8 +134,16 @@ fn line(metrics: &Metrics, (seconds, data): (f64, f64)) -> String {
         }
     }
     parts.push(format!("{}/step (data {})", system::seconds(seconds), system::seconds(data)));
-    parts.extend(system::peak_memory().map(system::bytes));
+    parts.extend(system::peak_memory().map(|peak| memory(peak, system::mapped_memory().unwrap_or(0))));
     parts.join("  ")
+}
+
+/// The most memory that was held, and how much of it is no burden, if that is a good part.
+fn memory(peak: u64, mapped: u64) -> String {
+    match system::bytes(peak) {
+        peak_text if mapped > peak / 4 => format!("{peak_text} ({} of mapped files)", system::bytes(mapped)),
+        peak_text => peak_text,
+    }
 }
 
 /// Four significant digits, however large or small.
@@ -159,6 +167,13 @@ mod tests {
     fn numbers_have_four_digits() {
         let shown: Vec<String> = [0.0, 0.123456, -12.3456, 1234.56, 1e-5, f64::NAN].map(number).into();
         assert_eq!(shown, ["0", "0.1235", "-12.35", "1235", "1.00e-5", "NaN"]);
+    }
+
+    #[test]
+    fn pages_of_mapped_files_are_told_apart_where_they_are_many() {
+        let gib = 1 << 30;
+        assert_eq!(memory(20 * gib, 13 * gib), "20.0 GiB (13.0 GiB of mapped files)");
+        assert_eq!(memory(20 * gib, gib), "20.0 GiB");
     }
 
     #[test]

@@ -31,6 +31,12 @@ pub(super) fn peak_memory() -> Option<u64> {
     kilobytes("/proc/self/status", "VmHWM")
 }
 
+/// How much of the memory that this process holds now are pages of mapped files, which the system takes back when it needs
+/// them.
+pub(super) fn mapped_memory() -> Option<u64> {
+    kilobytes("/proc/self/status", "RssFile")
+}
+
 /// The memory that this process may have: the machine's, or what its container is given.
 pub(super) fn machine_memory() -> Option<u64> {
     let machine = kilobytes("/proc/meminfo", "MemTotal")?;

@@ -1,7 +1,11 @@
 //! A file seen as bytes of host memory, without reading it first.
 #![allow(unsafe_code, reason = "mapping a file is unsafe: another process can change it behind the map")]
 
-use std::{fs::File, ops::Deref, path::Path};
+use std::{
+    fs::File,
+    ops::{Deref, Range},
+    path::Path,
+};
 
 use crate::error::{Error, Result};
 
@@ -27,6 +31,15 @@ impl FileMap {
         let map = unsafe { memmap2::Mmap::map(&file) }
             .map_err(|e| Error::file(path, format!("cannot be mapped: {e}")))?;
         Ok(Self(map))
+    }
+
+    /// Ask the system to read these bytes now, since they are needed soon. Where it takes no such advice, they are read when
+    /// they are touched.
+    pub fn will_need(&self, bytes: Range<usize>) {
+        #[cfg(unix)]
+        let _ = self.0.advise_range(memmap2::Advice::WillNeed, bytes.start, bytes.len());
+        #[cfg(not(unix))]
+        let _ = bytes;
     }
 }
 

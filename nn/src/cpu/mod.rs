@@ -121,10 +121,15 @@ impl Cpu {
         best.map_or_else(|| Memory::zeros(len), |best| spare.swap_remove(best))
     }
 
-    /// Keep memory for later.
+    /// Keep memory for later, if it is worth it.
     fn keep(&self, memory: Memory) {
         /// Matrices that are packed at one time, by a few lanes.
         const KEPT: usize = 4;
+        /// Shorter ones, such as the factors of an adapter, would only take the places of long ones.
+        const LONG: usize = 1 << 18;
+        if memory.len() < LONG {
+            return;
+        }
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         if spare.len() == KEPT {
             spare.remove(0);

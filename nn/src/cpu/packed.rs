@@ -29,22 +29,25 @@ impl Packed {
     /// From a linear layer's weight `[N, K]`, for `y = x W^T`.
     pub fn from_weight(cpu: &Cpu, precision: Precision, weight: &Matrix<'_>) -> Self {
         let (n, k) = (weight.rows(), weight.columns());
-        Self::build(cpu, precision, k, n, |first, panel| {
-            let used = cpu.tile().1.min(n - first);
-            pack_columns(weight, precision, first, used, cpu.tile().1, panel);
+        let width = cpu.tile().1;
+        Self::build(cpu, precision, k, n, |first, panels| {
+            let each = (width * precision.words(k)).max(1);
+            for (panel, first) in panels.chunks_exact_mut(each).zip((first..n).step_by(width)) {
+                pack_columns(weight, precision, first, width.min(n - first), width, panel);
+            }
         })
     }
 
     /// From a matrix `[K, N]`; with a linear layer's weight `[N, K]` as that matrix, for `dx = dy W`.
     pub fn from_matrix(cpu: &Cpu, precision: Precision, matrix: &Matrix<'_>) -> Self {
         let (k, n) = (matrix.rows(), matrix.columns());
-        Self::build(cpu, precision, k, n, |first, panel| {
-            let width = cpu.tile().1;
-            pack_rows(matrix, precision, first, width.min(n - first), width, panel);
+        let width = cpu.tile().1;
+        Self::build(cpu, precision, k, n, |first, panels| {
+            pack_rows(matrix, precision, first, width, panels);
         })
     }
 
-    /// Memory of the device's own, filled panel by panel.
+    /// Memory of the device's own, filled in groups of panels, each with its first column.
     fn build(
         cpu: &Cpu,
         precision: Precision,
@@ -56,11 +59,14 @@ impl Packed {
         let (words, panels) = (precision.words(k), n.div_ceil(width));
         let mut memory = cpu.memory(panels * width * words);
         let shared = Shared::new(&mut memory[..panels * width * words]);
-        parallel::for_each(cpu, 8 * n * k, panels, |panel| {
+        let group = panels.div_ceil(4 * cpu.threads()).clamp(1, GROUP);
+        parallel::for_each(cpu, 8 * n * k, panels.div_ceil(group), |task| {
+            let first = task * group;
+            let count = group.min(panels - first);
             #[allow(unsafe_code, reason = "tasks write disjoint panels")]
             // SAFETY: a panel belongs to one task.
-            let to = unsafe { shared.part(panel * width * words, width * words) };
-            fill(panel * width, to);
+            let to = unsafe { shared.part(first * width * words, count * width * words) };
+            fill(first * width, to);
         });
         Self { k, n, width, isa: cpu.isa(), precision, panels: memory }
     }
@@ -138,26 +144,28 @@ fn pack_columns(
     }
 }
 
-/// Packs columns `first..first + used` of a matrix as a panel `[rows of the matrix, width]`.
-fn pack_rows(
-    matrix: &Matrix<'_>,
-    precision: Precision,
-    first: usize,
-    used: usize,
-    width: usize,
-    panel: &mut [f32],
-) {
-    for (word, to) in panel.chunks_exact_mut(width).enumerate() {
-        to[used..].fill(0.0);
-        match precision {
-            Precision::F32 => matrix.read(word, first, &mut to[..used]),
-            Precision::Bf16 => {
-                let (mut one, mut two) = ([0.0; PART], [0.0; PART]);
-                matrix.read(2 * word, first, &mut one[..used]);
-                if 2 * word + 1 < matrix.rows() {
-                    matrix.read(2 * word + 1, first, &mut two[..used]);
+/// Packs columns of a matrix, from `first` on, as panels `[rows of the matrix, width]`. A row's share of all of them is read
+/// together, since every row of a large matrix stands on a page of its own.
+fn pack_rows(matrix: &Matrix<'_>, precision: Precision, first: usize, width: usize, panels: &mut [f32]) {
+    let words = precision.words(matrix.rows());
+    let (mut one, mut two) = ([0.0; PART], [0.0; PART]);
+    for word in 0..words {
+        for panel in 0..panels.len() / (words * width) {
+            let first = first + panel * width;
+            let used = width.min(matrix.columns() - first);
+            let to = &mut panels[(panel * words + word) * width..][..width];
+            to[used..].fill(0.0);
+            match precision {
+                Precision::F32 => matrix.read(word, first, &mut to[..used]),
+                Precision::Bf16 => {
+                    matrix.read(2 * word, first, &mut one[..used]);
+                    if 2 * word + 1 < matrix.rows() {
+                        matrix.read(2 * word + 1, first, &mut two[..used]);
+                    } else {
+                        two = [0.0; PART];
+                    }
+                    interleave(&one[..used], &two[..used], to);
                 }
-                interleave(&one[..used], &two[..used], to);
             }
         }
     }

@@ -244,6 +244,11 @@ impl TensorFiles {
         &self.shards[shard][bytes]
     }
 
+    /// Ask the system to read bytes of a shard now.
+    pub(super) fn will_need(&self, shard: usize, bytes: Range<usize>) {
+        self.shards[shard].will_need(bytes);
+    }
+
     /// The bytes of a tensor as the file has them, little-endian.
     ///
     /// # Errors

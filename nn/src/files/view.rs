@@ -167,6 +167,13 @@ impl TensorView {
             .map(|range| Piece { dtype: self.dtype, bytes: self.files.slice(self.shard, range.clone()) })
     }
 
+    /// Ask the system to read the rows from the disk now, since they are needed soon.
+    pub fn will_need(&self) {
+        for piece in &self.pieces {
+            self.files.will_need(self.shard, piece.clone());
+        }
+    }
+
     /// The values as f32, which holds each of them exactly.
     pub fn read(&self) -> Vec<f32> {
         let mut values = Vec::with_capacity(self.len());
@@ -190,15 +197,22 @@ impl TensorView {
     /// # Errors
     /// If a value is not finite.
     pub fn check_finite(&self) -> Result<()> {
-        // A value is not finite where all bits of its exponent are set.
-        let fault = |piece: &Piece<'_>| match piece.dtype {
-            Dtype::F16 => piece.bytes.as_chunks::<2>().0.iter().any(|b| b[1] & 0x7c == 0x7c),
-            Dtype::BF16 => {
-                piece.bytes.as_chunks::<2>().0.iter().any(|b| b[1] & 0x7f == 0x7f && b[0] & 0x80 == 0x80)
-            }
-            _ => piece.bytes.as_chunks::<4>().0.iter().any(|b| b[3] & 0x7f == 0x7f && b[2] & 0x80 == 0x80),
+        // A value is not finite where all bits of its exponent are set. Parts are searched to their end, since a loop that may
+        // leave early is not made of vectors.
+        const PART: usize = 1 << 16;
+        fn faults<const N: usize>(part: &[u8], fault: impl Fn(&[u8; N]) -> bool) -> bool {
+            part.as_chunks().0.iter().fold(false, |found, value| found | fault(value))
+        }
+        let fault = |dtype, part: &[u8]| match dtype {
+            Dtype::F16 => faults(part, |b| u16::from_le_bytes(*b) & 0x7c00 == 0x7c00),
+            Dtype::BF16 => faults(part, |b| u16::from_le_bytes(*b) & 0x7f80 == 0x7f80),
+            _ => faults(part, |b| u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000),
         };
-        if self.pieces().any(|piece| fault(&piece)) { self.read_finite().map(drop) } else { Ok(()) }
+        if self.pieces().any(|piece| piece.bytes.chunks(PART).any(|part| fault(piece.dtype, part))) {
+            self.read_finite().map(drop)
+        } else {
+            Ok(())
+        }
     }
 
     /// The values as f32, all of them finite.

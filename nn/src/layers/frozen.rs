@@ -41,13 +41,15 @@ pub struct Frozen {
     merged: Option<FrozenFactors>,
     forward: OnceLock<Packed>,
     backward: OnceLock<Packed>,
+    /// Set once the values are known to be finite.
+    checked: OnceLock<()>,
 }
 
 impl Frozen {
     /// The view as a matrix of so many outputs and inputs: its first axis is N, all others together are K.
     ///
-    /// Where weights are resident, they are read, checked and packed here; where they are streamed, nothing is read. With
-    /// factors to be merged, `scale up down` is added to the values, in f32.
+    /// Where weights are resident, they are read, checked and packed here; where they are streamed, nothing is read before
+    /// [`check`](Self::check). With factors to be merged, `scale up down` is added to the values, in f32.
     ///
     /// # Errors
     /// If the view has other axes; if a value that is read is not finite.
@@ -59,10 +61,10 @@ impl Frozen {
         merged: Option<FrozenFactors>,
     ) -> Result<Self> {
         view.expect_matrix(outputs, inputs)?;
-        let (forward, backward) = (OnceLock::new(), OnceLock::new());
-        let frozen = Self { view, inputs, loading, merged, forward, backward };
+        let (forward, backward, checked) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        let frozen = Self { view, inputs, loading, merged, forward, backward, checked };
         if loading.packing == Packing::Resident {
-            frozen.view.check_finite()?;
+            frozen.check()?;
             frozen.forward.get_or_init(|| frozen.pack(device, Packed::from_weight));
         }
         Ok(frozen)
@@ -76,6 +78,26 @@ impl Frozen {
     /// K.
     pub fn inputs(&self) -> usize {
         self.inputs
+    }
+
+    /// Search the values, if that was not done yet. Streamed ones are searched just before they are first used, when they are
+    /// read in any case.
+    ///
+    /// # Errors
+    /// If a value is not finite.
+    pub fn check(&self) -> Result<()> {
+        if self.checked.get().is_none() {
+            self.view.check_finite()?;
+            let _ = self.checked.set(());
+        }
+        Ok(())
+    }
+
+    /// It is used soon: where weights are streamed, the system begins to read them.
+    pub fn will_need(&self) {
+        if self.loading.packing == Packing::Streamed {
+            self.view.will_need();
+        }
     }
 
     /// Use it for `y = x W^T`.

@@ -37,7 +37,8 @@ impl Linear {
     /// weight.
     ///
     /// # Errors
-    /// If one of them has another shape, or holds a value that is not finite (of a streamed weight the values are not read).
+    /// If one of them has another shape, or holds a value that is not finite (a streamed weight is searched by
+    /// [`check`](Self::check)).
     pub fn new(
         device: &Cpu,
         (weight, bias): (TensorView, TensorView),
@@ -58,6 +59,24 @@ impl Linear {
     /// Width of the output.
     pub fn outputs(&self) -> usize {
         self.weight.outputs()
+    }
+
+    /// Search the frozen values, if that was not done yet.
+    ///
+    /// # Errors
+    /// If a value is not finite.
+    pub fn check(&self) -> Result<()> {
+        self.weight.check()?;
+        self.branch.as_ref().map_or(Ok(()), |FrozenBranch { down, up, .. }| down.check().and(up.check()))
+    }
+
+    /// It is used soon: where weights are streamed, the system begins to read them.
+    pub fn will_need(&self) {
+        self.weight.will_need();
+        if let Some(FrozenBranch { down, up, .. }) = &self.branch {
+            down.will_need();
+            up.will_need();
+        }
     }
 
     pub(super) fn index(&self) -> Option<usize> {

@@ -173,6 +173,8 @@ impl FluxUno {
         let mut single = Vec::new();
         for (i, block) in weights.double.iter().enumerate() {
             let pass = Pass { saving: saving && i >= first, ..pass };
+            weights.will_need(i + 1);
+            weights.check(i)?;
             let run = |pass: Pass<'_>, x: &mut Buffer| double::forward(pass, block, x);
             double.push(keeping(pass, self.options.checkpointing, &mut x, run));
             show(pass, visitor, i, &x);
@@ -184,6 +186,8 @@ impl FluxUno {
                 (true, true) => IMAGE,
                 (true, false) => TARGETS,
             };
+            weights.will_need(number + 1);
+            weights.check(number)?;
             let pass = Pass { saving: saving && number >= first, ..pass };
             let run = |pass: Pass<'_>, x: &mut Buffer| single::forward(pass, block, span, x);
             single.push(keeping(pass, self.options.checkpointing, &mut x, run));
@@ -292,6 +296,9 @@ impl FluxUno {
             if count + i < first {
                 break;
             }
+            if count + i > first {
+                weights.will_need(count + i - 1);
+            }
             let kept = single.pop().flatten().ok_or_else(gone)?;
             let span = if i + 1 == weights.single.len() { TARGETS } else { ALL };
             let again = |x: &mut Buffer| single::forward(saving, block, span.clone(), x);
@@ -301,6 +308,9 @@ impl FluxUno {
         for (i, block) in weights.double.iter().enumerate().rev() {
             if i < first {
                 break;
+            }
+            if i > first {
+                weights.will_need(i - 1);
             }
             let kept = double.pop().flatten().ok_or_else(gone)?;
             let saved = kept.saved(|x| double::forward(saving, block, x)).ok_or_else(gone)?;
@@ -312,18 +322,8 @@ impl FluxUno {
 
 /// Number of the first block with an adapted linear: nothing below it needs a derivative.
 fn first_needed(weights: &Weights, ctx: Context<'_>) -> usize {
-    let double = weights.double.iter().map(|b| {
-        [&b.text, &b.image]
-            .iter()
-            .any(|s| [&s.modulation, &s.q, &s.k, &s.v, &s.out, &s.up, &s.down].iter().any(|l| ctx.adapts(l)))
-    });
-    let single = weights
-        .single
-        .iter()
-        .map(|b| [&b.modulation, &b.q, &b.k, &b.v, &b.up, &b.out].iter().any(|l| ctx.adapts(l)));
-    let mut all = double.chain(single);
     let count = weights.double.len() + weights.single.len();
-    all.position(|adapted| adapted).unwrap_or(count)
+    (0..count).find(|n| weights.block(*n).into_iter().any(|l| ctx.adapts(l))).unwrap_or(count)
 }
 
 /// What stands before the first block.

@@ -32,6 +32,12 @@ pub(super) struct Stream {
     pub norm_k: Vec<f32>,
 }
 
+impl Stream {
+    fn linears(&self) -> [&Linear; 7] {
+        [&self.modulation, &self.q, &self.k, &self.v, &self.out, &self.up, &self.down]
+    }
+}
+
 /// A block whose text and image tokens have linears of their own and meet in the attention.
 #[derive(Debug)]
 pub(super) struct DoubleBlock {
@@ -52,6 +58,12 @@ pub(super) struct SingleBlock {
     pub norm_k: Vec<f32>,
 }
 
+impl SingleBlock {
+    fn linears(&self) -> [&Linear; 6] {
+        [&self.modulation, &self.q, &self.k, &self.v, &self.up, &self.out]
+    }
+}
+
 /// All weights of the model.
 #[derive(Debug)]
 pub(super) struct Weights {
@@ -64,6 +76,37 @@ pub(super) struct Weights {
     pub single: Vec<SingleBlock>,
     pub final_modulation: Linear,
     pub out: Linear,
+}
+
+impl Weights {
+    /// The linears of a block, by its number; none beyond the last.
+    pub fn block(&self, number: usize) -> Vec<&Linear> {
+        let Some(single) = number.checked_sub(self.double.len()) else {
+            let DoubleBlock { text, image } = &self.double[number];
+            return [text.linears(), image.linears()].concat();
+        };
+        self.single.get(single).map_or_else(Vec::new, |block| block.linears().to_vec())
+    }
+
+    /// Search a block's values before its first use.
+    ///
+    /// # Errors
+    /// If a value is not finite.
+    pub fn check(&self, number: usize) -> Result<()> {
+        self.block(number).into_iter().try_for_each(Linear::check)
+    }
+
+    /// The linears before and behind the blocks.
+    fn outer(&self) -> impl Iterator<Item = &Linear> {
+        let embedders = [Some(&self.time), self.guidance.as_ref(), Some(&self.pooled)];
+        let embedders = embedders.into_iter().flatten().flat_map(|e| [&e.first, &e.second]);
+        [&self.image_in, &self.text_in, &self.final_modulation, &self.out].into_iter().chain(embedders)
+    }
+
+    /// This block runs next: where weights are streamed, the system reads them while another one is computed.
+    pub fn will_need(&self, number: usize) {
+        self.block(number).into_iter().for_each(Linear::will_need);
+    }
 }
 
 struct Reader<'a> {
@@ -182,7 +225,7 @@ impl Reader<'_> {
 }
 
 impl Weights {
-    /// Read and pack everything.
+    /// Read everything, and pack it where it is to be resident; streamed blocks are searched before their first use.
     ///
     /// # Errors
     /// If a tensor cannot be read or holds a value that is not finite.
@@ -205,7 +248,7 @@ impl Weights {
             head: config.attention_head_dim,
             loading,
         };
-        Ok(Self {
+        let weights = Self {
             image_in: reader.linear("x_embedder")?,
             text_in: reader.linear("context_embedder")?,
             time: reader.embedder("timestep_embedder")?,
@@ -215,6 +258,8 @@ impl Weights {
             single: (0..config.num_single_layers).map(|i| reader.single(i)).collect::<Result<_>>()?,
             final_modulation: reader.linear("norm_out.linear")?,
             out: reader.linear("proj_out")?,
-        })
+        };
+        weights.outer().try_for_each(Linear::check)?;
+        Ok(weights)
     }
 }
