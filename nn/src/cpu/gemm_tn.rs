@@ -42,6 +42,7 @@ pub struct GemmTn<'a> {
 const TERMS: usize = 64;
 /// Panels of one task: so much of a row is read together, since every row may stand on a page of its own.
 const TASK_PANELS: usize = 16;
+
 /// Computes a [`GemmTn`]. Each element is one chain of fused multiply-adds in the order of the rows.
 ///
 /// # Panics

@@ -38,8 +38,8 @@ impl Memory {
         if let Some(place) = mapped(len * size_of::<f32>()) {
             return Self { place, len };
         }
-        let values = vec![0.0; if len == 0 { 0 } else { len + LINE / size_of::<f32>() }];
-        let first = if len == 0 { 0 } else { values.as_ptr().align_offset(LINE) };
+        let values = vec![0.0; len + LINE / size_of::<f32>()];
+        let first = values.as_ptr().align_offset(LINE);
         Self { place: Place::Heap(values, first), len }
     }
 }
@@ -84,9 +84,10 @@ fn mapped(bytes: usize) -> Option<Place> {
     Some(Place::Mapped(map, first))
 }
 
+/// None, without asking for any.
 impl Default for Memory {
     fn default() -> Self {
-        Self::zeros(0)
+        Self { place: Place::Heap(Vec::new(), 0), len: 0 }
     }
 }
 

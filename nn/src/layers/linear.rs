@@ -66,17 +66,18 @@ impl Linear {
     /// # Errors
     /// If a value is not finite.
     pub fn check(&self) -> Result<()> {
-        self.weight.check()?;
-        self.branch.as_ref().map_or(Ok(()), |FrozenBranch { down, up, .. }| down.check().and(up.check()))
+        self.frozen().try_for_each(Frozen::check)
     }
 
     /// It is used soon: where weights are streamed, the system begins to read them.
     pub fn will_need(&self) {
-        self.weight.will_need();
-        if let Some(FrozenBranch { down, up, .. }) = &self.branch {
-            down.will_need();
-            up.will_need();
-        }
+        self.frozen().for_each(Frozen::will_need);
+    }
+
+    /// Its frozen matrices.
+    fn frozen(&self) -> impl Iterator<Item = &Frozen> {
+        let branch = self.branch.iter().flat_map(|branch| [&*branch.down, &branch.up]);
+        std::iter::once(&self.weight).chain(branch)
     }
 
     pub(super) fn index(&self) -> Option<usize> {

@@ -1,7 +1,7 @@
 //! Matrix products: correctness at awkward sizes, and what their bits depend on.
 
 use half::bf16;
-use prefgraph_nn::cpu::{Cpu, Gemm, GemmTn, Matrix, Packed, Precision, Values, gemm, gemm_tn};
+use prefgraph_nn::cpu::{Cpu, Extra, Gemm, GemmTn, Matrix, Packed, Precision, Values, gemm, gemm_tn};
 
 use crate::{Numbers, assert_close, assert_same_bits, devices, same_on_all_devices};
 
@@ -75,6 +75,18 @@ impl Case {
     ) -> Vec<f32> {
         let weight = Packed::from_weight(cpu, precision, &Matrix::of(&self.weight, self.n, self.k));
         let up = Packed::from_weight(cpu, precision, &Matrix::of(&self.up, self.n, self.r));
+        let extra = with_extra.then_some((&self.h[..], self.r, &up));
+        self.product(cpu, &weight, extra, with_bias.then_some(&self.bias[..]), accumulate)
+    }
+
+    fn product(
+        &self,
+        cpu: &Cpu,
+        weight: &Packed,
+        extra: Option<Extra<'_>>,
+        bias: Option<&[f32]>,
+        accumulate: bool,
+    ) -> Vec<f32> {
         let mut out = self.out.clone();
         gemm(
             cpu,
@@ -82,9 +94,9 @@ impl Case {
                 m: self.m,
                 x: &self.x,
                 x_stride: self.x_stride,
-                weight: &weight,
-                extra: with_extra.then_some((&self.h[..], self.r, &up)),
-                bias: with_bias.then_some(&self.bias[..]),
+                weight,
+                extra,
+                bias,
                 accumulate,
                 out: &mut out,
                 out_stride: self.out_stride,
@@ -163,21 +175,7 @@ fn a_matrix_of_a_file_packs_as_the_values_that_it_holds_in_one_run_or_in_several
             for source in &sources {
                 let weight =
                     Packed::from_weight(&cpu, precision, &Matrix::new(source.clone(), case.n, case.k));
-                let mut out = case.out.clone();
-                gemm(
-                    &cpu,
-                    Gemm {
-                        m: case.m,
-                        x: &case.x,
-                        x_stride: case.x_stride,
-                        weight: &weight,
-                        extra: None,
-                        bias: None,
-                        accumulate: false,
-                        out: &mut out,
-                        out_stride: case.out_stride,
-                    },
-                );
+                let out = case.product(&cpu, &weight, None, None, false);
                 assert_same_bits(&expected, &out, "a matrix of a file");
             }
         }
@@ -192,23 +190,9 @@ fn a_matrix_and_its_transpose_pack_to_the_same_product() {
     for (cpu, precision) in
         devices().into_iter().flat_map(|c| [(c.clone(), Precision::F32), (c, Precision::Bf16)])
     {
-        let mut out = case.out.clone();
         let weight = Packed::from_matrix(&cpu, precision, &Matrix::of(&transposed, case.k, case.n));
         assert!(weight.bytes() >= 2 * case.k * case.n);
-        gemm(
-            &cpu,
-            Gemm {
-                m: case.m,
-                x: &case.x,
-                x_stride: case.x_stride,
-                weight: &weight,
-                extra: None,
-                bias: None,
-                accumulate: false,
-                out: &mut out,
-                out_stride: case.out_stride,
-            },
-        );
+        let out = case.product(&cpu, &weight, None, None, false);
         assert_same_bits(&case.run_in(&cpu, precision, false, false, false), &out, "a packed matrix");
     }
 }
