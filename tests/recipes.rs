@@ -193,3 +193,25 @@ fn the_recipe_for_published_files_says_which_file_is_missing() {
     let text = format!("{error:?}");
     assert!(text.contains("pairs.jsonl") || text.contains("FLUX.1-dev"), "{text}");
 }
+
+#[test]
+fn noise_that_a_network_was_not_trained_on_is_refused_when_the_graph_is_planned() {
+    let recipe = root().join("graphs/diffusion_dpo.ron");
+    let sets = ["time.process=ddpm_eps".to_owned(), "noise.process=ddpm_eps".to_owned()];
+    let graph = spec::load(&recipe, &sets, &Registry::standard()).unwrap_or_else(|e| panic!("{e:?}")).graph;
+    let error = Plan::new(&graph, &PlanOptions::default()).expect_err("timesteps for a flow").to_string();
+    for part in ["timesteps of DDPM", "sigmas of a flow", "`process: flow`"] {
+        assert!(error.contains(part), "{part} in {error}");
+    }
+}
+
+#[test]
+fn weights_that_several_passes_share_are_counted_once() {
+    let resident = |recipe: &str| {
+        let path = root().join("graphs").join(recipe);
+        let graph = spec::load(&path, &[], &Registry::standard()).unwrap_or_else(|e| panic!("{e:?}")).graph;
+        Plan::new(&graph, &PlanOptions::default()).expect("a plan").memory().resident
+    };
+    // Two passes with one adapter over one network, and one.
+    assert_eq!(resident("patchdpo.ron"), resident("sft.ron"));
+}

@@ -25,6 +25,15 @@ pub struct LinearLayout {
     pub outputs: usize,
 }
 
+/// The time that a backbone takes, and with it the noise that it was trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Time {
+    /// Sigma in [0, 1] of a rectified flow; the prediction is the velocity.
+    Sigma,
+    /// A whole timestep of DDPM, 0..1000; the prediction is eps or v.
+    Step,
+}
+
 /// What can be known of a backbone from its configuration alone, before a weight is read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BackboneLayout {
@@ -44,6 +53,8 @@ pub struct BackboneLayout {
     pub blocks: usize,
     /// Attention heads.
     pub heads: usize,
+    /// The time that it takes.
+    pub time: Time,
     /// Does it take a guidance value?
     pub guidance: bool,
     /// The linears an adapter may have factors for, in the order of the model.
@@ -57,7 +68,7 @@ pub struct BackboneLayout {
 pub struct Inputs {
     /// Noised latents, `[N, C, H, W]`.
     pub x_t: Latents,
-    /// Time of each sample, `[N]`: sigma in [0, 1] for a flow model.
+    /// Time of each sample, `[N]`: see [`Time`].
     pub t: Vec<f32>,
     /// Text tokens, `[N, L, E]`.
     pub text: Tensor<(usize, usize, usize)>,

@@ -29,6 +29,10 @@ pub mod sampling;
 pub mod tensor;
 pub mod text;
 
+/// Version of the arithmetic of encoders and autoencoders: raised whenever the bits that they give change, so that what was
+/// kept from before is not taken for what they give now.
+pub const ARITHMETIC: u32 = 2;
+
 pub use backbone::{Backbone, BackboneLayout, Inputs, LinearLayout, Visitor};
 pub use cpu::Cpu;
 pub use device::Device;

@@ -70,22 +70,20 @@ fn opening_compares_names_and_shapes_and_loading_looks_at_values() {
     let bias = find("proj_out.bias");
 
     let mut broken = all.clone();
-    broken[bias] = NamedTensor::f32("proj_out.bis", vec![64], &[0.0; 64]);
-    broken[norm] = NamedTensor::f32(all[norm].name.clone(), vec![15], &[1.0; 15]);
+    let (width, outputs) = (all[norm].shape[0], all[bias].shape[0]);
+    broken[bias] = NamedTensor::f32("proj_out.bis", vec![outputs], &vec![0.0; outputs]);
+    broken[norm] = NamedTensor::f32(all[norm].name.clone(), vec![width - 1], &vec![1.0; width - 1]);
     write(case, dir.path(), &[&broken]);
     let error = open(dir.path()).unwrap_err().to_string();
-    for part in [
-        "missing: proj_out.bias",
-        "surplus: proj_out.bis",
-        "transformer_blocks.0.attn.norm_q.weight (expected [16], the file has [15])",
-    ] {
-        assert!(error.contains(part), "{error}");
+    let shapes = format!("norm_q.weight (expected [{width}], the file has [{}])", width - 1);
+    for part in ["missing: proj_out.bias", "surplus: proj_out.bis", &shapes] {
+        assert!(error.contains(part), "{part} in {error}");
     }
 
     let mut broken = all.clone();
-    let mut values = [1.0; 16];
+    let mut values = vec![1.0; width];
     values[7] = f32::INFINITY;
-    broken[norm] = NamedTensor::f32(all[norm].name.clone(), vec![16], &values);
+    broken[norm] = NamedTensor::f32(all[norm].name.clone(), vec![width], &values);
     write(case, dir.path(), &[&broken]);
     let model = open(dir.path()).unwrap();
     let error = model.load().unwrap_err().to_string();

@@ -31,7 +31,7 @@ pub mod vjp;
 
 pub use identity::{Identity, ReadBatch, Sample};
 pub use inputs::{Arity, Input, InputSpec, Inputs, OutputSpec, Outputs};
-pub use operator::{Cost, Ctx, DynOperator, OpError, Operator, Residuals, Wanted};
+pub use operator::{Cost, Ctx, DynOperator, OpError, Operator, Residuals, Shared, Wanted};
 pub use port::{Carried, Cotangent, Grad, NamedState, NamedTensor, NoGrad, Port, PortType, Scalar, T, Value};
 pub use rows::{Batched, Rows};
 pub use settings::{DataPath, Nothing, SettingDoc, Settings};

@@ -87,6 +87,18 @@ pub struct Cost {
     pub backward_scratch_bytes: usize,
     /// Bytes held from the first run on, e.g. weights.
     pub resident_bytes: usize,
+    /// What a value that the node reads holds once the node has run.
+    pub shared: Option<Shared>,
+}
+
+/// Bytes that the value of an input holds from the first run of its readers on, such as a backbone's weights packed for
+/// backward passes. Nodes that read one value share them: the largest of their numbers counts, once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// Index of the input.
+    pub input: usize,
+    /// Bytes.
+    pub bytes: usize,
 }
 
 /// For every input, in order: does anybody need its cotangent?

@@ -12,6 +12,9 @@ use super::{CacheError, FORMAT, Hash, weights::fingerprint};
 pub struct Recipe {
     /// Of the entries.
     pub format: u32,
+    /// Of the kernels that computed them, see [`prefgraph_nn::ARITHMETIC`].
+    #[serde(default = "first_arithmetic")]
+    pub arithmetic: u32,
     /// Its name.
     pub operator: String,
     /// As JSON, by name.
@@ -20,6 +23,11 @@ pub struct Recipe {
     pub weights: BTreeMap<String, String>,
     /// Nodes that used it; not a part of what it is.
     pub nodes: BTreeSet<String>,
+}
+
+/// That of recipes that do not state it.
+fn first_arithmetic() -> u32 {
+    1
 }
 
 impl Recipe {
@@ -34,6 +42,7 @@ impl Recipe {
         }
         Ok(Self {
             format: FORMAT,
+            arithmetic: prefgraph_nn::ARITHMETIC,
             operator: operator.into(),
             settings: settings.collect(),
             weights,
@@ -49,6 +58,7 @@ impl Recipe {
             hash.update(text.as_bytes());
         };
         text(&self.format.to_string());
+        text(&self.arithmetic.to_string());
         text(&self.operator);
         for (kind, all) in [("settings", &self.settings), ("weights", &self.weights)] {
             text(kind);
@@ -85,6 +95,9 @@ impl Recipe {
         compare("weights", &old.weights, &self.weights, false);
         if old.format != self.format {
             changes.push(format!("format version {} -> {}", old.format, self.format));
+        }
+        if old.arithmetic != self.arithmetic {
+            changes.push(format!("arithmetic version {} -> {}", old.arithmetic, self.arithmetic));
         }
         changes
     }

@@ -55,6 +55,7 @@ fn json(p: &Prepared) -> Value {
                 "cell": plan.is_cell(id), "runs_ahead": plan.runs_ahead(id),
                 "forward_flops": cost.forward_flops, "backward_flops": cost.backward_flops,
                 "saved_bytes": cost.saved_bytes, "resident_bytes": cost.resident_bytes,
+                "shared_bytes": cost.shared.map_or(0, |s| s.bytes),
             })
         })
         .collect();

@@ -152,7 +152,7 @@ fn number(x: f64) -> String {
     match x {
         _ if x == 0.0 || !x.is_finite() => format!("{x}"),
         _ if (1e-3..1e4).contains(&size) => {
-            let digits = 3 - size.log10().floor() as i32;
+            let digits = 3 - libm::log10(size).floor() as i32;
             format!("{x:.*}", digits.clamp(0, 6) as usize)
         }
         _ => format!("{x:.2e}"),

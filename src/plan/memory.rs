@@ -1,5 +1,9 @@
 //! How long every value lives, and the peak of what is alive at once.
 
+use std::collections::BTreeMap;
+
+use prefgraph_ops::Shared;
+
 use super::{Gradient, Phase, PlanOptions, PlannedTask, Slots, Task, TaskId, Variant, lanes::Seconds};
 use crate::graph::{Graph, Tap};
 
@@ -159,16 +163,28 @@ pub(super) fn all_freed(items: &[Item], tasks: &[PlannedTask], outputs: usize) -
     freed
 }
 
+/// Bytes of weights and the like: each node's own, and what values hold for those that read them, once for each value.
+pub(super) fn resident(graph: &Graph, slots: &Slots, variant: &Variant) -> usize {
+    let mut shared: BTreeMap<usize, usize> = BTreeMap::new();
+    for (id, node) in graph.nodes() {
+        let Some(Shared { input, bytes }) = variant.costs[id.index()].shared else { continue };
+        for &wire in node.wires.get(input).into_iter().flatten() {
+            let held = shared.entry(slots.at(wire)).or_default();
+            *held = bytes.max(*held);
+        }
+    }
+    variant.costs.iter().map(|c| c.resident_bytes).chain(shared.into_values()).sum()
+}
+
 /// Play a step through, for every variant, and keep the fullest.
 pub(super) fn predict(
     items: &[Item],
-    variants: usize,
     tasks: &[PlannedTask],
     resident: &[usize],
     options: &PlanOptions,
 ) -> Memory {
     let one = |variant: usize| predict_one(items, variant, tasks, resident[variant], options);
-    (0..variants).map(one).rev().max_by_key(|m| m.peak).unwrap_or_default()
+    (0..resident.len()).map(one).rev().max_by_key(|m| m.peak).unwrap_or_default()
 }
 
 fn predict_one(

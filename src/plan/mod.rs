@@ -204,6 +204,8 @@ pub struct Plan {
     critical: f64,
     seconds: f64,
     items: Vec<memory::Item>,
+    /// Bytes of weights and the like, by variant.
+    resident: Vec<usize>,
     memory: Memory,
     measured: bool,
 }
@@ -226,6 +228,7 @@ impl Plan {
         let ahead = ahead::derive(graph, &cells);
         let tasks = tasks::tasks(graph, &gradient, &ahead);
         let items = memory::items(graph, &slots, &variants, &gradient, &tasks, &cells);
+        let resident = variants.iter().map(|v| memory::resident(graph, &slots, v)).collect();
         let largest = shapes::largest(&variants);
         let mut plan = Self {
             options,
@@ -240,6 +243,7 @@ impl Plan {
             critical: 0.0,
             seconds: 0.0,
             items,
+            resident,
             memory: Memory::default(),
             measured: false,
         };
@@ -283,13 +287,7 @@ impl Plan {
     fn schedule(&mut self) {
         let made = lanes::schedule(&mut self.tasks, &self.options);
         (self.order, self.critical, self.seconds) = (made.order, made.critical, made.seconds);
-        self.memory =
-            memory::predict(&self.items, self.variants.len(), &self.tasks, &self.resident(), &self.options);
-    }
-
-    /// Bytes of weights and the like, by variant.
-    fn resident(&self) -> Vec<usize> {
-        self.variants.iter().map(|v| v.costs.iter().map(|c| c.resident_bytes).sum()).collect()
+        self.memory = memory::predict(&self.items, &self.tasks, &self.resident, &self.options);
     }
 
     /// What the plan was made for.

@@ -15,11 +15,11 @@ use std::ops::Range;
 
 use super::{
     Cpu, Packed, Precision,
-    isa::{Kernel, Machine},
+    machine::{Kernel, Machine},
     parallel::{self, Shared},
     precision::pack_row,
+    product::{Product, Start, product},
     scratch::with_scratch,
-    tile::{Product, Start, product},
 };
 
 /// `out = start + x * weight + extra`, where `start` is `out`, the bias or zero.

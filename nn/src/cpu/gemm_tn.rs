@@ -8,11 +8,12 @@
 use super::{
     Cpu,
     gemm::check_matrix,
-    isa::{Kernel, Machine},
+    machine::{Kernel, Machine},
     packed::pack,
     parallel::{self, Shared},
+    product::{Product, Start, product},
     scratch::with_scratch,
-    tile::{ACROSS, Product, Start, product},
+    tile::ACROSS,
 };
 
 /// `out[p, q] = sum over m of a[m, p] * b[m, q]`.

@@ -1,12 +1,13 @@
 //! Instruction sets: which there are, which one a device uses, and how a kernel is run under it.
-//!
-//! Kernels are written once, over [`Machine`], and compiled for each instruction set. All of them multiply and add
-//! in one rounding and sum in the same order, so that they give the same bits.
 #![allow(unsafe_code, reason = "the micro-kernel works on pointers")]
 
 use pulp::{NullaryFnOnce, Scalar, Simd};
 
-use super::tile::{Tile, micro_tile};
+use super::{
+    machine::{Kernel, Machine},
+    micro::micro_tile,
+    tile::{PairsTile, Tile},
+};
 use crate::error::{Error, Result};
 
 /// An instruction set that kernels are compiled for.
@@ -118,20 +119,6 @@ impl Token {
     }
 }
 
-/// An instruction set as a type, with the micro-tile that fills its registers.
-pub(super) trait Machine: Simd {
-    /// Rows of the micro-tile.
-    const TILE_ROWS: usize;
-    /// Columns of the micro-tile.
-    const TILE_COLUMNS: usize;
-
-    /// Runs the micro-kernel of a product on a tile of 1 to `TILE_ROWS` rows.
-    ///
-    /// # Safety
-    /// As for [`micro_tile`].
-    unsafe fn tile<const ROW: usize, const PAIRS: bool>(self, rows: usize, tile: &Tile);
-}
-
 struct TileOp<'a, M, const R: usize, const V: usize, const ROW: usize, const PAIRS: bool>(M, &'a Tile);
 
 impl<M: Machine, const R: usize, const V: usize, const ROW: usize, const PAIRS: bool> NullaryFnOnce
@@ -145,9 +132,6 @@ impl<M: Machine, const R: usize, const V: usize, const ROW: usize, const PAIRS: 
         unsafe { micro_tile::<M, R, V, ROW, PAIRS>(self.0, self.1) }
     }
 }
-
-/// A tile in pairs of bf16 by an instruction of its own.
-pub(super) type PairsTile = unsafe fn(&Tile);
 
 /// Instruction sets without such an instruction.
 #[inline(always)]
@@ -185,15 +169,6 @@ machine!(pulp::x86::V3, 6 x 2, no_pairs, 6 5 4 3 2 1);
 #[cfg(target_arch = "aarch64")]
 machine!(pulp::aarch64::Neon, 6 x 4, no_pairs, 6 5 4 3 2 1);
 machine!(Scalar, 4 x 16, no_pairs, 4 3 2 1);
-
-/// A kernel's text, over any instruction set; `N` vectors of it make a block of 16 values.
-pub(super) trait Kernel {
-    type Output;
-
-    /// Must be `#[inline(always)]`, and so must all that touches a vector in it: a closure or a function that is
-    /// compiled on its own lacks the instruction set, and calls a function for every operation.
-    fn run<M: Machine, const N: usize>(self, machine: M) -> Self::Output;
-}
 
 struct Run<M, K, const N: usize>(M, K);
 

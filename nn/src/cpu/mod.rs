@@ -23,9 +23,11 @@ mod gemm;
 mod gemm_tn;
 mod heads;
 mod isa;
+mod machine;
 mod math;
 mod matrix;
 mod memory;
+mod micro;
 mod norm;
 mod optimizer;
 mod packed;
@@ -34,8 +36,10 @@ mod pairs;
 mod parallel;
 mod pointwise;
 mod precision;
+mod product;
 mod scores;
 mod scratch;
+mod softmax;
 mod sweep;
 mod tile;
 
@@ -55,6 +59,7 @@ pub use pointwise::{
 };
 pub use precision::Precision;
 pub use scores::{cosine_scores, masked_mean};
+pub use softmax::softmax;
 
 /// Host memory and a pool of worker threads that all users of the device share.
 #[derive(Clone)]
@@ -103,7 +108,7 @@ impl Cpu {
 
     /// Runs a kernel compiled for this device's instruction set, on this thread.
     #[inline]
-    fn run<K: isa::Kernel>(&self, kernel: K) -> K::Output {
+    fn run<K: machine::Kernel>(&self, kernel: K) -> K::Output {
         self.token.run(kernel)
     }
 

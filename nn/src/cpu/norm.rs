@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::{
     Cpu,
     gemm::check_matrix,
-    isa::{Kernel, Machine},
+    machine::{Kernel, Machine},
     math::{self, BLOCK, Block},
     parallel::{self, Shared},
     sweep::{Input, Output, Pass, sweep_sums},

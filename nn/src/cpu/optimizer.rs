@@ -4,7 +4,7 @@
 
 use super::{
     Cpu,
-    isa::{Kernel, Machine},
+    machine::{Kernel, Machine},
     math::{self, BLOCK, Block},
     parallel,
     sweep::{Pass, sweep_flat},

@@ -8,10 +8,7 @@ use std::arch::x86_64::{
     _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
-use super::{
-    isa::PairsTile,
-    tile::{ACROSS, Tile},
-};
+use super::tile::{ACROSS, PairsTile, Tile};
 
 /// Vectors of a tile's row.
 const V: usize = 2;

@@ -7,7 +7,7 @@
 use super::{
     Cpu, Rows,
     gemm::check_matrix,
-    isa::Machine,
+    machine::Machine,
     math::{self, Block},
     sweep::{Input, Output, Pass, sweep, sweep_flat, sweep_sums},
 };

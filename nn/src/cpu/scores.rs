@@ -9,7 +9,7 @@
 
 use super::{
     Cpu,
-    isa::{Kernel, Machine},
+    machine::{Kernel, Machine},
     math::BLOCK,
     parallel::{self, Shared},
 };

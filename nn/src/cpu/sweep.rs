@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::{
     Cpu,
-    isa::{Kernel, Machine},
+    machine::{Kernel, Machine},
     math::{self, BLOCK, Block},
     parallel::{self, Shared},
 };

@@ -65,7 +65,7 @@ impl Frozen {
         let frozen = Self { view, inputs, loading, merged, forward, backward, checked };
         if loading.packing == Packing::Resident {
             frozen.check()?;
-            frozen.forward.get_or_init(|| frozen.pack(device, Packed::from_weight));
+            let _ = frozen.forward.set(frozen.pack(device, Packed::from_weight));
         }
         Ok(frozen)
     }
@@ -118,7 +118,15 @@ impl Frozen {
         run: impl FnOnce(&Packed) -> T,
     ) -> T {
         match self.loading.packing {
-            Packing::Resident => run(resident.get_or_init(|| self.pack(device, pack))),
+            Packing::Resident => run(match resident.get() {
+                Some(packed) => packed,
+                None => {
+                    // Not `get_or_init`: packing uses the pool, and a thread of the pool that waits there may take up
+                    // another pass, which comes here, too. Two that come at once pack the same values twice.
+                    let packed = self.pack(device, pack);
+                    resident.get_or_init(|| packed)
+                }
+            }),
             Packing::Streamed => {
                 let packed = self.pack(device, pack);
                 let result = run(&packed);

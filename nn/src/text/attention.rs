@@ -3,7 +3,7 @@
 //! Shape letters: `H` heads, `L` tokens, `D` width of a head.
 
 use crate::{
-    cpu::Cpu,
+    cpu::{Cpu, softmax},
     layers::{product_plain, product_transposed},
 };
 
@@ -42,22 +42,12 @@ pub(super) fn attention(
         product_transposed(device, (tokens, tokens, dim), q, k, &mut scores);
         scores.iter_mut().for_each(|s| *s *= scale);
         bias(head, &mut scores);
-        scores.chunks_exact_mut(tokens).for_each(softmax);
+        softmax(device, tokens, &mut scores);
         product_plain(device, (tokens, dim, tokens), &scores, v, &mut result);
         for (to, from) in out.chunks_exact_mut(width).zip(result.chunks_exact(dim)) {
             to[columns.clone()].copy_from_slice(from);
         }
     }
-}
-
-fn softmax(row: &mut [f32]) {
-    let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for x in &mut *row {
-        *x = (*x - top).exp();
-        sum += *x;
-    }
-    row.iter_mut().for_each(|x| *x /= sum);
 }
 
 #[cfg(test)]
@@ -75,7 +65,7 @@ mod tests {
             for (row, scores) in scores.chunks_exact_mut(3).enumerate() {
                 match head {
                     0 => scores[row + 1..].fill(f32::NEG_INFINITY),
-                    _ => scores[2] += 2f32.ln(),
+                    _ => scores[2] += std::f32::consts::LN_2,
                 }
             }
         };

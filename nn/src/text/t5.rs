@@ -246,7 +246,7 @@ impl T5 {
         // A class begins where the share of the logarithm is a whole number. The bit that is added keeps a share that
         // is whole from being rounded below itself.
         let most = self.config.relative_attention_max_distance;
-        let share = (far as f64 / exact as f64).ln() / (most as f64 / exact as f64).ln();
+        let share = libm::log(far as f64 / exact as f64) / libm::log(most as f64 / exact as f64);
         let class = exact + (share * (half - exact) as f64 + 1e-9) as usize;
         first + class.min(half - 1)
     }

@@ -1,5 +1,7 @@
 //! Autoencoders against their golden cases.
 
+#![allow(clippy::disallowed_methods, reason = "expected values: their last bits do not matter")]
+
 use std::path::Path;
 
 use prefgraph_nn::{

@@ -1,5 +1,7 @@
 //! Fused attention against softmax(q k^T / sqrt(D)) v and its derivative, in f64.
 
+#![allow(clippy::disallowed_methods, reason = "expected values: their last bits do not matter")]
+
 use std::ops::Range;
 
 use half::bf16;

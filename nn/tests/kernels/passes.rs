@@ -1,5 +1,7 @@
 //! Norms, heads, activations, gates, scores and the optimizer against their formulas in f64.
 
+#![allow(clippy::disallowed_methods, reason = "expected values: their last bits do not matter")]
+
 use prefgraph_nn::cpu::{
     AdamW, Cpu, GateGrad, HeadLayout, ModulationGrad, NormRotary, Rows, Window, adamw, add_scaled,
     cosine_scores, gated_add, gated_add_backward, gelu, gelu_backward, masked_mean, norm_modulate,

@@ -14,7 +14,7 @@ use super::{
     tensors::{Fixed, latents_to_nn, same, tensor},
 };
 use crate::{
-    operator::{Cost, Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Wanted},
+    operator::{Cost, Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Shared, Wanted},
     ports::{BackboneHandle, Latents, List, ListShape, Mask, Pooled, Scores, TextTokens, Timesteps},
     settings,
     shape::Axis,
@@ -160,7 +160,8 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
             saved_bytes: pass.saved_bytes,
             scratch_bytes: pass.scratch_bytes,
             backward_scratch_bytes: pass.backward_scratch_bytes,
-            resident_bytes: backward_weights,
+            shared: Some(Shared { input: 0, bytes: backward_weights }),
+            ..Cost::default()
         }
     }
 

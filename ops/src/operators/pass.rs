@@ -4,7 +4,7 @@
 //! `H` `W` latent grid, `L` text tokens, `E` text width, `P` pooled width.
 
 use dfdx::shapes::{HasShape, Shape};
-use prefgraph_nn::{self as nn, AdapterLayout, BackboneLayout};
+use prefgraph_nn::{self as nn, AdapterLayout, BackboneLayout, backbone::Time};
 
 use super::tensors::{latents_to_nn, repeated, same, tensor};
 use crate::{
@@ -82,6 +82,22 @@ impl ConditionShapes<'_> {
             return Err(OpError::new(format!(
                 "t has {} times: one for each of {rows} rows, or of {samples} samples, is needed",
                 self.t.batch
+            )));
+        }
+        if self.t.process.time() != layout.time {
+            let time = |time| match time {
+                Time::Sigma => "sigmas of a flow",
+                Time::Step => "timesteps of DDPM",
+            };
+            let process = match layout.time {
+                Time::Sigma => "`process: flow`",
+                Time::Step => "`process: ddpm_eps` or `ddpm_v`",
+            };
+            return Err(OpError::new(format!(
+                "t holds {}, but the {} takes {}: set {process} at the nodes that make its noise and its times",
+                time(self.t.process.time()),
+                layout.kind,
+                time(layout.time)
             )));
         }
         same("the batch of pooled", self.pooled.0, "that of text", samples)?;

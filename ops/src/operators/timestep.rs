@@ -167,7 +167,7 @@ mod tests {
         // UNO at 1024 tokens: mu = 0.63, mean 0.604. Shifted by 3: the integral of 3u / (1 + 2u).
         let expected = [
             (Spread::Uniform, 0.5),
-            (Spread::Shifted, 1.5 - 0.75 * 3f64.ln()),
+            (Spread::Shifted, 1.5 - 0.75 * libm::log(3.0)),
             (Spread::Uno, 0.604),
             (Spread::LogitNormal, 0.5),
         ];

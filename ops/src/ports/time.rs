@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use prefgraph_nn::backbone::Time;
+
 use crate::{
     choices,
     port::{NoGrad, Port},
@@ -24,6 +26,11 @@ impl Process {
     /// Are its times whole timesteps 0..1000, rather than sigmas in [0, 1]?
     pub fn is_discrete(self) -> bool {
         self != Self::Flow
+    }
+
+    /// The time that a network takes which was trained on it.
+    pub fn time(self) -> Time {
+        if self.is_discrete() { Time::Step } else { Time::Sigma }
     }
 }
 

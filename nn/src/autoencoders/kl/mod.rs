@@ -154,7 +154,7 @@ impl Autoencoder for Kl {
                     normals.len(),
                 ));
             }
-            let deviations = log_variance.values().iter().map(|v| (0.5 * v).exp());
+            let deviations = log_variance.values().iter().map(|v| libm::expf(0.5 * v));
             for ((z, deviation), normal) in latents.values_mut().iter_mut().zip(deviations).zip(normals) {
                 *z += deviation * normal;
             }

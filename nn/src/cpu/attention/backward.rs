@@ -14,12 +14,13 @@ use super::{
 };
 use crate::cpu::{
     Cpu, Precision,
-    isa::{Kernel, Machine},
+    machine::{Kernel, Machine},
     math::{self, BLOCK},
     parallel::{self, Shared},
     precision::pack_row,
+    product::{Product, Start, product},
     scratch::with_scratch,
-    tile::{ACROSS, Product, Start, product},
+    tile::ACROSS,
 };
 
 pub(super) fn run(cpu: &Cpu, call: AttentionBackward<'_>) {

@@ -12,12 +12,13 @@ use super::{
 };
 use crate::cpu::{
     Cpu, Precision,
-    isa::{Kernel, Machine},
+    machine::{Kernel, Machine},
     math::{self, BLOCK, Block},
     parallel::{self, Shared},
     precision::interleave,
+    product::{Product, Start, product},
     scratch::with_scratch,
-    tile::{ACROSS, Product, Start, product},
+    tile::ACROSS,
 };
 
 pub(super) fn run(cpu: &Cpu, call: Attention<'_>) {

@@ -10,7 +10,7 @@ use crate::{
     cpu::{
         self, Attention, AttentionBackward, AttentionShape, GateGrad, HeadLayout, ModulationGrad, NormRotary,
     },
-    error::Result,
+    error::{Error, Result},
     layers::{Buffer, Context, Input, Linear, Output, linears, linears_backward},
 };
 
@@ -212,7 +212,10 @@ pub(super) fn gated_add(
     }
 }
 
-/// Backward of [`gated_add`]: `dy`, and the gate's own derivative where `y` was kept.
+/// Backward of [`gated_add`]: `dy`, and with sums the gate's own derivative, for which `y` must have been kept.
+///
+/// # Errors
+/// If there are sums and `y` was not kept.
 pub(super) fn gated_add_backward(
     pass: Pass<'_>,
     span: Span,
@@ -221,19 +224,22 @@ pub(super) fn gated_add_backward(
     gate: usize,
     y: Option<&[f32]>,
     sums: Option<&mut ModulationSums>,
-) -> Buffer {
+) -> Result<Buffer> {
+    let mut gated = match (sums, y) {
+        (None, _) => None,
+        (Some(sums), Some(y)) => Some((sums, y)),
+        (Some(_), None) => {
+            return Err(Error::Internal("the result before an adapted gate was not kept".into()));
+        }
+    };
     let rows = pass.sequence.span_rows(span.clone());
     let mut dy = pass.ctx.buffers.take(rows.len() * pass.width);
-    let mut sums = sums;
     for segment in pass.sequence.segments(span) {
         let wide = wide(segment, rows.start, pass.width);
-        let mut part = sums.is_some().then(|| pass.ctx.buffers.take(pass.sequence.batch * pass.width));
-        let gate_grad = match (&mut part, y) {
-            (Some(d_gate), Some(y)) => {
-                Some(GateGrad { y: &y[wide.clone()], d_gate: &mut *d_gate, stride: pass.width })
-            }
-            _ => None,
-        };
+        let mut part = gated.is_some().then(|| pass.ctx.buffers.take(pass.sequence.batch * pass.width));
+        let y = gated.as_ref().map(|(_, y)| &y[wide.clone()]);
+        let gate_grad =
+            part.as_deref_mut().zip(y).map(|(d_gate, y)| GateGrad { y, d_gate, stride: pass.width });
         cpu::gated_add_backward(
             pass.ctx.device,
             pass.sequence.shape(segment, pass.width),
@@ -243,11 +249,11 @@ pub(super) fn gated_add_backward(
             &mut dy[wide],
             gate_grad,
         );
-        if let (Some(sums), Some(part)) = (&mut sums, &part) {
+        if let (Some((sums, _)), Some(part)) = (&mut gated, &part) {
             sums.add(gate, part, pass.width);
         }
     }
-    dy
+    Ok(dy)
 }
 
 fn wide(segment: &Segment, start: usize, width: usize) -> std::ops::Range<usize> {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::{
-    backbone::{BackboneLayout, LinearLayout},
+    backbone::{BackboneLayout, LinearLayout, Time},
     error::{Error, Result},
 };
 
@@ -201,6 +201,7 @@ impl FluxConfig {
             width: self.width(),
             blocks: self.num_layers + self.num_single_layers,
             heads: self.num_attention_heads,
+            time: Time::Sigma,
             guidance: self.guidance_embeds,
             linears: self.linears(),
             parameters: self.tensors().iter().map(|(_, s)| s.iter().product::<usize>()).sum(),

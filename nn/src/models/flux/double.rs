@@ -280,7 +280,7 @@ fn mlp_backward(
         MLP_GATE,
         saved.mlp_gated.as_deref(),
         sums.as_deref_mut(),
-    );
+    )?;
     let active = ctx.adapts(&stream.down).then(|| activated(pass, &saved.up));
     let mut d_active = by_up.then(|| ctx.buffers.take(rows * mlp));
     linears_backward(
@@ -352,7 +352,7 @@ fn out_backward(
         ATTENTION_GATE,
         saved.attention_gated.as_deref(),
         sums,
-    );
+    )?;
     let x = ctx.adapts(&stream.out).then(|| attended_rows(pass, span.clone(), attended));
     let mut d = needs.operands.then(|| ctx.buffers.take(rows * width));
     linears_backward(

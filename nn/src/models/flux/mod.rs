@@ -86,7 +86,8 @@ pub struct FluxUno {
     files: FluxFiles,
     adapter: Option<(FrozenAdapter, FrozenUse)>,
     weights: OnceLock<Weights>,
-    /// Held while the weights are read, so that two passes that start together read them once.
+    /// Held while the weights are read, so that two passes that start together read them once. Never locked on a thread of
+    /// the pool.
     loading: Mutex<()>,
     buffers: Buffers,
     rotary: Mutex<Vec<(Grids, Arc<RotaryTables>)>>,
@@ -179,8 +180,12 @@ impl FluxUno {
     }
 
     /// Run on the device's own threads, so that kernels need not change threads one by one.
-    fn on_device<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
-        self.device.pool().install(run)
+    ///
+    /// Weights are loaded before, on the caller's thread: loading holds a lock while it uses the pool, and a thread of the
+    /// pool that waits there may take up another pass, which would wait for the lock on the same thread for ever.
+    fn on_device<T: Send>(&self, run: impl FnOnce(&Weights) -> Result<T> + Send) -> Result<T> {
+        let weights = self.weights()?;
+        self.device.pool().install(|| run(weights))
     }
 
     /// The rotary tables of these grids; the last few are kept, since steps repeat them.
@@ -215,7 +220,8 @@ impl Backbone for FluxUno {
         adapter: Option<&Adapter>,
         visitor: &mut dyn Visitor,
     ) -> Result<Latents> {
-        self.on_device(|| self.forward(inputs, adapter, visitor, false)).map(|(prediction, _)| prediction)
+        let pass = self.on_device(|weights| self.forward(weights, inputs, adapter, visitor, false));
+        pass.map(|(prediction, _)| prediction)
     }
 
     fn predict_saving(
@@ -224,7 +230,8 @@ impl Backbone for FluxUno {
         adapter: &Adapter,
         visitor: &mut dyn Visitor,
     ) -> Result<(Latents, Saved)> {
-        let (prediction, saved) = self.on_device(|| self.forward(inputs, Some(adapter), visitor, true))?;
+        let (prediction, saved) =
+            self.on_device(|weights| self.forward(weights, inputs, Some(adapter), visitor, true))?;
         let saved = saved.ok_or_else(|| Error::Internal("a pass kept nothing for its backward".into()))?;
         Ok((prediction, Saved(Box::new(saved))))
     }
@@ -234,11 +241,11 @@ impl Backbone for FluxUno {
             .0
             .downcast::<pass::SavedPass>()
             .map_err(|_| Error::Setting("what was kept comes from another kind of backbone".into()))?;
-        self.on_device(|| self.backward_pass(*saved, adapter, cotangent))
+        self.on_device(|weights| self.backward_pass(weights, *saved, adapter, cotangent))
     }
 
     fn features(&self, inputs: &Inputs) -> Result<Tensor<(usize, usize, usize)>> {
-        self.on_device(|| self.double_features(inputs))
+        self.on_device(|weights| self.double_features(weights, inputs))
     }
 
     fn resident_bytes(&self, adapter: Option<&AdapterLayout>) -> usize {

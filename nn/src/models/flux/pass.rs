@@ -148,13 +148,13 @@ impl FluxUno {
     /// The prediction, and with `saving` what the backward needs.
     pub(super) fn forward(
         &self,
+        weights: &Weights,
         inputs: &Inputs,
         adapter: Option<&Adapter>,
         visitor: &mut dyn Visitor,
         saving: bool,
     ) -> Result<(Latents, Option<SavedPass>)> {
         let shapes = self.shapes(inputs)?;
-        let weights = self.weights()?;
         let branches = adapter.map(|a| Branches::new(a, &self.layout.linears)).transpose()?;
         let ctx = self.context(branches.as_ref());
         let begun = Begun::new(self, weights, ctx, inputs, &shapes);
@@ -212,9 +212,12 @@ impl FluxUno {
         Ok((prediction, saved))
     }
 
-    pub(super) fn double_features(&self, inputs: &Inputs) -> Result<Tensor<(usize, usize, usize)>> {
+    pub(super) fn double_features(
+        &self,
+        weights: &Weights,
+        inputs: &Inputs,
+    ) -> Result<Tensor<(usize, usize, usize)>> {
         let shapes = self.shapes(inputs)?;
-        let weights = self.weights()?;
         if weights.double.is_empty() {
             return Err(Error::Setting(
                 "features are tokens of the last double block, and the model has none".into(),
@@ -232,7 +235,11 @@ impl FluxUno {
             condition: &condition,
             saving: false,
         };
-        for block in &weights.double {
+        for (i, block) in weights.double.iter().enumerate() {
+            if i + 1 < weights.double.len() {
+                weights.will_need(i + 1);
+            }
+            weights.check(i)?;
             double::forward(pass, block, &mut x);
         }
         let rows = sequence.span_rows(TARGETS);
@@ -242,6 +249,7 @@ impl FluxUno {
 
     pub(super) fn backward_pass(
         &self,
+        weights: &Weights,
         saved: SavedPass,
         adapter: &Adapter,
         cotangent: &Latents,
@@ -257,7 +265,6 @@ impl FluxUno {
                 "the backward of a pass was asked for with another adapter than the pass ran with".into(),
             ));
         }
-        let weights = self.weights()?;
         let branches = Branches::new(adapter, &self.layout.linears)?;
         let ctx = self.context(Some(&branches));
         let width = self.layout.width;

@@ -157,7 +157,7 @@ pub(super) fn backward(
         GATE,
         saved.gated.as_deref(),
         sums.as_mut(),
-    );
+    )?;
     let into_out = ctx.adapts(&block.out).then(|| joined(pass, span.clone(), &saved.attended, &saved.up));
     let mut d_joined = inside.then(|| ctx.buffers.take(k_rows * both));
     linears_backward(

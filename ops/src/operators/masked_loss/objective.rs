@@ -103,12 +103,17 @@ fn bose(u: f64) -> (f64, f64) {
 
 /// The terms of all pairs of a batch. Only `kto` makes them depend on each other.
 pub fn terms(settings: &MaskedLossSettings, pairs: &[PairErrors]) -> Vec<Term> {
-    let gains = pairs.iter().map(|e| -(e.d_w + e.d_l)).sum::<f64>();
-    let baseline = (gains / (2 * pairs.len()).max(1) as f64).max(0.0);
+    let baseline = baseline(pairs);
     pairs.iter().map(|e| term(settings, e, baseline)).collect()
 }
 
-/// `baseline` is KTO's: the mean gain over the batch, held constant, not below zero.
+/// KTO's baseline: the mean gain over the batch, not below zero.
+fn baseline(pairs: &[PairErrors]) -> f64 {
+    let gains = pairs.iter().map(|e| -(e.d_w + e.d_l)).sum::<f64>();
+    (gains / (2 * pairs.len()).max(1) as f64).max(0.0)
+}
+
+/// `baseline` is KTO's; no derivative goes through it.
 fn term(settings: &MaskedLossSettings, e: &PairErrors, baseline: f64) -> Term {
     let beta = settings.beta;
     let delta = e.d_l - e.d_w;
@@ -235,11 +240,17 @@ mod tests {
     #[test]
     fn every_derivative_is_that_of_finite_differences() {
         use Objective::*;
-        for objective in [Dpo, Cdpo, Ipo, Hinge, Dpop, Simpo, Mapo, Dmpo, Sft] {
+        // A second pair that gains much, so that KTO's baseline is above zero.
+        let other = errors(0.09, 0.08);
+        for objective in [Dpo, Cdpo, Ipo, Hinge, Dpop, Simpo, Mapo, Kto, Dmpo, Sft] {
             for (m_w, m_l) in [(0.1, 0.101), (0.1012, 0.0999), (0.3, 1e-5)] {
                 let settings = MaskedLossSettings { objective, beta: 300.0, ..Default::default() };
-                let loss = |w, l| terms(&settings, &[errors(w, l)])[0].loss;
-                let found = terms(&settings, &[errors(m_w, m_l)])[0];
+                let pairs = [errors(m_w, m_l), other];
+                // What is held constant in the derivative is held constant here.
+                let baseline = baseline(&pairs);
+                assert!(m_w > 0.2 || baseline > 0.0, "{baseline}");
+                let loss = |w, l| term(&settings, &errors(w, l), baseline).loss;
+                let found = terms(&settings, &pairs)[0];
                 let h = 1e-7;
                 let by_w = (loss(m_w + h, m_l) - loss(m_w - h, m_l)) / (2.0 * h);
                 let by_l = (loss(m_w, m_l + h) - loss(m_w, m_l - h)) / (2.0 * h);
