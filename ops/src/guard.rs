@@ -4,14 +4,22 @@ use std::{
     any::Any,
     cell::Cell,
     panic::{self, AssertUnwindSafe},
-    sync::Once,
+    sync::{
+        Once,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
+
+use prefgraph_nn::cpu::is_worker;
 
 thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Run `body`; a panic inside is returned as its message.
+/// How many bodies are running now, on all threads.
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+
+/// Run `body`; a panic inside, or in work that it gave to a pool of threads, is returned as its message.
 ///
 /// # Errors
 /// If `body` panics.
@@ -20,14 +28,18 @@ pub fn catch<R>(body: impl FnOnce() -> R) -> Result<R, String> {
     HOOK.call_once(|| {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            if !GUARDED.get() {
+            // A worker panics for somebody who waits for it and gets the panic; that is a guarded body, if there is one.
+            let guarded = GUARDED.get() || (is_worker() && RUNNING.load(Ordering::SeqCst) > 0);
+            if !guarded {
                 before(info);
             }
         }));
     });
+    RUNNING.fetch_add(1, Ordering::SeqCst);
     let outer = GUARDED.replace(true);
     let result = panic::catch_unwind(AssertUnwindSafe(body));
     GUARDED.set(outer);
+    RUNNING.fetch_sub(1, Ordering::SeqCst);
     result.map_err(|payload| message(&*payload))
 }
 

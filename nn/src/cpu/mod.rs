@@ -61,6 +61,11 @@ pub use precision::Precision;
 pub use scores::{cosine_scores, masked_mean};
 pub use softmax::softmax;
 
+/// Is this thread a worker of a pool, which runs what other threads wait for?
+pub fn is_worker() -> bool {
+    rayon::current_thread_index().is_some()
+}
+
 /// Host memory and a pool of worker threads that all users of the device share.
 #[derive(Clone)]
 pub struct Cpu {
