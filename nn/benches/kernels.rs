@@ -12,9 +12,9 @@ use std::{hint::black_box, time::Instant};
 
 use prefgraph_nn::cpu::{
     AdamW, Attention, AttentionBackward, AttentionShape, Cpu, Gemm, GemmTn, HeadLayout, Matrix, Memory,
-    NormRotary, Packed, Precision, Rows, Values, Window, adamw, attention, attention_backward, cosine_scores,
-    gated_add, gelu, gelu_backward, gemm, gemm_tn, norm_modulate, norm_modulate_backward, split_heads,
-    split_heads_backward,
+    NormRotary, Packed, Precision, TokenRows, Values, Window, adamw, attention, attention_backward,
+    cosine_scores, gated_add, gelu, gelu_backward, gemm, gemm_tn, norm_modulate, norm_modulate_backward,
+    split_heads, split_heads_backward,
 };
 use pulp::{Simd, WithSimd};
 
@@ -235,7 +235,7 @@ fn main() {
 
 /// Passes that wait for memory, in bytes read and written.
 fn passes(cpu: &Cpu) {
-    let rows = Rows { batch: 4, tokens: 576, width: 256 };
+    let rows = TokenRows { batch: 4, tokens: 576, width: 256 };
     let (count, d, len) = (rows.batch * rows.tokens, rows.width, rows.len());
     let report = |name: &str, slices: usize, (best, _): (f64, Option<f64>)| {
         let rate = (4 * slices * len) as f64 / best / 1e9;
@@ -251,12 +251,11 @@ fn passes(cpu: &Cpu) {
         norm_modulate_backward(cpu, rows, &x, &mean, &rstd, scale, 2 * d, &dy, &mut y, true, None);
     });
     report("  backward", 4, time);
-    let layout =
-        HeadLayout { batch: 4, heads: 4, dim: 64, stream_tokens: 576, tokens: 576, offset: 0, stride: d };
+    let layout = HeadLayout { batch: 4, heads: 4, dim: 64, stream_tokens: 576, tokens: 576, offset: 0 };
     let (weight, angles) = (values(64, 4), values(576 * 32, 5));
     let norm_rotary = Some(NormRotary { weight: &weight, cos: &angles, sin: &angles });
-    report("heads, norm and rotary", 2, times(|| split_heads(cpu, layout, &x, norm_rotary, &mut y)));
-    let time = times(|| split_heads_backward(cpu, layout, &dy, &x, norm_rotary, &mut y, d));
+    report("heads, norm and rotary", 2, times(|| split_heads(cpu, layout, (&x, d), norm_rotary, &mut y)));
+    let time = times(|| split_heads_backward(cpu, layout, &dy, (&x, d), norm_rotary, (&mut y, d)));
     report("  backward", 3, time);
     report("gated sum", 3, times(|| gated_add(cpu, rows, &mut y, &modulation, 2 * d, &x)));
     let window = Window { rows: count, width: d };
@@ -271,7 +270,7 @@ fn passes(cpu: &Cpu) {
             ("weight", Packed::from_weight as fn(&Cpu, Precision, &Matrix<'_>) -> Packed),
             ("matrix", Packed::from_matrix),
         ] {
-            let (best, _) = times(|| pack(cpu, precision, &weight).give_back(cpu));
+            let (best, _) = times(|| drop(pack(cpu, precision, &weight).passing(cpu)));
             println!(
                 "{:<40} {:9.3} ms {:6.1} GB/s",
                 format!("pack a bf16 {name} in {precision:?}"),

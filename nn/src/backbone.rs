@@ -3,7 +3,7 @@
 //! Shape letters: `N` batch, `C` latent channels, `H` `W` latent grid, `L` text tokens, `E` text width,
 //! `P` pooled width, `T` image tokens of the target and of every reference, `D` width of the stream.
 
-use std::any::Any;
+use std::{any::Any, ops::Range};
 
 use crate::{
     error::Result,
@@ -49,7 +49,7 @@ pub struct BackboneLayout {
     pub pooled_width: usize,
     /// `D`.
     pub width: usize,
-    /// Number of blocks that call a visitor.
+    /// Number of blocks that a probe can ask about.
     pub blocks: usize,
     /// Attention heads.
     pub heads: usize,
@@ -80,64 +80,58 @@ pub struct Inputs {
     pub guidance: Option<f32>,
 }
 
-/// The image tokens after one block, as a [`Visitor`] sees them: the target's, and apart from them those of all
-/// references, sample after sample.
+/// What is asked of the image tokens after blocks, while a pass runs. Tokens that nobody asks about are not computed where a
+/// pass can leave them out.
+#[derive(Clone, Debug, Default)]
+pub struct Probe<'a> {
+    /// How much each target token resembles each reference.
+    pub scores: Option<Scoring<'a>>,
+    /// The tokens themselves, after these blocks. They are copied to the host: for tests and for looking at a network.
+    pub tokens: Range<usize>,
+}
+
+/// Which cosines are wanted between the mean of a reference's tokens and each target token.
 #[derive(Clone, Debug)]
-pub struct BlockTokens<'a> {
+pub struct Scoring<'a> {
+    /// After which blocks; the answer is the mean over them.
+    pub blocks: Range<usize>,
+    /// Of how many samples, the first ones.
+    pub samples: usize,
+    /// For each reference the weights of its tokens in the mean, sample after sample.
+    pub masks: &'a [Vec<f32>],
+}
+
+impl Probe<'_> {
+    /// Asks nothing.
+    pub const NOTHING: Probe<'static> = Probe { scores: None, tokens: 0..0 };
+
+    /// Does it ask anything?
+    pub fn asks(&self) -> bool {
+        let scores = self.scores.as_ref().is_some_and(|s| !s.blocks.is_empty() && !s.masks.is_empty());
+        scores || !self.tokens.is_empty()
+    }
+}
+
+/// What a pass gives.
+#[derive(Clone, Debug)]
+pub struct Prediction {
+    /// `[N, C, H, W]`.
+    pub latents: Latents,
+    /// For each reference `[samples, T]`, where the probe asked for scores.
+    pub scores: Vec<Vec<f32>>,
+    /// After each block that the probe named.
+    pub tokens: Vec<BlockTokens>,
+}
+
+/// The image tokens after one block.
+#[derive(Clone, Debug)]
+pub struct BlockTokens {
     /// Number of the block, from zero, over all kinds of blocks.
     pub block: usize,
-    /// `N`.
-    pub batch: usize,
-    /// `D`.
-    pub width: usize,
     /// The target's tokens of all samples, `[N, tokens, D]`.
-    pub targets: &'a [f32],
+    pub targets: Vec<f32>,
     /// The references' tokens of all samples, `[N, tokens of all references, D]`.
-    pub references: &'a [f32],
-    /// Number of tokens of each reference, in order.
-    pub reference_tokens: &'a [usize],
-}
-
-impl<'a> BlockTokens<'a> {
-    /// The target's tokens of one sample, `[tokens, D]`.
-    ///
-    /// # Panics
-    /// If there is no such sample.
-    pub fn target(&self, sample: usize) -> &'a [f32] {
-        let len = self.targets.len() / self.batch;
-        &self.targets[sample * len..(sample + 1) * len]
-    }
-
-    /// The tokens of one reference of one sample, `[tokens, D]`.
-    ///
-    /// # Panics
-    /// If there is no such sample or reference.
-    pub fn reference(&self, sample: usize, reference: usize) -> &'a [f32] {
-        let all: usize = self.reference_tokens.iter().sum();
-        let before: usize = self.reference_tokens[..reference].iter().sum();
-        let start = (sample * all + before) * self.width;
-        &self.references[start..start + self.reference_tokens[reference] * self.width]
-    }
-}
-
-/// Is called with the image tokens after every block, as the pass runs; what it wants to keep it must reduce.
-pub trait Visitor: Send {
-    /// One block has run.
-    fn block(&mut self, tokens: &BlockTokens<'_>);
-
-    /// Does it look at the tokens at all? Where it does not, [`block`](Self::block) is not called, and a pass
-    /// leaves out rows that only a visitor would see.
-    fn looks(&self) -> bool {
-        true
-    }
-}
-
-/// The visitor that looks at nothing.
-impl Visitor for () {
-    fn block(&mut self, _: &BlockTokens<'_>) {}
-    fn looks(&self) -> bool {
-        false
-    }
+    pub references: Vec<f32>,
 }
 
 /// What a pass keeps for its backward; only the backbone that made it knows what is inside.
@@ -169,16 +163,11 @@ pub trait Backbone: Send + Sync {
     /// If a file is gone, torn or holds a value that is not finite.
     fn load(&self) -> Result<()>;
 
-    /// The prediction `[N, C, H, W]`, with nothing kept.
+    /// The prediction, with nothing kept.
     ///
     /// # Errors
     /// If a shape does not fit the model, or the weights cannot be read.
-    fn predict(
-        &self,
-        inputs: &Inputs,
-        adapter: Option<&Adapter>,
-        visitor: &mut dyn Visitor,
-    ) -> Result<Latents>;
+    fn predict(&self, inputs: &Inputs, adapter: Option<&Adapter>, probe: &Probe<'_>) -> Result<Prediction>;
 
     /// The same prediction, the same bits, and what [`backward`](Self::backward) needs.
     ///
@@ -188,8 +177,8 @@ pub trait Backbone: Send + Sync {
         &self,
         inputs: &Inputs,
         adapter: &Adapter,
-        visitor: &mut dyn Visitor,
-    ) -> Result<(Latents, Saved)>;
+        probe: &Probe<'_>,
+    ) -> Result<(Prediction, Saved)>;
 
     /// The derivative by the adapter, given the derivative by the prediction.
     ///

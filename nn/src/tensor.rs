@@ -4,32 +4,37 @@ use dfdx::shapes::Shape;
 
 use crate::{
     cpu::Cpu,
-    device::Device,
+    device::{Device, Kind},
     error::{Error, Result},
 };
 
 /// Contiguous, row-major `f32` values with the axes `S` on the device `D`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Tensor<S: Shape, D: Device = Cpu> {
     shape: S,
     buffer: D::Buffer,
 }
 
-impl<S: Shape, D: Device> Tensor<S, D> {
-    /// Zeros.
-    pub fn zeros(device: &D, shape: S) -> Self {
-        Self { shape, buffer: device.zeros(shape.num_elements()) }
+impl<S: Shape, D: Device> Clone for Tensor<S, D>
+where
+    D::Buffer: Clone,
+{
+    fn clone(&self) -> Self {
+        Self { shape: self.shape, buffer: self.buffer.clone() }
     }
+}
 
+impl<S: Shape, D: Device> Tensor<S, D> {
     /// From values in row-major order.
     ///
     /// # Errors
-    /// If their number is not the product of the axes.
-    pub fn new(device: &D, shape: S, values: Vec<f32>) -> Result<Self> {
+    /// If their number is not the product of the axes; if the device has no room for them.
+    pub fn new(device: &D, shape: S, values: impl AsRef<[f32]>) -> Result<Self> {
+        let values = values.as_ref();
         if values.len() != shape.num_elements() {
             return Err(Error::shape("number of values", shape.num_elements(), values.len()));
         }
-        Ok(Self { shape, buffer: device.upload(values) })
+        Ok(Self { shape, buffer: device.upload(values, Kind::Exact)? })
     }
 
     /// The axes.
@@ -49,6 +54,11 @@ impl<S: Shape, D: Device> Tensor<S, D> {
 }
 
 impl<S: Shape> Tensor<S, Cpu> {
+    /// Zeros.
+    pub fn zeros(device: &Cpu, shape: S) -> Self {
+        Self { shape, buffer: device.buffers().zeros(shape.num_elements()) }
+    }
+
     /// The values, row-major.
     pub fn values(&self) -> &[f32] {
         &self.buffer
@@ -59,8 +69,8 @@ impl<S: Shape> Tensor<S, Cpu> {
         &mut self.buffer
     }
 
-    /// The values, without a copy.
+    /// The values, row-major.
     pub fn into_values(self) -> Vec<f32> {
-        self.buffer
+        self.buffer.to_vec()
     }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use prefgraph_nn::{
-    Adapter, Backbone, Cpu, Inputs, Tensor,
+    Adapter, Backbone, Cpu, Inputs, Probe, Tensor,
     files::{Dtype, NamedTensor, write_safetensors},
     lora::AdapterLayout,
     models::{FluxUno, flux::FluxConfig},
@@ -71,10 +71,10 @@ fn open(folder: &Path) -> (FluxUno, Adapter) {
 /// The bits of a prediction and of a gradient.
 fn pass(model: &FluxUno, adapter: &Adapter) -> (Vec<u32>, Vec<u32>) {
     let inputs = inputs(model.device());
-    let (prediction, saved) = model.predict_saving(&inputs, adapter, &mut ()).unwrap();
+    let (prediction, saved) = model.predict_saving(&inputs, adapter, &Probe::NOTHING).unwrap();
     let gradient = model.backward(saved, adapter, &inputs.x_t).unwrap();
     let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect();
-    (bits(prediction.values()), bits(&gradient.values))
+    (bits(prediction.latents.values()), bits(&gradient.values))
 }
 
 /// Runs `work` in a thread of its own and gives it up when it takes too long.
@@ -122,7 +122,7 @@ fn backwards_that_start_together_end_with_the_bits_of_one_alone() {
             let (model, adapter) = open(&folder);
             let start = Barrier::new(3);
             let inputs = inputs(model.device());
-            let saved = [(); 3].map(|()| model.predict_saving(&inputs, &adapter, &mut ()).unwrap().1);
+            let saved = [(); 3].map(|()| model.predict_saving(&inputs, &adapter, &Probe::NOTHING).unwrap().1);
             thread::scope(|scope| {
                 let backwards = saved.map(|saved| {
                     scope.spawn(|| {

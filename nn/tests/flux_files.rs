@@ -8,7 +8,7 @@ use std::path::Path;
 
 use case::{Case, cases};
 use prefgraph_nn::{
-    Backbone, Cpu,
+    Backbone, Cpu, Probe,
     files::{Dtype, NamedTensor, TensorFiles, write_safetensors},
     models::FluxUno,
 };
@@ -54,8 +54,8 @@ fn a_checkpoint_in_shards_predicts_what_it_predicts_in_one_file() {
     let dir = tempfile::tempdir().unwrap();
     let (first, second) = all.split_at(all.len() / 3);
     write(case, dir.path(), &[first, second]);
-    let whole = case.model(1).predict(&inputs, None, &mut ()).unwrap();
-    let sharded = open(dir.path()).unwrap().predict(&inputs, None, &mut ()).unwrap();
+    let whole = case.model(1).predict(&inputs, None, &Probe::NOTHING).unwrap().latents;
+    let sharded = open(dir.path()).unwrap().predict(&inputs, None, &Probe::NOTHING).unwrap().latents;
     assert_eq!(sharded.values(), whole.values());
 }
 
@@ -108,7 +108,7 @@ fn weights_in_half_precision_are_widened_and_whole_numbers_are_refused() {
     };
     let predict = |tensors: Vec<NamedTensor<'_>>| {
         write(case, dir.path(), &[&tensors]);
-        open(dir.path()).unwrap().predict(&inputs, None, &mut ()).unwrap()
+        open(dir.path()).unwrap().predict(&inputs, None, &Probe::NOTHING).unwrap().latents
     };
     let all = tensors(&files);
     let (halves, wholes) = (predict(all.iter().map(brain).collect()), predict(all.iter().map(cut).collect()));

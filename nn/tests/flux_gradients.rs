@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use case::{Case, cases, relative};
 use prefgraph_nn::{
-    Adapter, Backbone, Inputs, Tensor, backbone::Latents, lora::AdapterLayout, models::FluxUno,
+    Adapter, Backbone, Inputs, Probe, Tensor, backbone::Latents, lora::AdapterLayout, models::FluxUno,
 };
 
 /// Numbers without pattern, in +-1.
@@ -35,7 +35,7 @@ fn everywhere(model: &FluxUno) -> Arc<AdapterLayout> {
 }
 
 fn gradient(model: &FluxUno, inputs: &Inputs, adapter: &Adapter, cotangent: &Latents) -> Vec<f32> {
-    let (_, saved) = model.predict_saving(inputs, adapter, &mut ()).unwrap();
+    let (_, saved) = model.predict_saving(inputs, adapter, &Probe::NOTHING).unwrap();
     model.backward(saved, adapter, cotangent).unwrap().values.to_vec()
 }
 
@@ -48,7 +48,7 @@ fn the_derivative_by_the_factors_of_every_linear_is_that_of_finite_differences()
         let adapter = |values: Vec<f32>| Adapter { layout: Arc::clone(&layout), values: Arc::new(values) };
         let gradient = gradient(&model, &inputs, &adapter(values.clone()), &cotangent);
         let value = |values: Vec<f32>| -> f64 {
-            let prediction = model.predict(&inputs, Some(&adapter(values)), &mut ()).unwrap();
+            let prediction = model.predict(&inputs, Some(&adapter(values)), &Probe::NOTHING).unwrap().latents;
             prediction.values().iter().zip(cotangent.values()).map(|(p, c)| f64::from(p * c)).sum()
         };
         for (module, (a, b)) in layout.modules.iter().zip(layout.ranges()) {
@@ -106,10 +106,10 @@ fn a_backward_with_another_adapter_or_shape_than_the_pass_is_refused() {
     let layout = everywhere(&model);
     let adapter =
         |value| Adapter { layout: Arc::clone(&layout), values: Arc::new(vec![value; layout.len()]) };
-    let (_, saved) = model.predict_saving(&inputs, &adapter(0.1), &mut ()).unwrap();
+    let (_, saved) = model.predict_saving(&inputs, &adapter(0.1), &Probe::NOTHING).unwrap();
     let error = model.backward(saved, &adapter(0.2), &cotangent).unwrap_err().to_string();
     assert!(error.contains("another adapter"), "{error}");
-    let (_, saved) = model.predict_saving(&inputs, &adapter(0.1), &mut ()).unwrap();
+    let (_, saved) = model.predict_saving(&inputs, &adapter(0.1), &Probe::NOTHING).unwrap();
     let wrong = Tensor::zeros(model.device(), (1, 16, 12, 16));
     assert!(model.backward(saved, &adapter(0.1), &wrong).is_err());
 }
@@ -127,7 +127,7 @@ fn the_declared_memory_is_what_a_pass_holds() {
             let cost = model.cost(n, (h, w), &grids, text, Some(&layout));
             let values = Arc::new(vec![0.1; layout.len()]);
             let adapter = Adapter { layout, values };
-            let (_, saved) = model.predict_saving(&inputs, &adapter, &mut ()).unwrap();
+            let (_, saved) = model.predict_saving(&inputs, &adapter, &Probe::NOTHING).unwrap();
             let (kept, _) = model.working_memory();
             let near = |found: usize, declared: usize| (found as f64 / declared as f64 - 1.0).abs();
             assert!(
@@ -141,7 +141,7 @@ fn the_declared_memory_is_what_a_pass_holds() {
         }
         // The last and largest: a fresh model, so that no other pass is counted.
         let model = case.model(2);
-        model.predict(&inputs, None, &mut ()).unwrap();
+        model.predict(&inputs, None, &Probe::NOTHING).unwrap().latents;
         let cost = model.cost(n, (h, w), &grids, text, None);
         let (_, most) = model.working_memory();
         let ratio = most as f64 / cost.scratch_bytes as f64;
@@ -166,7 +166,7 @@ fn inputs_that_do_not_fit_the_model_are_refused_by_name() {
     for (fault, message) in faults {
         let mut wrong = inputs.clone();
         fault(&mut wrong);
-        let error = model.predict(&wrong, None, &mut ()).unwrap_err().to_string();
+        let error = model.predict(&wrong, None, &Probe::NOTHING).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
 }

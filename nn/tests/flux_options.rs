@@ -9,7 +9,7 @@ use std::{path::Path, sync::Arc};
 
 use case::{Case, cases, relative};
 use prefgraph_nn::{
-    Adapter, Backbone, Cpu, Inputs,
+    Adapter, Backbone, Cpu, Inputs, Probe,
     backbone::Latents,
     cpu::{Isa, Precision},
     files::{Dtype, NamedTensor, TensorFiles, write_safetensors},
@@ -47,8 +47,8 @@ fn adapter(model: &FluxUno, patterns: &[&str], size: f32) -> Adapter {
 /// Prediction and gradient.
 fn pass(model: &FluxUno, case: &Case, adapter: &Adapter) -> (Vec<f32>, Vec<f32>) {
     let (inputs, cotangent) = inputs(case);
-    let (prediction, saved) = model.predict_saving(&inputs, adapter, &mut ()).unwrap();
-    (prediction.into_values(), model.backward(saved, adapter, &cotangent).unwrap().values.to_vec())
+    let (prediction, saved) = model.predict_saving(&inputs, adapter, &Probe::NOTHING).unwrap();
+    (prediction.latents.into_values(), model.backward(saved, adapter, &cotangent).unwrap().values.to_vec())
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -74,7 +74,7 @@ fn blocks_that_run_again_give_the_same_bits_and_keep_their_inputs_only() {
             let (n, _, h, w) = inputs.x_t.shape();
             let grids: Vec<_> = inputs.references.iter().map(|r| (r.shape().2, r.shape().3)).collect();
             let cost = again.cost(n, (h, w), &grids, inputs.text.shape().1, Some(&adapter.layout));
-            let (_, saved) = again.predict_saving(&inputs, &adapter, &mut ()).unwrap();
+            let (_, saved) = again.predict_saving(&inputs, &adapter, &Probe::NOTHING).unwrap();
             let ratio = again.working_memory().0 as f64 / cost.saved_bytes as f64;
             assert!(
                 (0.9..1.1).contains(&ratio),
@@ -123,8 +123,8 @@ fn products_in_bf16_stay_near_those_in_f32_and_an_adapter_whose_b_is_zero_change
         let values = Arc::make_mut(&mut zero.values);
         zero.layout.ranges().into_iter().for_each(|(_, b)| values[b].fill(0.0));
         let (inputs, _) = inputs(&case);
-        let with = rounded.predict(&inputs, Some(&zero), &mut ()).unwrap();
-        let without = rounded.predict(&inputs, None, &mut ()).unwrap();
+        let with = rounded.predict(&inputs, Some(&zero), &Probe::NOTHING).unwrap().latents;
+        let without = rounded.predict(&inputs, None, &Probe::NOTHING).unwrap().latents;
         assert_eq!(bits(with.values()), bits(without.values()), "{}", case.name);
 
         let portable = FluxOptions { loading, ..FluxOptions::default() };
@@ -134,7 +134,7 @@ fn products_in_bf16_stay_near_those_in_f32_and_an_adapter_whose_b_is_zero_change
             portable,
         )
         .unwrap();
-        let there = portable.predict(&inputs, None, &mut ()).unwrap();
+        let there = portable.predict(&inputs, None, &Probe::NOTHING).unwrap().latents;
         assert_eq!(bits(there.values()), bits(without.values()), "{}: without vectors", case.name);
     }
 }
@@ -152,12 +152,12 @@ fn a_frozen_adapter_is_part_of_the_reference_as_a_branch_or_merged() {
         let file = dir.path().join("frozen.safetensors");
         frozen.write(&file, AdapterFormat::Diffusers, &[]).unwrap();
         let (inputs, _) = inputs(&case);
-        let expected = plain.predict(&inputs, Some(&frozen), &mut ()).unwrap();
-        let bare = plain.predict(&inputs, None, &mut ()).unwrap();
+        let expected = plain.predict(&inputs, Some(&frozen), &Probe::NOTHING).unwrap().latents;
+        let bare = plain.predict(&inputs, None, &Probe::NOTHING).unwrap().latents;
         assert!(relative(bare.values(), expected.values()) > 1e-3, "the adapter must be seen");
         for how in [FrozenUse::Branch, FrozenUse::Merged] {
             let model = with_frozen(&case, &file, how);
-            let found = model.predict(&inputs, None, &mut ()).unwrap();
+            let found = model.predict(&inputs, None, &Probe::NOTHING).unwrap().latents;
             let error = relative(found.values(), expected.values());
             assert!(error < 1e-5, "{} {how:?}: off by {error:e}", case.name);
 
@@ -165,7 +165,7 @@ fn a_frozen_adapter_is_part_of_the_reference_as_a_branch_or_merged() {
             let mut zero = adapter(&model, &["*"], 0.2);
             let values = Arc::make_mut(&mut zero.values);
             zero.layout.ranges().into_iter().for_each(|(_, b)| values[b].fill(0.0));
-            let off = model.predict(&inputs, Some(&zero), &mut ()).unwrap();
+            let off = model.predict(&inputs, Some(&zero), &Probe::NOTHING).unwrap().latents;
             assert_eq!(bits(off.values()), bits(found.values()), "{} {how:?}", case.name);
         }
         let trained = adapter(&plain, &["*"], 0.2);
@@ -211,7 +211,7 @@ fn a_streamed_weight_that_is_no_number_is_found_in_the_first_pass() {
         ..FluxOptions::default()
     };
     let model = FluxUno::open_with(Cpu::new(1).unwrap(), dir.path(), options).unwrap();
-    let error = model.predict(&inputs(case).0, None, &mut ()).unwrap_err().to_string();
+    let error = model.predict(&inputs(case).0, None, &Probe::NOTHING).unwrap_err().to_string();
     for part in ["diffusion_pytorch_model.safetensors", damaged, "NaN at element 77"] {
         assert!(error.contains(part), "{part}: {error}");
     }

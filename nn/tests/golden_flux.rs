@@ -7,8 +7,8 @@ mod case;
 #[path = "golden/training.rs"]
 mod training;
 
-use case::{Case, Keep, Scores, assert_near, cases};
-use prefgraph_nn::{Backbone, Cpu};
+use case::{Case, assert_near, by_sample, cases, whole_references};
+use prefgraph_nn::{Backbone, Cpu, Probe, backbone::Scoring};
 
 #[test]
 fn a_pass_of_the_frozen_base_gives_the_tokens_scores_and_prediction_of_the_reference() {
@@ -16,49 +16,54 @@ fn a_pass_of_the_frozen_base_gives_the_tokens_scores_and_prediction_of_the_refer
         let model = case.model(2);
         let values = case.file("forward.safetensors");
         let inputs = case.inputs(&values, "", &["x_t"]);
-        let mut keep = Keep::default();
-        let prediction = model.predict(&inputs, None, &mut keep).unwrap();
-        assert_eq!(keep.blocks.len(), model.layout().blocks);
-        for (i, tokens) in keep.blocks.iter().enumerate() {
+        let blocks = 0..model.layout().blocks;
+        let masks = whole_references(&inputs);
+        let scoring = Scoring { blocks: blocks.clone(), samples: inputs.t.len(), masks: &masks };
+        let probe = Probe { scores: Some(scoring), tokens: blocks.clone() };
+        let found = model.predict(&inputs, None, &probe).unwrap();
+        assert_eq!(found.tokens.len(), blocks.len());
+        let tokens: Vec<Vec<f32>> = found.tokens.iter().map(|t| by_sample(t, inputs.t.len())).collect();
+        for (i, tokens) in tokens.iter().enumerate() {
             let name = format!("layer{i}.image_tokens");
             assert_near(&format!("{} {name}", case.name), tokens, &values.read(&name).unwrap(), 5e-5);
         }
-        assert_near(&format!("{} pred", case.name), prediction.values(), &values.read("pred").unwrap(), 5e-5);
+        let prediction = found.latents.values();
+        assert_near(&format!("{} pred", case.name), prediction, &values.read("pred").unwrap(), 5e-5);
+        for (k, scores) in found.scores.iter().enumerate() {
+            let name = format!("scores.ref{k}");
+            assert_near(&format!("{} {name}", case.name), scores, &values.read(&name).unwrap(), 5e-5);
+        }
+        assert_eq!(found.scores.len(), inputs.references.len());
 
         let features = model.features(&inputs).unwrap();
-        let last = &keep.blocks[model.config().num_layers - 1];
+        let last = &tokens[model.config().num_layers - 1];
         let (batch, tokens, width) = features.shape();
         for sample in 0..batch {
             let targets = &last[sample * last.len() / batch..][..tokens * width];
             assert_eq!(targets, &features.values()[sample * tokens * width..][..tokens * width]);
         }
-
-        let mut scores = Scores::new(model.device().clone(), inputs.t.len(), inputs.references.len());
-        let again = model.predict(&inputs, None, &mut scores).unwrap();
-        assert_eq!(again.values(), prediction.values(), "a pass is a function of its inputs");
-        for (k, scores) in scores.means().iter().enumerate() {
-            let name = format!("scores.ref{k}");
-            assert_near(&format!("{} {name}", case.name), scores, &values.read(&name).unwrap(), 5e-5);
-        }
+        let again = model.predict(&inputs, None, &probe).unwrap();
+        assert_eq!(again.latents.values(), prediction, "a pass is a function of its inputs");
     }
 }
 
 #[test]
-fn a_prediction_does_not_depend_on_the_threads_on_the_visitor_or_on_an_adapter_whose_b_is_zero() {
+fn a_prediction_does_not_depend_on_the_threads_on_the_probe_or_on_an_adapter_whose_b_is_zero() {
     for case in cases() {
         let values = case.file("forward.safetensors");
         let inputs = case.inputs(&values, "", &["x_t"]);
         let model = case.model(1);
-        let expected = model.predict(&inputs, None, &mut ()).unwrap();
-        let seen = model.predict(&inputs, None, &mut Keep::default()).unwrap();
-        assert_eq!(seen.values(), expected.values(), "{}: with a visitor", case.name);
-        let threads = case.model(3).predict(&inputs, None, &mut ()).unwrap();
+        let expected = model.predict(&inputs, None, &Probe::NOTHING).unwrap().latents;
+        let probe = Probe { tokens: 0..model.layout().blocks, ..Probe::NOTHING };
+        let seen = model.predict(&inputs, None, &probe).unwrap().latents;
+        assert_eq!(seen.values(), expected.values(), "{}: with a probe", case.name);
+        let threads = case.model(3).predict(&inputs, None, &Probe::NOTHING).unwrap().latents;
         assert_eq!(threads.values(), expected.values(), "{}: on three threads", case.name);
         let adapter = case.adapter_with_zero_b(&model);
-        let adapted = model.predict(&inputs, Some(&adapter), &mut ()).unwrap();
+        let adapted = model.predict(&inputs, Some(&adapter), &Probe::NOTHING).unwrap().latents;
         assert_eq!(adapted.values(), expected.values(), "{}: with B = 0", case.name);
-        let (saving, _) = model.predict_saving(&inputs, &adapter, &mut ()).unwrap();
-        assert_eq!(saving.values(), expected.values(), "{}: while saving", case.name);
+        let (saving, _) = model.predict_saving(&inputs, &adapter, &Probe::NOTHING).unwrap();
+        assert_eq!(saving.latents.values(), expected.values(), "{}: while saving", case.name);
     }
 }
 

@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use super::{
-    Cpu,
+    Cpu, HeadLayout,
     gemm::check_matrix,
     machine::{Kernel, Machine},
     math::{self, BLOCK},
@@ -17,25 +17,6 @@ use super::{
 };
 
 const EPS: f32 = 1e-6;
-
-/// One stream's place in the attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HeadLayout {
-    /// Samples B.
-    pub batch: usize,
-    /// Heads H.
-    pub heads: usize,
-    /// Width D of a head.
-    pub dim: usize,
-    /// Tokens S of this stream.
-    pub stream_tokens: usize,
-    /// Tokens T of the attention.
-    pub tokens: usize,
-    /// Where the stream's first token stands in the attention.
-    pub offset: usize,
-    /// Stride of the token-major rows, at least H * D; a sample is S rows.
-    pub stride: usize,
-}
 
 /// What is done to queries and keys on the way; values go without.
 #[derive(Clone, Copy, Debug)]
@@ -57,18 +38,18 @@ pub struct NormRotary<'a> {
 pub fn split_heads(
     cpu: &Cpu,
     layout: HeadLayout,
-    x: &[f32],
+    (x, x_stride): (&[f32], usize),
     norm_rotary: Option<NormRotary<'_>>,
     out: &mut [f32],
 ) {
-    layout.check(x.len(), layout.stride, out.len(), norm_rotary);
+    layout.check(x.len(), x_stride, out.len(), norm_rotary);
     let out = Shared::new(out);
-    layout.for_each(cpu, |part| cpu.run(Split { layout, part, x, norm_rotary, out }));
+    layout.for_each(cpu, |part| cpu.run(Split { layout, part, x, x_stride, norm_rotary, out }));
 }
 
 /// Backward of [`split_heads`]: from the cotangent `[B, H, T, D]` to that of the stream `[B, S, H * D]`, overwritten.
 ///
-/// `x` is the forward input, with the layout's stride; it is read only where there is a norm.
+/// `x` is the forward's input; it is read only where there is a norm.
 ///
 /// # Panics
 /// If a slice is too short for its shape.
@@ -76,18 +57,18 @@ pub fn split_heads_backward(
     cpu: &Cpu,
     layout: HeadLayout,
     d_out: &[f32],
-    x: &[f32],
+    (x, x_stride): (&[f32], usize),
     norm_rotary: Option<NormRotary<'_>>,
-    dx: &mut [f32],
-    dx_stride: usize,
+    (dx, dx_stride): (&mut [f32], usize),
 ) {
     layout.check(dx.len(), dx_stride, d_out.len(), norm_rotary);
     if norm_rotary.is_some() {
-        layout.check(x.len(), layout.stride, d_out.len(), norm_rotary);
+        layout.check(x.len(), x_stride, d_out.len(), norm_rotary);
     }
     let dx = Shared::new(dx);
-    layout
-        .for_each(cpu, |part| cpu.run(SplitBackward { layout, part, d_out, x, norm_rotary, dx, dx_stride }));
+    layout.for_each(cpu, |part| {
+        cpu.run(SplitBackward { layout, part, d_out, x, x_stride, norm_rotary, dx, dx_stride });
+    });
 }
 
 impl HeadLayout {
@@ -143,6 +124,7 @@ struct Split<'a> {
     layout: HeadLayout,
     part: Range<usize>,
     x: &'a [f32],
+    x_stride: usize,
     norm_rotary: Option<NormRotary<'a>>,
     out: Shared<'a>,
 }
@@ -152,10 +134,10 @@ impl Kernel for Split<'_> {
 
     #[inline(always)]
     fn run<M: Machine, const N: usize>(self, m: M) {
-        let HeadLayout { heads, dim, stride, .. } = self.layout;
+        let HeadLayout { heads, dim, .. } = self.layout;
         for row in self.part {
             for head in 0..heads {
-                let x = &self.x[row * stride + head * dim..][..dim];
+                let x = &self.x[row * self.x_stride + head * dim..][..dim];
                 let (start, place) = self.layout.head_major(row, head);
                 // SAFETY: a token belongs to one task.
                 let out = unsafe { self.out.part(start, dim) };
@@ -181,6 +163,7 @@ struct SplitBackward<'a> {
     part: Range<usize>,
     d_out: &'a [f32],
     x: &'a [f32],
+    x_stride: usize,
     norm_rotary: Option<NormRotary<'a>>,
     dx: Shared<'a>,
     dx_stride: usize,
@@ -191,7 +174,7 @@ impl Kernel for SplitBackward<'_> {
 
     #[inline(always)]
     fn run<M: Machine, const N: usize>(self, m: M) {
-        let HeadLayout { heads, dim, stride, .. } = self.layout;
+        let HeadLayout { heads, dim, .. } = self.layout;
         for row in self.part {
             for head in 0..heads {
                 let (start, place) = self.layout.head_major(row, head);
@@ -202,7 +185,7 @@ impl Kernel for SplitBackward<'_> {
                     dx.copy_from_slice(d_out);
                     continue;
                 };
-                let x = &self.x[row * stride + head * dim..][..dim];
+                let x = &self.x[row * self.x_stride + head * dim..][..dim];
                 let r = inverse_rms::<M, N>(m, x);
                 let (cos, sin) = (&cos[place * dim / 2..][..dim / 2], &sin[place * dim / 2..][..dim / 2]);
                 let pairs = dx.as_chunks_mut::<2>().0.iter_mut();

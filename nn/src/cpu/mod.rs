@@ -13,19 +13,17 @@ use std::{
 };
 
 use self::isa::Token;
-use crate::{
-    device::Device,
-    error::{Error, Result},
-};
+use crate::error::{Error, Result};
 
 mod attention;
+mod buffers;
+mod copy;
 mod gemm;
 mod gemm_tn;
 mod heads;
 mod isa;
 mod machine;
 mod math;
-mod matrix;
 mod memory;
 mod micro;
 mod norm;
@@ -37,27 +35,30 @@ mod parallel;
 mod pointwise;
 mod precision;
 mod product;
+mod queue;
 mod scores;
 mod scratch;
 mod softmax;
 mod sweep;
 mod tile;
 
-pub use attention::{Attention, AttentionBackward, AttentionShape, WIDEST, attention, attention_backward};
+pub use crate::device::{AttentionShape, HeadLayout, Matrix, Precision, TokenRows, Values};
+pub use attention::{Attention, AttentionBackward, WIDEST, attention, attention_backward};
+pub use buffers::{Buffer, Buffers};
+pub use copy::{copy, copy_tokens};
 pub use gemm::{Extra, Gemm, gemm};
 pub use gemm_tn::{GemmTn, gemm_tn};
-pub use heads::{HeadLayout, NormRotary, split_heads, split_heads_backward};
+pub use heads::{NormRotary, split_heads, split_heads_backward};
 pub use isa::Isa;
-pub use matrix::{Matrix, Values};
 pub use memory::Memory;
-pub use norm::{ModulationGrad, Rows, norm_modulate, norm_modulate_backward};
+pub use norm::{ModulationGrad, norm_modulate, norm_modulate_backward};
 pub use optimizer::{AdamW, adamw, sum_of_squares};
 pub use packed::Packed;
 pub use pointwise::{
     GateGrad, Window, add_scaled, gated_add, gated_add_backward, gelu, gelu_backward, scale, silu,
     silu_backward,
 };
-pub use precision::Precision;
+pub use queue::CpuQueue;
 pub use scores::{cosine_scores, masked_mean};
 pub use softmax::softmax;
 
@@ -73,6 +74,8 @@ pub struct Cpu {
     token: Token,
     /// Memory of matrices that were packed for one product, for the next.
     spare: Arc<Mutex<Vec<Memory>>>,
+    /// Working memory of all who use the device.
+    buffers: Buffers,
 }
 
 impl Cpu {
@@ -98,7 +101,7 @@ impl Cpu {
             .thread_name(|i| format!("cpu-{i}"))
             .build()
             .map_err(|e| Error::Setting(format!("no worker threads: {e}")))?;
-        Ok(Self { pool: Arc::new(pool), token, spare: Arc::default() })
+        Ok(Self { pool: Arc::new(pool), token, spare: Arc::default(), buffers: Buffers::default() })
     }
 
     /// Number of worker threads.
@@ -147,6 +150,11 @@ impl Cpu {
         spare.push(memory);
     }
 
+    /// Working memory.
+    pub fn buffers(&self) -> &Buffers {
+        &self.buffers
+    }
+
     /// The pool that kernels run on.
     pub(crate) fn pool(&self) -> &rayon::ThreadPool {
         &self.pool
@@ -156,25 +164,5 @@ impl Cpu {
 impl fmt::Debug for Cpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cpu ({} threads, {:?})", self.threads(), self.isa())
-    }
-}
-
-impl Device for Cpu {
-    type Buffer = Vec<f32>;
-
-    fn name(&self) -> String {
-        "cpu".into()
-    }
-    fn zeros(&self, len: usize) -> Vec<f32> {
-        vec![0.0; len]
-    }
-    fn upload(&self, values: Vec<f32>) -> Vec<f32> {
-        values
-    }
-    fn download(&self, buffer: &Vec<f32>) -> Vec<f32> {
-        buffer.clone()
-    }
-    fn len(buffer: &Vec<f32>) -> usize {
-        buffer.len()
     }
 }

@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use super::{
-    Cpu,
+    Cpu, TokenRows,
     gemm::check_matrix,
     machine::{Kernel, Machine},
     math::{self, BLOCK, Block},
@@ -18,29 +18,6 @@ use super::{
 };
 
 const EPS: f32 = 1e-6;
-
-/// The sizes of `[B, T, D]` rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rows {
-    /// Samples B.
-    pub batch: usize,
-    /// Tokens T of each sample.
-    pub tokens: usize,
-    /// Width D.
-    pub width: usize,
-}
-
-impl Rows {
-    /// Number of values.
-    pub fn len(&self) -> usize {
-        self.batch * self.tokens * self.width
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
 
 /// `y = norm(x) * (1 + scale[b]) + shift[b]`; the mean and 1 / deviation of each row are saved for the backward pass.
 ///
@@ -52,7 +29,7 @@ impl Rows {
 #[expect(clippy::too_many_arguments, reason = "operands of one kernel, each named in the docs")]
 pub fn norm_modulate(
     cpu: &Cpu,
-    rows: Rows,
+    rows: TokenRows,
     x: &[f32],
     shift: &[f32],
     scale: &[f32],
@@ -93,7 +70,7 @@ pub struct ModulationGrad<'a> {
 #[expect(clippy::too_many_arguments, reason = "operands of one kernel, each named in the docs")]
 pub fn norm_modulate_backward(
     cpu: &Cpu,
-    rows: Rows,
+    rows: TokenRows,
     x: &[f32],
     mean: &[f32],
     rstd: &[f32],
@@ -138,7 +115,7 @@ fn rows_of_a_task(width: usize) -> usize {
 }
 
 struct Forward<'a> {
-    rows: Rows,
+    rows: TokenRows,
     part: Range<usize>,
     x: &'a [f32],
     shift: &'a [f32],
@@ -189,7 +166,7 @@ impl Kernel for Forward<'_> {
 }
 
 struct Backward<'a> {
-    rows: Rows,
+    rows: TokenRows,
     part: Range<usize>,
     x: &'a [f32],
     mean: &'a [f32],

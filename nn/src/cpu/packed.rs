@@ -1,8 +1,7 @@
 //! A matrix operand laid out in the order in which the micro-kernel reads it.
 
 use super::{
-    Cpu, Isa, Memory, Precision,
-    matrix::Matrix,
+    Cpu, Isa, Matrix, Memory, Precision,
     parallel::{self, Shared},
     precision::{interleave, pack_row},
 };
@@ -20,6 +19,16 @@ pub struct Packed {
     isa: Isa,
     precision: Precision,
     panels: Memory,
+    /// Where the memory goes when the matrix has served.
+    keeper: Option<Cpu>,
+}
+
+impl Drop for Packed {
+    fn drop(&mut self) {
+        if let Some(cpu) = self.keeper.take() {
+            cpu.keep(std::mem::take(&mut self.panels));
+        }
+    }
 }
 
 /// Values of a row that are read together.
@@ -68,12 +77,14 @@ impl Packed {
             let to = unsafe { shared.part(first * width * words, count * width * words) };
             fill(first * width, to);
         });
-        Self { k, n, width, isa: cpu.isa(), precision, panels: memory }
+        Self { k, n, width, isa: cpu.isa(), precision, panels: memory, keeper: None }
     }
 
-    /// Give the memory back to the device, for the next matrix.
-    pub fn give_back(self, cpu: &Cpu) {
-        cpu.keep(self.panels);
+    /// The same for one product or a few: its memory is kept for the next matrix.
+    #[must_use]
+    pub fn passing(mut self, cpu: &Cpu) -> Self {
+        self.keeper = Some(cpu.clone());
+        self
     }
 
     /// The summed axis K.

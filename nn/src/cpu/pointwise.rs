@@ -5,7 +5,7 @@
 //! ```
 
 use super::{
-    Cpu, Rows,
+    Cpu, TokenRows,
     gemm::check_matrix,
     machine::Machine,
     math::{self, Block},
@@ -79,7 +79,7 @@ pub fn silu_backward(cpu: &Cpu, x: &[f32], dy: &[f32], dx: &mut [f32]) {
 ///
 /// # Panics
 /// If a slice is too short for its shape.
-pub fn gated_add(cpu: &Cpu, rows: Rows, x: &mut [f32], gate: &[f32], gate_stride: usize, y: &[f32]) {
+pub fn gated_add(cpu: &Cpu, rows: TokenRows, x: &mut [f32], gate: &[f32], gate_stride: usize, y: &[f32]) {
     let (count, d) = (rows.batch * rows.tokens, rows.width);
     check_matrix("x", x.len(), count, d, d);
     check_matrix("y", y.len(), count, d, d);
@@ -105,7 +105,7 @@ pub struct GateGrad<'a> {
 /// If a slice is too short for its shape.
 pub fn gated_add_backward(
     cpu: &Cpu,
-    rows: Rows,
+    rows: TokenRows,
     dx: &[f32],
     gate: &[f32],
     gate_stride: usize,

@@ -5,17 +5,7 @@
 //! other paths, which gives the same bits (but for results below 1e-38, which the instruction takes for zero).
 #![allow(unsafe_code, reason = "words are seen as pairs of halves")]
 
-use half::bf16;
-
-/// What the operands of matrix products are rounded to. Sums are in f32 in either case, and so is all that is no product.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Precision {
-    /// Not rounded.
-    #[default]
-    F32,
-    /// To the nearest bf16, ties to even.
-    Bf16,
-}
+use crate::device::Precision;
 
 impl Precision {
     /// Words that hold this many neighbouring terms.
@@ -70,16 +60,10 @@ pub(super) fn interleave(first: &[f32], second: &[f32], to: &mut [f32]) {
     }
 }
 
-/// Values of a mapped file, widened.
-#[inline(always)]
-pub(super) fn widen_bf16(from: &[u8], to: &mut [f32]) {
-    for (to, from) in to.iter_mut().zip(from.as_chunks::<2>().0) {
-        *to = bf16::from_le_bytes(*from).to_f32();
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
     #[test]

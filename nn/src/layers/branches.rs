@@ -7,27 +7,28 @@ use std::ops::Range;
 use super::Linear;
 use crate::{
     backbone::LinearLayout,
+    device::{Device, Direction, Kind, Queue, View},
     error::{Error, Result},
     lora::Adapter,
 };
 
 /// The factors of an adapter, by the number of their linear.
 #[derive(Debug)]
-pub struct Branches<'a> {
+pub struct Branches<D: Device> {
     pub(super) rank: usize,
     pub(super) scale: f32,
-    values: &'a [f32],
+    values: D::Buffer,
     /// Where A and B stand in the adapter's values.
     places: Vec<Option<(Range<usize>, Range<usize>)>>,
 }
 
-impl<'a> Branches<'a> {
+impl<D: Device> Branches<D> {
     /// Match an adapter with the linears of a model.
     ///
     /// # Errors
     /// If the adapter has a module that the model has not, twice, or of other widths; if it holds another number of
     /// values than its layout says.
-    pub fn new(adapter: &'a Adapter, linears: &[LinearLayout]) -> Result<Self> {
+    pub fn new(queue: &D::Queue, adapter: &Adapter, linears: &[LinearLayout]) -> Result<Self> {
         let layout = &adapter.layout;
         if adapter.values.len() != layout.len() {
             return Err(Error::shape("values of the adapter", layout.len(), adapter.values.len()));
@@ -59,38 +60,51 @@ impl<'a> Branches<'a> {
                 return Err(Error::Setting(format!("the adapter has `{}` twice", module.name)));
             }
         }
-        Ok(Self { rank: layout.rank, scale: layout.scale(), values: &adapter.values, places })
+        let values = queue.upload(&adapter.values, Kind::Exact);
+        Ok(Self { rank: layout.rank, scale: layout.scale(), values, places })
     }
 
     /// Has this linear factors?
-    pub fn adapts(&self, linear: &Linear) -> bool {
+    pub fn adapts(&self, linear: &Linear<D>) -> bool {
         self.place(linear).is_some()
     }
 
-    pub(super) fn place(&self, linear: &Linear) -> Option<&(Range<usize>, Range<usize>)> {
+    pub(super) fn place(&self, linear: &Linear<D>) -> Option<&(Range<usize>, Range<usize>)> {
         linear.index().and_then(|i| self.places[i].as_ref())
     }
 
-    fn a(&self, linear: &Linear) -> Option<&'a [f32]> {
-        self.place(linear).map(|(a, _)| &self.values[a.clone()])
+    fn view(&self, place: &Range<usize>) -> View<'_, D> {
+        View::new(&self.values, 0).skip(place.start)
     }
 
-    /// `s B`, `[N, R]`.
-    pub(super) fn scaled_b(&self, linear: &Linear) -> Option<Vec<f32>> {
-        self.place(linear).map(|(_, b)| self.values[b.clone()].iter().map(|v| v * self.scale).collect())
+    /// `s B [N, R]` as a factor: `h B^T` forward, `dy B` backward.
+    pub(super) fn scaled_b(
+        &self,
+        queue: &D::Queue,
+        linear: &Linear<D>,
+        direction: Direction,
+    ) -> Option<D::Matrix> {
+        let (_, b) = self.place(linear)?;
+        Some(queue.factor(&[self.view(b)], linear.outputs(), self.rank, self.scale, direction))
     }
 
-    /// The A matrices of a group, one below the other: `[J R, K]`; nothing if none is adapted.
+    /// The A matrices of a group, one below the other, `[J R, K]`, as a factor: `x A^T` forward, `dh A` backward; with `J R`.
+    /// Nothing if none is adapted.
     pub(super) fn stacked_a<'l>(
         &self,
-        linears: impl Iterator<Item = &'l Linear>,
-    ) -> Option<(Vec<f32>, usize)> {
-        let mut stack = Vec::new();
-        let mut adapted = 0;
-        for a in linears.filter_map(|l| self.a(l)) {
-            stack.extend_from_slice(a);
-            adapted += 1;
+        queue: &D::Queue,
+        linears: impl Iterator<Item = &'l Linear<D>>,
+        direction: Direction,
+    ) -> Option<(D::Matrix, usize)> {
+        let mut parts = Vec::new();
+        let mut inputs = 0;
+        for linear in linears {
+            if let Some((a, _)) = self.place(linear) {
+                parts.push(self.view(a));
+                inputs = linear.inputs();
+            }
         }
-        (adapted > 0).then_some((stack, adapted * self.rank))
+        let width = parts.len() * self.rank;
+        (width > 0).then(|| (queue.factor(&parts, self.rank, inputs, 1.0, direction), width))
     }
 }

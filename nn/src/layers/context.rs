@@ -1,35 +1,28 @@
 //! What layers work with.
 
-use super::{Branches, Buffer, Buffers, Linear, copy_rows};
-use crate::cpu::{Cpu, Precision};
+use super::{Branches, Linear};
+use crate::device::Device;
 
-/// What layers work with: the device, working memory, and the adapter if there is one.
-#[derive(Clone, Copy, Debug)]
-pub struct Context<'a> {
+/// What layers work with: the queue of a device, and the adapter if there is one.
+#[derive(Debug)]
+pub struct Context<'a, D: Device> {
     /// Where the work is done.
-    pub device: &'a Cpu,
-    /// Working memory.
-    pub buffers: &'a Buffers,
+    pub queue: &'a D::Queue,
     /// The adapter's factors.
-    pub branches: Option<&'a Branches<'a>>,
-    /// What the operands of products are rounded to.
-    pub precision: Precision,
+    pub branches: Option<&'a Branches<D>>,
 }
 
-impl Context<'_> {
-    /// Has this linear factors?
-    pub fn adapts(&self, linear: &Linear) -> bool {
-        self.branches.is_some_and(|b| b.adapts(linear))
+impl<D: Device> Clone for Context<'_, D> {
+    fn clone(&self) -> Self {
+        *self
     }
+}
 
-    /// A copy in working memory.
-    pub fn copy(&self, values: &[f32]) -> Buffer {
-        /// Values that one task copies.
-        const PART: usize = 1 << 14;
-        let mut copy = self.buffers.take(values.len());
-        copy_rows(self.device, &mut copy, PART, |i, to| {
-            to.copy_from_slice(&values[i * PART..][..to.len()]);
-        });
-        copy
+impl<D: Device> Copy for Context<'_, D> {}
+
+impl<D: Device> Context<'_, D> {
+    /// Has this linear factors?
+    pub fn adapts(&self, linear: &Linear<D>) -> bool {
+        self.branches.is_some_and(|b| b.adapts(linear))
     }
 }

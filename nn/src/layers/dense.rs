@@ -60,7 +60,7 @@ pub fn dense(
 ) -> Result<()> {
     let packed =
         Packed::from_weight(device, Precision::F32, &matrix(&weight.view, (weight.outputs, weight.inputs)));
-    product(device, m, x, packed, bias, out);
+    product(device, m, x, &packed.passing(device), bias, out);
     Ok(())
 }
 
@@ -76,7 +76,7 @@ pub fn product_transposed(
     out: &mut [f32],
 ) {
     let packed = Packed::from_weight(device, Precision::F32, &Matrix::of(&y[..n * k], n, k));
-    product(device, m, (x, k), packed, None, (out, n));
+    product(device, m, (x, k), &packed.passing(device), None, (out, n));
 }
 
 /// `out = x y` for activations `x [M, K]` and `y [K, N]`, both without gaps between rows.
@@ -85,19 +85,17 @@ pub fn product_transposed(
 /// If a slice is too short for its shape.
 pub fn product_plain(device: &Cpu, (m, n, k): (usize, usize, usize), x: &[f32], y: &[f32], out: &mut [f32]) {
     let packed = Packed::from_matrix(device, Precision::F32, &Matrix::of(&y[..n * k], k, n));
-    product(device, m, (x, k), packed, None, (out, n));
+    product(device, m, (x, k), &packed.passing(device), None, (out, n));
 }
 
 fn product(
     device: &Cpu,
     m: usize,
     (x, x_stride): (&[f32], usize),
-    weight: Packed,
+    weight: &Packed,
     bias: Option<&[f32]>,
     (out, out_stride): (&mut [f32], usize),
 ) {
-    let call =
-        Gemm { m, x, x_stride, weight: &weight, extra: None, bias, accumulate: false, out, out_stride };
+    let call = Gemm { m, x, x_stride, weight, extra: None, bias, accumulate: false, out, out_stride };
     cpu::gemm(device, call);
-    weight.give_back(device);
 }

@@ -5,7 +5,7 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::{
-    cpu::{self, Cpu, Gemm, Matrix, Packed, Precision, Values},
+    device::{Device, Direction, Matrix, Merge, Precision, Values},
     error::Result,
     files::{Dtype, TensorView},
     lora::FrozenFactors,
@@ -33,28 +33,29 @@ pub struct Loading {
 
 /// A frozen matrix `[N, K]`.
 #[derive(Debug)]
-pub struct Frozen {
+pub struct Frozen<D: Device> {
+    device: D,
     view: TensorView,
     inputs: usize,
     loading: Loading,
     /// Added to the values when they are packed.
     merged: Option<FrozenFactors>,
-    forward: OnceLock<Packed>,
-    backward: OnceLock<Packed>,
+    forward: OnceLock<D::Matrix>,
+    backward: OnceLock<D::Matrix>,
     /// Set once the values are known to be finite.
     checked: OnceLock<()>,
 }
 
-impl Frozen {
+impl<D: Device> Frozen<D> {
     /// The view as a matrix of so many outputs and inputs: its first axis is N, all others together are K.
     ///
     /// Where weights are resident, they are read, checked and packed here; where they are streamed, nothing is read before
     /// [`check`](Self::check). With factors to be merged, `scale up down` is added to the values, in f32.
     ///
     /// # Errors
-    /// If the view has other axes; if a value that is read is not finite.
+    /// If the view has other axes; if a value that is read is not finite; if the device has no room.
     pub fn new(
-        device: &Cpu,
+        device: &D,
         view: TensorView,
         (outputs, inputs): (usize, usize),
         loading: Loading,
@@ -62,10 +63,11 @@ impl Frozen {
     ) -> Result<Self> {
         view.expect_matrix(outputs, inputs)?;
         let (forward, backward, checked) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
-        let frozen = Self { view, inputs, loading, merged, forward, backward, checked };
+        let device = device.clone();
+        let frozen = Self { device, view, inputs, loading, merged, forward, backward, checked };
         if loading.packing == Packing::Resident {
             frozen.check()?;
-            let _ = frozen.forward.set(frozen.pack(device, Packed::from_weight));
+            let _ = frozen.forward.set(frozen.pack(Direction::Forward)?);
         }
         Ok(frozen)
     }
@@ -100,65 +102,43 @@ impl Frozen {
         }
     }
 
-    /// Use it for `y = x W^T`.
-    pub fn forward<T>(&self, device: &Cpu, run: impl FnOnce(&Packed) -> T) -> T {
-        self.packed(device, &self.forward, Packed::from_weight, run)
-    }
-
-    /// Use it for `dx = dy W`.
-    pub fn backward<T>(&self, device: &Cpu, run: impl FnOnce(&Packed) -> T) -> T {
-        self.packed(device, &self.backward, Packed::from_matrix, run)
-    }
-
-    fn packed<T>(
-        &self,
-        device: &Cpu,
-        resident: &OnceLock<Packed>,
-        pack: fn(&Cpu, Precision, &Matrix<'_>) -> Packed,
-        run: impl FnOnce(&Packed) -> T,
-    ) -> T {
+    /// Use it for products of one direction.
+    ///
+    /// # Errors
+    /// If the device has no room for it.
+    pub fn with<T>(&self, direction: Direction, run: impl FnOnce(&D::Matrix) -> T) -> Result<T> {
+        let resident = match direction {
+            Direction::Backward if !D::ONE_COPY => &self.backward,
+            _ => &self.forward,
+        };
         match self.loading.packing {
-            Packing::Resident => run(match resident.get() {
-                Some(packed) => packed,
-                None => {
-                    // Not `get_or_init`: packing uses the pool, and a thread of the pool that waits there may take up
-                    // another pass, which comes here, too. Two that come at once pack the same values twice.
-                    let packed = self.pack(device, pack);
-                    resident.get_or_init(|| packed)
+            Packing::Resident => {
+                if let Some(packed) = resident.get() {
+                    return Ok(run(packed));
                 }
-            }),
-            Packing::Streamed => {
-                let packed = self.pack(device, pack);
-                let result = run(&packed);
-                packed.give_back(device);
-                result
+                // Not `get_or_init`: packing uses the pool, and a thread of the pool that waits there may take up another
+                // pass, which comes here, too. Two that come at once pack the same values twice.
+                let packed = self.pack(direction)?;
+                Ok(run(resident.get_or_init(|| packed)))
             }
+            Packing::Streamed => Ok(run(&self.pack(direction)?)),
         }
     }
 
-    fn pack(&self, device: &Cpu, pack: fn(&Cpu, Precision, &Matrix<'_>) -> Packed) -> Packed {
+    fn pack(&self, direction: Direction) -> Result<D::Matrix> {
         let (rows, columns) = (self.outputs(), self.inputs);
-        let Some(FrozenFactors { down, up, scale }) = &self.merged else {
-            return pack(device, self.loading.precision, &matrix(&self.view, (rows, columns)));
-        };
-        let mut values = self.view.read();
-        let rank = down.shape().first().copied().unwrap_or(0);
-        let down = Packed::from_matrix(device, Precision::F32, &matrix(down, (rank, columns)));
-        let up: Vec<f32> = up.read().into_iter().map(|v| v * scale).collect();
-        let call = Gemm {
-            m: rows,
-            x: &up,
-            x_stride: rank,
-            weight: &down,
-            extra: None,
-            bias: None,
-            accumulate: true,
-            out: &mut values,
-            out_stride: columns,
-        };
-        cpu::gemm(device, call);
-        down.give_back(device);
-        pack(device, self.loading.precision, &Matrix::of(&values, rows, columns))
+        let merge = self.merged.as_ref().map(|FrozenFactors { down, up, scale }| {
+            let rank = down.shape().first().copied().unwrap_or(0);
+            Merge { down: matrix(down, (rank, columns)), up: matrix(up, (rows, rank)), scale: *scale }
+        });
+        let passing = self.loading.packing == Packing::Streamed;
+        self.device.frozen(
+            &matrix(&self.view, (rows, columns)),
+            merge.as_ref(),
+            direction,
+            self.loading.precision,
+            passing,
+        )
     }
 }
 
@@ -175,11 +155,11 @@ pub(super) fn matrix(view: &TensorView, (rows, columns): (usize, usize)) -> Matr
 
 /// A low-rank branch that belongs to the frozen network, such as UNO's own adapter: `y += scale (x down^T) up^T`.
 #[derive(Debug)]
-pub struct FrozenBranch {
+pub struct FrozenBranch<D: Device> {
     /// `[R, K]`; linears with one input may share it.
-    pub down: Arc<Frozen>,
+    pub down: Arc<Frozen<D>>,
     /// `[N, R]`.
-    pub up: Frozen,
+    pub up: Frozen<D>,
     /// What the branch is multiplied by.
     pub scale: f32,
 }

@@ -13,10 +13,10 @@
 
 use std::sync::Arc;
 
-use super::{Branches, Buffer, Context, Frozen, FrozenBranch, Loading};
+use super::{Branches, Context, Frozen, FrozenBranch, Loading};
 use crate::{
     backbone::LinearLayout,
-    cpu::{self, Cpu, Extra, Gemm, GemmTn, Matrix, Packed},
+    device::{Device, Direction, Extra, Gemm, GemmTn, Kind, Queue, View, ViewMut},
     error::{Error, Result},
     files::TensorView,
     lora::FrozenFactors,
@@ -24,27 +24,27 @@ use crate::{
 
 /// A frozen linear, with a branch if the frozen network has one there.
 #[derive(Debug)]
-pub struct Linear {
+pub struct Linear<D: Device> {
     /// Its number among the linears that an adapter may have factors for.
     index: Option<usize>,
-    weight: Frozen,
-    bias: Vec<f32>,
-    branch: Option<FrozenBranch>,
+    weight: Frozen<D>,
+    bias: D::Buffer,
+    branch: Option<FrozenBranch<D>>,
 }
 
-impl Linear {
+impl<D: Device> Linear<D> {
     /// From its weight and its bias; the frozen network may have a low-rank branch there, or factors that are merged into the
     /// weight.
     ///
     /// # Errors
     /// If one of them has another shape, or holds a value that is not finite (a streamed weight is searched by
-    /// [`check`](Self::check)).
+    /// [`check`](Self::check)); if the device has no room.
     pub fn new(
-        device: &Cpu,
+        device: &D,
         (weight, bias): (TensorView, TensorView),
         layout: &LinearLayout,
         index: Option<usize>,
-        branch: Option<FrozenBranch>,
+        branch: Option<FrozenBranch<D>>,
         merged: Option<FrozenFactors>,
         loading: Loading,
     ) -> Result<Self> {
@@ -52,8 +52,14 @@ impl Linear {
         if bias.len() != layout.outputs {
             return Err(Error::shape(format!("bias of `{}`", layout.name), layout.outputs, bias.len()));
         }
+        let bias = device.upload(&bias, Kind::Activation)?;
         let weight = Frozen::new(device, weight, (layout.outputs, layout.inputs), loading, merged)?;
         Ok(Self { index, weight, bias, branch })
+    }
+
+    /// Width of the input.
+    pub fn inputs(&self) -> usize {
+        self.weight.inputs()
     }
 
     /// Width of the output.
@@ -75,7 +81,7 @@ impl Linear {
     }
 
     /// Its frozen matrices.
-    fn frozen(&self) -> impl Iterator<Item = &Frozen> {
+    fn frozen(&self) -> impl Iterator<Item = &Frozen<D>> {
         let branch = self.branch.iter().flat_map(|branch| [&*branch.down, &branch.up]);
         std::iter::once(&self.weight).chain(branch)
     }
@@ -85,96 +91,92 @@ impl Linear {
     }
 }
 
-/// Rows of activations: the values, and the distance between the starts of two rows.
-#[derive(Clone, Copy, Debug)]
-pub struct Input<'a>(pub &'a [f32], pub usize);
-
-/// A linear of a group, and where its result goes: the values, and the distance between the starts of two rows.
+/// A linear of a group, and where its result goes.
 #[derive(Debug)]
-pub struct Output<'a>(pub &'a Linear, pub &'a mut [f32], pub usize);
+pub struct Output<'a, D: Device>(pub &'a Linear<D>, pub ViewMut<'a, D>);
 
 /// `out = x weight`, or `out += x weight`.
-fn product(
-    ctx: Context<'_>,
+fn product<D: Device>(
+    queue: &D::Queue,
     m: usize,
-    x: Input<'_>,
-    weight: &Packed,
+    x: View<'_, D>,
+    weight: &D::Matrix,
     accumulate: bool,
-    (out, out_stride): (&mut [f32], usize),
+    out: ViewMut<'_, D>,
 ) {
-    let call =
-        Gemm { m, x: x.0, x_stride: x.1, weight, extra: None, bias: None, accumulate, out, out_stride };
-    cpu::gemm(ctx.device, call);
+    queue.gemm(Gemm { m, x, weight, extra: None, bias: None, accumulate, out });
 }
 
 /// Apply linears to the same `m` rows. Returns `h [M, J R]` for the backward, if any of them is adapted.
-pub fn linears(ctx: Context<'_>, m: usize, x: Input<'_>, outputs: &mut [Output<'_>]) -> Option<Buffer> {
-    let stacked = ctx.branches.and_then(|b| b.stacked_a(outputs.iter().map(|o| o.0)));
+///
+/// # Errors
+/// If the device has no room for a weight.
+pub fn linears<D: Device>(
+    ctx: Context<'_, D>,
+    m: usize,
+    x: View<'_, D>,
+    outputs: &mut [Output<'_, D>],
+) -> Result<Option<D::Buffer>> {
+    let queue = ctx.queue;
+    let stacked =
+        ctx.branches.and_then(|b| b.stacked_a(queue, outputs.iter().map(|o| o.0), Direction::Forward));
     let inner = stacked.map(|(a, width)| {
-        let mut h = ctx.buffers.take(m * width);
-        let a = Packed::from_weight(ctx.device, ctx.precision, &Matrix::of(&a, width, a.len() / width));
-        product(ctx, m, x, &a, false, (&mut h, width));
-        a.give_back(ctx.device);
+        let mut h = queue.take(m * width, Kind::Activation);
+        product(queue, m, x, &a, false, ViewMut::new(&mut h, width));
         (h, width)
     });
     let mut column = 0;
     // `f x D^T` of the last branch: linears that share D stand together.
-    let mut frozen: Option<(Arc<Frozen>, Buffer)> = None;
-    for Output(linear, out, out_stride) in outputs {
-        let b = ctx.branches.and_then(|branches| branches.scaled_b(linear).map(|b| (b, branches.rank)));
-        let b = b.map(|(b, rank)| {
-            (Packed::from_weight(ctx.device, ctx.precision, &Matrix::of(&b, linear.outputs(), rank)), rank)
+    let mut frozen: Option<(Arc<Frozen<D>>, D::Buffer)> = None;
+    for Output(linear, out) in outputs {
+        let b = ctx.branches.and_then(|branches| {
+            branches.scaled_b(queue, linear, Direction::Forward).map(|b| (b, branches.rank))
         });
         let trained = match (&inner, &b) {
             (Some((h, width)), Some((b, rank))) => {
+                let x = View::new(h, *width).skip(column);
                 column += rank;
-                Some((&h[column - rank..], *width, b))
+                Some(Extra { x, weight: b })
             }
             _ => None,
         };
-        linear.weight.forward(ctx.device, |weight| {
-            let call = Gemm {
+        linear.weight.with(Direction::Forward, |weight| {
+            queue.gemm(Gemm {
                 m,
-                x: x.0,
-                x_stride: x.1,
+                x,
                 weight,
                 extra: trained,
                 bias: Some(&linear.bias),
                 accumulate: false,
-                out,
-                out_stride: *out_stride,
-            };
-            cpu::gemm(ctx.device, call);
-        });
-        if let Some((b, _)) = b {
-            b.give_back(ctx.device);
-        }
+                out: out.again(),
+            });
+        })?;
         let Some(branch) = &linear.branch else { continue };
         let rank = branch.down.outputs();
         if !frozen.as_ref().is_some_and(|(down, _)| Arc::ptr_eq(down, &branch.down)) {
-            let mut h = ctx.buffers.take(m * rank);
-            branch.down.forward(ctx.device, |down| product(ctx, m, x, down, false, (&mut h, rank)));
+            let mut h = queue.take(m * rank, Kind::Activation);
+            branch.down.with(Direction::Forward, |down| {
+                product(queue, m, x, down, false, ViewMut::new(&mut h, rank));
+            })?;
             if branch.scale != 1.0 {
-                cpu::scale(ctx.device, branch.scale, &mut h);
+                queue.scale(branch.scale, ViewMut::new(&mut h, rank), m * rank);
             }
             frozen = Some((Arc::clone(&branch.down), h));
         }
         if let Some((_, h)) = &frozen {
-            branch.up.forward(ctx.device, |up| {
-                product(ctx, m, Input(h, rank), up, true, (&mut **out, *out_stride));
-            });
+            branch.up.with(Direction::Forward, |up| {
+                product(queue, m, View::new(h, rank), up, true, out.again());
+            })?;
         }
     }
-    inner.map(|(h, _)| h)
+    Ok(inner.map(|(h, _)| h))
 }
 
 /// Where the derivative by the input goes.
 #[derive(Debug)]
-pub struct InputGrad<'a> {
+pub struct InputGrad<'a, D: Device> {
     /// The values.
-    pub values: &'a mut [f32],
-    /// Distance between the starts of two rows.
-    pub stride: usize,
+    pub values: ViewMut<'a, D>,
     /// Add to what is there?
     pub accumulate: bool,
 }
@@ -183,148 +185,121 @@ pub struct InputGrad<'a> {
 /// `grads` is the derivative by all values of the adapter; those of these linears are overwritten.
 ///
 /// # Errors
-/// If `x` or `h` is missing although a linear is adapted.
-pub fn linears_backward(
-    ctx: Context<'_>,
+/// If `x` or `h` is missing although a linear is adapted; if the device has no room for a weight.
+pub fn linears_backward<D: Device>(
+    ctx: Context<'_, D>,
     m: usize,
-    x: Option<Input<'_>>,
-    inner: Option<&[f32]>,
-    outputs: &[(&Linear, Input<'_>)],
-    dx: Option<InputGrad<'_>>,
-    grads: &mut [f32],
+    x: Option<View<'_, D>>,
+    inner: Option<&D::Buffer>,
+    outputs: &[(&Linear<D>, View<'_, D>)],
+    dx: Option<InputGrad<'_, D>>,
+    grads: &mut D::Buffer,
 ) -> Result<()> {
-    let stacked = ctx.branches.and_then(|b| Some((b, b.stacked_a(outputs.iter().map(|o| o.0))?)));
-    let inner_grad = match (&stacked, x, inner) {
+    let queue = ctx.queue;
+    let branches = ctx.branches.filter(|b| outputs.iter().any(|(linear, _)| b.adapts(linear)));
+    let inner_grad = match (branches, x, inner) {
         (None, ..) => None,
-        (Some((branches, (_, width))), Some(x), Some(h)) => {
-            let mut dh = ctx.buffers.take(m * width);
-            factor_gradients(ctx, branches, m, x, h, *width, outputs, &mut dh, grads);
-            Some(dh)
+        (Some(branches), Some(x), Some(h)) => {
+            Some(factor_gradients(queue, branches, m, x, h, outputs, grads))
         }
         (Some(_), ..) => {
             return Err(Error::Internal("the input of an adapted linear was not kept".into()));
         }
     };
-    let Some(dx) = dx else { return Ok(()) };
-    let a = stacked.map(|(_, (a, width))| {
-        let a = Matrix::of(&a, width, a.len() / width);
-        (Packed::from_matrix(ctx.device, ctx.precision, &a), width)
-    });
-    let trained: Option<Extra<'_>> =
-        inner_grad.as_ref().zip(a.as_ref()).map(|(dh, (a, width))| (&dh[..], *width, a));
+    let Some(InputGrad { values: mut dx, accumulate }) = dx else { return Ok(()) };
+    let linears = outputs.iter().map(|(linear, _)| *linear);
+    let a = branches.and_then(|b| b.stacked_a(queue, linears, Direction::Backward));
+    let trained = inner_grad
+        .as_ref()
+        .zip(a.as_ref())
+        .map(|(dh, (a, width))| Extra { x: View::new(dh, *width), weight: a });
     for (i, (linear, dy)) in outputs.iter().enumerate() {
-        linear.weight.backward(ctx.device, |weight| {
-            let call = Gemm {
+        linear.weight.with(Direction::Backward, |weight| {
+            queue.gemm(Gemm {
                 m,
-                x: dy.0,
-                x_stride: dy.1,
+                x: *dy,
                 weight,
                 extra: trained.filter(|_| i == 0),
                 bias: None,
-                accumulate: dx.accumulate || i > 0,
-                out: &mut *dx.values,
-                out_stride: dx.stride,
-            };
-            cpu::gemm(ctx.device, call);
-        });
+                accumulate: accumulate || i > 0,
+                out: dx.again(),
+            });
+        })?;
     }
-    if let Some((a, _)) = a {
-        a.give_back(ctx.device);
-    }
-    for (down, t) in frozen_gradients(ctx, m, outputs) {
-        let t = Input(&t, down.outputs());
-        down.backward(ctx.device, |down| product(ctx, m, t, down, true, (&mut *dx.values, dx.stride)));
+    for (down, t) in frozen_gradients(queue, m, outputs)? {
+        let t = View::new(&t, down.outputs());
+        down.with(Direction::Backward, |down| product(queue, m, t, down, true, dx.again()))?;
     }
     Ok(())
 }
 
 /// `f dy U` of the frozen branches of a group, summed where linears share their D.
-fn frozen_gradients(
-    ctx: Context<'_>,
+fn frozen_gradients<D: Device>(
+    queue: &D::Queue,
     m: usize,
-    outputs: &[(&Linear, Input<'_>)],
-) -> Vec<(Arc<Frozen>, Buffer)> {
-    let mut all: Vec<(&FrozenBranch, Buffer)> = Vec::new();
+    outputs: &[(&Linear<D>, View<'_, D>)],
+) -> Result<Vec<(Arc<Frozen<D>>, D::Buffer)>> {
+    let mut all: Vec<(&FrozenBranch<D>, D::Buffer)> = Vec::new();
     for (linear, dy) in outputs {
         let Some(branch) = &linear.branch else { continue };
         let rank = branch.down.outputs();
         let known = all.iter().position(|(b, _)| Arc::ptr_eq(&b.down, &branch.down));
         let at = known.unwrap_or_else(|| {
-            all.push((branch, ctx.buffers.take(m * rank)));
+            all.push((branch, queue.take(m * rank, Kind::Activation)));
             all.len() - 1
         });
         let t = &mut all[at].1;
-        branch.up.backward(ctx.device, |up| product(ctx, m, *dy, up, known.is_some(), (t, rank)));
+        branch.up.with(Direction::Backward, |up| {
+            product(queue, m, *dy, up, known.is_some(), ViewMut::new(t, rank));
+        })?;
     }
     // Linears that share D come from one branch, and so have one scale.
-    all.into_iter()
+    Ok(all
+        .into_iter()
         .map(|(branch, mut t)| {
             if branch.scale != 1.0 {
-                cpu::scale(ctx.device, branch.scale, &mut t);
+                let rank = branch.down.outputs();
+                queue.scale(branch.scale, ViewMut::new(&mut t, rank), m * rank);
             }
             (Arc::clone(&branch.down), t)
         })
-        .collect()
+        .collect())
 }
 
-/// `dB`, `dh` and `dA` of the adapted linears of a group.
-#[expect(clippy::too_many_arguments, reason = "the operands of three products")]
-fn factor_gradients(
-    ctx: Context<'_>,
-    branches: &Branches<'_>,
+/// `dB` and `dA` of the adapted linears of a group; returns `dh [M, J R]`.
+fn factor_gradients<D: Device>(
+    queue: &D::Queue,
+    branches: &Branches<D>,
     m: usize,
-    x: Input<'_>,
-    h: &[f32],
-    width: usize,
-    outputs: &[(&Linear, Input<'_>)],
-    dh: &mut [f32],
-    grads: &mut [f32],
-) {
+    x: View<'_, D>,
+    h: &D::Buffer,
+    outputs: &[(&Linear<D>, View<'_, D>)],
+    grads: &mut D::Buffer,
+) -> D::Buffer {
     let rank = branches.rank;
     let adapted: Vec<_> = outputs
         .iter()
-        .filter_map(|(linear, dy)| {
-            Some((*linear, *dy, branches.place(linear)?.clone(), branches.scaled_b(linear)?))
-        })
+        .filter_map(|(linear, dy)| Some((*linear, *dy, branches.place(linear)?.clone())))
         .collect();
-    for (j, (linear, dy, (_, b_place), scaled_b)) in adapted.iter().enumerate() {
-        let db = &mut grads[b_place.clone()];
-        cpu::gemm_tn(
-            ctx.device,
-            GemmTn {
-                m,
-                p: linear.outputs(),
-                q: rank,
-                a: dy.0,
-                a_stride: dy.1,
-                b: &h[j * rank..],
-                b_stride: width,
-                accumulate: false,
-                out: db,
-            },
-        );
-        cpu::scale(ctx.device, branches.scale, db);
-        let b = Packed::from_matrix(ctx.device, ctx.precision, &Matrix::of(scaled_b, linear.outputs(), rank));
-        product(ctx, m, *dy, &b, false, (&mut dh[j * rank..], width));
-        b.give_back(ctx.device);
+    let width = adapted.len() * rank;
+    let mut dh = queue.take(m * width, Kind::Activation);
+    for (j, (linear, dy, (_, b_place))) in adapted.iter().enumerate() {
+        let (p, q) = (linear.outputs(), rank);
+        let b = View::new(h, width).skip(j * rank);
+        let mut db = ViewMut::new(grads, q).skip(b_place.start);
+        queue.gemm_tn(GemmTn { m, p, q, a: *dy, b, out: db.again() });
+        queue.scale(branches.scale, db, p * q);
+        if let Some(b) = branches.scaled_b(queue, linear, Direction::Backward) {
+            product(queue, m, *dy, &b, false, ViewMut::new(&mut dh, width).skip(j * rank));
+        }
     }
-    let Some(inputs) = adapted.first().map(|(l, ..)| l.weight.inputs()) else { return };
-    let mut da = ctx.buffers.take(width * inputs);
-    cpu::gemm_tn(
-        ctx.device,
-        GemmTn {
-            m,
-            p: width,
-            q: inputs,
-            a: dh,
-            a_stride: width,
-            b: x.0,
-            b_stride: x.1,
-            accumulate: false,
-            out: &mut da,
-        },
-    );
-    for (da, (_, _, (a_place, _), _)) in da.chunks_exact(rank * inputs).zip(&adapted) {
-        grads[a_place.clone()].copy_from_slice(da);
+    let inputs = adapted.first().map_or(0, |(linear, ..)| linear.inputs());
+    let mut da = queue.take(width * inputs, Kind::Exact);
+    let a = View::new(&dh, width);
+    queue.gemm_tn(GemmTn { m, p: width, q: inputs, a, b: x, out: ViewMut::new(&mut da, inputs) });
+    for (j, (_, _, (a_place, _))) in adapted.iter().enumerate() {
+        let from = View::new(&da, inputs).skip(j * rank * inputs);
+        queue.copy_to(from, rank * inputs, ViewMut::new(grads, inputs).skip(a_place.start));
     }
+    dh
 }

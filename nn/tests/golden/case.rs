@@ -7,9 +7,8 @@ use std::{
 };
 
 use prefgraph_nn::{
-    Adapter, Backbone, Cpu, Inputs, Tensor, Visitor,
-    backbone::BlockTokens,
-    cpu::{cosine_scores, masked_mean},
+    Adapter, Backbone, Cpu, Inputs, Tensor,
+    backbone::{BlockTokens, Latents},
     files::TensorFiles,
     lora::AdapterLayout,
     models::FluxUno,
@@ -142,60 +141,19 @@ impl Case {
     }
 }
 
-/// Keeps the image tokens of every block, targets before references in each sample.
-#[derive(Default)]
-pub struct Keep {
-    pub blocks: Vec<Vec<f32>>,
+/// The image tokens after a block, targets before references in each sample.
+pub fn by_sample(tokens: &BlockTokens, samples: usize) -> Vec<f32> {
+    let (target, reference) = (tokens.targets.len() / samples, tokens.references.len() / samples);
+    let of_sample = |sample: usize| {
+        [&tokens.targets[sample * target..][..target], &tokens.references[sample * reference..][..reference]]
+    };
+    (0..samples).flat_map(of_sample).flatten().copied().collect()
 }
 
-impl Visitor for Keep {
-    fn block(&mut self, tokens: &BlockTokens<'_>) {
-        assert_eq!(tokens.block, self.blocks.len());
-        let mut all = Vec::new();
-        for sample in 0..tokens.batch {
-            all.extend_from_slice(tokens.target(sample));
-            for k in 0..tokens.reference_tokens.len() {
-                all.extend_from_slice(tokens.reference(sample, k));
-            }
-        }
-        self.blocks.push(all);
-    }
-}
-
-/// Mean over blocks of the cosine between a reference's mean token and each target token.
-pub struct Scores {
-    device: Cpu,
-    blocks: usize,
-    /// `[reference][sample]`: one value a target token, summed over blocks.
-    sums: Vec<Vec<Vec<f64>>>,
-}
-
-impl Scores {
-    pub fn new(device: Cpu, batch: usize, references: usize) -> Self {
-        Self { device, blocks: 0, sums: vec![vec![Vec::new(); batch]; references] }
-    }
-
-    pub fn means(&self) -> Vec<Vec<f32>> {
-        let mean = |sum: &f64| (sum / self.blocks as f64) as f32;
-        self.sums.iter().map(|samples| samples.iter().flatten().map(mean).collect()).collect()
-    }
-}
-
-impl Visitor for Scores {
-    fn block(&mut self, tokens: &BlockTokens<'_>) {
-        self.blocks += 1;
-        for (k, samples) in self.sums.iter_mut().enumerate() {
-            for (sample, sums) in samples.iter_mut().enumerate() {
-                let (target, reference) = (tokens.target(sample), tokens.reference(sample, k));
-                let mut mean = vec![0.0; tokens.width];
-                masked_mean(&self.device, reference, &vec![1.0; reference.len() / tokens.width], &mut mean);
-                let mut scores = vec![0.0; target.len() / tokens.width];
-                cosine_scores(&self.device, target, &mean, &mut scores);
-                sums.resize(scores.len(), 0.0);
-                sums.iter_mut().zip(scores).for_each(|(sum, score)| *sum += f64::from(score));
-            }
-        }
-    }
+/// Masks that take every token of every reference.
+pub fn whole_references(inputs: &Inputs) -> Vec<Vec<f32>> {
+    let tokens = |r: &Latents| r.shape().0 * (r.shape().2 / 2) * (r.shape().3 / 2);
+    inputs.references.iter().map(|r| vec![1.0; tokens(r)]).collect()
 }
 
 /// Every value within `bar` of the largest expected one, or of 1 where that is smaller.

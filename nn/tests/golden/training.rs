@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use prefgraph_nn::{
-    Adapter, Backbone,
+    Adapter, Backbone, Probe,
     backbone::Latents,
     files::TensorFiles,
     optim::{AdamW, OptimizerState},
@@ -110,7 +110,8 @@ impl Step {
         adapter: &Adapter,
         objective: Objective,
     ) -> (f64, Vec<f32>, Latents, prefgraph_nn::backbone::Saved) {
-        let (policy, saved) = model.predict_saving(&self.inputs, adapter, &mut ()).unwrap();
+        let (policy, saved) = model.predict_saving(&self.inputs, adapter, &Probe::NOTHING).unwrap();
+        let policy = policy.latents;
         let samples = self.inputs.t.len();
         let each = self.targets.len() / samples;
         let mut cotangent = policy.clone();
@@ -121,7 +122,7 @@ impl Step {
                 (sum / self.targets.len() as f64, Vec::new(), vec![1.0 / samples as f64; samples])
             }
             Objective::Preference => {
-                let reference = model.predict(&self.inputs, None, &mut ()).unwrap();
+                let reference = model.predict(&self.inputs, None, &Probe::NOTHING).unwrap().latents;
                 self.preference(case.number("beta"), &policy, &reference)
             }
         };

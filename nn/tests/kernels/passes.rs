@@ -3,7 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "expected values: their last bits do not matter")]
 
 use prefgraph_nn::cpu::{
-    AdamW, Cpu, GateGrad, HeadLayout, ModulationGrad, NormRotary, Rows, Window, adamw, add_scaled,
+    AdamW, Cpu, GateGrad, HeadLayout, ModulationGrad, NormRotary, TokenRows, Window, adamw, add_scaled,
     cosine_scores, gated_add, gated_add_backward, gelu, gelu_backward, masked_mean, norm_modulate,
     norm_modulate_backward, scale, silu, silu_backward, split_heads, split_heads_backward, sum_of_squares,
 };
@@ -11,11 +11,11 @@ use prefgraph_nn::cpu::{
 use crate::{Numbers, assert_close, same_on_all_devices};
 
 /// B, T, D.
-const ROWS: [Rows; 4] = [
-    Rows { batch: 1, tokens: 1, width: 1 },
-    Rows { batch: 2, tokens: 3, width: 17 },
-    Rows { batch: 3, tokens: 5, width: 130 },
-    Rows { batch: 2, tokens: 140, width: 200 },
+const ROWS: [TokenRows; 4] = [
+    TokenRows { batch: 1, tokens: 1, width: 1 },
+    TokenRows { batch: 2, tokens: 3, width: 17 },
+    TokenRows { batch: 3, tokens: 5, width: 130 },
+    TokenRows { batch: 2, tokens: 140, width: 200 },
 ];
 
 fn wide(x: &[f32]) -> Vec<f64> {
@@ -42,7 +42,7 @@ fn normed(x: &[f64]) -> Vec<f64> {
 }
 
 struct Norm {
-    rows: Rows,
+    rows: TokenRows,
     x: Vec<f32>,
     /// Shift and scale in one row of each sample.
     modulation: Vec<f32>,
@@ -51,7 +51,7 @@ struct Norm {
 }
 
 impl Norm {
-    fn new(rows: Rows) -> Self {
+    fn new(rows: TokenRows) -> Self {
         let mut numbers = Numbers::new(rows.len() as u64);
         let mut x = numbers.many(rows.len());
         x.iter_mut().for_each(|x| *x = 2.0 * *x + 3.0);
@@ -144,6 +144,7 @@ fn norm_and_modulation_backward_equal_differences() {
 
 struct Heads {
     layout: HeadLayout,
+    stride: usize,
     x: Vec<f32>,
     weight: Vec<f32>,
     cos: Vec<f32>,
@@ -151,20 +152,22 @@ struct Heads {
     d_out: Vec<f32>,
 }
 
-const LAYOUTS: [HeadLayout; 4] = [
-    HeadLayout { batch: 1, heads: 1, dim: 2, stream_tokens: 1, tokens: 1, offset: 0, stride: 2 },
-    HeadLayout { batch: 2, heads: 3, dim: 24, stream_tokens: 5, tokens: 9, offset: 3, stride: 75 },
-    HeadLayout { batch: 1, heads: 2, dim: 64, stream_tokens: 7, tokens: 7, offset: 0, stride: 384 },
-    HeadLayout { batch: 2, heads: 4, dim: 32, stream_tokens: 150, tokens: 170, offset: 20, stride: 128 },
+/// With the stride of the token-major rows.
+const LAYOUTS: [(HeadLayout, usize); 4] = [
+    (HeadLayout { batch: 1, heads: 1, dim: 2, stream_tokens: 1, tokens: 1, offset: 0 }, 2),
+    (HeadLayout { batch: 2, heads: 3, dim: 24, stream_tokens: 5, tokens: 9, offset: 3 }, 75),
+    (HeadLayout { batch: 1, heads: 2, dim: 64, stream_tokens: 7, tokens: 7, offset: 0 }, 384),
+    (HeadLayout { batch: 2, heads: 4, dim: 32, stream_tokens: 150, tokens: 170, offset: 20 }, 128),
 ];
 
 impl Heads {
-    fn new(layout: HeadLayout) -> Self {
-        let mut numbers = Numbers::new(layout.stride as u64);
+    fn new((layout, stride): (HeadLayout, usize)) -> Self {
+        let mut numbers = Numbers::new(stride as u64);
         let angles = numbers.many(layout.tokens * layout.dim / 2);
         Self {
             layout,
-            x: numbers.many(layout.batch * layout.stream_tokens * layout.stride),
+            stride,
+            x: numbers.many(layout.batch * layout.stream_tokens * stride),
             weight: numbers.many(layout.dim),
             cos: angles.iter().map(|a| (3.0 * a).cos()).collect(),
             sin: angles.iter().map(|a| (3.0 * a).sin()).collect(),
@@ -198,7 +201,7 @@ impl Heads {
                 for h in 0..l.heads {
                     let place = l.offset + s;
                     let head_major = ((b * l.heads + h) * l.tokens + place) * l.dim;
-                    f((b * l.stream_tokens + s) * l.stride + h * l.dim, head_major, place);
+                    f((b * l.stream_tokens + s) * self.stride + h * l.dim, head_major, place);
                 }
             }
         }
@@ -207,12 +210,12 @@ impl Heads {
 
 #[test]
 fn heads_are_split_normed_and_turned_and_other_streams_left_alone() {
-    for layout in LAYOUTS {
-        let case = Heads::new(layout);
+    for (layout, stride) in LAYOUTS {
+        let case = Heads::new((layout, stride));
         for norm in [false, true] {
             let found = same_on_all_devices(|cpu| {
                 let mut out = vec![9.0; case.d_out.len()];
-                split_heads(cpu, layout, &case.x, norm.then(|| case.norm_rotary()), &mut out);
+                split_heads(cpu, layout, (&case.x, stride), norm.then(|| case.norm_rotary()), &mut out);
                 out
             });
             let mut expected = vec![9.0; case.d_out.len()];
@@ -228,14 +231,15 @@ fn heads_are_split_normed_and_turned_and_other_streams_left_alone() {
 
 #[test]
 fn heads_backward_equals_differences() {
-    for layout in &LAYOUTS[..3] {
-        let case = Heads::new(*layout);
-        let stride = layout.stride + 1;
+    for (layout, x_stride) in &LAYOUTS[..3] {
+        let case = Heads::new((*layout, *x_stride));
+        let stride = x_stride + 1;
         for norm in [false, true] {
             let found = same_on_all_devices(|cpu| {
                 let mut dx = vec![9.0; layout.batch * layout.stream_tokens * stride];
                 let norm_rotary = norm.then(|| case.norm_rotary());
-                split_heads_backward(cpu, *layout, &case.d_out, &case.x, norm_rotary, &mut dx, stride);
+                let x = (&case.x[..], *x_stride);
+                split_heads_backward(cpu, *layout, &case.d_out, x, norm_rotary, (&mut dx, stride));
                 dx
             });
             let mut expected = vec![9.0; found.len()];
@@ -244,7 +248,7 @@ fn heads_backward_equals_differences() {
                 let x = wide(&case.x[from..from + layout.dim]);
                 let dx =
                     if norm { differences(&x, &cotangent, |x| case.expected(place, x)) } else { cotangent };
-                let at = from / layout.stride * stride + from % layout.stride;
+                let at = from / x_stride * stride + from % x_stride;
                 expected[at..at + layout.dim].copy_from_slice(&dx);
             });
             assert_close(&found, &expected, 2e-6, &format!("{layout:?}"));

@@ -6,11 +6,14 @@
 use std::{marker::PhantomData, ops::Range, sync::Arc};
 
 use dfdx::shapes::{HasShape, Shape};
-use prefgraph_nn::{self as nn, Adapter, backbone::Saved};
+use prefgraph_nn::{
+    self as nn, Adapter, Probe,
+    backbone::{Saved, Scoring},
+};
 
 use super::{
     pass::{ConditionShapes, Conditions, check_adapter, prediction},
-    scores::{Hooks, Scorer},
+    scores::Hooks,
     tensors::{Fixed, latents_to_nn, same, tensor},
 };
 use crate::{
@@ -202,11 +205,15 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
         };
         let samples = HasShape::shape(&text).0;
         let tokens = (shape.2.size() / layout.patch) * (shape.3.size() / layout.patch);
-        let mut scorer = Scorer::new(ctx.cpu, blocks, (samples, tokens), &masks);
-        let (found, saved) = backbone.0.predict_saving(&inputs, &adapter, &mut scorer)?;
-        let scores =
-            scorer.means().map(|s| tensor(ctx, (samples, tokens), s)).collect::<Result<Vec<_>, _>>()?;
-        let out = (prediction(ctx, shape, found)?, List(scores));
+        let scoring = (!masks.is_empty()).then_some(Scoring { blocks, samples, masks: &masks });
+        let probe = Probe { scores: scoring, ..Probe::NOTHING };
+        let (found, saved) = backbone.0.predict_saving(&inputs, &adapter, &probe)?;
+        let scores = found
+            .scores
+            .into_iter()
+            .map(|s| tensor(ctx, (samples, tokens), s))
+            .collect::<Result<Vec<_>, _>>()?;
+        let out = (prediction(ctx, shape, found.latents)?, List(scores));
         Ok((out, SavedForward { backbone: backbone.0, adapter, saved }))
     }
 

@@ -6,6 +6,8 @@ use std::marker::PhantomData;
 
 use dfdx::shapes::{HasShape, Shape};
 
+use prefgraph_nn::Probe;
+
 use super::{
     pass::{ConditionShapes, Conditions, prediction},
     tensors::Fixed,
@@ -87,7 +89,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
             guidance: self.settings.guidance,
         };
         let inputs = conditions.inputs(ctx, &x_t)?;
-        let found = backbone.0.predict(&inputs, None, &mut ())?;
+        let found = backbone.0.predict(&inputs, None, &Probe::NOTHING)?.latents;
         Ok(((prediction(ctx, *HasShape::shape(&x_t), found)?,), ()))
     }
 }

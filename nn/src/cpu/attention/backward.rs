@@ -8,12 +8,12 @@
 use std::ops::Range;
 
 use super::{
-    AttentionBackward, AttentionShape, KEYS, LANES, QUERIES,
+    AttentionBackward, KEYS, LANES, QUERIES,
     forward::pair_rows,
     operands::{across, along, along_len, panels, panels_len, with_row},
 };
 use crate::cpu::{
-    Cpu, Precision,
+    AttentionShape, Cpu, Precision,
     machine::{Kernel, Machine},
     math::{self, BLOCK},
     parallel::{self, Shared},

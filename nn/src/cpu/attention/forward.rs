@@ -7,11 +7,11 @@
 use std::ops::Range;
 
 use super::{
-    Attention, AttentionShape, KEYS, LANES, QUERIES,
+    Attention, KEYS, LANES, QUERIES,
     operands::{Panels, across, along, along_len, panels, panels_len, with_row},
 };
 use crate::cpu::{
-    Cpu, Precision,
+    AttentionShape, Cpu, Precision,
     machine::{Kernel, Machine},
     math::{self, BLOCK, Block},
     parallel::{self, Shared},

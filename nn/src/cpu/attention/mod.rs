@@ -17,7 +17,7 @@ mod operands;
 
 use std::ops::Range;
 
-use super::{Cpu, Precision};
+use super::{AttentionShape, Cpu, Precision};
 
 /// Keys of one block: whole micro-tiles, and the same for every instruction set, since it decides where a running sum is
 /// rescaled.
@@ -28,19 +28,6 @@ const QUERIES: usize = 96;
 const LANES: usize = QUERIES / crate::cpu::math::BLOCK;
 /// Widest head.
 pub const WIDEST: usize = 512;
-
-/// The sizes of one attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AttentionShape {
-    /// Samples B.
-    pub batch: usize,
-    /// Heads H.
-    pub heads: usize,
-    /// Tokens T.
-    pub tokens: usize,
-    /// Width D of one head.
-    pub dim: usize,
-}
 
 /// What [`attention`] reads and writes.
 #[derive(Debug)]

@@ -7,67 +7,89 @@ use super::{
     sequence::{Segment, Sequence, Span},
 };
 use crate::{
-    cpu::{
-        self, Attention, AttentionBackward, AttentionShape, GateGrad, HeadLayout, ModulationGrad, NormRotary,
+    device::{
+        self, AttentionShape, Device, GateGrad, HeadLayout, Kind, ModulationGrad, NormModulate,
+        NormModulateBackward, NormRotary, Queue, View, ViewMut,
     },
     error::{Error, Result},
-    layers::{Buffer, Context, Input, Linear, Output, linears, linears_backward},
+    layers::{Context, Linear, Output, linears, linears_backward},
 };
 
 /// What every function of a pass needs to know.
-#[derive(Clone, Copy)]
-pub(super) struct Pass<'a> {
-    pub ctx: Context<'a>,
+pub(super) struct Pass<'a, D: Device> {
+    pub ctx: Context<'a, D>,
     pub sequence: &'a Sequence,
-    pub rotary: &'a RotaryTables,
+    pub rotary: &'a RotaryTables<D>,
     /// `D`.
     pub width: usize,
     /// `H`.
     pub heads: usize,
     /// `silu(temb)`, `[N, D]`.
-    pub condition: &'a [f32],
+    pub condition: &'a D::Buffer,
     /// Is anything kept for a backward?
     pub saving: bool,
 }
 
-/// Shifts, scales and gates of a block: `[N, chunks D]`.
-pub(super) struct Modulation {
-    values: Buffer,
-    stride: usize,
-    width: usize,
-    inner: Option<Buffer>,
+impl<D: Device> Clone for Pass<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
 }
 
-impl Modulation {
-    pub fn new(pass: Pass<'_>, linear: &Linear) -> Self {
+impl<D: Device> Copy for Pass<'_, D> {}
+
+impl<D: Device> Pass<'_, D> {
+    /// Working memory for this many activations.
+    pub fn take(&self, len: usize) -> D::Buffer {
+        self.ctx.queue.take(len, Kind::Activation)
+    }
+
+    /// Where the rows of a segment begin, in values from the first row of the span that starts at row `start`.
+    fn at(&self, segment: &Segment, start: usize) -> usize {
+        (segment.rows.start - start) * self.width
+    }
+}
+
+/// Shifts, scales and gates of a block: `[N, chunks D]`.
+pub(super) struct Modulation<D: Device> {
+    values: D::Buffer,
+    stride: usize,
+    width: usize,
+    inner: Option<D::Buffer>,
+}
+
+impl<D: Device> Modulation<D> {
+    pub fn new(pass: Pass<'_, D>, linear: &Linear<D>) -> Result<Self> {
         let (batch, stride) = (pass.sequence.batch, linear.outputs());
-        let mut values = pass.ctx.buffers.take(batch * stride);
+        let mut values = pass.take(batch * stride);
         let inner = linears(
             pass.ctx,
             batch,
-            Input(pass.condition, pass.width),
-            &mut [Output(linear, &mut values, stride)],
-        );
-        Self { values, stride, width: pass.width, inner }
+            View::new(pass.condition, pass.width),
+            &mut [Output(linear, ViewMut::new(&mut values, stride))],
+        )?;
+        Ok(Self { values, stride, width: pass.width, inner })
     }
 
-    /// From this chunk on; rows are [`stride`](Self::stride) apart.
-    pub fn chunk(&self, chunk: usize) -> &[f32] {
-        &self.values[chunk * self.width..]
-    }
-
-    pub fn stride(&self) -> usize {
-        self.stride
+    /// The rows of a chunk.
+    pub fn chunk(&self, chunk: usize) -> View<'_, D> {
+        View::new(&self.values, self.stride).skip(chunk * self.width)
     }
 
     /// Derivative by the factors of the modulation's linear, given that by shifts, scales and gates.
-    pub fn backward(&self, pass: Pass<'_>, linear: &Linear, grad: &[f32], grads: &mut [f32]) -> Result<()> {
+    pub fn backward(
+        &self,
+        pass: Pass<'_, D>,
+        linear: &Linear<D>,
+        sums: &ModulationSums<D>,
+        grads: &mut D::Buffer,
+    ) -> Result<()> {
         linears_backward(
             pass.ctx,
             pass.sequence.batch,
-            Some(Input(pass.condition, pass.width)),
-            self.inner.as_deref(),
-            &[(linear, Input(grad, self.stride))],
+            Some(View::new(pass.condition, pass.width)),
+            self.inner.as_ref(),
+            &[(linear, View::new(&sums.values, self.stride))],
             None,
             grads,
         )
@@ -75,140 +97,130 @@ impl Modulation {
 }
 
 /// The derivative by a [`Modulation`], where its linear is adapted: sums over the segments it is used for.
-pub(super) struct ModulationSums {
-    values: Buffer,
+pub(super) struct ModulationSums<D: Device> {
+    values: D::Buffer,
     stride: usize,
 }
 
-impl ModulationSums {
-    pub fn new(pass: Pass<'_>, linear: &Linear) -> Option<Self> {
+impl<D: Device> ModulationSums<D> {
+    pub fn new(pass: Pass<'_, D>, linear: &Linear<D>) -> Option<Self> {
         pass.ctx.adapts(linear).then(|| Self {
-            values: pass.ctx.buffers.zeros(pass.sequence.batch * linear.outputs()),
+            values: pass.ctx.queue.zeros(pass.sequence.batch * linear.outputs(), Kind::Exact),
             stride: linear.outputs(),
         })
     }
 
-    pub fn values(&self) -> &[f32] {
-        &self.values
-    }
-
     /// Add `part [N, D]` to a chunk.
-    fn add(&mut self, chunk: usize, part: &[f32], width: usize) {
-        for (row, part) in self.values.chunks_exact_mut(self.stride).zip(part.chunks_exact(width)) {
-            for (sum, part) in row[chunk * width..][..width].iter_mut().zip(part) {
-                *sum += part;
-            }
+    fn add(&mut self, pass: Pass<'_, D>, chunk: usize, part: &D::Buffer) {
+        for sample in 0..pass.sequence.batch {
+            let from = View::new(part, pass.width).skip(sample * pass.width);
+            let to = ViewMut::new(&mut self.values, self.stride);
+            let to = to.skip(sample * self.stride + chunk * pass.width);
+            pass.ctx.queue.add_scaled(1.0, from, to, pass.width);
         }
     }
 }
 
 /// Rows after the layer norm and the modulation, with what its backward needs beside its input.
-pub(super) struct Normed {
+pub(super) struct Normed<D: Device> {
     /// Rows of the span, `[rows, D]`.
-    pub values: Buffer,
-    pub moments: Moments,
+    pub values: D::Buffer,
+    pub moments: Moments<D>,
 }
 
 /// Mean and reciprocal deviation of each row of a span.
-pub(super) struct Moments {
-    mean: Buffer,
-    reciprocal: Buffer,
+pub(super) struct Moments<D: Device> {
+    mean: D::Buffer,
+    reciprocal: D::Buffer,
 }
 
 /// `norm(x) (1 + scale) + shift` of the rows of a span; `x` starts at the span's first row. `chunks` are those of
 /// shift and scale.
-pub(super) fn normed(
-    pass: Pass<'_>,
+pub(super) fn normed<D: Device>(
+    pass: Pass<'_, D>,
     span: Span,
-    x: &[f32],
-    modulation: &Modulation,
+    x: View<'_, D>,
+    modulation: &Modulation<D>,
     (shift, scale): (usize, usize),
-) -> Normed {
+) -> Normed<D> {
     let rows = pass.sequence.span_rows(span.clone());
-    let buffers = pass.ctx.buffers;
-    let mut values = buffers.take(rows.len() * pass.width);
-    let mut moments = Moments { mean: buffers.take(rows.len()), reciprocal: buffers.take(rows.len()) };
+    let queue = pass.ctx.queue;
+    let mut values = pass.take(rows.len() * pass.width);
+    let exact = || queue.take(rows.len(), Kind::Exact);
+    let mut moments = Moments { mean: exact(), reciprocal: exact() };
     for segment in pass.sequence.segments(span) {
-        let at = segment.rows.start - rows.start..segment.rows.end - rows.start;
-        let wide = at.start * pass.width..at.end * pass.width;
-        cpu::norm_modulate(
-            pass.ctx.device,
-            pass.sequence.shape(segment, pass.width),
-            &x[wide.clone()],
-            modulation.chunk(shift),
-            modulation.chunk(scale),
-            modulation.stride(),
-            &mut values[wide],
-            &mut moments.mean[at.clone()],
-            &mut moments.reciprocal[at],
-        );
+        let (row, at) = (segment.rows.start - rows.start, pass.at(segment, rows.start));
+        queue.norm_modulate(NormModulate {
+            rows: pass.sequence.shape(segment, pass.width),
+            x: x.skip(at),
+            shift: modulation.chunk(shift),
+            scale: modulation.chunk(scale),
+            y: ViewMut::new(&mut values, pass.width).skip(at),
+            mean: ViewMut::new(&mut moments.mean, 1).skip(row),
+            reciprocal: ViewMut::new(&mut moments.reciprocal, 1).skip(row),
+        });
     }
     Normed { values, moments }
 }
 
 /// Backward of [`normed`] for one span: `dx` is added to in the segments of `carried`, and overwritten in others.
-/// All slices start at the span's first row.
+/// All views start at the span's first row.
 #[expect(clippy::too_many_arguments, reason = "the operands of one layer")]
-pub(super) fn normed_backward(
-    pass: Pass<'_>,
+pub(super) fn normed_backward<D: Device>(
+    pass: Pass<'_, D>,
     span: Span,
     carried: Span,
-    x: &[f32],
-    moments: &Moments,
-    modulation: &Modulation,
+    x: View<'_, D>,
+    moments: &Moments<D>,
+    modulation: &Modulation<D>,
     (shift, scale): (usize, usize),
-    dy: &[f32],
-    dx: &mut [f32],
-    sums: Option<&mut ModulationSums>,
+    dy: View<'_, D>,
+    mut dx: ViewMut<'_, D>,
+    mut sums: Option<&mut ModulationSums<D>>,
 ) {
     let start = pass.sequence.span_rows(span.clone()).start;
     let carried = pass.sequence.span_rows(carried);
-    let mut sums = sums;
-    let part = sums.is_some().then(|| pass.sequence.batch * pass.width);
+    let queue = pass.ctx.queue;
+    let part = || queue.take(pass.sequence.batch * pass.width, Kind::Exact);
     for segment in pass.sequence.segments(span) {
-        let at = segment.rows.start - start..segment.rows.end - start;
-        let wide = at.start * pass.width..at.end * pass.width;
-        let mut parts = part.map(|len| (pass.ctx.buffers.take(len), pass.ctx.buffers.take(len)));
-        cpu::norm_modulate_backward(
-            pass.ctx.device,
-            pass.sequence.shape(segment, pass.width),
-            &x[wide.clone()],
-            &moments.mean[at.clone()],
-            &moments.reciprocal[at],
-            modulation.chunk(scale),
-            modulation.stride(),
-            &dy[wide.clone()],
-            &mut dx[wide],
-            carried.contains(&segment.rows.start),
-            parts.as_mut().map(|(d_shift, d_scale)| ModulationGrad { d_shift, d_scale, stride: pass.width }),
-        );
+        let (row, at) = (segment.rows.start - start, pass.at(segment, start));
+        let mut parts = sums.is_some().then(|| (part(), part()));
+        queue.norm_modulate_backward(NormModulateBackward {
+            rows: pass.sequence.shape(segment, pass.width),
+            x: x.skip(at),
+            mean: View::new(&moments.mean, 1).skip(row),
+            reciprocal: View::new(&moments.reciprocal, 1).skip(row),
+            scale: modulation.chunk(scale),
+            dy: dy.skip(at),
+            dx: dx.again().skip(at),
+            accumulate: carried.contains(&segment.rows.start),
+            modulation: parts.as_mut().map(|(d_shift, d_scale)| ModulationGrad {
+                d_shift: ViewMut::new(d_shift, pass.width),
+                d_scale: ViewMut::new(d_scale, pass.width),
+            }),
+        });
         if let (Some(sums), Some((d_shift, d_scale))) = (&mut sums, &parts) {
-            sums.add(shift, d_shift, pass.width);
-            sums.add(scale, d_scale, pass.width);
+            sums.add(pass, shift, d_shift);
+            sums.add(pass, scale, d_scale);
         }
     }
 }
 
 /// `x += gate y` in the rows of a span; both start at its first row.
-pub(super) fn gated_add(
-    pass: Pass<'_>,
+pub(super) fn gated_add<D: Device>(
+    pass: Pass<'_, D>,
     span: Span,
-    x: &mut [f32],
-    modulation: &Modulation,
+    mut x: ViewMut<'_, D>,
+    modulation: &Modulation<D>,
     gate: usize,
-    y: &[f32],
+    y: &D::Buffer,
 ) {
     let start = pass.sequence.span_rows(span.clone()).start;
     for segment in pass.sequence.segments(span) {
-        let wide = wide(segment, start, pass.width);
-        cpu::gated_add(
-            pass.ctx.device,
-            pass.sequence.shape(segment, pass.width),
-            &mut x[wide.clone()],
-            modulation.chunk(gate),
-            modulation.stride(),
-            &y[wide],
-        );
+        let at = pass.at(segment, start);
+        let rows = pass.sequence.shape(segment, pass.width);
+        let y = View::new(y, pass.width).skip(at);
+        pass.ctx.queue.gated_add(rows, x.again().skip(at), modulation.chunk(gate), y);
     }
 }
 
@@ -216,15 +228,15 @@ pub(super) fn gated_add(
 ///
 /// # Errors
 /// If there are sums and `y` was not kept.
-pub(super) fn gated_add_backward(
-    pass: Pass<'_>,
+pub(super) fn gated_add_backward<D: Device>(
+    pass: Pass<'_, D>,
     span: Span,
-    dx: &[f32],
-    modulation: &Modulation,
+    dx: View<'_, D>,
+    modulation: &Modulation<D>,
     gate: usize,
-    y: Option<&[f32]>,
-    sums: Option<&mut ModulationSums>,
-) -> Result<Buffer> {
+    y: Option<&D::Buffer>,
+    sums: Option<&mut ModulationSums<D>>,
+) -> Result<D::Buffer> {
     let mut gated = match (sums, y) {
         (None, _) => None,
         (Some(sums), Some(y)) => Some((sums, y)),
@@ -233,54 +245,49 @@ pub(super) fn gated_add_backward(
         }
     };
     let rows = pass.sequence.span_rows(span.clone());
-    let mut dy = pass.ctx.buffers.take(rows.len() * pass.width);
+    let queue = pass.ctx.queue;
+    let mut dy = pass.take(rows.len() * pass.width);
     for segment in pass.sequence.segments(span) {
-        let wide = wide(segment, rows.start, pass.width);
-        let mut part = gated.is_some().then(|| pass.ctx.buffers.take(pass.sequence.batch * pass.width));
-        let y = gated.as_ref().map(|(_, y)| &y[wide.clone()]);
+        let at = pass.at(segment, rows.start);
+        let mut part = gated.is_some().then(|| queue.take(pass.sequence.batch * pass.width, Kind::Exact));
+        let y = gated.as_ref().map(|(_, y)| View::new(*y, pass.width).skip(at));
         let gate_grad =
-            part.as_deref_mut().zip(y).map(|(d_gate, y)| GateGrad { y, d_gate, stride: pass.width });
-        cpu::gated_add_backward(
-            pass.ctx.device,
+            part.as_mut().zip(y).map(|(part, y)| GateGrad { y, d_gate: ViewMut::new(part, pass.width) });
+        queue.gated_add_backward(
             pass.sequence.shape(segment, pass.width),
-            &dx[wide.clone()],
+            dx.skip(at),
             modulation.chunk(gate),
-            modulation.stride(),
-            &mut dy[wide],
+            ViewMut::new(&mut dy, pass.width).skip(at),
             gate_grad,
         );
         if let (Some((sums, _)), Some(part)) = (&mut gated, &part) {
-            sums.add(gate, part, pass.width);
+            sums.add(pass, gate, part);
         }
     }
     Ok(dy)
 }
 
-fn wide(segment: &Segment, start: usize, width: usize) -> std::ops::Range<usize> {
-    (segment.rows.start - start) * width..(segment.rows.end - start) * width
-}
-
 /// Queries, keys and values in the order of attention, `[N, H, S, D / H]`.
-pub(super) struct Heads {
-    pub q: Buffer,
-    pub k: Buffer,
-    pub v: Buffer,
+pub(super) struct Heads<D: Device> {
+    pub q: D::Buffer,
+    pub k: D::Buffer,
+    pub v: D::Buffer,
 }
 
-impl Heads {
-    pub fn take(pass: Pass<'_>) -> Self {
-        let take = || pass.ctx.buffers.take(pass.sequence.rows() * pass.width);
+impl<D: Device> Heads<D> {
+    pub fn take(pass: Pass<'_, D>) -> Self {
+        let take = || pass.take(pass.sequence.rows() * pass.width);
         Self { q: take(), k: take(), v: take() }
     }
 
     /// With values that were kept.
-    pub fn with_values(pass: Pass<'_>, v: Buffer) -> Self {
-        let take = || pass.ctx.buffers.take(pass.sequence.rows() * pass.width);
+    pub fn with_values(pass: Pass<'_, D>, v: D::Buffer) -> Self {
+        let take = || pass.take(pass.sequence.rows() * pass.width);
         Self { q: take(), k: take(), v }
     }
 }
 
-fn head_layout(pass: Pass<'_>, segment: &Segment) -> HeadLayout {
+fn head_layout<D: Device>(pass: Pass<'_, D>, segment: &Segment) -> HeadLayout {
     HeadLayout {
         batch: pass.sequence.batch,
         heads: pass.heads,
@@ -288,55 +295,53 @@ fn head_layout(pass: Pass<'_>, segment: &Segment) -> HeadLayout {
         stream_tokens: segment.tokens,
         tokens: pass.sequence.tokens,
         offset: segment.offset,
-        stride: pass.width,
     }
 }
 
-fn norm_rotary<'a>(pass: Pass<'a>, weight: Option<&'a [f32]>) -> Option<NormRotary<'a>> {
-    weight.map(|weight| NormRotary { weight, cos: &pass.rotary.cos, sin: &pass.rotary.sin })
+fn norm_rotary<'a, D: Device>(pass: Pass<'a, D>, weight: &'a D::Buffer) -> NormRotary<'a, D> {
+    NormRotary { weight, cos: &pass.rotary.cos, sin: &pass.rotary.sin }
 }
 
 /// From rows of a span, `[rows, D]`, to their places in `[N, H, S, D / H]`; with an RMS norm's weight also normed and turned.
-pub(super) fn split_heads(pass: Pass<'_>, span: Span, x: &[f32], weight: Option<&[f32]>, out: &mut [f32]) {
-    let start = pass.sequence.span_rows(span.clone()).start;
-    for segment in pass.sequence.segments(span) {
-        let x = &x[wide(segment, start, pass.width)];
-        cpu::split_heads(pass.ctx.device, head_layout(pass, segment), x, norm_rotary(pass, weight), out);
-    }
-}
-
-/// Backward of [`split_heads`]; `x` is read only where there is a norm.
-pub(super) fn split_heads_backward(
-    pass: Pass<'_>,
+pub(super) fn split_heads<D: Device>(
+    pass: Pass<'_, D>,
     span: Span,
-    d_out: &[f32],
-    x: &[f32],
-    weight: Option<&[f32]>,
-    dx: &mut [f32],
+    x: &D::Buffer,
+    weight: Option<&D::Buffer>,
+    out: &mut D::Buffer,
 ) {
     let start = pass.sequence.span_rows(span.clone()).start;
     for segment in pass.sequence.segments(span) {
-        let wide = wide(segment, start, pass.width);
-        let x = if weight.is_some() { &x[wide.clone()] } else { &[] };
-        cpu::split_heads_backward(
-            pass.ctx.device,
-            head_layout(pass, segment),
-            d_out,
-            x,
-            norm_rotary(pass, weight),
-            &mut dx[wide],
-            pass.width,
-        );
+        let x = View::new(x, pass.width).skip(pass.at(segment, start));
+        let norm = weight.map(|w| norm_rotary(pass, w));
+        pass.ctx.queue.split_heads(head_layout(pass, segment), x, norm, out);
+    }
+}
+
+/// Backward of [`split_heads`]; `x` goes with its norm.
+pub(super) fn split_heads_backward<D: Device>(
+    pass: Pass<'_, D>,
+    span: Span,
+    d_out: &D::Buffer,
+    x: Option<(&D::Buffer, &D::Buffer)>,
+    dx: &mut D::Buffer,
+) {
+    let start = pass.sequence.span_rows(span.clone()).start;
+    for segment in pass.sequence.segments(span) {
+        let at = pass.at(segment, start);
+        let x = x.map(|(x, weight)| (View::new(x, pass.width).skip(at), norm_rotary(pass, weight)));
+        let dx = ViewMut::new(dx, pass.width).skip(at);
+        pass.ctx.queue.split_heads_backward(head_layout(pass, segment), d_out, x, dx);
     }
 }
 
 /// The attention's result in the joint order, `[N, S, D]`, and the logarithms of its sums, `[N, H, S]`.
-pub(super) struct Attended {
-    pub values: Buffer,
-    pub lse: Buffer,
+pub(super) struct Attended<D: Device> {
+    pub values: D::Buffer,
+    pub lse: D::Buffer,
 }
 
-fn attention_shape(pass: Pass<'_>) -> AttentionShape {
+fn attention_shape<D: Device>(pass: Pass<'_, D>) -> AttentionShape {
     AttentionShape {
         batch: pass.sequence.batch,
         heads: pass.heads,
@@ -346,53 +351,42 @@ fn attention_shape(pass: Pass<'_>) -> AttentionShape {
 }
 
 /// Attention of the queries of a span over all tokens; other rows of the result are unspecified.
-pub(super) fn attend(pass: Pass<'_>, span: Span, heads: &Heads) -> Attended {
-    let mut values = pass.ctx.buffers.take(pass.sequence.rows() * pass.width);
-    let mut lse = pass.ctx.buffers.take(pass.sequence.rows() * pass.heads);
-    cpu::attention(
-        pass.ctx.device,
-        Attention {
-            shape: attention_shape(pass),
-            precision: pass.ctx.precision,
-            query_rows: pass.sequence.span_tokens(span),
-            q: &heads.q,
-            k: &heads.k,
-            v: &heads.v,
-            out: &mut values,
-            out_stride: pass.width,
-            lse: &mut lse,
-        },
-    );
+pub(super) fn attend<D: Device>(pass: Pass<'_, D>, span: Span, heads: &Heads<D>) -> Attended<D> {
+    let mut values = pass.take(pass.sequence.rows() * pass.width);
+    let mut lse = pass.ctx.queue.take(pass.sequence.rows() * pass.heads, Kind::Exact);
+    pass.ctx.queue.attention(device::Attention {
+        shape: attention_shape(pass),
+        query_rows: pass.sequence.span_tokens(span),
+        q: &heads.q,
+        k: &heads.k,
+        v: &heads.v,
+        out: ViewMut::new(&mut values, pass.width),
+        lse: &mut lse,
+    });
     Attended { values, lse }
 }
 
 /// Backward of [`attend`], given the derivative by its result in the joint order.
-pub(super) fn attend_backward(
-    pass: Pass<'_>,
+pub(super) fn attend_backward<D: Device>(
+    pass: Pass<'_, D>,
     span: Span,
-    heads: &Heads,
-    attended: &Attended,
-    d_out: &[f32],
-) -> Heads {
+    heads: &Heads<D>,
+    attended: &Attended<D>,
+    d_out: &D::Buffer,
+) -> Heads<D> {
     let mut grads = Heads::take(pass);
-    cpu::attention_backward(
-        pass.ctx.device,
-        AttentionBackward {
-            shape: attention_shape(pass),
-            precision: pass.ctx.precision,
-            query_rows: pass.sequence.span_tokens(span),
-            q: &heads.q,
-            k: &heads.k,
-            v: &heads.v,
-            out: &attended.values,
-            out_stride: pass.width,
-            lse: &attended.lse,
-            d_out,
-            d_out_stride: pass.width,
-            dq: &mut grads.q,
-            dk: &mut grads.k,
-            dv: &mut grads.v,
-        },
-    );
+    pass.ctx.queue.attention_backward(device::AttentionBackward {
+        shape: attention_shape(pass),
+        query_rows: pass.sequence.span_tokens(span),
+        q: &heads.q,
+        k: &heads.k,
+        v: &heads.v,
+        out: View::new(&attended.values, pass.width),
+        lse: &attended.lse,
+        d_out: View::new(d_out, pass.width),
+        dq: &mut grads.q,
+        dk: &mut grads.k,
+        dv: &mut grads.v,
+    });
     grads
 }

@@ -17,9 +17,9 @@ use super::{
     weights::{DoubleBlock, Stream},
 };
 use crate::{
-    cpu::{self, Window},
+    device::{Device, Kind, Queue, View, ViewMut},
     error::Result,
-    layers::{Buffer, Input, InputGrad, Linear, Output, linears, linears_backward},
+    layers::{InputGrad, Linear, Output, linears, linears_backward},
 };
 
 const ATTENTION: (usize, usize) = (0, 1);
@@ -28,142 +28,151 @@ const MLP: (usize, usize) = (3, 4);
 const MLP_GATE: usize = 5;
 
 /// What the backward of a block needs.
-pub(super) struct DoubleSaved {
+pub(super) struct DoubleSaved<D: Device> {
     /// Values, `[N, H, S, D / H]`.
-    v: Buffer,
-    attended: Attended,
+    v: D::Buffer,
+    attended: Attended<D>,
     /// Text, then image.
-    streams: [StreamSaved; 2],
+    streams: [StreamSaved<D>; 2],
 }
 
 /// What the backward of one stream needs; `R` are its rows.
-struct StreamSaved {
-    modulation: Modulation,
+struct StreamSaved<D: Device> {
+    modulation: Modulation<D>,
     /// Input and, after the attention, the middle: `[R, D]`.
-    x: Buffer,
-    middle: Buffer,
-    moments: Moments,
-    middle_moments: Moments,
+    x: D::Buffer,
+    middle: D::Buffer,
+    moments: Moments<D>,
+    middle_moments: Moments<D>,
     /// Queries and keys before their norm, `[R, D]`.
-    q: Buffer,
-    k: Buffer,
+    q: D::Buffer,
+    k: D::Buffer,
     /// The MLP before its GELU, `[R, F]`.
-    up: Buffer,
+    up: D::Buffer,
     /// `x A^T` of the adapted linears.
-    attention_inner: Option<Buffer>,
-    out_inner: Option<Buffer>,
-    up_inner: Option<Buffer>,
-    down_inner: Option<Buffer>,
+    attention_inner: Option<D::Buffer>,
+    out_inner: Option<D::Buffer>,
+    up_inner: Option<D::Buffer>,
+    down_inner: Option<D::Buffer>,
     /// Results before the gates, `[R, D]`, where the gates are adapted.
-    attention_gated: Option<Buffer>,
-    mlp_gated: Option<Buffer>,
+    attention_gated: Option<D::Buffer>,
+    mlp_gated: Option<D::Buffer>,
 }
 
 /// A stream between its projections and the attention's result.
-struct Projected {
-    modulation: Modulation,
-    moments: Moments,
-    q: Buffer,
-    k: Buffer,
-    inner: Option<Buffer>,
+struct Projected<D: Device> {
+    modulation: Modulation<D>,
+    moments: Moments<D>,
+    q: D::Buffer,
+    k: D::Buffer,
+    inner: Option<D::Buffer>,
 }
 
 /// Run the block on `x [M, D]`, in place.
-pub(super) fn forward(pass: Pass<'_>, block: &DoubleBlock, x: &mut Buffer) -> Option<DoubleSaved> {
+pub(super) fn forward<D: Device>(
+    pass: Pass<'_, D>,
+    block: &DoubleBlock<D>,
+    x: &mut D::Buffer,
+) -> Result<Option<DoubleSaved<D>>> {
     let mut heads = Heads::take(pass);
-    let text = project(pass, &block.text, TEXT, x, &mut heads);
-    let image = project(pass, &block.image, IMAGE, x, &mut heads);
+    let text = project(pass, &block.text, TEXT, x, &mut heads)?;
+    let image = project(pass, &block.image, IMAGE, x, &mut heads)?;
     let attended = attend(pass, ALL, &heads);
     let Heads { q, k, v } = heads;
     drop((q, k));
-    let text = finish(pass, &block.text, TEXT, x, text, &attended);
-    let image = finish(pass, &block.image, IMAGE, x, image, &attended);
-    Some(DoubleSaved { v, attended, streams: [text?, image?] })
+    let text = finish(pass, &block.text, TEXT, x, text, &attended)?;
+    let image = finish(pass, &block.image, IMAGE, x, image, &attended)?;
+    Ok(text.zip(image).map(|(text, image)| DoubleSaved { v, attended, streams: [text, image] }))
 }
 
 /// Norm, projections, and their place among the heads.
-fn project(pass: Pass<'_>, stream: &Stream, span: Span, x: &[f32], heads: &mut Heads) -> Projected {
+fn project<D: Device>(
+    pass: Pass<'_, D>,
+    stream: &Stream<D>,
+    span: Span,
+    x: &D::Buffer,
+    heads: &mut Heads<D>,
+) -> Result<Projected<D>> {
     let Pass { ctx, sequence, width, .. } = pass;
     let rows = sequence.span_rows(span.clone());
-    let modulation = Modulation::new(pass, &stream.modulation);
-    let n = normed(pass, span.clone(), &x[rows.start * width..], &modulation, ATTENTION);
-    let take = || ctx.buffers.take(rows.len() * width);
+    let modulation = Modulation::new(pass, &stream.modulation)?;
+    let x = View::new(x, width).skip(rows.start * width);
+    let n = normed(pass, span.clone(), x, &modulation, ATTENTION);
+    let take = || pass.take(rows.len() * width);
     let (mut q, mut k, mut v) = (take(), take(), take());
     let inner = linears(
         ctx,
         rows.len(),
-        Input(&n.values, width),
+        View::new(&n.values, width),
         &mut [
-            Output(&stream.q, &mut q, width),
-            Output(&stream.k, &mut k, width),
-            Output(&stream.v, &mut v, width),
+            Output(&stream.q, ViewMut::new(&mut q, width)),
+            Output(&stream.k, ViewMut::new(&mut k, width)),
+            Output(&stream.v, ViewMut::new(&mut v, width)),
         ],
-    );
+    )?;
     split_heads(pass, span.clone(), &q, Some(&stream.norm_q), &mut heads.q);
     split_heads(pass, span.clone(), &k, Some(&stream.norm_k), &mut heads.k);
     split_heads(pass, span, &v, None, &mut heads.v);
-    Projected { modulation, moments: n.moments, q, k, inner }
+    Ok(Projected { modulation, moments: n.moments, q, k, inner })
 }
 
 /// The attention's result of one stream, `[R, D]`.
-fn attended_rows(pass: Pass<'_>, span: Span, attended: &Attended) -> Buffer {
+fn attended_rows<D: Device>(pass: Pass<'_, D>, span: Span, attended: &Attended<D>) -> D::Buffer {
     let rows = pass.sequence.span_rows(span.clone()).len();
-    let mut values = pass.ctx.buffers.take(rows * pass.width);
-    pass.sequence.copy_from_joint(
-        pass.ctx.device,
-        span,
-        pass.width,
-        &attended.values,
-        &mut values,
-        pass.width,
-    );
+    let mut values = pass.take(rows * pass.width);
+    let to = ViewMut::new(&mut values, pass.width);
+    pass.sequence.copy_from_joint(pass.ctx, span, pass.width, &attended.values, to);
     values
 }
 
-/// `gelu(up)`, `[R, F]`.
-fn activated(pass: Pass<'_>, up: &[f32]) -> Buffer {
+/// `gelu(up)` of these rows, `[R, F]`.
+fn activated<D: Device>(pass: Pass<'_, D>, rows: usize, up: &D::Buffer) -> D::Buffer {
     let width = MLP_RATIO * pass.width;
-    let mut values = pass.ctx.buffers.take(up.len());
-    let window = Window { rows: up.len() / width, width };
-    cpu::gelu(pass.ctx.device, window, up, width, &mut values, width);
+    let mut values = pass.take(rows * width);
+    pass.ctx.queue.gelu((rows, width), View::new(up, width), ViewMut::new(&mut values, width));
     values
 }
 
 /// What follows the attention in one stream.
-fn finish(
-    pass: Pass<'_>,
-    stream: &Stream,
+fn finish<D: Device>(
+    pass: Pass<'_, D>,
+    stream: &Stream<D>,
     span: Span,
-    x: &mut [f32],
-    projected: Projected,
-    attended: &Attended,
-) -> Option<StreamSaved> {
+    x: &mut D::Buffer,
+    projected: Projected<D>,
+    attended: &Attended<D>,
+) -> Result<Option<StreamSaved<D>>> {
     let Pass { ctx, sequence, width, saving, .. } = pass;
     let range = sequence.span_rows(span.clone());
     let (rows, mlp) = (range.len(), MLP_RATIO * width);
-    let x = &mut x[range.start * width..range.end * width];
+    let start = range.start * width;
+    let mut x = ViewMut::new(x, width).skip(start);
     let Projected { modulation, moments, q, k, inner } = projected;
 
-    let input = saving.then(|| ctx.copy(x));
+    let keep = |x: &ViewMut<'_, D>| saving.then(|| ctx.queue.copy(x.read(), rows * width, Kind::Activation));
+    let input = keep(&x);
     let attended = attended_rows(pass, span.clone(), attended);
-    let mut y = ctx.buffers.take(rows * width);
-    let out_inner = linears(ctx, rows, Input(&attended, width), &mut [Output(&stream.out, &mut y, width)]);
+    let mut y = pass.take(rows * width);
+    let output = Output(&stream.out, ViewMut::new(&mut y, width));
+    let out_inner = linears(ctx, rows, View::new(&attended, width), &mut [output])?;
     drop(attended);
-    gated_add(pass, span.clone(), x, &modulation, ATTENTION_GATE, &y);
+    gated_add(pass, span.clone(), x.again(), &modulation, ATTENTION_GATE, &y);
     let adapted = ctx.adapts(&stream.modulation);
-    let attention_gated = adapted.then(|| std::mem::replace(&mut y, ctx.buffers.take(rows * width)));
+    let attention_gated = adapted.then(|| std::mem::replace(&mut y, pass.take(rows * width)));
 
-    let middle = saving.then(|| ctx.copy(x));
-    let n = normed(pass, span.clone(), x, &modulation, MLP);
-    let mut up = ctx.buffers.take(rows * mlp);
-    let up_inner = linears(ctx, rows, Input(&n.values, width), &mut [Output(&stream.up, &mut up, mlp)]);
-    let active = activated(pass, &up);
-    let down_inner = linears(ctx, rows, Input(&active, mlp), &mut [Output(&stream.down, &mut y, width)]);
+    let middle = keep(&x);
+    let n = normed(pass, span.clone(), x.read(), &modulation, MLP);
+    let mut up = pass.take(rows * mlp);
+    let output = Output(&stream.up, ViewMut::new(&mut up, mlp));
+    let up_inner = linears(ctx, rows, View::new(&n.values, width), &mut [output])?;
+    let active = activated(pass, rows, &up);
+    let output = Output(&stream.down, ViewMut::new(&mut y, width));
+    let down_inner = linears(ctx, rows, View::new(&active, mlp), &mut [output])?;
     gated_add(pass, span, x, &modulation, MLP_GATE, &y);
 
-    Some(StreamSaved {
-        x: input?,
-        middle: middle?,
+    Ok(input.zip(middle).map(|(x, middle)| StreamSaved {
+        x,
+        middle,
         moments,
         middle_moments: n.moments,
         q,
@@ -176,7 +185,7 @@ fn finish(
         attention_gated,
         mlp_gated: adapted.then_some(y),
         modulation,
-    })
+    }))
 }
 
 /// What is needed of a stream's derivatives, from its adapted linears and from what lies below.
@@ -190,8 +199,8 @@ struct Needs {
     norm: bool,
 }
 
-fn needs(pass: Pass<'_>, block: &DoubleBlock, stream: &Stream, below: bool) -> Needs {
-    let adapts = |l: &Linear| pass.ctx.adapts(l);
+fn needs<D: Device>(pass: Pass<'_, D>, block: &DoubleBlock<D>, stream: &Stream<D>, below: bool) -> Needs {
+    let adapts = |l: &Linear<D>| pass.ctx.adapts(l);
     let operands = below
         || [&block.text, &block.image]
             .iter()
@@ -200,38 +209,26 @@ fn needs(pass: Pass<'_>, block: &DoubleBlock, stream: &Stream, below: bool) -> N
 }
 
 /// Backward of [`forward`]: `dx [M, D]`, the derivative by its result, becomes with `below` that by its input.
-pub(super) fn backward(
-    pass: Pass<'_>,
-    block: &DoubleBlock,
-    saved: DoubleSaved,
+pub(super) fn backward<D: Device>(
+    pass: Pass<'_, D>,
+    block: &DoubleBlock<D>,
+    saved: DoubleSaved<D>,
     below: bool,
-    dx: &mut Buffer,
-    grads: &mut [f32],
+    dx: &mut D::Buffer,
+    grads: &mut D::Buffer,
 ) -> Result<()> {
-    let Pass { ctx, sequence, width, .. } = pass;
+    let Pass { sequence, width, .. } = pass;
     let DoubleSaved { v, attended, streams } = saved;
     let parts = [(&block.text, TEXT), (&block.image, IMAGE)];
-    let mut d_attended = ctx.buffers.take(sequence.rows() * width);
+    let mut d_attended = pass.take(sequence.rows() * width);
     let mut all_sums = [None, None];
     for (((stream, span), saved), sums) in parts.iter().zip(&streams).zip(&mut all_sums) {
-        let range = sequence.span_rows(span.clone());
-        let dx = &mut dx[range.start * width..range.end * width];
         let needs = needs(pass, block, stream, below);
         *sums = ModulationSums::new(pass, &stream.modulation);
-        mlp_backward(pass, stream, span.clone(), saved, needs, dx, sums.as_mut(), grads)?;
+        let part = StreamPass { pass, stream, span: span.clone(), needs };
+        part.mlp_backward(saved, dx, sums.as_mut(), grads)?;
         if needs.middle {
-            out_backward(
-                pass,
-                stream,
-                span.clone(),
-                saved,
-                needs,
-                &attended,
-                dx,
-                &mut d_attended,
-                sums.as_mut(),
-                grads,
-            )?;
+            part.out_backward(saved, &attended, dx, &mut d_attended, sums.as_mut(), grads)?;
         }
     }
     if !needs(pass, block, &block.text, below).operands {
@@ -246,177 +243,194 @@ pub(super) fn backward(
     let d_heads = attend_backward(pass, ALL, &heads, &attended, &d_attended);
     drop((heads, d_attended, attended));
     for (((stream, span), saved), sums) in parts.into_iter().zip(streams).zip(all_sums) {
-        let range = sequence.span_rows(span.clone());
-        let dx = &mut dx[range.start * width..range.end * width];
         let needs = needs(pass, block, stream, below);
-        project_backward(pass, stream, span, saved, needs, &d_heads, dx, sums, grads)?;
+        StreamPass { pass, stream, span, needs }.project_backward(saved, &d_heads, dx, sums, grads)?;
     }
     Ok(())
 }
 
-/// From the stream's result to its middle.
-#[expect(clippy::too_many_arguments, reason = "the operands of one half of a block")]
-fn mlp_backward(
-    pass: Pass<'_>,
-    stream: &Stream,
+/// One stream of a backward.
+struct StreamPass<'a, D: Device> {
+    pass: Pass<'a, D>,
+    stream: &'a Stream<D>,
     span: Span,
-    saved: &StreamSaved,
     needs: Needs,
-    dx: &mut [f32],
-    mut sums: Option<&mut ModulationSums>,
-    grads: &mut [f32],
-) -> Result<()> {
-    let Pass { ctx, width, .. } = pass;
-    let (rows, mlp) = (dx.len() / width, MLP_RATIO * width);
-    let by_up = needs.middle || ctx.adapts(&stream.up);
-    if !by_up && !ctx.adapts(&stream.down) {
-        return Ok(());
+}
+
+impl<D: Device> StreamPass<'_, D> {
+    fn rows(&self) -> usize {
+        self.pass.sequence.span_rows(self.span.clone()).len()
     }
-    let dy = gated_add_backward(
-        pass,
-        span.clone(),
-        dx,
-        &saved.modulation,
-        MLP_GATE,
-        saved.mlp_gated.as_deref(),
-        sums.as_deref_mut(),
-    )?;
-    let active = ctx.adapts(&stream.down).then(|| activated(pass, &saved.up));
-    let mut d_active = by_up.then(|| ctx.buffers.take(rows * mlp));
-    linears_backward(
-        ctx,
-        rows,
-        active.as_deref().map(|x| Input(x, mlp)),
-        saved.down_inner.as_deref(),
-        &[(&stream.down, Input(&dy, width))],
-        d_active.as_mut().map(|d| InputGrad { values: d, stride: mlp, accumulate: false }),
-        grads,
-    )?;
-    drop(active);
-    let Some(d_active) = d_active else { return Ok(()) };
-    let mut d_up = ctx.buffers.take(rows * mlp);
-    let window = Window { rows, width: mlp };
-    cpu::gelu_backward(ctx.device, window, &saved.up, mlp, &d_active, mlp, &mut d_up, mlp);
-    drop(d_active);
-    let n = ctx
-        .adapts(&stream.up)
-        .then(|| normed(pass, span.clone(), &saved.middle, &saved.modulation, MLP).values);
-    let mut dn = needs.middle.then_some(dy);
-    linears_backward(
-        ctx,
-        rows,
-        n.as_deref().map(|n| Input(n, width)),
-        saved.up_inner.as_deref(),
-        &[(&stream.up, Input(&d_up, mlp))],
-        dn.as_mut().map(|d| InputGrad { values: d, stride: width, accumulate: false }),
-        grads,
-    )?;
-    if let Some(dn) = dn {
-        normed_backward(
-            pass,
-            span.clone(),
-            span,
-            &saved.middle,
-            &saved.middle_moments,
+
+    /// The stream's part of all rows.
+    fn part<'a>(&self, dx: &'a mut D::Buffer) -> ViewMut<'a, D> {
+        let width = self.pass.width;
+        ViewMut::new(dx, width).skip(self.pass.sequence.span_rows(self.span.clone()).start * width)
+    }
+
+    /// From the stream's result to its middle.
+    fn mlp_backward(
+        &self,
+        saved: &StreamSaved<D>,
+        dx: &mut D::Buffer,
+        mut sums: Option<&mut ModulationSums<D>>,
+        grads: &mut D::Buffer,
+    ) -> Result<()> {
+        let Self { pass, stream, needs, .. } = self;
+        let Pass { ctx, width, .. } = *pass;
+        let (rows, mlp) = (self.rows(), MLP_RATIO * width);
+        let by_up = needs.middle || ctx.adapts(&stream.up);
+        if !by_up && !ctx.adapts(&stream.down) {
+            return Ok(());
+        }
+        let dx = self.part(dx);
+        let dy = gated_add_backward(
+            *pass,
+            self.span.clone(),
+            dx.read(),
             &saved.modulation,
-            MLP,
-            &dn,
-            dx,
+            MLP_GATE,
+            saved.mlp_gated.as_ref(),
+            sums.as_deref_mut(),
+        )?;
+        let active = ctx.adapts(&stream.down).then(|| activated(*pass, rows, &saved.up));
+        let mut d_active = by_up.then(|| pass.take(rows * mlp));
+        linears_backward(
+            ctx,
+            rows,
+            active.as_ref().map(|x| View::new(x, mlp)),
+            saved.down_inner.as_ref(),
+            &[(&stream.down, View::new(&dy, width))],
+            d_active.as_mut().map(|d| InputGrad { values: ViewMut::new(d, mlp), accumulate: false }),
+            grads,
+        )?;
+        drop(active);
+        let Some(d_active) = d_active else { return Ok(()) };
+        let mut d_up = pass.take(rows * mlp);
+        let (up, to) = (View::new(&saved.up, mlp), ViewMut::new(&mut d_up, mlp));
+        ctx.queue.gelu_backward((rows, mlp), up, View::new(&d_active, mlp), to);
+        drop(d_active);
+        let middle = View::new(&saved.middle, width);
+        let n = ctx
+            .adapts(&stream.up)
+            .then(|| normed(*pass, self.span.clone(), middle, &saved.modulation, MLP).values);
+        let mut dn = needs.middle.then_some(dy);
+        linears_backward(
+            ctx,
+            rows,
+            n.as_ref().map(|n| View::new(n, width)),
+            saved.up_inner.as_ref(),
+            &[(&stream.up, View::new(&d_up, mlp))],
+            dn.as_mut().map(|d| InputGrad { values: ViewMut::new(d, width), accumulate: false }),
+            grads,
+        )?;
+        if let Some(dn) = dn {
+            normed_backward(
+                *pass,
+                self.span.clone(),
+                self.span.clone(),
+                middle,
+                &saved.middle_moments,
+                &saved.modulation,
+                MLP,
+                View::new(&dn, width),
+                dx,
+                sums,
+            );
+        }
+        Ok(())
+    }
+
+    /// From the stream's middle to the attention's result, in the joint order.
+    fn out_backward(
+        &self,
+        saved: &StreamSaved<D>,
+        attended: &Attended<D>,
+        dx: &mut D::Buffer,
+        d_attended: &mut D::Buffer,
+        sums: Option<&mut ModulationSums<D>>,
+        grads: &mut D::Buffer,
+    ) -> Result<()> {
+        let Self { pass, stream, needs, .. } = self;
+        let Pass { ctx, sequence, width, .. } = *pass;
+        let rows = self.rows();
+        let dy = gated_add_backward(
+            *pass,
+            self.span.clone(),
+            self.part(dx).read(),
+            &saved.modulation,
+            ATTENTION_GATE,
+            saved.attention_gated.as_ref(),
             sums,
+        )?;
+        let x = ctx.adapts(&stream.out).then(|| attended_rows(*pass, self.span.clone(), attended));
+        let mut d = needs.operands.then(|| pass.take(rows * width));
+        linears_backward(
+            ctx,
+            rows,
+            x.as_ref().map(|x| View::new(x, width)),
+            saved.out_inner.as_ref(),
+            &[(&stream.out, View::new(&dy, width))],
+            d.as_mut().map(|d| InputGrad { values: ViewMut::new(d, width), accumulate: false }),
+            grads,
+        )?;
+        if let Some(d) = d {
+            sequence.copy_to_joint(ctx, self.span.clone(), width, View::new(&d, width), d_attended);
+        }
+        Ok(())
+    }
+
+    /// From the attention's operands to the stream's input.
+    fn project_backward(
+        &self,
+        saved: StreamSaved<D>,
+        d_heads: &Heads<D>,
+        dx: &mut D::Buffer,
+        mut sums: Option<ModulationSums<D>>,
+        grads: &mut D::Buffer,
+    ) -> Result<()> {
+        let Self { pass, stream, needs, span } = self;
+        let Pass { ctx, width, .. } = *pass;
+        let rows = self.rows();
+        let take = || pass.take(rows * width);
+        let (mut dq, mut dk, mut dv) = (take(), take(), take());
+        let (q, k) = ((&saved.q, &stream.norm_q), (&saved.k, &stream.norm_k));
+        split_heads_backward(*pass, span.clone(), &d_heads.q, Some(q), &mut dq);
+        split_heads_backward(*pass, span.clone(), &d_heads.k, Some(k), &mut dk);
+        split_heads_backward(*pass, span.clone(), &d_heads.v, None, &mut dv);
+        let adapted = [&stream.q, &stream.k, &stream.v].iter().any(|l| ctx.adapts(l));
+        let x = View::new(&saved.x, width);
+        let n = adapted.then(|| normed(*pass, span.clone(), x, &saved.modulation, ATTENTION).values);
+        let mut dn = needs.norm.then(take);
+        linears_backward(
+            ctx,
+            rows,
+            n.as_ref().map(|n| View::new(n, width)),
+            saved.attention_inner.as_ref(),
+            &[
+                (&stream.q, View::new(&dq, width)),
+                (&stream.k, View::new(&dk, width)),
+                (&stream.v, View::new(&dv, width)),
+            ],
+            dn.as_mut().map(|d| InputGrad { values: ViewMut::new(d, width), accumulate: false }),
+            grads,
+        )?;
+        let Some(dn) = dn else { return Ok(()) };
+        normed_backward(
+            *pass,
+            span.clone(),
+            span.clone(),
+            x,
+            &saved.moments,
+            &saved.modulation,
+            ATTENTION,
+            View::new(&dn, width),
+            self.part(dx),
+            sums.as_mut(),
         );
-    }
-    Ok(())
-}
-
-/// From the stream's middle to the attention's result, in the joint order.
-#[expect(clippy::too_many_arguments, reason = "the operands of one half of a block")]
-fn out_backward(
-    pass: Pass<'_>,
-    stream: &Stream,
-    span: Span,
-    saved: &StreamSaved,
-    needs: Needs,
-    attended: &Attended,
-    dx: &[f32],
-    d_attended: &mut [f32],
-    sums: Option<&mut ModulationSums>,
-    grads: &mut [f32],
-) -> Result<()> {
-    let Pass { ctx, sequence, width, .. } = pass;
-    let rows = dx.len() / width;
-    let dy = gated_add_backward(
-        pass,
-        span.clone(),
-        dx,
-        &saved.modulation,
-        ATTENTION_GATE,
-        saved.attention_gated.as_deref(),
-        sums,
-    )?;
-    let x = ctx.adapts(&stream.out).then(|| attended_rows(pass, span.clone(), attended));
-    let mut d = needs.operands.then(|| ctx.buffers.take(rows * width));
-    linears_backward(
-        ctx,
-        rows,
-        x.as_deref().map(|x| Input(x, width)),
-        saved.out_inner.as_deref(),
-        &[(&stream.out, Input(&dy, width))],
-        d.as_mut().map(|d| InputGrad { values: d, stride: width, accumulate: false }),
-        grads,
-    )?;
-    if let Some(d) = d {
-        sequence.copy_to_joint(ctx.device, span, width, &d, width, d_attended);
-    }
-    Ok(())
-}
-
-/// From the attention's operands to the stream's input.
-#[expect(clippy::too_many_arguments, reason = "the operands of one half of a block")]
-fn project_backward(
-    pass: Pass<'_>,
-    stream: &Stream,
-    span: Span,
-    saved: StreamSaved,
-    needs: Needs,
-    d_heads: &Heads,
-    dx: &mut [f32],
-    mut sums: Option<ModulationSums>,
-    grads: &mut [f32],
-) -> Result<()> {
-    let Pass { ctx, width, .. } = pass;
-    let rows = dx.len() / width;
-    let take = || ctx.buffers.take(rows * width);
-    let (mut dq, mut dk, mut dv) = (take(), take(), take());
-    split_heads_backward(pass, span.clone(), &d_heads.q, &saved.q, Some(&stream.norm_q), &mut dq);
-    split_heads_backward(pass, span.clone(), &d_heads.k, &saved.k, Some(&stream.norm_k), &mut dk);
-    split_heads_backward(pass, span.clone(), &d_heads.v, &[], None, &mut dv);
-    let adapted = [&stream.q, &stream.k, &stream.v].iter().any(|l| ctx.adapts(l));
-    let n = adapted.then(|| normed(pass, span.clone(), &saved.x, &saved.modulation, ATTENTION).values);
-    let mut dn = needs.norm.then(take);
-    linears_backward(
-        ctx,
-        rows,
-        n.as_deref().map(|n| Input(n, width)),
-        saved.attention_inner.as_deref(),
-        &[(&stream.q, Input(&dq, width)), (&stream.k, Input(&dk, width)), (&stream.v, Input(&dv, width))],
-        dn.as_mut().map(|d| InputGrad { values: d, stride: width, accumulate: false }),
-        grads,
-    )?;
-    let Some(dn) = dn else { return Ok(()) };
-    normed_backward(
-        pass,
-        span.clone(),
-        span,
-        &saved.x,
-        &saved.moments,
-        &saved.modulation,
-        ATTENTION,
-        &dn,
-        dx,
-        sums.as_mut(),
-    );
-    match sums {
-        Some(sums) => saved.modulation.backward(pass, &stream.modulation, sums.values(), grads),
-        None => Ok(()),
+        match sums {
+            Some(sums) => saved.modulation.backward(*pass, &stream.modulation, &sums, grads),
+            None => Ok(()),
+        }
     }
 }

@@ -4,8 +4,9 @@
 
 use super::{config::SINUSOID, weights::Embedder};
 use crate::{
-    cpu,
-    layers::{Buffer, Context, Input, Output, linears},
+    device::{Device, Kind, Queue, View, ViewMut},
+    error::Result,
+    layers::{Context, Output, linears},
 };
 
 /// Times in [0, 1] and guidance are multiplied by this before the sinusoid.
@@ -32,16 +33,25 @@ pub(super) fn sinusoid(values: &[f32]) -> Vec<f32> {
 }
 
 /// `second(silu(first(x)))`, `[N, D]`.
-pub(super) fn embed(ctx: Context<'_>, embedder: &Embedder, rows: usize, x: &[f32]) -> Buffer {
+pub(super) fn embed<D: Device>(
+    ctx: Context<'_, D>,
+    embedder: &Embedder<D>,
+    rows: usize,
+    x: &[f32],
+) -> Result<D::Buffer> {
+    let queue = ctx.queue;
     let width = embedder.first.outputs();
-    let mut hidden = ctx.buffers.take(rows * width);
-    let mut active = ctx.buffers.take(rows * width);
-    linears(ctx, rows, Input(x, x.len() / rows), &mut [Output(&embedder.first, &mut hidden, width)]);
-    cpu::silu(ctx.device, &hidden, &mut active);
+    let take = |width: usize| queue.take(rows * width, Kind::Activation);
+    let (mut hidden, mut active) = (take(width), take(width));
+    let inputs = queue.upload(x, Kind::Activation);
+    let output = ViewMut::new(&mut hidden, width);
+    linears(ctx, rows, View::new(&inputs, x.len() / rows), &mut [Output(&embedder.first, output)])?;
+    queue.silu(View::new(&hidden, width), ViewMut::new(&mut active, width), rows * width);
     let width_out = embedder.second.outputs();
-    let mut out = ctx.buffers.take(rows * width_out);
-    linears(ctx, rows, Input(&active, width), &mut [Output(&embedder.second, &mut out, width_out)]);
-    out
+    let mut out = take(width_out);
+    let output = ViewMut::new(&mut out, width_out);
+    linears(ctx, rows, View::new(&active, width), &mut [Output(&embedder.second, output)])?;
+    Ok(out)
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@
 //! tokens    2x2 patches of latents        sequence  where tokens lie in memory
 //! rope      where tokens stand            embed     time, guidance, pooled text
 //! block     what blocks are made of       double, single   the blocks, forward and backward
-//! pass      a whole pass, forward and backward             cost    what it costs
+//! pass      a whole pass, forward and backward             probe   what is asked of its tokens
+//! cost      what a pass costs
 //! ```
 //!
 //! The model is that of diffusers' `FluxTransformer2DModel`; references are further tokens of the image stream
@@ -20,6 +21,7 @@ mod double;
 mod embed;
 mod names;
 mod pass;
+mod probe;
 mod rope;
 mod sequence;
 mod single;
@@ -37,10 +39,11 @@ use rope::RotaryTables;
 use weights::Weights;
 
 use crate::{
-    backbone::{Backbone, BackboneLayout, Inputs, Latents, PassCost, Saved, Visitor},
+    backbone::{Backbone, BackboneLayout, Inputs, Latents, PassCost, Prediction, Probe, Saved},
     cpu::{Cpu, WIDEST},
+    device::Device,
     error::{Error, Result},
-    layers::{Buffers, Loading, Packing},
+    layers::{Loading, Packing},
     lora::{Adapter, AdapterGrad, AdapterLayout, FrozenAdapter},
     tensor::Tensor,
 };
@@ -76,21 +79,25 @@ pub struct FluxOptions {
     pub adapter: Option<(PathBuf, FrozenUse)>,
 }
 
+/// A FLUX transformer on the processor.
+pub type FluxUno = Flux<Cpu>;
+
 /// A FLUX transformer read from a file or a folder.
 #[derive(Debug)]
-pub struct FluxUno {
-    device: Cpu,
+pub struct Flux<D: Device> {
+    device: D,
+    /// Where tensors of the caller live.
+    host: Cpu,
     options: FluxOptions,
     config: FluxConfig,
     layout: BackboneLayout,
     files: FluxFiles,
     adapter: Option<(FrozenAdapter, FrozenUse)>,
-    weights: OnceLock<Weights>,
+    weights: OnceLock<Weights<D>>,
     /// Held while the weights are read, so that two passes that start together read them once. Never locked on a thread of
     /// the pool.
     loading: Mutex<()>,
-    buffers: Buffers,
-    rotary: Mutex<Vec<(Grids, Arc<RotaryTables>)>>,
+    rotary: Mutex<Vec<(Grids, Arc<RotaryTables<D>>)>>,
 }
 
 /// What rotary tables depend on: text tokens, and the token grids of the target and of every reference.
@@ -113,6 +120,22 @@ impl FluxUno {
     /// As [`open`](Self::open); if the frozen adapter does not fit the model; if it is to be merged into weights that are
     /// not kept.
     pub fn open_with(device: Cpu, path: &Path, options: FluxOptions) -> Result<Self> {
+        Self::open_on(device.clone(), device, path, options)
+    }
+
+    /// Bytes of working memory that are lent now, what passes keep for their backwards included, and the most that ever were.
+    pub fn working_memory(&self) -> (usize, usize) {
+        let buffers = self.device.buffers();
+        (buffers.lent() * size_of::<f32>(), buffers.most_lent() * size_of::<f32>())
+    }
+}
+
+impl<D: Device> Flux<D> {
+    /// A checkpoint on a device; tensors of the caller live on `host`. See [`FluxUno::open_with`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_on(device: D, host: Cpu, path: &Path, options: FluxOptions) -> Result<Self> {
         let (config, files) = FluxFiles::open(path)?;
         if config.attention_head_dim > WIDEST {
             return Err(Error::file(
@@ -134,13 +157,13 @@ impl FluxUno {
         Ok(Self {
             layout: config.layout(),
             device,
+            host,
             options,
             config,
             files,
             adapter,
             weights: OnceLock::new(),
             loading: Mutex::new(()),
-            buffers: Buffers::default(),
             rotary: Mutex::new(Vec::new()),
         })
     }
@@ -156,17 +179,15 @@ impl FluxUno {
     }
 
     /// The device it runs on.
-    pub fn device(&self) -> &Cpu {
+    pub fn device(&self) -> &D {
         &self.device
     }
 
-    /// Bytes of working memory that passes hold now, with what they keep for their backwards, and the most they
-    /// ever held.
-    pub fn working_memory(&self) -> (usize, usize) {
-        (self.buffers.lent() * size_of::<f32>(), self.buffers.most_lent() * size_of::<f32>())
+    fn queue(&self) -> Result<D::Queue> {
+        self.device.queue(self.options.loading.precision)
     }
 
-    fn weights(&self) -> Result<&Weights> {
+    fn weights(&self) -> Result<&Weights<D>> {
         if let Some(weights) = self.weights.get() {
             return Ok(weights);
         }
@@ -179,33 +200,34 @@ impl FluxUno {
         Ok(self.weights.get_or_init(|| weights))
     }
 
-    /// Run on the device's own threads, so that kernels need not change threads one by one.
+    /// Run where the device wants it.
     ///
     /// Weights are loaded before, on the caller's thread: loading holds a lock while it uses the pool, and a thread of the
     /// pool that waits there may take up another pass, which would wait for the lock on the same thread for ever.
-    fn on_device<T: Send>(&self, run: impl FnOnce(&Weights) -> Result<T> + Send) -> Result<T> {
+    fn on_device<T: Send>(&self, run: impl FnOnce(&Weights<D>) -> Result<T> + Send) -> Result<T> {
         let weights = self.weights()?;
-        self.device.pool().install(|| run(weights))
+        self.device.run(|| run(weights))
     }
 
     /// The rotary tables of these grids; the last few are kept, since steps repeat them.
-    fn rotary(&self, grids: Grids) -> Arc<RotaryTables> {
+    fn rotary(&self, grids: Grids) -> Result<Arc<RotaryTables<D>>> {
         const KEPT: usize = 8;
         let mut kept = self.rotary.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, tables)) = kept.iter().find(|(g, _)| *g == grids) {
-            return Arc::clone(tables);
+            return Ok(Arc::clone(tables));
         }
         let positions = rope::positions(grids.0, grids.1, &grids.2);
-        let tables = Arc::new(RotaryTables::new(&positions, &self.config.axes_dims_rope));
+        let axes = &self.config.axes_dims_rope;
+        let tables = Arc::new(RotaryTables::new(&self.device, &positions, axes)?);
         if kept.len() == KEPT {
             kept.remove(0);
         }
         kept.push((grids, Arc::clone(&tables)));
-        tables
+        Ok(tables)
     }
 }
 
-impl Backbone for FluxUno {
+impl<D: Device> Backbone for Flux<D> {
     fn layout(&self) -> &BackboneLayout {
         &self.layout
     }
@@ -214,13 +236,8 @@ impl Backbone for FluxUno {
         self.weights().map(drop)
     }
 
-    fn predict(
-        &self,
-        inputs: &Inputs,
-        adapter: Option<&Adapter>,
-        visitor: &mut dyn Visitor,
-    ) -> Result<Latents> {
-        let pass = self.on_device(|weights| self.forward(weights, inputs, adapter, visitor, false));
+    fn predict(&self, inputs: &Inputs, adapter: Option<&Adapter>, probe: &Probe<'_>) -> Result<Prediction> {
+        let pass = self.on_device(|weights| self.forward(weights, inputs, adapter, probe, false));
         pass.map(|(prediction, _)| prediction)
     }
 
@@ -228,10 +245,10 @@ impl Backbone for FluxUno {
         &self,
         inputs: &Inputs,
         adapter: &Adapter,
-        visitor: &mut dyn Visitor,
-    ) -> Result<(Latents, Saved)> {
+        probe: &Probe<'_>,
+    ) -> Result<(Prediction, Saved)> {
         let (prediction, saved) =
-            self.on_device(|weights| self.forward(weights, inputs, Some(adapter), visitor, true))?;
+            self.on_device(|weights| self.forward(weights, inputs, Some(adapter), probe, true))?;
         let saved = saved.ok_or_else(|| Error::Internal("a pass kept nothing for its backward".into()))?;
         Ok((prediction, Saved(Box::new(saved))))
     }
@@ -239,7 +256,7 @@ impl Backbone for FluxUno {
     fn backward(&self, saved: Saved, adapter: &Adapter, cotangent: &Latents) -> Result<AdapterGrad> {
         let saved = saved
             .0
-            .downcast::<pass::SavedPass>()
+            .downcast::<pass::SavedPass<D>>()
             .map_err(|_| Error::Setting("what was kept comes from another kind of backbone".into()))?;
         self.on_device(|weights| self.backward_pass(weights, *saved, adapter, cotangent))
     }

@@ -5,11 +5,12 @@
 use std::sync::Arc;
 
 use super::{
-    Checkpointing, FluxUno,
+    Checkpointing, Flux,
     block::{Modulation, Moments, Normed, Pass, normed, normed_backward},
     config::PATCH,
     double::{self, DoubleSaved},
     embed::{embed, sinusoid},
+    probe::Asked,
     rope::RotaryTables,
     sequence::{ALL, IMAGE, Sequence, TARGETS, TEXT},
     single::{self, SingleSaved},
@@ -17,10 +18,10 @@ use super::{
     weights::Weights,
 };
 use crate::{
-    backbone::{BlockTokens, Inputs, Latents, Visitor},
-    cpu,
+    backbone::{Inputs, Latents, Prediction, Probe},
+    device::{Device, Kind, Queue, View, ViewMut},
     error::{Error, Result},
-    layers::{Branches, Buffer, Context, Input, InputGrad, Output, linears, linears_backward},
+    layers::{Branches, Context, InputGrad, Output, linears, linears_backward},
     lora::{Adapter, AdapterGrad},
     tensor::Tensor,
 };
@@ -28,58 +29,61 @@ use crate::{
 /// Chunks of the last modulation; scale stands before shift here.
 const FINAL: (usize, usize) = (1, 0);
 
-/// What a backward needs of its pass.
-pub(super) struct SavedPass {
+/// What a backward needs of its pass. It owns the queue: the backward runs where the forward ran.
+pub(super) struct SavedPass<D: Device> {
+    queue: D::Queue,
     adapter: Adapter,
+    branches: Branches<D>,
     sequence: Sequence,
-    rotary: Arc<RotaryTables>,
-    condition: Buffer,
+    rotary: Arc<RotaryTables<D>>,
+    condition: D::Buffer,
     /// From the first block that an adapter or a derivative reaches.
-    double: Vec<Option<Kept<DoubleSaved>>>,
-    single: Vec<Option<Kept<SingleSaved>>>,
-    end: EndSaved,
+    double: Vec<Option<Kept<D, DoubleSaved<D>>>>,
+    single: Vec<Option<Kept<D, SingleSaved<D>>>>,
+    end: EndSaved<D>,
     grid: (usize, usize, usize, usize),
 }
 
 /// What was kept of a block.
-enum Kept<S> {
+enum Kept<D: Device, S> {
     /// All that its backward needs.
     All(S),
     /// Its input, from which the backward runs it again.
-    Input(Buffer),
+    Input(D::Buffer),
 }
 
-impl<S> Kept<S> {
+impl<D: Device, S> Kept<D, S> {
     /// What the backward needs, from `run` if it was not kept.
-    fn saved(self, run: impl FnOnce(&mut Buffer) -> Option<S>) -> Option<S> {
+    fn saved(self, run: impl FnOnce(&mut D::Buffer) -> Result<Option<S>>) -> Result<Option<S>> {
         match self {
-            Self::All(saved) => Some(saved),
+            Self::All(saved) => Ok(Some(saved)),
             Self::Input(mut x) => run(&mut x),
         }
     }
 }
 
 /// Run a block and keep what is asked for: nothing, all that its backward needs, or its input.
-fn keeping<S>(
-    pass: Pass<'_>,
+fn keeping<D: Device, S>(
+    pass: Pass<'_, D>,
     checkpointing: Checkpointing,
-    x: &mut Buffer,
-    run: impl FnOnce(Pass<'_>, &mut Buffer) -> Option<S>,
-) -> Option<Kept<S>> {
+    x: &mut D::Buffer,
+    run: impl FnOnce(Pass<'_, D>, &mut D::Buffer) -> Result<Option<S>>,
+) -> Result<Option<Kept<D, S>>> {
     if pass.saving && checkpointing == Checkpointing::Blocks {
-        let input = pass.ctx.copy(x);
-        run(Pass { saving: false, ..pass }, x);
-        return Some(Kept::Input(input));
+        let len = pass.sequence.rows() * pass.width;
+        let input = pass.ctx.queue.copy(View::new(x, pass.width), len, Kind::Activation);
+        run(Pass { saving: false, ..pass }, x)?;
+        return Ok(Some(Kept::Input(input)));
     }
-    run(pass, x).map(Kept::All)
+    Ok(run(pass, x)?.map(Kept::All))
 }
 
 /// What the backward of the last norm and linear needs.
-struct EndSaved {
+struct EndSaved<D: Device> {
     /// `[G, D]`.
-    x: Buffer,
-    moments: Moments,
-    modulation: Modulation,
+    x: D::Buffer,
+    moments: Moments<D>,
+    modulation: Modulation<D>,
 }
 
 /// Shapes of a pass, checked.
@@ -89,12 +93,7 @@ struct Shapes {
     text: usize,
 }
 
-impl FluxUno {
-    fn context<'a>(&'a self, branches: Option<&'a Branches<'a>>) -> Context<'a> {
-        let precision = self.options.loading.precision;
-        Context { device: &self.device, buffers: &self.buffers, branches, precision }
-    }
-
+impl<D: Device> Flux<D> {
     fn shapes(&self, inputs: &Inputs) -> Result<Shapes> {
         let layout = &self.layout;
         let (n, c, h, w) = inputs.x_t.shape();
@@ -148,17 +147,17 @@ impl FluxUno {
     /// The prediction, and with `saving` what the backward needs.
     pub(super) fn forward(
         &self,
-        weights: &Weights,
+        weights: &Weights<D>,
         inputs: &Inputs,
         adapter: Option<&Adapter>,
-        visitor: &mut dyn Visitor,
+        probe: &Probe<'_>,
         saving: bool,
-    ) -> Result<(Latents, Option<SavedPass>)> {
+    ) -> Result<(Prediction, Option<SavedPass<D>>)> {
         let shapes = self.shapes(inputs)?;
-        let branches = adapter.map(|a| Branches::new(a, &self.layout.linears)).transpose()?;
-        let ctx = self.context(branches.as_ref());
-        let begun = Begun::new(self, weights, ctx, inputs, &shapes);
-        let Begun { sequence, rotary, condition, mut x } = begun;
+        let queue = self.queue()?;
+        let branches = adapter.map(|a| Branches::new(&queue, a, &self.layout.linears)).transpose()?;
+        let ctx = Context { queue: &queue, branches: branches.as_ref() };
+        let Begun { sequence, rotary, condition, mut x } = Begun::new(self, weights, ctx, inputs, &shapes)?;
         let pass = Pass {
             ctx,
             sequence: &sequence,
@@ -168,6 +167,7 @@ impl FluxUno {
             condition: &condition,
             saving,
         };
+        let mut asked = Asked::new(pass, probe);
         let first = first_needed(weights, ctx);
         let mut double = Vec::new();
         let mut single = Vec::new();
@@ -175,13 +175,13 @@ impl FluxUno {
             let pass = Pass { saving: saving && i >= first, ..pass };
             weights.will_need(i + 1);
             weights.check(i)?;
-            let run = |pass: Pass<'_>, x: &mut Buffer| double::forward(pass, block, x);
-            double.push(keeping(pass, self.options.checkpointing, &mut x, run));
-            show(pass, visitor, i, &x);
+            let run = |pass: Pass<'_, D>, x: &mut D::Buffer| double::forward(pass, block, x);
+            double.push(keeping(pass, self.options.checkpointing, &mut x, run)?);
+            asked.block(pass, i, &x)?;
         }
         for (i, block) in weights.single.iter().enumerate() {
             let number = weights.double.len() + i;
-            let span = match (i + 1 == weights.single.len(), visitor.looks()) {
+            let span = match (i + 1 == weights.single.len(), probe.asks()) {
                 (false, _) => ALL,
                 (true, true) => IMAGE,
                 (true, false) => TARGETS,
@@ -189,16 +189,20 @@ impl FluxUno {
             weights.will_need(number + 1);
             weights.check(number)?;
             let pass = Pass { saving: saving && number >= first, ..pass };
-            let run = |pass: Pass<'_>, x: &mut Buffer| single::forward(pass, block, span, x);
-            single.push(keeping(pass, self.options.checkpointing, &mut x, run));
-            show(pass, visitor, number, &x);
+            let run = |pass: Pass<'_, D>, x: &mut D::Buffer| single::forward(pass, block, span, x);
+            single.push(keeping(pass, self.options.checkpointing, &mut x, run)?);
+            asked.block(pass, number, &x)?;
         }
-        let (prediction, end) = finish(pass, weights, &x, shapes.grid);
+        let (latents, end) = finish(pass, weights, &x, shapes.grid)?;
         drop(x);
-        let prediction = Tensor::new(&self.device, shapes.grid, prediction)?;
-        let saved = match (saving, adapter) {
-            (true, Some(adapter)) => Some(SavedPass {
+        let (scores, tokens) = asked.answer(pass)?;
+        let latents = Tensor::new(&self.host, shapes.grid, latents)?;
+        let prediction = Prediction { latents, scores, tokens };
+        let saved = match (saving, adapter, branches) {
+            (true, Some(adapter), Some(branches)) => Some(SavedPass {
+                queue,
                 adapter: adapter.clone(),
+                branches,
                 double,
                 single,
                 end,
@@ -214,7 +218,7 @@ impl FluxUno {
 
     pub(super) fn double_features(
         &self,
-        weights: &Weights,
+        weights: &Weights<D>,
         inputs: &Inputs,
     ) -> Result<Tensor<(usize, usize, usize)>> {
         let shapes = self.shapes(inputs)?;
@@ -223,8 +227,9 @@ impl FluxUno {
                 "features are tokens of the last double block, and the model has none".into(),
             ));
         }
-        let ctx = self.context(None);
-        let Begun { sequence, rotary, condition, mut x } = Begun::new(self, weights, ctx, inputs, &shapes);
+        let queue = self.queue()?;
+        let ctx = Context { queue: &queue, branches: None };
+        let Begun { sequence, rotary, condition, mut x } = Begun::new(self, weights, ctx, inputs, &shapes)?;
         let width = self.layout.width;
         let pass = Pass {
             ctx,
@@ -240,22 +245,32 @@ impl FluxUno {
                 weights.will_need(i + 1);
             }
             weights.check(i)?;
-            double::forward(pass, block, &mut x);
+            double::forward(pass, block, &mut x)?;
         }
         let rows = sequence.span_rows(TARGETS);
         let shape = (sequence.batch, rows.len() / sequence.batch, width);
-        Tensor::new(&self.device, shape, x[rows.start * width..rows.end * width].to_vec())
+        Tensor::new(&self.host, shape, queue.download(&x, rows.start * width, rows.len() * width)?)
     }
 
     pub(super) fn backward_pass(
         &self,
-        weights: &Weights,
-        saved: SavedPass,
+        weights: &Weights<D>,
+        saved: SavedPass<D>,
         adapter: &Adapter,
         cotangent: &Latents,
     ) -> Result<AdapterGrad> {
-        let SavedPass { adapter: used, sequence, rotary, condition, mut double, mut single, end, grid } =
-            saved;
+        let SavedPass {
+            queue,
+            adapter: used,
+            branches,
+            sequence,
+            rotary,
+            condition,
+            mut double,
+            mut single,
+            end,
+            grid,
+        } = saved;
         if cotangent.shape() != grid {
             return Err(Error::shape("derivative by the prediction", grid, cotangent.shape()));
         }
@@ -265,8 +280,7 @@ impl FluxUno {
                 "the backward of a pass was asked for with another adapter than the pass ran with".into(),
             ));
         }
-        let branches = Branches::new(adapter, &self.layout.linears)?;
-        let ctx = self.context(Some(&branches));
+        let ctx = Context { queue: &queue, branches: Some(&branches) };
         let width = self.layout.width;
         let pass = Pass {
             ctx,
@@ -279,22 +293,14 @@ impl FluxUno {
         };
         // Of blocks that run again.
         let saving = Pass { saving: true, ..pass };
-        let mut grads = vec![0.0; adapter.values.len()];
+        let mut grads = queue.zeros(adapter.values.len(), Kind::Exact);
         let mut dx = if weights.single.is_empty() {
             // The last block has two streams: it takes the derivative of all rows, of which most are zero.
-            ctx.buffers.zeros(sequence.rows() * width)
+            queue.zeros(sequence.rows() * width, Kind::Activation)
         } else {
-            ctx.buffers.take(sequence.rows() * width)
+            pass.take(sequence.rows() * width)
         };
-        let targets = sequence.span_rows(TARGETS);
-        end_backward(
-            pass,
-            weights,
-            &end,
-            cotangent,
-            &mut dx[targets.start * width..targets.end * width],
-            &mut grads,
-        )?;
+        end_backward(pass, weights, &end, cotangent, &mut dx, &mut grads)?;
         drop(end);
         let first = first_needed(weights, ctx);
         let count = weights.double.len();
@@ -308,8 +314,8 @@ impl FluxUno {
             }
             let kept = single.pop().flatten().ok_or_else(gone)?;
             let span = if i + 1 == weights.single.len() { TARGETS } else { ALL };
-            let again = |x: &mut Buffer| single::forward(saving, block, span.clone(), x);
-            let saved = kept.saved(again).ok_or_else(gone)?;
+            let again = |x: &mut D::Buffer| single::forward(saving, block, span.clone(), x);
+            let saved = kept.saved(again)?.ok_or_else(gone)?;
             single::backward(pass, block, saved, span, count + i > first, &mut dx, &mut grads)?;
         }
         for (i, block) in weights.double.iter().enumerate().rev() {
@@ -320,146 +326,142 @@ impl FluxUno {
                 weights.will_need(i - 1);
             }
             let kept = double.pop().flatten().ok_or_else(gone)?;
-            let saved = kept.saved(|x| double::forward(saving, block, x)).ok_or_else(gone)?;
+            let saved = kept.saved(|x| double::forward(saving, block, x))?.ok_or_else(gone)?;
             double::backward(pass, block, saved, i > first, &mut dx, &mut grads)?;
         }
-        Ok(AdapterGrad { layout: Arc::clone(&adapter.layout), values: Arc::new(grads) })
+        let values = queue.download(&grads, 0, adapter.values.len())?;
+        Ok(AdapterGrad { layout: Arc::clone(&adapter.layout), values: Arc::new(values) })
     }
 }
 
 /// Number of the first block with an adapted linear: nothing below it needs a derivative.
-fn first_needed(weights: &Weights, ctx: Context<'_>) -> usize {
+fn first_needed<D: Device>(weights: &Weights<D>, ctx: Context<'_, D>) -> usize {
     let count = weights.double.len() + weights.single.len();
     (0..count).find(|n| weights.block(*n).into_iter().any(|l| ctx.adapts(l))).unwrap_or(count)
 }
 
 /// What stands before the first block.
-struct Begun {
+struct Begun<D: Device> {
     sequence: Sequence,
-    rotary: Arc<RotaryTables>,
-    condition: Buffer,
+    rotary: Arc<RotaryTables<D>>,
+    condition: D::Buffer,
     /// `[M, D]`.
-    x: Buffer,
+    x: D::Buffer,
 }
 
-impl Begun {
-    fn new(model: &FluxUno, weights: &Weights, ctx: Context<'_>, inputs: &Inputs, shapes: &Shapes) -> Self {
+impl<D: Device> Begun<D> {
+    fn new(
+        model: &Flux<D>,
+        weights: &Weights<D>,
+        ctx: Context<'_, D>,
+        inputs: &Inputs,
+        shapes: &Shapes,
+    ) -> Result<Self> {
+        let queue = ctx.queue;
         let (n, c, h, w) = shapes.grid;
         let target = (h / PATCH, w / PATCH);
-        let rotary = model.rotary((shapes.text, target, shapes.references.clone()));
+        let rotary = model.rotary((shapes.text, target, shapes.references.clone()))?;
         let counts: Vec<usize> = shapes.references.iter().map(|(h, w)| h * w).collect();
         let sequence = Sequence::new(n, shapes.text, target.0 * target.1, counts);
 
-        let width = model.layout.width;
-        let mut x = ctx.buffers.take(sequence.rows() * width);
-        let text = sequence.span_rows(TEXT);
-        linears(
-            ctx,
-            text.len(),
-            Input(inputs.text.values(), model.layout.text_width),
-            &mut [Output(&weights.text_in, &mut x[..text.end * width], width)],
-        );
+        let (width, text_width) = (model.layout.width, model.layout.text_width);
+        let mut x = queue.take(sequence.rows() * width, Kind::Activation);
+        let text = queue.upload(inputs.text.values(), Kind::Activation);
+        let output = Output(&weights.text_in, ViewMut::new(&mut x, width));
+        linears(ctx, sequence.span_rows(TEXT).len(), View::new(&text, text_width), &mut [output])?;
         let image = sequence.span_rows(IMAGE);
         let token = c * PATCH * PATCH;
-        let mut packed = ctx.buffers.take(image.len() * token);
-        let (targets, references) = packed.split_at_mut(sequence.span_rows(TARGETS).len() * token);
-        tokens::pack(inputs.x_t.values(), shapes.grid, targets, target.0 * target.1, 0);
-        let stride: usize = sequence.reference_tokens.iter().sum();
-        let mut offset = 0;
-        for (reference, count) in inputs.references.iter().zip(&sequence.reference_tokens) {
-            tokens::pack(reference.values(), reference.shape(), references, stride, offset);
-            offset += count;
-        }
-        linears(
-            ctx,
-            image.len(),
-            Input(&packed, token),
-            &mut [Output(&weights.image_in, &mut x[image.start * width..], width)],
-        );
-        Self { condition: condition(weights, ctx, inputs), sequence, rotary, x }
+        let packed = queue.fill(image.len() * token, Kind::Activation, |packed| {
+            let (targets, references) = packed.split_at_mut(sequence.span_rows(TARGETS).len() * token);
+            tokens::pack(inputs.x_t.values(), shapes.grid, targets, target.0 * target.1, 0);
+            let stride: usize = sequence.reference_tokens.iter().sum();
+            let mut offset = 0;
+            for (reference, count) in inputs.references.iter().zip(&sequence.reference_tokens) {
+                tokens::pack(reference.values(), reference.shape(), references, stride, offset);
+                offset += count;
+            }
+        });
+        let to = ViewMut::new(&mut x, width).skip(image.start * width);
+        linears(ctx, image.len(), View::new(&packed, token), &mut [Output(&weights.image_in, to)])?;
+        Ok(Self { condition: condition(weights, ctx, inputs)?, sequence, rotary, x })
     }
 }
 
 /// `silu(temb)`, `[N, D]`.
-fn condition(weights: &Weights, ctx: Context<'_>, inputs: &Inputs) -> Buffer {
-    let n = inputs.t.len();
-    let mut sum = embed(ctx, &weights.time, n, &sinusoid(&inputs.t));
-    if let (Some(embedder), Some(guidance)) = (&weights.guidance, inputs.guidance) {
-        let guidance = embed(ctx, embedder, n, &sinusoid(&vec![guidance; n]));
-        cpu::add_scaled(ctx.device, 1.0, &guidance, &mut sum);
-    }
-    let pooled = embed(ctx, &weights.pooled, n, inputs.pooled.values());
-    cpu::add_scaled(ctx.device, 1.0, &pooled, &mut sum);
-    let mut condition = ctx.buffers.take(sum.len());
-    cpu::silu(ctx.device, &sum, &mut condition);
-    condition
-}
-
-/// Call the visitor, if it looks, with the tokens after a block.
-fn show(pass: Pass<'_>, visitor: &mut dyn Visitor, block: usize, x: &[f32]) {
-    if !visitor.looks() {
-        return;
-    }
-    let rows = |span| {
-        let rows = pass.sequence.span_rows(span);
-        &x[rows.start * pass.width..rows.end * pass.width]
+fn condition<D: Device>(weights: &Weights<D>, ctx: Context<'_, D>, inputs: &Inputs) -> Result<D::Buffer> {
+    let (n, queue) = (inputs.t.len(), ctx.queue);
+    let width = weights.time.second.outputs();
+    let mut sum = embed(ctx, &weights.time, n, &sinusoid(&inputs.t))?;
+    let mut add = |part: D::Buffer| {
+        let part = View::new(&part, width);
+        queue.add_scaled(1.0, part, ViewMut::new(&mut sum, width), n * width);
     };
-    let (targets, image) = (rows(TARGETS), rows(IMAGE));
-    visitor.block(&BlockTokens {
-        block,
-        batch: pass.sequence.batch,
-        width: pass.width,
-        targets,
-        references: &image[targets.len()..],
-        reference_tokens: &pass.sequence.reference_tokens,
-    });
+    if let (Some(embedder), Some(guidance)) = (&weights.guidance, inputs.guidance) {
+        add(embed(ctx, embedder, n, &sinusoid(&vec![guidance; n]))?);
+    }
+    add(embed(ctx, &weights.pooled, n, inputs.pooled.values())?);
+    let mut condition = queue.take(n * width, Kind::Activation);
+    queue.silu(View::new(&sum, width), ViewMut::new(&mut condition, width), n * width);
+    Ok(condition)
 }
 
 /// The last norm and linear, on the targets' rows.
-fn finish(
-    pass: Pass<'_>,
-    weights: &Weights,
-    x: &[f32],
+fn finish<D: Device>(
+    pass: Pass<'_, D>,
+    weights: &Weights<D>,
+    x: &D::Buffer,
     grid: (usize, usize, usize, usize),
-) -> (Vec<f32>, EndSaved) {
+) -> Result<(Vec<f32>, EndSaved<D>)> {
+    let (queue, width) = (pass.ctx.queue, pass.width);
     let rows = pass.sequence.span_rows(TARGETS);
-    let targets = pass.ctx.copy(&x[rows.start * pass.width..rows.end * pass.width]);
-    let modulation = Modulation::new(pass, &weights.final_modulation);
-    let Normed { values, moments } = normed(pass, TARGETS, &targets, &modulation, FINAL);
+    let from = View::new(x, width).skip(rows.start * width);
+    let targets = queue.copy(from, rows.len() * width, Kind::Activation);
+    let modulation = Modulation::new(pass, &weights.final_modulation)?;
+    let Normed { values, moments } = normed(pass, TARGETS, View::new(&targets, width), &modulation, FINAL);
     let token = weights.out.outputs();
-    let mut tokens = pass.ctx.buffers.take(rows.len() * token);
-    linears(
-        pass.ctx,
-        rows.len(),
-        Input(&values, pass.width),
-        &mut [Output(&weights.out, &mut tokens, token)],
-    );
-    (tokens::unpack(&tokens, grid), EndSaved { x: targets, moments, modulation })
+    let mut tokens = queue.take(rows.len() * token, Kind::Exact);
+    let output = Output(&weights.out, ViewMut::new(&mut tokens, token));
+    linears(pass.ctx, rows.len(), View::new(&values, width), &mut [output])?;
+    let tokens = queue.download(&tokens, 0, rows.len() * token)?;
+    Ok((tokens::unpack(&tokens, grid), EndSaved { x: targets, moments, modulation }))
 }
 
-/// Backward of [`finish`]: `dx [G, D]` is overwritten.
-fn end_backward(
-    pass: Pass<'_>,
-    weights: &Weights,
-    end: &EndSaved,
+/// Backward of [`finish`]: the targets' rows of `dx [M, D]` are overwritten.
+fn end_backward<D: Device>(
+    pass: Pass<'_, D>,
+    weights: &Weights<D>,
+    end: &EndSaved<D>,
     cotangent: &Latents,
-    dx: &mut [f32],
-    grads: &mut [f32],
+    dx: &mut D::Buffer,
+    grads: &mut D::Buffer,
 ) -> Result<()> {
-    let rows = pass.sequence.span_rows(TARGETS).len();
-    let token = weights.out.outputs();
-    let mut d_tokens = pass.ctx.buffers.take(rows * token);
-    tokens::pack(cotangent.values(), cotangent.shape(), &mut d_tokens, rows / pass.sequence.batch, 0);
-    let mut dn = pass.ctx.buffers.take(rows * pass.width);
+    let (queue, width) = (pass.ctx.queue, pass.width);
+    let targets = pass.sequence.span_rows(TARGETS);
+    let (rows, token) = (targets.len(), weights.out.outputs());
+    let d_tokens = queue.fill(rows * token, Kind::Activation, |tokens| {
+        tokens::pack(cotangent.values(), cotangent.shape(), tokens, rows / pass.sequence.batch, 0);
+    });
+    let mut dn = pass.take(rows * width);
     linears_backward(
         pass.ctx,
         rows,
         None,
         None,
-        &[(&weights.out, Input(&d_tokens, token))],
-        Some(InputGrad { values: &mut dn, stride: pass.width, accumulate: false }),
+        &[(&weights.out, View::new(&d_tokens, token))],
+        Some(InputGrad { values: ViewMut::new(&mut dn, width), accumulate: false }),
         grads,
     )?;
-    normed_backward(pass, TARGETS, TEXT, &end.x, &end.moments, &end.modulation, FINAL, &dn, dx, None);
+    normed_backward(
+        pass,
+        TARGETS,
+        TEXT,
+        View::new(&end.x, width),
+        &end.moments,
+        &end.modulation,
+        FINAL,
+        View::new(&dn, width),
+        ViewMut::new(dx, width).skip(targets.start * width),
+        None,
+    );
     Ok(())
 }

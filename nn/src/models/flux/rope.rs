@@ -4,13 +4,18 @@
 //! reference starts where the target and the references before it end, in rows and in columns alike, so that no
 //! two images share a position (UnoPE: Wu et al. 2025, "Less-to-More Generalization", section 3.3).
 
+use crate::{
+    device::{Device, Kind},
+    error::Result,
+};
+
 const THETA: f64 = 10_000.0;
 
 /// Cosines and sines of the joint sequence, `[tokens, head width / 2]` each.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct RotaryTables {
-    pub cos: Vec<f32>,
-    pub sin: Vec<f32>,
+#[derive(Debug)]
+pub(super) struct RotaryTables<D: Device> {
+    pub cos: D::Buffer,
+    pub sin: D::Buffer,
 }
 
 /// Positions of the joint sequence: text, target, references in order. Grids are in tokens, rows first.
@@ -30,32 +35,36 @@ pub(super) fn positions(
     all
 }
 
-impl RotaryTables {
-    /// The tables of these positions, for heads of which `axes[i]` values turn with axis i. Angles, their sines and
-    /// cosines are computed in f64 and rounded once.
-    pub fn new(positions: &[[usize; 3]], axes: &[usize]) -> Self {
-        let frequencies: Vec<Vec<f64>> = axes
-            .iter()
-            .map(|&width| {
-                (0..width / 2).map(|i| 1.0 / libm::pow(THETA, (2 * i) as f64 / width as f64)).collect()
-            })
-            .collect();
-        let half: usize = axes.iter().sum::<usize>() / 2;
-        let mut tables = Self {
-            cos: Vec::with_capacity(positions.len() * half),
-            sin: Vec::with_capacity(positions.len() * half),
-        };
-        for position in positions {
-            for (&at, frequencies) in position.iter().zip(&frequencies) {
-                for f in frequencies {
-                    let angle = at as f64 * f;
-                    tables.cos.push(libm::cos(angle) as f32);
-                    tables.sin.push(libm::sin(angle) as f32);
-                }
+impl<D: Device> RotaryTables<D> {
+    /// The tables of these positions, for heads of which `axes[i]` values turn with axis i.
+    ///
+    /// # Errors
+    /// If the device has no room for them.
+    pub fn new(device: &D, positions: &[[usize; 3]], axes: &[usize]) -> Result<Self> {
+        let (cos, sin) = tables(positions, axes);
+        Ok(Self { cos: device.upload(&cos, Kind::Exact)?, sin: device.upload(&sin, Kind::Exact)? })
+    }
+}
+
+/// Cosines and sines. Angles, their sines and cosines are computed in f64 and rounded once.
+fn tables(positions: &[[usize; 3]], axes: &[usize]) -> (Vec<f32>, Vec<f32>) {
+    let frequencies: Vec<Vec<f64>> = axes
+        .iter()
+        .map(|&width| (0..width / 2).map(|i| 1.0 / libm::pow(THETA, (2 * i) as f64 / width as f64)).collect())
+        .collect();
+    let half: usize = axes.iter().sum::<usize>() / 2;
+    let mut cos = Vec::with_capacity(positions.len() * half);
+    let mut sin = Vec::with_capacity(positions.len() * half);
+    for position in positions {
+        for (&at, frequencies) in position.iter().zip(&frequencies) {
+            for f in frequencies {
+                let angle = at as f64 * f;
+                cos.push(libm::cos(angle) as f32);
+                sin.push(libm::sin(angle) as f32);
             }
         }
-        tables
     }
+    (cos, sin)
 }
 
 #[cfg(test)]
@@ -76,12 +85,12 @@ mod tests {
 
     #[test]
     fn each_axis_turns_its_own_part_of_a_head() {
-        let tables = RotaryTables::new(&[[0, 0, 0], [0, 1, 2]], &[4, 2, 4]);
-        assert_eq!(tables.cos[..5], [1.0; 5]);
-        assert_eq!(tables.sin[..5], [0.0; 5]);
+        let (cos, sin) = tables(&[[0, 0, 0], [0, 1, 2]], &[4, 2, 4]);
+        assert_eq!(cos[..5], [1.0; 5]);
+        assert_eq!(sin[..5], [0.0; 5]);
         let turned: Vec<f32> =
             [0.0, 0.0, 1.0, 2.0, 2.0 * libm::pow(1e4, -0.5)].map(|a: f64| libm::sin(a) as f32).into();
-        for (a, b) in tables.sin[5..].iter().zip(&turned) {
+        for (a, b) in sin[5..].iter().zip(&turned) {
             assert!((a - b).abs() < 1e-7, "{a} {b}");
         }
     }

@@ -10,8 +10,8 @@
 use std::ops::Range;
 
 use crate::{
-    cpu::{Cpu, Rows},
-    layers::copy_rows,
+    device::{CopyTokens, Device, Queue, TokenRows, View, ViewMut},
+    layers::Context,
 };
 
 /// The rows of one kind of token, of all samples.
@@ -85,71 +85,75 @@ impl Sequence {
     }
 
     /// The sizes of a segment for the kernels that work by samples.
-    pub fn shape(&self, segment: &Segment, width: usize) -> Rows {
-        Rows { batch: self.batch, tokens: segment.tokens, width }
+    pub fn shape(&self, segment: &Segment, width: usize) -> TokenRows {
+        TokenRows { batch: self.batch, tokens: segment.tokens, width }
     }
 
     /// Copy rows of a span from the joint order `[N, S, width]` to the segments' order; `to` starts at the span's
     /// first row.
-    pub fn copy_from_joint(
+    pub fn copy_from_joint<D: Device>(
         &self,
-        device: &Cpu,
+        ctx: Context<'_, D>,
         span: Span,
         width: usize,
-        joint: &[f32],
-        to: &mut [f32],
-        to_stride: usize,
+        joint: &D::Buffer,
+        mut to: ViewMut<'_, D>,
     ) {
         let start = self.span_rows(span.clone()).start;
         for segment in self.segments(span) {
-            let rows = segment.rows.start - start..segment.rows.end - start;
-            let last = ((rows.end - 1) * to_stride + width).min(to.len());
-            copy_rows(device, &mut to[rows.start * to_stride..last], to_stride, |i, to| {
-                let place = i / segment.tokens * self.tokens + segment.offset + i % segment.tokens;
-                to[..width].copy_from_slice(&joint[place * width..][..width]);
+            let from = View::new(joint, width).skip(segment.offset * width);
+            let at = (segment.rows.start - start) * to.stride;
+            ctx.queue.copy_tokens(CopyTokens {
+                rows: self.shape(segment, width),
+                from: (from, self.tokens),
+                to: (to.again().skip(at), segment.tokens),
             });
         }
     }
 
     /// Copy rows of a span from the segments' order to the joint order; `from` starts at the span's first row.
-    pub fn copy_to_joint(
+    pub fn copy_to_joint<D: Device>(
         &self,
-        device: &Cpu,
+        ctx: Context<'_, D>,
         span: Span,
         width: usize,
-        from: &[f32],
-        from_stride: usize,
-        joint: &mut [f32],
+        from: View<'_, D>,
+        joint: &mut D::Buffer,
     ) {
         let start = self.span_rows(span.clone()).start;
-        let segments: Vec<_> = self.segments(span).collect();
-        copy_rows(device, joint, width, |place, to| {
-            let (sample, token) = (place / self.tokens, place % self.tokens);
-            let inside = |s: &&&Segment| (s.offset..s.offset + s.tokens).contains(&token);
-            if let Some(segment) = segments.iter().find(inside) {
-                let row = segment.rows.start - start + sample * segment.tokens + token - segment.offset;
-                to.copy_from_slice(&from[row * from_stride..][..width]);
-            }
-        });
+        for segment in self.segments(span) {
+            let to = ViewMut::new(joint, width).skip(segment.offset * width);
+            ctx.queue.copy_tokens(CopyTokens {
+                rows: self.shape(segment, width),
+                from: (from.skip((segment.rows.start - start) * from.stride), segment.tokens),
+                to: (to, self.tokens),
+            });
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        Cpu,
+        device::{Kind, Precision},
+    };
 
     #[test]
     fn rows_go_to_the_joint_order_and_back() {
         let sequence = Sequence::new(2, 1, 2, vec![1, 2]);
         assert_eq!(sequence.rows(), 12);
         assert_eq!(sequence.span_rows(IMAGE), 2..12);
+        let queue = Cpu::new(1).unwrap().queue(Precision::F32).unwrap();
         let rows: Vec<f32> = (0..12).map(|v| v as f32).collect();
-        let mut joint = vec![-1.0; 12];
-        let device = Cpu::new(1).unwrap();
-        sequence.copy_to_joint(&device, ALL, 1, &rows, 1, &mut joint);
-        assert_eq!(joint, [0., 2., 3., 6., 7., 8., 1., 4., 5., 9., 10., 11.]);
-        let mut back = vec![-1.0; 4];
-        sequence.copy_from_joint(&device, TARGETS, 1, &joint, &mut back, 1);
-        assert_eq!(back, [2., 3., 4., 5.]);
+        let rows = queue.upload(&rows, Kind::Activation);
+        let mut joint = queue.zeros(12, Kind::Activation);
+        let ctx = Context::<Cpu> { queue: &queue, branches: None };
+        sequence.copy_to_joint(ctx, ALL, 1, View::new(&rows, 1), &mut joint);
+        assert_eq!(*joint, [0., 2., 3., 6., 7., 8., 1., 4., 5., 9., 10., 11.]);
+        let mut back = queue.zeros(4, Kind::Activation);
+        sequence.copy_from_joint(ctx, TARGETS, 1, &joint, ViewMut::new(&mut back, 1));
+        assert_eq!(*back, [2., 3., 4., 5.]);
     }
 }

@@ -17,67 +17,67 @@ use super::{
     weights::SingleBlock,
 };
 use crate::{
-    cpu::{self, Window},
+    device::{Device, Kind, Queue, View, ViewMut},
     error::Result,
-    layers::{Buffer, Input, InputGrad, Linear, Output, linears, linears_backward},
+    layers::{InputGrad, Linear, Output, linears, linears_backward},
 };
 
 const SHIFT_SCALE: (usize, usize) = (0, 1);
 const GATE: usize = 2;
 
 /// What the backward of a block needs.
-pub(super) struct SingleSaved {
+pub(super) struct SingleSaved<D: Device> {
     span: Span,
     /// Input, `[M, D]`.
-    x: Buffer,
-    modulation: Modulation,
-    moments: Moments,
+    x: D::Buffer,
+    modulation: Modulation<D>,
+    moments: Moments<D>,
     /// Queries `[K, D]` and keys `[M, D]` before their norm.
-    q: Buffer,
-    k: Buffer,
+    q: D::Buffer,
+    k: D::Buffer,
     /// Values, `[N, H, S, D / H]`.
-    v: Buffer,
-    attended: Attended,
+    v: D::Buffer,
+    attended: Attended<D>,
     /// The MLP before its GELU, `[K, F]`.
-    up: Buffer,
+    up: D::Buffer,
     /// `x A^T` of the adapted linears.
-    key_value_inner: Option<Buffer>,
-    query_up_inner: Option<Buffer>,
-    out_inner: Option<Buffer>,
+    key_value_inner: Option<D::Buffer>,
+    query_up_inner: Option<D::Buffer>,
+    out_inner: Option<D::Buffer>,
     /// Result before the gate, `[K, D]`, where the gate is adapted.
-    gated: Option<Buffer>,
+    gated: Option<D::Buffer>,
 }
 
 /// Run the block on all tokens and change the rows of a span of `x [M, D]`.
-pub(super) fn forward(
-    pass: Pass<'_>,
-    block: &SingleBlock,
+pub(super) fn forward<D: Device>(
+    pass: Pass<'_, D>,
+    block: &SingleBlock<D>,
     span: Span,
-    x: &mut Buffer,
-) -> Option<SingleSaved> {
+    x: &mut D::Buffer,
+) -> Result<Option<SingleSaved<D>>> {
     let Pass { ctx, sequence, width, .. } = pass;
     let (m, rows) = (sequence.rows(), sequence.span_rows(span.clone()));
     let (k_rows, mlp) = (rows.len(), MLP_RATIO * width);
     let both = width + mlp;
-    let modulation = Modulation::new(pass, &block.modulation);
-    let n = normed(pass, ALL, x, &modulation, SHIFT_SCALE);
+    let modulation = Modulation::new(pass, &block.modulation)?;
+    let n = normed(pass, ALL, View::new(x, width), &modulation, SHIFT_SCALE);
 
-    let mut k = ctx.buffers.take(m * width);
-    let mut v = ctx.buffers.take(m * width);
+    let mut k = pass.take(m * width);
+    let mut v = pass.take(m * width);
     let key_value_inner = linears(
         ctx,
         m,
-        Input(&n.values, width),
-        &mut [Output(&block.k, &mut k, width), Output(&block.v, &mut v, width)],
-    );
-    let mut q = ctx.buffers.take(k_rows * width);
-    let mut up = ctx.buffers.take(k_rows * mlp);
+        View::new(&n.values, width),
+        &mut [Output(&block.k, ViewMut::new(&mut k, width)), Output(&block.v, ViewMut::new(&mut v, width))],
+    )?;
+    let mut q = pass.take(k_rows * width);
+    let mut up = pass.take(k_rows * mlp);
     let query_up_inner = linears(
         ctx,
         k_rows,
-        Input(&n.values[rows.start * width..], width),
-        &mut [Output(&block.q, &mut q, width), Output(&block.up, &mut up, mlp)],
-    );
+        View::new(&n.values, width).skip(rows.start * width),
+        &mut [Output(&block.q, ViewMut::new(&mut q, width)), Output(&block.up, ViewMut::new(&mut up, mlp))],
+    )?;
     let moments = n.moments;
     drop(n.values);
 
@@ -91,13 +91,15 @@ pub(super) fn forward(
     drop((q_heads, k_heads));
 
     let joined = joined(pass, span.clone(), &attended, &up);
-    let mut y = ctx.buffers.take(k_rows * width);
-    let out_inner = linears(ctx, k_rows, Input(&joined, both), &mut [Output(&block.out, &mut y, width)]);
+    let mut y = pass.take(k_rows * width);
+    let output = Output(&block.out, ViewMut::new(&mut y, width));
+    let out_inner = linears(ctx, k_rows, View::new(&joined, both), &mut [output])?;
     drop(joined);
 
-    let kept = pass.saving.then(|| ctx.copy(x));
-    gated_add(pass, span.clone(), &mut x[rows.start * width..], &modulation, GATE, &y);
-    kept.map(|x| SingleSaved {
+    let kept = pass.saving.then(|| ctx.queue.copy(View::new(x, width), m * width, Kind::Activation));
+    let to = ViewMut::new(x, width).skip(rows.start * width);
+    gated_add(pass, span.clone(), to, &modulation, GATE, &y);
+    Ok(kept.map(|x| SingleSaved {
         span,
         x,
         moments,
@@ -111,40 +113,41 @@ pub(super) fn forward(
         out_inner,
         gated: ctx.adapts(&block.modulation).then_some(y),
         modulation,
-    })
+    }))
 }
 
 /// `[attention | gelu(up)]`, `[K, D + F]`.
-fn joined(pass: Pass<'_>, span: Span, attended: &Attended, up: &[f32]) -> Buffer {
+fn joined<D: Device>(pass: Pass<'_, D>, span: Span, attended: &Attended<D>, up: &D::Buffer) -> D::Buffer {
     let (width, mlp) = (pass.width, MLP_RATIO * pass.width);
     let rows = pass.sequence.span_rows(span.clone()).len();
-    let mut joined = pass.ctx.buffers.take(rows * (width + mlp));
-    pass.sequence.copy_from_joint(pass.ctx.device, span, width, &attended.values, &mut joined, width + mlp);
-    cpu::gelu(pass.ctx.device, Window { rows, width: mlp }, up, mlp, &mut joined[width..], width + mlp);
+    let mut joined = pass.take(rows * (width + mlp));
+    let mut to = ViewMut::new(&mut joined, width + mlp);
+    pass.sequence.copy_from_joint(pass.ctx, span, width, &attended.values, to.again());
+    pass.ctx.queue.gelu((rows, mlp), View::new(up, mlp), to.skip(width));
     joined
 }
 
 /// Backward of [`forward`]. Of `dx [M, D]` the rows of `span` hold the derivative by the block's result, the others
 /// count as zero; with `below`, all rows are made the derivative by its input.
-pub(super) fn backward(
-    pass: Pass<'_>,
-    block: &SingleBlock,
-    saved: SingleSaved,
+pub(super) fn backward<D: Device>(
+    pass: Pass<'_, D>,
+    block: &SingleBlock<D>,
+    saved: SingleSaved<D>,
     span: Span,
     below: bool,
-    dx: &mut Buffer,
-    grads: &mut [f32],
+    dx: &mut D::Buffer,
+    grads: &mut D::Buffer,
 ) -> Result<()> {
     let Pass { ctx, sequence, width, .. } = pass;
     let (m, rows) = (sequence.rows(), sequence.span_rows(span.clone()));
     let (k_rows, mlp) = (rows.len(), MLP_RATIO * width);
-    let both = width + mlp;
+    let (both, first) = (width + mlp, rows.start * width);
     debug_assert_eq!(
         sequence.span_rows(saved.span.clone()).start,
         rows.start,
         "rows were kept from another place"
     );
-    let adapts = |linears: &[&Linear]| linears.iter().any(|l| ctx.adapts(l));
+    let adapts = |linears: &[&Linear<D>]| linears.iter().any(|l| ctx.adapts(l));
     let by_norm = below || ctx.adapts(&block.modulation);
     let inside = by_norm || adapts(&[&block.q, &block.k, &block.v, &block.up]);
 
@@ -152,69 +155,68 @@ pub(super) fn backward(
     let dy = gated_add_backward(
         pass,
         span.clone(),
-        &dx[rows.start * width..],
+        View::new(dx, width).skip(first),
         &saved.modulation,
         GATE,
-        saved.gated.as_deref(),
+        saved.gated.as_ref(),
         sums.as_mut(),
     )?;
     let into_out = ctx.adapts(&block.out).then(|| joined(pass, span.clone(), &saved.attended, &saved.up));
-    let mut d_joined = inside.then(|| ctx.buffers.take(k_rows * both));
+    let mut d_joined = inside.then(|| pass.take(k_rows * both));
     linears_backward(
         ctx,
         k_rows,
-        into_out.as_deref().map(|x| Input(x, both)),
-        saved.out_inner.as_deref(),
-        &[(&block.out, Input(&dy, width))],
-        d_joined.as_mut().map(|d| InputGrad { values: d, stride: both, accumulate: false }),
+        into_out.as_ref().map(|x| View::new(x, both)),
+        saved.out_inner.as_ref(),
+        &[(&block.out, View::new(&dy, width))],
+        d_joined.as_mut().map(|d| InputGrad { values: ViewMut::new(d, both), accumulate: false }),
         grads,
     )?;
     drop((into_out, dy));
     let Some(d_joined) = d_joined else { return Ok(()) };
+    let d_joined_view = View::new(&d_joined, both);
 
-    let mut d_up = ctx.buffers.take(k_rows * mlp);
-    let window = Window { rows: k_rows, width: mlp };
-    cpu::gelu_backward(ctx.device, window, &saved.up, mlp, &d_joined[width..], both, &mut d_up, mlp);
+    let mut d_up = pass.take(k_rows * mlp);
+    let (up, to) = (View::new(&saved.up, mlp), ViewMut::new(&mut d_up, mlp));
+    ctx.queue.gelu_backward((k_rows, mlp), up, d_joined_view.skip(width), to);
 
     let mut heads = Heads::with_values(pass, saved.v);
     split_heads(pass, span.clone(), &saved.q, Some(&block.norm_q), &mut heads.q);
     split_heads(pass, ALL, &saved.k, Some(&block.norm_k), &mut heads.k);
-    let mut d_attended = ctx.buffers.take(m * width);
-    sequence.copy_to_joint(ctx.device, span.clone(), width, &d_joined, both, &mut d_attended);
+    let mut d_attended = pass.take(m * width);
+    sequence.copy_to_joint(ctx, span.clone(), width, d_joined_view, &mut d_attended);
     drop(d_joined);
     let d_heads = attend_backward(pass, span.clone(), &heads, &saved.attended, &d_attended);
     drop((heads, d_attended));
-    let mut dq = ctx.buffers.take(k_rows * width);
-    let mut dk = ctx.buffers.take(m * width);
-    let mut dv = ctx.buffers.take(m * width);
-    split_heads_backward(pass, span.clone(), &d_heads.q, &saved.q, Some(&block.norm_q), &mut dq);
-    split_heads_backward(pass, ALL, &d_heads.k, &saved.k, Some(&block.norm_k), &mut dk);
-    split_heads_backward(pass, ALL, &d_heads.v, &[], None, &mut dv);
+    let mut dq = pass.take(k_rows * width);
+    let mut dk = pass.take(m * width);
+    let mut dv = pass.take(m * width);
+    let (q, k) = ((&saved.q, &block.norm_q), (&saved.k, &block.norm_k));
+    split_heads_backward(pass, span.clone(), &d_heads.q, Some(q), &mut dq);
+    split_heads_backward(pass, ALL, &d_heads.k, Some(k), &mut dk);
+    split_heads_backward(pass, ALL, &d_heads.v, None, &mut dv);
     drop(d_heads);
 
     let adapted = adapts(&[&block.q, &block.k, &block.v, &block.up]);
-    let n = adapted.then(|| normed(pass, ALL, &saved.x, &saved.modulation, SHIFT_SCALE).values);
-    let mut dn = by_norm.then(|| ctx.buffers.take(m * width));
+    let x = View::new(&saved.x, width);
+    let n = adapted.then(|| normed(pass, ALL, x, &saved.modulation, SHIFT_SCALE).values);
+    let mut dn = by_norm.then(|| pass.take(m * width));
     linears_backward(
         ctx,
         m,
-        n.as_deref().map(|n| Input(n, width)),
-        saved.key_value_inner.as_deref(),
-        &[(&block.k, Input(&dk, width)), (&block.v, Input(&dv, width))],
-        dn.as_mut().map(|d| InputGrad { values: d, stride: width, accumulate: false }),
+        n.as_ref().map(|n| View::new(n, width)),
+        saved.key_value_inner.as_ref(),
+        &[(&block.k, View::new(&dk, width)), (&block.v, View::new(&dv, width))],
+        dn.as_mut().map(|d| InputGrad { values: ViewMut::new(d, width), accumulate: false }),
         grads,
     )?;
     linears_backward(
         ctx,
         k_rows,
-        n.as_deref().map(|n| Input(&n[rows.start * width..], width)),
-        saved.query_up_inner.as_deref(),
-        &[(&block.q, Input(&dq, width)), (&block.up, Input(&d_up, mlp))],
-        dn.as_mut().map(|d| InputGrad {
-            values: &mut d[rows.start * width..],
-            stride: width,
-            accumulate: true,
-        }),
+        n.as_ref().map(|n| View::new(n, width).skip(first)),
+        saved.query_up_inner.as_ref(),
+        &[(&block.q, View::new(&dq, width)), (&block.up, View::new(&d_up, mlp))],
+        dn.as_mut().map(|d| InputGrad { values: ViewMut::new(d, width).skip(first), accumulate: true }),
         grads,
     )?;
     let Some(dn) = dn else { return Ok(()) };
@@ -222,16 +224,16 @@ pub(super) fn backward(
         pass,
         ALL,
         span,
-        &saved.x,
+        x,
         &saved.moments,
         &saved.modulation,
         SHIFT_SCALE,
-        &dn,
-        dx,
+        View::new(&dn, width),
+        ViewMut::new(dx, width),
         sums.as_mut(),
     );
     match sums {
-        Some(sums) => saved.modulation.backward(pass, &block.modulation, sums.values(), grads),
+        Some(sums) => saved.modulation.backward(pass, &block.modulation, &sums, grads),
         None => Ok(()),
     }
 }

@@ -5,7 +5,7 @@ use std::{cell::RefCell, collections::HashMap, sync::Arc};
 use super::{FluxFiles, FrozenUse, config::FluxConfig};
 use crate::{
     backbone::LinearLayout,
-    cpu::Cpu,
+    device::{Device, Kind},
     error::{Error, Result},
     layers::{Frozen, FrozenBranch, Linear, Loading},
     lora::{FrozenAdapter, FrozenFactors},
@@ -13,74 +13,74 @@ use crate::{
 
 /// Two linears with a SiLU between.
 #[derive(Debug)]
-pub(super) struct Embedder {
-    pub first: Linear,
-    pub second: Linear,
+pub(super) struct Embedder<D: Device> {
+    pub first: Linear<D>,
+    pub second: Linear<D>,
 }
 
 /// One stream of a block with two streams.
 #[derive(Debug)]
-pub(super) struct Stream {
-    pub modulation: Linear,
-    pub q: Linear,
-    pub k: Linear,
-    pub v: Linear,
-    pub out: Linear,
-    pub up: Linear,
-    pub down: Linear,
-    pub norm_q: Vec<f32>,
-    pub norm_k: Vec<f32>,
+pub(super) struct Stream<D: Device> {
+    pub modulation: Linear<D>,
+    pub q: Linear<D>,
+    pub k: Linear<D>,
+    pub v: Linear<D>,
+    pub out: Linear<D>,
+    pub up: Linear<D>,
+    pub down: Linear<D>,
+    pub norm_q: D::Buffer,
+    pub norm_k: D::Buffer,
 }
 
-impl Stream {
-    fn linears(&self) -> [&Linear; 7] {
+impl<D: Device> Stream<D> {
+    fn linears(&self) -> [&Linear<D>; 7] {
         [&self.modulation, &self.q, &self.k, &self.v, &self.out, &self.up, &self.down]
     }
 }
 
 /// A block whose text and image tokens have linears of their own and meet in the attention.
 #[derive(Debug)]
-pub(super) struct DoubleBlock {
-    pub text: Stream,
-    pub image: Stream,
+pub(super) struct DoubleBlock<D: Device> {
+    pub text: Stream<D>,
+    pub image: Stream<D>,
 }
 
 /// A block in which attention and MLP stand side by side, over all tokens.
 #[derive(Debug)]
-pub(super) struct SingleBlock {
-    pub modulation: Linear,
-    pub q: Linear,
-    pub k: Linear,
-    pub v: Linear,
-    pub up: Linear,
-    pub out: Linear,
-    pub norm_q: Vec<f32>,
-    pub norm_k: Vec<f32>,
+pub(super) struct SingleBlock<D: Device> {
+    pub modulation: Linear<D>,
+    pub q: Linear<D>,
+    pub k: Linear<D>,
+    pub v: Linear<D>,
+    pub up: Linear<D>,
+    pub out: Linear<D>,
+    pub norm_q: D::Buffer,
+    pub norm_k: D::Buffer,
 }
 
-impl SingleBlock {
-    fn linears(&self) -> [&Linear; 6] {
+impl<D: Device> SingleBlock<D> {
+    fn linears(&self) -> [&Linear<D>; 6] {
         [&self.modulation, &self.q, &self.k, &self.v, &self.up, &self.out]
     }
 }
 
 /// All weights of the model.
 #[derive(Debug)]
-pub(super) struct Weights {
-    pub image_in: Linear,
-    pub text_in: Linear,
-    pub time: Embedder,
-    pub guidance: Option<Embedder>,
-    pub pooled: Embedder,
-    pub double: Vec<DoubleBlock>,
-    pub single: Vec<SingleBlock>,
-    pub final_modulation: Linear,
-    pub out: Linear,
+pub(super) struct Weights<D: Device> {
+    pub image_in: Linear<D>,
+    pub text_in: Linear<D>,
+    pub time: Embedder<D>,
+    pub guidance: Option<Embedder<D>>,
+    pub pooled: Embedder<D>,
+    pub double: Vec<DoubleBlock<D>>,
+    pub single: Vec<SingleBlock<D>>,
+    pub final_modulation: Linear<D>,
+    pub out: Linear<D>,
 }
 
-impl Weights {
+impl<D: Device> Weights<D> {
     /// The linears of a block, by its number; none beyond the last.
-    pub fn block(&self, number: usize) -> Vec<&Linear> {
+    pub fn block(&self, number: usize) -> Vec<&Linear<D>> {
         let Some(single) = number.checked_sub(self.double.len()) else {
             let DoubleBlock { text, image } = &self.double[number];
             return [text.linears(), image.linears()].concat();
@@ -97,7 +97,7 @@ impl Weights {
     }
 
     /// The linears before and behind the blocks.
-    fn outer(&self) -> impl Iterator<Item = &Linear> {
+    fn outer(&self) -> impl Iterator<Item = &Linear<D>> {
         let embedders = [Some(&self.time), self.guidance.as_ref(), Some(&self.pooled)];
         let embedders = embedders.into_iter().flatten().flat_map(|e| [&e.first, &e.second]);
         [&self.image_in, &self.text_in, &self.final_modulation, &self.out].into_iter().chain(embedders)
@@ -109,20 +109,20 @@ impl Weights {
     }
 }
 
-struct Reader<'a> {
-    device: &'a Cpu,
+struct Reader<'a, D: Device> {
+    device: &'a D,
     files: &'a FluxFiles,
     /// An adapter of the frozen network.
     adapter: Option<(&'a FrozenAdapter, FrozenUse)>,
     /// The first factors of its branches, by their names in the file: linears share them.
-    downs: RefCell<HashMap<String, Arc<Frozen>>>,
+    downs: RefCell<HashMap<String, Arc<Frozen<D>>>>,
     layouts: HashMap<String, (LinearLayout, Option<usize>)>,
     head: usize,
     loading: Loading,
 }
 
-impl Reader<'_> {
-    fn linear(&self, name: &str) -> Result<Linear> {
+impl<D: Device> Reader<'_, D> {
+    fn linear(&self, name: &str) -> Result<Linear<D>> {
         let (layout, index) = self
             .layouts
             .get(name)
@@ -137,7 +137,7 @@ impl Reader<'_> {
         Linear::new(self.device, tensors, layout, *index, branch, merged, self.loading)
     }
 
-    fn branch(&self, factors: &FrozenFactors, layout: &LinearLayout) -> Result<FrozenBranch> {
+    fn branch(&self, factors: &FrozenFactors, layout: &LinearLayout) -> Result<FrozenBranch<D>> {
         let rank = factors.rank();
         let read = |view: &crate::files::TensorView, shape| {
             Frozen::new(self.device, view.clone(), shape, self.loading, None)
@@ -154,21 +154,21 @@ impl Reader<'_> {
         Ok(FrozenBranch { down, up: read(&factors.up, (layout.outputs, rank))?, scale: factors.scale })
     }
 
-    fn embedder(&self, name: &str) -> Result<Embedder> {
+    fn embedder(&self, name: &str) -> Result<Embedder<D>> {
         let linear = |n| self.linear(&format!("time_text_embed.{name}.linear_{n}"));
         Ok(Embedder { first: linear(1)?, second: linear(2)? })
     }
 
-    fn norm(&self, name: &str) -> Result<Vec<f32>> {
+    fn norm(&self, name: &str) -> Result<D::Buffer> {
         let weight = self.files.view(&format!("{name}.weight"))?.read_finite()?;
         if weight.len() != self.head {
             return Err(Error::shape(format!("values of `{name}.weight`"), self.head, weight.len()));
         }
-        Ok(weight)
+        self.device.upload(&weight, Kind::Exact)
     }
 
-    fn double(&self, block: usize) -> Result<DoubleBlock> {
-        let stream = |names: [&str; 9]| -> Result<Stream> {
+    fn double(&self, block: usize) -> Result<DoubleBlock<D>> {
+        let stream = |names: [&str; 9]| -> Result<Stream<D>> {
             let at = |name: &str| format!("transformer_blocks.{block}.{name}");
             let [modulation, q, k, v, out, up, down, norm_q, norm_k] = names;
             Ok(Stream {
@@ -209,7 +209,7 @@ impl Reader<'_> {
         })
     }
 
-    fn single(&self, block: usize) -> Result<SingleBlock> {
+    fn single(&self, block: usize) -> Result<SingleBlock<D>> {
         let at = |name: &str| format!("single_transformer_blocks.{block}.{name}");
         Ok(SingleBlock {
             modulation: self.linear(&at("norm.linear"))?,
@@ -224,13 +224,13 @@ impl Reader<'_> {
     }
 }
 
-impl Weights {
+impl<D: Device> Weights<D> {
     /// Read everything, and pack it where it is to be resident; streamed blocks are searched before their first use.
     ///
     /// # Errors
     /// If a tensor cannot be read or holds a value that is not finite.
     pub fn read(
-        device: &Cpu,
+        device: &D,
         files: &FluxFiles,
         adapter: Option<(&FrozenAdapter, FrozenUse)>,
         config: &FluxConfig,

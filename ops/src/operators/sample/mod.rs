@@ -7,7 +7,7 @@ mod tests;
 
 use dfdx::shapes::{HasShape, Shape};
 use prefgraph_nn::{
-    self as nn, Adapter, BackboneLayout,
+    self as nn, Adapter, BackboneLayout, Probe,
     sampling::{Schedule, flow, scaled_linear::TIMESTEPS},
 };
 
@@ -185,7 +185,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
         let latents = schedule.sample(noise, |x, time| -> Result<_, OpError> {
             inputs.x_t = nn::Tensor::new(ctx.cpu, dims, x)?;
             inputs.t.fill(time);
-            let found = backbone.0.predict(&inputs, adapter.as_ref(), &mut ())?;
+            let found = backbone.0.predict(&inputs, adapter.as_ref(), &Probe::NOTHING)?.latents;
             Ok(prediction(ctx, shape, found)?.as_vec())
         })?;
         Ok(((super::tensors::tensor(ctx, shape, latents)?,), ()))

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use crate::cpu::Memory;
+use super::Memory;
 
 /// Values that a pool holds beyond the most that were ever lent: what is needed at one moment of a step does not fit what
 /// idles then, and without some room every step would ask the system for fresh pages. 32 MB: nothing beside a large model, and
@@ -113,6 +113,20 @@ impl Deref for Buffer {
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
         &mut self.memory[..self.len]
+    }
+}
+
+impl Clone for Buffer {
+    fn clone(&self) -> Self {
+        let mut copy = self.pool.take(self.len);
+        copy.copy_from_slice(self);
+        copy
+    }
+}
+
+impl PartialEq for Buffer {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
     }
 }
 

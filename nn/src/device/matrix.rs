@@ -1,8 +1,6 @@
 //! A matrix as it stands in memory or in a mapped file, row after row.
 
-use half::f16;
-
-use super::precision::widen_bf16;
+use half::{bf16, f16};
 
 /// Whole rows that stand together.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +48,11 @@ impl Values<'_> {
                     *to = f16::from_le_bytes(*from).to_f32();
                 }
             }
-            Self::Bf16Bytes(bytes) => widen_bf16(&bytes[2 * start..2 * end], to),
+            Self::Bf16Bytes(bytes) => {
+                for (to, from) in to.iter_mut().zip(bytes[2 * start..2 * end].as_chunks::<2>().0) {
+                    *to = bf16::from_le_bytes(*from).to_f32();
+                }
+            }
         }
     }
 }
@@ -95,7 +97,7 @@ impl<'a> Matrix<'a> {
 
     /// Some values of a row, widened.
     #[inline(always)]
-    pub(super) fn read(&self, row: usize, first: usize, to: &mut [f32]) {
+    pub(crate) fn read(&self, row: usize, first: usize, to: &mut [f32]) {
         let mut at = row * self.columns + first;
         for part in &self.parts {
             if at < part.len() {

@@ -1,0 +1,400 @@
+//! The processor as a [`Device`]: an operation runs at once, on the pool, by the kernel of its name.
+
+use super::{Buffer, Cpu, Packed};
+use crate::{
+    cpu,
+    device::{
+        Attention, AttentionBackward, CopyTokens, Device, Direction, GateGrad, Gemm, GemmTn, HeadLayout,
+        Kind, Matrix, Merge, NormModulate, NormModulateBackward, NormRotary, Precision, Queue, TokenRows,
+        Values, View, ViewMut,
+    },
+    error::Result,
+};
+
+/// The queue of the processor.
+#[derive(Clone, Debug)]
+pub struct CpuQueue {
+    cpu: Cpu,
+    precision: Precision,
+}
+
+impl<'a> View<'a, Cpu> {
+    /// All values from the start on.
+    fn values(self) -> &'a [f32] {
+        &self.buffer[self.start..]
+    }
+}
+
+impl<'a> ViewMut<'a, Cpu> {
+    /// All values from the start on.
+    fn values(self) -> &'a mut [f32] {
+        &mut self.buffer[self.start..]
+    }
+}
+
+impl Device for Cpu {
+    type Buffer = Buffer;
+    type Matrix = Packed;
+    type Queue = CpuQueue;
+
+    const ONE_COPY: bool = false;
+
+    fn name(&self) -> String {
+        "cpu".into()
+    }
+
+    fn queue(&self, precision: Precision) -> Result<CpuQueue> {
+        Ok(CpuQueue { cpu: self.clone(), precision })
+    }
+
+    /// On the pool's own threads, so that kernels need not change threads one by one.
+    fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
+        self.pool().install(body)
+    }
+
+    fn frozen(
+        &self,
+        rows: &Matrix<'_>,
+        merge: Option<&Merge<'_>>,
+        direction: Direction,
+        precision: Precision,
+        passing: bool,
+    ) -> Result<Packed> {
+        let Some(Merge { down, up, scale }) = merge else {
+            return Ok(self.pack(rows, direction, precision, passing));
+        };
+        let (n, k) = (rows.rows(), rows.columns());
+        let mut values = self.buffers().take(n * k);
+        for (i, row) in values.chunks_exact_mut(k.max(1)).enumerate() {
+            rows.read(i, 0, row);
+        }
+        let rank = down.rows();
+        let mut scaled = self.buffers().take(n * rank);
+        for (i, row) in scaled.chunks_exact_mut(rank.max(1)).enumerate() {
+            up.read(i, 0, row);
+            row.iter_mut().for_each(|v| *v *= scale);
+        }
+        let call = cpu::Gemm {
+            m: n,
+            x: &scaled,
+            x_stride: rank,
+            weight: &self.pack(down, Direction::Backward, Precision::F32, true),
+            extra: None,
+            bias: None,
+            accumulate: true,
+            out: &mut values,
+            out_stride: k,
+        };
+        cpu::gemm(self, call);
+        Ok(self.pack(&Matrix::of(&values, n, k), direction, precision, passing))
+    }
+
+    fn upload(&self, values: &[f32], _: Kind) -> Result<Buffer> {
+        let mut buffer = self.buffers().take(values.len());
+        buffer.copy_from_slice(values);
+        Ok(buffer)
+    }
+
+    fn download(&self, buffer: &Buffer) -> Result<Vec<f32>> {
+        Ok(buffer.to_vec())
+    }
+}
+
+impl Cpu {
+    /// A matrix packed for a direction; the memory of one that is `passing` is kept for the next.
+    fn pack(&self, rows: &Matrix<'_>, direction: Direction, precision: Precision, passing: bool) -> Packed {
+        let packed = match direction {
+            Direction::Forward => Packed::from_weight(self, precision, rows),
+            Direction::Backward => Packed::from_matrix(self, precision, rows),
+        };
+        if passing { packed.passing(self) } else { packed }
+    }
+}
+
+impl Queue<Cpu> for CpuQueue {
+    fn take(&self, len: usize, _: Kind) -> Buffer {
+        self.cpu.buffers().take(len)
+    }
+
+    fn zeros(&self, len: usize, _: Kind) -> Buffer {
+        self.cpu.buffers().zeros(len)
+    }
+
+    fn fill(&self, len: usize, kind: Kind, write: impl FnOnce(&mut [f32])) -> Buffer {
+        let mut buffer = self.take(len, kind);
+        write(&mut buffer);
+        buffer
+    }
+
+    fn download(&self, buffer: &Buffer, start: usize, len: usize) -> Result<Vec<f32>> {
+        Ok(buffer[start..start + len].to_vec())
+    }
+
+    fn finish(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn factor(
+        &self,
+        parts: &[View<'_, Cpu>],
+        rows: usize,
+        columns: usize,
+        scale: f32,
+        direction: Direction,
+    ) -> Packed {
+        let len = rows * columns;
+        let values = |scaled: &mut Vec<Buffer>| {
+            if scale != 1.0 {
+                scaled.extend(parts.iter().map(|part| {
+                    let mut values = self.cpu.buffers().take(len);
+                    for (to, from) in values.iter_mut().zip(&part.values()[..len]) {
+                        *to = from * scale;
+                    }
+                    values
+                }));
+            }
+        };
+        let mut scaled = Vec::new();
+        values(&mut scaled);
+        let runs = if scale == 1.0 {
+            parts.iter().map(|part| Values::F32(&part.values()[..len])).collect()
+        } else {
+            scaled.iter().map(|values| Values::F32(values)).collect()
+        };
+        self.cpu.pack(&Matrix::new(runs, parts.len() * rows, columns), direction, self.precision, true)
+    }
+
+    fn copy_to(&self, from: View<'_, Cpu>, len: usize, to: ViewMut<'_, Cpu>) {
+        cpu::copy(&self.cpu, &from.values()[..len], &mut to.values()[..len]);
+    }
+
+    fn copy_tokens(&self, call: CopyTokens<'_, Cpu>) {
+        let CopyTokens { rows, from: (from, from_tokens), to: (to, to_tokens) } = call;
+        let (from_stride, to_stride) = (from.stride, to.stride);
+        cpu::copy_tokens(
+            &self.cpu,
+            rows,
+            (from.values(), from_stride, from_tokens),
+            (to.values(), to_stride, to_tokens),
+        );
+    }
+
+    fn add_scaled(&self, a: f32, x: View<'_, Cpu>, y: ViewMut<'_, Cpu>, len: usize) {
+        cpu::add_scaled(&self.cpu, a, &x.values()[..len], &mut y.values()[..len]);
+    }
+
+    fn scale(&self, a: f32, x: ViewMut<'_, Cpu>, len: usize) {
+        cpu::scale(&self.cpu, a, &mut x.values()[..len]);
+    }
+
+    fn gemm(&self, call: Gemm<'_, Cpu>) {
+        let Gemm { m, x, weight, extra, bias, accumulate, out } = call;
+        let out_stride = out.stride;
+        cpu::gemm(
+            &self.cpu,
+            cpu::Gemm {
+                m,
+                x: x.values(),
+                x_stride: x.stride,
+                weight,
+                extra: extra.map(|e| (e.x.values(), e.x.stride, e.weight)),
+                bias: bias.map(|b| &b[..]),
+                accumulate,
+                out: out.values(),
+                out_stride,
+            },
+        );
+    }
+
+    fn gemm_tn(&self, call: GemmTn<'_, Cpu>) {
+        let GemmTn { m, p, q, a, b, out } = call;
+        cpu::gemm_tn(
+            &self.cpu,
+            cpu::GemmTn {
+                m,
+                p,
+                q,
+                a: a.values(),
+                a_stride: a.stride,
+                b: b.values(),
+                b_stride: b.stride,
+                accumulate: false,
+                out: &mut out.values()[..p * q],
+            },
+        );
+    }
+
+    fn split_heads(
+        &self,
+        layout: HeadLayout,
+        x: View<'_, Cpu>,
+        norm_rotary: Option<NormRotary<'_, Cpu>>,
+        out: &mut Buffer,
+    ) {
+        cpu::split_heads(&self.cpu, layout, (x.values(), x.stride), norm_rotary.map(slices), out);
+    }
+
+    fn split_heads_backward(
+        &self,
+        layout: HeadLayout,
+        d_out: &Buffer,
+        x: Option<(View<'_, Cpu>, NormRotary<'_, Cpu>)>,
+        dx: ViewMut<'_, Cpu>,
+    ) {
+        let dx_stride = dx.stride;
+        let input = x.map_or((&[][..], 0), |(x, _)| (x.values(), x.stride));
+        let norm_rotary = x.map(|(_, norm_rotary)| slices(norm_rotary));
+        cpu::split_heads_backward(&self.cpu, layout, d_out, input, norm_rotary, (dx.values(), dx_stride));
+    }
+
+    fn attention(&self, call: Attention<'_, Cpu>) {
+        let Attention { shape, query_rows, q, k, v, out, lse } = call;
+        let out_stride = out.stride;
+        cpu::attention(
+            &self.cpu,
+            cpu::Attention {
+                shape,
+                precision: self.precision,
+                query_rows,
+                q,
+                k,
+                v,
+                out: out.values(),
+                out_stride,
+                lse,
+            },
+        );
+    }
+
+    fn attention_backward(&self, call: AttentionBackward<'_, Cpu>) {
+        let AttentionBackward { shape, query_rows, q, k, v, out, lse, d_out, dq, dk, dv } = call;
+        cpu::attention_backward(
+            &self.cpu,
+            cpu::AttentionBackward {
+                shape,
+                precision: self.precision,
+                query_rows,
+                q,
+                k,
+                v,
+                out: out.values(),
+                out_stride: out.stride,
+                lse,
+                d_out: d_out.values(),
+                d_out_stride: d_out.stride,
+                dq,
+                dk,
+                dv,
+            },
+        );
+    }
+
+    fn norm_modulate(&self, call: NormModulate<'_, Cpu>) {
+        let NormModulate { rows, x, shift, scale, y, mean, reciprocal } = call;
+        cpu::norm_modulate(
+            &self.cpu,
+            rows,
+            x.values(),
+            shift.values(),
+            scale.values(),
+            scale.stride,
+            y.values(),
+            mean.values(),
+            reciprocal.values(),
+        );
+    }
+
+    fn norm_modulate_backward(&self, call: NormModulateBackward<'_, Cpu>) {
+        let NormModulateBackward { rows, x, mean, reciprocal, scale, dy, dx, accumulate, modulation } = call;
+        let modulation = modulation.map(|m| {
+            let stride = m.d_shift.stride;
+            cpu::ModulationGrad { d_shift: m.d_shift.values(), d_scale: m.d_scale.values(), stride }
+        });
+        cpu::norm_modulate_backward(
+            &self.cpu,
+            rows,
+            x.values(),
+            mean.values(),
+            reciprocal.values(),
+            scale.values(),
+            scale.stride,
+            dy.values(),
+            dx.values(),
+            accumulate,
+            modulation,
+        );
+    }
+
+    fn gelu(&self, (rows, width): (usize, usize), x: View<'_, Cpu>, y: ViewMut<'_, Cpu>) {
+        let stride = y.stride;
+        cpu::gelu(&self.cpu, cpu::Window { rows, width }, x.values(), x.stride, y.values(), stride);
+    }
+
+    fn gelu_backward(
+        &self,
+        (rows, width): (usize, usize),
+        x: View<'_, Cpu>,
+        dy: View<'_, Cpu>,
+        dx: ViewMut<'_, Cpu>,
+    ) {
+        let stride = dx.stride;
+        let window = cpu::Window { rows, width };
+        cpu::gelu_backward(
+            &self.cpu,
+            window,
+            x.values(),
+            x.stride,
+            dy.values(),
+            dy.stride,
+            dx.values(),
+            stride,
+        );
+    }
+
+    fn silu(&self, x: View<'_, Cpu>, y: ViewMut<'_, Cpu>, len: usize) {
+        cpu::silu(&self.cpu, &x.values()[..len], &mut y.values()[..len]);
+    }
+
+    fn gated_add(&self, rows: TokenRows, x: ViewMut<'_, Cpu>, gate: View<'_, Cpu>, y: View<'_, Cpu>) {
+        cpu::gated_add(&self.cpu, rows, x.values(), gate.values(), gate.stride, y.values());
+    }
+
+    fn gated_add_backward(
+        &self,
+        rows: TokenRows,
+        dx: View<'_, Cpu>,
+        gate: View<'_, Cpu>,
+        dy: ViewMut<'_, Cpu>,
+        gate_grad: Option<GateGrad<'_, Cpu>>,
+    ) {
+        let gate_grad = gate_grad.map(|g| {
+            let stride = g.d_gate.stride;
+            cpu::GateGrad { y: g.y.values(), d_gate: g.d_gate.values(), stride }
+        });
+        cpu::gated_add_backward(
+            &self.cpu,
+            rows,
+            dx.values(),
+            gate.values(),
+            gate.stride,
+            dy.values(),
+            gate_grad,
+        );
+    }
+
+    fn scores(
+        &self,
+        width: usize,
+        (rows, mask): (View<'_, Cpu>, &[f32]),
+        (targets, count): (View<'_, Cpu>, usize),
+        out: ViewMut<'_, Cpu>,
+    ) {
+        let mut mean = self.cpu.buffers().take(width);
+        cpu::masked_mean(&self.cpu, rows.values(), mask, &mut mean);
+        cpu::cosine_scores(&self.cpu, targets.values(), &mean, &mut out.values()[..count]);
+    }
+}
+
+fn slices(of: NormRotary<'_, Cpu>) -> cpu::NormRotary<'_> {
+    cpu::NormRotary { weight: of.weight, cos: of.cos, sin: of.sin }
+}

@@ -1,0 +1,141 @@
+//! The operations of a device.
+
+use std::fmt;
+
+use super::{
+    Attention, AttentionBackward, CopyTokens, Device, Direction, GateGrad, Gemm, GemmTn, HeadLayout, Kind,
+    NormModulate, NormModulateBackward, NormRotary, TokenRows, View, ViewMut,
+};
+use crate::error::Result;
+
+/// Operations in their order. A device may run them later than they are asked for; only [`download`](Self::download) and
+/// [`finish`](Self::finish) wait, and they return the first error of the queue.
+///
+/// # Panics
+/// Operations panic if a view is too short for its shape: that is a defect of the layer that calls.
+pub trait Queue<D: Device<Queue = Self>>: fmt::Debug + Send + Sync + Sized + 'static {
+    /// A buffer whose values are unspecified: whoever takes it writes before reading.
+    fn take(&self, len: usize, kind: Kind) -> D::Buffer;
+
+    /// A buffer of zeros.
+    fn zeros(&self, len: usize, kind: Kind) -> D::Buffer;
+
+    /// A buffer whose values the host writes, all of them.
+    fn fill(&self, len: usize, kind: Kind, write: impl FnOnce(&mut [f32])) -> D::Buffer;
+
+    /// A buffer with these values.
+    fn upload(&self, values: &[f32], kind: Kind) -> D::Buffer {
+        self.fill(values.len(), kind, |to| to.copy_from_slice(values))
+    }
+
+    /// `len` values of a buffer, from `start` on.
+    ///
+    /// # Errors
+    /// The first one of the queue.
+    fn download(&self, buffer: &D::Buffer, start: usize, len: usize) -> Result<Vec<f32>>;
+
+    /// Wait for everything.
+    ///
+    /// # Errors
+    /// The first one of the queue.
+    fn finish(&self) -> Result<()>;
+
+    /// A right factor from parts `[rows, columns]` that stand one below the other, times `scale`; parts have no gaps between
+    /// rows.
+    fn factor(
+        &self,
+        parts: &[View<'_, D>],
+        rows: usize,
+        columns: usize,
+        scale: f32,
+        direction: Direction,
+    ) -> D::Matrix;
+
+    /// A copy of `len` neighbouring values.
+    fn copy(&self, from: View<'_, D>, len: usize, kind: Kind) -> D::Buffer {
+        let mut to = self.take(len, kind);
+        self.copy_to(from, len, ViewMut::new(&mut to, len));
+        to
+    }
+
+    /// Copy `len` neighbouring values.
+    fn copy_to(&self, from: View<'_, D>, len: usize, to: ViewMut<'_, D>);
+
+    /// Copy tokens from one order to another.
+    fn copy_tokens(&self, call: CopyTokens<'_, D>);
+
+    /// `y += a x` for `len` neighbouring values.
+    fn add_scaled(&self, a: f32, x: View<'_, D>, y: ViewMut<'_, D>, len: usize);
+
+    /// `x *= a` for `len` neighbouring values.
+    fn scale(&self, a: f32, x: ViewMut<'_, D>, len: usize);
+
+    /// A product with a matrix.
+    fn gemm(&self, call: Gemm<'_, D>);
+
+    /// A sum over rows of products.
+    fn gemm_tn(&self, call: GemmTn<'_, D>);
+
+    /// From a stream `[B, S, H D]` to its rows of `[B, H, T, D]`; rows of other streams are left alone. The rotary embedding
+    /// turns the pairs (2i, 2i + 1).
+    fn split_heads(
+        &self,
+        layout: HeadLayout,
+        x: View<'_, D>,
+        norm_rotary: Option<NormRotary<'_, D>>,
+        out: &mut D::Buffer,
+    );
+
+    /// Backward of [`split_heads`](Self::split_heads): `dx` is overwritten. `x` is the forward's input, where there is a norm.
+    fn split_heads_backward(
+        &self,
+        layout: HeadLayout,
+        d_out: &D::Buffer,
+        x: Option<(View<'_, D>, NormRotary<'_, D>)>,
+        dx: ViewMut<'_, D>,
+    );
+
+    /// Softmax attention.
+    fn attention(&self, call: Attention<'_, D>);
+
+    /// Its backward.
+    fn attention_backward(&self, call: AttentionBackward<'_, D>);
+
+    /// Layer norm and modulation.
+    fn norm_modulate(&self, call: NormModulate<'_, D>);
+
+    /// Its backward.
+    fn norm_modulate_backward(&self, call: NormModulateBackward<'_, D>);
+
+    /// `y = gelu(x)`, the tanh form, for `[rows, width]`.
+    fn gelu(&self, size: (usize, usize), x: View<'_, D>, y: ViewMut<'_, D>);
+
+    /// Its backward: `dx = dy gelu'(x)`, overwritten.
+    fn gelu_backward(&self, size: (usize, usize), x: View<'_, D>, dy: View<'_, D>, dx: ViewMut<'_, D>);
+
+    /// `y = x / (1 + exp(-x))` for `len` neighbouring values.
+    fn silu(&self, x: View<'_, D>, y: ViewMut<'_, D>, len: usize);
+
+    /// `x += gate[b] y`; `gate` is `[B, D]`.
+    fn gated_add(&self, rows: TokenRows, x: ViewMut<'_, D>, gate: View<'_, D>, y: View<'_, D>);
+
+    /// Its backward: `dy = gate[b] dx`, overwritten (the cotangent of the old `x` is `dx` itself).
+    fn gated_add_backward(
+        &self,
+        rows: TokenRows,
+        dx: View<'_, D>,
+        gate: View<'_, D>,
+        dy: ViewMut<'_, D>,
+        gate_grad: Option<GateGrad<'_, D>>,
+    );
+
+    /// The cosine between the mean of some rows `[tokens, width]`, weighted by `mask`, and each of the rows of `targets
+    /// [count, width]`, into `out [count]`.
+    fn scores(
+        &self,
+        width: usize,
+        rows_and_mask: (View<'_, D>, &[f32]),
+        targets_and_count: (View<'_, D>, usize),
+        out: ViewMut<'_, D>,
+    );
+}
