@@ -3,12 +3,14 @@
 use std::{collections::BTreeMap, num::NonZero, path::Path, thread};
 
 use super::{
-    lines, no_samples,
+    lines,
     picture::{Foreground, Rgb},
     row::{BadRow, Row},
     sample::{cells_of, mask_of},
-    selected,
+    select::{no_samples, selected},
     settings::{PairsSettings, Size},
+    words,
+    words::count,
 };
 use crate::{guard, settings::DataPath};
 
@@ -19,6 +21,8 @@ pub struct Report {
     pub good: usize,
     /// Lines and samples that cannot, in the order of the file.
     pub bad: Vec<BadRow>,
+    /// Samples that the settings of the checked run leave out.
+    pub left_out: usize,
     /// Usable samples by number of references.
     pub references: BTreeMap<usize, usize>,
     /// Lines of usable samples without references.
@@ -143,7 +147,7 @@ fn report(settings: &PairsSettings, sizes: Option<(Size, Size)>) -> Result<Repor
     let all = rows.len();
     let rows = selected(settings, rows);
     let refusal = rows.is_empty().then(|| no_samples(settings, all, bad.len()));
-    let mut report = Report { bad, refusal, ..Report::default() };
+    let mut report = Report { bad, refusal, left_out: all - rows.len(), ..Report::default() };
     let reader = Reader { max_pixels: settings.max_pixels, sizes };
     for (row, result) in reader.read_all(&rows) {
         match result {
@@ -166,6 +170,33 @@ impl Report {
     /// Would a run refuse the data? With `on_bad: skip` it would not for bad samples alone.
     pub fn is_good(&self) -> bool {
         self.bad.is_empty() && self.refusal.is_none()
+    }
+
+    /// What a run would accept although it is hardly meant, one sentence each.
+    pub fn remarks(&self) -> Vec<String> {
+        let mut remarks = Vec::new();
+        for (found, what) in [
+            (
+                &self.identical,
+                "whose winner and loser have the same pixels: a preference loss learns nothing there",
+            ),
+            (&self.whole_priors, "with a prior that covers the whole winner: it marks no part of it"),
+            (&self.without_references, "without references: a graph with focus masks refuses that"),
+            (
+                &self.turned,
+                "with a picture that EXIF turns and a mask that it does not turn: was the mask made from the turned picture?",
+            ),
+        ] {
+            if !found.is_empty() {
+                let (samples, lines) = (count(found.len(), "sample"), words::lines(found.iter().copied()));
+                remarks.push(format!("{samples} {what} ({lines})"));
+            }
+        }
+        remarks.extend(self.below_batch.iter().map(|(references, samples)| {
+            let (samples, references) = (count(*samples, "sample"), count(*references, "reference"));
+            format!("a batch is larger than the {samples} with {references}: each such batch repeats samples")
+        }));
+        remarks
     }
 
     fn add(&mut self, row: &Row, sample: &Sample) {

@@ -11,6 +11,7 @@ use super::{
     picture::file,
     row::{self, BadRow, Row},
 };
+use crate::settings::expand_home;
 
 /// The name of the file in a folder of data.
 const NAME: &str = "pairs.jsonl";
@@ -31,14 +32,15 @@ fn format_help() -> String {
 /// # Errors
 /// If there is none.
 pub fn locate(path: &Path) -> Result<PathBuf, String> {
+    let path = expand_home(path);
     if !path.is_dir() {
-        return Ok(path.to_owned());
+        return Ok(path);
     }
     let file = path.join(NAME);
     if file.exists() {
         return Ok(file);
     }
-    let others = std::fs::read_dir(path).into_iter().flatten().flatten().map(|e| e.path());
+    let others = std::fs::read_dir(&path).into_iter().flatten().flatten().map(|e| e.path());
     let mut others: Vec<String> = others
         .filter(|p| p.extension().is_some_and(|e| e == "jsonl" || e == "json"))
         .map(|p| format!("`{}`", p.display()))

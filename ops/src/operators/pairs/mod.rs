@@ -4,8 +4,8 @@
 //!  settings   what a graph says            lines, row   the file, and one sample of it
 //!  order      which samples a step sees    picture      files of pictures and masks
 //!  sample     the files of one sample      geometry     how they come to the size of training
-//!  notes      what a run is told           check        everything decoded once, before a run
-//!  listed     all samples, for a cache
+//!  select     the samples a run reads      check        everything decoded once, before a run
+//!  notes      what a run is told           listed       all samples, for a cache
 //! ```
 //!
 //! Shape letters: `B` batch, `R` references of each sample of the batch, `h` `w` focus grid of a picture.
@@ -19,9 +19,11 @@ mod order;
 mod picture;
 mod row;
 mod sample;
+mod select;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::path::Path;
 
@@ -38,6 +40,7 @@ pub use self::{
 };
 use self::{
     sample::Sample,
+    select::{no_samples, selected},
     settings::{Size, grid},
 };
 use super::tensors::{mask, tensor};
@@ -76,24 +79,6 @@ fn refuse(path: &Path, bad: &[BadRow]) -> OpError {
         message.push_str(&format!("\n  and {} more", bad.len() - LISTED));
     }
     OpError::new(message)
-}
-
-/// The rows that the settings select.
-fn selected(settings: &PairsSettings, mut rows: Vec<Row>) -> Vec<Row> {
-    if !settings.reference_counts.is_empty() {
-        rows.retain(|r| settings.reference_counts.contains(&r.references.len()));
-    }
-    rows.truncate(settings.first.unwrap_or(rows.len()));
-    rows
-}
-
-/// Why there are no samples, of `all` in the file.
-fn no_samples(settings: &PairsSettings, all: usize, bad: usize) -> String {
-    match (all, bad) {
-        (0, 0) => "holds no samples".into(),
-        (0, bad) => format!("holds no samples: none of its {bad} lines can be used"),
-        _ => format!("no samples with {:?} references among {all}", settings.reference_counts),
-    }
 }
 
 impl Pairs {

@@ -1,30 +1,14 @@
 //! What is said of a data set before the first step, as far as it can be told without reading a picture.
 
-use super::{OnBad, Pairs, Row, picture::size_text};
-
-/// Lines or samples that a note names.
-const LISTED: usize = 5;
-
-/// Numbers of lines for people.
-pub(super) fn lines(numbers: impl ExactSizeIterator<Item = usize>) -> String {
-    let (count, plural) = (numbers.len(), if numbers.len() == 1 { "line" } else { "lines" });
-    let shown: Vec<String> = numbers.take(LISTED).map(|n| n.to_string()).collect();
-    let more = if count > LISTED { format!(" and {} more", count - LISTED) } else { String::new() };
-    format!("{plural} {}{more}", shown.join(", "))
-}
+use super::{
+    OnBad, Pairs, Row,
+    picture::size_text,
+    words::{count, lines},
+};
 
 /// Do winner and loser name one file?
-pub(super) fn same_file(row: &Row) -> bool {
+fn same_file(row: &Row) -> bool {
     row.winner == row.loser
-}
-
-fn count(n: usize, what: &str) -> String {
-    let ending = match n {
-        1 => "",
-        _ if what.ends_with("ch") => "es",
-        _ => "s",
-    };
-    format!("{n} {what}{ending}")
 }
 
 impl Pairs {

@@ -96,7 +96,7 @@ impl std::fmt::Display for BadRow {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let id = match self.id.as_str() {
             "" => String::new(),
-            id => format!(" (`{}`)", shortened(id, SHOWN_ID)),
+            id => format!(" (`{}`)", shortened(id, SHOWN_ID).escape_debug()),
         };
         write!(f, "line {}{id}: {}", self.line, self.reason)
     }
