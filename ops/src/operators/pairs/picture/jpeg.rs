@@ -10,18 +10,12 @@ const CMYK: u8 = 4;
 /// If the picture ends before its end marker, has none of its scans, or is in CMYK.
 pub(super) fn end(bytes: &[u8]) -> Result<usize, String> {
     let cut = || "is cut short: the JPEG ends before its end marker".to_owned();
-    let mut at = 2;
-    let mut scans = 0;
+    let (mut at, mut scans) = (2, 0);
     loop {
-        // Fill bytes may precede a marker, and decoders pass over stray bytes between two segments.
-        let marker = loop {
-            match bytes.get(at..at + 2).ok_or_else(cut)? {
-                [0xff, code] if !matches!(code, 0x00 | 0xff) => break *code,
-                _ => at += 1,
-            }
-        };
+        at += bytes.get(at..).and_then(marker).ok_or_else(cut)?;
+        let code = bytes[at + 1];
         at += 2;
-        match marker {
+        match code {
             // TEM, restarts and another start have no payload.
             0x01 | 0xd0..=0xd8 => continue,
             0xd9 if scans > 0 => return Ok(at),
@@ -31,25 +25,23 @@ pub(super) fn end(bytes: &[u8]) -> Result<usize, String> {
         let length = bytes.get(at..at + 2).and_then(|b| b.first_chunk::<2>()).ok_or_else(cut)?;
         let length = usize::from(u16::from_be_bytes(*length));
         let payload = bytes.get(at + 2..at + length).ok_or_else(cut)?;
-        if is_frame(marker) && payload.get(5) == Some(&CMYK) {
+        if is_frame(code) && payload.get(5) == Some(&CMYK) {
             return Err("is a CMYK JPEG, whose colours depend on a printer's profile: save it as RGB".into());
         }
         at += length;
-        if marker == 0xda {
-            scans += 1;
-            at += scan(&bytes[at..]).ok_or_else(cut)?;
-        }
+        scans += usize::from(code == 0xda);
     }
+}
+
+/// Where the next marker is. What is passed over is the data of a scan, in which 0xff is followed by 0x00, and between
+/// segments fill bytes and stray ones, which decoders pass over, too.
+fn marker(bytes: &[u8]) -> Option<usize> {
+    bytes.windows(2).position(|w| w[0] == 0xff && !matches!(w[1], 0x00 | 0xff))
 }
 
 /// Start-of-frame markers, but for tables of Huffman codes, extensions and arithmetic conditioning.
 fn is_frame(marker: u8) -> bool {
     (0xc0..=0xcf).contains(&marker) && ![0xc4, 0xc8, 0xcc].contains(&marker)
-}
-
-/// Bytes of a scan's data up to the next marker: inside, 0xff is followed by 0x00 or is part of a restart marker.
-fn scan(data: &[u8]) -> Option<usize> {
-    data.windows(2).position(|w| w[0] == 0xff && !matches!(w[1], 0x00 | 0xd0..=0xd7 | 0xff))
 }
 
 #[cfg(test)]
