@@ -197,6 +197,9 @@ fn the_file_of_bad_samples_replaces_an_earlier_one_and_nothing_else() {
             assert!(code == 1 && err.contains(expected), "{err}");
         }
     }
+    let nowhere = data.path("nowhere/bad.jsonl");
+    let (code, _, err) = graph_run(&["data", "check", &path, "--bad", nowhere.to_str().unwrap()]);
+    assert!(code == 1 && err.contains("its folder does not exist"), "{err}");
     let bad = data.path("bad.jsonl");
     for _ in 0..2 {
         let (code, _, err) = graph_run(&["data", "check", &path, "--bad", bad.to_str().unwrap()]);
@@ -270,6 +273,6 @@ fn a_run_is_told_of_its_data_before_its_first_step() {
         "winner and loser are one file (line 1)",
         "a batch of 4 is larger than the 2 samples with 1 reference",
     ] {
-        assert!(out.contains(&format!("pairs: warning: ")) && out.contains(part), "{part} is not in {out}");
+        assert!(out.contains("pairs: warning: ") && out.contains(part), "{part} is not in {out}");
     }
 }

@@ -15,7 +15,11 @@ use super::report::bad_row;
 pub(super) fn check_target(target: &Path, data: &Path) -> Result<(), String> {
     let fault = |e: &str| Err(format!("--bad {}: {e}", target.display()));
     let found = match fs::metadata(target) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            // Said before everything is decoded, not after.
+            let folder = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            return if folder.is_dir() { Ok(()) } else { fault("its folder does not exist") };
+        }
         Err(e) => return fault(&e.to_string()),
         Ok(found) => found,
     };

@@ -167,7 +167,7 @@ fn report(settings: &PairsSettings, sizes: Option<(Size, Size)>) -> Result<Repor
 }
 
 impl Report {
-    /// Would a run refuse the data? With `on_bad: skip` it would not for bad samples alone.
+    /// Would a run take the data as they are? With `on_bad: skip` a run also takes data with bad samples among them.
     pub fn is_good(&self) -> bool {
         self.bad.is_empty() && self.refusal.is_none()
     }

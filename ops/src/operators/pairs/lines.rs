@@ -108,19 +108,10 @@ fn lines(bytes: &[u8], folder: &Path) -> Found {
         let start = at;
         let end = bytes[at..].iter().position(|b| *b == b'\n').map_or(bytes.len(), |n| at + n);
         (at, line) = (end + 1, line + 1);
-        let text = match str::from_utf8(&bytes[start..end]) {
-            // Files that were joined may have a mark at the beginning of any line.
-            Ok(text) => text.trim_start_matches('\u{feff}').trim(),
-            Err(e) => {
-                let column = e.valid_up_to() + 1;
-                found.bad.push(BadRow {
-                    line,
-                    id: String::new(),
-                    reason: format!(
-                        "is not UTF-8 text: byte {column} is 0x{:02x}",
-                        bytes[start + column - 1]
-                    ),
-                });
+        let text = match text_of(&bytes[start..end], line) {
+            Ok(text) => text,
+            Err(bad) => {
+                found.bad.push(bad);
                 continue;
             }
         };
@@ -156,6 +147,17 @@ fn lines(bytes: &[u8], folder: &Path) -> Found {
         }
     }
     found
+}
+
+/// A line as text, without what may surround an object.
+fn text_of(bytes: &[u8], line: usize) -> Result<&str, BadRow> {
+    // Files that were joined may have a byte-order mark at the beginning of any line.
+    let text = str::from_utf8(bytes).map(|text| text.trim_start_matches('\u{feff}').trim());
+    text.map_err(|e| {
+        let at = e.valid_up_to();
+        let reason = format!("is not UTF-8 text: byte {} is 0x{:02x}", at + 1, bytes[at]);
+        BadRow { line, id: String::new(), reason }
+    })
 }
 
 /// Bytes of the JSON object that begins in this line and ends in a later one.

@@ -78,6 +78,7 @@ fn refuse(path: &Path, bad: &[BadRow]) -> OpError {
     if bad.len() > LISTED {
         message.push_str(&format!("\n  and {} more", bad.len() - LISTED));
     }
+    message.push_str("\n  `on_bad: skip` would leave them out");
     OpError::new(message)
 }
 
