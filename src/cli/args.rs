@@ -114,10 +114,16 @@ pub(super) enum Cache {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Data {
-    /// Decode everything once: counts, sizes, coverages of masks, bad samples
+    /// Decode every picture once: counts, sizes, coverage of masks, bad samples. Exits with 1 if a run would refuse the data
     Check {
-        /// A `pairs.jsonl`, or a folder that holds one
+        /// A `pairs.jsonl`, a folder that holds one, or a graph (`.ron`), whose data are looked at as its run would
         path: PathBuf,
+        /// Set a setting of the graph; may be given more than once
+        #[arg(long = "set", value_name = "NODE.SETTING=VALUE")]
+        sets: Vec<String>,
+        /// Most pixels of a picture, where no graph says so [default: 128000000]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        max_pixels: Option<u64>,
         /// Write the bad samples into this file, one JSON object a line
         #[arg(long, value_name = "FILE")]
         bad: Option<PathBuf>,

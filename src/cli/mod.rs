@@ -84,8 +84,9 @@ pub fn main_with(registry: Registry) -> ExitCode {
         Some(Command::Plan { graph, json }) => plan::plan(&graph, json, &registry),
         Some(Command::Dot { graph, format }) => dot::dot(&graph, format, &registry),
         Some(Command::Ops { name }) => ops::ops(name.as_deref(), &registry),
-        Some(Command::Data(args::Data::Check { path, bad, json })) => {
-            data::check(&path, bad.as_deref(), json)
+        Some(Command::Data(args::Data::Check { path, sets, max_pixels, bad, json })) => {
+            let wanted = data::Wanted { path: &path, sets: &sets, max_pixels, bad: bad.as_deref(), json };
+            data::check(&wanted, &registry)
         }
         Some(Command::Adapter(args::Adapter::Show { path })) => adapter::show(&path),
         Some(Command::Adapter(args::Adapter::Convert { input, output, to, weights })) => {
