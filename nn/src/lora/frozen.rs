@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{AdapterFile, AdapterFormat};
+use super::read::AdapterFile;
 use crate::{
     backbone::LinearLayout,
     error::{Error, Result},
@@ -41,12 +41,11 @@ impl FrozenFactors {
 #[derive(Debug)]
 pub struct FrozenAdapter {
     path: PathBuf,
-    format: AdapterFormat,
     factors: BTreeMap<String, FrozenFactors>,
 }
 
 impl FrozenAdapter {
-    /// Open an adapter file in any of the [formats](AdapterFormat) for a model with these linears.
+    /// Open an adapter in the names of any known tool, a file or a folder with one, for a model with these linears.
     ///
     /// # Errors
     /// As [`AdapterFile::open`]; if a module is none of the linears or has other widths.
@@ -63,7 +62,7 @@ impl FrozenAdapter {
                 factors.insert(part.name.clone(), found);
             }
         }
-        Ok(Self { path: path.into(), format: file.format(), factors })
+        Ok(Self { path: file.path(), factors })
     }
 
     /// The factors of a linear, by its name in diffusers' layout; nothing if it has none.
@@ -79,11 +78,6 @@ impl FrozenAdapter {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// The format of the file.
-    pub fn format(&self) -> AdapterFormat {
-        self.format
     }
 }
 
