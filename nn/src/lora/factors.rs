@@ -127,6 +127,23 @@ impl Factors {
     }
 }
 
+impl Module {
+    /// What B is to be multiplied by so that this alpha scales the product as the file's does, where that is a power of two.
+    pub fn share(&self, alpha: f32) -> Option<f32> {
+        let own = self.alpha?;
+        let same = |share: f32| alpha * share * self.blocks as f32 == own;
+        // A ratio that rounding has moved off a power of two by a bit.
+        let ratio = own / self.blocks as f32 / alpha;
+        let nearest = f32::from_bits((ratio.to_bits() + (1 << 22)) & !0x007f_ffff);
+        [1.0, nearest].into_iter().find(|share| is_power_of_two(*share) && same(*share))
+    }
+}
+
+/// No digits but the first, and neither zero nor subnormal.
+pub(super) fn is_power_of_two(value: f32) -> bool {
+    value.is_normal() && value > 0.0 && value.to_bits() & 0x007f_ffff == 0
+}
+
 /// A factor as a matrix. Convolutions with one tap have the same factors with further axes of one.
 fn matrix(files: &Arc<TensorFiles>, name: &str) -> Result<TensorView> {
     let view = TensorView::whole(files, name)?;

@@ -79,7 +79,11 @@ pub(super) fn gather(files: &Arc<TensorFiles>, under: &str) -> Result<Gathered> 
             strange.get_or_insert(name);
             continue;
         };
-        let (spelling, linear) = locate(tensor.module);
+        let (mut spelling, linear) = locate(tensor.module);
+        // Of a name without a dot the prefix tells whether it is spelled without dots.
+        if tensor.is_underscored() {
+            spelling = spelling.underscored();
+        }
         let unknown = matches!(linear, Linear::Unknown(_));
         if unknown && (tensor.is_underscored() || tensor.module.contains(".processor.")) {
             return Err(fault(format!(

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     adapter::{AdaptedLinear, Adapter, AdapterLayout},
-    factors::{Factors, Module},
+    factors::{Factors, Module, is_power_of_two},
     folder,
     format::AdapterFormat,
     gather::{self, Gathered, Styles},
@@ -144,18 +144,17 @@ impl AdapterFile {
     /// Alpha of the adapter, if the file states one.
     ///
     /// # Errors
-    /// If modules are scaled differently.
+    /// If modules are scaled differently, unless their scales differ by powers of two: those go into B without rounding.
     pub fn alpha(&self) -> Result<Option<f32>> {
         if let Some(trained) = self.trained_alpha() {
             return Ok(Some(trained));
         }
-        let stated = |m: &Module, alpha: f32| m.alpha == Some(alpha * m.blocks as f32);
         let Some(first) = self.modules.first() else { return Ok(None) };
         let Some(found) = first.alpha else { return Ok(None) };
         // Three times an alpha, rounded, does not always give it back when divided: the header has it as it was.
         let network = self.metadata().get(header::NETWORK_ALPHA).and_then(|a| a.parse().ok());
-        let alpha = network.filter(|a| stated(first, *a)).unwrap_or(found / first.blocks as f32);
-        match self.modules.iter().find(|m| !stated(m, alpha)) {
+        let alpha = network.filter(|a| first.share(*a) == Some(1.0)).unwrap_or(found / first.blocks as f32);
+        match self.modules.iter().find(|m| m.share(alpha).is_none()) {
             None => Ok(Some(alpha)),
             Some(other) => Err(Error::file(
                 self.files.path(),
@@ -201,14 +200,28 @@ impl AdapterFile {
     /// As [`layout`](Self::layout); if a value is not finite.
     pub fn adapter(&self, linears: Option<&[LinearLayout]>) -> Result<Adapter> {
         let layout = self.layout(linears)?;
-        let scale = self.trained_alpha().map_or(1.0, |alpha| alpha / layout.rank as f32);
+        let stated = self.alpha()?;
+        let inside = self.trained_alpha().map_or(1.0, |alpha| alpha / layout.rank as f32);
         let mut values = Vec::with_capacity(layout.len());
         for module in self.ordered(linears)? {
             values.extend(module.a.read_finite()?);
             let up = module.up.read_finite()?;
             let width = module.up.shape()[1];
-            let own = up.chunks_exact(width).flat_map(|row| &row[module.columns.clone()]);
-            values.extend(own.map(|v| v / scale));
+            // A power of two.
+            let share = match stated {
+                Some(_) if inside != 1.0 => 1.0 / inside,
+                Some(alpha) => module.share(alpha).unwrap_or(1.0),
+                None => 1.0,
+            };
+            for value in up.chunks_exact(width).flat_map(|row| &row[module.columns.clone()]) {
+                let shared = value * share;
+                if shared / share != *value {
+                    let message =
+                        format!("`{}` holds {value}, which times {share} is none of f32", module.up.name());
+                    return Err(Error::file(self.files.path(), message));
+                }
+                values.push(shared);
+            }
         }
         Ok(Adapter { layout: Arc::new(layout), values: Arc::new(values) })
     }
@@ -273,11 +286,6 @@ impl AdapterFile {
 
 fn is_outside(name: &str) -> bool {
     Outside::ALL.iter().any(|o| o.diffusers == name)
-}
-
-/// Neither mantissa nor sign, and neither zero nor subnormal.
-pub(super) fn is_power_of_two(value: f32) -> bool {
-    value.is_normal() && value > 0.0 && value.to_bits() & 0x007f_ffff == 0
 }
 
 /// The order of the model for FLUX's linears; others follow by name.

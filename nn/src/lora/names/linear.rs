@@ -17,6 +17,17 @@ pub(in crate::lora) enum Spelling {
     Unknown,
 }
 
+impl Spelling {
+    /// The same names with underscores for dots.
+    pub fn underscored(self) -> Self {
+        match self {
+            Self::Original => Self::UnderscoredOriginal,
+            Self::Diffusers => Self::UnderscoredDiffusers,
+            other => other,
+        }
+    }
+}
+
 /// The linear that a pair of factors is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::lora) enum Linear {

@@ -16,10 +16,11 @@ use std::path::Path;
 
 use super::{
     adapter::{Adapter, AdapterLayout},
+    factors::is_power_of_two,
     format::AdapterFormat,
     header,
     pattern::{count_kinds, kind},
-    read::{AdapterFile, is_power_of_two},
+    read::AdapterFile,
 };
 use crate::{
     backbone::LinearLayout,
