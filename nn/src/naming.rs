@@ -77,6 +77,12 @@ impl Outside {
         // Shift above scale in the original, scale above shift in diffusers.
         Self { original: "final_layer.adaLN_modulation.1", diffusers: "norm_out.linear", swapped: true },
     ];
+
+    /// The one that diffusers calls so.
+    pub fn of_diffusers(name: &str) -> Option<&'static Self> {
+        const ALL: &[Outside] = &Outside::ALL;
+        ALL.iter().find(|outside| outside.diffusers == name)
+    }
 }
 
 /// Which kind of block.

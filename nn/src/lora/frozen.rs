@@ -12,11 +12,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::read::AdapterFile;
+use super::read::{AdapterFile, not_adapted};
 use crate::{
     backbone::LinearLayout,
     error::{Error, Result},
-    files::{TensorView, nearest},
+    files::TensorView,
 };
 
 /// The factors of one linear of diffusers' layout, as they stand in the file.
@@ -83,9 +83,8 @@ impl FrozenAdapter {
 
 fn check(path: &Path, name: &str, found: &FrozenFactors, linears: &[LinearLayout]) -> Result<()> {
     let Some(linear) = linears.iter().find(|l| l.name == name) else {
-        let near = nearest(name, linears.iter().map(|l| l.name.as_str()));
-        let hint = near.map_or(String::new(), |n| format!("; nearest: `{n}`"));
-        return Err(Error::file(path, format!("has factors for `{name}`, which is not in the model{hint}")));
+        let why = not_adapted(name, linears);
+        return Err(Error::file(path, format!("has factors for `{name}`, {why}")));
     };
     let widths = (found.down.shape()[1], found.up.shape()[0]);
     if widths != (linear.inputs, linear.outputs) {

@@ -245,20 +245,11 @@ impl AdapterFile {
             ordered.push(module);
         }
         if let Some((unknown, module)) = left.iter().next() {
-            let near = nearest(unknown, linears.iter().map(|l| l.name.as_str()));
-            let hint = match near {
-                _ if is_outside(unknown) => {
-                    "; it is one outside the blocks, which no adapter is trained for here".into()
-                }
-                Some(near) => format!("; nearest: `{near}`"),
-                None => String::new(),
-            };
             let spelled =
                 if module.key == **unknown { String::new() } else { format!(" (`{}`)", module.key) };
-            let message = format!(
-                "has factors for {} linears that the model does not have, e.g. `{unknown}`{spelled}{hint}",
-                left.len()
-            );
+            let (why, count) = (not_adapted(unknown, linears), left.len());
+            let more = if count > 1 { format!(" ({} more)", count - 1) } else { String::new() };
+            let message = format!("has factors for `{unknown}`{spelled}, {why}{more}");
             return Err(Error::file(self.files.path(), message));
         }
         Ok(ordered)
@@ -267,7 +258,9 @@ impl AdapterFile {
     /// The modules, all of which must be linears of a FLUX transformer: other names nobody would read.
     fn known(&self) -> Result<Vec<&Module>> {
         let name = |m: &Module| m.linear.name.clone();
-        let known = |m: &&Module| Place::of_diffusers(&m.linear.name).is_some() || is_outside(&m.linear.name);
+        let known = |m: &&Module| {
+            Place::of_diffusers(&m.linear.name).is_some() || Outside::of_diffusers(&m.linear.name).is_some()
+        };
         match self.modules.iter().find(|m| !known(m)) {
             None => Ok(self.modules.iter().collect()),
             Some(other) => {
@@ -284,8 +277,14 @@ impl AdapterFile {
     }
 }
 
-fn is_outside(name: &str) -> bool {
-    Outside::ALL.iter().any(|o| o.diffusers == name)
+/// Why a linear that a file has factors for is none of these.
+pub(super) fn not_adapted(name: &str, linears: &[LinearLayout]) -> String {
+    if Outside::of_diffusers(name).is_some() {
+        return "which is outside the blocks of FLUX; within them alone adapters are used here".into();
+    }
+    let near = nearest(name, linears.iter().map(|l| l.name.as_str()));
+    let hint = near.map_or(String::new(), |near| format!("; nearest: `{near}`"));
+    format!("which is not in the model{hint}")
 }
 
 /// The order of the model for FLUX's linears; others follow by name.

@@ -1,8 +1,9 @@
 //! Every layout that is understood, value by value.
 
 use prefgraph_nn::{
+    Adapter,
     files::{Dtype, NamedTensor, TensorFiles, write_safetensors},
-    lora::{AdapterFile, AdapterFormat},
+    lora::{AdapterFile, AdapterFormat, FrozenAdapter},
 };
 
 use crate::files::{D, Folder, KOHYA, PEFT, adapter, apart, assert_equal, assert_is, fused, number};

@@ -26,7 +26,7 @@ pub(super) fn grouped(layout: &AdapterLayout) -> Result<Groups> {
         if let Some((place, part)) = Place::of_diffusers(&module.name) {
             let parts = groups.fused.entry(place).or_insert_with(|| vec![None; place.diffusers().len()]);
             parts[part] = Some(number);
-        } else if let Some(outside) = Outside::ALL.iter().find(|o| o.diffusers == module.name) {
+        } else if let Some(outside) = Outside::of_diffusers(&module.name) {
             groups.outside.push((outside, number));
         } else {
             return Err(Error::Setting(format!(

@@ -26,7 +26,7 @@ pub(super) struct ClipT5 {
     t5: T5,
     t5_tokenizer: T5Tokenizer,
     /// Where encoders and tokenisers lie, by setting.
-    paths: [(&'static str, PathBuf); 4],
+    paths: Vec<(&'static str, PathBuf)>,
 }
 
 /// Text tokens `[B, L, E]` and pooled vectors `[B, P]`.
@@ -58,12 +58,19 @@ impl ClipT5 {
                 )));
             }
         }
-        let paths = [
+        // Beside a single file there may be its configuration, of which the result depends, too.
+        let beside =
+            |path: &Path| Some(path.with_file_name("config.json")).filter(|c| path.is_file() && c.is_file());
+        let configurations =
+            [("clip_config", beside(&clip_path)), ("t5_config", beside(&t5_path))].into_iter();
+        let mut paths: Vec<(&'static str, PathBuf)> =
+            configurations.filter_map(|(name, path)| Some((name, path?))).collect();
+        paths.extend([
             ("clip", clip_path),
             ("t5", t5_path),
             ("clip_tokenizer", clip_words),
             ("t5_tokenizer", t5_words),
-        ];
+        ]);
         Ok(Self { clip, clip_tokenizer, t5, t5_tokenizer, paths })
     }
 
