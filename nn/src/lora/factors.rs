@@ -131,11 +131,10 @@ impl Module {
     /// What B is to be multiplied by so that this alpha scales the product as the file's does, where that is a power of two.
     pub fn share(&self, alpha: f32) -> Option<f32> {
         let own = self.alpha?;
-        let same = |share: f32| alpha * share * self.blocks as f32 == own;
-        // A ratio that rounding has moved off a power of two by a bit.
+        // The power of two next to the ratio, which rounding may have moved off it by a bit.
         let ratio = own / self.blocks as f32 / alpha;
-        let nearest = f32::from_bits((ratio.to_bits() + (1 << 22)) & !0x007f_ffff);
-        [1.0, nearest].into_iter().find(|share| is_power_of_two(*share) && same(*share))
+        let share = f32::from_bits((ratio.to_bits() + (1 << 22)) & !0x007f_ffff);
+        (is_power_of_two(share) && alpha * share * self.blocks as f32 == own).then_some(share)
     }
 }
 

@@ -192,6 +192,13 @@ fn linears_outside_the_blocks_are_converted_and_shift_and_scale_change_places() 
     assert!(
         adapter.write(&to, AdapterFormat::Uno, &[]).unwrap_err().to_string().contains("it has factors for")
     );
+    // In a network adapters are for the blocks.
+    let message =
+        "`norm_out.linear` (`lora_unet_final_layer_adaLN_modulation_1`), which is outside the blocks of FLUX";
+    let error = Adapter::read(&to, &[]).unwrap_err().to_string();
+    assert!(error.contains(message) && error.contains("(2 more)"), "{error}");
+    let error = FrozenAdapter::open(&to, &[]).unwrap_err().to_string();
+    assert!(error.contains("which is outside the blocks of FLUX"), "{error}");
 }
 
 #[test]
