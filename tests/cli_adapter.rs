@@ -203,7 +203,7 @@ fn names_of_other_tools_are_converted_or_refused_and_never_passed_on() {
     fs::remove_file(&out).unwrap();
     renamed(&ours, &foreign, with_prefix("transformer.module."), Vec::new());
     let error = refused(&["adapter", "convert", &foreign, &out, "--to", "diffusers"]);
-    assert!(error.contains("which is none of the linears of a FLUX transformer"), "{error}");
+    assert!(error.contains("which is not a linear of a FLUX transformer"), "{error}");
 
     let text_encoder = |side: &str| {
         let name = format!("text_encoder.text_model.encoder.layers.0.self_attn.q_proj.{side}.weight");

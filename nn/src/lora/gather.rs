@@ -115,7 +115,7 @@ pub(super) fn gather(files: &Arc<TensorFiles>, under: &str) -> Result<Gathered> 
     match (modules.is_empty(), text_encoders, strange) {
         (false, _, None) => {}
         (false, _, Some(name)) => {
-            return Err(fault(format!("`{name}` is no factor of an adapter, as the others are")));
+            return Err(fault(format!("`{name}` is not a factor of an adapter, unlike the others")));
         }
         (true, 0, _) => return Err(no_factors(files, under)),
         (true, ..) => {
@@ -199,7 +199,7 @@ impl Scales {
             match &stated {
                 Some((other, place)) if *other != alpha => {
                     return Err(fault(format!(
-                        "{place} says alpha {other}, {} says {alpha} for `{}`: which of them holds?",
+                        "{place} says alpha {other}, {} says {alpha} for `{}`: they contradict each other",
                         config.stated_in(),
                         found.module
                     )));

@@ -93,7 +93,7 @@ impl PeftConfig {
         let patterns =
             |key: &str| patterns(settings.get(key).copied()).map_err(|e| fault(format!("{key} {e}")));
         Ok(Some(Self {
-            alpha: number("lora_alpha")?.ok_or_else(|| fault("says no lora_alpha".into()))?,
+            alpha: number("lora_alpha")?.ok_or_else(|| fault("does not state lora_alpha".into()))?,
             rank: number("r")?,
             alphas: patterns("alpha_pattern")?,
             ranks: patterns("rank_pattern")?,

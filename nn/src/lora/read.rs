@@ -59,8 +59,8 @@ impl AdapterFile {
             count => Err(Error::file(
                 file.files.path(),
                 format!(
-                    "has {count} tensors of text encoders beside those of the transformer, which alone is adapted here; \
-                     `graph-run adapter convert --drop-text-encoders` leaves them out"
+                    "also holds {count} tensors of text encoders; only the transformer is adapted here. `graph-run \
+                     adapter convert --drop-text-encoders` leaves them out"
                 ),
             )),
         }
@@ -216,8 +216,10 @@ impl AdapterFile {
             for value in up.chunks_exact(width).flat_map(|row| &row[module.columns.clone()]) {
                 let shared = value * share;
                 if shared / share != *value {
-                    let message =
-                        format!("`{}` holds {value}, which times {share} is none of f32", module.up.name());
+                    let message = format!(
+                        "`{}` holds {value}, and f32 cannot hold {share} times that",
+                        module.up.name()
+                    );
                     return Err(Error::file(self.files.path(), message));
                 }
                 values.push(shared);

@@ -385,18 +385,18 @@ fn files_that_are_no_adapter_of_the_model_are_refused_by_name() {
         (pair("transformer_blocks.0.attn.to_p", [2, D], [D, 2]), "nearest: `transformer_blocks.0.attn.to_"),
         (pair(out, [2, 5], [D, 2]), "expected (6, 6), got (5, 6)"),
         (pair(out, [2, D], [D, 3]), "ranks 2 and 3"),
-        (mixed, "`proj_out.weight` is no factor"),
+        (mixed, "`proj_out.weight` is not a factor"),
         (twice, "are the same factor"),
         (spelled, "`transformer_blocks.0.attn.to_out.0` twice"),
         (
             kohya("lora_te1_text_model_encoder_layers_0_mlp_fc1", [2, D], [D, 2]),
             "an adapter of text encoders alone",
         ),
-        (kohya("lora_unet_double_blocks_0_img_attn_kv", [2, D], [D, 2]), "none of the linears"),
+        (kohya("lora_unet_double_blocks_0_img_attn_kv", [2, D], [D, 2]), "is not a linear"),
         (kohya("lora_unet_double_blocks_0_img_attn_qkv", [2, D], [D + 1, 2]), "cannot be shared out"),
         (
             vec![("double_blocks.0.processor.qkv_lora3.down.weight".into(), vec![2, D])],
-            "none of the linears of a FLUX transformer",
+            "is not a linear of a FLUX transformer",
         ),
         (vec![("x.weight".into(), vec![1])], "holds no factors"),
     ];
@@ -408,7 +408,7 @@ fn files_that_are_no_adapter_of_the_model_are_refused_by_name() {
         assert!(error.contains(message), "{message}: {error}");
     }
     for (config, message) in [
-        (r#"{"transformer.r": 2}"#, "no lora_alpha"),
+        (r#"{"transformer.r": 2}"#, "does not state lora_alpha"),
         (r#"{"transformer.lora_alpha": 3, "transformer.use_rslora": true}"#, "use_rslora"),
         (r#"{"lora_alpha": "much"}"#, "expected a positive number"),
     ] {

@@ -98,7 +98,7 @@ fn what_two_factors_and_a_scale_cannot_hold_is_refused_by_its_setting() {
         (json!({"init_lora_weights": "pissa_niter_4"}), ["pissa_niter_4", "whose weights were changed"]),
         (json!({"peft_type": "LOHA"}), ["peft_type is \"LOHA\"", "expected LORA"]),
         (json!({"lora_alpha": 0}), ["lora_alpha is 0", "a positive number"]),
-        (json!({"lora_alpha": null}), ["says no lora_alpha", "adapter_config.json"]),
+        (json!({"lora_alpha": null}), ["does not state lora_alpha", "adapter_config.json"]),
         (json!({"r": 16}), ["says rank 16", "its factors have rank 4"]),
     ] {
         saved(&folder, 4, changes);

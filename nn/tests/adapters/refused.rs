@@ -13,9 +13,9 @@ fn a_name_that_nothing_would_read_is_refused_without_a_network_to_compare_with()
         (
             "transformer.transformer_blocks.0.attn.to_p",
             PEFT,
-            "`transformer_blocks.0.attn.to_p`, which is none of the linears",
+            "`transformer_blocks.0.attn.to_p`, which is not a linear",
         ),
-        ("blocks.0.to_q", PEFT, "`blocks.0.to_q`, which is none of the linears of a FLUX transformer"),
+        ("blocks.0.to_q", PEFT, "`blocks.0.to_q`, which is not a linear of a FLUX transformer"),
         (
             "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
             PEFT,
@@ -31,17 +31,13 @@ fn a_name_that_nothing_would_read_is_refused_without_a_network_to_compare_with()
             KOHYA,
             "a linear of a Stable Diffusion U-Net",
         ),
-        (
-            "lora_unet_double_blocks_0_img_attn_kv",
-            KOHYA,
-            "`double_blocks_0_img_attn_kv` is none of the linears",
-        ),
+        ("lora_unet_double_blocks_0_img_attn_kv", KOHYA, "`double_blocks_0_img_attn_kv` is not a linear"),
         (
             "lora/transformer_blocks.0.attn.to_q",
             PEFT,
-            "`lora/transformer_blocks.0.attn.to_q`, which is none of the linears",
+            "`lora/transformer_blocks.0.attn.to_q`, which is not a linear",
         ),
-        ("double_blocks.0.processor.qkv_lora3", [".down.weight", ".up.weight"], "none of the linears"),
+        ("double_blocks.0.processor.qkv_lora3", [".down.weight", ".up.weight"], "is not a linear"),
         (
             "lora_te1_text_model_encoder_layers_0_mlp_fc1",
             KOHYA,
@@ -88,7 +84,7 @@ fn the_tensor_that_is_at_fault_is_the_one_that_is_named() {
         NamedTensor::f32(name, shape.to_vec(), &vec![1.0; shape.iter().product()])
     };
     for (tensors, message) in [
-        (vec![a(), b(), named("aaa.weight", &[1])], "`aaa.weight` is no factor of an adapter"),
+        (vec![a(), b(), named("aaa.weight", &[1])], "`aaa.weight` is not a factor of an adapter"),
         (vec![a()], "`transformer.transformer_blocks.0.attn.to_out.0` has only one of its two factors"),
         (
             vec![a(), b(), named(&format!("{OUT}.lora_A.other.weight"), &[1, 2])],
@@ -143,5 +139,5 @@ fn a_good_file_with_one_tensor_too_many_is_refused_for_that_tensor() {
         .collect();
     tensors.push(NamedTensor::f32("bundle_emb.token", vec![1], &[0.0]));
     let error = refusal(&folder.tensors(&tensors, &[]));
-    assert!(error.contains("`bundle_emb.token` is no factor of an adapter, as the others are"), "{error}");
+    assert!(error.contains("`bundle_emb.token` is not a factor of an adapter, unlike the others"), "{error}");
 }

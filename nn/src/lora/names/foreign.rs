@@ -40,8 +40,8 @@ pub(in crate::lora) fn unknown_linear(name: &str) -> &'static str {
     const UNET: [&str; 6] =
         ["down_blocks", "up_blocks", "mid_block", "input_blocks", "middle_block", "output_blocks"];
     if UNET.iter().any(|part| name.starts_with(part)) {
-        "is a linear of a Stable Diffusion U-Net (SD 1.5, SDXL), and none of a FLUX transformer"
+        "is a linear of a Stable Diffusion U-Net (SD 1.5, SDXL), not of a FLUX transformer"
     } else {
-        "is none of the linears of a FLUX transformer"
+        "is not a linear of a FLUX transformer"
     }
 }
