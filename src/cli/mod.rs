@@ -88,10 +88,7 @@ pub fn main_with(registry: Registry) -> ExitCode {
             let wanted = data::Wanted { path: &path, sets: &sets, max_pixels, bad: bad.as_deref(), json };
             data::check(&wanted, &registry)
         }
-        Some(Command::Adapter(args::Adapter::Show { path })) => adapter::show(&path),
-        Some(Command::Adapter(args::Adapter::Convert { input, output, to, weights })) => {
-            adapter::convert(&input, &output, to, weights.as_deref())
-        }
+        Some(Command::Adapter(command)) => adapter::adapter(&command),
         Some(Command::Cache(command)) => cache::cache(&command, &registry),
         None => match args.run.graph.graph.is_some() {
             true => run::run(&args.run, &registry),

@@ -6,6 +6,7 @@
 //!  resolve -> wire        references followed and operators built; names become wires
 //!  caching                nodes that a cache stands before
 //!  resolved, diff         a graph as one flat file; what two of them have not in common
+//!  stated                 what such a file says, without building anything from it
 //! ```
 //!
 //! **Architecture invariant:** of this crate, only this module knows RON.
@@ -23,6 +24,7 @@ mod run_settings;
 mod scan;
 mod set;
 mod source;
+mod stated;
 mod syntax;
 pub mod text;
 mod wire;
@@ -32,6 +34,7 @@ use std::path::Path;
 pub use diff::{Change, diff};
 pub use run_settings::{CacheSettings, RunSettings};
 pub use source::SpecError;
+pub use stated::{Stated, StatedNode, stated};
 
 use prefgraph_ops::Operator;
 
