@@ -91,24 +91,3 @@ fn shapes_that_do_not_fit_are_shown_in_the_file() {
     let (code, _, err) = graph_run(&["plan", path.to_str().unwrap()]);
     assert!(code == 1 && err.contains("g.ron:1:") && err.contains("has no output `eps_of_nobody`"), "{err}");
 }
-
-#[test]
-fn data_check_counts_what_is_there_and_names_what_cannot_be_used() {
-    let (code, out, err) = graph_run(&["data", "check", "data/demo"]);
-    assert_eq!(code, 0, "{err}");
-    assert!(out.contains("good samples, 0 bad") && out.contains("priors by the share"), "{out}");
-
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("pairs.jsonl");
-    std::fs::write(&path, "{\"id\": \"a\", \"prompt\": \"x\"}\nnot json\n").unwrap();
-    let bad = folder.path().join("bad.jsonl");
-    let (code, out, err) =
-        graph_run(&["data", "check", path.to_str().unwrap(), "--bad", bad.to_str().unwrap(), "--json"]);
-    assert_eq!(code, 1, "{err}");
-    let report: Value = serde_json::from_str(&out).unwrap();
-    assert_eq!((report["good"].as_u64(), report["bad"].as_array().unwrap().len()), (Some(0), 2));
-    assert!(err.contains("pairs.jsonl: line 2"), "{err}");
-    assert_eq!(std::fs::read_to_string(bad).unwrap().lines().count(), 2);
-    let (code, _, err) = graph_run(&["data", "check", "no/such/place"]);
-    assert!(code == 1 && err.contains("no/such/place"), "{err}");
-}

@@ -88,6 +88,14 @@ impl DataPath {
     }
 }
 
+/// `~` and `~/...` as the home folder, where it is known; any other path as it is.
+pub fn expand_home(path: &Path) -> PathBuf {
+    match (path.strip_prefix("~"), std::env::home_dir()) {
+        (Ok(rest), Some(home)) if !home.as_os_str().is_empty() => home.join(rest),
+        _ => path.to_owned(),
+    }
+}
+
 impl SettingType for DataPath {
     fn kind() -> String {
         "path".into()
@@ -170,5 +178,20 @@ pub struct Nothing {}
 impl Settings for Nothing {
     fn docs() -> Vec<SettingDoc> {
         Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_home_folder_is_meant_by_a_tilde_alone_at_the_start() {
+        let home = std::env::home_dir().unwrap();
+        assert_eq!(expand_home(Path::new("~/a/b")), home.join("a/b"));
+        assert_eq!(expand_home(Path::new("~")), home.join(""));
+        for other in ["~other/a", "a/~/b", "./~/b", "/~", ""] {
+            assert_eq!(expand_home(Path::new(other)), Path::new(other));
+        }
     }
 }

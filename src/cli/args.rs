@@ -51,24 +51,46 @@ pub(super) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Adapter {
-    /// Say what a file holds: format, rank, alpha, the linears it adapts, what its header says
+    /// Say what a file holds: names, rank, alpha, the linears it adapts, what its header says
     Show {
-        /// An adapter file
+        /// An adapter of any known tool: a file, or the folder that PEFT or diffusers saved
         path: PathBuf,
     },
     /// Write an adapter in another format, read it back and compare it; refused where something would be lost
-    Convert {
-        /// An adapter file, in any of the formats
-        input: PathBuf,
-        /// The file to write
-        output: PathBuf,
-        /// The format to write
-        #[arg(long, value_name = "FORMAT", value_parser = format)]
-        to: AdapterFormat,
-        /// The FLUX transformer that the adapter is for, a folder or a file: names and widths are compared with it
-        #[arg(long, value_name = "PATH")]
-        weights: Option<PathBuf>,
-    },
+    Convert(Convert),
+    /// Write the adapter of a checkpoint
+    Export(ExportCheckpoint),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Convert {
+    /// An adapter of any known tool: a file, or the folder that PEFT or diffusers saved
+    pub input: PathBuf,
+    /// The file to write
+    pub output: PathBuf,
+    /// The format to write
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    pub to: AdapterFormat,
+    /// The FLUX transformer that the adapter is for, a folder or a file: names and widths are compared with it
+    #[arg(long, value_name = "PATH")]
+    pub weights: Option<PathBuf>,
+    /// Leave out factors of text encoders, which are otherwise a reason to refuse the file
+    #[arg(long)]
+    pub drop_text_encoders: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ExportCheckpoint {
+    /// A checkpoint, `checkpoints/step-N` of a run, or the folder of the run for its newest
+    pub checkpoint: PathBuf,
+    /// The file to write
+    pub output: PathBuf,
+    /// The format to write
+    #[arg(long, value_name = "FORMAT", value_parser = format, default_value = "diffusers")]
+    pub to: AdapterFormat,
+    /// The cell that holds the adapter, where there is more than one
+    #[arg(long)]
+    pub cell: Option<String>,
 }
 
 fn format(text: &str) -> Result<AdapterFormat, String> {
@@ -114,10 +136,16 @@ pub(super) enum Cache {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Data {
-    /// Decode everything once: counts, sizes, coverages of masks, bad samples
+    /// Decode every picture once: counts, sizes, coverage of masks, bad samples. Exits with 1 if a run would refuse the data
     Check {
-        /// A `pairs.jsonl`, or a folder that holds one
+        /// A `pairs.jsonl`, a folder that holds one, or a graph (`.ron`), whose data are looked at as its run would
         path: PathBuf,
+        /// Set a setting of the graph; may be given more than once
+        #[arg(long = "set", value_name = "NODE.SETTING=VALUE")]
+        sets: Vec<String>,
+        /// Most pixels of a picture, where no graph says so [default: 128000000]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        max_pixels: Option<u64>,
         /// Write the bad samples into this file, one JSON object a line
         #[arg(long, value_name = "FILE")]
         bad: Option<PathBuf>,

@@ -84,13 +84,11 @@ pub fn main_with(registry: Registry) -> ExitCode {
         Some(Command::Plan { graph, json }) => plan::plan(&graph, json, &registry),
         Some(Command::Dot { graph, format }) => dot::dot(&graph, format, &registry),
         Some(Command::Ops { name }) => ops::ops(name.as_deref(), &registry),
-        Some(Command::Data(args::Data::Check { path, bad, json })) => {
-            data::check(&path, bad.as_deref(), json)
+        Some(Command::Data(args::Data::Check { path, sets, max_pixels, bad, json })) => {
+            let wanted = data::Wanted { path: &path, sets: &sets, max_pixels, bad: bad.as_deref(), json };
+            data::check(&wanted, &registry)
         }
-        Some(Command::Adapter(args::Adapter::Show { path })) => adapter::show(&path),
-        Some(Command::Adapter(args::Adapter::Convert { input, output, to, weights })) => {
-            adapter::convert(&input, &output, to, weights.as_deref())
-        }
+        Some(Command::Adapter(command)) => adapter::adapter(&command),
         Some(Command::Cache(command)) => cache::cache(&command, &registry),
         None => match args.run.graph.graph.is_some() {
             true => run::run(&args.run, &registry),

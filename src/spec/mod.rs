@@ -6,6 +6,7 @@
 //!  resolve -> wire        references followed and operators built; names become wires
 //!  caching                nodes that a cache stands before
 //!  resolved, diff         a graph as one flat file; what two of them have not in common
+//!  stated                 what such a file says, without building anything from it
 //! ```
 //!
 //! **Architecture invariant:** of this crate, only this module knows RON.
@@ -23,6 +24,7 @@ mod run_settings;
 mod scan;
 mod set;
 mod source;
+mod stated;
 mod syntax;
 pub mod text;
 mod wire;
@@ -32,6 +34,9 @@ use std::path::Path;
 pub use diff::{Change, diff};
 pub use run_settings::{CacheSettings, RunSettings};
 pub use source::SpecError;
+pub use stated::{Stated, StatedNode, stated};
+
+use prefgraph_ops::Operator;
 
 use crate::{cache::Cache, graph::Graph, registry::Registry};
 
@@ -58,13 +63,36 @@ pub struct Loaded {
 /// # Errors
 /// If a file cannot be read, or is not a graph of operators in `registry`; the error shows the place.
 pub fn load(path: &Path, sets: &[String], registry: &Registry) -> Result<Loaded, Box<SpecError>> {
+    let (text, folder) = read(path)?;
+    load_from(&path.display().to_string(), &text, folder, Some(path), sets, registry)
+}
+
+/// The settings of every node whose operator is `O`, by the node's id: with references followed, paths absolute and
+/// defaults filled in. These nodes are not built, so that what they would refuse can be looked at.
+///
+/// # Errors
+/// As [`load`], but for what only building these nodes would find.
+pub fn settings_of<O: Operator>(
+    path: &Path,
+    sets: &[String],
+    registry: &Registry,
+) -> Result<Vec<(String, O::Settings)>, Box<SpecError>> {
+    let (text, folder) = read(path)?;
+    let mut sources = Sources::default();
+    let merged =
+        merged(&mut sources, &path.display().to_string(), &text, folder, Some(path), sets, registry)?;
+    resolve::Resolver::new(&sources, &merged, registry)?.settings_of::<O>()
+}
+
+/// The text of a graph file, and its folder.
+fn read(path: &Path) -> Result<(String, &Path), Box<SpecError>> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| SpecError::nowhere(format!("cannot read the graph `{}`: {e}", path.display())))?;
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    load_from(&path.display().to_string(), &text, folder, Some(path), sets, registry)
+    Ok((text, folder))
 }
 
 /// Load a graph from its text; `name` is shown in errors, relative paths are relative to `folder`.
@@ -90,9 +118,7 @@ fn load_from(
     registry: &Registry,
 ) -> Result<Loaded, Box<SpecError>> {
     let mut sources = Sources::default();
-    let file = sources.add(name, text, folder);
-    let mut merged = merge::merge(&mut sources, file, path)?;
-    set::apply(&mut sources, &mut merged, sets, Path::new("."), registry)?;
+    let merged = merged(&mut sources, name, text, folder, path, sets, registry)?;
     let (built, run, cached) = resolve::Resolver::new(&sources, &merged, registry)?.all()?;
     let internal = |e: String| SpecError::nowhere(format!("internal error, please report it: {e}"));
     let settings = built.iter().map(|b| text::fields(&b.settings)).collect::<Result<Vec<_>, _>>();
@@ -101,6 +127,22 @@ fn load_from(
     let cache = caching::attach(&sources, &merged, &mut graph, &cached)?;
     let resolved = resolved::resolved(&graph, &merged, &settings, &run, &cached).map_err(internal)?;
     Ok(Loaded { graph, run, cache, resolved, sources, merged })
+}
+
+/// A chain of files as one, with the settings of the command line over it.
+fn merged(
+    sources: &mut Sources,
+    name: &str,
+    text: &str,
+    folder: &Path,
+    path: Option<&Path>,
+    sets: &[String],
+    registry: &Registry,
+) -> Result<Merged, Box<SpecError>> {
+    let file = sources.add(name, text, folder);
+    let mut merged = merge::merge(sources, file, path)?;
+    set::apply(sources, &mut merged, sets, Path::new("."), registry)?;
+    Ok(merged)
 }
 
 /// What to say where `name` is no operator.

@@ -2,6 +2,8 @@
 
 use std::path::{Component, Path};
 
+use prefgraph_ops::settings::expand_home;
+
 use super::{scan, syntax::quote, text};
 
 /// `value`, the text of a setting that holds paths, with every path in it relative to `folder`.
@@ -19,7 +21,7 @@ pub(super) fn absolute(value: &str, folder: &Path) -> String {
 }
 
 fn join(folder: &Path, path: &str) -> String {
-    let path = Path::new(path);
+    let path = &expand_home(Path::new(path));
     if path.is_absolute() {
         return path.to_string_lossy().into_owned();
     }
@@ -49,5 +51,12 @@ mod tests {
         assert_eq!(absolute(r#"Some("../c/x.json")"#, folder), r#"Some("/a/c/x.json")"#);
         assert_eq!(absolute(r#"["x", "/y", ""]"#, folder), r#"["/a/b/x", "/y", ""]"#);
         assert_eq!(absolute("None", folder), "None");
+    }
+
+    #[test]
+    fn a_tilde_means_the_home_folder() {
+        let home = std::env::home_dir().expect("a home folder").join("x.json");
+        assert_eq!(absolute(r#""~/x.json""#, Path::new("/a")), quote(&home.to_string_lossy()));
+        assert_eq!(absolute(r#""./~/x""#, Path::new("/a")), r#""/a/~/x""#);
     }
 }

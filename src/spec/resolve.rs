@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use prefgraph_ops::{Settings, guard};
+use prefgraph_ops::{Operator, Settings, guard};
 
 use super::{
     CacheSettings, RunSettings, complain,
@@ -154,7 +154,24 @@ impl<'a> Resolver<'a> {
         self.built[node].as_ref().ok_or_else(missing)
     }
 
-    fn build_now(&mut self, node: usize) -> Result<Built, Box<SpecError>> {
+    /// See [`spec::settings_of`](super::settings_of).
+    pub fn settings_of<O: Operator>(mut self) -> Result<Vec<(String, O::Settings)>, Box<SpecError>> {
+        let mut found = Vec::new();
+        for node in 0..self.built.len() {
+            if self.entries[node].name != O::NAME {
+                continue;
+            }
+            let text = self.settings_text(node)?;
+            let (spec, entry) = (&self.merged.nodes[node], self.entries[node]);
+            let settings = text::read::<O::Settings>(&text)
+                .map_err(|e| complain::refused(self.sources, spec, entry, &e.to_string()))?;
+            found.push((spec.id.value.clone(), settings));
+        }
+        Ok(found)
+    }
+
+    /// The settings of a node as `(name: value, ...)`: those that are stated, with references followed.
+    fn settings_text(&mut self, node: usize) -> Result<String, Box<SpecError>> {
         let (spec, entry) = (&self.merged.nodes[node], self.entries[node]);
         let mut settings = String::from("(");
         for (key, value) in &spec.settings {
@@ -173,6 +190,12 @@ impl<'a> Resolver<'a> {
             settings += &one;
         }
         settings.push(')');
+        Ok(settings)
+    }
+
+    fn build_now(&mut self, node: usize) -> Result<Built, Box<SpecError>> {
+        let settings = self.settings_text(node)?;
+        let (spec, entry) = (&self.merged.nodes[node], self.entries[node]);
         // An operator of a user may panic on a setting; that is an error of that operator, shown in place.
         let built = guard::catch(|| entry.build(&settings)).unwrap_or_else(|panic| {
             Err(BuildError::Refused(prefgraph_ops::OpError::internal(format!("a panic: {panic}"))))

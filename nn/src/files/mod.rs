@@ -1,6 +1,7 @@
 //! Files of named tensors: safetensors, alone or in shards, mapped and not read until asked for.
 
 mod read;
+mod recognise;
 mod view;
 mod write;
 

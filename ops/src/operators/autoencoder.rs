@@ -56,7 +56,7 @@ pub(crate) fn note(autoencoder: &dyn Autoencoder, weights: &DataPath) -> Vec<Str
         return Vec::new();
     }
     vec![format!(
-        "{} with {:.2}M frozen parameters, {} channels, one cell for {cell}x{cell} pixels, from {}",
+        "{} with {:.2}M frozen parameters, {} channels, one cell for {cell} x {cell} pixels, from {}",
         autoencoder.kind(),
         autoencoder.parameters() as f64 / 1e6,
         autoencoder.channels(),

@@ -71,8 +71,9 @@ impl Encoder {
         let whole = |side: usize| side > 0 && side.is_multiple_of(cell);
         if !whole(images.height) || !whole(images.width) {
             return Err(OpError::new(format!(
-                "pictures of {}x{} pixels: a latent cell covers {cell}x{cell}",
-                images.height, images.width
+                "pictures of {} x {} pixels (width x height): a latent cell covers {cell} x {cell}, and each side must be a \
+                 multiple of that",
+                images.width, images.height
             )));
         }
         Ok((images.batch, self.autoencoder.channels(), images.height / cell, images.width / cell))
@@ -297,6 +298,6 @@ mod tests {
     fn a_side_that_is_no_multiple_of_a_cell_is_refused() {
         let op = Encode::new(Default::default()).unwrap();
         let error = op.shapes((ImageShape { batch: 1, height: 12, width: 16 },), 0).unwrap_err();
-        assert!(error.to_string().contains("12x16"), "{error}");
+        assert!(error.to_string().contains("16 x 12 pixels (width x height)"), "{error}");
     }
 }

@@ -131,8 +131,8 @@ impl Operator for Entropy {
         let side = self.0.patch;
         if !images.height.is_multiple_of(side) || !images.width.is_multiple_of(side) {
             return Err(OpError::new(format!(
-                "pictures of {}x{} pixels are not made of whole patches of {side}x{side}",
-                images.height, images.width
+                "pictures of {} x {} pixels (width x height) are not made of whole patches of {side} x {side}",
+                images.width, images.height
             )));
         }
         Ok(((images.batch, Const::<1>, images.height / side, images.width / side),))

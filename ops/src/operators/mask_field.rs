@@ -34,7 +34,9 @@ impl Operator for MaskField {
     fn shapes(&self, (matched, priors): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
         let Some(first) = priors.0.first().copied() else {
             return Err(OpError::new(
-                "the samples have no subject: a focus mask needs at least one reference and its prior",
+                "the samples have no references, and a focus mask needs at least one subject: leave such samples out with \
+                 `reference_counts: [1, 2]` on the node that reads them (its notes and `graph-run data check` name their \
+                 lines), or give them references",
             ));
         };
         for (r, prior) in priors.0.iter().enumerate() {

@@ -97,11 +97,11 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Noise<C, H, W> {
             same("batch and channels of eps", (eps.0, eps.1), "those of x0_w", (batch, channels.size()))?;
             if eps.2 < height.size() || eps.3 < width.size() {
                 return Err(OpError::new(format!(
-                    "eps has a grid of {}x{}, x0_w of {}x{}: eps must be at least as large",
-                    eps.2,
+                    "eps has a grid of {} x {}, x0_w of {} x {} (width x height): eps must be at least as large",
                     eps.3,
-                    height.size(),
-                    width.size()
+                    eps.2,
+                    width.size(),
+                    height.size()
                 )));
             }
         }

@@ -60,7 +60,7 @@ fn check_latents(layout: &BackboneLayout, what: &str, dims: [usize; 4]) -> Resul
     }
     if height == 0 || width == 0 || height % layout.patch != 0 || width % layout.patch != 0 {
         return Err(OpError::new(format!(
-            "{what} has a grid of {height}x{width}: a token of the {} is {p}x{p} cells",
+            "{what} has a grid of {width} x {height} cells (width x height): a token of the {} is {p} x {p} cells",
             layout.kind,
             p = layout.patch
         )));

@@ -36,7 +36,8 @@ impl Operator for Pick {
         let found = references.0.get(self.0.index).copied();
         Ok((found.ok_or_else(|| {
             OpError::new(format!(
-                "reference {} is asked for, the samples have {}",
+                "reference {} is asked for (the first is 0), and there are samples with {} references: leave such samples out \
+                 with `reference_counts` on the node that reads them",
                 self.0.index,
                 references.0.len()
             ))

@@ -44,7 +44,7 @@ fn check(what: &str, policy: Grid, target: Grid, patches: (usize, usize, usize))
     let ((rows, columns), (h, w)) = ((policy.2, policy.3), (patches.1, patches.2));
     if h == 0 || w == 0 || rows % h != 0 || columns % w != 0 || rows / h != columns / w {
         return Err(OpError::new(format!(
-            "the {what} pass: {h}x{w} patches do not cover latents of {rows}x{columns} in whole squares"
+            "the {what} pass: {w} x {h} patches (width x height) do not cover latents of {columns} x {rows} in whole squares"
         )));
     }
     Ok(())

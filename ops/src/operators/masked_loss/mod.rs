@@ -280,7 +280,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
             let (height, width) = (height.size(), width.size());
             if h == 0 || w == 0 || height % h != 0 || width % w != 0 || height / h != width / w {
                 return Err(OpError::new(format!(
-                    "a mask of {h}x{w} cells does not cover latents of {height}x{width} in whole squares"
+                    "a mask of {w} x {h} cells (width x height) does not cover latents of {width} x {height} in whole squares"
                 )));
             }
         }

@@ -210,7 +210,7 @@ fn shapes_that_do_not_go_together_are_refused_with_both_sides() {
     };
     refuse(&paired, (s, s, None, None, None, None), "connect `reference`");
     refuse(&paired, (s, (4, 16, 4, 5), Some(s), None, None, None), "[4, 16, 4, 5]");
-    refuse(&paired, (s, s, Some(s), m(2, 3, 4), None, None), "3x4 cells");
+    refuse(&paired, (s, s, Some(s), m(2, 3, 4), None, None), "4 x 3 cells (width x height)");
     refuse(&paired, (s, s, Some(s), m(4, 2, 2), None, None), "`mask` has 4 samples, the loss 2");
     let sft = op(MaskedLossSettings { objective: Objective::Sft, ..Default::default() });
     let ids = Some(crate::ports::TextsShape { batch: 2 });

@@ -3,20 +3,30 @@
 use std::{collections::BTreeMap, num::NonZero, path::Path, thread};
 
 use super::{
-    geometry::same_shape,
+    lines,
     picture::{Foreground, Rgb},
-    row::{self, BadRow, Row},
+    row::{BadRow, Row},
+    sample::{cells_of, mask_of},
+    select::{no_samples, selected},
+    settings::{PairsSettings, Size},
+    words,
+    words::count,
 };
+use crate::{guard, settings::DataPath};
 
-/// What [`check`] found.
+/// What [`check`] found. Lines are numbers of lines in the file, from 1.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     /// Samples that can be used.
     pub good: usize,
     /// Lines and samples that cannot, in the order of the file.
     pub bad: Vec<BadRow>,
+    /// Samples that the settings of the checked run leave out.
+    pub left_out: usize,
     /// Usable samples by number of references.
     pub references: BTreeMap<usize, usize>,
+    /// Lines of usable samples without references.
+    pub without_references: Vec<usize>,
     /// Winners by (height, width).
     pub sizes: BTreeMap<(usize, usize), usize>,
     /// Usable samples without a prior.
@@ -25,84 +35,187 @@ pub struct Report {
     pub without_mask: usize,
     /// Priors by the tenth of the picture that they cover: `[0, 0.1)`, ..., `[0.9, 1]`.
     pub coverage: [usize; 10],
+    /// Lines of usable samples with a prior that covers all of the winner.
+    pub whole_priors: Vec<usize>,
+    /// Lines of usable samples whose winner and loser have the same pixels.
+    pub identical: Vec<usize>,
+    /// Lines of usable samples with a picture that EXIF turns and a mask that it does not.
+    pub turned: Vec<usize>,
+    /// Groups, by number of references, with fewer usable samples than a batch of the checked run takes.
+    pub below_batch: BTreeMap<usize, usize>,
+    /// Why a run would refuse the data as a whole, if it would.
+    pub refusal: Option<String>,
 }
 
 /// What one sample adds to a report.
 struct Sample {
-    size: (usize, usize),
+    size: Size,
     shares: Vec<f64>,
+    identical: bool,
+    turned: bool,
 }
 
-fn mask_of(path: &Path, picture: &Rgb) -> Result<f64, String> {
-    let mask = Foreground::open(path)?;
-    let (found, expected) = ((mask.height, mask.width), (picture.height, picture.width));
-    if !same_shape(found, expected) {
-        return Err(format!(
-            "{}: is {}x{}, its picture {}x{}: a mask may be of another resolution, but not of another shape",
-            path.display(),
-            found.0,
-            found.1,
-            expected.0,
-            expected.1
-        ));
-    }
-    let share = mask.share();
-    if share == 0.0 { Err(format!("{}: has no foreground", path.display())) } else { Ok(share) }
+/// How a sample is looked at.
+struct Reader {
+    max_pixels: usize,
+    /// Sizes of winner and reference in the run that is to read it, if there is one.
+    sizes: Option<(Size, Size)>,
 }
 
-fn sample(row: &Row) -> Result<Sample, String> {
-    let winner = Rgb::open(&row.winner)?;
-    let loser = Rgb::open(&row.loser)?;
-    let shares = row.priors.iter().map(|p| mask_of(p, &winner)).collect::<Result<_, _>>()?;
-    for prior in &row.loser_priors {
-        mask_of(prior, &loser)?;
+impl Reader {
+    fn picture(&self, path: &Path) -> Result<Rgb, String> {
+        Rgb::open(path, self.max_pixels)
     }
-    for reference in &row.references {
-        let picture = Rgb::open(&reference.image)?;
-        if let Some(mask) = &reference.mask {
-            mask_of(mask, &picture)?;
+
+    /// A mask, which must leave foreground where a run would cut it to `size`.
+    fn mask(&self, path: &Path, picture: &Rgb, size: Option<Size>) -> Result<Foreground, String> {
+        let mask = mask_of(path, picture, self.max_pixels)?;
+        if let Some(size) = size {
+            cells_of(path, &mask, size)?;
         }
+        Ok(mask)
     }
-    Ok(Sample { size: (winner.height, winner.width), shares })
+
+    fn read(&self, row: &Row) -> Result<Sample, String> {
+        let (size, reference_size) = self.sizes.unzip();
+        let winner = self.picture(&row.winner)?;
+        let loser = self.picture(&row.loser)?;
+        let mut turned = false;
+        let mut shares = Vec::with_capacity(row.priors.len());
+        for prior in &row.priors {
+            let mask = self.mask(prior, &winner, size)?;
+            turned |= winner.turned && !mask.turned;
+            shares.push(mask.share());
+        }
+        for prior in &row.loser_priors {
+            // Training does not read it, so that what a run would cut off does not count.
+            let mask = self.mask(prior, &loser, None)?;
+            turned |= loser.turned && !mask.turned;
+        }
+        for reference in &row.references {
+            let picture = self.picture(&reference.image)?;
+            if let Some(mask) = &reference.mask {
+                let mask = self.mask(mask, &picture, reference_size)?;
+                turned |= picture.turned && !mask.turned;
+            }
+        }
+        let same = (winner.height, winner.width, &winner.rgb) == (loser.height, loser.width, &loser.rgb);
+        Ok(Sample { size: (winner.height, winner.width), shares, identical: same, turned })
+    }
+
+    /// Every row, in order, on all processors.
+    fn read_all<'a>(&self, rows: &'a [Row]) -> Vec<(&'a Row, Result<Sample, String>)> {
+        let workers = thread::available_parallelism().map_or(1, NonZero::get);
+        let share = rows.len().div_ceil(workers).max(1);
+        let guarded = |row: &Row| {
+            let read = guard::catch(|| self.read(row));
+            read.unwrap_or_else(|panic| Err(format!("internal error, please report it: {panic}")))
+        };
+        let run = |rows: &'a [Row]| rows.iter().map(|row| (row, guarded(row))).collect::<Vec<_>>();
+        thread::scope(|scope| {
+            let parts: Vec<_> =
+                rows.chunks(share).map(|rows| (rows, scope.spawn(move || run(rows)))).collect();
+            let lost = |row| (row, Err("internal error, please report it: a thread ended early".to_owned()));
+            let done = parts
+                .into_iter()
+                .map(|(rows, part)| part.join().unwrap_or_else(|_| rows.iter().map(lost).collect()));
+            done.flatten().collect()
+        })
+    }
 }
 
-/// Decode every picture and mask of a `pairs.jsonl`.
+/// Decode every picture and mask of a `pairs.jsonl`, or of a folder that holds one.
 ///
 /// # Errors
-/// If the file itself cannot be read.
-pub fn check(path: &Path) -> Result<Report, String> {
-    let (rows, bad) = row::read(path)?;
-    let workers = thread::available_parallelism().map_or(1, NonZero::get);
-    let share = rows.len().div_ceil(workers).max(1);
-    let results: Vec<(&Row, Result<Sample, String>)> = thread::scope(|scope| {
-        let run = |rows: &'_ [Row]| rows.iter().map(sample).collect::<Vec<_>>();
-        let parts: Vec<_> = rows.chunks(share).map(|rows| (rows, scope.spawn(move || run(rows)))).collect();
-        parts
-            .into_iter()
-            .flat_map(|(rows, part)| {
-                let done = part.join().unwrap_or_else(|_| {
-                    rows.iter().map(|_| Err("a decoder failed on a sample beside it".into())).collect()
-                });
-                rows.iter().zip(done)
-            })
-            .collect()
-    });
-    let mut report = Report { bad, ..Report::default() };
-    for (row, result) in results {
+/// If the file itself cannot be read, or is of another kind.
+pub fn check(path: &Path, max_pixels: usize) -> Result<Report, String> {
+    let settings = PairsSettings { path: DataPath(path.to_owned()), max_pixels, ..PairsSettings::default() };
+    report(&settings, None)
+}
+
+/// Decode what a run with these settings would read, and look at it as that run would.
+///
+/// # Errors
+/// If the settings are refused, whatever the data are, and as [`check`].
+pub fn check_settings(settings: &PairsSettings) -> Result<Report, String> {
+    settings.check().map_err(|e| e.to_string())?;
+    report(settings, Some((settings.size(), settings.reference_size())))
+}
+
+fn report(settings: &PairsSettings, sizes: Option<(Size, Size)>) -> Result<Report, String> {
+    let (rows, bad) = lines::read(settings.path.as_path())?;
+    let all = rows.len();
+    let rows = selected(settings, rows);
+    let refusal = rows.is_empty().then(|| no_samples(settings, all, bad.len()));
+    let mut report = Report { bad, refusal, left_out: all - rows.len(), ..Report::default() };
+    let reader = Reader { max_pixels: settings.max_pixels, sizes };
+    for (row, result) in reader.read_all(&rows) {
         match result {
             Err(reason) => report.bad.push(BadRow { line: row.line, id: row.id.clone(), reason }),
-            Ok(sample) => {
-                report.good += 1;
-                *report.references.entry(row.references.len()).or_default() += 1;
-                *report.sizes.entry(sample.size).or_default() += 1;
-                report.without_prior += usize::from(row.priors.is_empty());
-                report.without_mask += row.references.iter().filter(|r| r.mask.is_none()).count();
-                for share in sample.shares {
-                    report.coverage[((share * 10.0) as usize).min(9)] += 1;
-                }
-            }
+            Ok(sample) => report.add(row, &sample),
         }
     }
     report.bad.sort_by_key(|b| b.line);
+    if sizes.is_some() {
+        let small = report.references.iter().filter(|(_, samples)| **samples < settings.batch);
+        report.below_batch = small.map(|(k, n)| (*k, *n)).collect();
+    }
+    if report.good == 0 && report.refusal.is_none() {
+        report.refusal = Some("holds no sample that can be used".into());
+    }
     Ok(report)
+}
+
+impl Report {
+    /// Would a run take the data as they are? With `on_bad: skip` a run also takes data with bad samples among them.
+    pub fn is_good(&self) -> bool {
+        self.bad.is_empty() && self.refusal.is_none()
+    }
+
+    /// What a run would accept although it is hardly meant, one sentence each.
+    pub fn remarks(&self) -> Vec<String> {
+        let mut remarks = Vec::new();
+        for (found, what) in [
+            (
+                &self.identical,
+                "whose winner and loser have the same pixels: a preference loss learns nothing there",
+            ),
+            (&self.whole_priors, "with a prior that covers the whole winner: it marks no part of it"),
+            (&self.without_references, "without references: a graph with focus masks refuses that"),
+            (
+                &self.turned,
+                "with a picture that EXIF turns and a mask that it does not turn: was the mask made from the turned picture?",
+            ),
+        ] {
+            if !found.is_empty() {
+                let (samples, lines) = (count(found.len(), "sample"), words::lines(found.iter().copied()));
+                remarks.push(format!("{samples} {what} ({lines})"));
+            }
+        }
+        remarks.extend(self.below_batch.iter().map(|(references, samples)| {
+            let (samples, references) = (count(*samples, "sample"), count(*references, "reference"));
+            format!("a batch is larger than the {samples} with {references}: each such batch repeats samples")
+        }));
+        remarks
+    }
+
+    fn add(&mut self, row: &Row, sample: &Sample) {
+        self.good += 1;
+        *self.references.entry(row.references.len()).or_default() += 1;
+        *self.sizes.entry(sample.size).or_default() += 1;
+        self.without_prior += usize::from(row.priors.is_empty());
+        self.without_mask += row.references.iter().filter(|r| r.mask.is_none()).count();
+        for share in &sample.shares {
+            self.coverage[((share * 10.0) as usize).min(9)] += 1;
+        }
+        let mut note = |applies: bool, lines: fn(&mut Self) -> &mut Vec<usize>| {
+            if applies {
+                lines(self).push(row.line);
+            }
+        };
+        note(row.references.is_empty(), |r| &mut r.without_references);
+        note(sample.shares.contains(&1.0), |r| &mut r.whole_priors);
+        note(sample.identical, |r| &mut r.identical);
+        note(sample.turned, |r| &mut r.turned);
+    }
 }

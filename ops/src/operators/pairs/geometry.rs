@@ -4,7 +4,7 @@
 
 use image::{RgbImage, imageops};
 
-use super::picture::{Foreground, Rgb};
+use super::picture::{Foreground, Rgb, size_text};
 
 /// Pixels along each side of a cell of the focus grid: one token of a FLUX transformer.
 pub const CELL: usize = 16;
@@ -95,15 +95,52 @@ pub(super) fn on_grid(mask: &Foreground, target: (usize, usize)) -> Result<Vec<f
             }
         }
         if shares[best] <= 0.0 {
-            return Err("has no foreground inside the part of the picture that is kept".into());
+            return Err(outside(mask, target));
         }
         cells[best] = 1.0;
     }
     Ok(cells)
 }
 
+/// Why no foreground of a mask is left.
+fn outside(mask: &Foreground, target: (usize, usize)) -> String {
+    let window = window((mask.height, mask.width), target);
+    let span = |start: f64, length: f64| format!("{:.0} to {:.0}", start, start + length);
+    format!(
+        "has its foreground outside the part that is kept, the middle in the shape of {} (width x height): x {}, y {} of its \
+         {} pixels",
+        size_text(target.0, target.1),
+        span(window.left, window.width),
+        span(window.top, window.height),
+        size_text(mask.height, mask.width)
+    )
+}
+
+/// Refuse a mask that is not of its picture's shape.
+///
+/// # Errors
+/// With both sizes.
+pub(super) fn check_shape(mask: &Foreground, picture: &Rgb) -> Result<(), String> {
+    let (found, expected) = ((mask.height, mask.width), (picture.height, picture.width));
+    if same_shape(found, expected) {
+        return Ok(());
+    }
+    let lying = same_shape((found.1, found.0), expected);
+    Err(format!(
+        "is {}, its picture {} (width x height): a mask may have another resolution than its picture, but not another shape{}",
+        size_text(found.0, found.1),
+        size_text(expected.0, expected.1),
+        match lying {
+            true if picture.turned && !mask.turned =>
+                "; EXIF turns the picture, and the mask was made from the picture as it is stored",
+            true => "; it lies on its side",
+            false => "",
+        }
+    ))
+}
+
 /// Is a mask of the same shape as its picture, up to the rounding of one of the two to whole pixels?
-pub(super) fn same_shape(mask: (usize, usize), picture: (usize, usize)) -> bool {
+fn same_shape(mask: (usize, usize), picture: (usize, usize)) -> bool {
     let (a, b) = (mask.0 * picture.1, mask.1 * picture.0);
     // One pixel more or less on the smaller of the two sides.
     a.abs_diff(b) <= picture.0.max(picture.1).max(mask.0).max(mask.1)
@@ -115,7 +152,7 @@ mod tests {
 
     fn mask(height: usize, width: usize, inside: impl Fn(usize, usize) -> bool) -> Foreground {
         let cells = (0..height * width).map(|i| inside(i / width, i % width));
-        Foreground { height, width, inside: cells.collect() }
+        Foreground { height, width, inside: cells.collect(), turned: false }
     }
 
     #[test]
@@ -153,7 +190,7 @@ mod tests {
         let (height, width) = (60, 200);
         let inside = |_: usize, x: usize| (90..110).contains(&x);
         let rgb = (0..height * width).flat_map(|i| [if inside(0, i % width) { 255 } else { 0 }; 3]).collect();
-        let picture = fitted(Rgb { height, width, rgb }, (48, 48));
+        let picture = fitted(Rgb { height, width, rgb, turned: false }, (48, 48));
         let cells = shares(&mask(height, width, inside), (48, 48));
         for (cell, share) in cells.iter().enumerate() {
             let (top, left) = (cell / 3 * CELL, cell % 3 * CELL);

@@ -1,16 +1,19 @@
 //! All samples in the order of the file, whatever seed and step: what a cache is filled from.
 
-use super::{OnBad, Pairs, Row};
+use super::{OnBad, Pairs, Row, sample};
 use crate::{
     identity::{ReadBatch, Sample},
     operator::{Ctx, OpError, Operator},
     ports::Metrics,
 };
 
+/// The version of how files become pixels and cells; raised when the same files give others.
+const READING: u32 = 2;
+
 /// Sizes, which of the files is what, and the prompt.
 fn facts(row: &Row, size: (usize, usize), references: (usize, usize)) -> String {
     let masks: Vec<bool> = row.references.iter().map(|r| r.mask.is_some()).collect();
-    format!("{size:?} {references:?} {} {masks:?} {:?}", row.priors.len(), row.prompt)
+    format!("{READING} {size:?} {references:?} {} {masks:?} {:?}", row.priors.len(), row.prompt)
 }
 
 impl Pairs {
@@ -20,7 +23,7 @@ impl Pairs {
         for (variant, group) in self.order.groups().iter().enumerate() {
             group.samples.iter().for_each(|sample| variants[*sample] = variant);
         }
-        let (size, references) = (self.size(), self.reference_size());
+        let (size, references) = (self.settings.size(), self.settings.reference_size());
         let rows = self.rows.iter().zip(variants);
         rows.map(|(row, variant)| Sample {
             variant,
@@ -40,7 +43,7 @@ impl Pairs {
         for &number in samples {
             let row =
                 self.rows.get(number).ok_or_else(|| OpError::internal(format!("no sample {number}")))?;
-            match self.sample(row) {
+            match sample::Sample::read(row, &self.settings) {
                 Ok(sample) => {
                     read.push(number);
                     found.push((row, sample));

@@ -1,12 +1,10 @@
-//! `pairs.jsonl`: one preference pair a line.
+//! One line of a `pairs.jsonl`: one preference pair.
 
-use std::{
-    collections::HashMap,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+
+use crate::settings::expand_home;
 
 /// One line, as it is written.
 #[derive(Deserialize)]
@@ -15,7 +13,7 @@ struct Line {
     id: String,
     prompt: String,
     #[serde(default)]
-    refs: Vec<RefLine>,
+    refs: Option<Vec<RefLine>>,
     win: SideLine,
     lose: SideLine,
 }
@@ -35,7 +33,7 @@ struct RefLine {
 struct SideLine {
     image: PathBuf,
     #[serde(default)]
-    prior: Vec<PathBuf>,
+    prior: Option<Vec<PathBuf>>,
 }
 
 /// A reference: its picture and the mask of its subject.
@@ -81,81 +79,79 @@ pub struct BadRow {
     pub reason: String,
 }
 
+/// Characters of an id that a message shows.
+const SHOWN_ID: usize = 60;
+
+/// Characters of a parser's message that are shown: it may quote a whole line.
+const SHOWN_REASON: usize = 200;
+
+fn shortened(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 impl std::fmt::Display for BadRow {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let id = if self.id.is_empty() { String::new() } else { format!(" (`{}`)", self.id) };
+        let id = match self.id.as_str() {
+            "" => String::new(),
+            id => format!(" (`{}`)", shortened(id, SHOWN_ID).escape_debug()),
+        };
         write!(f, "line {}{id}: {}", self.line, self.reason)
     }
 }
 
-fn row(line: usize, text: &str, folder: &Path) -> Result<Row, BadRow> {
+/// The sample in a line.
+///
+/// # Errors
+/// If the line is not a sample.
+pub(super) fn parse(line: usize, text: &str, folder: &Path) -> Result<Row, BadRow> {
     let bad = |id: &str, reason: String| BadRow { line, id: id.into(), reason };
     let parsed: Line = serde_json::from_str(text).map_err(|e| {
         // serde_json's own line number is always 1 here.
         let message = e.to_string();
-        let message = message.split(" at line ").next().unwrap_or(&message).to_owned();
-        bad("", format!("{message}, at column {}", e.column()))
+        let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
+        bad("", format!("{}, at column {}", shortened(message, SHOWN_REASON), e.column()))
     })?;
     let id = parsed.id.as_str();
     if id.trim().is_empty() {
         return Err(bad("", "the id is empty".into()));
     }
-    let references = parsed.refs.len();
-    for (side, priors) in [("win", &parsed.win.prior), ("lose", &parsed.lose.prior)] {
-        if !priors.is_empty() && priors.len() != references {
+    let references = parsed.refs.unwrap_or_default();
+    let (win, lose) = (parsed.win.prior.unwrap_or_default(), parsed.lose.prior.unwrap_or_default());
+    for (side, priors) in [("win", &win), ("lose", &lose)] {
+        if !priors.is_empty() && priors.len() != references.len() {
             return Err(bad(
                 id,
                 format!(
-                    "{side} has {} priors for {references} references: prior[k] belongs to refs[k], so give one for \
-                     each or none at all",
-                    priors.len()
+                    "{side} has {} priors for {} references: prior[k] belongs to refs[k], so give one for each or none \
+                     at all",
+                    priors.len(),
+                    references.len()
                 ),
             ));
         }
     }
-    let at = |path: PathBuf| folder.join(path);
+    let named = [&parsed.win.image, &parsed.lose.image].into_iter().chain(&win).chain(&lose);
+    let of_references = references.iter().flat_map(|r| std::iter::once(&r.image).chain(&r.mask));
+    if named.chain(of_references).any(|path| path.as_os_str().is_empty()) {
+        return Err(bad(id, "the path of a file is empty".into()));
+    }
+    let at = |path: PathBuf| folder.join(expand_home(&path));
     Ok(Row {
         line,
-        references: parsed
-            .refs
+        references: references
             .into_iter()
             .map(|r| Reference { image: at(r.image), subject: r.subject, mask: r.mask.map(at) })
             .collect(),
         winner: at(parsed.win.image),
         loser: at(parsed.lose.image),
-        priors: parsed.win.prior.into_iter().map(at).collect(),
-        loser_priors: parsed.lose.prior.into_iter().map(at).collect(),
+        priors: win.into_iter().map(at).collect(),
+        loser_priors: lose.into_iter().map(at).collect(),
         prompt: parsed.prompt,
         id: parsed.id,
     })
-}
-
-/// All lines of a file: those that can be used, and those that cannot.
-///
-/// # Errors
-/// If the file cannot be read as text.
-pub fn read(path: &Path) -> Result<(Vec<Row>, Vec<BadRow>), String> {
-    let text = fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let (mut rows, mut bad) = (Vec::new(), Vec::new());
-    let mut lines: HashMap<String, usize> = HashMap::new();
-    for (i, text) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-        if text.trim().is_empty() {
-            continue;
-        }
-        match row(i + 1, text, folder) {
-            Ok(row) => match lines.insert(row.id.clone(), row.line) {
-                Some(first) => bad.push(BadRow {
-                    line: row.line,
-                    id: row.id,
-                    reason: format!("the id was used in line {first} already"),
-                }),
-                None => rows.push(row),
-            },
-            Err(e) => bad.push(e),
-        }
-    }
-    Ok((rows, bad))
 }
 
 impl Row {

@@ -13,7 +13,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
-use crate::operators::testing::Bench;
+
+mod checked;
+mod unusable;
+
+use crate::{operators::testing::Bench, settings::DataPath};
 
 /// A folder with pictures of 32x48 pixels and rows that name them.
 struct Data {
@@ -126,78 +130,6 @@ fn groups_of_reference_counts_are_variants_and_can_be_chosen() {
 }
 
 #[test]
-fn every_bad_line_is_listed_with_its_number() {
-    let mut data = Data::new();
-    data.row(1, true);
-    data.row(1, true)["win"]["prior"] = json!(["prior.png", "prior.png"]);
-    data.row(1, true)["id"] = json!("row-0");
-    data.row(1, true)["lose"]["image"] = json!("gone.png");
-    data.row(1, true).as_object_mut().unwrap().remove("win");
-    data.row(1, true)["wim"] = json!({});
-    let error = data.refusal();
-    for expected in [
-        "5 bad rows",
-        "line 2 (`row-1`): win has 2 priors for 1 references",
-        "line 3 (`row-0`): the id was used in line 1",
-        "line 4 (`row-3`): ",
-        "gone.png: there is no such file",
-        "line 5: missing field `win`",
-        "line 6: unknown field `wim`",
-    ] {
-        assert!(error.contains(expected), "{expected} is not in:\n{error}");
-    }
-}
-
-#[test]
-fn a_picture_that_cannot_be_used_is_named_with_its_line() {
-    type Break = fn(&Path);
-    let cases: [(&str, &str, Break); 6] = [
-        ("win.png", "is empty", |p| fs::write(p, []).unwrap()),
-        ("win.png", "neither a PNG nor a JPEG", |p| fs::write(p, b"GIF89a........").unwrap()),
-        ("win.png", "win.png", |p| {
-            let bytes = fs::read(p).unwrap();
-            fs::write(p, &bytes[..bytes.len() / 2]).unwrap();
-        }),
-        ("prior.png", "is 32x32, its picture 32x48", |p| left_half(32, 32).save(p).unwrap()),
-        ("prior.png", "has no foreground", |p| GrayImage::new(48, 32).save(p).unwrap()),
-        ("mask.png", "has no foreground", |p| GrayImage::new(16, 16).save(p).unwrap()),
-    ];
-    for (name, expected, break_it) in cases {
-        let mut data = Data::new();
-        data.row(1, true);
-        break_it(&data.path(name));
-        let error = data.failure();
-        assert!(error.contains(expected) && error.contains("line 1 (`row-0`)"), "{expected}:\n{error}");
-        assert!(error.contains("on_bad: skip"), "{error}");
-    }
-}
-
-#[test]
-fn a_truncated_jpeg_is_refused_though_the_decoder_would_fill_it() {
-    let mut data = Data::new();
-    data.row(1, true)["win"]["image"] = json!("win.JPG");
-    let noise =
-        RgbImage::from_fn(48, 32, |x, y| Pixel([(x * 37 + y * 91) as u8, (x * y) as u8, (x ^ y) as u8]));
-    noise.save_with_format(data.path("win.JPG"), ImageFormat::Jpeg).unwrap();
-    // An upper-case suffix is fine.
-    data.pairs().forward(&Bench::new().ctx(), ()).unwrap();
-    let bytes = fs::read(data.path("win.JPG")).unwrap();
-    fs::write(data.path("win.JPG"), &bytes[..bytes.len() - 200]).unwrap();
-    assert!(data.failure().contains("truncated"));
-}
-
-#[test]
-fn a_cmyk_jpeg_is_refused_by_name() {
-    let mut data = Data::new();
-    data.row(1, true)["win"]["image"] = json!("win.jpg");
-    // Start, a frame of four components, start of scan, end.
-    let mut bytes = vec![0xff, 0xd8, 0xff, 0xc0, 0, 20, 8, 0, 32, 0, 48, 4];
-    bytes.extend([1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0, 4, 0x11, 0, 0xff, 0xda, 0, 2, 0xff, 0xd9]);
-    fs::write(data.path("win.jpg"), bytes).unwrap();
-    assert!(data.failure().contains("CMYK"));
-}
-
-#[test]
 fn a_picture_is_turned_as_its_exif_says() {
     let mut data = Data::new();
     data.row(0, true)["win"]["image"] = json!("win.jpg");
@@ -242,78 +174,6 @@ fn grey_deep_and_transparent_pictures_become_rgb() {
 }
 
 #[test]
-fn a_skipped_sample_keeps_its_number_and_is_counted() {
-    let mut data = Data::new();
-    for i in 0..4 {
-        data.row(1, true)["win"]["image"] = json!(format!("win{i}.png"));
-        plain(32, 48, [i, 0, 0]).save(data.path(&format!("win{i}.png"))).unwrap();
-    }
-    fs::write(data.path("win1.png"), b"broken").unwrap();
-    let op = Pairs::new(PairsSettings { batch: 2, on_bad: OnBad::Skip, ..data.settings() }).unwrap();
-    let bench = Bench::new();
-    let at = |step| {
-        let (out, ()) = op.forward(&bench.at(step), ()).unwrap();
-        (out.6.0.to_vec(), out.8.get("skipped").unwrap().mean().unwrap())
-    };
-    assert_eq!(at(0), (vec!["row-0".to_owned(), "row-2".to_owned()], 1.0));
-    assert_eq!(at(1), (vec!["row-2".to_owned(), "row-3".to_owned()], 0.0));
-    for i in 0..4 {
-        fs::write(data.path(&format!("win{i}.png")), b"broken").unwrap();
-    }
-    let error = op.forward(&bench.ctx(), ()).err().unwrap().to_string();
-    assert!(error.contains("no sample of the group is left"), "{error}");
-}
-
-#[test]
-fn the_check_counts_what_there_is_and_lists_what_is_broken() {
-    let mut data = Data::new();
-    data.row(1, true);
-    data.row(2, true);
-    data.row(1, false)["refs"][0].as_object_mut().unwrap().remove("mask");
-    data.row(1, true)["win"]["image"] = json!("gone.png");
-    data.row(1, true)["lose"]["prior"] = json!(["tall.png"]);
-    left_half(48, 32).save(data.path("tall.png")).unwrap();
-    data.row(1, true)["win"]["prior"] = json!([]);
-    data.row(1, true)["id"] = json!("");
-    let path = data.settings().path;
-    let report = check(path.as_path()).unwrap();
-    assert_eq!(report.good, 4);
-    assert_eq!(report.references, BTreeMap::from([(1, 3), (2, 1)]));
-    assert_eq!(report.sizes, BTreeMap::from([((32, 48), 4)]));
-    assert_eq!((report.without_prior, report.without_mask), (2, 1));
-    assert_eq!((report.coverage[5], report.coverage.iter().sum::<usize>()), (3, 3));
-    let lines: Vec<usize> = report.bad.iter().map(|b| b.line).collect();
-    assert_eq!(lines, [4, 5, 7]);
-    assert!(report.bad[0].reason.contains("gone.png"));
-    assert!(report.bad[1].reason.contains("48x32"), "{}", report.bad[1]);
-}
-
-#[test]
-fn the_demos_pairs_are_all_usable() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/demo/pairs.jsonl");
-    let report = check(&path).unwrap();
-    assert_eq!(report.bad, []);
-    assert!(report.good > 0 && report.references.len() > 1, "{report:?}");
-}
-
-#[test]
-fn settings_out_of_range_are_refused() {
-    let mut data = Data::new();
-    data.row(1, true);
-    let good = data.settings();
-    for (settings, expected) in [
-        (PairsSettings { height: 40, ..good.clone() }, "height is 40"),
-        (PairsSettings { batch: 0, ..good.clone() }, "batch"),
-        (PairsSettings { reference_width: Some(0), ..good.clone() }, "reference_width is 0"),
-        (PairsSettings { path: DataPath::default(), ..good.clone() }, "a pairs.jsonl is needed"),
-        (PairsSettings { path: DataPath("/nowhere/pairs.jsonl".into()), ..good }, "/nowhere/pairs.jsonl"),
-    ] {
-        let error = Pairs::new(settings).err().unwrap().to_string();
-        assert!(error.contains(expected), "{error}");
-    }
-}
-
-#[test]
 fn the_first_samples_alone_are_the_same_batch_at_every_step() {
     let mut data = Data::new();
     for references in [2, 1, 1, 2, 1] {
@@ -344,18 +204,4 @@ fn samples_are_listed_in_the_order_of_the_file_and_read_in_any_number() {
     let (read, out) = Operator::read(&op, &bench.at(5), &[2, 0, 2]).unwrap().unwrap();
     assert_eq!((read, &out.6.0[..]), (vec![2, 0, 2], &["row-2", "row-0", "row-2"].map(String::from)[..]));
     assert_eq!(out.0.batch, 3);
-}
-
-#[test]
-fn a_listed_sample_that_cannot_be_used_is_left_out_or_named() {
-    let mut data = Data::new();
-    data.row(1, true);
-    data.row(1, true)["win"]["image"] = json!("torn.png");
-    fs::write(data.path("torn.png"), b"\x89PNG").unwrap();
-    let bench = Bench::new();
-    let op = Pairs::new(PairsSettings { on_bad: OnBad::Skip, ..data.settings() }).unwrap();
-    assert_eq!(Operator::read(&op, &bench.ctx(), &[0, 1]).unwrap().unwrap().0, [0]);
-    assert!(Operator::read(&op, &bench.ctx(), &[1]).unwrap().is_none());
-    let error = Operator::read(&data.pairs(), &bench.ctx(), &[0, 1]).err().unwrap().to_string();
-    assert!(error.contains("line 2") && error.contains("torn.png"), "{error}");
 }

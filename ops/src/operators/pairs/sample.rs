@@ -1,0 +1,87 @@
+//! The pictures and masks of one sample, read and, for a run, brought to the size of training.
+
+use std::path::Path;
+
+use super::{
+    geometry,
+    picture::{Foreground, Rgb},
+    row::Row,
+    settings::{PairsSettings, Size, grid},
+};
+use crate::guard;
+
+/// A sample at the size of training.
+pub(super) struct Sample {
+    pub winner: Vec<u8>,
+    pub loser: Vec<u8>,
+    pub references: Vec<Vec<u8>>,
+    pub reference_masks: Vec<Vec<f32>>,
+    pub priors: Vec<Vec<f32>>,
+}
+
+/// Read a mask and compare it with its picture.
+///
+/// # Errors
+/// Naming the file of the mask.
+pub(super) fn mask_of(path: &Path, picture: &Rgb, max_pixels: usize) -> Result<Foreground, String> {
+    let mask = Foreground::open(path, max_pixels)?;
+    geometry::check_shape(&mask, picture).map_err(|e| format!("{}: {e}", path.display()))?;
+    Ok(mask)
+}
+
+/// A mask on the focus grid of a picture of this size.
+///
+/// # Errors
+/// Naming the file of the mask.
+pub(super) fn cells_of(path: &Path, mask: &Foreground, size: Size) -> Result<Vec<f32>, String> {
+    geometry::on_grid(mask, size).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// A picture at the size of training, and its masks on the grid.
+fn picture(
+    path: &Path,
+    masks: &[&Path],
+    size: Size,
+    max_pixels: usize,
+) -> Result<(Vec<u8>, Vec<Vec<f32>>), String> {
+    let picture = Rgb::open(path, max_pixels)?;
+    let cells = masks
+        .iter()
+        .map(|path| cells_of(path, &mask_of(path, &picture, max_pixels)?, size))
+        .collect::<Result<_, _>>()?;
+    Ok((geometry::fitted(picture, size), cells))
+}
+
+impl Sample {
+    /// Read the files of a row.
+    ///
+    /// # Errors
+    /// If one of them cannot be used; the message names it.
+    pub fn read(row: &Row, settings: &PairsSettings) -> Result<Self, String> {
+        let read = || Self::read_all(row, settings);
+        guard::catch(read).unwrap_or_else(|panic| Err(format!("internal error, please report it: {panic}")))
+    }
+
+    fn read_all(row: &Row, settings: &PairsSettings) -> Result<Self, String> {
+        let (size, reference_size) = (settings.size(), settings.reference_size());
+        let read = |path: &Path, masks: &[&Path], size| picture(path, masks, size, settings.max_pixels);
+        let whole = |size| {
+            let (h, w) = grid(size);
+            vec![1.0; h * w]
+        };
+        let priors: Vec<&Path> = row.priors.iter().map(AsRef::as_ref).collect();
+        let (winner, mut priors) = read(&row.winner, &priors, size)?;
+        let (loser, _) = read(&row.loser, &[], size)?;
+        if row.priors.is_empty() {
+            priors = vec![whole(size); row.references.len()];
+        }
+        let (mut references, mut reference_masks) = (Vec::new(), Vec::new());
+        for reference in &row.references {
+            let masks: Vec<&Path> = reference.mask.iter().map(AsRef::as_ref).collect();
+            let (picture, mut mask) = read(&reference.image, &masks, reference_size)?;
+            references.push(picture);
+            reference_masks.push(mask.pop().unwrap_or_else(|| whole(reference_size)));
+        }
+        Ok(Self { winner, loser, references, reference_masks, priors })
+    }
+}

@@ -1,0 +1,21 @@
+//! Which samples of a file a run reads.
+
+use super::{row::Row, settings::PairsSettings};
+
+/// The rows that the settings select.
+pub(super) fn selected(settings: &PairsSettings, mut rows: Vec<Row>) -> Vec<Row> {
+    if !settings.reference_counts.is_empty() {
+        rows.retain(|r| settings.reference_counts.contains(&r.references.len()));
+    }
+    rows.truncate(settings.first.unwrap_or(rows.len()));
+    rows
+}
+
+/// Why there are no samples, of `all` in the file.
+pub(super) fn no_samples(settings: &PairsSettings, all: usize, bad: usize) -> String {
+    match (all, bad) {
+        (0, 0) => "holds no samples".into(),
+        (0, bad) => format!("holds no samples: none of its {bad} lines can be used"),
+        _ => format!("no samples with {:?} references among {all}", settings.reference_counts),
+    }
+}

@@ -1,0 +1,99 @@
+//! What a graph file may say about `pairs`, and which of it is refused.
+
+use super::{geometry::CELL, picture::MAX_PIXELS};
+use crate::{choices, operator::OpError, settings, settings::DataPath};
+
+choices! {
+    /// What becomes of a sample that cannot be used, because of its line or its pictures.
+    pub enum OnBad {
+        /// The run stops and names it.
+        Fail = "fail",
+        /// The next usable sample of its group takes its place, and it is counted; bad lines are left out.
+        Skip = "skip",
+    }
+}
+
+settings! {
+    /// Settings of [`Pairs`](super::Pairs).
+    pub struct PairsSettings {
+        /// The `pairs.jsonl`, or the folder that holds it; paths in it are relative to it.
+        pub path: DataPath = DataPath::default(),
+        /// Rows of pixels of winner and loser, a multiple of 16.
+        pub height: usize = 512,
+        /// Columns of pixels of winner and loser, a multiple of 16.
+        pub width: usize = 512,
+        /// Rows of pixels of a reference, a multiple of 16; `height` where it is not given.
+        pub reference_height: Option<usize> = None,
+        /// Columns of pixels of a reference, a multiple of 16; `width` where it is not given.
+        pub reference_width: Option<usize> = None,
+        /// Pairs in a batch.
+        pub batch: usize = 1,
+        /// Is the order drawn anew in every epoch?
+        pub shuffle: bool = true,
+        /// Use only samples with these numbers of references; all where it is empty.
+        pub reference_counts: Vec<usize> = Vec::new(),
+        /// Use only the first so many of these samples, e.g. always the same ones for previews.
+        pub first: Option<usize> = None,
+        /// What becomes of a sample that cannot be used, because of its line or its pictures.
+        pub on_bad: OnBad = OnBad::Fail,
+        /// Most pixels of a picture or a mask in a file; a larger one cannot be used, and no memory is asked for it.
+        pub max_pixels: usize = MAX_PIXELS,
+    }
+}
+
+/// Rows and columns of pixels.
+pub(super) type Size = (usize, usize);
+
+impl PairsSettings {
+    pub(super) fn size(&self) -> Size {
+        (self.height, self.width)
+    }
+
+    pub(super) fn reference_size(&self) -> Size {
+        (self.reference_height.unwrap_or(self.height), self.reference_width.unwrap_or(self.width))
+    }
+
+    /// Refuse what no data could satisfy.
+    ///
+    /// # Errors
+    /// Naming the setting.
+    pub(super) fn check(&self) -> Result<(), OpError> {
+        if self.path.is_empty() {
+            return Err(OpError::new("path: a pairs.jsonl is needed"));
+        }
+        for (name, count) in
+            [("batch", Some(self.batch)), ("first", self.first), ("max_pixels", Some(self.max_pixels))]
+        {
+            if count == Some(0) {
+                return Err(OpError::new(format!("{name}: at least 1 is needed")));
+            }
+        }
+        for (name, side) in [
+            ("height", Some(self.height)),
+            ("width", Some(self.width)),
+            ("reference_height", self.reference_height),
+            ("reference_width", self.reference_width),
+        ] {
+            if let Some(side) = side.filter(|side| *side == 0 || !side.is_multiple_of(CELL)) {
+                return Err(OpError::new(format!(
+                    "{name} is {side}: a positive multiple of {CELL} is needed"
+                )));
+            }
+        }
+        for (height, width) in [self.size(), self.reference_size()] {
+            let bytes = [height, width, 3].iter().try_fold(self.batch, |bytes, n| bytes.checked_mul(*n));
+            if bytes.is_none_or(|bytes| isize::try_from(bytes).is_err()) {
+                return Err(OpError::new(format!(
+                    "a batch of {} pictures of {width} x {height} pixels (width x height) is larger than any memory",
+                    self.batch
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Height and width in cells of the focus grid.
+pub(super) fn grid((height, width): Size) -> (usize, usize) {
+    (height / CELL, width / CELL)
+}
