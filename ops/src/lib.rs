@@ -6,6 +6,7 @@
 //!  closure, vjp     operators written as dfdx expressions; their gradient comes from dfdx's tape
 //!  settings         what a user may set, with documentation and defaults in one place
 //!  identity, rows   what a cache on the disk has to know of operators and of ports
+//!  resume           what an operator says when a run is resumed: what it reads from outside, what other settings do
 //!  random           numbers as a pure function of (seed, node, step, purpose, element)
 //!  ports            the kinds of value that the shipped operators exchange
 //!  operators        the shipped operators; catalogue lists them
@@ -24,6 +25,7 @@ pub mod operators;
 pub mod port;
 pub mod ports;
 pub mod random;
+pub mod resume;
 pub mod rows;
 pub mod settings;
 pub mod shape;
@@ -33,6 +35,7 @@ pub use identity::{Identity, ReadBatch, Sample};
 pub use inputs::{Arity, Input, InputSpec, Inputs, OutputSpec, Outputs};
 pub use operator::{Cost, Ctx, DynOperator, OpError, Operator, Residuals, Wanted};
 pub use port::{Carried, Cotangent, Grad, NamedState, NamedTensor, NoGrad, Port, PortType, Scalar, T, Value};
+pub use resume::{DataSample, External, Outside, Restart, Restated};
 pub use rows::{Batched, Rows};
 pub use settings::{DataPath, Nothing, SettingDoc, Settings};
 pub use shape::{Axes, ErasedShape, PortShape};

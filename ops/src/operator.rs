@@ -9,6 +9,7 @@ use crate::{
     inputs::{InputSpec, Inputs, OutputSpec, Outputs},
     port::Value,
     random::Random,
+    resume::{External, Restart, Restated},
     settings::Settings,
     shape::ErasedShape,
 };
@@ -18,12 +19,24 @@ use crate::{
 #[error("{message}")]
 pub struct OpError {
     message: String,
+    diverged: bool,
 }
 
 impl OpError {
     /// A message that says whose fault it is, what was found, and what would have been accepted.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into() }
+        Self { message: message.into(), diverged: false }
+    }
+
+    /// Numbers that training has driven out of range: what is trained is spoilt, and to run the step again would fail
+    /// again.
+    pub fn diverged(message: impl Into<String>) -> Self {
+        Self { message: message.into(), diverged: true }
+    }
+
+    /// Was it made by [`diverged`](Self::diverged)?
+    pub fn is_divergence(&self) -> bool {
+        self.diverged
     }
 
     /// A defect of this library.
@@ -201,6 +214,19 @@ pub trait Operator: Send + Sync + Sized + 'static {
         Err(OpError::internal(format!("`{}` lists no samples", Self::NAME)))
     }
 
+    /// What it reads from outside the graph file, so that a resumed run can tell whether that is still the same. By default
+    /// the files that [`cacheable`](Self::cacheable) names.
+    fn external(&self) -> Vec<External> {
+        External::of(self.cacheable())
+    }
+
+    /// What becomes of a run that is resumed with these settings after `old` ones. Asked of every node whenever a run is
+    /// resumed; `None` where there is nothing to say, or nothing is known.
+    fn restated(&self, old: &Self::Settings, restart: &Restart<'_>) -> Option<Restated> {
+        let _ = (old, restart);
+        None
+    }
+
     /// Compute the outputs and what `backward` will need.
     ///
     /// # Errors
@@ -275,6 +301,15 @@ pub trait DynOperator: Send + Sync {
         let _ = (ctx, samples);
         Err(OpError::internal(format!("`{}` lists no samples", self.name())))
     }
+    /// See [`Operator::external`].
+    fn external(&self) -> Vec<External> {
+        Vec::new()
+    }
+    /// See [`Operator::restated`]; the old settings as JSON.
+    fn restated(&self, old: &serde_json::Value, restart: &Restart<'_>) -> Option<Restated> {
+        let _ = (old, restart);
+        None
+    }
     /// See [`Operator::forward`].
     ///
     /// # Errors
@@ -339,6 +374,13 @@ impl<O: Operator> DynOperator for O {
     }
     fn read(&self, ctx: &Ctx<'_>, samples: &[usize]) -> Result<ReadBatch<Vec<Value>>, OpError> {
         Ok(Operator::read(self, ctx, samples)?.map(|(read, out)| (read, out.erase())))
+    }
+    fn external(&self) -> Vec<External> {
+        Operator::external(self)
+    }
+    fn restated(&self, old: &serde_json::Value, restart: &Restart<'_>) -> Option<Restated> {
+        let old = serde_json::from_value::<O::Settings>(old.clone()).ok()?;
+        Operator::restated(self, &old, restart)
     }
     fn forward(&self, ctx: &Ctx<'_>, inputs: &[Vec<Value>]) -> Result<(Vec<Value>, Residuals), OpError> {
         let (out, saved) = Operator::forward(self, ctx, O::In::unerase(inputs))?;

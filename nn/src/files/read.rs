@@ -152,6 +152,12 @@ impl TensorFiles {
         &self.path
     }
 
+    /// Every file that is read: the index, if there is one, and all shards.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let index = (!self.shards.iter().any(|s| s.path() == self.path)).then(|| self.path.clone());
+        index.into_iter().chain(self.shards.iter().map(|s| s.path().to_owned())).collect()
+    }
+
     /// All names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)

@@ -12,6 +12,7 @@ use crate::{
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
     port::Grad,
     ports::{AdapterShape, Metrics, MetricsShape, Moments, MomentsShape},
+    resume::{Restart, Restated},
     settings,
 };
 
@@ -79,6 +80,66 @@ impl LoraUpdate {
         let s = &self.0;
         AdamW { lr, beta1: s.betas[0], beta2: s.betas[1], eps: s.eps, weight_decay: s.weight_decay }
     }
+}
+
+impl Schedule {
+    /// As a graph file states it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Constant => "constant",
+            Self::Linear => "linear",
+            Self::Cosine => "cosine",
+        }
+    }
+}
+
+/// What becomes of the learning rate of a run that goes on with other settings.
+fn restated(now: &LoraUpdate, old: &LoraUpdateSettings, restart: &Restart<'_>) -> Option<Restated> {
+    let new = &now.0;
+    let settings: Vec<&'static str> = [
+        ("lr", old.lr != new.lr),
+        ("schedule", old.schedule != new.schedule),
+        ("warmup", old.warmup != new.warmup),
+        ("steps", old.steps != new.steps),
+        ("accumulate", old.accumulate != new.accumulate),
+    ]
+    .into_iter()
+    .filter_map(|(name, changed)| changed.then_some(name))
+    .collect();
+    let before = LoraUpdate(old.clone());
+    let counted = restart.cells.get("moments").and_then(|moments| moments.counter("updates").ok());
+    let update = counted.unwrap_or(restart.step / old.accumulate.max(1));
+    let (was, is) = (before.rate(update), now.rate(update));
+    let over = |op: &LoraUpdate| op.0.schedule != Schedule::Constant && update >= op.updates();
+    let end = |op: &LoraUpdate| format!("the {} schedule ends at update {}", op.0.schedule.name(), op.updates());
+    let effect = match (over(&before), over(now)) {
+        // Nothing new, and nothing left to learn.
+        (_, true) => format!(
+            "{}, and {update} have been made: the learning rate is 0 from here on. Set `steps` to those of the whole run",
+            end(now)
+        ),
+        _ if settings.is_empty() => return None,
+        (true, false) if old.schedule == new.schedule => format!(
+            "the {} schedule had ended at update {}; now it ends at update {}, and the learning rate jumps from {was:e} to \
+             {is:.3e}",
+            old.schedule.name(),
+            before.updates(),
+            now.updates()
+        ),
+        _ => {
+            let rate = match was == is {
+                true => format!("the learning rate stays {is:.3e}"),
+                false => format!("the learning rate jumps from {was:.3e} to {is:.3e}"),
+            };
+            match new.schedule {
+                Schedule::Constant => rate,
+                _ => format!("{rate}; {}", end(now)),
+            }
+        }
+    };
+    // The end of a schedule that is the end of the run moves with it.
+    let follows = settings == ["steps"] && (new.steps == restart.steps || new.schedule == Schedule::Constant);
+    Some(Restated { settings, effect, follows })
 }
 
 /// The name of the linear whose factor holds a value.
@@ -157,7 +218,22 @@ impl Operator for LoraUpdate {
                 (0..updates).map(|u| self.rate(u)).sum::<f64>()
             ),
         };
-        vec![line]
+        let left = s.steps % s.accumulate;
+        let left = (left > 0).then(|| {
+            format!(
+                "{} steps are {} updates of {} micro-batches, and {left} left over: what those gather is kept in the \
+                 checkpoint for a run that is continued, and is not in the adapter; --steps {} uses it",
+                s.steps,
+                self.updates(),
+                s.accumulate,
+                s.steps.saturating_add(s.accumulate - left)
+            )
+        });
+        std::iter::once(line).chain(left).collect()
+    }
+
+    fn restated(&self, old: &LoraUpdateSettings, restart: &Restart<'_>) -> Option<Restated> {
+        restated(self, old, restart)
     }
 
     fn forward(
@@ -184,7 +260,7 @@ impl Operator for LoraUpdate {
             let place = at.map_or("its norm overflows".into(), |at| {
                 format!("the factors of `{}` got {}", module_of(&adapter.layout, at), sum[at])
             });
-            return Err(OpError::new(format!("the gradient is not finite: {place}")));
+            return Err(OpError::diverged(format!("the gradient is not finite: {place}")));
         }
         let lr = self.rate(moments.updates);
         let mut metrics = Metrics::default();
@@ -218,6 +294,10 @@ impl Operator for LoraUpdate {
             };
         }
         metrics.number("update", moments.updates as f64);
+        if self.0.accumulate > 1 {
+            metrics.number("micro_batch", count as f64);
+            metrics.number("micro_batches", self.0.accumulate as f64);
+        }
         metrics.number("travel", moments.travel);
         Ok(((adapter, moments, metrics), ()))
     }
@@ -228,7 +308,7 @@ mod tests {
     use prefgraph_nn::lora::AdaptedLinear;
 
     use super::*;
-    use crate::{operators::testing::Bench, random::Random};
+    use crate::{operators::testing::Bench, port::NamedState, random::Random};
 
     fn layout() -> Arc<AdapterLayout> {
         let module = |name: &str| AdaptedLinear { name: name.into(), inputs: 3, outputs: 2 };
@@ -300,6 +380,50 @@ mod tests {
         assert!((rate(Schedule::Cosine, 8) - 0.5).abs() < 1e-12);
         assert_eq!(rate(Schedule::Linear, 12), 0.0);
         assert_eq!(rate(Schedule::Cosine, 99), 0.0);
+    }
+
+    fn resumed(old: LoraUpdateSettings, new: LoraUpdateSettings, step: u64) -> Option<Restated> {
+        let moments = NamedState { counters: vec![("updates".into(), step)], ..Default::default() };
+        let cells = [("moments".to_owned(), &moments)].into();
+        op(new.clone()).restated(&old, &Restart { step, steps: new.steps, cells })
+    }
+
+    #[test]
+    fn a_run_that_goes_on_longer_is_told_what_becomes_of_its_rate() {
+        let with = |schedule, steps| LoraUpdateSettings { lr: 1.0, schedule, steps, ..Default::default() };
+        let told = |schedule, step| resumed(with(schedule, 12), with(schedule, 24), step).unwrap();
+        let constant = told(Schedule::Constant, 12);
+        assert!(constant.follows && constant.effect.contains("stays 1.000e0"), "{constant:?}");
+        let ended = told(Schedule::Linear, 12);
+        assert!(ended.follows && ended.effect.contains("had ended at update 12"), "{ended:?}");
+        assert!(ended.effect.contains("jumps from 0e0 to 5.000e-1"), "{ended:?}");
+        let running = told(Schedule::Linear, 6);
+        assert!(running.follows && running.effect.contains("jumps from 5.000e-1 to 7.500e-1"), "{running:?}");
+        assert_eq!(running.settings, ["steps"]);
+        let over = resumed(with(Schedule::Cosine, 12), with(Schedule::Cosine, 12), 12).unwrap();
+        assert!(over.effect.contains("the learning rate is 0 from here on"), "{over:?}");
+        assert_eq!(resumed(with(Schedule::Cosine, 12), with(Schedule::Cosine, 12), 11), None);
+    }
+
+    #[test]
+    fn another_rate_is_shown_with_both_values_and_does_not_follow() {
+        let old = LoraUpdateSettings { lr: 1e-3, ..Default::default() };
+        let told = resumed(old.clone(), LoraUpdateSettings { lr: 2e-3, ..old }, 3).unwrap();
+        assert!(!told.follows && told.settings == ["lr"], "{told:?}");
+        assert!(told.effect.contains("from 1.000e-3 to 2.000e-3"), "{told:?}");
+    }
+
+    #[test]
+    fn steps_that_make_no_whole_update_are_said_before_the_run() {
+        let shape = || AdapterShape(layout());
+        let inputs = (shape(), crate::port::GradShape(shape()), MomentsShape(layout()));
+        let notes = |steps| {
+            op(LoraUpdateSettings { accumulate: 3, steps, ..Default::default() }).notes(&inputs)
+        };
+        assert_eq!(notes(6).len(), 1);
+        let left = &notes(8)[1];
+        assert!(left.contains("2 updates of 3 micro-batches, and 2 left over"), "{left}");
+        assert!(left.contains("--steps 9"), "{left}");
     }
 
     #[test]

@@ -30,6 +30,7 @@ use crate::{
         ImageShape, Images, List, ListShape, Mask, Metric, Metrics, MetricsShape, PerSample, Texts,
         TextsShape,
     },
+    resume::External,
     settings,
     settings::DataPath,
 };
@@ -387,6 +388,10 @@ impl Operator for Pairs {
             ("batches_per_epoch".into(), self.order.epoch().into()),
             ("left_out".into(), self.left_out.into()),
         ]
+    }
+
+    fn external(&self) -> Vec<External> {
+        self.recorded()
     }
 
     fn samples(&self) -> Option<Vec<identity::Sample>> {
