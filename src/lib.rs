@@ -7,6 +7,8 @@
 //!  registry     operators by name
 //!  spec         graphs from RON files
 //!  cache        what frozen encoders compute, kept on the disk
+//!  fingerprint  whether a file is the same file
+//!  sources      what a graph reads from outside its file, and whether it is still the same
 //!  checkpoint   the state of a run between two steps, on the disk
 //!  folder       what a run leaves on the disk
 //!  cli          the command `graph-run`
@@ -15,14 +17,19 @@
 //! **Architecture invariant:** description and execution are different types:
 //! `Operator -> Graph -> Plan -> Runner`, and an arrow never runs back.
 
+// `eprintln!` panics where nobody can read any more: see `cli::say`.
+#![warn(clippy::print_stderr)]
+
 pub mod cache;
 pub mod checkpoint;
 pub mod cli;
+mod fingerprint;
 pub mod folder;
 pub mod graph;
 pub mod plan;
 pub mod registry;
 pub mod run;
+pub mod sources;
 pub mod spec;
 pub mod wires;
 

@@ -15,6 +15,8 @@
 //! **Architecture invariant:** nothing here knows a graph, a plan or the text of a graph file. An operator is a
 //! pure function from ports to ports; what it wants written to disk it returns as a value.
 
+#![warn(clippy::print_stderr)]
+
 pub mod catalogue;
 pub mod closure;
 pub mod guard;

@@ -7,7 +7,7 @@ use prefgraph_nn::{
     models::flux::FluxFiles,
 };
 
-use super::{Failure, system};
+use super::{Failure, say::say, system};
 
 /// Say what a file holds.
 pub(super) fn show(path: &Path) -> Result<u8, Failure> {
@@ -76,7 +76,7 @@ pub(super) fn convert(
         .filter_map(|key| Some((key.to_owned(), file.metadata().get(key)?.clone())))
         .collect();
     adapter.write(output, to, &about).map_err(Failure::new)?;
-    eprintln!(
+    say!(
         "{} linears of rank {} in `{}` ({} names), read back and compared",
         adapter.layout.modules.len(),
         adapter.layout.rank,

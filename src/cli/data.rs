@@ -6,14 +6,14 @@ use prefgraph_nn::files::write_atomically;
 use prefgraph_ops::operators::pairs::{Report, check as check_pairs};
 use serde_json::json;
 
-use super::{Failure, system};
+use super::{Failure, say::say, system};
 
 /// Check the data at `path`; bad samples go to standard error, and to `bad` if that is given.
 pub(super) fn check(path: &Path, bad: Option<&Path>, as_json: bool) -> Result<u8, Failure> {
     let path: PathBuf = if path.is_dir() { path.join("pairs.jsonl") } else { path.to_owned() };
     let report = check_pairs(&path).map_err(Failure::new)?;
     for row in &report.bad {
-        eprintln!("{}: {row}", path.display());
+        say!("{}: {row}", path.display());
     }
     if let Some(bad) = bad {
         let lines: String = report.bad.iter().map(|row| format!("{}\n", bad_row(row))).collect();

@@ -29,6 +29,7 @@ mod wire;
 
 use std::path::Path;
 
+pub(crate) use diff::nodes;
 pub use diff::{Change, diff};
 pub use run_settings::{CacheSettings, RunSettings};
 pub use source::SpecError;
@@ -49,8 +50,32 @@ pub struct Loaded {
     pub cache: Option<Cache>,
     /// The same graph as one flat file, with all defaults and absolute paths.
     pub resolved: String,
+    /// The settings over the file, with absolute paths.
+    pub sets: Vec<String>,
     sources: Sources,
     merged: Merged,
+}
+
+/// The name of the graph in the file at `path`: the rest is not looked at.
+///
+/// # Errors
+/// As [`load`], as far as that needs no operator.
+pub fn name(path: &Path) -> Result<String, Box<SpecError>> {
+    let mut sources = Sources::default();
+    let (text, folder) = read(path)?;
+    let file = sources.add(path.display().to_string(), text, folder);
+    Ok(merge::merge(&mut sources, file, Some(path))?.name.value)
+}
+
+/// The text of a graph file, and the folder that paths in it are relative to.
+fn read(path: &Path) -> Result<(String, &Path), Box<SpecError>> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| SpecError::nowhere(format!("cannot read the graph `{}`: {e}", path.display())))?;
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    Ok((text, folder))
 }
 
 /// Load the graph file at `path`, with settings `node.setting=VALUE` over it.
@@ -58,12 +83,7 @@ pub struct Loaded {
 /// # Errors
 /// If a file cannot be read, or is not a graph of operators in `registry`; the error shows the place.
 pub fn load(path: &Path, sets: &[String], registry: &Registry) -> Result<Loaded, Box<SpecError>> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| SpecError::nowhere(format!("cannot read the graph `{}`: {e}", path.display())))?;
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let (text, folder) = read(path)?;
     load_from(&path.display().to_string(), &text, folder, Some(path), sets, registry)
 }
 
@@ -92,7 +112,7 @@ fn load_from(
     let mut sources = Sources::default();
     let file = sources.add(name, text, folder);
     let mut merged = merge::merge(&mut sources, file, path)?;
-    set::apply(&mut sources, &mut merged, sets, Path::new("."), registry)?;
+    let sets = set::apply(&mut sources, &mut merged, sets, Path::new("."), registry)?;
     let (built, run, cached) = resolve::Resolver::new(&sources, &merged, registry)?.all()?;
     let internal = |e: String| SpecError::nowhere(format!("internal error, please report it: {e}"));
     let settings = built.iter().map(|b| text::fields(&b.settings)).collect::<Result<Vec<_>, _>>();
@@ -100,7 +120,7 @@ fn load_from(
     let mut graph = wire::wire(&sources, &merged, built)?;
     let cache = caching::attach(&sources, &merged, &mut graph, &cached)?;
     let resolved = resolved::resolved(&graph, &merged, &settings, &run, &cached).map_err(internal)?;
-    Ok(Loaded { graph, run, cache, resolved, sources, merged })
+    Ok(Loaded { graph, run, cache, resolved, sets, sources, merged })
 }
 
 /// What to say where `name` is no operator.

@@ -111,7 +111,8 @@ fn restated(now: &LoraUpdate, old: &LoraUpdateSettings, restart: &Restart<'_>) -
     let update = counted.unwrap_or(restart.step / old.accumulate.max(1));
     let (was, is) = (before.rate(update), now.rate(update));
     let over = |op: &LoraUpdate| op.0.schedule != Schedule::Constant && update >= op.updates();
-    let end = |op: &LoraUpdate| format!("the {} schedule ends at update {}", op.0.schedule.name(), op.updates());
+    let end =
+        |op: &LoraUpdate| format!("the {} schedule ends at update {}", op.0.schedule.name(), op.updates());
     let effect = match (over(&before), over(now)) {
         // Nothing new, and nothing left to learn.
         (_, true) => format!(
@@ -417,9 +418,8 @@ mod tests {
     fn steps_that_make_no_whole_update_are_said_before_the_run() {
         let shape = || AdapterShape(layout());
         let inputs = (shape(), crate::port::GradShape(shape()), MomentsShape(layout()));
-        let notes = |steps| {
-            op(LoraUpdateSettings { accumulate: 3, steps, ..Default::default() }).notes(&inputs)
-        };
+        let notes =
+            |steps| op(LoraUpdateSettings { accumulate: 3, steps, ..Default::default() }).notes(&inputs);
         assert_eq!(notes(6).len(), 1);
         let left = &notes(8)[1];
         assert!(left.contains("2 updates of 3 micro-batches, and 2 left over"), "{left}");

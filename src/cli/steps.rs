@@ -1,0 +1,138 @@
+//! The loop over steps.
+//!
+//! What a step has made is on the disk before anything is said about it: whoever reads may be gone.
+
+use prefgraph_nn::{self as nn, Adapter, cpu::map};
+use prefgraph_ops::ports::{Metric, Metrics};
+
+use super::{
+    INTERRUPTED, first, interrupt,
+    progress::Progress,
+    say::say,
+    session::{Session, Stop},
+    system,
+};
+use crate::run::{RunError, Runner, StepOutput};
+
+pub(super) struct Loop {
+    pub runner: Runner,
+    pub session: Session,
+    pub progress: Progress,
+    /// Are metrics printed on standard output?
+    pub json: bool,
+}
+
+impl Loop {
+    /// All steps up to `steps`; the exit code.
+    pub fn go(&mut self, steps: u64) -> Result<u8, Stop> {
+        while self.runner.next_step() < steps {
+            map::check_lengths().map_err(|e: nn::Error| Stop::Failed(e.to_string()))?;
+            let output = self.runner.step().map_err(stop)?;
+            self.session.check()?;
+            let (metrics, line) = self.session.effects(&output)?;
+            if let Some(loss) = output.loss.filter(|l| !l.is_finite()) {
+                return Err(Stop::Diverged(
+                    output.step,
+                    format!(
+                        "step {}: the loss is {loss}; the run stops before it spoils the adapter. metrics.jsonl holds the \
+                         numbers of the step",
+                        output.step
+                    ),
+                ));
+            }
+            self.session.prove(output.step);
+            let made = output.step + 1;
+            let interrupted = interrupt::interrupted();
+            let ends = interrupted || made == steps;
+            let mut adapters = Vec::new();
+            if ends || self.session.is_due(made) {
+                self.session.checkpoint(&self.runner)?;
+                if ends || self.session.run.checkpoint_adapter {
+                    adapters = self.session.export(&output)?;
+                }
+            }
+            self.tell(&output, &metrics, &format!("{line}\n"));
+            if ends {
+                self.tell_end(made, steps, &metrics, &adapters);
+            }
+            if made < steps && interrupted {
+                return Ok(INTERRUPTED);
+            }
+        }
+        self.session.prune();
+        Ok(0)
+    }
+
+    fn tell(&mut self, output: &StepOutput, metrics: &Metrics, line: &str) {
+        if self.json
+            && let Err(super::Failure::Message(message)) = system::print(line)
+        {
+            self.json = false;
+            self.progress.say(&format!("warning: {message}; metrics.jsonl has every line"));
+        }
+        let adapters = || {
+            let cells = self.session.adapters.iter();
+            let values = cells.filter_map(|cell| output.kept(cell.value)?.downcast_ref::<Adapter>());
+            values.cloned().collect::<Vec<_>>()
+        };
+        if output.step == 0
+            && let Some((warning, text)) = first::check(&adapters(), metrics)
+        {
+            self.progress.say(&if warning { format!("WARNING: {text}") } else { text });
+        }
+        self.progress.step(output.step, metrics, output.seconds, output.data_seconds);
+    }
+
+    fn tell_end(&self, made: u64, steps: u64, metrics: &Metrics, adapters: &[String]) {
+        for path in adapters {
+            self.progress.say(&format!("the adapter is in `{path}`, read back and compared"));
+        }
+        if let Some(left) = left_over(metrics) {
+            self.progress.say(&left);
+        }
+        self.progress.say(&match made == steps {
+            true => format!("complete: {steps} steps"),
+            false => format!("interrupted after {made} steps of {steps}; --resume goes on from there"),
+        });
+    }
+}
+
+/// Steps at the end whose gradients no update has used.
+fn left_over(metrics: &Metrics) -> Option<String> {
+    let number = |name: &str| metrics.get(name).and_then(Metric::mean);
+    let (batch, of) = (number("micro_batch")?, number("micro_batches")?);
+    (batch < of).then(|| {
+        format!(
+            "note: the last {batch} of {of} micro-batches make no update: their gradients are in the checkpoint and count \
+             when the run goes on, and the adapter is without them"
+        )
+    })
+}
+
+fn stop(e: RunError) -> Stop {
+    match &e {
+        RunError::Node { step, source, .. } if source.is_divergence() => Stop::Diverged(*step, e.to_string()),
+        _ => Stop::Failed(e.to_string()),
+    }
+}
+
+/// A word before the run where nothing will come of it.
+pub(super) fn warn_of_nothing(prepared: &super::prepare::Prepared) {
+    let graph = &prepared.graph;
+    let adapters = super::session::adapter_cells(graph);
+    if graph.carries().is_empty() {
+        let word = if graph.loss().is_some() { "warning" } else { "note" };
+        say!(
+            "{word}: the graph carries nothing from step to step: nothing is trained, and no adapter is written"
+        );
+    } else if prepared.trainable() == 0 {
+        say!("warning: no gradient of what the graph carries is read: nothing is trained");
+    } else if adapters.is_empty() {
+        let cells: Vec<String> =
+            graph.carries().iter().map(|c| format!("`{}`", graph.path(c.cell))).collect();
+        say!(
+            "warning: what is trained ({}) is no adapter: it is written into checkpoints and nowhere else",
+            cells.join(", ")
+        );
+    }
+}
