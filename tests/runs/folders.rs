@@ -40,7 +40,7 @@ fn a_new_run_at_the_path_of_one_whose_folder_was_moved_shares_nothing_with_it() 
     let (out, moved, whole) = (dir.path().join("r"), dir.path().join("moved"), dir.path().join("whole"));
     runs(&whole, &[&[CASE]]);
     // A long step: the new run is complete before the old one looks.
-    let slow = ["--set", "pairs.height=512", "--set", "pairs.width=512", "--set", "pairs.batch=8"];
+    let slow = ["--set", "pairs.height=384", "--set", "pairs.width=384", "--set", "pairs.batch=8"];
     let old = Living::start(command(&out, &[&DEMO, &LONG, &slow])).until(&out, 1);
     fs::rename(&out, &moved).unwrap();
     runs(&out, &[&[CASE]]);

@@ -6,21 +6,17 @@ use crate::*;
 
 /// So many steps that nobody waits for the end.
 const LONG: [&str; 4] = ["--steps", "100000", "--threads", "1"];
-/// Steps of some seconds.
-const SLOW: [&str; 12] = [
-    "graphs/sft.ron",
-    "--steps",
-    "3",
-    "--threads",
-    "1",
-    "--set",
-    "pairs.batch=8",
-    "--set",
-    "pairs.height=512",
-    "--set",
-    "pairs.width=512",
-    "--resume",
-];
+/// Pictures of so many pixels a side: the larger, the longer a step.
+fn slow(side: usize) -> Vec<String> {
+    let sets = [format!("pairs.height={side}"), format!("pairs.width={side}"), "pairs.batch=8".into()];
+    let sets = sets.into_iter().flat_map(|set| ["--set".into(), set]);
+    ["graphs/sft.ron", "--steps", "3", "--threads", "1"].map(String::from).into_iter().chain(sets).collect()
+}
+
+fn start(out: &Path, args: &[String]) -> Living {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    Living::start(command(out, &[&args])).until(out, 1)
+}
 
 #[test]
 fn each_request_to_stop_finishes_the_step_and_leaves_a_checkpoint_and_the_adapter() {
@@ -44,7 +40,7 @@ fn each_request_to_stop_finishes_the_step_and_leaves_a_checkpoint_and_the_adapte
 fn a_second_signal_within_a_second_is_the_same_request() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("r");
-    let mut run = Living::start(command(&out, &[&SLOW])).until(&out, 1);
+    let mut run = start(&out, &slow(256));
     run.send("INT");
     std::thread::sleep(Duration::from_millis(100));
     run.send("TERM");
@@ -58,9 +54,8 @@ fn a_second_signal_within_a_second_is_the_same_request() {
 fn a_signal_more_than_a_second_later_ends_the_run_at_once_as_it_would_any_program() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("r");
-    // Larger still: the step must last longer than the pause.
-    let slower = ["--set", "pairs.height=768", "--set", "pairs.width=768"];
-    let mut run = Living::start(command(&out, &[&SLOW, &slower])).until(&out, 1);
+    // The step must last longer than the pause.
+    let mut run = start(&out, &slow(512));
     run.send("TERM");
     std::thread::sleep(Duration::from_millis(1100));
     run.send("TERM");

@@ -110,7 +110,8 @@ fn restated(now: &LoraUpdate, old: &LoraUpdateSettings, restart: &Restart<'_>) -
     let counted = restart.cells.get("moments").and_then(|moments| moments.counter("updates").ok());
     let update = counted.unwrap_or(restart.step / old.accumulate.max(1));
     let (was, is) = (before.rate(update), now.rate(update));
-    let over = |op: &LoraUpdate| op.0.schedule != Schedule::Constant && update >= op.updates();
+    // A warm-up may be longer than the schedule.
+    let over = |op: &LoraUpdate| update >= op.updates() && op.rate(update) == 0.0 && op.0.lr != 0.0;
     let end =
         |op: &LoraUpdate| format!("the {} schedule ends at update {}", op.0.schedule.name(), op.updates());
     let effect = match (over(&before), over(now)) {
