@@ -4,9 +4,11 @@
 //!  args       what can be typed                    prepare   a graph file as a graph, a plan and a memory check
 //!  run        a run from its folder to its end     resume    what a resumed run goes on from, and what has changed
 //!  steps      the loop over steps                  session   what a step leaves in the run's folder
+//!  trained    the adapters of a run                updates   steps that are micro-batches of an update
+//!  stop       a run that stops before its end      say       sentences on standard error
 //!  progress   a bar, or a line every few steps     first     the check of the very first step
 //!  fill       the cache before the first step      interrupt   Ctrl-C and other requests to stop
-//!  say        sentences on standard error          system    memory, standard output
+//!  system     memory, standard output
 //!  plan, dot, ops, data, adapter, cache   the other commands
 //! ```
 //!
@@ -29,7 +31,10 @@ mod run;
 mod say;
 mod session;
 mod steps;
+mod stop;
 mod system;
+mod trained;
+mod updates;
 
 use std::process::ExitCode;
 

@@ -16,9 +16,11 @@ use super::{
     progress::Progress,
     resume::{Found, Resuming},
     say::say,
-    session::{Saved, Session, Updates, adapter_cells, complete, origin, rates},
-    steps::{Loop, warn_of_nothing},
+    session::{Saved, Session},
+    steps::Loop,
     system,
+    trained::{adapter_cells, complete, origin, rates, warn_of_nothing},
+    updates::Updates,
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -123,10 +125,8 @@ fn check(prepared: &Prepared, registry: &Registry) -> Result<(), Failure> {
 /// A run that has all its steps: what it lacks is written.
 fn finished(folder: &mut RunFolder, prepared: &Prepared, checkpoint: &Checkpoint) -> Result<u8, Failure> {
     for path in complete(folder, &prepared.graph, &prepared.plan, checkpoint)? {
-        say!(
-            "the adapter of step {} was missing; it is in `{path}`, read back and compared",
-            checkpoint.step
-        );
+        let (step, path) = (checkpoint.step, path.display());
+        say!("the adapter of step {step} was missing; it is in `{path}`, read back and compared");
     }
     let (made, steps) = (checkpoint.step, prepared.run.steps);
     match made > steps {
@@ -200,7 +200,7 @@ impl Begin {
             metrics,
             run: prepared.run.clone(),
             resolved: prepared.resolved.clone(),
-            saved: Saved::new(Some(newest)),
+            saved: Saved::new(newest),
             adapters: adapter_cells(&prepared.graph),
             rates: rates(&prepared.graph),
             origin: origin(&prepared.graph),

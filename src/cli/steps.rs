@@ -2,16 +2,12 @@
 //!
 //! What a step has made is on the disk before anything is said about it: whoever reads may be gone.
 
+use std::path::PathBuf;
+
 use prefgraph_nn::{self as nn, Adapter, cpu::map};
 use prefgraph_ops::ports::{Metric, Metrics};
 
-use super::{
-    INTERRUPTED, first, interrupt,
-    progress::Progress,
-    say::say,
-    session::{Session, Stop},
-    system,
-};
+use super::{INTERRUPTED, first, interrupt, progress::Progress, session::Session, stop::Stop, system};
 use crate::run::{RunError, Runner, StepOutput};
 
 pub(super) struct Loop {
@@ -26,6 +22,11 @@ impl Loop {
     /// All steps up to `steps`; the exit code.
     pub fn go(&mut self, steps: u64) -> Result<u8, Stop> {
         while self.runner.next_step() < steps {
+            if interrupt::interrupted() {
+                // Somebody could not wait for the first step.
+                self.progress.say("interrupted before the first step; --resume goes on from there");
+                return Ok(INTERRUPTED);
+            }
             map::check_lengths().map_err(|e: nn::Error| Stop::Failed(e.to_string()))?;
             let output = self.runner.step().map_err(stop)?;
             self.session.check()?;
@@ -83,9 +84,9 @@ impl Loop {
         self.progress.step(output.step, metrics, output.seconds, output.data_seconds);
     }
 
-    fn tell_end(&self, made: u64, steps: u64, metrics: &Metrics, adapters: &[String]) {
+    fn tell_end(&self, made: u64, steps: u64, metrics: &Metrics, adapters: &[PathBuf]) {
         for path in adapters {
-            self.progress.say(&format!("the adapter is in `{path}`, read back and compared"));
+            self.progress.say(&format!("the adapter is in `{}`, read back and compared", path.display()));
         }
         if let Some(left) = left_over(metrics) {
             self.progress.say(&left);
@@ -113,26 +114,5 @@ fn stop(e: RunError) -> Stop {
     match &e {
         RunError::Node { step, source, .. } if source.is_divergence() => Stop::Diverged(*step, e.to_string()),
         _ => Stop::Failed(e.to_string()),
-    }
-}
-
-/// A word before the run where nothing will come of it.
-pub(super) fn warn_of_nothing(prepared: &super::prepare::Prepared) {
-    let graph = &prepared.graph;
-    let adapters = super::session::adapter_cells(graph);
-    if graph.carries().is_empty() {
-        let word = if graph.loss().is_some() { "warning" } else { "note" };
-        say!(
-            "{word}: the graph carries nothing from step to step: nothing is trained, and no adapter is written"
-        );
-    } else if prepared.trainable() == 0 {
-        say!("warning: no gradient of what the graph carries is read: nothing is trained");
-    } else if adapters.is_empty() {
-        let cells: Vec<String> =
-            graph.carries().iter().map(|c| format!("`{}`", graph.path(c.cell))).collect();
-        say!(
-            "warning: what is trained ({}) is no adapter: it is written into checkpoints and nowhere else",
-            cells.join(", ")
-        );
     }
 }

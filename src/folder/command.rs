@@ -17,6 +17,7 @@ pub struct Command {
     /// Settings over the file, as `--set` takes them, with absolute paths; of one that was set again the last.
     pub set: Vec<String>,
     /// Changes since a checkpoint that were accepted: until there is another checkpoint, they need not be accepted again.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub accepted: Option<Accepted>,
 }
 

@@ -58,7 +58,7 @@ fn samples(
     let before: HashMap<&str, &SampleRecord> = old.iter().map(|s| (s.id.as_str(), s)).collect();
     let touched = |s: &SampleRecord| before.get(s.id.as_str()).is_some_and(|b| b.stamp != s.stamp);
     let (mut done, all) = (0, new.iter().filter(|s| touched(s)).count());
-    let (mut added, mut facts, mut files) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut added, mut facts, mut files, mut unknown) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (number, sample) in new.iter_mut().enumerate() {
         let Some(before) = before.get(sample.id.as_str()) else {
             added.push(sample.id.clone());
@@ -77,7 +77,8 @@ fn samples(
             facts.push(sample.id.clone());
         }
         if before.stamp != sample.stamp && before.contents != sample.contents {
-            files.push(sample.id.clone());
+            let known = before.contents.is_some();
+            if known { &mut files } else { &mut unknown }.push(sample.id.clone());
         }
     }
     let after: HashSet<&str> = new.iter().map(|s| s.id.as_str()).collect();
@@ -93,6 +94,9 @@ fn samples(
     say(&removed, "was removed", "were removed");
     say(&facts, "has another prompt or other files", "have other prompts or other files");
     say(&files, "has other pictures or masks", "have other pictures or masks");
+    let unread =
+        "files of another length or time, and the checkpoint is from before their contents were read";
+    say(&unknown, &format!("has {unread}"), &format!("have {unread}"));
     // Where samples came or went the order is another one anyway.
     if added.is_empty() && removed.is_empty() && !old.iter().map(|s| &s.id).eq(new.iter().map(|s| &s.id)) {
         changes.push("the samples are in another order".into());
@@ -141,6 +145,8 @@ mod tests {
         assert_eq!(compared(&old, &mut copied, 1), (vec![], 1));
         let (changes, _) = compared(&old, &mut [record("a", 1, 7, None), record("b", 1, 1, None)], 5);
         assert_eq!(changes, ["1 sample has other pictures or masks: `a`"]);
+        let (changes, _) = compared(&[record("a", 1, 1, None)], &mut [record("a", 1, 7, None)], 5);
+        assert!(changes[0].contains("from before their contents were read: `a`"), "{changes:?}");
     }
 
     #[test]
