@@ -190,6 +190,7 @@ mod tests {
             bytes[place] = 7;
         }
         let untimed = || of_file(&path, Sampling { time: false, ..sampling }).unwrap();
+        print(&bytes, time);
         let copied = untimed();
         print(&bytes, time + std::time::Duration::from_secs(9));
         assert_eq!(untimed(), copied, "its time does not count where it may have been copied");
