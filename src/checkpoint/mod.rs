@@ -89,10 +89,9 @@ fn place(folder: &Path, step: u64) -> PathBuf {
 
 /// Numbers of all checkpoints in `folder`; none if there is no such folder.
 fn steps(folder: &Path) -> io::Result<Vec<u64>> {
-    match fs::symlink_metadata(folder) {
-        // A link that leads nowhere is not the same as nothing.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        found => drop(found?),
+    // A link that leads nowhere is not the same as nothing.
+    if fs::symlink_metadata(folder).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+        return Ok(Vec::new());
     }
     let mut steps = Vec::new();
     for entry in fs::read_dir(folder)? {
