@@ -16,6 +16,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -178,9 +179,17 @@ impl Living {
         assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
     }
 
-    /// Wait for its end.
+    /// Wait for its end; one that does not come is a failure of the test.
     fn end(mut self) -> Output {
-        self.0.take().unwrap().wait_with_output().unwrap()
+        const PATIENCE: Duration = Duration::from_secs(300);
+        let id = self.child().id().to_string();
+        let (sender, output) = mpsc::channel();
+        let child = self.0.take().unwrap();
+        std::thread::spawn(move || sender.send(child.wait_with_output()));
+        output.recv_timeout(PATIENCE).map(Result::unwrap).unwrap_or_else(|_| {
+            Command::new("kill").args(["-s", "KILL", &id]).status().unwrap();
+            panic!("the run does not end")
+        })
     }
 }
 
