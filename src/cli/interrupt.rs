@@ -25,8 +25,7 @@ pub(super) fn watch() -> Result<(), Failure> {
             first = Some(Instant::now());
             ASKED.store(true, Ordering::SeqCst);
             say!(
-                "\n{}: the step is finished, a checkpoint and the adapter are written, and the run stops; again, to stop \
-                 at once",
+                "\n{}: the run stops after this step, with a checkpoint and the adapter; ask again to stop at once",
                 system::name(signal)
             );
         }

@@ -70,7 +70,6 @@ impl Resuming<'_> {
         self.note_graph(&found)?;
         let changes = self.changes(&found, &comparison)?;
         let accepted = self.judge(&found, changes)?;
-        say!("resumed at step {}", found.step);
         Ok(Found::At(Box::new(found), accepted))
     }
 

@@ -80,6 +80,7 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     let mut runner = runner.map_err(Failure::new)?;
     if let Some(checkpoint) = &found {
         runner.restore(start, &checkpoint.cells).map_err(Failure::new)?;
+        say!("resumed at step {start}");
     }
     let newest = found.map(|c| c.step);
     // Before anything of the run is written: a filling that is interrupted leaves the folder as it was.

@@ -122,12 +122,18 @@ impl RunFolder {
     /// # Errors
     /// If it cannot be looked at.
     pub fn remains(&self) -> Result<Vec<String>, FolderError> {
-        let run = |name: &str| {
+        let mut names = Vec::new();
+        for name in entries(&self.path)? {
+            let name = name.to_string_lossy().into_owned();
             let adapter = name.starts_with("adapter") && name.ends_with(".safetensors");
-            adapter || ["graph.ron", "metrics.jsonl", "checkpoints", "preview"].contains(&name)
-        };
-        let names = entries(&self.path)?.into_iter().map(|e| e.to_string_lossy().into_owned());
-        let mut names: Vec<String> = names.filter(|name| run(name)).collect();
+            let counts = match name.as_str() {
+                "graph.ron" | "metrics.jsonl" | "preview" => true,
+                // A run that was killed while it marked the folder has left no more than an unfinished checkpoint.
+                "checkpoints" => entries(&self.checkpoints())?.iter().any(|e| !is_unfinished(e)),
+                _ => adapter,
+            };
+            names.extend(counts.then_some(name));
+        }
         names.sort();
         Ok(names)
     }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use prefgraph_ops::{DataSample, External, Outside};
+use prefgraph_ops::{DataSample, External, Outside, guard};
 
 use super::{Digest, SampleRecord, Source, Sources, digest};
 use crate::{
@@ -39,7 +39,12 @@ impl Survey {
         let mut survey = Self::default();
         let mut stamps = HashMap::new();
         for (_, node) in graph.nodes() {
-            for External { setting, what } in node.op.external() {
+            let external = guard::catch(|| node.op.external()).map_err(|panic| SourceError {
+                node: node.id.clone(),
+                setting: "external".into(),
+                message: format!("internal error, please report it: a panic: {panic}"),
+            })?;
+            for External { setting, what } in external {
                 let key = format!("{}.{setting}", node.id);
                 let source = match what {
                     Outside::Files(paths) => {

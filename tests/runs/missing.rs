@@ -172,3 +172,16 @@ fn a_pipe_where_a_file_should_be_keeps_nobody_waiting() {
         fs::remove_dir_all(&out).unwrap();
     }
 }
+
+#[test]
+fn a_run_that_was_killed_while_it_marked_its_folder_is_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    fs::create_dir_all(out.join("checkpoints/.writing-abc")).unwrap();
+    fs::write(out.join("checkpoints/.writing-abc/cells.safetensors"), "half").unwrap();
+    fs::write(out.join("lock"), "999999999\n").unwrap();
+    let said = runs(&out, &[&[CASE, "--resume"]]);
+    assert!(said.contains("holds no run yet") && said.contains("complete: 6 steps"), "{said}");
+    assert_eq!(checkpoints(&out), [6]);
+    assert!(!out.join("checkpoints/.writing-abc").exists());
+}
