@@ -125,6 +125,7 @@ fn check(prepared: &Prepared, registry: &Registry) -> Result<(), Failure> {
 
 /// A run that has all its steps: what it lacks is written.
 fn finished(folder: &mut RunFolder, prepared: &Prepared, checkpoint: &Checkpoint) -> Result<u8, Failure> {
+    folder.keep();
     for path in complete(folder, &prepared.graph, &prepared.plan, checkpoint)? {
         let (step, path) = (checkpoint.step, path.display());
         say!("the adapter of step {step} was missing; it is in `{path}`, read back and compared");

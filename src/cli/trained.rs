@@ -88,7 +88,7 @@ fn module_of(layout: &AdapterLayout, at: usize) -> &str {
 
 /// Write the adapters of a complete run that has none, or older ones; returns the files that were written.
 pub(super) fn complete(
-    folder: &mut RunFolder,
+    folder: &RunFolder,
     graph: &Graph,
     plan: &Plan,
     checkpoint: &Checkpoint,
@@ -103,7 +103,6 @@ pub(super) fn complete(
         let Some(state) = checkpoint.cells.get(&cell.path).filter(|_| !there) else { continue };
         let adapter = restored(graph, plan, cell.value, state)?;
         check_adapter(&adapter).map_err(|e| Failure::new(format!("the adapter is not written: {e}")))?;
-        folder.keep();
         let about = about(&origin(graph), checkpoint.step);
         let path = folder.write_adapter(&stem, &adapter, AdapterFormat::Diffusers, &about);
         written.push(path.map_err(Failure::new)?);

@@ -143,7 +143,8 @@ fn a_complete_run_that_lacks_its_adapter_writes_it() {
     assert!(said.contains("the adapter of step 6 was missing"), "{said}");
     assert!(adapter(&out) == whole);
 
-    // One that is torn, or of an earlier step, is not that of the run.
+    // One that is torn, or of an earlier step, is not that of the run; nor is one that was being written.
+    fs::write(out.join(".writing-abc"), "half").unwrap();
     fs::write(out.join("adapter.safetensors"), &whole[..whole.len() / 2]).unwrap();
     runs(&out, &[&[CASE, "--resume"]]);
     assert!(adapter(&out) == whole);
@@ -153,7 +154,7 @@ fn a_complete_run_that_lacks_its_adapter_writes_it() {
     runs(&out, &[&[CASE, "--resume"]]);
     assert!(adapter(&out) == whole);
     let said = runs(&out, &[&[CASE, "--resume"]]);
-    assert!(!said.contains("was missing"), "{said}");
+    assert!(!said.contains("was missing") && !out.join(".writing-abc").exists(), "{said}");
 }
 
 #[cfg(unix)]
