@@ -1,9 +1,8 @@
 //! The identity of files: cheap for files of many gigabytes, complete for small ones.
 //!
-//! A file up to a limit is hashed as a whole, so that only its contents count. Of a larger one are hashed: its length,
-//! the header if it is a safetensors file, and some blocks at equal distances, the first and the last bytes included; for
-//! the cache also its modification time. A large file that is edited in place, with its length kept, in none of these
-//! places, is taken for the old one.
+//! A file up to a limit is hashed in full, so that only its contents count. Of a larger file, the hash covers its length,
+//! the header if it is a safetensors file, and evenly spaced blocks that include the first and the last bytes; for the
+//! cache also its modification time. An edit in place that keeps the length and misses these blocks goes unnoticed.
 
 use std::{
     fs,
@@ -21,7 +20,7 @@ pub const BLOCKS: u64 = 64;
 /// Bytes of each.
 pub const BLOCK: u64 = 64 << 10;
 
-/// How much of a file is looked at.
+/// How much of a file is read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sampling {
     /// Up to this length all of it.
@@ -35,16 +34,16 @@ pub(crate) struct Sampling {
 }
 
 impl Sampling {
-    /// Weights whose outputs are kept on the disk: where a file was touched, rather compute again.
+    /// Weights whose outputs are cached: if in doubt, compute again.
     pub const CACHED_WEIGHTS: Self = Self { whole: WHOLE, blocks: BLOCKS, block: BLOCK, time: true };
     /// Weights that may have been copied to another place or machine.
     pub const WEIGHTS: Self = Self { time: false, ..Self::CACHED_WEIGHTS };
     /// Pictures, of which there may be many. They are compressed: another picture of the same length differs almost
-    /// everywhere, and in the checksums at its end.
+    /// everywhere.
     pub const PICTURE: Self = Self { whole: 128 << 10, blocks: 4, block: 32 << 10, time: false };
 }
 
-/// What a file system says of a file without reading it.
+/// What a file system knows of a file without reading it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FileStamp {
     pub length: u64,

@@ -8,7 +8,7 @@
 //!  spec         graphs from RON files
 //!  cache        what frozen encoders compute, kept on the disk
 //!  fingerprint  whether a file is the same file
-//!  sources      what a graph reads from outside its file, and whether it is still the same
+//!  sources      the data and weights that a graph reads, and whether they have changed
 //!  checkpoint   the state of a run between two steps, on the disk
 //!  folder       what a run leaves on the disk
 //!  cli          the command `graph-run`
@@ -17,7 +17,7 @@
 //! **Architecture invariant:** description and execution are different types:
 //! `Operator -> Graph -> Plan -> Runner`, and an arrow never runs back.
 
-// `eprintln!` panics where nobody can read any more: see `cli::say`.
+// `eprintln!` panics if standard error is closed: see `cli::say`.
 #![warn(clippy::print_stderr)]
 
 pub mod cache;

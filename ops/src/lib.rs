@@ -6,7 +6,7 @@
 //!  closure, vjp     operators written as dfdx expressions; their gradient comes from dfdx's tape
 //!  settings         what a user may set, with documentation and defaults in one place
 //!  identity, rows   what a cache on the disk has to know of operators and of ports
-//!  resume           what an operator says when a run is resumed: what it reads from outside, what other settings do
+//!  resume           what an operator contributes to resuming a run
 //!  random           numbers as a pure function of (seed, node, step, purpose, element)
 //!  ports            the kinds of value that the shipped operators exchange
 //!  operators        the shipped operators; catalogue lists them

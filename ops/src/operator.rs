@@ -28,8 +28,7 @@ impl OpError {
         Self { message: message.into(), diverged: false }
     }
 
-    /// Numbers that training has driven out of range: what is trained is spoilt, and to run the step again would fail
-    /// again.
+    /// Training has driven numbers out of range: what is trained is spoilt, and repeating the step would fail again.
     pub fn diverged(message: impl Into<String>) -> Self {
         Self { message: message.into(), diverged: true }
     }
@@ -214,14 +213,14 @@ pub trait Operator: Send + Sync + Sized + 'static {
         Err(OpError::internal(format!("`{}` lists no samples", Self::NAME)))
     }
 
-    /// What it reads from outside the graph file, so that a resumed run can tell whether that is still the same. By default
-    /// the files that [`cacheable`](Self::cacheable) names.
+    /// The data and weights that it reads, so that a resumed run can tell whether they have changed. By default the files that
+    /// [`cacheable`](Self::cacheable) names.
     fn external(&self) -> Vec<External> {
         External::of(self.cacheable())
     }
 
-    /// What becomes of a run that is resumed with these settings after `old` ones. Asked of every node whenever a run is
-    /// resumed; `None` where there is nothing to say, or nothing is known.
+    /// The effect of resuming a run with these settings after `old` ones. Called for every node when a run is resumed; `None` if
+    /// nothing is worth saying.
     fn restated(&self, old: &Self::Settings, restart: &Restart<'_>) -> Option<Restated> {
         let _ = (old, restart);
         None

@@ -1,16 +1,15 @@
-//! What an operator says when a run is resumed: what it reads from outside the graph, and what becomes of the run if its
-//! settings are others.
+//! What an operator contributes to resuming a run: the data and weights that it reads, and the effect of changed settings.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
 use crate::{identity::Identity, port::NamedState};
 
-/// Something outside the graph file that results depend on. A checkpoint records what it was; a resumed run compares.
+/// Data or weights that results depend on. A checkpoint records their identity; a resumed run compares it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct External {
-    /// The setting that leads to it: where only the path is another and the contents are the same, nothing has changed.
+    /// The setting that names it: if its path changes and the contents are the same, nothing has changed.
     pub setting: String,
-    /// What is there.
+    /// What it names.
     pub what: Outside,
 }
 
@@ -19,17 +18,17 @@ pub struct External {
 pub enum Outside {
     /// Weights, vocabularies, tensors: the contents of files, or of all files of a folder.
     Files(Vec<PathBuf>),
-    /// Data, in the order in which a run counts it.
+    /// A data set, in its order.
     Samples(Vec<DataSample>),
 }
 
-/// A sample of a data set, as it is told from others.
+/// The identity of a sample of a data set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataSample {
-    /// What people call it.
+    /// Its name.
     pub id: String,
-    /// All that results depend on but the contents of its files: prompts, which file is what. No path, so that a data set
-    /// may be moved, and nothing that is a setting.
+    /// What results depend on besides the contents of its files: prompts, which files there are. No paths, so that a data set
+    /// can be moved, and no settings.
     pub facts: String,
     /// Its files, in a fixed order.
     pub files: Vec<PathBuf>,
@@ -51,31 +50,31 @@ impl External {
         Self { setting: setting.into(), what: Outside::Samples(samples) }
     }
 
-    /// The files of an [`Identity`]: an operator that can be cached has said already what it reads.
+    /// The files of an [`Identity`].
     pub(crate) fn of(identity: Option<Identity>) -> Vec<Self> {
         let files = identity.iter().flat_map(Identity::files);
         files.map(|(setting, path)| Self::file(setting, path)).collect()
     }
 }
 
-/// Where a run goes on.
+/// The point from which a run continues.
 #[derive(Clone, Debug)]
 pub struct Restart<'a> {
     /// Number of the next step.
     pub step: u64,
-    /// Steps of the whole run, as it is now.
+    /// Steps of the run, as set now.
     pub steps: u64,
     /// What the checkpoint holds of the cells that the node reads, by input.
     pub cells: BTreeMap<String, &'a NamedState>,
 }
 
-/// What other values of some settings do to a run that goes on.
+/// The effect of changed settings on a run that continues.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Restated {
-    /// The settings whose change this explains; none if nothing was changed.
+    /// The changed settings that this explains; may be empty.
     pub settings: Vec<&'static str>,
-    /// What happens, in a sentence with both values.
+    /// The effect in a sentence, with both values.
     pub effect: String,
-    /// Does it follow from the number of steps alone, so that nobody has to accept it?
+    /// Does it follow from the number of steps alone, so that it need not be accepted?
     pub follows: bool,
 }

@@ -1,8 +1,8 @@
-//! What may not be written: values that training has driven out of range. To write them would replace what is good.
+//! What must not be written: values that training has driven out of range. Writing them would replace good ones.
 
 use prefgraph_ops::NamedState;
 
-/// No factor of an adapter that is of any use is larger: the product of two such factors would leave the range of f32.
+/// The largest useful factor of an adapter: the product of two larger ones would leave the range of f32.
 pub const LARGEST_FACTOR: f32 = 1e18;
 
 /// Are all values of a cell finite?
@@ -30,7 +30,7 @@ fn within(value: f32, largest: f32) -> bool {
 }
 
 fn check(values: &[f32], largest: f32, name: impl Fn() -> String) -> Result<(), String> {
-    // Parts are searched to their end: a loop that may leave early is not made of vectors.
+    // Parts are searched to their end: a loop with an early exit is not vectorised.
     const PART: usize = 1 << 12;
     let good = |part: &[f32]| part.iter().fold(true, |good, v| good & within(*v, largest));
     let Some(part) = values.chunks(PART).position(|part| !good(part)) else { return Ok(()) };

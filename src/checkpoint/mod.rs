@@ -1,19 +1,19 @@
-//! Checkpoints: all that a run needs to go on as if it had never stopped.
+//! Checkpoints: all that a run needs to continue as if it had never stopped.
 //!
 //! ```text
 //!  checkpoints/step-N/cells.safetensors   the tensors of all cells
 //!  checkpoints/step-N/state.bin           the rest, with a checksum over both files
 //!
 //!  state   the bytes of state.bin      write   a checkpoint onto the disk, and old ones off it
-//!  finite  what may not be written     read    the newest that is whole
+//!  finite  what must not be written    read    the newest intact one
 //! ```
 //!
-//! A checkpoint is written into a folder beside, flushed to the disk and renamed: it is there whole or not at all. What
-//! was torn or altered later is noticed when it is read, and the one before is used. What cannot be read because the
-//! system says so is an error: a disk that fails, or a folder of somebody else, is no reason to go back in time.
+//! A checkpoint is written to a temporary folder, flushed to the disk and renamed: it exists in full or not at all. Damage
+//! after that is noticed by its checksum, and the checkpoint before is used. An error of the system is an error: a failing
+//! disk or missing permissions are no reason to fall back to an older state.
 //!
-//! A run that begins writes the checkpoint of step 0, which has no cells. It says that a run was begun here and that
-//! nothing is lost by beginning it again; it goes when there is another.
+//! A run starts by writing the checkpoint of step 0, which has no cells. It marks the folder as a run's, and means that
+//! starting over loses nothing; it is removed once there is another.
 
 mod finite;
 mod read;
@@ -48,17 +48,17 @@ pub struct CheckpointError {
 }
 
 impl CheckpointError {
-    /// Something that the system would not do.
+    /// An error of the system.
     fn new(path: &Path, message: impl std::fmt::Display) -> Self {
         Self { path: path.to_owned(), message: message.to_string(), damaged: false }
     }
 
-    /// A checkpoint that could be read and is not whole.
+    /// A checkpoint that is readable, but damaged.
     fn damaged(path: &Path, message: impl std::fmt::Display) -> Self {
         Self { damaged: true, ..Self::new(path, message) }
     }
 
-    /// Is the checkpoint itself at fault: torn, altered, or of another version? Otherwise it could not be read at all.
+    /// Is the checkpoint damaged: torn, altered, or of an unknown version? Otherwise the system failed to read it.
     pub fn is_damage(&self) -> bool {
         self.damaged
     }
@@ -73,7 +73,7 @@ pub struct Checkpoint {
     pub seed: u64,
     /// The resolved graph, as text.
     pub graph: String,
-    /// What the graph read from outside; `None` in a checkpoint of a version that did not record it.
+    /// The data and weights that the graph read; `None` in checkpoints of format 1, which did not record them.
     pub sources: Option<Sources>,
     /// Carried values, by the path of their cell.
     pub cells: BTreeMap<String, NamedState>,
@@ -87,9 +87,9 @@ fn place(folder: &Path, step: u64) -> PathBuf {
     folder.join(format!("step-{step}"))
 }
 
-/// Numbers of all checkpoints in `folder`; none if there is no such folder.
+/// Numbers of all checkpoints in `folder`, newest first; none if the folder does not exist.
 fn steps(folder: &Path) -> io::Result<Vec<u64>> {
-    // A link that leads nowhere is not the same as nothing.
+    // A dangling link is not the same as nothing.
     if fs::symlink_metadata(folder).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
         return Ok(Vec::new());
     }

@@ -1,4 +1,4 @@
-//! The newest checkpoint that is whole.
+//! Reading the newest intact checkpoint.
 
 use std::{
     collections::BTreeMap,
@@ -12,16 +12,17 @@ use prefgraph_ops::{NamedState, NamedTensor};
 
 use super::{CELLS, Checkpoint, CheckpointError, STATE, key, place, state::State, steps};
 
-/// Open a file of a checkpoint: one that is missing, or is no file, is damage; all else is the system's word.
+/// Open a file of a checkpoint. A missing file, or something other than a file, is damage; any other failure is an error of
+/// the system.
 fn open(folder: &Path, name: &str) -> Result<File, CheckpointError> {
     let path = folder.join(name);
     open_regular(&path).map_err(|e| {
-        // A link that leads nowhere may lead somewhere again, when a disk is mounted.
+        // A dangling link may work again once a disk is mounted.
         let dangling = |path: &Path| fs::symlink_metadata(path).is_ok() && fs::metadata(path).is_err();
         let message = format!("{name}: {e}");
         match e.kind() {
             ErrorKind::NotFound if dangling(&path) || dangling(folder) => {
-                CheckpointError::new(folder, format!("{message}: a link leads nowhere"))
+                CheckpointError::new(folder, format!("{message}: a dangling link"))
             }
             ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidInput => {
                 CheckpointError::damaged(folder, message)
@@ -44,7 +45,7 @@ impl Checkpoint {
         let state = State::decode(&text, &mut tensors)
             .map_err(|e| fault(&format!("{CELLS}: {e}")))?
             .map_err(|e| CheckpointError::damaged(folder, e))?;
-        // All bytes are those that were written.
+        // The checksum matched, so from here on a failure is not damage.
         let files = TensorFiles::open(&folder.join(CELLS)).map_err(|e| fault(&e))?;
         let mut cells = BTreeMap::new();
         for cell in state.cells {
@@ -61,11 +62,11 @@ impl Checkpoint {
         Ok(Self { step: state.step, seed: state.seed, graph: state.graph, sources: state.sources, cells })
     }
 
-    /// The newest checkpoint in `folder` that is whole, and a sentence for every newer one that is not.
+    /// The newest intact checkpoint in `folder`, and a sentence for every newer one that is damaged.
     ///
     /// # Errors
-    /// If there are checkpoints, but none of them is whole; if the folder or a checkpoint cannot be read, since an older one
-    /// would undo steps that are there.
+    /// If all checkpoints are damaged; if the system fails to read the folder or a checkpoint, since falling back to an older
+    /// one would undo steps.
     pub fn newest(folder: &Path) -> Result<(Option<Self>, Vec<String>), CheckpointError> {
         let mut notes = Vec::new();
         let steps = steps(folder).map_err(|e: io::Error| CheckpointError::new(folder, e))?;
@@ -73,7 +74,7 @@ impl Checkpoint {
             match Self::read(&place(folder, step)) {
                 Ok(found) if found.step == step => return Ok((Some(found), notes)),
                 Ok(found) => notes.push(format!(
-                    "checkpoint step-{step} holds step {}: somebody renamed it; it is not used",
+                    "checkpoint step-{step} holds step {}: it was renamed, and is not used",
                     found.step
                 )),
                 Err(e) if e.is_damage() => notes.push(format!("{e}; it is not used")),
@@ -83,7 +84,7 @@ impl Checkpoint {
         match notes.is_empty() {
             true => Ok((None, notes)),
             false => {
-                let message = format!("no checkpoint is whole: {}", notes.join("; "));
+                let message = format!("every checkpoint is damaged: {}", notes.join("; "));
                 Err(CheckpointError::damaged(folder, message))
             }
         }

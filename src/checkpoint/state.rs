@@ -4,7 +4,7 @@
 //!  8 bytes  "prefgrph"
 //!  4 bytes  format version, little-endian
 //! 32 bytes  blake3 of all that follows and of cells.safetensors
-//!    rest   in bincode 2, standard configuration: `Head`, and from version 2 on what the run was made from
+//!    rest   bincode 2, standard configuration: `Head`, and from version 2 on the data and weights
 //! ```
 
 use std::io::{self, Read};
@@ -15,7 +15,7 @@ use crate::sources::{SampleRecord, Source, Sources};
 
 const MAGIC: &[u8; 8] = b"prefgrph";
 const VERSION: u32 = 2;
-/// Older versions that are read: without what the run was made from.
+/// The older version that is still read: it did not record data and weights.
 const WITHOUT_SOURCES: u32 = 1;
 const HEAD: usize = MAGIC.len() + size_of::<u32>() + blake3::OUT_LEN;
 

@@ -91,12 +91,12 @@ fn a_link_that_leads_nowhere_is_an_error_wherever_it_is() {
     fs::remove_file(&folder).unwrap();
     sample(1).write(&folder).unwrap();
     symlink(dir.path().join("away"), folder.join("step-2")).unwrap();
-    assert!(error(&folder).contains("leads nowhere"));
+    assert!(error(&folder).contains("dangling link"));
     fs::remove_file(folder.join("step-2")).unwrap();
     let place = sample(2).write(&folder).unwrap();
     fs::remove_file(place.join(CELLS)).unwrap();
     symlink(dir.path().join("away"), place.join(CELLS)).unwrap();
-    assert!(error(&folder).contains("leads nowhere"));
+    assert!(error(&folder).contains("dangling link"));
 }
 
 #[cfg(unix)]

@@ -1,4 +1,4 @@
-//! A checkpoint onto the disk, and old ones off it.
+//! Writing a checkpoint, and removing old ones.
 
 use std::{
     fs::{self, File},
@@ -15,11 +15,11 @@ use super::{
     steps,
 };
 
-/// What is put behind the name of a checkpoint that is not to be gone on from.
+/// Suffix of a checkpoint that must not be resumed from.
 const ASIDE: &str = ".diverged";
 
 impl Checkpoint {
-    /// Write into `folder`, as `step-N`. Only one process may write there at a time.
+    /// Write to `folder`, as `step-N`. Only one process may write there at a time.
     ///
     /// # Errors
     /// If anything cannot be written; the checkpoints that were there are then as they were.
@@ -70,7 +70,7 @@ impl Checkpoint {
             sources: self.sources.clone(),
             cells,
         };
-        // Read from the disk, since cells may be as large as the memory that is left.
+        // The checksum is computed from the file: cells may be as large as the free memory.
         let mut written = open_regular(&path).map_err(|e| CheckpointError::new(&path, e))?;
         let path = folder.join(STATE);
         let text = state.encode(&mut written).map_err(|e| CheckpointError::new(&path, e))?;
@@ -78,8 +78,8 @@ impl Checkpoint {
     }
 }
 
-/// Remove all checkpoints up to `newest` but the last `keep`, and with them those that were set aside and the mark of a run
-/// that begins. A failure to remove one costs space, not the run.
+/// Remove all checkpoints up to `newest` but the last `keep`; also those set aside, and step 0 once there is another. A
+/// failure to remove one costs space, not the run.
 pub fn prune(folder: &Path, newest: u64, keep: usize) {
     // Newer ones are those that were found torn: they say nothing about how many good ones there are.
     let older = steps(folder).unwrap_or_default().into_iter().filter(|step| *step <= newest);
@@ -96,7 +96,7 @@ pub fn prune(folder: &Path, newest: u64, keep: usize) {
     }
 }
 
-/// Rename a checkpoint that is not to be gone on from; where it is then.
+/// Rename a checkpoint that must not be resumed from; returns its new path.
 ///
 /// # Errors
 /// If that fails.
@@ -112,7 +112,7 @@ pub fn set_aside(folder: &Path, step: u64) -> Result<PathBuf, CheckpointError> {
     Ok(aside)
 }
 
-/// What a run that was killed while it wrote has left.
+/// Remove what killed runs left unfinished.
 fn remove_unfinished(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if is_unfinished(&entry.path()) {

@@ -38,7 +38,7 @@ fn tell(cache: &Cache, filled: &Filled) {
         true if filled.read > 0 => say!("the cache is filled: {} samples were read", filled.read),
         true => {}
         false => say!(
-            "interrupted while the cache was filled: what is in `{}` stays, and the same command goes on from there",
+            "interrupted while filling the cache: the entries in `{}` stay, and the same command continues from there",
             cache.folder().display()
         ),
     }

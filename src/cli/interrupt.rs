@@ -1,4 +1,4 @@
-//! Being asked to stop: Ctrl-C, a process manager's SIGTERM, a terminal that closes.
+//! Requests to stop: Ctrl-C, SIGTERM from a process manager, SIGHUP from a closing terminal.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -7,17 +7,17 @@ use std::{
 
 use super::{Failure, say::say};
 
-/// Terminals and process managers may send a request twice.
+/// Terminals and process managers may send the same request twice.
 const SAME_REQUEST: Duration = Duration::from_secs(1);
 
 static ASKED: AtomicBool = AtomicBool::new(false);
 
-/// Has somebody asked the run to stop?
+/// Has the run been asked to stop?
 pub(super) fn interrupted() -> bool {
     ASKED.load(Ordering::SeqCst)
 }
 
-/// From now on the first request is only noted; one that comes more than a second later ends the process at once.
+/// From now on the first request is only noted; one more than a second later ends the process at once.
 pub(super) fn watch() -> Result<(), Failure> {
     let mut first: Option<Instant> = None;
     let asked = move |signal: Signal| match first {
@@ -25,7 +25,7 @@ pub(super) fn watch() -> Result<(), Failure> {
             first = Some(Instant::now());
             ASKED.store(true, Ordering::SeqCst);
             say!(
-                "\n{}: the run stops after this step, with a checkpoint and the adapter; ask again to stop at once",
+                "\n{}: finishing this step, then writing a checkpoint and the adapter; signal again to stop at once",
                 system::name(signal)
             );
         }
@@ -56,7 +56,7 @@ mod system {
     /// Call `asked` for every signal, on a thread of its own.
     pub(super) fn listen(mut asked: impl FnMut(Signal) + Send + 'static) -> io::Result<()> {
         let mut signals = vec![SIGINT, SIGTERM];
-        // Whoever starts a run by `nohup` wants it to outlive the terminal.
+        // `nohup` means that the run is to outlive the terminal.
         if !is_ignored(SIGHUP) {
             signals.push(SIGHUP);
         }

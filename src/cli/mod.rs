@@ -2,12 +2,12 @@
 //!
 //! ```text
 //!  args       what can be typed                    prepare   a graph file as a graph, a plan and a memory check
-//!  run        a run from its folder to its end     resume    what a resumed run goes on from, and what has changed
-//!  steps      the loop over steps                  session   what a step leaves in the run's folder
-//!  trained    the adapters of a run                updates   steps that are micro-batches of an update
-//!  stop       a run that stops before its end      say       sentences on standard error
+//!  run        a run from its folder to its end     resume    where a resumed run continues, and what has changed
+//!  steps      the loop over steps                  session   what a step writes into the run's folder
+//!  trained    the adapters of a run                updates   the loss of an update that several steps make
+//!  stop       why a run stops early                say       messages on standard error
 //!  progress   a bar, or a line every few steps     first     the check of the very first step
-//!  fill       the cache before the first step      interrupt   Ctrl-C and other requests to stop
+//!  fill       the cache before the first step      interrupt   requests to stop
 //!  system     memory, standard output
 //!  plan, dot, ops, data, adapter, cache   the other commands
 //! ```

@@ -1,4 +1,4 @@
-//! What a resumed run goes on from, and what has changed since. Nothing here writes anything.
+//! Where a resumed run continues, and what has changed since. Nothing here writes to the disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,13 +14,13 @@ use crate::{
     spec::{Change, diff, nodes},
 };
 
-/// Where a run goes on.
+/// Where a run starts.
 pub(super) enum Found {
-    /// Nowhere: there is no run yet.
+    /// At the beginning: the folder holds no run.
     Nothing,
     /// At a checkpoint, with changes that were accepted.
     At(Box<Checkpoint>, Option<Accepted>),
-    /// Somebody asked to stop while the data was compared.
+    /// Interrupted while the data was being compared.
     Interrupted,
 }
 
@@ -29,27 +29,27 @@ pub(super) struct Resuming<'a> {
     pub folder: &'a RunFolder,
     pub prepared: &'a Prepared,
     pub registry: &'a Registry,
-    /// What an earlier command line said and accepted.
+    /// Settings and accepted changes of earlier command lines.
     pub command: &'a Command,
-    /// Are changes accepted?
+    /// Was `--accept-changes` given?
     pub accept: bool,
 }
 
-/// Changes by what they do.
+/// Changes, by how much they matter.
 #[derive(Default)]
 struct Changes {
-    /// Nothing to what is trained.
+    /// No effect on what is trained.
     free: Vec<String>,
-    /// Something that follows from the number of steps, and is shown.
+    /// A consequence of the number of steps: shown, and not asked about.
     follow: Vec<String>,
-    /// Something that somebody has to accept.
+    /// To be accepted.
     grave: Vec<String>,
-    /// What they do, in words.
+    /// Their effects, in words.
     effects: Vec<String>,
 }
 
 impl Resuming<'_> {
-    /// The newest whole checkpoint, if what has changed since it is accepted.
+    /// The newest intact checkpoint, if the changes since are acceptable.
     pub fn find(&self, survey: &mut Survey) -> Result<Found, Failure> {
         let (found, notes) = Checkpoint::newest(&self.folder.checkpoints())
             .map_err(|e| Failure::new(format!("{e}\nnothing was changed; {NEW_RUN}")))?;
@@ -61,7 +61,7 @@ impl Resuming<'_> {
             Some(old) => self.compare(old, survey),
             None => {
                 say!(
-                    "note: the checkpoint is of a version that recorded neither data nor weights: they are not compared"
+                    "note: the checkpoint was written by a version that recorded neither data nor weights; they are not compared"
                 );
                 Some(Comparison::default())
             }
@@ -73,17 +73,17 @@ impl Resuming<'_> {
         Ok(Found::At(Box::new(found), accepted))
     }
 
-    /// Is there really nothing that would be overwritten?
+    /// Without a checkpoint a run starts at step 0, unless that would overwrite one.
     fn nothing(&self) -> Result<Found, Failure> {
         let remains = self.folder.remains().map_err(Failure::new)?;
         let path = self.folder.path().display();
         if remains.is_empty() {
-            say!("note: `{path}` holds no run yet; it begins at step 0");
+            say!("note: `{path}` holds no run yet; starting at step 0");
             return Ok(Found::Nothing);
         }
         Err(Failure::new(format!(
-            "`{path}` holds a run ({}), but no checkpoint to go on from; to begin at step 0 would overwrite it\nnothing was \
-             changed; put its `checkpoints` back, or {NEW_RUN}",
+            "`{path}` holds a run ({}) but no checkpoint; starting at step 0 would overwrite it\nnothing was changed; put its \
+             `checkpoints` back, or use --out to start a new run elsewhere",
             remains.join(", ")
         )))
     }
@@ -100,13 +100,13 @@ impl Resuming<'_> {
         comparison
     }
 
-    /// A graph in the folder that is neither the checkpoint's nor the one that is given was tried in between.
+    /// Mention a third graph: the run was resumed with it and killed before the next checkpoint.
     fn note_graph(&self, found: &Checkpoint) -> Result<(), Failure> {
         let last = self.folder.graph().map_err(Failure::new)?;
         if last.is_some_and(|last| last != found.graph && last != self.prepared.resolved) {
             say!(
-                "note: graph.ron is not the graph of the checkpoint of step {}: the run went on with another graph after \
-                 it, whose steps are lost",
+                "note: graph.ron differs from the graph of the checkpoint of step {}: the run was resumed with another graph \
+                 after it, and those steps are lost",
                 found.step
             );
         }
@@ -126,7 +126,7 @@ impl Resuming<'_> {
             let line = format!("  {change}");
             let node = change.what.split_once('.').map_or(change.what.as_str(), |(node, _)| node);
             if comparison.same.contains(&change.what) {
-                all.free.push(format!("{line} (moved: the contents are the same)"));
+                all.free.push(format!("{line} (moved: same contents)"));
             } else if change.harmless || idle.contains(node) || self.is_new_default(&change) {
                 all.free.push(line);
             } else if explained(&change).is_some_and(|(_, what)| what.follows) {
@@ -140,14 +140,14 @@ impl Resuming<'_> {
         Ok(all)
     }
 
-    /// Say what has changed; what was accepted, if something had to be.
+    /// Report the changes; returns those that were accepted.
     fn judge(&self, found: &Checkpoint, changes: Changes) -> Result<Option<Accepted>, Failure> {
         let Changes { free, follow, grave, effects } = changes;
         if !free.is_empty() {
             say!("changed since the checkpoint, without effect on what is trained:\n{}", free.join("\n"));
         }
         if !follow.is_empty() {
-            say!("changed since the checkpoint, with the number of steps:\n{}", follow.join("\n"));
+            say!("changed since the checkpoint, following the number of steps:\n{}", follow.join("\n"));
         }
         let shown: Vec<String> = grave.iter().map(|line| line.trim().to_owned()).collect();
         let accepted = (!shown.is_empty()).then_some(Accepted { step: found.step, changes: shown });
@@ -156,11 +156,11 @@ impl Resuming<'_> {
         if !grave.is_empty() && !self.accept && !before {
             let mut list = grave.join("\n");
             if !effects.is_empty() {
-                list += &format!("\nso that\n{effects}");
+                list += &format!("\nas a result\n{effects}");
             }
             return Err(Failure::new(format!(
-                "this is not what the checkpoint of step {} was trained with:\n{list}\nnothing was changed; \
-                 --accept-changes goes on like this, {NEW_RUN}",
+                "the checkpoint of step {} was trained with something else:\n{list}\nnothing was changed; --accept-changes \
+                 continues with the changes, {NEW_RUN}",
                 found.step
             )));
         }
@@ -174,7 +174,7 @@ impl Resuming<'_> {
         Ok(accepted)
     }
 
-    /// What operators say of the settings that they had.
+    /// What operators say about their old settings.
     fn restated(&self, found: &Checkpoint) -> Vec<(String, Restated)> {
         let graph = &self.prepared.graph;
         let mut all = Vec::new();
@@ -192,21 +192,21 @@ impl Resuming<'_> {
                 }
             }
             let restart = Restart { step: found.step, steps: self.prepared.run.steps, cells };
-            // What is said is a courtesy: an operator that cannot say it changes nothing.
+            // A courtesy: a panic here must not stop the run.
             let said = guard::catch(|| node.op.restated(&old, &restart)).ok().flatten();
             all.extend(said.map(|restated| (id, restated)));
         }
         all
     }
 
-    /// Ids of nodes that what is carried does not depend on.
+    /// Nodes that do not influence the carried state.
     fn idle(&self) -> BTreeSet<&str> {
         let graph = &self.prepared.graph;
         let counts = graph.shapes_state();
         graph.nodes().filter(|(id, _)| !counts[id.index()]).map(|(_, node)| node.id.as_str()).collect()
     }
 
-    /// A setting that the version before did not have, and that is as if it were not there.
+    /// A setting that older versions lacked, at its default.
     fn is_new_default(&self, change: &Change) -> bool {
         let (None, Some(new), Some((node, setting))) =
             (&change.old, &change.new, change.what.split_once('.'))
@@ -220,4 +220,4 @@ impl Resuming<'_> {
     }
 }
 
-const NEW_RUN: &str = "--out begins a new run elsewhere";
+const NEW_RUN: &str = "--out starts a new run elsewhere";

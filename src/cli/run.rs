@@ -1,6 +1,6 @@
 //! `graph-run GRAPH`: a run from its folder to its end.
 //!
-//! All that can be refused is refused before anything in the folder of a run is changed.
+//! Everything that can be refused is refused before anything in the run's folder changes.
 
 use std::{
     fs, io,
@@ -83,17 +83,18 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
         say!("resumed at step {start}");
     }
     let newest = found.map(|c| c.step);
-    // Before anything of the run is written: a filling that is interrupted leaves the folder as it was.
+    // Before the run writes anything: interrupting this leaves the folder as it was.
     if !fill::fill(&mut prepared, &cpu)? {
         return Ok(INTERRUPTED);
     }
-    let reader = Reader::start(survey).map_err(|e| Failure::new(format!("no thread to read data: {e}")))?;
+    let reader = Reader::start(survey)
+        .map_err(|e| Failure::new(format!("cannot start a thread to read the data: {e}")))?;
     let begin = Begin { command, accepted, newest, lines, updates };
     let session = begin.write(folder, &prepared, args, reader)?;
     begin_loop(prepared, session, runner, args.json)
 }
 
-/// The folder of a run that is to be resumed, if there is one, and what was said to it before.
+/// The folder of the run to resume, if it exists, and the settings it remembers.
 fn existing(path: &Path, resume: bool) -> Result<(Option<RunFolder>, Command), Failure> {
     match fs::symlink_metadata(path) {
         _ if !resume => return Ok((None, Command::default())),
@@ -104,12 +105,12 @@ fn existing(path: &Path, resume: bool) -> Result<(Option<RunFolder>, Command), F
     let command = folder.command().map_err(Failure::new)?;
     if !command.set.is_empty() {
         let sets: Vec<String> = command.set.iter().map(|set| format!("--set {set}")).collect();
-        say!("as this run was started: {}", sets.join(" "));
+        say!("settings of this run: {}", sets.join(" "));
     }
     Ok((Some(folder), command))
 }
 
-/// What can be refused without looking at the folder.
+/// Refuse what is wrong whatever the folder holds.
 fn check(prepared: &Prepared, registry: &Registry) -> Result<(), Failure> {
     let minutes = prepared.run.checkpoint_minutes;
     if !(minutes >= 0.0 && minutes.is_finite()) {
@@ -118,12 +119,12 @@ fn check(prepared: &Prepared, registry: &Registry) -> Result<(), Failure> {
         )));
     }
     if prepared.run.steps == 0 {
-        return Err(Failure::new("run.steps is 0: there is nothing to run; at least 1 is needed"));
+        return Err(Failure::new("run.steps is 0: at least 1 is needed"));
     }
     prepared.check_memory(registry)
 }
 
-/// A run that has all its steps: what it lacks is written.
+/// A run that has all its steps: write the adapter if it is missing.
 fn finished(folder: &mut RunFolder, prepared: &Prepared, checkpoint: &Checkpoint) -> Result<u8, Failure> {
     folder.keep();
     for path in complete(folder, &prepared.graph, &prepared.plan, checkpoint)? {
@@ -132,13 +133,15 @@ fn finished(folder: &mut RunFolder, prepared: &Prepared, checkpoint: &Checkpoint
     }
     let (made, steps) = (checkpoint.step, prepared.run.steps);
     match made > steps {
-        true => say!("the run has {made} steps already, and {steps} were asked for; --steps asks for more"),
+        true => {
+            say!("the run already has {made} steps, more than the {steps} asked for; --steps asks for more")
+        }
         false => say!("the run is complete: it has {made} steps of {steps}; --steps asks for more"),
     }
     Ok(0)
 }
 
-/// What stands at the start of a run, for people.
+/// The lines at the start of a run.
 fn introduce(prepared: &Prepared, path: &Path) {
     say!(
         "{}: {} steps into `{}`, {} trainable values, {:.2e} FLOP a step, predicted peak memory {}",
@@ -155,18 +158,18 @@ fn introduce(prepared: &Prepared, path: &Path) {
     warn_of_nothing(prepared);
 }
 
-/// What is known when a run begins to write.
+/// What is known when a run starts to write.
 struct Begin {
     command: Command,
     accepted: Option<Accepted>,
-    /// Step of the checkpoint that it goes on from.
+    /// Step of the checkpoint it continues from.
     newest: Option<u64>,
     lines: Lines,
     updates: Updates,
 }
 
 impl Begin {
-    /// Take the folder over, and write what a run writes before its first step.
+    /// Take the folder over and write the files that precede the first step.
     fn write(
         self,
         mut folder: RunFolder,
@@ -191,8 +194,7 @@ impl Begin {
         folder.write_text("graph.dot", &picture).map_err(Failure::new)?;
         if self.lines.later > 0 {
             say!(
-                "note: {} lines of metrics.jsonl are of step {newest} and later; they are cut off, since these steps run \
-                 again",
+                "note: {} lines of metrics.jsonl, from step {newest} on, are cut off; these steps run again",
                 self.lines.later
             );
         }
@@ -212,9 +214,9 @@ impl Begin {
     }
 }
 
-/// The checkpoint of a run that begins: from now on there is a run here, and nothing is lost if it begins again.
+/// Write the checkpoint of step 0: the folder holds a run from now on, and starting over loses nothing.
 fn mark(folder: &RunFolder, prepared: &Prepared, reader: &mut Reader) -> Result<u64, Failure> {
-    // Of a small data set everything is known by then; a large one is not waited for.
+    // Enough for a small data set; a large one is not worth the wait.
     const PATIENCE: Duration = Duration::from_secs(1);
     let sources = Some(reader.sources(PATIENCE).clone());
     let (seed, graph) = (prepared.run.seed, prepared.resolved.clone());

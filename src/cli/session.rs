@@ -1,4 +1,4 @@
-//! What the steps of a run leave in its folder.
+//! What the steps of a run write into its folder.
 
 use std::{
     path::PathBuf,
@@ -21,7 +21,7 @@ use crate::{
     spec::RunSettings,
 };
 
-/// How long a checkpoint waits for what is still being read of the data.
+/// How long a checkpoint waits for the reader of the data.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The files of a run.
@@ -37,30 +37,30 @@ pub(super) struct Session {
     /// What adapter files say of where they come from.
     pub origin: Vec<(String, String)>,
     pub updates: Updates,
-    /// What the run is made from.
+    /// Reads the data that the run is made from, for checkpoints.
     pub reader: Reader,
 }
 
-/// Which checkpoints there are.
+/// The checkpoints written so far.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Saved {
     /// The newest.
     pub newest: u64,
-    /// The newest from which a step has been made: the last that is known to be good.
+    /// The newest from which a step has succeeded: the last known good one.
     pub proven: u64,
     /// When the newest was written.
     pub at: Instant,
 }
 
 impl Saved {
-    /// A run that goes on from a checkpoint.
+    /// Those of a run that continues from a checkpoint.
     pub fn new(step: u64) -> Self {
         Self { newest: step, proven: step, at: Instant::now() }
     }
 }
 
 impl Session {
-    /// Is the folder where it was?
+    /// Is the folder still in its place?
     pub fn check(&self) -> Result<(), Stop> {
         self.folder.check().map_err(|e| Stop::Lost(e.to_string()))
     }
@@ -73,8 +73,7 @@ impl Session {
         }
     }
 
-    /// Write what a step asks for; returns its metrics and its line. Of a step without a finite loss nothing but its line is
-    /// written.
+    /// Write what a step asks for; returns its metrics and its line. If the loss is not finite, only the line is written.
     pub fn effects(&mut self, output: &StepOutput) -> Result<(Metrics, Line), Stop> {
         let good = output.loss.is_none_or(f32::is_finite);
         let mut metrics = Metrics::default();
@@ -107,7 +106,7 @@ impl Session {
         Ok((metrics, line))
     }
 
-    /// A step was made from the state that it found: if that is in the newest checkpoint, older ones can go.
+    /// A step has succeeded: if it started from the newest checkpoint, older ones are no longer needed.
     pub fn prove(&mut self, step: u64) {
         if self.saved.newest == step && self.saved.proven != step {
             self.saved.proven = step;
@@ -115,7 +114,7 @@ impl Session {
         }
     }
 
-    /// Remove checkpoints that are too many.
+    /// Remove surplus checkpoints.
     pub fn prune(&self) {
         prune(&self.folder.checkpoints(), self.saved.newest, self.run.keep_checkpoints);
     }
@@ -127,7 +126,7 @@ impl Session {
         by_steps || (minutes > 0.0 && self.saved.at.elapsed().as_secs_f64() >= 60.0 * minutes)
     }
 
-    /// Write a checkpoint, unless there is one of this step; what is out of range is not written.
+    /// Write a checkpoint, unless this step has one; values out of range are refused.
     pub fn checkpoint(&mut self, runner: &Runner) -> Result<(), Stop> {
         let step = runner.next_step();
         if self.saved.newest == step {
@@ -142,7 +141,7 @@ impl Session {
             let mut factors = cells.get(path).into_iter().flat_map(|state| &state.tensors);
             factors.try_for_each(|t| check_range(&t.values, |_| t.name.clone())).map_err(spoilt)?;
         }
-        // The metrics of a step must not be lost while a checkpoint says that it was made.
+        // A checkpoint must not claim steps whose metrics could still be lost.
         self.metrics.sync().map_err(Stop::failed)?;
         let sources = Some(self.reader.sources(PATIENCE).clone());
         let (seed, graph) = (self.run.seed, self.resolved.clone());

@@ -1,6 +1,6 @@
 //! The loop over steps.
 //!
-//! What a step has made is on the disk before anything is said about it: whoever reads may be gone.
+//! Results reach the disk before a line about them reaches the terminal, which may be gone.
 
 use std::path::PathBuf;
 
@@ -23,8 +23,7 @@ impl Loop {
     pub fn go(&mut self, steps: u64) -> Result<u8, Stop> {
         while self.runner.next_step() < steps {
             if interrupt::interrupted() {
-                // Somebody could not wait for the first step.
-                self.progress.say("interrupted before the first step; --resume goes on from there");
+                self.progress.say("interrupted before the first step; --resume starts it");
                 return Ok(INTERRUPTED);
             }
             map::check_lengths().map_err(|e: nn::Error| Stop::Failed(e.to_string()))?;
@@ -93,19 +92,19 @@ impl Loop {
         }
         self.progress.say(&match made == steps {
             true => format!("complete: {steps} steps"),
-            false => format!("interrupted after {made} steps of {steps}; --resume goes on from there"),
+            false => format!("interrupted after {made} of {steps} steps; --resume continues from there"),
         });
     }
 }
 
-/// Steps at the end whose gradients no update has used.
+/// A note about gradients that the run ends without using.
 fn left_over(metrics: &Metrics) -> Option<String> {
     let number = |name: &str| metrics.get(name).and_then(Metric::mean);
     let (batch, of) = (number("micro_batch")?, number("micro_batches")?);
     (batch < of).then(|| {
         format!(
-            "note: the last {batch} of {of} micro-batches make no update: their gradients are in the checkpoint and count \
-             when the run goes on, and the adapter is without them"
+            "note: the run ends {batch} micro-batches into an update of {of}: their gradients are in the checkpoint and \
+             count if the run is continued; the adapter does not include them"
         )
     })
 }

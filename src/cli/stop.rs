@@ -1,4 +1,4 @@
-//! Why a run stops before its end, and how that is to be followed up.
+//! Why a run stops early, and what to do about it.
 
 use super::{
     Failure,
@@ -6,13 +6,13 @@ use super::{
 };
 use crate::checkpoint::set_aside;
 
-/// Why a run cannot go on.
+/// Why a run cannot continue.
 pub(super) enum Stop {
     /// Something failed.
     Failed(String),
-    /// What is trained is out of range, as this step has shown.
+    /// Training has diverged, as this step has shown.
     Diverged(u64, String),
-    /// The folder is not where it was.
+    /// The run's folder was moved, removed or replaced.
     Lost(String),
 }
 
@@ -21,14 +21,14 @@ impl Stop {
         Self::Failed(e.to_string())
     }
 
-    /// A step has left something that may not be written.
+    /// The state after a step must not be written.
     pub fn spoilt(step: u64, what: &str) -> Self {
-        Self::Diverged(step, format!("step {step}: after its update {what}, which is not written"))
+        Self::Diverged(step, format!("step {step}: after the update, {what}; nothing of it is written"))
     }
 }
 
 impl Session {
-    /// How a run that has stopped is to be followed up.
+    /// The error, with advice on how to continue.
     pub fn explain(&mut self, stop: Stop) -> Failure {
         Failure::new(match stop {
             Stop::Failed(message) => format!("{message}\n{}", self.after_failure()),
@@ -39,54 +39,56 @@ impl Session {
 
     fn after_failure(&self) -> String {
         match self.saved.newest {
-            0 => "no step is in a checkpoint yet; --resume begins again".into(),
-            step => format!("{}; --resume goes on from there", self.whole(step)),
+            0 => "no step has been checkpointed yet; --resume starts over".into(),
+            step => format!("{}; --resume continues from there", self.intact(step)),
         }
     }
 
-    fn whole(&self, step: u64) -> String {
-        format!("the checkpoint of step {step} in `{}` is whole", self.folder.checkpoints().display())
+    fn intact(&self, step: u64) -> String {
+        format!("the checkpoint of step {step} in `{}` is intact", self.folder.checkpoints().display())
     }
 
     fn whereabouts(&self) -> String {
         match (self.folder.whereabouts(), self.saved.newest) {
-            (None, _) => "what was saved went with it; the run stops".into(),
-            (Some(_), 0) => "no step is in a checkpoint yet; the run stops".into(),
+            (None, _) => "the run stops, and everything it saved went with the folder".into(),
+            (Some(_), 0) => "the run stops; no step had been checkpointed yet".into(),
             (Some(place), step) => format!(
-                "the run stops; the checkpoint of step {step} is in `{}`, and --resume --out {} goes on from there",
+                "the run stops; the checkpoint of step {step} is in `{}`, and --resume --out {} continues from there",
                 place.join("checkpoints").display(),
                 place.display()
             ),
         }
     }
 
-    /// What is good after `step` has shown that the training has diverged.
+    /// Advice after `step` has diverged. A checkpoint that diverges at once is set aside.
     fn after_divergence(&mut self, step: u64) -> String {
         let Saved { newest, proven, .. } = self.saved;
         let mut advice =
             "the training has diverged: a lower learning rate helps, or a longer warm-up".to_owned();
         if newest != proven {
-            // No step has been made from it, and the first one would fail again.
+            // No step from it has succeeded, and the next attempt would fail in the same way.
             advice += &match set_aside(&self.folder.checkpoints(), newest) {
                 Ok(place) => {
                     format!(
-                        "\nthe checkpoint of step {newest} diverges at once; it is now `{}`",
+                        "\nthe step after the checkpoint of step {newest} diverges; that checkpoint is now `{}`",
                         place.display()
                     )
                 }
-                Err(e) => format!("\nthe checkpoint of step {newest} diverges at once; remove it, since {e}"),
+                Err(e) => format!(
+                    "\nthe step after the checkpoint of step {newest} diverges; remove that checkpoint, since {e}"
+                ),
             };
             self.saved.newest = proven;
         }
         let sets: Vec<String> = self.rates.iter().map(|rate| format!(" --set {rate}=LOWER")).collect();
         let again = format!("--resume{} --accept-changes", sets.concat());
         advice += &match proven {
-            0 => format!("\nno step before is in a checkpoint: {again} begins again"),
-            good => format!("\n{}: {again} goes on from there", self.whole(good)),
+            0 => format!("\nno earlier step has been checkpointed: {again} starts over"),
+            good => format!("\n{}: {again} continues from there", self.intact(good)),
         };
         if proven == step && step > 0 {
             advice += &format!(
-                "; if it diverges whatever the rate, remove `step-{step}` to go on from the one before"
+                "; if it diverges at any rate, remove `step-{step}` to continue from the checkpoint before it"
             );
         }
         advice

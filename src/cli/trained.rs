@@ -1,4 +1,4 @@
-//! What a run trains, as files: the adapters of its cells.
+//! The adapters that a run trains, and their files.
 
 use std::path::PathBuf;
 
@@ -75,7 +75,7 @@ pub(super) fn about(origin: &[(String, String)], made: u64) -> Vec<(String, Stri
     origin.iter().cloned().chain([(STEP.into(), made.to_string())]).collect()
 }
 
-/// Is it fit to be written?
+/// Are all its factors in range?
 pub(super) fn check_adapter(adapter: &Adapter) -> Result<(), String> {
     check_range(&adapter.values, |at| module_of(&adapter.layout, at).to_owned())
 }
@@ -86,7 +86,7 @@ fn module_of(layout: &AdapterLayout, at: usize) -> &str {
     found.map_or("?", |i| layout.modules[i].name.as_str())
 }
 
-/// Write the adapters of a complete run that has none, or older ones; returns the files that were written.
+/// Write the adapters that a complete run lacks, or has from an earlier step; returns their files.
 pub(super) fn complete(
     folder: &RunFolder,
     graph: &Graph,
@@ -102,7 +102,8 @@ pub(super) fn complete(
         let there = AdapterFile::open(&path, "").is_ok_and(|file| file.metadata().get(STEP) == Some(&made));
         let Some(state) = checkpoint.cells.get(&cell.path).filter(|_| !there) else { continue };
         let adapter = restored(graph, plan, cell.value, state)?;
-        check_adapter(&adapter).map_err(|e| Failure::new(format!("the adapter is not written: {e}")))?;
+        check_adapter(&adapter)
+            .map_err(|e| Failure::new(format!("the adapter is out of range and is not written: {e}")))?;
         let about = about(&origin(graph), checkpoint.step);
         let path = folder.write_adapter(&stem, &adapter, AdapterFormat::Diffusers, &about);
         written.push(path.map_err(Failure::new)?);
@@ -119,22 +120,22 @@ fn restored(graph: &Graph, plan: &Plan, cell: Endpoint, state: &NamedState) -> R
     value.downcast_ref::<Adapter>().cloned().ok_or_else(|| fault(&"it is no adapter"))
 }
 
-/// A word before the run where nothing will come of it.
+/// Warn before the first step where the run would train nothing, or write nothing.
 pub(super) fn warn_of_nothing(prepared: &Prepared) {
     let graph = &prepared.graph;
     let adapters = adapter_cells(graph);
     if graph.carries().is_empty() {
         let word = if graph.loss().is_some() { "warning" } else { "note" };
         say!(
-            "{word}: the graph carries nothing from step to step: nothing is trained, and no adapter is written"
+            "{word}: the graph carries nothing from step to step, so nothing is trained and no adapter is written"
         );
     } else if prepared.trainable() == 0 {
-        say!("warning: no gradient of what the graph carries is read: nothing is trained");
+        say!("warning: nothing reads a gradient of what the graph carries, so nothing is trained");
     } else if adapters.is_empty() {
         let cells: Vec<String> =
             graph.carries().iter().map(|c| format!("`{}`", graph.path(c.cell))).collect();
         say!(
-            "warning: what is trained ({}) is no adapter: it is written into checkpoints and nowhere else",
+            "warning: what is trained ({}) is not an adapter: it is written to checkpoints only",
             cells.join(", ")
         );
     }

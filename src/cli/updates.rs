@@ -1,4 +1,4 @@
-//! Steps that are micro-batches of an update.
+//! The loss of an update that several steps make.
 
 use prefgraph_ops::ports::{Metric, Metrics};
 
@@ -10,13 +10,13 @@ pub(super) struct Updates {
 }
 
 impl Updates {
-    /// A step has these metrics; the loss of the update that it ends, where several micro-batches make one.
+    /// Count a step; returns the loss of the update if the step completes one of several micro-batches.
     pub fn step(&mut self, metrics: &Metrics) -> Option<f64> {
         let number = |name: &str| metrics.get(name).and_then(Metric::mean);
         self.add(number("micro_batch")?, number("micro_batches")?, number("loss")?)
     }
 
-    /// A step that was made before the run was resumed, as metrics.jsonl has it.
+    /// Count a step from before the run was resumed, from its line of metrics.jsonl.
     pub fn recall(&mut self, line: &serde_json::Value) {
         let number = |name: &str| line.get(name)?.as_f64();
         if let (Some(batch), Some(of), Some(loss)) =
@@ -32,7 +32,7 @@ impl Updates {
         }
         self.sum += loss;
         self.count += 1;
-        // Where a line of metrics.jsonl was lost, so was the mean.
+        // If a line of metrics.jsonl was lost, the mean is unknown.
         (batch >= of && self.count as f64 == batch).then(|| self.sum / self.count as f64)
     }
 }

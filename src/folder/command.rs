@@ -1,4 +1,4 @@
-//! `command.json`: what the command line said over the graph file, so that a resumed run need not be told again.
+//! `command.json`: settings from the command line, so that resuming does not need them again.
 
 use std::path::Path;
 
@@ -8,20 +8,20 @@ use super::{FolderError, held::read_if_there};
 
 pub(super) const NAME: &str = "command.json";
 
-/// What a run was started or resumed with.
+/// The command line of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Command {
     /// The graph file, as it was named.
     pub graph: String,
-    /// Settings over the file, as `--set` takes them, with absolute paths; of one that was set again the last.
+    /// Settings in the syntax of `--set`, with absolute paths; each setting once.
     pub set: Vec<String>,
-    /// Changes since a checkpoint that were accepted: until there is another checkpoint, they need not be accepted again.
+    /// Accepted changes since a checkpoint; they hold until the next checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accepted: Option<Accepted>,
 }
 
-/// Changes that somebody has accepted.
+/// Accepted changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {
     /// Step of the checkpoint.
@@ -36,8 +36,8 @@ impl Command {
         let Some(bytes) = bytes else { return Ok(Self::default()) };
         serde_json::from_slice(&bytes).map_err(|e| {
             FolderError::new(format!(
-                "`{}` is not what a run writes there: {e}; without the file, --resume takes settings from the graph file and \
-                 the command line alone",
+                "cannot parse `{}`: {e}; if you remove the file, --resume takes settings from the graph file and the command \
+                 line only",
                 path.display()
             ))
         })
@@ -49,7 +49,7 @@ impl Command {
             .map_err(|e| FolderError::new(format!("internal error, please report it: {e}")))
     }
 
-    /// The settings with `sets` over them: the last of those for one setting counts.
+    /// The settings overridden by `sets`; for each setting the last value counts.
     pub fn over(&self, sets: &[String]) -> Vec<String> {
         let name = |set: &str| set.split_once('=').map_or(set, |(name, _)| name).trim().to_owned();
         let mut all: Vec<String> = Vec::new();

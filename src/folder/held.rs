@@ -1,4 +1,4 @@
-//! A folder that is held open, so that one that was moved, removed or replaced is noticed.
+//! A folder held open, to notice if it is moved, removed or replaced.
 
 use std::{
     fs::{self, File},
@@ -10,7 +10,7 @@ use prefgraph_nn::files::{is_at, read_regular};
 
 use super::FolderError;
 
-/// An open folder; nothing where the system does not let folders be opened.
+/// An open folder; empty on systems that cannot open folders.
 #[derive(Debug)]
 pub(super) struct Held(Option<File>);
 
@@ -34,15 +34,15 @@ impl Held {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 format!("the run's folder `{}` is gone", path.display())
             }
-            Err(e) => return Err(FolderError::io("look at the run's folder", path, e)),
+            Err(e) => return Err(FolderError::io("check the run's folder", path, e)),
         };
         Err(FolderError::new(match self.whereabouts() {
             Some(place) => format!("{what}; it was moved to `{}`", place.display()),
-            None => format!("{what}: it was removed, or moved to where it cannot be found"),
+            None => format!("{what}: it was removed, or moved to an unknown place"),
         }))
     }
 
-    /// Where the folder is by now, if it is anywhere and the system tells.
+    /// Where the folder is now, if it still exists and the system can tell.
     pub fn whereabouts(&self) -> Option<PathBuf> {
         let folder = self.0.as_ref()?;
         let place = named(folder)?;
@@ -50,7 +50,7 @@ impl Held {
     }
 }
 
-/// The name that the system gives an open folder.
+/// The current path of an open folder.
 #[cfg(target_os = "linux")]
 fn named(folder: &File) -> Option<PathBuf> {
     use std::os::fd::AsRawFd;
@@ -62,7 +62,7 @@ fn named(_: &File) -> Option<PathBuf> {
     None
 }
 
-/// The bytes of a file; `None` if there is none. A link that leads nowhere is an error.
+/// The bytes of a file; `None` if it does not exist. A dangling link is an error.
 pub(super) fn read_if_there(path: &Path) -> io::Result<Option<Vec<u8>>> {
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),

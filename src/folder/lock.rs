@@ -15,7 +15,7 @@ use super::FolderError;
 
 pub(super) const NAME: &str = "lock";
 
-/// A lock that is held until it is dropped. Until [`keep`](Self::keep) it leaves the file as it was.
+/// A lock, held until dropped. Unless [`keep`](Self::keep) was called, dropping it restores the file.
 #[derive(Debug)]
 pub(super) struct Lock {
     file: File,
@@ -37,7 +37,7 @@ impl Lock {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
                     return Err(FolderError::new(format!(
-                        "{} is at work in `{}`; wait for it, or choose another folder by --out",
+                        "{} is at work in `{}`; wait for it, or choose another folder with --out",
                         holder(&before).unwrap_or_else(|| "another process".into()),
                         folder.display()
                     )));
@@ -45,7 +45,7 @@ impl Lock {
                 Err(TryLockError::Error(e)) => return Err(FolderError::io("lock", &path, e)),
             }
             read.map_err(|e| FolderError::io("read", &path, e))?;
-            // Whoever held it before may have removed it.
+            // The process that held it before may have removed it.
             if !is_at(&file, &path) {
                 continue;
             }
@@ -58,7 +58,7 @@ impl Lock {
         }
     }
 
-    /// From now on a run is at work: at its end the file says that it ended by itself.
+    /// A run starts: when it ends, the file will say so.
     pub fn keep(&mut self) {
         self.kept = true;
     }
@@ -72,7 +72,7 @@ impl Lock {
     }
 }
 
-/// The file, and whether it was made. What is no file is refused: to open it could wait for ever.
+/// The file, and whether it was created. Anything but a regular file is refused: opening a pipe could block for ever.
 fn open(path: &Path) -> io::Result<(File, bool)> {
     let mut options = OpenOptions::new();
     options.read(true).write(true);
@@ -81,12 +81,12 @@ fn open(path: &Path) -> io::Result<(File, bool)> {
             Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
         }
         Ok(_) => Ok((options.open(path)?, false)),
-        // If another process makes it now, this one comes second.
+        // If another process creates it now, this one fails to lock it.
         Err(_) => Ok((options.create(true).truncate(false).open(path)?, true)),
     }
 }
 
-/// Whoever the file names; nobody if it is empty.
+/// The process that the file names, if it names one.
 fn holder(text: &[u8]) -> Option<String> {
     match String::from_utf8_lossy(text).trim() {
         "" => None,
@@ -98,10 +98,10 @@ fn holder(text: &[u8]) -> Option<String> {
 impl Drop for Lock {
     fn drop(&mut self) {
         match &self.before {
-            // An empty file says that the run ended by itself.
+            // An empty file means that the run was not killed.
             _ if self.kept => drop(self.write(b"")),
             Some(before) => drop(self.write(before)),
-            // Another folder may be there by now, with the lock of another run.
+            // The path may lead to the lock of another run by now.
             None if is_at(&self.file, &self.path) => drop(std::fs::remove_file(&self.path)),
             None => {}
         }

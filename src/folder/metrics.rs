@@ -54,8 +54,8 @@ pub struct MetricsFile {
 }
 
 impl MetricsFile {
-    /// Open the file in `folder` for a run whose next step is `step`. What an earlier run wrote of that step and of later
-    /// ones is cut off, since those steps run again, and with it what is no line of metrics.
+    /// Open the file in `folder` for a run whose next step is `step`. Lines of that step and later ones are cut off, since
+    /// those steps run again; so are lines that are not metrics.
     ///
     /// # Errors
     /// If it cannot be read or written.
@@ -67,7 +67,7 @@ impl MetricsFile {
         if survey.later > 0 || survey.torn || !survey.strange.is_empty() || survey.unended {
             write_atomically(&path, &kept).map_err(|e| FolderError::io("cut back", &path, e))?;
         }
-        // A file that cannot be written is better found now than after a step.
+        // Better to find an unwritable file now than after a step.
         let file = OpenOptions::new().append(true).create(true).open(&path).map_err(fault)?;
         Ok(Self { path, file })
     }
@@ -93,41 +93,41 @@ impl MetricsFile {
 
 const NAME: &str = "metrics.jsonl";
 
-/// What a file holds for a run whose next step is known, before anything of it is changed.
+/// What the file holds for a run whose next step is known; nothing is changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Survey {
     /// Lines of the next step and of later ones.
     pub later: usize,
-    /// Does it end in a part of a line?
+    /// Is the last line incomplete?
     pub torn: bool,
-    /// Other lines that are none of metrics: their numbers, from 1, and how they begin.
+    /// Other lines that are not metrics: their numbers, from 1, and how they start.
     pub strange: Vec<(usize, String)>,
-    /// Steps before the next that have no line.
+    /// Earlier steps that have no line.
     pub missing: Vec<RangeInclusive<u64>>,
-    /// Lines of steps that had one already.
+    /// Lines of steps that already had one.
     pub repeated: usize,
-    /// Does the last line lack its end, and nothing else?
+    /// Does the last line lack only its line break?
     unended: bool,
 }
 
 impl Survey {
-    /// Look at the file in `folder`; `line` is told every line that counts, in order.
+    /// Read the file in `folder`; `line` is called for every line of an earlier step, in order.
     ///
     /// # Errors
-    /// If the file is there and cannot be read.
+    /// If the file exists and cannot be read.
     pub fn of(folder: &Path, step: u64, line: &mut dyn FnMut(&Value)) -> Result<Self, FolderError> {
         read(&folder.join(NAME), step, &mut |_, value| line(value))
     }
 
-    /// What is wrong with the lines of the steps before `step`, which nobody can make again.
+    /// Damage that cannot be repaired, in sentences.
     pub fn damage(&self) -> Vec<String> {
         const SHOWN: usize = 5;
         let mut all = Vec::new();
         for (number, text) in self.strange.iter().take(SHOWN) {
-            all.push(format!("line {number} of {NAME} is no line of metrics: `{text}`"));
+            all.push(format!("line {number} of {NAME} is not a line of metrics: `{text}`"));
         }
         if self.strange.len() > SHOWN {
-            all.push(format!("{} more lines of {NAME} are none of metrics", self.strange.len() - SHOWN));
+            all.push(format!("{} more lines of {NAME} are not metrics", self.strange.len() - SHOWN));
         }
         if !self.missing.is_empty() {
             let steps: u64 = self.missing.iter().map(|r| r.end() - r.start() + 1).sum();
@@ -141,16 +141,16 @@ impl Survey {
             }
             let lines = if steps == 1 { "the line of step" } else { "the lines of steps" };
             let lost = if steps == 1 { "it is lost" } else { "they are lost" };
-            all.push(format!("{NAME} lacks {lines} {ranges}: {lost}, the checkpoint is not affected"));
+            all.push(format!("{NAME} lacks {lines} {ranges}: {lost}; the checkpoint is not affected"));
         }
         if self.repeated > 0 {
-            all.push(format!("{NAME} has {} lines of steps that had one already", self.repeated));
+            all.push(format!("{NAME} has {} lines of steps that already had one", self.repeated));
         }
         all
     }
 }
 
-/// Look at every line; `keep` is told the bytes and the value of those that count for a run whose next step is `step`.
+/// Read every line; `keep` is called with the bytes and the value of each line of a step before `step`.
 fn read(path: &Path, step: u64, keep: &mut dyn FnMut(&[u8], &Value)) -> Result<Survey, FolderError> {
     let fault = |e| FolderError::io("read", path, e);
     let mut survey = Survey::default();
@@ -245,13 +245,13 @@ mod tests {
         assert_eq!((found.later, found.torn, found.repeated), (1, false, 1));
         let damage = found.damage().join("\n");
         assert!(
-            damage.contains("line 2 of metrics.jsonl is no line of metrics: `rubbish in the middle`"),
+            damage.contains("line 2 of metrics.jsonl is not a line of metrics: `rubbish in the middle`"),
             "{damage}"
         );
         assert!(damage.contains("lacks the lines of steps 2 to 4, 6 to 7: they are lost"), "{damage}");
         assert_eq!(
             survey("", 1).damage(),
-            ["metrics.jsonl lacks the line of step 0: it is lost, the checkpoint is not affected"]
+            ["metrics.jsonl lacks the line of step 0: it is lost; the checkpoint is not affected"]
         );
         assert_eq!(survey("{\"step\": 0}\n{\"step\": 1}", 2), Survey { unended: true, ..Survey::default() });
     }

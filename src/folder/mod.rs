@@ -3,12 +3,12 @@
 //! ```text
 //!  graph.ron             the resolved graph      metrics.jsonl         one object a step
 //!  graph.dot             the plan as a picture   preview/*.png         pictures that operators gave
-//!  adapter.safetensors   what was trained        checkpoints/step-N/   to go on from
+//!  adapter.safetensors   what was trained        checkpoints/step-N/   state to resume from
 //!  adapter.FORMAT.safetensors   the same in other programs' names, where the graph asks for it
-//!  command.json          what the command line said over the graph file, and what was accepted
+//!  command.json          settings from the command line, and accepted changes
 //!  lock                  held while a run is at work here
 //!
-//!  lock, held   the folder belongs to one run, and is still the same folder
+//!  lock, held   the folder belongs to one run, and has not been moved or replaced
 //!  metrics, command   the files of these names
 //! ```
 
@@ -76,14 +76,14 @@ impl RunFolder {
         let (lock, stale) = Lock::take(path)?;
         if used && !resume {
             return Err(FolderError::new(format!(
-                "`{}` already holds a run; go on with it by --resume, or choose another folder by --out",
+                "`{}` already holds a run; continue it with --resume, or choose another folder with --out",
                 path.display()
             )));
         }
         Ok(Self { path: path.to_owned(), notes: stale.into_iter().collect(), lock, held })
     }
 
-    /// From now on a run is at work here. What killed runs have left unfinished is removed.
+    /// A run starts to write here: unfinished files of killed runs are removed.
     pub fn keep(&mut self) {
         self.lock.keep();
         for folder in [self.path.clone(), self.path.join("preview")] {
@@ -91,10 +91,10 @@ impl RunFolder {
         }
     }
 
-    /// Is the folder still where it was when the run began? Another run may be at work at its path by now.
+    /// Is the folder still in its place? Another run may be using its path by now.
     ///
     /// # Errors
-    /// If it was removed, moved or replaced; the message says where it is, if that is known.
+    /// If it was removed, moved or replaced; the message says where it is now, if that is known.
     pub fn check(&self) -> Result<(), FolderError> {
         self.held.check(&self.path)
     }
@@ -104,7 +104,7 @@ impl RunFolder {
         &self.path
     }
 
-    /// Where it is now, if it was moved, as far as the system tells; `None` if it is gone.
+    /// Where it is now, as far as the system can tell; `None` if it was removed.
     pub fn whereabouts(&self) -> Option<PathBuf> {
         match self.check() {
             Ok(()) => Some(self.path.clone()),
@@ -117,10 +117,10 @@ impl RunFolder {
         self.path.join("checkpoints")
     }
 
-    /// What is there of a run, by name: nothing where no run was begun, and whatever else there may be.
+    /// Files and folders of a run, by name; empty if no run was started here.
     ///
     /// # Errors
-    /// If it cannot be looked at.
+    /// If the folder cannot be read.
     pub fn remains(&self) -> Result<Vec<String>, FolderError> {
         let mut names = Vec::new();
         for name in entries(&self.path)? {
@@ -128,7 +128,7 @@ impl RunFolder {
             let adapter = name.starts_with("adapter") && name.ends_with(".safetensors");
             let counts = match name.as_str() {
                 "graph.ron" | "metrics.jsonl" | "preview" => true,
-                // A run that was killed while it marked the folder has left no more than an unfinished checkpoint.
+                // A run killed while writing its first checkpoint leaves only an unfinished one.
                 "checkpoints" => entries(&self.checkpoints())?.iter().any(|e| !is_unfinished(e)),
                 _ => adapter,
             };
@@ -138,25 +138,25 @@ impl RunFolder {
         Ok(names)
     }
 
-    /// The graph that the run was begun or resumed with last, if there is one.
+    /// The graph that the run was last started or resumed with, if any.
     ///
     /// # Errors
-    /// If it is there and cannot be read.
+    /// If it exists and cannot be read.
     pub fn graph(&self) -> Result<Option<String>, FolderError> {
         let path = self.path.join("graph.ron");
         let bytes = held::read_if_there(&path).map_err(|e| FolderError::io("read", &path, e))?;
         Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
-    /// What the command line said, if that is known.
+    /// Settings from earlier command lines.
     ///
     /// # Errors
-    /// If the file is there and cannot be read or understood.
+    /// If the file exists and cannot be read or parsed.
     pub fn command(&self) -> Result<Command, FolderError> {
         Command::read(&self.path.join(command::NAME))
     }
 
-    /// Remember what the command line says.
+    /// Remember settings from the command line.
     ///
     /// # Errors
     /// If it cannot be written.

@@ -3,8 +3,8 @@
 use super::{Endpoint, Graph, NodeId, Tap};
 
 impl Graph {
-    /// By node: does what is carried from step to step depend on it? Another setting of one that it does not depend on
-    /// changes pictures and records at most. In a graph that carries nothing, everything counts.
+    /// By node: does the carried state depend on it? Changing a node on which it does not depend changes pictures and records
+    /// at most. In a graph that carries nothing, every node counts.
     pub fn shapes_state(&self) -> Vec<bool> {
         let mut reached = vec![self.carries().is_empty(); self.len()];
         let mut open: Vec<NodeId> = Vec::new();

@@ -1,4 +1,4 @@
-//! What is not as a checkpoint records it.
+//! Differences from what a checkpoint records.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -7,18 +7,18 @@ use super::{Digest, SampleRecord, Source, Sources, Survey, survey::Contents};
 /// Ids that a sentence names.
 const NAMED: usize = 5;
 
-/// What became of the sources of a run.
+/// How the data and weights compare.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Comparison {
-    /// Settings that lead to the same contents as before, whatever their paths.
+    /// Settings with the same contents as before, whatever their paths.
     pub same: BTreeSet<String>,
-    /// Sentences about what is not the same, each beginning with its setting.
+    /// Sentences about differences, each starting with its setting.
     pub changes: Vec<String>,
 }
 
 impl Survey {
-    /// Compare with what a checkpoint records, and take over from it what need not be read again. Before the contents of a
-    /// sample are read, `go_on` is told how many were and how many there are to read; `None` if it said no.
+    /// Compare with what a checkpoint records, and adopt from it what need not be read again. Before each sample is read,
+    /// `go_on` is called with the number read so far and the number to read; `None` if it returned false.
     pub fn compare(
         &mut self,
         old: &Sources,
@@ -28,7 +28,7 @@ impl Survey {
         let mut contents = Contents::default();
         for (key, found) in &mut self.found.0 {
             let changes = match (old.0.get(key), found) {
-                // Another graph, or nothing was recorded: the comparison of graphs says which.
+                // Not recorded: if the graph is another one, comparing the graphs shows it.
                 (None, _) => continue,
                 (Some(Source::Files(old)), Source::Files(new)) if old == new => Vec::new(),
                 (Some(Source::Samples(old)), Source::Samples(new)) => {
@@ -37,7 +37,7 @@ impl Survey {
                         |sample: usize| contents.of(files.get(sample).map_or(&[][..], Vec::as_slice));
                     samples(old, new, &mut read, go_on)?
                 }
-                _ => vec!["the contents are not those that the checkpoint records".into()],
+                _ => vec!["the contents differ from those that the checkpoint records".into()],
             };
             if changes.is_empty() {
                 comparison.same.insert(key.clone());
@@ -48,7 +48,7 @@ impl Survey {
     }
 }
 
-/// What is not the same of a data set; `read` gives the contents of a sample, by its number.
+/// Differences of a data set; `read` reads the contents of a sample, by its number.
 fn samples(
     old: &[SampleRecord],
     new: &mut [SampleRecord],
@@ -95,9 +95,9 @@ fn samples(
     say(&facts, "has another prompt or other files", "have other prompts or other files");
     say(&files, "has other pictures or masks", "have other pictures or masks");
     let unread =
-        "files of another length or time, and the checkpoint is from before their contents were read";
+        "files of another length or time, and the checkpoint was written before their contents were read";
     say(&unknown, &format!("has {unread}"), &format!("have {unread}"));
-    // Where samples came or went the order is another one anyway.
+    // With samples added or removed, the order differs anyway.
     if added.is_empty() && removed.is_empty() && !old.iter().map(|s| &s.id).eq(new.iter().map(|s| &s.id)) {
         changes.push("the samples are in another order".into());
     }
@@ -146,7 +146,7 @@ mod tests {
         let (changes, _) = compared(&old, &mut [record("a", 1, 7, None), record("b", 1, 1, None)], 5);
         assert_eq!(changes, ["1 sample has other pictures or masks: `a`"]);
         let (changes, _) = compared(&[record("a", 1, 1, None)], &mut [record("a", 1, 7, None)], 5);
-        assert!(changes[0].contains("from before their contents were read: `a`"), "{changes:?}");
+        assert!(changes[0].contains("written before their contents were read: `a`"), "{changes:?}");
     }
 
     #[test]

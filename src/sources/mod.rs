@@ -1,14 +1,14 @@
-//! What a graph reads from outside its file, data and weights, and whether it is still what it was.
+//! The data and weights that a graph reads, and whether they have changed.
 //!
 //! ```text
-//!  survey    what is there now                  reader   contents of samples, read while a run is at work
-//!  compare   what is not as a checkpoint records it
+//!  survey    what is on the disk now            reader   contents of samples, read in the background
+//!  compare   differences from what a checkpoint records
 //! ```
 //!
-//! Weights are told by their contents, as for the cache but without their modification times. Samples are told by their
-//! ids, their order, their prompts and the contents of their files. To look at the contents of many thousand pictures
-//! takes time, so lengths and modification times are compared first: contents are read where those differ, and, of a
-//! run that begins, in the background. Paths do not count: what is moved is the same.
+//! Weights are identified by their contents, as for the cache but without their modification times. Samples are identified
+//! by their ids, their order, their prompts and the contents of their files. Reading many thousand pictures takes time, so
+//! lengths and modification times are compared first; contents are read only where those differ, and for a new run in the
+//! background. Paths do not count: moved data is the same data.
 
 mod compare;
 mod reader;
@@ -23,11 +23,11 @@ pub use survey::{SourceError, Survey};
 /// The first bytes of a BLAKE3 hash.
 pub type Digest = [u8; 16];
 
-/// What a run was made from, by `node.setting`.
+/// The data and weights of a run, by `node.setting`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sources(pub BTreeMap<String, Source>);
 
-/// What one setting leads to.
+/// What one setting refers to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The identity of files.
@@ -39,13 +39,13 @@ pub enum Source {
 /// What is recorded of a sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SampleRecord {
-    /// What people call it.
+    /// Its name in the data set.
     pub id: String,
-    /// Of its prompt, and of what its files are.
+    /// Of its prompt, and of which files it has.
     pub facts: Digest,
     /// Of the lengths and modification times of its files.
     pub stamp: Digest,
-    /// Of the contents of its files, where they were read.
+    /// Of the contents of its files, if they have been read.
     pub contents: Option<Digest>,
 }
 

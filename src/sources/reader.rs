@@ -1,4 +1,4 @@
-//! Contents of samples, read while a run is at work: nobody waits for them before the first checkpoint.
+//! Reading the contents of samples in the background, since only checkpoints need them.
 
 use std::{
     sync::{
@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, unbounded};
 
 use super::{Digest, Source, Sources, Survey, survey::Contents};
 
-/// A thread that reads, and what it has found so far.
+/// A reading thread, and its results so far.
 #[derive(Debug)]
 pub struct Reader {
     sources: Sources,
@@ -23,10 +23,10 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Read the contents that a survey does not know.
+    /// Start to read what a survey does not know.
     ///
     /// # Errors
-    /// If the system gives no thread.
+    /// If no thread can be started.
     pub fn start(survey: Survey) -> std::io::Result<Self> {
         let Survey { found: sources, files } = survey;
         let unknown = |key: &str, sample: usize| match sources.0.get(key) {
@@ -54,7 +54,7 @@ impl Reader {
         Ok(Self { sources, news, stop, thread: Some(thread) })
     }
 
-    /// What is known, after waiting for the rest for no longer than `patience`.
+    /// What is known, after waiting for the rest for at most `patience`.
     pub fn sources(&mut self, patience: Duration) -> &Sources {
         let deadline = Instant::now() + patience;
         while let Ok((key, number, contents)) = self.news.recv_deadline(deadline) {
@@ -72,7 +72,7 @@ impl Drop for Reader {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // It does not panic on what it reads; if it did, nothing depends on it any more.
+            // If it panicked, nothing depends on its results any more.
             let _ = thread.join();
         }
     }

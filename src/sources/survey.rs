@@ -1,4 +1,4 @@
-//! What is there now.
+//! The state of data and weights on the disk.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,7 +13,7 @@ use crate::{
     graph::Graph,
 };
 
-/// Something that a graph reads cannot be identified.
+/// Data or weights that cannot be identified.
 #[derive(Debug, thiserror::Error)]
 #[error("node `{node}`, `{setting}`: {message}")]
 pub struct SourceError {
@@ -22,7 +22,7 @@ pub struct SourceError {
     message: String,
 }
 
-/// What a graph reads, with the files of samples whose contents have not been read.
+/// The data and weights of a graph, with the files of its samples.
 #[derive(Clone, Debug, Default)]
 pub struct Survey {
     pub(super) found: Sources,
@@ -31,7 +31,7 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Look at everything that the operators of a graph name: weights are read in part, of samples only lengths and times.
+    /// Examine everything that the operators of a graph name. Weights are read in part; of samples only lengths and times.
     ///
     /// # Errors
     /// If weights cannot be read.
@@ -66,7 +66,7 @@ impl Survey {
         Ok(survey)
     }
 
-    /// What is known.
+    /// What is known so far.
     pub fn sources(&self) -> &Sources {
         &self.found
     }
@@ -85,7 +85,7 @@ fn record(sample: &DataSample, stamps: &mut HashMap<PathBuf, FileStamp>) -> Samp
     let (mut facts, mut stamp) = (blake3::Hasher::new(), blake3::Hasher::new());
     facts.update(sample.facts.as_bytes());
     for path in &sample.files {
-        // A file that is not there has no length and no time, and that is what is recorded.
+        // A missing file is recorded as one without length and time.
         let FileStamp { length, modified } =
             *stamps.entry(path.clone()).or_insert_with(|| FileStamp::of(path).unwrap_or_default());
         stamp.update(&length.to_le_bytes());
@@ -94,7 +94,7 @@ fn record(sample: &DataSample, stamps: &mut HashMap<PathBuf, FileStamp>) -> Samp
     SampleRecord { id: sample.id.clone(), facts: digest(&facts), stamp: digest(&stamp), contents: None }
 }
 
-/// Contents of files; one that many samples share is read once.
+/// Contents of files; a file that several samples share is read once.
 #[derive(Default)]
 pub(super) struct Contents(HashMap<PathBuf, String>);
 
@@ -110,7 +110,7 @@ impl Contents {
     }
 }
 
-/// A file that cannot be read is recorded as such: a run may be told to leave such samples out.
+/// An unreadable file is recorded as such: a run may skip its samples.
 fn one(path: &Path) -> String {
     of_file(path, Sampling::PICTURE).unwrap_or_else(|e| format!("unreadable: {:?}", e.kind()))
 }

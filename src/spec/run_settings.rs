@@ -9,9 +9,9 @@ prefgraph_ops::settings! {
         pub seed: u64 = 0,
         /// Steps from one checkpoint to the next; 0 counts none.
         pub checkpoint_every: u64 = 50,
-        /// Minutes after which a step is followed by a checkpoint, so that no more than that is lost; 0 counts none.
+        /// Minutes from one checkpoint to the next, at most: what a crash can cost; 0 counts none.
         pub checkpoint_minutes: f64 = 15.0,
-        /// Is `adapter.safetensors` written with every checkpoint, too? It always is at the end, and when a run is interrupted.
+        /// Write `adapter.safetensors` with every checkpoint, too; at the end and on interruption it is written in any case.
         pub checkpoint_adapter: bool = true,
         /// Checkpoints that are kept; older ones are removed.
         pub keep_checkpoints: usize = 3,

@@ -95,7 +95,7 @@ fn a_schedule_that_has_ended_before_the_run_has_is_said() {
     let cosine = ["--set", "update.steps=3", "--set", "update.warmup=0"];
     runs(&out, &[&DEMO, &cosine, &["--steps", "3"]]);
     let said = runs(&out, &[&DEMO, &cosine, &["--steps", "4", "--resume"]]);
-    assert!(said.contains("the learning rate is 0 from here on"), "{said}");
+    assert!(said.contains("the learning rate stays 0"), "{said}");
 }
 
 #[test]
@@ -106,8 +106,8 @@ fn micro_batches_that_make_no_update_are_said_and_are_not_lost() {
     let said = runs(&whole, &[&DEMO, &more, &["--steps", "6"]]);
     assert!(!said.contains("left over"), "{said}");
     let said = runs(&out, &[&DEMO, &more, &["--steps", "5"]]);
-    assert!(said.contains("5 steps are 1 updates of 3 micro-batches, and 2 left over"), "{said}");
-    assert!(said.contains("the last 2 of 3 micro-batches make no update"), "{said}");
+    assert!(said.contains("5 steps make 1 updates of 3 micro-batches, with 2 left over"), "{said}");
+    assert!(said.contains("ends 2 micro-batches into an update of 3"), "{said}");
     runs(&out, &[&DEMO, &more, &["--steps", "6", "--resume"]]);
     let lines = metrics(&out);
     assert_eq!(lines, metrics(&whole));

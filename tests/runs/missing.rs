@@ -80,13 +80,16 @@ fn a_process_that_may_open_too_few_files_goes_on_or_changes_nothing() {
         let line = format!("ulimit -n {limit}; exec {}", line.join(" "));
         let output = Command::new("sh").current_dir(root()).args(["-c", &line]).output().unwrap();
         let said = stderr(&output);
-        assert!(!said.contains("begins at step 0") && !said.contains("resumed at step 0"), "{limit}: {said}");
+        assert!(
+            !said.contains("starting at step 0") && !said.contains("resumed at step 0"),
+            "{limit}: {said}"
+        );
         if output.status.success() {
             went_on += 1;
             assert_eq!(metrics(&again), metrics_before, "{limit}");
             assert!(adapter(&again) == before, "{limit}");
         } else {
-            // A write that failed has written nothing, and what is there is a run that can be gone on with.
+            // What was written before the failure is a run that can be resumed.
             let left = metrics(&again);
             assert_eq!(left[..], metrics_before[..left.len()], "{limit}: {said}");
             assert!(left.len() >= 4, "{limit}: {said}");
@@ -123,13 +126,13 @@ fn lines_of_metrics_that_are_lost_or_none_are_said_as_they_are() {
     fs::write(whole.join("metrics.jsonl"), &holed).unwrap();
     let said = runs(&whole, &[&[CASE, "--resume"]]);
     assert!(said.contains("lacks the lines of steps 1 to 2: they are lost"), "{said}");
-    assert!(said.contains("line 2 of metrics.jsonl is no line of metrics: `what is this`"), "{said}");
+    assert!(said.contains("line 2 of metrics.jsonl is not a line of metrics: `what is this`"), "{said}");
     assert_eq!(fs::read_to_string(whole.join("metrics.jsonl")).unwrap(), holed, "nothing had to be written");
 
     let out = dir.path().join("killed");
     killed_at(&whole, &out, 5);
     let said = runs(&out, &[&[CASE, "--resume"]]);
-    assert!(said.contains("1 lines of metrics.jsonl are of step 5 and later"), "{said}");
+    assert!(said.contains("1 lines of metrics.jsonl, from step 5 on"), "{said}");
     assert_eq!(metrics(&out).len(), 4, "the line that was none is gone");
 }
 

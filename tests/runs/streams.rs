@@ -1,4 +1,4 @@
-//! What is said to nobody: closed pipes, full disks. A run goes on.
+//! Closed pipes and full disks behind standard error and standard output do not end a run.
 
 use std::{fs::File, process::Stdio};
 

@@ -20,7 +20,7 @@ pub struct FileMap {
     source: Arc<Source>,
 }
 
-/// The mapped file, kept open so that its length can be asked for whatever its name is by then.
+/// The mapped file, kept open so that its length can be checked even after it was renamed.
 #[derive(Debug)]
 struct Source {
     path: PathBuf,
@@ -28,7 +28,7 @@ struct Source {
     length: u64,
 }
 
-/// Every file that is mapped now, for [`check_lengths`].
+/// All mapped files, for [`check_lengths`].
 static MAPPED: Mutex<Vec<Weak<Source>>> = Mutex::new(Vec::new());
 
 impl FileMap {
@@ -41,7 +41,7 @@ impl FileMap {
         // SAFETY: the map is private to this value, read-only and of plain bytes, for which every bit pattern is
         // valid. A file that another process rewrites in place while it is mapped can change the bytes or end
         // the process by a signal; weights are replaced by renaming (`files::write_atomically`), which leaves the
-        // mapped file as it was, and `check_lengths` names a file that was cut.
+        // mapped file as it was, and `check_lengths` names a truncated file.
         let map = unsafe { memmap2::Mmap::map(&file) }
             .map_err(|e| Error::file(path, format!("cannot be mapped: {e}")))?;
         let source = Arc::new(Source { path: path.into(), file, length: map.len() as u64 });
@@ -74,12 +74,12 @@ impl Deref for FileMap {
     }
 }
 
-/// Are all files that are mapped now at least as long as when they were mapped? To touch a page behind the end of one
-/// that was cut ends the process by a signal (SIGBUS), without a word: whoever asks first can still say which file it was.
-/// A file that was replaced by renaming is not affected.
+/// Are all mapped files at least as long as when they were mapped? Touching a page beyond the end of a truncated file ends
+/// the process by a signal (SIGBUS) without a message; checking first can still name the file. Files that were replaced by
+/// renaming are not affected.
 ///
 /// # Errors
-/// Naming a file that was cut.
+/// Naming a truncated file.
 pub fn check_lengths() -> Result<()> {
     let mapped = MAPPED.lock().unwrap_or_else(PoisonError::into_inner);
     let mapped: Vec<Arc<Source>> = mapped.iter().filter_map(Weak::upgrade).collect();
@@ -89,8 +89,8 @@ pub fn check_lengths() -> Result<()> {
             return Err(Error::file(
                 &source.path,
                 format!(
-                    "was cut from {} to {found} bytes while it was in use: put the whole file back; to replace a file \
-                     that is in use, write the new one beside it and rename it",
+                    "was truncated from {} to {found} bytes while in use: restore the file; to replace a file that is in use, \
+                     write the new one next to it and rename it",
                     source.length
                 ),
             ));
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_cut_while_it_is_mapped_is_named_and_one_that_is_replaced_is_not() {
+    fn a_file_that_is_truncated_while_mapped_is_named_and_one_that_is_replaced_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let (cut, replaced) = (dir.path().join("cut"), dir.path().join("replaced"));
         std::fs::write(&cut, [1; 100]).unwrap();
@@ -115,8 +115,8 @@ mod tests {
         let accused = || check_lengths().err().map(|e| e.to_string()).unwrap_or_default();
         assert!(!accused().contains("replaced"), "{}", accused());
         File::options().write(true).open(&cut).unwrap().set_len(10).unwrap();
-        assert!(accused().contains("cut: was cut from 100 to 10 bytes"), "{}", accused());
+        assert!(accused().contains("cut: was truncated from 100 to 10 bytes"), "{}", accused());
         drop(maps);
-        assert!(!accused().contains("cut from 100 to 10"), "{}", accused());
+        assert!(!accused().contains("truncated from 100 to 10"), "{}", accused());
     }
 }

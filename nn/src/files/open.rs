@@ -1,4 +1,4 @@
-//! Opening files without being caught by what is no file.
+//! Opening files without blocking on pipes and devices.
 
 use std::{
     fs::File,
@@ -6,8 +6,7 @@ use std::{
     path::Path,
 };
 
-/// Open a regular file for reading. A named pipe or a device is refused before it is opened: opening it could wait for
-/// ever.
+/// Open a regular file for reading. Named pipes and devices are refused unopened, since opening one could block for ever.
 ///
 /// # Errors
 /// If it cannot be opened; of kind [`io::ErrorKind::InvalidInput`] if it is not a regular file.

@@ -152,7 +152,7 @@ impl TensorFiles {
         &self.path
     }
 
-    /// Every file that is read: the index, if there is one, and all shards.
+    /// All files: the index, if there is one, and the shards.
     pub fn paths(&self) -> Vec<PathBuf> {
         let index = (!self.shards.iter().any(|s| s.path() == self.path)).then(|| self.path.clone());
         index.into_iter().chain(self.shards.iter().map(|s| s.path().to_owned())).collect()

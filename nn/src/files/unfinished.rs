@@ -1,8 +1,8 @@
-//! Unfinished files: written beside their place, under a name that tells them apart, and locked by their writer.
+//! Unfinished files: written next to their destination under a recognisable name, and locked by their writer.
 //!
-//! A process that is killed leaves its unfinished file behind, but not the lock, which the operating system releases. So
-//! whoever can take the lock knows that the writer is gone; no process id has to be trusted, and it holds across
-//! containers that share a folder. Where a file system has no locks, unfinished files stay.
+//! A killed process leaves its unfinished file behind, but the operating system releases the lock. Taking the lock thus
+//! proves that the writer is gone, without trusting process ids, and across containers that share a folder. On file
+//! systems without locks, unfinished files stay.
 
 use std::{
     fs::{File, TryLockError},
@@ -10,10 +10,10 @@ use std::{
     path::Path,
 };
 
-/// What the names of unfinished files and folders begin with.
+/// Prefix of the names of unfinished files and folders.
 pub const UNFINISHED: &str = ".writing-";
 
-/// A file on its way to `path`: dropped, it is gone; kept, it takes the place of what was there.
+/// A file being written: dropping it removes it, keeping it replaces the file at its destination.
 #[derive(Debug)]
 pub struct Unfinished(tempfile::NamedTempFile);
 
@@ -21,12 +21,12 @@ impl Unfinished {
     /// An empty file in the folder of `path`.
     ///
     /// # Errors
-    /// If none can be made there.
+    /// If it cannot be created.
     pub fn beside(path: &Path) -> io::Result<Self> {
         loop {
             let file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder_of(path))?;
             match file.as_file().try_lock() {
-                // Until it was locked it looked abandoned, and may have been removed.
+                // Before it was locked it looked abandoned, and may have been removed.
                 Ok(()) if !is_at(file.as_file(), file.path()) => {}
                 Err(TryLockError::WouldBlock) => {}
                 Ok(()) | Err(TryLockError::Error(_)) => return Ok(Self(file)),
@@ -39,17 +39,17 @@ impl Unfinished {
         self.0.as_file_mut()
     }
 
-    /// Make it as readable as any other file and rename it to `path`. Nothing is flushed to the disk.
+    /// Give it the usual permissions and rename it to `path`. It is not flushed to the disk.
     ///
     /// # Errors
-    /// If that fails; what was at `path` is then as it was.
+    /// If that fails; the file at `path` is then unchanged.
     pub fn keep(self, path: &Path) -> io::Result<()> {
         readable_as_other_files(self.0.as_file())?;
         self.0.persist(path).map(drop).map_err(|e| e.error)
     }
 }
 
-/// The folder that a path names a file of.
+/// The folder that holds the file at `path`.
 pub(super) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -59,10 +59,10 @@ pub fn is_unfinished(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(UNFINISHED))
 }
 
-/// Remove an unfinished file if its writer is gone; was it removed?
+/// Remove an unfinished file if its writer is gone; returns whether it was removed.
 ///
 /// # Errors
-/// If it cannot be looked at or removed. One that has gone by itself is no error.
+/// If it cannot be opened or removed. A file that has disappeared meanwhile is not an error.
 pub fn remove_if_abandoned(path: &Path) -> io::Result<bool> {
     let found = || -> io::Result<bool> {
         if !is_unfinished(path) || !std::fs::symlink_metadata(path)?.is_file() {
@@ -77,8 +77,7 @@ pub fn remove_if_abandoned(path: &Path) -> io::Result<bool> {
     found().or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(false) } else { Err(e) })
 }
 
-/// Remove the unfinished files in `folder` whose writers are gone, and say how many. It is a courtesy: what cannot be
-/// removed stays.
+/// Remove the unfinished files in `folder` whose writers are gone; returns their number. Files that cannot be removed stay.
 pub fn remove_abandoned(folder: &Path) -> usize {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries.filter(|e| remove_if_abandoned(&e.path()).unwrap_or(false)).count()
@@ -95,13 +94,13 @@ pub fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Does `path` name this open file or folder? Here it can only be told that something is there.
+/// Does `path` name this open file or folder? Here only its existence can be checked.
 #[cfg(not(unix))]
 pub fn is_at(_: &File, path: &Path) -> bool {
     path.exists()
 }
 
-/// A temporary file is made for its owner alone; what stays is to be as readable as any other file.
+/// Temporary files are created for their owner alone; files that stay should be as readable as any other.
 #[cfg(unix)]
 fn readable_as_other_files(file: &File) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;

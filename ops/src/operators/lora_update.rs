@@ -93,7 +93,7 @@ impl Schedule {
     }
 }
 
-/// What becomes of the learning rate of a run that goes on with other settings.
+/// The effect of changed settings on the learning rate.
 fn restated(now: &LoraUpdate, old: &LoraUpdateSettings, restart: &Restart<'_>) -> Option<Restated> {
     let new = &now.0;
     let settings: Vec<&'static str> = [
@@ -115,14 +115,13 @@ fn restated(now: &LoraUpdate, old: &LoraUpdateSettings, restart: &Restart<'_>) -
     let end =
         |op: &LoraUpdate| format!("the {} schedule ends at update {}", op.0.schedule.name(), op.updates());
     let effect = match (over(&before), over(now)) {
-        // Nothing new, and nothing left to learn.
         (_, true) => format!(
-            "{}, and {update} have been made: the learning rate is 0 from here on. Set `steps` to those of the whole run",
+            "{}, and {update} have been made, so the learning rate stays 0: set `steps` to the steps of the run",
             end(now)
         ),
         _ if settings.is_empty() => return None,
         (true, false) if old.schedule == new.schedule => format!(
-            "the {} schedule had ended at update {}; now it ends at update {}, and the learning rate jumps from {was:e} to \
+            "the {} schedule had ended at update {} and now ends at update {}: the learning rate jumps from {was:e} to \
              {is:.3e}",
             old.schedule.name(),
             before.updates(),
@@ -139,7 +138,7 @@ fn restated(now: &LoraUpdate, old: &LoraUpdateSettings, restart: &Restart<'_>) -
             }
         }
     };
-    // The end of a schedule that is the end of the run moves with it.
+    // A schedule that ends with the run moves with its end.
     let follows = settings == ["steps"] && (new.steps == restart.steps || new.schedule == Schedule::Constant);
     Some(Restated { settings, effect, follows })
 }
@@ -223,8 +222,8 @@ impl Operator for LoraUpdate {
         let left = s.steps % s.accumulate;
         let left = (left > 0).then(|| {
             format!(
-                "{} steps are {} updates of {} micro-batches, and {left} left over: what those gather is kept in the \
-                 checkpoint for a run that is continued, and is not in the adapter; --steps {} uses it",
+                "{} steps make {} updates of {} micro-batches, with {left} left over: their gradients stay in the checkpoint \
+                 for a longer run and do not reach the adapter; --steps {} would use them",
                 s.steps,
                 self.updates(),
                 s.accumulate,
@@ -403,7 +402,7 @@ mod tests {
         assert!(running.follows && running.effect.contains("jumps from 5.000e-1 to 7.500e-1"), "{running:?}");
         assert_eq!(running.settings, ["steps"]);
         let over = resumed(with(Schedule::Cosine, 12), with(Schedule::Cosine, 12), 12).unwrap();
-        assert!(over.effect.contains("the learning rate is 0 from here on"), "{over:?}");
+        assert!(over.effect.contains("the learning rate stays 0"), "{over:?}");
         assert_eq!(resumed(with(Schedule::Cosine, 12), with(Schedule::Cosine, 12), 11), None);
     }
 
@@ -423,7 +422,7 @@ mod tests {
             |steps| op(LoraUpdateSettings { accumulate: 3, steps, ..Default::default() }).notes(&inputs);
         assert_eq!(notes(6).len(), 1);
         let left = &notes(8)[1];
-        assert!(left.contains("2 updates of 3 micro-batches, and 2 left over"), "{left}");
+        assert!(left.contains("2 updates of 3 micro-batches, with 2 left over"), "{left}");
         assert!(left.contains("--steps 9"), "{left}");
     }
 

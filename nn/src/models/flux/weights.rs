@@ -106,7 +106,7 @@ impl Weights {
     /// This block runs next: where weights are streamed, the system reads them while another one is computed.
     ///
     /// # Errors
-    /// If a file was cut while it is mapped: a pass may take minutes, and to touch what is gone would end the process.
+    /// If a mapped file was truncated: a pass may take minutes, and touching a missing page would end the process.
     pub fn will_need(&self, number: usize) -> Result<()> {
         check_lengths()?;
         self.block(number).into_iter().for_each(Linear::will_need);
