@@ -63,6 +63,13 @@ pub struct BackboneLayout {
     pub parameters: usize,
 }
 
+impl BackboneLayout {
+    /// Are its widths those of FLUX.1? Such a network was trained with FLUX's autoencoder, with T5-XXL and CLIP-L.
+    pub fn has_the_widths_of_flux1(&self) -> bool {
+        (self.width, self.text_width, self.pooled_width) == (3072, 4096, 768)
+    }
+}
+
 /// The inputs of one pass. Every tensor has the same `N`.
 #[derive(Clone, Debug)]
 pub struct Inputs {

@@ -10,6 +10,7 @@ use crate::{
     port::Value,
     random::Random,
     resume::{External, Restart, Restated},
+    role::Role,
     settings::Settings,
     shape::ErasedShape,
 };
@@ -231,6 +232,11 @@ pub trait Operator: Send + Sync + Sized + 'static {
         External::of(self.cacheable())
     }
 
+    /// What a plan checks between this node and others.
+    fn role(&self) -> Role {
+        Role::default()
+    }
+
     /// The effect of resuming a run with these settings after `old` ones. Called for every node when a run is resumed; `None` if
     /// nothing is worth saying.
     fn restated(&self, old: &Self::Settings, restart: &Restart<'_>) -> Option<Restated> {
@@ -316,6 +322,10 @@ pub trait DynOperator: Send + Sync {
     fn external(&self) -> Vec<External> {
         Vec::new()
     }
+    /// See [`Operator::role`].
+    fn role(&self) -> Role {
+        Role::default()
+    }
     /// See [`Operator::restated`]; the old settings as JSON.
     fn restated(&self, old: &serde_json::Value, restart: &Restart<'_>) -> Option<Restated> {
         let _ = (old, restart);
@@ -388,6 +398,9 @@ impl<O: Operator> DynOperator for O {
     }
     fn external(&self) -> Vec<External> {
         Operator::external(self)
+    }
+    fn role(&self) -> Role {
+        Operator::role(self)
     }
     fn restated(&self, old: &serde_json::Value, restart: &Restart<'_>) -> Option<Restated> {
         let old = serde_json::from_value::<O::Settings>(old.clone()).ok()?;

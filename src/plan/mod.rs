@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!  shapes     the shape of every port, for the whole graph
+//!  agree      what nodes must agree in and none of them can see alone
 //!  gradient   which nodes need a backward, and which of their inputs want a cotangent
 //!  ahead      which nodes may run before their step
 //!  due        which nodes run at a step, where some are wanted every so many steps only
@@ -12,6 +13,7 @@
 //!  explain, dot   the plan for people
 //! ```
 
+mod agree;
 mod ahead;
 mod dot;
 mod due;
@@ -224,6 +226,7 @@ impl Plan {
             cells[carry.cell.node.index()] = true;
         }
         let variants = shapes::infer(graph, &slots, &cells)?;
+        agree::check(graph, &variants[0])?;
         let gradient = gradient::derive(graph, &slots, &cells)?;
         let ahead = ahead::derive(graph, &cells);
         let tasks = tasks::tasks(graph, &gradient, &ahead);

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     operator::{Cost, Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Shared, Wanted},
     ports::{BackboneHandle, Latents, List, ListShape, Mask, Pooled, Scores, TextTokens, Timesteps},
+    role::Role,
     settings,
     shape::Axis,
 };
@@ -142,6 +143,10 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
         let tokens = (x_t.2.size() / layout.patch) * (x_t.3.size() / layout.patch);
         let scored = if self.blocks(layout)?.is_empty() { 0 } else { grids.len() };
         Ok((x_t, ListShape(vec![(text.0, tokens); scored])))
+    }
+
+    fn role(&self) -> Role {
+        Role::Pass { guidance: self.settings.guidance }
     }
 
     fn cost(

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{BackboneHandle, Latents, List, Pooled, TextTokens, Timesteps},
+    role::Role,
     settings,
     shape::Axis,
 };
@@ -61,6 +62,10 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
         };
         conditions.check(backbone.layout(), x_t.concrete())?;
         Ok((x_t,))
+    }
+
+    fn role(&self) -> Role {
+        Role::Pass { guidance: self.settings.guidance }
     }
 
     fn cost(&self, (backbone, x_t, _, text, _, references): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
