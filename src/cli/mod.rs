@@ -9,6 +9,7 @@
 //!  progress   a bar, or a line every few steps     first     the check of the very first step
 //!  fill       the cache before the first step      interrupt   requests to stop
 //!  system     memory, standard output
+//!  sample     pictures from a prompt
 //!  plan, dot, ops, data, adapter, cache   the other commands
 //! ```
 //!
@@ -28,6 +29,7 @@ mod prepare;
 mod progress;
 mod resume;
 mod run;
+mod sample;
 mod say;
 mod session;
 mod steps;
@@ -95,6 +97,7 @@ pub fn main_with(registry: Registry) -> ExitCode {
     let done = match args.command {
         Some(Command::Plan { graph, json }) => plan::plan(&graph, json, &registry),
         Some(Command::Dot { graph, format }) => dot::dot(&graph, format, &registry),
+        Some(Command::Sample(wanted)) => sample::sample(&wanted, &registry),
         Some(Command::Ops { name }) => ops::ops(name.as_deref(), &registry),
         Some(Command::Data(args::Data::Check { path, sets, max_pixels, bad, json })) => {
             let wanted = data::Wanted { path: &path, sets: &sets, max_pixels, bad: bad.as_deref(), json };

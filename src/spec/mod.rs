@@ -6,6 +6,7 @@
 //!  resolve -> wire        references followed and operators built; names become wires
 //!  caching                nodes that a cache stands before
 //!  resolved, diff         a graph as one flat file; what two of them have not in common
+//!  outline                what a graph states of its nodes, without building them
 //!  stated                 what such a file says, without building anything from it
 //! ```
 //!
@@ -16,6 +17,7 @@ mod complain;
 mod diff;
 mod merge;
 mod nearest;
+mod outline;
 mod parse;
 mod paths;
 mod resolve;
@@ -33,6 +35,7 @@ use std::path::Path;
 
 pub(crate) use diff::nodes;
 pub use diff::{Change, diff};
+pub use outline::Outline;
 pub use run_settings::{CacheSettings, RunSettings};
 pub use source::SpecError;
 pub use stated::{Stated, StatedNode, stated};
@@ -102,11 +105,7 @@ pub fn settings_of<O: Operator>(
     sets: &[String],
     registry: &Registry,
 ) -> Result<Vec<(String, O::Settings)>, Box<SpecError>> {
-    let (text, folder) = read(path)?;
-    let mut sources = Sources::default();
-    let name = path.display().to_string();
-    let (merged, _) = merged(&mut sources, &name, &text, folder, Some(path), sets, registry)?;
-    resolve::Resolver::new(&sources, &merged, registry)?.settings_of::<O>()
+    Outline::open(path, sets, registry)?.settings_of::<O>()
 }
 
 /// Load a graph from its text; `name` is shown in errors, relative paths are relative to `folder`.

@@ -6,6 +6,7 @@
 //!  sample     the files of one sample      geometry     how they come to the size of training
 //!  select     the samples a run reads      check        everything decoded once, before a run
 //!  notes      what a run is told           listed       all samples, for a cache
+//!  request    a line without pictures      prompts      `prompts`, which reads such lines
 //! ```
 //!
 //! Shape letters: `B` batch, `R` references of each sample of the batch, `h` `w` focus grid of a picture.
@@ -17,6 +18,8 @@ mod listed;
 mod notes;
 mod order;
 mod picture;
+mod prompts;
+mod request;
 mod row;
 mod sample;
 mod select;
@@ -35,6 +38,7 @@ pub use self::{
     lines::{EXAMPLE, locate, read},
     order::{Batch, Group, Order},
     picture::{Foreground, MAX_PIXELS, Rgb},
+    prompts::{Prompts, PromptsSettings},
     row::{BadRow, Reference, Row},
     settings::{OnBad, PairsSettings},
 };
