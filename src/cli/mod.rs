@@ -4,6 +4,7 @@
 //!  args       what can be typed                    prepare   a graph file as a graph, a plan and a memory check
 //!  run        the loop over steps                  session   what a step leaves in the run's folder
 //!  progress   a bar, or a line every few steps     first     the check of the very first step
+//!  health     warnings on the way, and a summary   window    the last steps of a metric
 //!  fill       the cache before the first step      system    memory, signals, standard output
 //!  plan, dot, ops, data, adapter, cache   the other commands
 //! ```
@@ -17,6 +18,7 @@ mod data;
 mod dot;
 mod fill;
 mod first;
+mod health;
 mod ops;
 mod plan;
 mod prepare;
@@ -24,6 +26,7 @@ mod progress;
 mod run;
 mod session;
 mod system;
+mod window;
 
 use std::process::ExitCode;
 

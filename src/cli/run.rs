@@ -6,6 +6,7 @@ use prefgraph_nn as nn;
 
 use super::{
     Failure, INTERRUPTED, args, fill, first,
+    health::Health,
     prepare::{Prepared, prepare},
     progress::Progress,
     session::{Session, adapter_cells, origin},
@@ -54,6 +55,7 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     }
     let options = RunOptions { last: Some(steps - 1), ..RunOptions::new(run.seed, cpu) };
     let (cells, origin) = (adapter_cells(&graph), origin(&graph));
+    let health = Health::new(&graph);
     let mut runner = Runner::new(graph, plan, options).map_err(Failure::new)?;
     if let Some(checkpoint) = &found {
         runner.restore(checkpoint.step, &checkpoint.cells).map_err(Failure::new)?;
@@ -68,7 +70,7 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     let adapters = cells.iter().map(|(name, _, next)| (name.clone(), *next)).collect();
     let checkpoint = found.map(|c| c.step);
     let session = Session { folder, metrics, run, resolved, checkpoint, adapters, origin };
-    let mut running = Loop { runner, session, progress, json: args.json };
+    let mut running = Loop { runner, session, progress, health, json: args.json };
     let done = running.go(steps, &|output| {
         let values = cells.iter().filter_map(|(_, at, _)| output.kept(*at)?.downcast_ref::<nn::Adapter>());
         values.cloned().collect()
@@ -137,6 +139,7 @@ struct Loop {
     runner: Runner,
     session: Session,
     progress: Progress,
+    health: Health,
     json: bool,
 }
 
@@ -156,6 +159,9 @@ impl Loop {
                 self.progress.say(&if warning { format!("WARNING: {text}") } else { text });
             }
             self.progress.step(output.step, &metrics, output.seconds, output.data_seconds);
+            for warning in self.health.observe(output.step, &metrics) {
+                self.progress.say(&format!("WARNING: {warning}"));
+            }
             if let Some(loss) = output.loss.filter(|l| !l.is_finite()) {
                 return Err(Failure::new(format!(
                     "step {}: the loss is {loss}; the run stops before it spoils the adapter. metrics.jsonl holds the \
@@ -179,6 +185,7 @@ impl Loop {
                 return Ok(INTERRUPTED);
             }
         }
+        self.health.summary().iter().for_each(|line| self.progress.say(line));
         self.progress.say(&format!("complete: {steps} steps"));
         Ok(0)
     }

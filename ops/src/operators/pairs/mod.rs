@@ -2,6 +2,7 @@
 //!
 //! Shape letters: `B` batch, `R` references of each sample of the batch, `h` `w` focus grid of a picture.
 
+mod apart;
 mod check;
 mod geometry;
 mod listed;
@@ -27,8 +28,8 @@ use crate::{
     choices, identity,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{
-        ImageShape, Images, List, ListShape, Mask, Metric, Metrics, MetricsShape, PerSample, Texts,
-        TextsShape,
+        ImageShape, Images, List, ListShape, Mask, Metric, MetricDoc, Metrics, MetricsShape, PerSample,
+        Texts, TextsShape,
     },
     settings,
     settings::DataPath,
@@ -67,6 +68,8 @@ settings! {
         pub first: Option<usize> = None,
         /// What becomes of a sample whose pictures cannot be used.
         pub on_bad: OnBad = OnBad::Fail,
+        /// Of held-out pairs: the file that is trained on. A sample with a winner of that file is refused.
+        pub apart_from: Option<DataPath> = None,
     }
 }
 
@@ -259,6 +262,14 @@ impl Operator for Pairs {
         "has_prior",
         "metrics",
     ];
+    const METRICS: &'static [MetricDoc] = &[
+        MetricDoc::number("references", "References of each sample of the batch."),
+        MetricDoc::number("epoch", "Times that all samples have been seen."),
+        MetricDoc::number(
+            "skipped",
+            "Samples of the batch that could not be used and were replaced (`on_bad: skip`).",
+        ),
+    ];
     type Settings = PairsSettings;
     type In = ();
     type Out = (Images, Images, List<Images>, List<Mask>, List<Mask>, Texts, Texts, PerSample, Metrics);
@@ -316,6 +327,9 @@ impl Operator for Pairs {
                     String::new()
                 }
             )));
+        }
+        if let Some(trained) = &s.apart_from {
+            apart::check(&rows, path, trained.as_path())?;
         }
         let order = Order::new(rows.iter().map(|r| r.references.len()), s.batch, s.shuffle);
         Ok(Self { left_out: all - rows.len(), rows, order, settings })
@@ -375,6 +389,8 @@ impl Operator for Pairs {
         if without > 0 {
             notes.push(format!("{without} samples have no prior: they are trained with plain DPO"));
         }
+        let trained = self.settings.apart_from.as_ref();
+        notes.extend(trained.and_then(|t| apart::note(self.settings.path.as_path(), t.as_path())));
         if self.left_out > 0 {
             notes.push(format!("{} samples are left out by `reference_counts` or `first`", self.left_out));
         }
