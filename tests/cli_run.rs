@@ -297,8 +297,9 @@ fn a_run_that_diverges_stops_and_spoils_no_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("r");
     let far = ["--set", "update.lr=1e30", "--set", "update.warmup=0", "--set", "update.max_grad_norm=0"];
-    let more =
-        [&["--steps", "6", "--set", "pairs.batch=1", "--set", "run.checkpoint_every=1"], &far[..]].concat();
+    // Held-out pairs would show it a step earlier.
+    let more = ["--steps", "6", "--set", "pairs.batch=1", "--set", "run.checkpoint_every=1"];
+    let more = [&more[..], &["--set", "held_out_log.over=1"], &far[..]].concat();
     let failed =
         graph_run(&[&["graphs/diffusion_dpo.ron", "--out", out.to_str().unwrap()], &more[..]].concat());
     let said = stderr(&failed);

@@ -3,6 +3,7 @@
 use super::{
     Health,
     change::Change,
+    held_out::HeldOut,
     signs::{LOSS_WINDOW, WINDOW},
 };
 use crate::cli::window::Mean;
@@ -38,10 +39,9 @@ fn with_error(mean: Mean) -> String {
     signed(mean.value) + &error
 }
 
-/// Some pairs: what they are, as the table and the verdict say it, and how they have changed.
+/// Some pairs: what they are, and how they have changed.
 struct Row {
     name: String,
-    place: String,
     change: Change,
 }
 
@@ -53,90 +53,116 @@ impl Row {
     }
 }
 
-/// The sentence that the numbers add up to. What counts is what was not trained on, where that was measured.
-fn verdict(trained: &[Row], held_out: &[Row]) -> Option<String> {
-    let decisive = if held_out.is_empty() { trained } else { held_out };
-    let preference = Way::of(decisive.first()?.change.margin);
-    let ways: Vec<Way> = decisive.iter().map(|row| Way::of(row.change.w_diff)).collect();
-    let fell = ways.contains(&Way::Fell);
-    let head = match (ways.contains(&Way::Rose), preference) {
-        (true, _) | (_, Way::Fell) => "not better",
-        (_, Way::Rose) if fell => "better",
-        (_, Way::Unclear) if !fell => "nothing has clearly improved",
-        _ => "better in part",
-    };
-    let of = |way: Way| -> Vec<&str> {
-        let rows = trained.iter().chain(held_out).filter(|row| Way::of(row.change.w_diff) == way);
-        rows.map(|row| row.place.as_str()).collect()
-    };
-    let mut parts = Vec::new();
-    for (way, said) in
-        [(Way::Fell, "fell on"), (Way::Rose, "rose on"), (Way::Unclear, "shows no clear change on")]
-    {
-        let places = of(way);
-        if !places.is_empty() {
-            parts.push(format!("{said} {}", places.join(" and ")));
-        }
+/// The rows of the same pairs: under the mask first where there is one, then whole pictures.
+struct Group {
+    place: String,
+    rows: Vec<Row>,
+}
+
+impl Group {
+    fn preference(&self) -> Way {
+        self.rows.first().map_or(Way::Unclear, |row| Way::of(row.change.margin))
     }
-    let also = match preference {
-        Way::Rose => "the winner is preferred more than before",
-        Way::Fell => "the winner is preferred less than before",
-        Way::Unclear => "the preference shows no clear change",
+
+    /// The winner's error: where it rose if it did anywhere, else where it fell.
+    fn winner(&self) -> (Way, &'static str) {
+        let found = |way: Way| -> Vec<bool> {
+            self.rows
+                .iter()
+                .filter(|row| Way::of(row.change.w_diff) == way)
+                .map(|row| row.change.masked)
+                .collect()
+        };
+        for way in [Way::Rose, Way::Fell] {
+            match found(way)[..] {
+                [] => {}
+                [masked] if self.rows.len() > 1 => {
+                    return (way, if masked { " under the mask" } else { " on the whole" });
+                }
+                _ => return (way, ""),
+            }
+        }
+        (Way::Unclear, "")
+    }
+
+    fn sentence(&self) -> String {
+        let winner = match self.winner() {
+            (Way::Fell, place) => format!("the winner's error fell{place}"),
+            (Way::Rose, place) => format!("the winner's error rose{place}"),
+            (Way::Unclear, _) => "the winner's error shows no clear change".into(),
+        };
+        let preference = match self.preference() {
+            Way::Rose => "the winner is preferred more than before",
+            Way::Fell => "the winner is preferred less than before",
+            Way::Unclear => "the preference shows no clear change",
+        };
+        format!("on {} {winner} and {preference}", self.place)
+    }
+}
+
+/// The sentence that the numbers add up to. What counts is what was not trained on, where that was measured: `groups` begin
+/// with what counts.
+fn verdict(groups: &[&Group]) -> Option<String> {
+    let first = groups.first()?;
+    let head = match (first.winner().0, first.preference()) {
+        (Way::Rose, _) | (_, Way::Fell) => "not better",
+        (Way::Fell, Way::Rose) => "better",
+        (Way::Unclear, Way::Unclear) => "nothing has clearly improved",
+        (Way::Fell, Way::Unclear) | (Way::Unclear, Way::Rose) => "better in part",
     };
-    Some(format!("{head}: the winner's error {}; {also}", parts.join(", ")))
+    let parts: Vec<String> = groups.iter().map(|group| group.sentence()).collect();
+    Some(format!("{head}: {}", parts.join("; ")))
 }
 
 impl Health {
-    fn trained_rows(&self) -> Vec<Row> {
-        let row = |change: Change, masked: bool, whole: &str| {
-            let mask = if masked { ", masked" } else { whole };
-            Row {
-                name: format!("trained on, {} steps{mask}", self.trained.len()),
-                place: format!("pairs trained on{}", if masked { " (masked)" } else { whole }),
-                change,
-            }
+    fn trained(&self) -> Group {
+        let count = self.trained.len();
+        let row = |change: Change, masked: bool, what: &str| Row {
+            name: format!("trained on, {count} steps{what}"),
+            change: Change { masked, ..change },
         };
-        match (self.trained.change(), self.whole.change()) {
-            (Some(masked), Some(whole)) => vec![row(masked, true, ""), row(whole, false, ", whole")],
+        let rows = match (self.trained.change(), self.whole.change()) {
+            (Some(masked), Some(whole)) => vec![row(masked, true, ", masked"), row(whole, false, ", whole")],
             (Some(change), None) => vec![row(change, false, "")],
             _ => Vec::new(),
-        }
+        };
+        Group { place: "pairs trained on".into(), rows }
     }
 
-    fn held_out_rows(&self) -> Vec<Row> {
-        let mut rows = Vec::new();
-        for (name, held_out) in &self.held_out {
-            let changes = held_out.changes();
+    fn held_out(&self) -> Vec<Group> {
+        let group = |(name, held_out): (&String, &HeldOut)| {
+            let (count, changes) = (held_out.len(), held_out.changes());
             let both = changes.len() > 1;
-            for change in changes {
-                let [short, long] = match (change.masked, both) {
-                    (true, _) => [", masked", " (masked)"],
-                    (false, true) => [", whole", ", whole"],
-                    (false, false) => ["", ""],
+            let row = |change: Change| {
+                let what = if change.masked {
+                    ", masked"
+                } else if both {
+                    ", whole"
+                } else {
+                    ""
                 };
-                rows.push(Row {
-                    name: format!("{name}, {} pairs{short}", held_out.len()),
-                    place: format!("`{name}`{long}"),
-                    change,
-                });
-            }
-        }
-        rows
+                Row { name: format!("{name}, {count} pairs{what}"), change }
+            };
+            Group { place: format!("`{name}`"), rows: changes.into_iter().map(row).collect() }
+        };
+        self.held_out.iter().map(group).collect()
     }
 
     /// A few lines on what has changed against the frozen network, on which pairs; empty where nothing was measured.
     pub fn summary(&self) -> Vec<String> {
-        let (trained, held_out) = (self.trained_rows(), self.held_out_rows());
-        if trained.is_empty() && held_out.is_empty() {
+        let (trained, held_out) = (self.trained(), self.held_out());
+        let groups: Vec<&Group> =
+            held_out.iter().chain([&trained]).filter(|group| !group.rows.is_empty()).collect();
+        if groups.is_empty() {
             return self.loss_alone().into_iter().collect();
         }
         let mut lines = vec![format!(
             "{:<32}  {:<17}  {:<17}  {:<17}  accuracy",
             "against the frozen network", "winner's error", "loser's error", "margin"
         )];
-        lines.extend(trained.iter().chain(&held_out).map(Row::line));
-        lines.extend(self.loss_alone().filter(|_| trained.is_empty()));
-        lines.extend(verdict(&trained, &held_out));
+        lines.extend(groups.iter().rev().flat_map(|group| &group.rows).map(Row::line));
+        lines.extend(self.loss_alone().filter(|_| trained.rows.is_empty()));
+        lines.extend(verdict(&groups));
         lines
     }
 
@@ -160,42 +186,57 @@ impl Health {
 mod tests {
     use super::*;
 
-    fn row(place: &str, w_diff: f64, margin: f64) -> Row {
+    fn row(w_diff: f64, margin: f64, masked: bool) -> Row {
         let mean = |value| Mean { value, error: 1e-4 };
         let (w_diff, l_diff, margin) = (mean(w_diff), mean(w_diff + margin), mean(margin));
-        let change = Change { w_diff, l_diff, margin, accuracy: 0.75, masked: false };
-        Row { name: place.into(), place: place.into(), change }
+        let change = Change { w_diff, l_diff, margin, accuracy: 0.75, masked };
+        Row { name: "trained on, 50 steps, masked".into(), change }
+    }
+
+    fn group(place: &str, w_diff: f64, margin: f64) -> Group {
+        Group { place: place.into(), rows: vec![row(w_diff, margin, false)] }
     }
 
     #[test]
     fn the_verdict_is_that_of_held_out_pairs_where_there_are_some() {
-        let (better, worse) = (|p| row(p, -1e-3, 2e-3), |p| row(p, 1e-3, 2e-3));
+        let (better, worse) = (group("`a`", -1e-3, 2e-3), group("`b`", 1e-3, 2e-3));
         assert_eq!(
-            verdict(&[better("mine")], &[better("others")]).unwrap(),
-            "better: the winner's error fell on mine and others; the winner is preferred more than before"
+            verdict(&[&better, &worse]).unwrap(),
+            "better: on `a` the winner's error fell and the winner is preferred more than before; on `b` the winner's error rose and \
+             the winner is preferred more than before"
         );
-        assert_eq!(
-            verdict(&[better("mine")], &[better("others"), worse("all of others")]).unwrap(),
-            "not better: the winner's error fell on mine and others, rose on all of others; the winner is preferred more than \
-             before"
+        assert!(
+            verdict(&[&worse, &better]).unwrap().starts_with("not better: on `b` the winner's error rose")
         );
-        assert!(verdict(&[worse("mine")], &[]).unwrap().starts_with("not better"));
-        let nothing = |p| row(p, 1e-5, -1e-5);
-        let said = verdict(&[better("mine")], &[nothing("others")]).unwrap();
-        assert!(said.starts_with("nothing has clearly improved"), "{said}");
-        assert!(said.contains("shows no clear change on others"), "{said}");
-        for part in [row("others", -1e-3, 0.0), row("others", 0.0, 1e-3)] {
-            let said = verdict(&[], &[part]).unwrap();
-            assert!(said.starts_with("better in part"), "{said}");
+        for (w_diff, margin, head) in [
+            (1e-5, -1e-5, "nothing has clearly improved"),
+            (-1e-3, 0.0, "better in part"),
+            (0.0, 1e-3, "better in part"),
+            (-1e-3, -1e-3, "not better"),
+        ] {
+            let said = verdict(&[&group("`a`", w_diff, margin)]).unwrap();
+            assert!(said.starts_with(&format!("{head}: on `a` ")), "{said}");
         }
-        let lost = verdict(&[], &[row("others", -1e-3, -1e-3)]).unwrap();
-        assert!(lost.starts_with("not better") && lost.contains("preferred less"), "{lost}");
-        assert_eq!(verdict(&[], &[]), None);
+        assert_eq!(verdict(&[]), None);
+    }
+
+    #[test]
+    fn a_whole_picture_that_gets_worse_is_not_better_whatever_the_mask_says() {
+        let both = |masked: f64, whole: f64| Group {
+            place: "`a`".into(),
+            rows: vec![row(masked, 1e-3, true), row(whole, 1e-3, false)],
+        };
+        let said = verdict(&[&both(-1e-3, 1e-3)]).unwrap();
+        assert!(said.starts_with("not better: on `a` the winner's error rose on the whole"), "{said}");
+        let said = verdict(&[&both(-1e-3, 0.0)]).unwrap();
+        assert!(said.starts_with("better: on `a` the winner's error fell under the mask"), "{said}");
+        let said = verdict(&[&both(-1e-3, -1e-3)]).unwrap();
+        assert!(said.starts_with("better: on `a` the winner's error fell and"), "{said}");
     }
 
     #[test]
     fn a_line_fits_a_screen() {
-        let line = row("trained on, 50 steps, masked", -1e-3, 2e-3).line();
+        let line = row(-1e-3, 2e-3, true).line();
         assert!(line.chars().count() <= 100, "{line}");
     }
 }

@@ -92,7 +92,8 @@ impl Progress {
         cells.extend(self.numbers.metrics());
         cells.extend(self.numbers.costs());
         let left = self.numbers.pace() * self.steps.saturating_sub(done) as f64;
-        cells.push(Cell::new("eta", system::seconds(left), 8));
+        let left = if left > 0.0 { system::seconds(left) } else { "0 s".into() };
+        cells.push(Cell::new("eta", left, 8));
         cells
     }
 

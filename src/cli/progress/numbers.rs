@@ -104,7 +104,7 @@ impl Numbers {
                 Some(match form {
                     Form::Plain => Cell::new(title, number(value), 5),
                     Form::Share => Cell::new(title, format!("{value:.2}"), 4),
-                    Form::Signed => Cell::new(title, format!("{value:+.1e}"), 7),
+                    Form::Signed => Cell::new(title, signed(value), 7),
                 })
             })
             .collect()
@@ -138,6 +138,11 @@ pub(super) fn table(cells: &[Cell]) -> [String; 2] {
 /// The same on one line by itself, with the titles before the numbers.
 pub(super) fn labelled(cells: &[Cell]) -> String {
     cells.iter().map(|c| format!("{} {}", c.title, c.text)).collect::<Vec<_>>().join("  ")
+}
+
+/// Two digits and the sign; zero has none.
+fn signed(x: f64) -> String {
+    if x == 0.0 { "0".into() } else { format!("{x:+.1e}") }
 }
 
 /// Three digits that count, however large or small.
@@ -174,6 +179,7 @@ mod tests {
     fn numbers_have_three_digits() {
         let shown: Vec<String> = [0.0, 0.123456, -12.3456, 1234.56, 1e-5, f64::NAN].map(number).into();
         assert_eq!(shown, ["0", "0.123", "-12.3", "1235", "1.0e-5", "NaN"]);
+        assert_eq!([0.0, 1.26e-3, -2.0].map(signed), ["0", "+1.3e-3", "-2.0e0"]);
     }
 
     #[test]
