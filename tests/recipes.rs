@@ -161,6 +161,7 @@ fn the_recipe_for_published_files_takes_two_steps_on_small_files_of_their_layout
         format!("backbone.weights={}", pipeline.display()),
         format!("backbone.adapter={}", adapter.display()),
         format!("pairs.path={}", root().join("data/demo/pairs.jsonl").display()),
+        format!("held_out.path={}", root().join("data/demo/held_out.jsonl").display()),
         format!("cache.path={}", dir.path().join("cache").display()),
         "pairs.height=64".into(),
         "pairs.width=64".into(),
@@ -248,7 +249,7 @@ fn what_uno_draws_needs_prompts_and_references_only_and_any_recipe_can_draw_with
             .arg(recipe)
             .args(["--prompt", "a dog", "--steps", "2", "--size", "64x48"]);
         command.arg("--ref").arg(&reference).arg("--out").arg(&out).args(more);
-        files.iter().for_each(|set| drop(command.args(["--set", set])));
+        files.iter().for_each(|set| _ = command.args(["--set", set]));
         let output = command.args(["--set", "prompt.length=16"]).output().expect("the command runs");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{said}");

@@ -54,21 +54,25 @@ fn encoders(graph: &Graph, variant: &Variant, roles: &[(NodeId, &Node, Role)]) -
     Err(PlanError::new(graph, *first, refusal(&toys, &roles[reader].1.id)))
 }
 
-/// All toys in one message: whoever mends one has to mend the others, too.
+/// All toys in one message: whoever mends one has to mend the others, too. What to set is said for the first of each kind,
+/// which others usually refer to.
 fn refusal(toys: &[(NodeId, &str, &Toy)], reader: &str) -> String {
     let chosen: Vec<String> =
         toys.iter().map(|(_, id, toy)| format!("`{id}` (`{}`)", toy.chosen_by)).collect();
-    let flags = |settings: &mut dyn Iterator<Item = String>| settings.collect::<Vec<_>>().join(" ");
-    let instead =
-        toys.iter().flat_map(|(_, id, toy)| toy.instead.iter().map(move |s| format!("--set {id}.{s}")));
-    let allowed = toys.iter().map(|(_, id, _)| format!("--set {id}.allow_toy=true"));
+    let mut instead = Vec::new();
+    for (at, (_, id, toy)) in toys.iter().enumerate() {
+        if toys[..at].iter().all(|(.., other)| other.chosen_by != toy.chosen_by) {
+            instead.extend(toy.instead.iter().map(|setting| format!("--set {id}.{setting}")));
+        }
+    }
+    let allowed: Vec<String> = toys.iter().map(|(_, id, _)| format!("--set {id}.allow_toy=true")).collect();
     format!(
         "the network that `{reader}` reads has FLUX.1's widths and was trained with FLUX's own encoders; with a fixed \
-         transform or hashed words in their place it would learn from noise. This concerns {}. Set\n  {}\nor, if this is \
-         what you want,\n  {}",
+         transform or hashed words in their place it would learn from noise. This concerns {}. Set\n  {}\nand the same where \
+         a node does not refer to these; or, if toys are what you want,\n  {}",
         chosen.join(", "),
-        flags(&mut instead.into_iter()),
-        flags(&mut allowed.into_iter()),
+        instead.join(" "),
+        allowed.join(" "),
     )
 }
 

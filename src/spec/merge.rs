@@ -132,15 +132,7 @@ fn extend(sources: &Sources, parent: Merged, child: FileText) -> Result<Merged, 
         out.name = name;
     }
     for id in child.remove {
-        let Some(at) = out.nodes.iter().position(|n| n.id.value == id.value) else {
-            let help = advice("nodes of the parent", &id.value, out.ids());
-            let message = format!("the parent has no node `{}` to remove", id.value);
-            return Err(sources.error(message, id.span, "not a node").help(help));
-        };
-        out.nodes.remove(at);
-        // A cell that is gone carries nothing.
-        out.carry.retain(|(cell, _)| cell.value != id.value);
-        out.removed.push(id);
+        remove(sources, &mut out, &id)?;
     }
     for node in child.nodes {
         match out.nodes.iter_mut().find(|n| n.id.value == node.id.value) {
@@ -170,6 +162,26 @@ fn extend(sources: &Sources, parent: Merged, child: FileText) -> Result<Merged, 
     put_all(&mut out.run, child.run);
     put_all(&mut out.cache, child.cache);
     Ok(out)
+}
+
+/// Take away the node of that name, or, where the name ends in `*`, all nodes whose names begin so.
+fn remove(sources: &Sources, out: &mut Merged, id: &At<String>) -> Result<(), Box<SpecError>> {
+    let meant = |name: &str| match id.value.strip_suffix('*') {
+        Some(beginning) => name.starts_with(beginning),
+        None => name == id.value,
+    };
+    let (gone, kept): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut out.nodes).into_iter().partition(|n| meant(&n.id.value));
+    out.nodes = kept;
+    if gone.is_empty() {
+        let help = advice("nodes of the parent", &id.value, out.ids());
+        let message = format!("the parent has no node `{}` to remove", id.value);
+        return Err(sources.error(message, id.span, "not a node").help(help));
+    }
+    // A cell that is gone carries nothing.
+    out.carry.retain(|(cell, _)| !meant(&cell.value));
+    out.removed.extend(gone.into_iter().map(|node| At { value: node.id.value, span: id.span }));
+    Ok(())
 }
 
 /// `new` over `old`: key by key, or whole if the operator is another.
