@@ -6,6 +6,7 @@
 use std::any::Any;
 
 use crate::{
+    cpu::Precision,
     error::Result,
     lora::{Adapter, AdapterGrad},
     tensor::Tensor,
@@ -154,6 +155,8 @@ pub struct PassCost {
     pub scratch_bytes: usize,
     /// Held while a backward runs.
     pub backward_scratch_bytes: usize,
+    /// What the operands of products are rounded to: most operations are those of products.
+    pub precision: Precision,
 }
 
 /// A frozen denoiser with room for a LoRA.

@@ -101,6 +101,8 @@ pub struct Cost {
     pub forward_flops: f64,
     /// Floating-point operations of the backward.
     pub backward_flops: f64,
+    /// What the operands of most of these operations are rounded to, which decides how fast they are.
+    pub precision: nn::cpu::Precision,
     /// Bytes read and written by a forward.
     pub moved_bytes: f64,
     /// Bytes held from forward to backward, besides the inputs and outputs.

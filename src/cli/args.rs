@@ -24,6 +24,9 @@ pub(super) enum Command {
         /// Print the plan as JSON
         #[arg(long)]
         json: bool,
+        /// Measure the speed of this machine again (about a second), also by a debug build
+        #[arg(long)]
+        calibrate: bool,
     },
     /// Print the plan as a picture: Graphviz text, or SVG or PNG if Graphviz is installed
     Dot {

@@ -163,6 +163,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
             backward_flops: pass.backward_flops,
             moved_bytes: (backbone.layout().parameters * size_of::<f32>()) as f64,
             saved_bytes: pass.saved_bytes,
+            precision: pass.precision,
             scratch_bytes: pass.scratch_bytes,
             backward_scratch_bytes: pass.backward_scratch_bytes,
             shared: Some(Shared { input: 0, bytes: backward_weights }),

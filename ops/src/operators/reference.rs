@@ -74,6 +74,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
         Cost {
             forward_flops: pass.forward_flops,
             moved_bytes: (backbone.layout().parameters * size_of::<f32>()) as f64,
+            precision: pass.precision,
             scratch_bytes: pass.scratch_bytes,
             ..Cost::default()
         }

@@ -19,7 +19,7 @@ use self::{
     files::About,
     parts::Parts,
 };
-use super::{Failure, args, say::say, system};
+use super::{Failure, args, say::say, system, threads};
 use crate::{
     plan::{Plan, PlanOptions},
     registry::Registry,
@@ -46,13 +46,19 @@ pub(super) fn sample(args: &args::Sample, registry: &Registry) -> Result<u8, Fai
         guidance: args.guidance,
     };
     let drawing = build::build(&parts, &wanted)?;
-    let plan = Plan::new(&drawing.graph, &PlanOptions { ahead: 0, ..PlanOptions::default() });
+    let (threads, fewer) = threads::capped(args.threads.unwrap_or(0));
+    if let Some(fewer) = fewer {
+        say!("note: {fewer}");
+    }
+    let options =
+        PlanOptions { ahead: 0, process: system::process_memory(threads), ..PlanOptions::default() };
+    let plan = Plan::new(&drawing.graph, &options);
     let plan = plan.map_err(Failure::new)?;
     check_memory(&plan)?;
     introduce(&drawing, &wanted, seeds.len());
 
     files::make_folder(&args.out)?;
-    let cpu = nn::Cpu::new(args.threads.unwrap_or(0)).map_err(Failure::new)?;
+    let cpu = nn::Cpu::new(threads).map_err(Failure::new)?;
     for (seed, path) in seeds.into_iter().zip(paths) {
         let options = RunOptions { last: Some(0), ..RunOptions::new(seed, cpu.clone()) };
         let runner = Runner::new(drawing.graph.clone(), plan.clone(), options);

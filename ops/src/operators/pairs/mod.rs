@@ -6,6 +6,7 @@
 //!  sample     the files of one sample      geometry     how they come to the size of training
 //!  select     the samples a run reads      check        everything decoded once, before a run
 //!  notes      what a run is told           listed       all samples, for a cache
+//!  decoding   the memory of pictures as they are in their files
 //!  request    a line without pictures      prompts      `prompts`, which reads such lines
 //! ```
 //!
@@ -13,6 +14,7 @@
 
 mod apart;
 mod check;
+mod decoding;
 mod geometry;
 mod lines;
 mod listed;
@@ -261,8 +263,13 @@ impl Operator for Pairs {
     fn cost(&self, (): &InShapes<Self>, outputs: &OutShapes<Self>) -> Cost {
         use crate::shape::PortShape;
         let pixels = (outputs.0.bytes() + outputs.1.bytes() + outputs.2.bytes()) / 3;
-        // Decoding and scaling, some hundred operations a pixel.
-        Cost { forward_flops: 100.0 * pixels as f64, moved_bytes: 12.0 * pixels as f64, ..Cost::default() }
+        Cost {
+            // Decoding and scaling, some hundred operations a pixel.
+            forward_flops: 100.0 * pixels as f64,
+            moved_bytes: 12.0 * pixels as f64,
+            scratch_bytes: self.decoding_bytes(),
+            ..Cost::default()
+        }
     }
 
     fn notes(&self, (): &InShapes<Self>) -> Vec<String> {
