@@ -47,7 +47,7 @@ fn a_network_with_flux1s_widths_is_refused_toy_encoders_unless_they_are_meant() 
     for (recipe, toys) in [
         ("diffusion_dpo.ron", [&["winner", "loser", "references", "prompt"][..], &held_out].concat()),
         ("focusdpo.ron", [&["winner", "loser", "references", "prompt"][..], &held_out].concat()),
-        ("patchdpo.ron", [&["loser", "references", "prompt"][..], &held_out].concat()),
+        ("patchdpo.ron", [&["references", "loser", "prompt"][..], &held_out].concat()),
         ("sample.ron", vec!["winner", "references", "prompt", "reference_images", "policy_images"]),
     ] {
         let guidance = if recipe == "sample.ron" { "reference.guidance=3.5" } else { "policy.guidance=1.0" };
