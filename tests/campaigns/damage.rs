@@ -3,12 +3,13 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use crate::{
     campaign::{Outcome, is_whole, run},
     random::Choices,
-    runs::{STEPS, command, copy, ended_well, files, is_exact, undisturbed},
+    runs::{STEPS, command, copy, ended_well, files, is_exact, stderr, undisturbed},
 };
 
 /// Damage a file in one of the ways that disks, copies and people do; what was done.
@@ -75,7 +76,7 @@ fn resumed(choices: &mut Choices) -> Outcome {
     let out = folder.path().join("run");
     let made = 1 + choices.below(STEPS - 1);
     cut_off(&out, made)?;
-    let mut places = Vec::new();
+    let (mut places, mut damaged) = (Vec::new(), Vec::new());
     let mut own_metrics = true;
     for _ in 0..1 + choices.below(2) {
         let all: Vec<PathBuf> = files(&out).into_keys().collect();
@@ -83,25 +84,32 @@ fn resumed(choices: &mut Choices) -> Outcome {
         let done = damage(path, &all, choices)?;
         own_metrics &= !path.ends_with("metrics.jsonl");
         places.push(format!("{}: {done}", path.display()));
+        damaged.push(path.clone());
     }
     let before = files(&out);
     let output = command(&out, true).output().map_err(|e| e.to_string())?;
     let told = |fault: String| format!("{places:?}: {fault}");
-    let end = if ended_well(&output).map_err(told)? {
+    let first = if own_metrics { 0 } else { made };
+    if ended_well(&output).map_err(told)? {
         // What an earlier step said may have been altered on the disk; what is computed now may not.
-        is_exact(&out, if own_metrics { 0 } else { made }).map_err(told)?;
-        "exact"
-    } else {
-        // A refusal may name itself in the lock, and set aside what cannot be used; nothing may be lost.
-        let after = files(&out);
-        let lost =
-            before.iter().find(|(path, bytes)| !path.ends_with("lock") && after.get(*path) != Some(*bytes));
-        if let Some((path, _)) = lost {
-            return Err(told(format!("refused, but {} was changed", path.display())));
-        }
-        "refused"
-    };
-    Ok(end)
+        return is_exact(&out, first).map(|()| "exact").map_err(told);
+    }
+    let after = files(&out);
+    // The lock may hold the name of the process that gave up.
+    let is_kept =
+        |(path, bytes): (&PathBuf, &Vec<u8>)| path.ends_with("lock") || after.get(path) == Some(bytes);
+    if before.iter().all(is_kept) {
+        return Ok("refused");
+    }
+    // It got further before it met the damage: once that is put right, nothing may be missing.
+    for blocked in damaged.iter().filter(|path| path.is_dir()) {
+        fs::remove_dir(blocked).map_err(|e| e.to_string())?;
+    }
+    let output = command(&out, true).output().map_err(|e| e.to_string())?;
+    if !ended_well(&output).map_err(told)? {
+        return Err(told(format!("it failed, and cannot be resumed: {}", stderr(&output))));
+    }
+    is_exact(&out, first).map(|()| "failed, then exact").map_err(told)
 }
 
 #[test]
@@ -132,48 +140,33 @@ fn inputs(folder: &Path) -> Result<(), String> {
 }
 
 /// Commands that read one of the files.
-fn readers(folder: &Path, damaged: &Path) -> Vec<std::process::Command> {
-    let command = |args: &[&str]| {
-        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("graph-run"));
-        command.current_dir(env!("CARGO_MANIFEST_DIR")).args(args).env("NO_COLOR", "1");
+fn readers(folder: &Path, damaged: &Path) -> Vec<Command> {
+    let text = |path: &str| folder.join(path).display().to_string();
+    let lines = if damaged.ends_with("adapter.safetensors") {
+        let (adapter, out) = (text("adapter.safetensors"), text("out.safetensors"));
+        vec![
+            ["adapter", "show", &adapter].map(str::to_owned).to_vec(),
+            ["adapter", "convert", &adapter, &out, "--to", "kohya"].map(str::to_owned).to_vec(),
+        ]
+    } else if damaged.starts_with(folder.join("backbone")) {
+        let (weights, out) = (format!("backbone.weights={}", text("backbone")), text("run"));
+        let small = ["pairs.batch=1", "pairs.height=64", "pairs.width=64", &weights];
+        let sets = small.iter().flat_map(|set| ["--set", set]);
+        let run = ["graphs/sft.ron", "--steps", "1", "--out", &out];
+        vec![
+            ["plan", "graphs/sft.ron", "--set", &weights].map(str::to_owned).to_vec(),
+            run.into_iter().chain(sets).map(str::to_owned).collect(),
+        ]
+    } else {
+        vec![["data", "check", &text("pairs.jsonl")].map(str::to_owned).to_vec()]
+    };
+    let command = |line: Vec<String>| {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin("graph-run"));
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).args(line).env("NO_COLOR", "1");
         command
     };
-    let text = |path: &str| folder.join(path).display().to_string();
-    if damaged.ends_with("adapter.safetensors") {
-        let out = text("out.safetensors");
-        return vec![
-            command(&["adapter", "show", &text("adapter.safetensors")]),
-            command(&["adapter", "convert", &text("adapter.safetensors"), &out, "--to", "kohya"]),
-        ];
-    }
-    if damaged.starts_with(folder.join("backbone")) {
-        let weights = format!("backbone.weights={}", text("backbone"));
-        return vec![
-            command(&["plan", "graphs/sft.ron", "--set", &weights]),
-            command(&[
-                "graphs/sft.ron",
-                "--steps",
-                "1",
-                "--set",
-                "pairs.batch=1",
-                "--set",
-                "pairs.height=64",
-            ])
-            .tap(|c| c.args(["--set", "pairs.width=64", "--set", &weights, "--out", &text("run")])),
-        ];
-    }
-    vec![command(&["data", "check", &text("pairs.jsonl")])]
+    lines.into_iter().map(command).collect()
 }
-
-/// `Command` has no way to add arguments in the middle of an expression by value.
-trait Tap: Sized {
-    fn tap<T>(mut self, change: impl FnOnce(&mut Self) -> T) -> Self {
-        change(&mut self);
-        self
-    }
-}
-
-impl Tap for std::process::Command {}
 
 fn read(choices: &mut Choices) -> Outcome {
     let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
