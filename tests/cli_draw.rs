@@ -198,6 +198,8 @@ fn what_cannot_be_drawn_is_refused_before_anything_is_written() {
     assert!(said.contains("60 x 64 pixels (width x height)"), "{said}");
     let said = refused(&["graphs/sample.ron", "--ref", "no/picture.png"]);
     assert!(said.contains("no/picture.png"), "{said}");
+    let said = refused(&["graphs/sample.ron", "--ref", "README.md"]);
+    assert!(said.contains("README.md") && said.contains("neither a PNG"), "{said}");
     let said = refused(&["graphs/sample.ron", "--adapter", "README.md"]);
     assert!(said.contains("README.md"), "{said}");
     let said = refused(&["graphs/sample.ron", "--count", "0"]);

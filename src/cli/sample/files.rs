@@ -18,19 +18,18 @@ const LISTED: usize = 3;
 
 /// The first words of the prompt and the seed: pictures that differ in one of them lie side by side.
 pub(super) fn name(prompt: &str, seed: u64) -> String {
-    let mut words = String::new();
-    for c in prompt.chars().flat_map(char::to_lowercase) {
-        if words.len() >= WORDS {
+    let mut name = String::new();
+    let lower = prompt.to_lowercase();
+    for word in lower.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()) {
+        if name.len() + word.len() > WORDS {
             break;
         }
-        match c {
-            c if c.is_ascii_alphanumeric() => words.push(c),
-            _ if words.is_empty() || words.ends_with('-') => {}
-            _ => words.push('-'),
-        }
+        name.extend([word, "-"]);
     }
-    let words = words.trim_end_matches('-');
-    format!("{}-seed-{seed}.png", if words.is_empty() { "picture" } else { words })
+    if name.is_empty() {
+        name.push_str("picture-");
+    }
+    format!("{name}seed-{seed}.png")
 }
 
 /// Refuse to write over pictures, unless that was asked for.
@@ -125,6 +124,11 @@ mod tests {
         assert_eq!(name("A dog, on a beach!", 7), "a-dog-on-a-beach-seed-7.png");
         assert_eq!(name("../../etc/passwd", 0), "etc-passwd-seed-0.png");
         assert_eq!(name("犬", 1), "picture-seed-1.png");
-        assert_eq!(name(&"long ".repeat(30), 1), format!("{}long-seed-1.png", "long-".repeat(7)));
+        assert_eq!(
+            name(&"seven77 ".repeat(30), 1),
+            format!("{}seed-1.png", "seven77-".repeat(5)),
+            "whole words"
+        );
+        assert_eq!(name(&"x".repeat(300), 1), "picture-seed-1.png");
     }
 }

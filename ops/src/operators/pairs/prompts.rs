@@ -148,7 +148,12 @@ impl Operator for Prompts {
             }
         }
         let order = Order::new(requests.iter().map(|r| r.references.len()), settings.batch, false);
-        Ok(Self { requests, order, settings })
+        let prompts = Self { requests, order, settings };
+        if let (Some(_), [request]) = (&prompts.settings.prompt, &prompts.requests[..]) {
+            // A few pictures: whether they can be used is known before a large network is opened.
+            (0..request.references.len()).try_for_each(|r| prompts.picture(request, r).map(drop))?;
+        }
+        Ok(prompts)
     }
 
     fn variants(&self) -> usize {
