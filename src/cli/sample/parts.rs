@@ -22,6 +22,9 @@ use crate::{cli::Failure, spec::Outline};
 /// Settings, and the id of the node that states them.
 pub(super) type Stated<S> = (String, S);
 
+/// Rows and columns of pixels.
+pub(super) type Size = (usize, usize);
+
 /// See the head of the file.
 pub(super) struct Parts {
     pub backbone: Stated<BackboneSettings>,
@@ -33,10 +36,8 @@ pub(super) struct Parts {
     pub sample: SampleSettings,
     /// Does the graph itself say how to sample?
     pub states_sample: bool,
-    /// Height and width in pixels.
-    pub size: (usize, usize),
-    /// Height and width in pixels.
-    pub reference_size: (usize, usize),
+    pub size: Size,
+    pub reference_size: Size,
 }
 
 /// Pixels along each side where a graph says nothing of it.
@@ -126,8 +127,8 @@ fn one_autoencoder(all: Vec<Stated<EncodeSettings>>) -> Result<Stated<EncodeSett
     }
 }
 
-/// Height and width of a picture, and those of a reference.
-fn sizes(outline: &Outline<'_>) -> Result<((usize, usize), (usize, usize)), Failure> {
+/// The size of a picture and that of a reference.
+fn sizes(outline: &Outline<'_>) -> Result<(Size, Size), Failure> {
     if let Some((_, pairs)) = outline.settings_of::<Pairs>()?.into_iter().next() {
         let size = (pairs.height, pairs.width);
         let reference =
