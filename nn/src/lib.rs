@@ -7,6 +7,7 @@
 //!  naming     what linears are called in the layouts of files
 //!  models     backbones made of layers; lora: what is trained; optim: how it moves
 //!  sampling   schedules and solvers: from noise to latents
+//!  size       products of sizes that somebody states
 //! ```
 //!
 //! **Architecture invariant:** nothing here knows an operator, a graph or a preference loss.
@@ -26,6 +27,7 @@ pub mod models;
 pub mod naming;
 pub mod optim;
 pub mod sampling;
+pub mod size;
 pub mod tensor;
 pub mod text;
 

@@ -1,10 +1,13 @@
 //! Files of named tensors: safetensors, alone or in shards, mapped and not read until asked for.
 
+mod bounds;
+mod kind;
 mod read;
 mod recognise;
 mod view;
 mod write;
 
+pub(crate) use kind::{no_model, read_model_config};
 pub use read::{TensorFiles, TensorInfo};
 pub(crate) use read::{edit_distance, nearest};
 pub use safetensors::Dtype;

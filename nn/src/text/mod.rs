@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     error::{Error, Result},
-    files::TensorFiles,
+    files::{TensorFiles, no_model},
 };
 
 mod attention;
@@ -45,6 +45,16 @@ fn read_config<C: DeserializeOwned>(path: &Path, kind: &str, what: &str) -> Resu
     }
     serde_json::from_value(value)
         .map_err(|e| Error::file(path, format!("is not the configuration of {what}: {e}")))
+}
+
+/// Refuse a path that leads nowhere, before its parts are missed.
+fn must_exist(path: &Path, what: &str, below: &str) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let expected = format!("{what}: its folder with config.json and weights, the folder above its `{below}`, or one \
+                            safetensors file");
+    Err(no_model(path, &expected))
 }
 
 /// The weights of a transformers folder.
