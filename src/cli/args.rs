@@ -219,6 +219,11 @@ fn device(text: &str) -> Result<String, String> {
 }
 
 impl Graph {
+    /// With what was said when the run was started or resumed before; what is said now comes over it.
+    pub fn recalling(&self, sets: &[String]) -> Self {
+        Self { sets: sets.iter().chain(&self.sets).cloned().collect(), ..self.clone() }
+    }
+
     /// All that is said over the file, flags last.
     pub fn all_sets(&self) -> Vec<String> {
         let mut sets = self.sets.clone();

@@ -164,6 +164,12 @@ impl TensorFiles {
         &self.path
     }
 
+    /// All files: the index, if there is one, and the shards.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let index = (!self.shards.iter().any(|s| s.path() == self.path)).then(|| self.path.clone());
+        index.into_iter().chain(self.shards.iter().map(|s| s.path().to_owned())).collect()
+    }
+
     /// All names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)

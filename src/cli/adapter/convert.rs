@@ -3,7 +3,7 @@
 use prefgraph_nn::{lora::AdapterFile, models::flux::FluxFiles};
 
 use super::{paths, report};
-use crate::cli::{Failure, args};
+use crate::cli::{Failure, args, say::say};
 
 /// Write an adapter in another format.
 pub(super) fn convert(args: &args::Convert) -> Result<u8, Failure> {
@@ -30,7 +30,7 @@ pub(super) fn convert(args: &args::Convert) -> Result<u8, Failure> {
     let written = adapter.write(output, *to, &about).map_err(Failure::new)?;
     report(&adapter, *to, output, written);
     if file.left_out() > 0 {
-        eprintln!("{} tensors of text encoders were left out", file.left_out());
+        say!("{} tensors of text encoders were left out", file.left_out());
     }
     Ok(0)
 }

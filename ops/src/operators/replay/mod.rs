@@ -24,6 +24,7 @@ use crate::{
     ports::{
         ImageShape, Images, Latents, List, ListShape, Mask, Pooled, Process, TextTokens, TimeShape, Timesteps,
     },
+    resume::External,
     settings,
     settings::DataPath,
 };
@@ -242,6 +243,11 @@ impl Operator for Replay {
         all.push(("refs".into(), json!(self.references)));
         all.push(("steps".into(), json!(self.steps)));
         all
+    }
+
+    fn external(&self) -> Vec<External> {
+        let constants = self.folder.join("case.json");
+        vec![External::files("path", self.files.paths().into_iter().chain([constants]).collect())]
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (): Self::In) -> Result<(Self::Out, ()), OpError> {
