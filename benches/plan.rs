@@ -4,12 +4,14 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+#[path = "../tests/small_ops/mod.rs"]
+mod small_ops;
 
-use std::{hint::black_box, sync::Arc};
+use std::{hint::black_box, path::Path, sync::Arc};
 
 use common::*;
 use criterion::{Criterion, criterion_group, criterion_main};
-use prefgraph::Plan;
+use prefgraph::{Plan, spec::load_text};
 
 fn plans(c: &mut Criterion) {
     let mut group = c.benchmark_group("plan");
@@ -17,6 +19,23 @@ fn plans(c: &mut Criterion) {
     for nodes in [1_000, 10_000, 100_000] {
         let graph = chain(nodes);
         group.bench_function(format!("{nodes} nodes"), |b| {
+            b.iter(|| Plan::new(black_box(&graph), &options(4, 1)).unwrap());
+        });
+    }
+    group.finish();
+}
+
+/// From the text of a graph file to a graph, and on to a plan.
+fn files(c: &mut Criterion) {
+    let mut group = c.benchmark_group("graph file");
+    group.sample_size(10);
+    let (registry, folder) = (small_ops::registry(), Path::new("."));
+    for nodes in [1_000, 10_000, 100_000] {
+        let text = small_ops::large(nodes);
+        let load = || load_text("large.ron", black_box(&text), folder, &[], &registry).unwrap();
+        group.bench_function(format!("{nodes} nodes read"), |b| b.iter(load));
+        let graph = load().graph;
+        group.bench_function(format!("{nodes} nodes planned"), |b| {
             b.iter(|| Plan::new(black_box(&graph), &options(4, 1)).unwrap());
         });
     }
@@ -35,5 +54,5 @@ fn steps(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, plans, steps);
+criterion_group!(benches, plans, files, steps);
 criterion_main!(benches);

@@ -78,15 +78,30 @@ pub(crate) fn one_line(doc: &str) -> String {
     doc.split_whitespace().collect::<Vec<_>>().join(" ").trim_end_matches('.').to_owned()
 }
 
-/// The operator of `node` refused its settings; what it names in backquotes is marked, if the file states it.
+/// The settings of `node` that the command line states.
+pub(super) fn from_command_line<'a>(
+    sources: &'a Sources,
+    node: &'a NodeText,
+) -> impl Iterator<Item = &'a (At<String>, At<String>)> {
+    node.settings.iter().filter(|(key, _)| sources.is_command_line(key.span.file))
+}
+
+/// The operator of `node` refused its settings. Marked are those that it names, else those of the command line: the file was
+/// right without them.
 pub(super) fn refused(sources: &Sources, node: &NodeText, entry: &Entry, why: &str) -> Box<SpecError> {
-    let named: Vec<&str> = why.split('`').skip(1).step_by(2).collect();
-    let mut places: Vec<(Span, String)> = Vec::new();
-    for (key, value) in &node.settings {
-        if named.contains(&key.value.as_str()) {
-            places.push((value.span, format!("`{}`", key.value)));
-        }
-    }
+    let quoted: Vec<&str> = why.split('`').skip(1).step_by(2).collect();
+    let words: Vec<&str> = why.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    let named = |names: &[&str]| -> Vec<(Span, String)> {
+        let stated = node.settings.iter().filter(|(key, _)| names.contains(&key.value.as_str()));
+        stated.map(|(key, value)| (value.span, format!("`{}`", key.value))).collect()
+    };
+    let set = || -> Vec<(Span, String)> {
+        from_command_line(sources, node)
+            .map(|(key, value)| (value.span, format!("`{}`", key.value)))
+            .collect()
+    };
+    let found = [named(&quoted), named(&words), set()];
+    let mut places = found.into_iter().find(|places| !places.is_empty()).unwrap_or_default();
     if places.is_empty() {
         let op = node.op.as_ref().map_or(node.id.span, |op| op.span);
         places.push((node.with.unwrap_or(op), "these settings".into()));

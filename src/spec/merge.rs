@@ -1,7 +1,7 @@
 //! A chain of graph files as one: a file that extends another states only how it differs.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
 };
 
@@ -131,45 +131,63 @@ fn extend(sources: &Sources, parent: Merged, child: FileText) -> Result<Merged, 
     if let Some(name) = child.name {
         out.name = name;
     }
-    for id in child.remove {
-        let Some(at) = out.nodes.iter().position(|n| n.id.value == id.value) else {
-            let help = advice("nodes of the parent", &id.value, out.ids());
-            let message = format!("the parent has no node `{}` to remove", id.value);
-            return Err(sources.error(message, id.span, "not a node").help(help));
-        };
-        out.nodes.remove(at);
-        // A cell that is gone carries nothing.
-        out.carry.retain(|(cell, _)| cell.value != id.value);
-        out.removed.push(id);
-    }
+    remove(sources, &mut out, child.remove)?;
+    let mut index: HashMap<String, usize> = out.ids().map(str::to_owned).zip(0..).collect();
     for node in child.nodes {
-        match out.nodes.iter_mut().find(|n| n.id.value == node.id.value) {
-            Some(old) => override_node(old, node),
+        match index.get(&node.id.value) {
+            Some(&old) => override_node(&mut out.nodes[old], node),
             None if node.op.is_none() => {
                 let ids: Vec<&str> = out.ids().collect();
                 return Err(no_operator(sources, &node, &ids));
             }
-            None => out.nodes.push(node),
+            None => {
+                index.insert(node.id.value.clone(), out.nodes.len());
+                out.nodes.push(node);
+            }
         }
     }
     if child.loss.is_some() {
         out.loss = child.loss;
     }
+    let mut index: HashMap<String, usize> = out.carry.iter().map(|(c, _)| c.value.clone()).zip(0..).collect();
+    let mut gone = HashSet::new();
     for (cell, next) in child.carry {
-        let old = out.carry.iter().position(|(c, _)| c.value == cell.value);
-        match (old, next) {
-            (Some(at), Some(next)) => out.carry[at] = (cell, next),
-            (Some(at), None) => drop(out.carry.remove(at)),
-            (None, Some(next)) => out.carry.push((cell, next)),
+        match (index.get(&cell.value), next) {
+            (Some(&at), Some(next)) => out.carry[at] = (cell, next),
+            (Some(_), None) => drop(gone.insert(cell.value)),
+            (None, Some(next)) => {
+                index.insert(cell.value.clone(), out.carry.len());
+                out.carry.push((cell, next));
+            }
             (None, None) => {
                 let cells: Vec<&str> = out.carry.iter().map(|c| c.0.value.as_str()).collect();
                 return Err(no_cell(sources, &cell, &cells));
             }
         }
     }
+    out.carry.retain(|(cell, _)| !gone.contains(&cell.value));
     put_all(&mut out.run, child.run);
     put_all(&mut out.cache, child.cache);
     Ok(out)
+}
+
+/// Take nodes away, and what is carried to those that were cells.
+fn remove(sources: &Sources, out: &mut Merged, ids: Vec<At<String>>) -> Result<(), Box<SpecError>> {
+    let mut left: HashSet<&str> = out.ids().collect();
+    let mut gone = HashSet::new();
+    for id in &ids {
+        if !left.remove(id.value.as_str()) {
+            let remaining = out.ids().filter(|other| left.contains(other));
+            let help = advice("nodes of the parent", &id.value, remaining);
+            let message = format!("the parent has no node `{}` to remove", id.value);
+            return Err(sources.error(message, id.span, "not a node").help(help));
+        }
+        gone.insert(id.value.clone());
+    }
+    out.nodes.retain(|node| !gone.contains(&node.id.value));
+    out.carry.retain(|(cell, _)| !gone.contains(&cell.value));
+    out.removed.extend(ids);
+    Ok(())
 }
 
 /// `new` over `old`: key by key, or whole if the operator is another.

@@ -247,9 +247,13 @@ impl Step {
                 let (i, o) = (*inputs as f64, *outputs as f64);
                 let (first, first_scratch) = conv(Window::Three, *inputs, *outputs);
                 let (second, second_scratch) = conv(Window::Three, *outputs, *outputs);
-                let shortcut =
-                    if inputs == outputs { 0.0 } else { conv_flops(Window::One, (*inputs, *outputs), pixels) };
-                let alive = ((2.0 * i + o) * pixels + first_scratch).max((i + 2.0 * o) * pixels + second_scratch);
+                let shortcut = if inputs == outputs {
+                    0.0
+                } else {
+                    conv_flops(Window::One, (*inputs, *outputs), pixels)
+                };
+                let alive =
+                    ((2.0 * i + o) * pixels + first_scratch).max((i + 2.0 * o) * pixels + second_scratch);
                 (first + second + shortcut, alive)
             }
             Self::Attention { channels, .. } => {

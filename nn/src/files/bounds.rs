@@ -12,12 +12,7 @@ impl TensorFiles {
     ///
     /// # Errors
     /// Naming the size, in `config`, the file that states it.
-    pub(crate) fn bound(
-        &self,
-        config: &Path,
-        blocks: &[(&str, usize)],
-        axes: &[(&str, u128)],
-    ) -> Result<()> {
+    pub(crate) fn bound(&self, config: &Path, blocks: &[(&str, usize)], axes: &[(&str, u128)]) -> Result<()> {
         let fault = |name: &str, size: &dyn std::fmt::Display, has: String| {
             let message = format!("{name} is {size}, but {} has {has}", self.path().display());
             Err(Error::file(config, message))
@@ -25,7 +20,8 @@ impl TensorFiles {
         if let Some((name, count)) = blocks.iter().find(|(_, count)| *count > self.len()) {
             return fault(name, count, format!("only {} tensors", self.len()));
         }
-        let largest = self.names().filter_map(|name| self.info(name)).map(|info| info.values()).max().unwrap_or(0);
+        let largest =
+            self.names().filter_map(|name| self.info(name)).map(|info| info.values()).max().unwrap_or(0);
         match axes.iter().find(|(_, axis)| *axis > largest as u128) {
             Some((name, axis)) => fault(name, axis, format!("no tensor with more than {largest} values")),
             None => Ok(()),

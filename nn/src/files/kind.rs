@@ -16,7 +16,7 @@ fn json(path: &Path) -> Option<Value> {
     serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()
 }
 
-/// Read a configuration of diffusers that is to be of `class`; `what` names the model for people.
+/// Read a configuration that describes a model of `class`, if it states a kind at all; `what` names the model for people.
 ///
 /// # Errors
 /// If the file cannot be read, states another kind of model, or is no such configuration.
@@ -26,7 +26,7 @@ pub(crate) fn read_model_config<C: DeserializeOwned>(path: &Path, class: &str, w
     let value: Value = serde_json::from_str(&text).map_err(not)?;
     match stated_kind(&value) {
         Some((field, found)) if found != class => {
-            Err(Error::file(path, format!("{field} is {found:?}: expected {class}")))
+            Err(Error::file(path, format!("{field} is {found}: expected {class}")))
         }
         _ => serde_json::from_value(value).map_err(not),
     }
@@ -63,12 +63,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let said = |path: &Path| no_model(path, "a model").to_string();
         let gone = said(&dir.path().join("a/b"));
-        assert!(gone.contains("is not there (`") && gone.ends_with("has no `a`): expected a model"), "{gone}");
+        assert!(
+            gone.contains("is not there (`") && gone.ends_with("has no `a`): expected a model"),
+            "{gone}"
+        );
         assert!(said(dir.path()).ends_with("has no config.json: expected a model"));
         fs::write(dir.path().join("config.json"), r#"{"model_type": "t5"}"#).unwrap();
         assert!(said(dir.path()).contains("is the folder of another model, t5: expected"));
-        fs::write(dir.path().join("model_index.json"), r#"{"_class_name": "StableDiffusionXLPipeline"}"#).unwrap();
-        assert!(said(dir.path()).contains("is the folder of a pipeline, StableDiffusionXLPipeline: expected"));
+        fs::write(dir.path().join("model_index.json"), r#"{"_class_name": "StableDiffusionXLPipeline"}"#)
+            .unwrap();
+        assert!(
+            said(dir.path()).contains("is the folder of a pipeline, StableDiffusionXLPipeline: expected")
+        );
     }
 
     #[test]
@@ -79,8 +85,10 @@ mod tests {
             fs::write(&path, text).unwrap();
             read_model_config::<Vec<u8>>(&path, "Mine", "my model").map_err(|e| e.to_string())
         };
-        assert!(read(r#"{"_class_name": "Other"}"#).unwrap_err().contains("_class_name is \"Other\": expected Mine"));
-        assert!(read(r#"{"model_type": "t5"}"#).unwrap_err().contains("model_type is \"t5\": expected Mine"));
+        assert!(
+            read(r#"{"_class_name": "Other"}"#).unwrap_err().contains("_class_name is Other: expected Mine")
+        );
+        assert!(read(r#"{"model_type": "t5"}"#).unwrap_err().contains("model_type is t5: expected Mine"));
         assert!(read("{").unwrap_err().contains("is not the configuration of my model"));
         assert_eq!(read("[1]"), Ok(vec![1]));
     }

@@ -229,7 +229,8 @@ pub fn conv_flops(window: Window, (inputs, outputs): (usize, usize), pixels: f64
 /// times (as it is stored, in the order of the windows, and packed).
 pub fn conv_scratch(window: Window, (inputs, outputs): (usize, usize), pixels: f64) -> f64 {
     let terms = window.side().pow(2) * inputs;
-    let windows = if window == Window::One { 0.0 } else { (block_pixels(terms) as f64).min(pixels) * terms as f64 };
+    let windows =
+        if window == Window::One { 0.0 } else { (block_pixels(terms) as f64).min(pixels) * terms as f64 };
     windows + (3 * terms * outputs) as f64
 }
 

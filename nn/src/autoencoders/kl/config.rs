@@ -165,8 +165,7 @@ impl KlConfig {
     /// Refuse sizes that no model in these files can have; `path` states them.
     pub(super) fn bound(&self, path: &Path, files: &TensorFiles) -> Result<()> {
         let widths = self.block_out_channels.iter().map(|width| ("block_out_channels", *width as u128));
-        let axes: Vec<_> =
-            widths.chain([("latent_channels", self.latent_channels as u128)]).collect();
+        let axes: Vec<_> = widths.chain([("latent_channels", self.latent_channels as u128)]).collect();
         files.bound(path, &[("layers_per_block", self.layers_per_block)], &axes)
     }
 
