@@ -7,11 +7,11 @@ mod common;
 #[path = "../tests/small_ops/mod.rs"]
 mod small_ops;
 
-use std::{hint::black_box, path::Path, sync::Arc};
+use std::{fs, hint::black_box, sync::Arc};
 
 use common::*;
 use criterion::{Criterion, criterion_group, criterion_main};
-use prefgraph::{Plan, spec::load_text};
+use prefgraph::{Plan, spec::load};
 
 fn plans(c: &mut Criterion) {
     let mut group = c.benchmark_group("plan");
@@ -25,16 +25,20 @@ fn plans(c: &mut Criterion) {
     group.finish();
 }
 
-/// From the text of a graph file to a graph, and on to a plan.
+/// From graph files to a graph, alone and as a parent of another file, and on to a plan.
 fn files(c: &mut Criterion) {
     let mut group = c.benchmark_group("graph file");
     group.sample_size(10);
-    let (registry, folder) = (small_ops::registry(), Path::new("."));
+    let (registry, folder) = (small_ops::registry(), tempfile::tempdir().unwrap());
+    let (parent, child) = (folder.path().join("parent.ron"), folder.path().join("child.ron"));
     for nodes in [1_000, 10_000, 100_000] {
-        let text = small_ops::large(nodes);
-        let load = || load_text("large.ron", black_box(&text), folder, &[], &registry).unwrap();
-        group.bench_function(format!("{nodes} nodes read"), |b| b.iter(load));
-        let graph = load().graph;
+        fs::write(&parent, small_ops::large(nodes)).unwrap();
+        fs::write(&child, small_ops::large_child(nodes, "parent.ron")).unwrap();
+        for (what, path) in [("read", &parent), ("read as a parent", &child)] {
+            let load = || load(black_box(path), &[], &registry).unwrap();
+            group.bench_function(format!("{nodes} nodes {what}"), |b| b.iter(load));
+        }
+        let graph = load(&parent, &[], &registry).unwrap().graph;
         group.bench_function(format!("{nodes} nodes planned"), |b| {
             b.iter(|| Plan::new(black_box(&graph), &options(4, 1)).unwrap());
         });

@@ -215,7 +215,7 @@ pub(super) struct Run {
 fn set(text: &str) -> Result<String, String> {
     match text.contains('=') {
         true => Ok(text.to_owned()),
-        false => Err(format!("the value follows an equals sign, without blanks: `--set {text}=VALUE`")),
+        false => Err(format!("an equals sign is needed, as in `--set {text}=VALUE`")),
     }
 }
 
@@ -239,15 +239,23 @@ fn threads(text: &str) -> Result<usize, String> {
     whole(text, "a whole number of threads; 0 is one a core", |_| true)
 }
 
-/// What somebody meant who typed what is neither a command nor a file, `first`, and `rest` after it.
-pub(super) fn meant(first: &str, rest: &[String]) -> Option<String> {
+/// What somebody meant who typed these words after `graph-run`, where they are what other programs take.
+pub(super) fn meant(typed: &[String]) -> Option<String> {
+    let (first, rest) = typed.split_first()?;
+    let set = typed.windows(3).find(|words| words[0] == "--set" && !words[1].contains('='));
+    if let Some([_, setting, value]) = set {
+        return Some(format!(
+            "`--set {setting} {value}`: an equals sign is needed, as in `--set {setting}={value}`"
+        ));
+    }
     let command = Args::command();
     let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
-    if first.starts_with('-') || first == "help" || names.contains(&first) || Path::new(first).is_file() {
+    let known = first.starts_with('-') || first == "help" || names.contains(&first.as_str());
+    if known || Path::new(first).is_file() {
         return None;
     }
     let more = if rest.is_empty() { "graphs/focusdpo.ron".to_owned() } else { rest.join(" ") };
-    match first {
+    match first.as_str() {
         "run" | "train" | "start" => {
             Some(format!("there is no command `{first}`: a graph runs without one, as in `graph-run {more}`"))
         }

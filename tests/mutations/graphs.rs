@@ -92,29 +92,29 @@ fn boundary(text: &str, mut at: usize) -> usize {
 
 fn mutate(choices: &mut Choices, text: &mut String) {
     let lines = text.lines().count();
-    match choices.below(8) {
-        0..=2 => {
+    match choices.below(10) {
+        0..=4 => {
             if let Some(range) = a_number(choices, text) {
                 text.replace_range(range, choices.of(&NUMBERS));
             }
         }
-        3 => {
+        5 => {
             let start = boundary(text, choices.below(text.len() + 1));
             let end = boundary(text, (start + choices.below(12)).min(text.len())).max(start);
             text.replace_range(start..end, choices.of(&PIECES));
         }
-        4 => {
+        6 => {
             let gone = choices.below(lines);
             *text =
                 text.lines().enumerate().filter(|(i, _)| *i != gone).map(|(_, l)| format!("{l}\n")).collect();
         }
-        5 => {
+        7 => {
             let names: Vec<&str> = REGISTRY.iter().map(|e| e.name).collect();
             let old = choices.of(&names);
             let new = choices.of(&names);
             *text = text.replacen(&format!("op: \"{old}\""), &format!("op: \"{new}\""), 1);
         }
-        6 => {
+        8 => {
             // A word in the place of another.
             let words: Vec<&str> =
                 text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()).collect();
@@ -135,7 +135,7 @@ fn mutate(choices: &mut Choices, text: &mut String) {
 /// Settings of the command line: of an operator, of the run, or nonsense.
 fn sets(choices: &mut Choices, text: &str) -> Vec<String> {
     let count = choices.below(3);
-    let value = |choices: &mut Choices| match choices.below(4) {
+    let value = |choices: &mut Choices| match choices.below(8) {
         0 => choices.of(&PIECES).to_owned(),
         1 => format!("{},batch:{}", choices.of(&NUMBERS), choices.of(&NUMBERS)),
         _ => choices.of(&NUMBERS).to_owned(),
@@ -217,7 +217,7 @@ fn case(choices: &mut Choices) -> Outcome {
     let (folder, text) = &GRAPHS[choices.below(GRAPHS.len())];
     let mut text = text.clone();
     let sets = sets(choices, &text);
-    for _ in 0..choices.below(4) {
+    for _ in 0..choices.below(3) {
         mutate(choices, &mut text);
     }
     let about = |fault: String| {
@@ -248,11 +248,11 @@ fn case(choices: &mut Choices) -> Outcome {
 
 #[test]
 fn mutated_graphs_are_planned_or_refused_in_place() {
-    let ends = campaign::run("graphs", 400, case);
+    let ends = campaign::run("graphs", 600, case);
     // A campaign in which all cases end alike tests one thing only.
     if campaign::is_whole() {
         for end in ["refused", "refused when planned", "planned"] {
-            assert!(ends.get(end).is_some_and(|n| *n >= 10), "{end}: {ends:?}");
+            assert!(ends.get(end).is_some_and(|n| *n >= 5), "{end}: {ends:?}");
         }
     }
 }

@@ -19,8 +19,12 @@ impl Choices {
         self.below(n) == 0
     }
 
-    pub fn of<'a, T: ?Sized>(&mut self, all: &[&'a T]) -> &'a T {
-        all[self.below(all.len())]
+    /// One of several, the default if there are none.
+    pub fn of<'a, T: ?Sized>(&mut self, all: &[&'a T]) -> &'a T
+    where
+        &'a T: Default,
+    {
+        all.get(self.below(all.len())).copied().unwrap_or_default()
     }
 }
 
