@@ -29,13 +29,19 @@ impl Choices {
 }
 
 /// Numbers at which something ends: types, memories, patience.
-pub const NUMBERS: [&str; 26] = [
+pub const NUMBERS: [&str; 32] = [
     "0",
     "1",
     "-1",
     "2",
     "3",
     "16",
+    "24",
+    "32",
+    "48",
+    "100",
+    "320",
+    "1000",
     "1000000",
     "2147483647",
     "2147483648",
