@@ -161,6 +161,7 @@ fn the_recipe_for_published_files_takes_two_steps_on_small_files_of_their_layout
         format!("backbone.weights={}", pipeline.display()),
         format!("backbone.adapter={}", adapter.display()),
         format!("pairs.path={}", root().join("data/demo/pairs.jsonl").display()),
+        format!("held_out.path={}", root().join("data/demo/held_out.jsonl").display()),
         format!("cache.path={}", dir.path().join("cache").display()),
         "pairs.height=64".into(),
         "pairs.width=64".into(),

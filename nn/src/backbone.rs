@@ -11,19 +11,10 @@ use crate::{
     tensor::Tensor,
 };
 
+pub use crate::linears::LinearLayout;
+
 /// Latents, `[N, C, H, W]`.
 pub type Latents = Tensor<(usize, usize, usize, usize)>;
-
-/// A linear of the model, by its name in the checkpoint without `.weight`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LinearLayout {
-    /// E.g. `transformer_blocks.0.attn.to_q`.
-    pub name: String,
-    /// Width of the input.
-    pub inputs: usize,
-    /// Width of the output.
-    pub outputs: usize,
-}
 
 /// The time that a backbone takes, and with it the noise that it was trained on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use crate::{
     identity::{Identity, ReadBatch, Sample},
     inputs::{InputSpec, Inputs, OutputSpec, Outputs},
     port::Value,
+    ports::MetricDoc,
     random::Random,
     resume::{External, Restart, Restated},
     settings::Settings,
@@ -74,6 +75,16 @@ impl Ctx<'_> {
     /// Random numbers of this node at this step; `purpose` tells two uses in one node apart.
     pub fn random(&self, purpose: &str) -> Random {
         Random::new(self.seed, self.node, self.step, purpose)
+    }
+
+    /// The same, again and again: step `period` draws what step 0 drew, and so on. With a period of 0 no step repeats another.
+    pub fn random_repeating(&self, period: u64, purpose: &str) -> Random {
+        Random::new(self.seed, self.node, self.step_in(period), purpose)
+    }
+
+    /// The number of the step within its period; the number of the step itself where the period is 0.
+    pub fn step_in(&self, period: u64) -> u64 {
+        if period == 0 { self.step } else { self.step % period }
     }
 
     /// Random numbers of this node that are the same at every step.
@@ -145,6 +156,8 @@ pub trait Operator: Send + Sync + Sized + 'static {
     const IN: InNames<Self>;
     /// Names of the outputs.
     const OUT: OutNames<Self>;
+    /// Every metric that it may measure, in the order in which it does.
+    const METRICS: &'static [MetricDoc] = &[];
 
     /// What a graph file may say about this operator.
     type Settings: Settings;

@@ -7,6 +7,7 @@
 //!  trained    the adapters of a run                updates   the loss of an update that several steps make
 //!  stop       why a run stops early                say       messages on standard error
 //!  progress   a bar, or a line every few steps     first     the check of the very first step
+//!  health     warnings on the way, and a summary   window    the last steps of a metric
 //!  fill       the cache before the first step      interrupt   requests to stop
 //!  system     memory, standard output
 //!  plan, dot, ops, data, adapter, cache   the other commands
@@ -21,6 +22,7 @@ mod data;
 mod dot;
 mod fill;
 mod first;
+mod health;
 mod interrupt;
 mod ops;
 mod plan;
@@ -35,6 +37,7 @@ mod stop;
 mod system;
 mod trained;
 mod updates;
+mod window;
 
 use std::process::ExitCode;
 

@@ -11,7 +11,9 @@ use std::{
 use prefgraph_nn as nn;
 
 use super::{
-    Failure, INTERRUPTED, args, fill, interrupt,
+    Failure, INTERRUPTED, args, fill,
+    health::Health,
+    interrupt,
     prepare::{Prepared, prepare},
     progress::Progress,
     resume::{Found, Resuming},
@@ -220,7 +222,8 @@ fn begin_loop(prepared: Prepared, session: Session, mut runner: Runner, json: bo
         }
     }
     let progress = Progress::new(start, steps, prepared.run.log_every);
-    let mut running = Loop { runner, session, progress, json };
+    let health = Health::new(&prepared.graph);
+    let mut running = Loop { runner, session, progress, health, json };
     let done = running.go(steps);
     running.progress.end();
     done.map_err(|stop| running.session.explain(stop))

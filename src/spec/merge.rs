@@ -131,7 +131,7 @@ fn extend(sources: &Sources, parent: Merged, child: FileText) -> Result<Merged, 
     if let Some(name) = child.name {
         out.name = name;
     }
-    remove(sources, &mut out, child.remove)?;
+    remove(sources, &mut out, &child.remove)?;
     let mut index: HashMap<String, usize> = out.ids().map(str::to_owned).zip(0..).collect();
     for node in child.nodes {
         match index.get(&node.id.value) {
@@ -171,22 +171,38 @@ fn extend(sources: &Sources, parent: Merged, child: FileText) -> Result<Merged, 
     Ok(out)
 }
 
-/// Take nodes away, and what is carried to those that were cells.
-fn remove(sources: &Sources, out: &mut Merged, ids: Vec<At<String>>) -> Result<(), Box<SpecError>> {
-    let mut left: HashSet<&str> = out.ids().collect();
-    let mut gone = HashSet::new();
-    for id in &ids {
-        if !left.remove(id.value.as_str()) {
-            let remaining = out.ids().filter(|other| left.contains(other));
+/// Take away the nodes of these names, and of a name that ends in `*` all nodes whose names begin so.
+fn remove(sources: &Sources, out: &mut Merged, ids: &[At<String>]) -> Result<(), Box<SpecError>> {
+    let index: HashMap<&str, usize> = out.ids().zip(0..).collect();
+    let mut gone: Vec<Option<Span>> = vec![None; out.nodes.len()];
+    for id in ids {
+        let meant: Vec<usize> = match id.value.strip_suffix('*') {
+            Some(start) => {
+                index.iter().filter(|(name, _)| name.starts_with(start)).map(|(_, at)| *at).collect()
+            }
+            None => index.get(id.value.as_str()).copied().into_iter().collect(),
+        };
+        let left: Vec<usize> = meant.into_iter().filter(|at| gone[*at].is_none()).collect();
+        if left.is_empty() {
+            let remaining = out.ids().zip(&gone).filter(|(_, gone)| gone.is_none()).map(|(name, _)| name);
             let help = advice("nodes of the parent", &id.value, remaining);
             let message = format!("the parent has no node `{}` to remove", id.value);
             return Err(sources.error(message, id.span, "not a node").help(help));
         }
-        gone.insert(id.value.clone());
+        left.into_iter().for_each(|at| gone[at] = Some(id.span));
     }
-    out.nodes.retain(|node| !gone.contains(&node.id.value));
-    out.carry.retain(|(cell, _)| !gone.contains(&cell.value));
-    out.removed.extend(ids);
+    let mut names = HashSet::new();
+    for (node, gone) in std::mem::take(&mut out.nodes).into_iter().zip(gone) {
+        match gone {
+            None => out.nodes.push(node),
+            Some(span) => {
+                names.insert(node.id.value.clone());
+                out.removed.push(At { value: node.id.value, span });
+            }
+        }
+    }
+    // A cell that is gone carries nothing.
+    out.carry.retain(|(cell, _)| !names.contains(&cell.value));
     Ok(())
 }
 

@@ -58,20 +58,32 @@ const PIECES: [&str; 34] = [
 
 static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::standard);
 
-/// The shipped graphs that load as they are, with their folders.
-static GRAPHS: LazyLock<Vec<(PathBuf, String)>> = LazyLock::new(|| {
+/// A shipped graph that loads as it is.
+struct Shipped {
+    folder: PathBuf,
+    text: String,
+    /// Of all nodes, those of its parents among them, and of the run: settings that are numbers.
+    numbers: Vec<String>,
+}
+
+static GRAPHS: LazyLock<Vec<Shipped>> = LazyLock::new(|| {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("graphs");
-    let mut found: Vec<(PathBuf, String)> = Vec::new();
-    for folder in [root.clone(), root.join("replay")] {
-        let mut paths: Vec<PathBuf> = fs::read_dir(&folder)
-            .unwrap()
-            .map(|e| e.unwrap().path())
-            .filter(|p| p.extension().is_some_and(|e| e == "ron"))
-            .collect();
-        paths.sort();
-        found.extend(paths.into_iter().map(|p| (folder.clone(), fs::read_to_string(p).unwrap())));
-    }
-    found
+    let ron = |folder: &Path| {
+        let paths = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+        paths.filter(|p| p.extension().is_some_and(|e| e == "ron")).collect::<Vec<_>>()
+    };
+    let mut paths = [ron(&root), ron(&root.join("replay"))].concat();
+    paths.sort();
+    let shipped = |path: PathBuf| {
+        let (folder, text) = (path.parent().unwrap().to_owned(), fs::read_to_string(&path).unwrap());
+        let loaded = load_text("shipped.ron", &text, &folder, &[], &REGISTRY)
+            .unwrap_or_else(|e| panic!("{path:?}: {e}"));
+        let number =
+            |value: &str| value.trim_start_matches("Some(").trim_end_matches(')').parse::<f64>().is_ok();
+        let numbers = loaded.settings().into_iter().filter(|(_, value)| number(value)).map(|(name, _)| name);
+        Shipped { folder, text, numbers: numbers.collect() }
+    };
+    paths.into_iter().map(shipped).collect()
 });
 
 /// A run of digits somewhere in the text.
@@ -132,27 +144,21 @@ fn mutate(choices: &mut Choices, text: &mut String) {
     }
 }
 
-/// Settings of the command line: of an operator, of the run, or nonsense.
-fn sets(choices: &mut Choices, text: &str) -> Vec<String> {
+/// Settings of the command line: numbers in the place of others, or nonsense.
+fn sets(choices: &mut Choices, shipped: &Shipped) -> Vec<String> {
     let count = choices.below(3);
-    let value = |choices: &mut Choices| match choices.below(8) {
-        0 => choices.of(&PIECES).to_owned(),
-        1 => format!("{},batch:{}", choices.of(&NUMBERS), choices.of(&NUMBERS)),
-        _ => choices.of(&NUMBERS).to_owned(),
-    };
     let one = |choices: &mut Choices| {
-        let run = ["steps", "ahead", "lanes", "threads", "seed", "checkpoint_every"];
-        if choices.one_in(3) {
-            return format!("run.{}={}", choices.of(&run), value(choices));
-        }
-        // A node of the text and a setting of its operator, where both can be found.
-        let nodes: Vec<&str> = text.match_indices("id: \"").map(|(at, _)| &text[at..]).collect();
-        let node = choices.of(&nodes);
-        let word =
-            |key: &str| node.split_once(key).and_then(|(_, rest)| rest.split('"').next()).unwrap_or("x");
-        let settings = REGISTRY.get(word("op: \"")).map(|e| &e.settings[..]).unwrap_or_default();
-        let names: Vec<&str> = settings.iter().map(|s| s.doc.name).chain(["size"]).collect();
-        format!("{}.{}={}", word("id: \""), choices.of(&names), value(choices))
+        let names: Vec<&str> = shipped.numbers.iter().map(String::as_str).collect();
+        let name = match choices.below(8) {
+            0 => choices.of(&["run", "run.size", "x.y", "run.lanes", "run.ahead"]),
+            _ => choices.of(&names),
+        };
+        let value = match choices.below(12) {
+            0 => choices.of(&PIECES).to_owned(),
+            1 => format!("{},batch:{}", choices.of(&NUMBERS), choices.of(&NUMBERS)),
+            _ => choices.of(&NUMBERS).to_owned(),
+        };
+        format!("{name}={value}")
     };
     (0..count).map(|_| one(choices)).collect()
 }
@@ -214,10 +220,11 @@ fn foreseen(graph: &prefgraph::Graph, plan: &Plan) -> Result<(), String> {
 }
 
 fn case(choices: &mut Choices) -> Outcome {
-    let (folder, text) = &GRAPHS[choices.below(GRAPHS.len())];
-    let mut text = text.clone();
-    let sets = sets(choices, &text);
-    for _ in 0..choices.below(3) {
+    let shipped = &GRAPHS[choices.below(GRAPHS.len())];
+    let sets = sets(choices, shipped);
+    let mut text = shipped.text.clone();
+    // Every second time the settings alone.
+    for _ in 0..choices.below(4).saturating_sub(1) {
         mutate(choices, &mut text);
     }
     let about = |fault: String| {
@@ -227,7 +234,7 @@ fn case(choices: &mut Choices) -> Outcome {
             &text[..boundary(&text, text.len().min(3000))]
         )
     };
-    let loaded = match load_text("mutated.ron", &text, folder, &sets, &REGISTRY) {
+    let loaded = match load_text("mutated.ron", &text, &shipped.folder, &sets, &REGISTRY) {
         Ok(loaded) => loaded,
         Err(error) => return judged(&error).map(|()| "refused").map_err(about),
     };

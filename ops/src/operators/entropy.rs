@@ -225,7 +225,7 @@ mod tests {
         let scratch = |bins| {
             let op = Entropy::new(EntropySettings { bins, ..Default::default() }).unwrap();
             let images = ImageShape { batch: 2, height: 32, width: 32 };
-            let outputs = op.shapes((images,), 0).unwrap();
+            let outputs = op.shapes((images.clone(),), 0).unwrap();
             op.cost(&(images,), &outputs).scratch_bytes
         };
         assert_eq!(scratch(1_000_032) - scratch(32), 8_000_000);

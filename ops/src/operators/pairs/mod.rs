@@ -10,6 +10,7 @@
 //!
 //! Shape letters: `B` batch, `R` references of each sample of the batch, `h` `w` focus grid of a picture.
 
+mod apart;
 mod check;
 mod geometry;
 mod lines;
@@ -48,8 +49,8 @@ use crate::{
     identity,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{
-        ImageShape, Images, List, ListShape, Mask, Metric, Metrics, MetricsShape, PerSample, Texts,
-        TextsShape,
+        ImageShape, Images, List, ListShape, Mask, Metric, MetricDoc, Metrics, MetricsShape, PerSample,
+        Texts, TextsShape,
     },
     resume::External,
 };
@@ -182,6 +183,14 @@ impl Operator for Pairs {
         "has_prior",
         "metrics",
     ];
+    const METRICS: &'static [MetricDoc] = &[
+        MetricDoc::number("references", "References of each sample of the batch."),
+        MetricDoc::number("epoch", "Times that all samples have been seen."),
+        MetricDoc::number(
+            "skipped",
+            "Samples of the batch that could not be used and were replaced (`on_bad: skip`).",
+        ),
+    ];
     type Settings = PairsSettings;
     type In = ();
     type Out = (Images, Images, List<Images>, List<Mask>, List<Mask>, Texts, Texts, PerSample, Metrics);
@@ -210,6 +219,9 @@ impl Operator for Pairs {
         if rows.is_empty() {
             let why = no_samples(&settings, all, bad.len());
             return Err(OpError::new(format!("{}: {why}", path.display())));
+        }
+        if let Some(trained) = &settings.apart_from {
+            apart::check(&rows, path, trained.as_path())?;
         }
         let order = Order::new(rows.iter().map(|r| r.references.len()), settings.batch, settings.shuffle);
         Ok(Self { left_out: all - rows.len(), rows, order, bad, settings })
