@@ -4,7 +4,7 @@ use ron::error::Error as Ron;
 
 use super::{
     nearest::advice,
-    parse::NodeText,
+    parse::{NodeText, Stated},
     resolve::Found,
     source::{At, Sources, Span, SpecError},
     text::TextError,
@@ -82,26 +82,25 @@ pub(crate) fn one_line(doc: &str) -> String {
 pub(super) fn from_command_line<'a>(
     sources: &'a Sources,
     node: &'a NodeText,
-) -> impl Iterator<Item = &'a (At<String>, At<String>)> {
+) -> impl Iterator<Item = &'a Stated> {
     node.settings.iter().filter(|(key, _)| sources.is_command_line(key.span.file))
 }
 
-/// The operator of `node` refused its settings. Marked are those that it names, else those of the command line: the file was
-/// right without them.
+/// The operator of `node` refused its settings. Marked are those that it names; of the command line's and the file's those of
+/// the command line, since the file may have been right without them.
 pub(super) fn refused(sources: &Sources, node: &NodeText, entry: &Entry, why: &str) -> Box<SpecError> {
     let quoted: Vec<&str> = why.split('`').skip(1).step_by(2).collect();
     let words: Vec<&str> = why.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    let place = |(key, value): &Stated| (value.span, format!("`{}`", key.value));
     let named = |names: &[&str]| -> Vec<(Span, String)> {
-        let stated = node.settings.iter().filter(|(key, _)| names.contains(&key.value.as_str()));
-        stated.map(|(key, value)| (value.span, format!("`{}`", key.value))).collect()
+        node.settings.iter().filter(|(key, _)| names.contains(&key.value.as_str())).map(place).collect()
     };
-    let set = || -> Vec<(Span, String)> {
-        from_command_line(sources, node)
-            .map(|(key, value)| (value.span, format!("`{}`", key.value)))
-            .collect()
-    };
-    let found = [named(&quoted), named(&words), set()];
-    let mut places = found.into_iter().find(|places| !places.is_empty()).unwrap_or_default();
+    let set: Vec<_> = from_command_line(sources, node).map(place).collect();
+    let mut places =
+        [named(&quoted), named(&words), set].into_iter().find(|p| !p.is_empty()).unwrap_or_default();
+    if places.iter().any(|(span, _)| sources.is_command_line(span.file)) {
+        places.retain(|(span, _)| sources.is_command_line(span.file));
+    }
     if places.is_empty() {
         let op = node.op.as_ref().map_or(node.id.span, |op| op.span);
         places.push((node.with.unwrap_or(op), "these settings".into()));

@@ -201,9 +201,15 @@ impl Loaded {
             Some((name, _)) => self.sources.error(message, name.span, "this input"),
             None => {
                 let span = spec.op.as_ref().map_or(spec.id.span, |op| op.span);
-                let error = self.sources.error(message, span, "this operator");
-                // What the command line set, since the file may have been right without it.
-                let sets = complain::from_command_line(&self.sources, spec).take(6);
+                // What the command line set comes first: the file may have been right without it.
+                let mut sets = complain::from_command_line(&self.sources, spec).take(6);
+                let error = match sets.next() {
+                    Some((_, value)) => {
+                        let error = self.sources.error(message, value.span, "with this setting");
+                        self.sources.also(error, span, "of this operator")
+                    }
+                    None => self.sources.error(message, span, "this operator"),
+                };
                 let error = sets.fold(error, |error, (_, value)| {
                     self.sources.also(error, value.span, "with this setting")
                 });
