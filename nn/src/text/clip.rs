@@ -202,7 +202,7 @@ impl Clip {
     /// If a file is missing or cut off, the configuration is of another model, or tensors are missing, of other shapes or
     /// in fp8.
     pub fn open(path: &Path) -> Result<Self> {
-        super::must_exist(path, "the CLIP text encoder", "text_encoder")?;
+        super::must_be_model(path, "the CLIP text encoder", "text_encoder")?;
         let folder = path.is_dir();
         // Before the weights, so that a folder of another kind is known by its configuration.
         let stated = if folder { Some(ClipConfig::read(&path.join("config.json"))?) } else { None };

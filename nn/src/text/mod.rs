@@ -42,9 +42,9 @@ fn read_config<C: DeserializeOwned>(path: &Path, kind: &str, what: &str) -> Resu
     read_model_config(path, kind, what)
 }
 
-/// Refuse a path that leads nowhere, before its parts are missed.
-fn must_exist(path: &Path, what: &str, below: &str) -> Result<()> {
-    if path.exists() {
+/// Refuse a path that leads nowhere, or to a folder of something else, before its parts are missed.
+fn must_be_model(path: &Path, what: &str, below: &str) -> Result<()> {
+    if path.is_file() || path.join("config.json").exists() {
         return Ok(());
     }
     let expected = format!(

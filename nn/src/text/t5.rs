@@ -221,7 +221,7 @@ impl T5 {
     /// If a file is missing or cut off, the configuration is of another model, or tensors are missing, of other shapes or
     /// in fp8.
     pub fn open(path: &Path) -> Result<Self> {
-        super::must_exist(path, "the T5 encoder", "text_encoder_2")?;
+        super::must_be_model(path, "the T5 encoder", "text_encoder_2")?;
         let folder = path.is_dir();
         // Before the weights, so that a folder of another kind is known by its configuration.
         let stated = if folder { Some(T5Config::read(&path.join("config.json"))?) } else { None };
