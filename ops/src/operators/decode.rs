@@ -70,9 +70,9 @@ impl Operator for Decode {
         let pixels = images.batch * images.height * images.width;
         Cost {
             forward_flops: images.batch as f64 * one.flops,
-            moved_bytes: 20.0 * pixels as f64 + (images.batch * self.autoencoder.weight_bytes()) as f64,
+            moved_bytes: 20.0 * pixels as f64 + images.batch as f64 * self.autoencoder.weight_bytes() as f64,
             // The pictures as planes; the network makes them one after the other.
-            scratch_bytes: 12 * pixels + one.scratch_bytes,
+            scratch_bytes: (12 * pixels).saturating_add(one.scratch_bytes),
             ..Cost::default()
         }
     }

@@ -115,9 +115,10 @@ impl Encoder {
             let pixels = image.batch * image.height * image.width;
             all.forward_flops += image.batch as f64 * one.flops;
             // Bytes to planes and on to latents; the weights once for every picture.
-            all.moved_bytes += 20.0 * pixels as f64 + (image.batch * self.autoencoder.weight_bytes()) as f64;
+            all.moved_bytes +=
+                20.0 * pixels as f64 + image.batch as f64 * self.autoencoder.weight_bytes() as f64;
             // The pictures as planes; the network takes them one after the other.
-            all.scratch_bytes = all.scratch_bytes.max(12 * pixels + one.scratch_bytes);
+            all.scratch_bytes = all.scratch_bytes.max((12 * pixels).saturating_add(one.scratch_bytes));
         }
         all
     }
