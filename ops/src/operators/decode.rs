@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
+    part::Part,
     ports::{ImageShape, Images, Latents},
-    role::Role,
     settings,
     settings::DataPath,
 };
@@ -81,8 +81,8 @@ impl Operator for Decode {
         autoencoder::note(&*self.autoencoder, &self.settings.weights)
     }
 
-    fn role(&self) -> Role {
-        autoencoder::role(self.settings.kind, self.settings.allow_toy)
+    fn part(&self) -> Part {
+        autoencoder::part(self.settings.kind, self.settings.allow_toy)
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (latents,): Self::In) -> Result<(Self::Out, ()), OpError> {

@@ -17,8 +17,8 @@ use crate::{
     choices,
     identity::Identity,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
+    part::Part,
     ports::{ImageShape, Images, Latents, List, ListShape},
-    role::Role,
     settings,
     settings::DataPath,
 };
@@ -89,8 +89,8 @@ impl Encoder {
         Ok((images.batch, self.autoencoder.channels(), images.height / cell, images.width / cell))
     }
 
-    fn role(&self) -> Role {
-        autoencoder::role(self.kind, self.allow_toy)
+    fn part(&self) -> Part {
+        autoencoder::part(self.kind, self.allow_toy)
     }
 
     /// What latents depend on besides the pictures.
@@ -183,8 +183,8 @@ impl Operator for Encode {
         self.0.random()
     }
 
-    fn role(&self) -> Role {
-        self.0.role()
+    fn part(&self) -> Part {
+        self.0.part()
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (images,): Self::In) -> Result<(Self::Out, ()), OpError> {
@@ -230,8 +230,8 @@ impl Operator for EncodeReferences {
         self.0.random()
     }
 
-    fn role(&self) -> Role {
-        self.0.role()
+    fn part(&self) -> Part {
+        self.0.part()
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (images,): Self::In) -> Result<(Self::Out, ()), OpError> {
