@@ -24,15 +24,18 @@ pub mod operators;
 pub mod port;
 pub mod ports;
 pub mod random;
+pub mod role;
 pub mod rows;
 pub mod settings;
 pub mod shape;
+pub mod testing;
 pub mod vjp;
 
 pub use identity::{Identity, ReadBatch, Sample};
 pub use inputs::{Arity, Input, InputSpec, Inputs, OutputSpec, Outputs};
 pub use operator::{Cost, Ctx, DynOperator, OpError, Operator, Residuals, Shared, Wanted};
 pub use port::{Carried, Cotangent, Grad, NamedState, NamedTensor, NoGrad, Port, PortType, Scalar, T, Value};
+pub use role::{As, Role};
 pub use rows::{Batched, Rows};
 pub use settings::{DataPath, Nothing, SettingDoc, Settings};
 pub use shape::{Axes, ErasedShape, PortShape};

@@ -8,7 +8,7 @@ use super::tensors::mask;
 use crate::{
     choices,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
-    ports::{Images, Mask},
+    ports::{Detail, Images},
     settings,
 };
 
@@ -113,7 +113,7 @@ impl Operator for Entropy {
     const OUT: [&'static str; 1] = ["detail"];
     type Settings = EntropySettings;
     type In = (Images,);
-    type Out = (Mask,);
+    type Out = (Detail,);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
 
@@ -151,7 +151,7 @@ impl Operator for Entropy {
             out.extend(stretched(&self.of_picture(images.picture(b), height, width)));
         }
         let side = self.0.patch;
-        Ok(((mask(ctx, (images.batch, height / side, width / side), out)?,), ()))
+        Ok(((mask(ctx, (images.batch, height / side, width / side), out)?.into(),), ()))
     }
 }
 
