@@ -7,6 +7,8 @@
 //!  registry     operators by name
 //!  spec         graphs from RON files
 //!  cache        what frozen encoders compute, kept on the disk
+//!  fingerprint  whether a file is the same file
+//!  sources      the data and weights that a graph reads, and whether they have changed
 //!  checkpoint   the state of a run between two steps, on the disk
 //!  folder       what a run leaves on the disk
 //!  cli          the command `graph-run`
@@ -15,14 +17,19 @@
 //! **Architecture invariant:** description and execution are different types:
 //! `Operator -> Graph -> Plan -> Runner`, and an arrow never runs back.
 
+// `eprintln!` panics if standard error is closed: see `cli::say`.
+#![warn(clippy::print_stderr)]
+
 pub mod cache;
 pub mod checkpoint;
 pub mod cli;
+mod fingerprint;
 pub mod folder;
 pub mod graph;
 pub mod plan;
 pub mod registry;
 pub mod run;
+pub mod sources;
 pub mod spec;
 pub mod wires;
 

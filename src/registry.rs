@@ -36,6 +36,7 @@ pub struct Entry {
     pub settings: Vec<SettingEntry>,
     build: fn(&str) -> Result<Built, BuildError>,
     check: fn(&str) -> Result<(), BuildError>,
+    json: fn(&str) -> Option<serde_json::Value>,
 }
 
 /// An operator built from text.
@@ -71,6 +72,11 @@ impl Entry {
         (self.check)(settings)
     }
 
+    /// Settings that were written as `(name: value, ...)` in RON, as JSON; `None` if they are not of the settings' type.
+    pub(crate) fn json(&self, settings: &str) -> Option<serde_json::Value> {
+        (self.json)(settings)
+    }
+
     /// The setting of that name.
     pub fn setting(&self, name: &str) -> Option<&SettingEntry> {
         self.settings.iter().find(|s| s.doc.name == name)
@@ -91,6 +97,7 @@ impl Entry {
                 Ok(Built { op, settings: all })
             },
             check: |settings| text::read::<O::Settings>(settings).map(|_| ()).map_err(BuildError::Text),
+            json: |settings| serde_json::to_value(text::read::<O::Settings>(settings).ok()?).ok(),
         }
     }
 }

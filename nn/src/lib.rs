@@ -14,6 +14,8 @@
 //! **Architecture invariant:** the LoRA branch is added after the base product, never as extra columns of it,
 //! so that with B = 0 a pass with the adapter and a pass without it give the same bits.
 
+#![warn(clippy::print_stderr)]
+
 pub mod autoencoders;
 pub mod backbone;
 pub mod cpu;

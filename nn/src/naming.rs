@@ -47,6 +47,44 @@ pub const SINGLE: [Fused; 3] = [
     one("linear2", &[("proj_out", 1)]),
 ];
 
+/// A linear outside the blocks.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outside {
+    /// In the original layout.
+    pub original: &'static str,
+    /// In diffusers' layout.
+    pub diffusers: &'static str,
+    /// Does diffusers have the lower half of its rows above the upper one?
+    pub swapped: bool,
+}
+
+const fn outside(original: &'static str, diffusers: &'static str) -> Outside {
+    Outside { original, diffusers, swapped: false }
+}
+
+impl Outside {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        outside("img_in", "x_embedder"),
+        outside("txt_in", "context_embedder"),
+        outside("time_in.in_layer", "time_text_embed.timestep_embedder.linear_1"),
+        outside("time_in.out_layer", "time_text_embed.timestep_embedder.linear_2"),
+        outside("vector_in.in_layer", "time_text_embed.text_embedder.linear_1"),
+        outside("vector_in.out_layer", "time_text_embed.text_embedder.linear_2"),
+        outside("guidance_in.in_layer", "time_text_embed.guidance_embedder.linear_1"),
+        outside("guidance_in.out_layer", "time_text_embed.guidance_embedder.linear_2"),
+        outside("final_layer.linear", "proj_out"),
+        // Shift above scale in the original, scale above shift in diffusers.
+        Self { original: "final_layer.adaLN_modulation.1", diffusers: "norm_out.linear", swapped: true },
+    ];
+
+    /// The one that diffusers calls so.
+    pub fn of_diffusers(name: &str) -> Option<&'static Self> {
+        const ALL: &[Outside] = &Outside::ALL;
+        ALL.iter().find(|outside| outside.diffusers == name)
+    }
+}
+
 /// Which kind of block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stack {
@@ -107,12 +145,18 @@ impl Place {
         Self::find_part(name, '_', Stack::diffusers)
     }
 
+    /// The place of a linear of the original layout.
+    pub fn of_original(name: &str) -> Option<Self> {
+        let (stack, block, rest) = Self::split(name, '.', Stack::original)?;
+        let linear = stack.linears().iter().position(|f| f.original == rest)?;
+        Some(Self { stack, block, linear })
+    }
+
     /// The place of a linear of the original layout whose name has every dot as an underscore.
     pub fn of_underscored_original(name: &str) -> Option<Self> {
-        Self::split(name, '_', Stack::original).and_then(|(stack, block, rest)| {
-            let linear = stack.linears().iter().position(|f| f.original.replace('.', "_") == rest)?;
-            Some(Self { stack, block, linear })
-        })
+        let (stack, block, rest) = Self::split(name, '_', Stack::original)?;
+        let linear = stack.linears().iter().position(|f| f.original.replace('.', "_") == rest)?;
+        Some(Self { stack, block, linear })
     }
 
     fn find_part(name: &str, dot: char, stacks: fn(Stack) -> &'static str) -> Option<(Self, usize)> {
@@ -184,6 +228,7 @@ mod tests {
             for linear in 0..stack.linears().len() {
                 let place = Place { stack, block: 17, linear };
                 let original = place.original();
+                assert_eq!(Place::of_original(&original), Some(place));
                 assert_eq!(Place::of_underscored_original(&original.replace('.', "_")), Some(place));
                 for (part, name) in place.diffusers().iter().enumerate() {
                     assert_eq!(Place::of_diffusers(name), Some((place, part)));

@@ -6,6 +6,7 @@
 //!  closure, vjp     operators written as dfdx expressions; their gradient comes from dfdx's tape
 //!  settings         what a user may set, with documentation and defaults in one place
 //!  identity, rows   what a cache on the disk has to know of operators and of ports
+//!  resume           what an operator contributes to resuming a run
 //!  random           numbers as a pure function of (seed, node, step, purpose, element)
 //!  ports            the kinds of value that the shipped operators exchange
 //!  operators        the shipped operators; catalogue lists them
@@ -13,6 +14,8 @@
 //!
 //! **Architecture invariant:** nothing here knows a graph, a plan or the text of a graph file. An operator is a
 //! pure function from ports to ports; what it wants written to disk it returns as a value.
+
+#![warn(clippy::print_stderr)]
 
 pub mod catalogue;
 pub mod closure;
@@ -25,6 +28,7 @@ pub mod port;
 pub mod ports;
 pub mod random;
 pub mod role;
+pub mod resume;
 pub mod rows;
 pub mod settings;
 pub mod shape;
@@ -36,6 +40,7 @@ pub use inputs::{Arity, Input, InputSpec, Inputs, OutputSpec, Outputs};
 pub use operator::{Cost, Ctx, DynOperator, OpError, Operator, Residuals, Shared, Wanted};
 pub use port::{Carried, Cotangent, Grad, NamedState, NamedTensor, NoGrad, Port, PortType, Scalar, T, Value};
 pub use role::{As, Role};
+pub use resume::{DataSample, External, Outside, Restart, Restated};
 pub use rows::{Batched, Rows};
 pub use settings::{DataPath, Nothing, SettingDoc, Settings};
 pub use shape::{Axes, ErasedShape, PortShape};

@@ -9,6 +9,7 @@ use crate::{
     inputs::{InputSpec, Inputs, OutputSpec, Outputs},
     port::Value,
     random::Random,
+    resume::{External, Restart, Restated},
     settings::Settings,
     shape::ErasedShape,
 };
@@ -18,12 +19,23 @@ use crate::{
 #[error("{message}")]
 pub struct OpError {
     message: String,
+    diverged: bool,
 }
 
 impl OpError {
     /// A message that says whose fault it is, what was found, and what would have been accepted.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into() }
+        Self { message: message.into(), diverged: false }
+    }
+
+    /// Training has driven numbers out of range: what is trained is spoilt, and repeating the step would fail again.
+    pub fn diverged(message: impl Into<String>) -> Self {
+        Self { message: message.into(), diverged: true }
+    }
+
+    /// Was it made by [`diverged`](Self::diverged)?
+    pub fn is_divergence(&self) -> bool {
+        self.diverged
     }
 
     /// A defect of this library.
@@ -213,6 +225,19 @@ pub trait Operator: Send + Sync + Sized + 'static {
         Err(OpError::internal(format!("`{}` lists no samples", Self::NAME)))
     }
 
+    /// The data and weights that it reads, so that a resumed run can tell whether they have changed. By default the files that
+    /// [`cacheable`](Self::cacheable) names.
+    fn external(&self) -> Vec<External> {
+        External::of(self.cacheable())
+    }
+
+    /// The effect of resuming a run with these settings after `old` ones. Called for every node when a run is resumed; `None` if
+    /// nothing is worth saying.
+    fn restated(&self, old: &Self::Settings, restart: &Restart<'_>) -> Option<Restated> {
+        let _ = (old, restart);
+        None
+    }
+
     /// Compute the outputs and what `backward` will need.
     ///
     /// # Errors
@@ -287,6 +312,15 @@ pub trait DynOperator: Send + Sync {
         let _ = (ctx, samples);
         Err(OpError::internal(format!("`{}` lists no samples", self.name())))
     }
+    /// See [`Operator::external`].
+    fn external(&self) -> Vec<External> {
+        Vec::new()
+    }
+    /// See [`Operator::restated`]; the old settings as JSON.
+    fn restated(&self, old: &serde_json::Value, restart: &Restart<'_>) -> Option<Restated> {
+        let _ = (old, restart);
+        None
+    }
     /// See [`Operator::forward`].
     ///
     /// # Errors
@@ -351,6 +385,13 @@ impl<O: Operator> DynOperator for O {
     }
     fn read(&self, ctx: &Ctx<'_>, samples: &[usize]) -> Result<ReadBatch<Vec<Value>>, OpError> {
         Ok(Operator::read(self, ctx, samples)?.map(|(read, out)| (read, out.erase())))
+    }
+    fn external(&self) -> Vec<External> {
+        Operator::external(self)
+    }
+    fn restated(&self, old: &serde_json::Value, restart: &Restart<'_>) -> Option<Restated> {
+        let old = serde_json::from_value::<O::Settings>(old.clone()).ok()?;
+        Operator::restated(self, &old, restart)
     }
     fn forward(&self, ctx: &Ctx<'_>, inputs: &[Vec<Value>]) -> Result<(Vec<Value>, Residuals), OpError> {
         let (out, saved) = Operator::forward(self, ctx, O::In::unerase(inputs))?;

@@ -6,8 +6,8 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use prefgraph_ops::{
-    Cost, Ctx, DynOperator, ErasedShape, Identity, InputSpec, NamedState, OpError, OutputSpec, Value, Wanted,
-    operator::Residuals, rows::Keep,
+    Cost, Ctx, DynOperator, ErasedShape, External, Identity, InputSpec, NamedState, OpError, OutputSpec,
+    Value, Wanted, operator::Residuals, rows::Keep,
 };
 
 use super::{
@@ -244,6 +244,9 @@ impl DynOperator for Handle {
     }
     fn cacheable(&self) -> Option<Identity> {
         Some(self.0.identity.clone())
+    }
+    fn external(&self) -> Vec<External> {
+        self.0.inner(|inner| inner.external()).unwrap_or_default()
     }
     fn forward(&self, ctx: &Ctx<'_>, inputs: &[Vec<Value>]) -> Result<(Vec<Value>, Residuals), OpError> {
         Ok((self.0.batch(ctx, inputs)?.outputs, Box::new(())))

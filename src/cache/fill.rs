@@ -6,14 +6,11 @@ use prefgraph_nn as nn;
 use prefgraph_ops::{Ctx, OpError, Value, guard, port};
 
 use super::{
-    Cache, CacheError, Hash, Member,
-    cached::Cached,
-    index::Known,
-    lineage::read_wires,
-    stamp::{FileStamp, Stamps},
+    Cache, CacheError, Hash, Member, cached::Cached, index::Known, lineage::read_wires, stamp::Stamps,
     status::Sight,
 };
 use crate::{
+    fingerprint::FileStamp,
     graph::{Endpoint, Graph, NodeId},
     plan::Plan,
 };
@@ -62,6 +59,7 @@ impl Cache {
         let mut progress = Filling { done: 0, samples: work.iter().map(|w| w.samples.len()).sum() };
         if progress.samples > 0 {
             self.store.open()?;
+            self.store.remove_abandoned();
             for member in &self.members {
                 self.store.note(&member.recipe)?;
             }

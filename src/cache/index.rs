@@ -13,7 +13,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{CacheError, Hash, stamp::FileStamp};
+use super::{CacheError, Hash};
+use crate::fingerprint::FileStamp;
 
 /// What the index knows of one sample and one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

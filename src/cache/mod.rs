@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  lineage   may a node be cached, and what do its entries depend on
-//!  recipe    operator, settings and weights: what a set of entries is of      weights   identities of files
+//!  recipe    operator, settings and weights: what a set of entries is of
 //!  cached    an operator that reads its rows from the disk                    entry     one file of it
 //!  store     the folder                       index, stamp   which sample has which entry, without reading it
 //!  status    what is there                    fill           makes what is not          tend   looks after a folder
@@ -25,7 +25,6 @@ mod stamp;
 mod status;
 mod store;
 mod tend;
-mod weights;
 
 use std::{path::Path, sync::Arc};
 
@@ -42,7 +41,8 @@ pub use fill::{Filled, Filling};
 pub use recipe::Recipe;
 pub use status::{NodeStatus, State};
 pub use tend::{Cleaned, Group, clean, show, verify};
-pub use weights::{BLOCK, BLOCKS, WHOLE};
+
+pub use crate::fingerprint::{BLOCK, BLOCKS, WHOLE};
 
 use crate::graph::{Graph, NodeId};
 

@@ -2,12 +2,8 @@
 
 use std::fmt;
 
-use super::{
-    Cache, FORMAT, Hash, Member, entry,
-    index::Known,
-    stamp::{FileStamp, Stamps},
-    store::Found,
-};
+use super::{Cache, FORMAT, Hash, Member, entry, index::Known, stamp::Stamps, store::Found};
+use crate::fingerprint::FileStamp;
 
 /// What is known of one sample and one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

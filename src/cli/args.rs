@@ -51,24 +51,46 @@ pub(super) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Adapter {
-    /// Say what a file holds: format, rank, alpha, the linears it adapts, what its header says
+    /// Say what a file holds: names, rank, alpha, the linears it adapts, what its header says
     Show {
-        /// An adapter file
+        /// An adapter of any known tool: a file, or the folder that PEFT or diffusers saved
         path: PathBuf,
     },
     /// Write an adapter in another format, read it back and compare it; refused where something would be lost
-    Convert {
-        /// An adapter file, in any of the formats
-        input: PathBuf,
-        /// The file to write
-        output: PathBuf,
-        /// The format to write
-        #[arg(long, value_name = "FORMAT", value_parser = format)]
-        to: AdapterFormat,
-        /// The FLUX transformer that the adapter is for, a folder or a file: names and widths are compared with it
-        #[arg(long, value_name = "PATH")]
-        weights: Option<PathBuf>,
-    },
+    Convert(Convert),
+    /// Write the adapter of a checkpoint
+    Export(ExportCheckpoint),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Convert {
+    /// An adapter of any known tool: a file, or the folder that PEFT or diffusers saved
+    pub input: PathBuf,
+    /// The file to write
+    pub output: PathBuf,
+    /// The format to write
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    pub to: AdapterFormat,
+    /// The FLUX transformer that the adapter is for, a folder or a file: names and widths are compared with it
+    #[arg(long, value_name = "PATH")]
+    pub weights: Option<PathBuf>,
+    /// Leave out factors of text encoders, which are otherwise a reason to refuse the file
+    #[arg(long)]
+    pub drop_text_encoders: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ExportCheckpoint {
+    /// A checkpoint, `checkpoints/step-N` of a run, or the folder of the run for its newest
+    pub checkpoint: PathBuf,
+    /// The file to write
+    pub output: PathBuf,
+    /// The format to write
+    #[arg(long, value_name = "FORMAT", value_parser = format, default_value = "diffusers")]
+    pub to: AdapterFormat,
+    /// The cell that holds the adapter, where there is more than one
+    #[arg(long)]
+    pub cell: Option<String>,
 }
 
 fn format(text: &str) -> Result<AdapterFormat, String> {
@@ -197,6 +219,11 @@ fn device(text: &str) -> Result<String, String> {
 }
 
 impl Graph {
+    /// With what was said when the run was started or resumed before; what is said now comes over it.
+    pub fn recalling(&self, sets: &[String]) -> Self {
+        Self { sets: sets.iter().chain(&self.sets).cloned().collect(), ..self.clone() }
+    }
+
     /// All that is said over the file, flags last.
     pub fn all_sets(&self) -> Vec<String> {
         let mut sets = self.sets.clone();

@@ -2,9 +2,13 @@
 //!
 //! ```text
 //!  args       what can be typed                    prepare   a graph file as a graph, a plan and a memory check
-//!  run        the loop over steps                  session   what a step leaves in the run's folder
+//!  run        a run from its folder to its end     resume    where a resumed run continues, and what has changed
+//!  steps      the loop over steps                  session   what a step writes into the run's folder
+//!  trained    the adapters of a run                updates   the loss of an update that several steps make
+//!  stop       why a run stops early                say       messages on standard error
 //!  progress   a bar, or a line every few steps     first     the check of the very first step
-//!  fill       the cache before the first step      system    memory, signals, standard output
+//!  fill       the cache before the first step      interrupt   requests to stop
+//!  system     memory, standard output
 //!  plan, dot, ops, data, adapter, cache   the other commands
 //! ```
 //!
@@ -17,13 +21,20 @@ mod data;
 mod dot;
 mod fill;
 mod first;
+mod interrupt;
 mod ops;
 mod plan;
 mod prepare;
 mod progress;
+mod resume;
 mod run;
+mod say;
 mod session;
+mod steps;
+mod stop;
 mod system;
+mod trained;
+mod updates;
 
 use std::process::ExitCode;
 
@@ -31,6 +42,7 @@ use clap::Parser;
 
 use crate::{registry::Registry, spec::SpecError};
 use args::{Args, Command};
+use say::say;
 
 /// Why a command failed.
 enum Failure {
@@ -53,8 +65,8 @@ impl Failure {
 
     fn show(self) {
         match self {
-            Self::Spec(e) => eprintln!("{:?}", miette::Report::new_boxed(e)),
-            Self::Message(message) => eprintln!("error: {message}"),
+            Self::Spec(e) => say!("{:?}", miette::Report::new_boxed(e)),
+            Self::Message(message) => say!("error: {message}"),
         }
     }
 }
@@ -88,10 +100,7 @@ pub fn main_with(registry: Registry) -> ExitCode {
             let wanted = data::Wanted { path: &path, sets: &sets, max_pixels, bad: bad.as_deref(), json };
             data::check(&wanted, &registry)
         }
-        Some(Command::Adapter(args::Adapter::Show { path })) => adapter::show(&path),
-        Some(Command::Adapter(args::Adapter::Convert { input, output, to, weights })) => {
-            adapter::convert(&input, &output, to, weights.as_deref())
-        }
+        Some(Command::Adapter(command)) => adapter::adapter(&command),
         Some(Command::Cache(command)) => cache::cache(&command, &registry),
         None => match args.run.graph.graph.is_some() {
             true => run::run(&args.run, &registry),

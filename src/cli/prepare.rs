@@ -19,6 +19,8 @@ pub(super) struct Prepared {
     pub plan: Plan,
     pub run: RunSettings,
     pub resolved: String,
+    /// Settings over the graph file, with absolute paths.
+    pub sets: Vec<String>,
     /// What operators say about themselves, with their nodes.
     pub notes: Vec<String>,
     /// Settings of which memory depends, with their values.
@@ -44,14 +46,14 @@ pub(super) fn prepare(args: &args::Graph, registry: &Registry) -> Result<Prepare
     let plan = Plan::new(&loaded.graph, &options)
         .map_err(|e| loaded.error_at(&e.node, e.input.as_deref(), &e.to_string()))?;
     let (levers, savings) = (levers(&loaded), savings(&loaded));
-    let Loaded { graph, run, resolved, cache, .. } = loaded;
+    let Loaded { graph, run, resolved, sets, cache, .. } = loaded;
     let notes = notes(&graph, &plan);
     let cache = cache.map(|cache| {
         let status = cache.status();
         (cache, status)
     });
     let args = args.clone();
-    Ok(Prepared { graph: Arc::new(graph), plan, run, resolved, notes, levers, savings, args, cache })
+    Ok(Prepared { graph: Arc::new(graph), plan, run, resolved, sets, notes, levers, savings, args, cache })
 }
 
 fn notes(graph: &Graph, plan: &Plan) -> Vec<String> {

@@ -8,7 +8,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use prefgraph_ops::ports::{Metric, Metrics};
 
-use super::system;
+use super::{say::say, system};
 
 /// Metrics that people watch: key in the record, and its name on the line.
 const WATCHED: [(&str, &str); 6] = [
@@ -48,8 +48,8 @@ impl Progress {
     /// A sentence for people, above the bar if there is one.
     pub fn say(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| say!("{text}")),
+            None => say!("{text}"),
         }
     }
 
@@ -67,7 +67,7 @@ impl Progress {
             }
             None if (step + 1).is_multiple_of(self.every) || step + 1 == self.steps => {
                 let left = pace.0 * self.steps.saturating_sub(step + 1) as f64;
-                eprintln!("step {}/{}  {line}  eta {}", step + 1, self.steps, system::seconds(left));
+                say!("step {}/{}  {line}  eta {}", step + 1, self.steps, system::seconds(left));
             }
             None => {}
         }
@@ -113,7 +113,7 @@ impl Counter {
         } else if self.told.is_none_or(|told| told.elapsed() >= EVERY) || done == self.all {
             let left = self.began.elapsed().as_secs_f64() / done.max(1) as f64 * (self.all - done) as f64;
             let eta = if done == 0 { String::new() } else { format!("  eta {}", system::seconds(left)) };
-            eprintln!("{}: {done} of {} samples{eta}", self.what, self.all);
+            say!("{}: {done} of {} samples{eta}", self.what, self.all);
             self.told = Some(Instant::now());
         }
     }

@@ -1,12 +1,8 @@
-//! What the machine says: memory, signals, standard output.
+//! What the machine says: memory, standard output.
 
-use std::{
-    fs,
-    io::Write,
-    sync::atomic::{AtomicUsize, Ordering},
-};
+use std::{fs, io::Write};
 
-use super::{Failure, INTERRUPTED};
+use super::Failure;
 
 /// Text for standard output. A reader that has gone away, such as `head`, is not an error.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
@@ -66,22 +62,6 @@ pub(super) fn seconds(s: f64) -> String {
         60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
         _ => format!("{} h {:02} min", whole / 3600, whole / 60 % 60),
     }
-}
-
-static INTERRUPTS: AtomicUsize = AtomicUsize::new(0);
-
-/// From now on the first Ctrl-C is only noted, and the second ends the process at once.
-pub(super) fn watch_interrupts() -> Result<(), Failure> {
-    ctrlc::set_handler(|| match INTERRUPTS.fetch_add(1, Ordering::SeqCst) {
-        0 => eprintln!("\ninterrupted: what is being made is finished and written; again to stop at once"),
-        _ => std::process::exit(i32::from(INTERRUPTED)),
-    })
-    .map_err(|e| Failure::new(format!("cannot watch for Ctrl-C: {e}")))
-}
-
-/// Has somebody asked the run to stop?
-pub(super) fn interrupted() -> bool {
-    INTERRUPTS.load(Ordering::SeqCst) > 0
 }
 
 #[cfg(test)]

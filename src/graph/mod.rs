@@ -3,6 +3,7 @@
 
 mod error;
 mod lookup;
+mod reach;
 mod wire;
 
 use std::{collections::HashMap, fmt};

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     nearest::advice,
-    parse::{FileText, NodeText, Stated, parse},
+    parse::{FileText, NodeText, Stated, is_name, parse},
     source::{At, Sources, Span, SpecError},
 };
 
@@ -92,7 +92,7 @@ fn root(sources: &Sources, file: usize, text: FileText) -> Result<Merged, Box<Sp
     }
     let name = text.name.unwrap_or_else(|| {
         let shown = Path::new(sources.name(file)).file_stem().map(|s| s.to_string_lossy().into_owned());
-        At { value: shown.unwrap_or_else(|| "graph".into()), span: start }
+        At { value: shown.filter(|name| is_name(name)).unwrap_or_else(|| "graph".into()), span: start }
     });
     for node in &text.nodes {
         if node.op.is_none() {

@@ -6,6 +6,7 @@
 //!  resolve -> wire        references followed and operators built; names become wires
 //!  caching                nodes that a cache stands before
 //!  resolved, diff         a graph as one flat file; what two of them have not in common
+//!  stated                 what such a file says, without building anything from it
 //! ```
 //!
 //! **Architecture invariant:** of this crate, only this module knows RON.
@@ -23,15 +24,18 @@ mod run_settings;
 mod scan;
 mod set;
 mod source;
+mod stated;
 mod syntax;
 pub mod text;
 mod wire;
 
 use std::path::Path;
 
+pub(crate) use diff::nodes;
 pub use diff::{Change, diff};
 pub use run_settings::{CacheSettings, RunSettings};
 pub use source::SpecError;
+pub use stated::{Stated, StatedNode, stated};
 
 use prefgraph_ops::Operator;
 
@@ -51,8 +55,32 @@ pub struct Loaded {
     pub cache: Option<Cache>,
     /// The same graph as one flat file, with all defaults and absolute paths.
     pub resolved: String,
+    /// The settings over the file, with absolute paths.
+    pub sets: Vec<String>,
     sources: Sources,
     merged: Merged,
+}
+
+/// The name of the graph in the file at `path`: the rest is not looked at.
+///
+/// # Errors
+/// As [`load`], as far as that needs no operator.
+pub fn name(path: &Path) -> Result<String, Box<SpecError>> {
+    let mut sources = Sources::default();
+    let (text, folder) = read(path)?;
+    let file = sources.add(path.display().to_string(), text, folder);
+    Ok(merge::merge(&mut sources, file, Some(path))?.name.value)
+}
+
+/// The text of a graph file, and the folder that paths in it are relative to.
+fn read(path: &Path) -> Result<(String, &Path), Box<SpecError>> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| SpecError::nowhere(format!("cannot read the graph `{}`: {e}", path.display())))?;
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    Ok((text, folder))
 }
 
 /// Load the graph file at `path`, with settings `node.setting=VALUE` over it.
@@ -76,20 +104,9 @@ pub fn settings_of<O: Operator>(
 ) -> Result<Vec<(String, O::Settings)>, Box<SpecError>> {
     let (text, folder) = read(path)?;
     let mut sources = Sources::default();
-    let merged =
-        merged(&mut sources, &path.display().to_string(), &text, folder, Some(path), sets, registry)?;
+    let name = path.display().to_string();
+    let (merged, _) = merged(&mut sources, &name, &text, folder, Some(path), sets, registry)?;
     resolve::Resolver::new(&sources, &merged, registry)?.settings_of::<O>()
-}
-
-/// The text of a graph file, and its folder.
-fn read(path: &Path) -> Result<(String, &Path), Box<SpecError>> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| SpecError::nowhere(format!("cannot read the graph `{}`: {e}", path.display())))?;
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    Ok((text, folder))
 }
 
 /// Load a graph from its text; `name` is shown in errors, relative paths are relative to `folder`.
@@ -115,7 +132,7 @@ fn load_from(
     registry: &Registry,
 ) -> Result<Loaded, Box<SpecError>> {
     let mut sources = Sources::default();
-    let merged = merged(&mut sources, name, text, folder, path, sets, registry)?;
+    let (merged, sets) = merged(&mut sources, name, text, folder, path, sets, registry)?;
     let (built, run, cached) = resolve::Resolver::new(&sources, &merged, registry)?.all()?;
     let internal = |e: String| SpecError::nowhere(format!("internal error, please report it: {e}"));
     let settings = built.iter().map(|b| text::fields(&b.settings)).collect::<Result<Vec<_>, _>>();
@@ -123,7 +140,7 @@ fn load_from(
     let mut graph = wire::wire(&sources, &merged, built)?;
     let cache = caching::attach(&sources, &merged, &mut graph, &cached)?;
     let resolved = resolved::resolved(&graph, &merged, &settings, &run, &cached).map_err(internal)?;
-    Ok(Loaded { graph, run, cache, resolved, sources, merged })
+    Ok(Loaded { graph, run, cache, resolved, sets, sources, merged })
 }
 
 /// A chain of files as one, with the settings of the command line over it.
@@ -135,11 +152,11 @@ fn merged(
     path: Option<&Path>,
     sets: &[String],
     registry: &Registry,
-) -> Result<Merged, Box<SpecError>> {
+) -> Result<(Merged, Vec<String>), Box<SpecError>> {
     let file = sources.add(name, text, folder);
     let mut merged = merge::merge(sources, file, path)?;
-    set::apply(sources, &mut merged, sets, Path::new("."), registry)?;
-    Ok(merged)
+    let sets = set::apply(sources, &mut merged, sets, Path::new("."), registry)?;
+    Ok((merged, sets))
 }
 
 /// What to say where `name` is no operator.

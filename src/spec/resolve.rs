@@ -225,12 +225,12 @@ impl<'a> Resolver<'a> {
             }
             _ => Found { text: value.value.clone(), stated: Some(value.span) },
         };
-        Ok(match (setting.doc.path, found.stated) {
-            (true, Some(span)) => {
-                Found { text: absolute(&found.text, self.sources.folder(span.file)), ..found }
-            }
-            _ => found,
-        })
+        let (true, Some(span)) = (setting.doc.path, found.stated) else { return Ok(found) };
+        let text = absolute(&found.text, self.sources.folder(span.file)).map_err(|e| {
+            let help = "name it by an absolute path, or work in a folder with another name";
+            self.sources.error(e, span, "relative to that folder").help(help)
+        })?;
+        Ok(Found { text, ..found })
     }
 
     fn enter(&mut self, owner: Owner, field: &str, at: Span) -> Result<(), Box<SpecError>> {

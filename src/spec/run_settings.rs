@@ -7,8 +7,12 @@ prefgraph_ops::settings! {
         pub steps: u64 = 100,
         /// Seed of all random numbers.
         pub seed: u64 = 0,
-        /// Steps from one checkpoint to the next; 0 writes one at the end only.
+        /// Steps from one checkpoint to the next; 0 counts none.
         pub checkpoint_every: u64 = 50,
+        /// Minutes from one checkpoint to the next, at most: what a crash can cost; 0 counts none.
+        pub checkpoint_minutes: f64 = 15.0,
+        /// Write `adapter.safetensors` with every checkpoint, too; at the end and on interruption it is written in any case.
+        pub checkpoint_adapter: bool = true,
         /// Checkpoints that are kept; older ones are removed.
         pub keep_checkpoints: usize = 3,
         /// Steps by which nodes that read no carried state may run ahead.
@@ -33,5 +37,14 @@ prefgraph_ops::settings! {
 }
 
 /// Run settings that change how a run goes, but no bit of what it computes.
-pub(crate) const FREE: [&str; 7] =
-    ["steps", "checkpoint_every", "keep_checkpoints", "ahead", "lanes", "threads", "log_every"];
+pub(crate) const FREE: [&str; 9] = [
+    "steps",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "checkpoint_adapter",
+    "keep_checkpoints",
+    "ahead",
+    "lanes",
+    "threads",
+    "log_every",
+];

@@ -1,17 +1,20 @@
 """Does diffusers load the adapters that a run wrote, in every format? By hand:
 
-    load_adapter.py BACKBONE_FOLDER adapter.safetensors [adapter.kohya.safetensors | adapter.uno.safetensors ...]
+    load_adapter.py BACKBONE_FOLDER adapter.safetensors [another.safetensors ...]
 
-Needs torch, diffusers and peft. The first file is in diffusers' names. Each file goes through diffusers' own detection
-and conversion into the model; what it adds to every weight, scale * B A, must be what the first file says.
+Needs torch, diffusers and peft. The first file is one that was written here in diffusers' names, where the strength is in
+the factors. Each other file, in names that diffusers knows or a folder that PEFT saved, goes through diffusers' or PEFT's
+own loader into the model; what it adds to every weight, scale * B A, must be what the factors of the first file say.
 """
 import inspect
 import json
+import os
 import sys
 
 import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.loaders import FluxLoraLoaderMixin, lora_conversion_utils, lora_pipeline
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -35,10 +38,16 @@ def for_any_width(width):
 
 
 def added(path):
-    """What the file adds to each weight, once diffusers has loaded it."""
+    """What the file adds to each weight, once diffusers or PEFT has loaded it."""
     target = FluxTransformer2DModel.from_pretrained(backbone, torch_dtype=torch.float32)
-    state = FluxLoraLoaderMixin.lora_state_dict(load_file(path))
-    FluxLoraLoaderMixin.load_lora_into_transformer(state, None, target, metadata=metadata(path) or None)
+    if os.path.isdir(path):
+        target = PeftModel.from_pretrained(target, path).base_model.model
+    else:
+        state, alphas = FluxLoraLoaderMixin.lora_state_dict(load_file(path), return_alphas=True)
+        transformer = {k: v for k, v in state.items() if k.startswith("transformer.")}
+        FluxLoraLoaderMixin.load_lora_into_transformer(
+            transformer, alphas, target, metadata=metadata(path) or None
+        )
     found = {}
     for name, module in target.named_modules():
         for adapter in getattr(module, "lora_A", {}):
@@ -48,13 +57,11 @@ def added(path):
 
 
 def stated(path):
-    """The same from the file alone."""
-    state, config = load_file(path), metadata(path)
+    """The same from the factors of the file alone, as a program computes it that knows nothing of headers."""
+    state = load_file(path)
     names = {n.removeprefix("transformer.").rsplit(".lora_", 1)[0] for n in state}
     factor = lambda name, side: state[f"transformer.{name}.lora_{side}.weight"].double()
-    rank = factor(next(iter(names)), "A").shape[0]
-    scale = config.get("transformer.lora_alpha", rank) / rank
-    return {n: scale * factor(n, "B") @ factor(n, "A") for n in names}
+    return {n: factor(n, "B") @ factor(n, "A") for n in names}
 
 
 config = FluxTransformer2DModel.load_config(backbone)

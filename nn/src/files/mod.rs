@@ -1,11 +1,16 @@
 //! Files of named tensors: safetensors, alone or in shards, mapped and not read until asked for.
 
+mod open;
 mod read;
+mod recognise;
+mod unfinished;
 mod view;
 mod write;
 
+pub use open::{open_regular, read_regular};
 pub use read::{TensorFiles, TensorInfo};
 pub(crate) use read::{edit_distance, nearest};
 pub use safetensors::Dtype;
+pub use unfinished::{UNFINISHED, Unfinished, is_at, is_unfinished, remove_abandoned, remove_if_abandoned};
 pub use view::{Piece, TensorView};
 pub use write::{NamedTensor, write_atomically, write_safetensors};

@@ -9,6 +9,7 @@ use std::{
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 
+use super::recognise::recognise;
 use crate::{
     cpu::map::FileMap,
     error::{Error, Result},
@@ -89,8 +90,11 @@ impl TensorFiles {
 
     fn open_sharded(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
-        let index: Index = serde_json::from_str(&text)
-            .map_err(|e| Error::file(path, format!("is not an index of shards: {e}")))?;
+        let index: Index = serde_json::from_str(&text).map_err(|e| {
+            let other = recognise(text.as_bytes()).filter(|_| !text.trim_start().starts_with('{'));
+            let kind = other.unwrap_or_else(|| format!("not an index of shards: {e}"));
+            Error::file(path, format!("is {kind}"))
+        })?;
         let folder = path.parent().unwrap_or(Path::new("."));
         let mut files = Self {
             path: path.into(),
@@ -150,6 +154,12 @@ impl TensorFiles {
     /// The file or index these tensors come from.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// All files: the index, if there is one, and the shards.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let index = (!self.shards.iter().any(|s| s.path() == self.path)).then(|| self.path.clone());
+        index.into_iter().chain(self.shards.iter().map(|s| s.path().to_owned())).collect()
     }
 
     /// All names, sorted.
@@ -272,6 +282,31 @@ impl TensorFiles {
         }
     }
 
+    /// The value of a tensor that is one number, whole or not.
+    ///
+    /// # Errors
+    /// If there is no tensor of this name, it has more values or none, or a dtype that is no number.
+    pub fn read_number(&self, name: &str) -> Result<f64> {
+        let (bytes, info) = (self.bytes(name)?, &self.entry(name)?.info);
+        let fault = || {
+            let message =
+                format!("`{name}` is {} with axes {:?}: expected one number", info.dtype, info.shape);
+            Error::file(&self.path, message)
+        };
+        macro_rules! number {
+            ($($dtype:ident: $ty:ty),*) => {
+                match info.dtype {
+                    $(Dtype::$dtype => bytes.try_into().ok().map(|b| <$ty>::from_le_bytes(b) as f64),)*
+                    Dtype::F16 => bytes.try_into().ok().map(|b| f16::from_le_bytes(b).to_f64()),
+                    Dtype::BF16 => bytes.try_into().ok().map(|b| bf16::from_le_bytes(b).to_f64()),
+                    _ => None,
+                }
+            };
+        }
+        number!(F64: f64, F32: f32, I64: i64, I32: i32, I16: i16, I8: i8, U64: u64, U32: u32, U16: u16, U8: u8)
+            .ok_or_else(fault)
+    }
+
     /// The values of a tensor that must have these axes and hold only finite numbers.
     ///
     /// # Errors
@@ -312,7 +347,7 @@ fn list<S: AsRef<str>>(what: &str, names: &[S]) -> String {
     format!("\n  {what}: {}{more}", shown.join(", "))
 }
 
-/// Why a header was refused; the commonest cause, a download that broke off, is said in plain words.
+/// Why a header was refused: the file is of another kind, or a download broke off.
 fn header_fault(bytes: &[u8], error: &safetensors::SafeTensorError) -> String {
     use safetensors::SafeTensorError as E;
     match error {
@@ -320,10 +355,14 @@ fn header_fault(bytes: &[u8], error: &safetensors::SafeTensorError) -> String {
             "is {} bytes long, which is not what its header says: it was cut off, or something was appended",
             bytes.len()
         ),
-        E::HeaderTooSmall | E::InvalidHeaderLength => {
-            format!("is cut off inside its header ({} bytes)", bytes.len())
-        }
-        other => format!("is not a safetensors file: {other}"),
+        // A file of another kind has a header of any length, so it is the beginning that tells.
+        error => match (recognise(bytes), error) {
+            (Some(kind), _) => format!("is {kind}"),
+            (None, E::HeaderTooSmall | E::InvalidHeaderLength) => {
+                format!("is cut off inside its header ({} bytes)", bytes.len())
+            }
+            (None, other) => format!("is not a safetensors file: {other}"),
+        },
     }
 }
 
@@ -399,7 +438,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = sample(dir.path());
         let bytes = fs::read(&path).unwrap();
-        for keep in [0, 5, 40, bytes.len() - 1] {
+        for keep in [1, 5, 40, bytes.len() - 1] {
             fs::write(&path, &bytes[..keep]).unwrap();
             let error = TensorFiles::open(&path).unwrap_err().to_string();
             assert!(error.contains("model.safetensors") && error.contains("cut off"), "{keep}: {error}");

@@ -111,6 +111,12 @@ impl TensorView {
         self.arranged(&[rows / 2..rows, 0..rows / 2])
     }
 
+    /// The same values as a matrix, if all axes behind the second are 1, as those of a convolution with one tap are.
+    pub fn as_matrix(&self) -> Option<Self> {
+        let [rows, columns, others @ ..] = &self.shape[..] else { return None };
+        others.iter().all(|n| *n == 1).then(|| Self { shape: vec![*rows, *columns], ..self.clone() })
+    }
+
     /// Can it be read as a matrix of so many rows and columns? Its first axis is the rows, all others together are the
     /// columns.
     ///
@@ -302,6 +308,25 @@ mod tests {
         let files = Arc::new(TensorFiles::open(&path).unwrap());
         let error = TensorView::whole(&files, "i").unwrap_err().to_string();
         assert!(error.contains("`i` is I32: expected f32"), "{error}");
+    }
+
+    #[test]
+    fn further_axes_of_one_make_no_difference_to_a_matrix() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.safetensors");
+        let values = [0., 1., 2., 3., 4., 5.];
+        let shapes: [&[usize]; 4] = [&[2, 3, 1, 1], &[2, 3], &[2, 1, 3], &[6]];
+        let names = ["convolution", "matrix", "taps", "vector"];
+        let tensors: Vec<_> =
+            names.iter().zip(shapes).map(|(n, s)| NamedTensor::f32(*n, s.to_vec(), &values)).collect();
+        write_safetensors(&path, &tensors, &[]).unwrap();
+        let files = Arc::new(TensorFiles::open(&path).unwrap());
+        let matrix = |name: &str| TensorView::whole(&files, name).unwrap().as_matrix();
+        for name in ["convolution", "matrix"] {
+            let found = matrix(name).unwrap();
+            assert_eq!((found.shape(), found.rows(1..2).unwrap().read()), (&[2, 3][..], vec![3., 4., 5.]));
+        }
+        assert!(matrix("taps").is_none() && matrix("vector").is_none());
     }
 
     #[test]

@@ -12,11 +12,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{AdapterFile, AdapterFormat};
+use super::read::{AdapterFile, not_adapted};
 use crate::{
     backbone::LinearLayout,
     error::{Error, Result},
-    files::{TensorView, nearest},
+    files::TensorView,
 };
 
 /// The factors of one linear of diffusers' layout, as they stand in the file.
@@ -41,12 +41,11 @@ impl FrozenFactors {
 #[derive(Debug)]
 pub struct FrozenAdapter {
     path: PathBuf,
-    format: AdapterFormat,
     factors: BTreeMap<String, FrozenFactors>,
 }
 
 impl FrozenAdapter {
-    /// Open an adapter file in any of the [formats](AdapterFormat) for a model with these linears.
+    /// Open an adapter in the names of any known tool, a file or a folder with one, for a model with these linears.
     ///
     /// # Errors
     /// As [`AdapterFile::open`]; if a module is none of the linears or has other widths.
@@ -63,7 +62,7 @@ impl FrozenAdapter {
                 factors.insert(part.name.clone(), found);
             }
         }
-        Ok(Self { path: path.into(), format: file.format(), factors })
+        Ok(Self { path: file.path(), factors })
     }
 
     /// The factors of a linear, by its name in diffusers' layout; nothing if it has none.
@@ -80,18 +79,12 @@ impl FrozenAdapter {
     pub fn path(&self) -> &Path {
         &self.path
     }
-
-    /// The format of the file.
-    pub fn format(&self) -> AdapterFormat {
-        self.format
-    }
 }
 
 fn check(path: &Path, name: &str, found: &FrozenFactors, linears: &[LinearLayout]) -> Result<()> {
     let Some(linear) = linears.iter().find(|l| l.name == name) else {
-        let near = nearest(name, linears.iter().map(|l| l.name.as_str()));
-        let hint = near.map_or(String::new(), |n| format!("; nearest: `{n}`"));
-        return Err(Error::file(path, format!("has factors for `{name}`, which is not in the model{hint}")));
+        let why = not_adapted(name, linears);
+        return Err(Error::file(path, format!("has factors for `{name}`, {why}")));
     };
     let widths = (found.down.shape()[1], found.up.shape()[0]);
     if widths != (linear.inputs, linear.outputs) {

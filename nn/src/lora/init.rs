@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Adapter, AdapterLayout};
+use super::adapter::{Adapter, AdapterLayout};
 
 /// How A starts; B is zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

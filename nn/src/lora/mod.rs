@@ -4,96 +4,35 @@
 //! norms and sums are single passes, whatever the number of modules.
 //!
 //! ```text
-//! pattern  which linears are adapted           init    what factors start from
-//! format   files that others write and read    file    an adapter from a file and into one
-//! diffusers, kohya, uno   the names of each    frozen  an adapter that is part of the frozen network
+//! adapter  what it is in memory                 pattern  which linears are adapted
+//! init     what factors start from              frozen   an adapter that is part of the frozen network
+//! read     a file of any tool                   write    files, read back and compared
+//! folder   which file of a folder               format   the formats that are written
+//! gather   its tensors as pairs of factors      names    prefixes, linears and endings, by tool
+//! factors  a pair, and the linears it is for    peft     the configuration of PEFT
+//! header   keys of the header
 //! ```
 
-mod diffusers;
-mod file;
+mod adapter;
+mod factors;
+mod folder;
 mod format;
 mod frozen;
+mod gather;
+mod header;
 mod init;
-mod kohya;
+mod names;
 mod pattern;
+mod peft;
+mod read;
 #[cfg(test)]
 mod tests;
-mod uno;
+mod write;
 
-use std::{ops::Range, sync::Arc};
-
-pub use format::{AdapterFile, AdapterFormat, FileModule};
+pub use adapter::{AdaptedLinear, Adapter, AdapterGrad, AdapterLayout};
+pub use format::AdapterFormat;
 pub use frozen::{FrozenAdapter, FrozenFactors};
 pub use init::{Init, normal_pair};
 pub use pattern::PatternMatch;
-
-/// A linear that an adapter has factors for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AdaptedLinear {
-    /// Path in the model, as diffusers names it, e.g. `transformer_blocks.0.attn.to_q`.
-    pub name: String,
-    /// Width of the input: A is `[rank, inputs]`.
-    pub inputs: usize,
-    /// Width of the output: B is `[outputs, rank]`.
-    pub outputs: usize,
-}
-
-/// Which linears an adapter has factors for, and at what rank.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AdapterLayout {
-    /// In the order of the model.
-    pub modules: Vec<AdaptedLinear>,
-    /// Inner width of the factors.
-    pub rank: usize,
-    /// The branch is scaled by `alpha / rank`.
-    pub alpha: f32,
-}
-
-impl AdapterLayout {
-    /// `alpha / rank`.
-    pub fn scale(&self) -> f32 {
-        self.alpha / self.rank as f32
-    }
-
-    /// Number of values in all factors.
-    pub fn len(&self) -> usize {
-        self.modules.iter().map(|m| self.rank * (m.inputs + m.outputs)).sum()
-    }
-
-    /// Has it no modules?
-    pub fn is_empty(&self) -> bool {
-        self.modules.is_empty()
-    }
-
-    /// Where A and B of each module stand in the flat run of values.
-    pub fn ranges(&self) -> Vec<(Range<usize>, Range<usize>)> {
-        let mut at = 0;
-        self.modules
-            .iter()
-            .map(|m| {
-                let a = at..at + self.rank * m.inputs;
-                let b = a.end..a.end + m.outputs * self.rank;
-                at = b.end;
-                (a, b)
-            })
-            .collect()
-    }
-}
-
-/// The factors of an adapter. Cloning is cheap.
-#[derive(Clone, Debug)]
-pub struct Adapter {
-    /// What the values mean.
-    pub layout: Arc<AdapterLayout>,
-    /// All factors, in the order of [`AdapterLayout::ranges`].
-    pub values: Arc<Vec<f32>>,
-}
-
-/// The derivative of a loss by every factor, laid out as the factors are. Cloning is cheap.
-#[derive(Clone, Debug)]
-pub struct AdapterGrad {
-    /// What the values mean.
-    pub layout: Arc<AdapterLayout>,
-    /// In the order of [`AdapterLayout::ranges`].
-    pub values: Arc<Vec<f32>>,
-}
+pub use read::{AdapterFile, FileModule};
+pub use write::Written;

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{AdaptedLinear, AdapterLayout};
+use super::adapter::{AdaptedLinear, AdapterLayout};
 use crate::{
     backbone::LinearLayout,
     error::{Error, Result},

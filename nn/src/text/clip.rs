@@ -10,16 +10,20 @@ use std::{path::Path, sync::Arc};
 use super::{
     TextCost,
     attention::{Sizes, attention},
-    check_finite,
+    check_finite, measure,
     source::Source,
 };
 use crate::{
     cpu::{self, Cpu},
     error::{Error, Result},
+    files::TensorFiles,
     layers::norm::layer_norm,
     tensor::Tensor,
 };
 
+const KIND: &str = "clip_text_model";
+/// Widths of the text encoders of OpenCLIP that other diffusion models have, ViT-H and ViT-bigG.
+const OPEN_CLIP: [usize; 2] = [1024, 1280];
 /// The id that means "the largest id of the prompt" in configurations which were written before transformers 4.31.
 const LEGACY_EOS: u32 = 2;
 
@@ -63,8 +67,55 @@ impl ClipConfig {
     /// # Errors
     /// If the file is missing, is no such configuration, or describes a model that this library does not run.
     pub fn read(path: &Path) -> Result<Self> {
-        let config: Self = super::read_config(path, "clip_text_model", "a CLIP text encoder")?;
+        let config: Self = super::read_config(path, KIND, "a CLIP text encoder")?;
         config.check().map_err(|message| Error::file(path, message))?;
+        Ok(config)
+    }
+
+    fn beside(file: &Path) -> Result<Option<Self>> {
+        let config: Option<Self> = measure::config_beside(file, KIND, "a CLIP text encoder")?;
+        if let Some(config) = &config {
+            config.check().map_err(|message| Error::file(file.with_file_name("config.json"), message))?;
+        }
+        Ok(config)
+    }
+
+    /// The sizes of an encoder in one file, without a configuration: heads are 64 wide, as those of CLIP-L are.
+    fn measured(files: &TensorFiles, prefix: &str) -> Result<Self> {
+        const WHAT: &str = "a CLIP text encoder";
+        const HEAD: usize = 64;
+        let fault = |message: String| Error::file(files.path(), message);
+        let matrix = |name: &str| measure::matrix(files, &format!("{prefix}{name}"), WHAT);
+        let [vocab_size, hidden_size] = matrix("embeddings.token_embedding.weight")?;
+        let [max_position_embeddings, _] = matrix("embeddings.position_embedding.weight")?;
+        let [intermediate_size, _] = matrix("encoder.layers.0.mlp.fc1.weight")?;
+        if OPEN_CLIP.contains(&hidden_size) {
+            return Err(fault(format!(
+                "is an OpenCLIP text encoder by its width, {hidden_size}, with another activation: expected CLIP-L, 768 \
+                 wide (`clip_l.safetensors`)"
+            )));
+        }
+        if !hidden_size.is_multiple_of(HEAD) {
+            return Err(fault(format!(
+                "has no config.json beside it, and a width of {hidden_size} is no multiple of {HEAD}, the width of a head \
+                 of CLIP-L: put the configuration beside the file"
+            )));
+        }
+        let config = Self {
+            model_type: KIND.into(),
+            vocab_size,
+            hidden_size,
+            intermediate_size,
+            num_hidden_layers: measure::blocks(files, |i| {
+                format!("{prefix}encoder.layers.{i}.mlp.fc1.weight")
+            }),
+            num_attention_heads: hidden_size / HEAD,
+            max_position_embeddings,
+            hidden_act: "quick_gelu".into(),
+            layer_norm_eps: published_eps(),
+            eos_token_id: LEGACY_EOS,
+        };
+        config.check().map_err(fault)?;
         Ok(config)
     }
 
@@ -128,16 +179,28 @@ pub struct Clip {
 }
 
 impl Clip {
-    /// Open a folder with `config.json` and `model.safetensors` or the index of its shards. Only headers are read.
+    /// Open a folder with `config.json` and `model.safetensors` or the index of its shards, or one file, as ComfyUI has it:
+    /// of that the sizes come from a `config.json` of a CLIP text encoder beside it, or from its tensors. Only headers are
+    /// read.
     ///
     /// # Errors
-    /// If a file is missing or cut off, the configuration is of another model, or tensors are missing or of other
-    /// shapes.
-    pub fn open(folder: &Path) -> Result<Self> {
-        let config = ClipConfig::read(&folder.join("config.json"))?;
-        let files = super::open_weights(folder)?;
+    /// If a file is missing or cut off, the configuration is of another model, or tensors are missing, of other shapes or
+    /// in fp8.
+    pub fn open(path: &Path) -> Result<Self> {
+        let folder = path.is_dir();
+        // Before the weights, so that a folder of another kind is known by its configuration.
+        let stated = if folder { Some(ClipConfig::read(&path.join("config.json"))?) } else { None };
+        let files = if folder { super::open_weights(path)? } else { TensorFiles::open(path)? };
         let with_prefix = files.names().any(|n| n.starts_with("text_model."));
         let prefix = if with_prefix { "text_model." } else { "" };
+        measure::no_fp8(&files, prefix, "e.g. `clip_l.safetensors`")?;
+        let config = match stated {
+            Some(config) => config,
+            None => match ClipConfig::beside(path)? {
+                Some(config) => config,
+                None => ClipConfig::measured(&files, prefix)?,
+            },
+        };
         let expected: Vec<_> =
             config.tensors().into_iter().map(|(n, shape)| (format!("{prefix}{n}"), shape)).collect();
         files.expect(&expected)?;

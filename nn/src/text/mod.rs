@@ -12,6 +12,7 @@ use crate::{
 mod attention;
 pub mod clip;
 pub mod hash;
+mod measure;
 mod source;
 pub mod t5;
 pub mod tokenizer;

@@ -12,12 +12,13 @@ use std::{path::Path, sync::Arc};
 use super::{
     TextCost,
     attention::{Sizes, attention},
-    check_finite,
+    check_finite, measure,
     source::Source,
 };
 use crate::{
     cpu::{self, Cpu, Window},
     error::{Error, Result},
+    files::TensorFiles,
     layers::norm::rms_norm,
     tensor::Tensor,
 };
@@ -75,8 +76,54 @@ impl T5Config {
     /// # Errors
     /// If the file is missing, is no such configuration, or describes a model that this library does not run.
     pub fn read(path: &Path) -> Result<Self> {
-        let config: Self = super::read_config(path, "t5", "a T5 encoder")?;
+        let config: Self = super::read_config(path, KIND, "a T5 encoder")?;
         config.check().map_err(|message| Error::file(path, message))?;
+        Ok(config)
+    }
+
+    fn beside(file: &Path) -> Result<Option<Self>> {
+        let config: Option<Self> = measure::config_beside(file, KIND, "a T5 encoder")?;
+        if let Some(config) = &config {
+            config.check().map_err(|message| Error::file(file.with_file_name("config.json"), message))?;
+        }
+        Ok(config)
+    }
+
+    /// The sizes of an encoder in one file, without a configuration. What tensors do not tell is as published.
+    fn measured(files: &TensorFiles, table: &str) -> Result<Self> {
+        const WHAT: &str = "a T5 encoder";
+        let fault = |message: String| Error::file(files.path(), message);
+        let block = |name: &str| format!("encoder.block.0.layer.{name}.weight");
+        let [vocab_size, d_model] = measure::matrix(files, table, WHAT)?;
+        let [relative_attention_num_buckets, num_heads] = measure::matrix(files, BIAS, WHAT)?;
+        let [inner, _] = measure::matrix(files, &block("0.SelfAttention.q"), WHAT)?;
+        if files.info(&block("1.DenseReluDense.wi")).is_some() {
+            return Err(fault(
+                "is a T5 of version 1.0, whose MLPs have no gate: expected version 1.1".into(),
+            ));
+        }
+        let [d_ff, _] = measure::matrix(files, &block("1.DenseReluDense.wi_0"), WHAT)?;
+        if num_heads == 0 || !inner.is_multiple_of(num_heads) {
+            return Err(fault(format!("has queries {inner} wide, which {num_heads} heads cannot share")));
+        }
+        let config = Self {
+            model_type: KIND.into(),
+            vocab_size,
+            d_model,
+            d_kv: inner / num_heads,
+            d_ff,
+            num_layers: measure::blocks(files, |i| {
+                format!("encoder.block.{i}.layer.0.SelfAttention.q.weight")
+            }),
+            num_heads,
+            relative_attention_num_buckets,
+            relative_attention_max_distance: published_distance(),
+            layer_norm_epsilon: published_eps(),
+            feed_forward_proj: Some("gated-gelu".into()),
+            dense_act_fn: None,
+            is_gated_act: None,
+        };
+        config.check().map_err(fault)?;
         Ok(config)
     }
 
@@ -136,6 +183,7 @@ impl T5Config {
     }
 }
 
+const KIND: &str = "t5";
 /// The bias that all blocks share stands in the first.
 const BIAS: &str = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
 /// Names that the table of tokens is published under.
@@ -150,15 +198,26 @@ pub struct T5 {
 }
 
 impl T5 {
-    /// Open a folder with `config.json` and `model.safetensors` or the index of its shards. Only headers are read.
+    /// Open a folder with `config.json` and `model.safetensors` or the index of its shards, or one file, as ComfyUI has it:
+    /// of that the sizes come from a `config.json` of a T5 encoder beside it, or from its tensors. Only headers are read.
     ///
     /// # Errors
-    /// If a file is missing or cut off, the configuration is of another model, or tensors are missing or of other
-    /// shapes.
-    pub fn open(folder: &Path) -> Result<Self> {
-        let config = T5Config::read(&folder.join("config.json"))?;
-        let files = super::open_weights(folder)?;
+    /// If a file is missing or cut off, the configuration is of another model, or tensors are missing, of other shapes or
+    /// in fp8.
+    pub fn open(path: &Path) -> Result<Self> {
+        let folder = path.is_dir();
+        // Before the weights, so that a folder of another kind is known by its configuration.
+        let stated = if folder { Some(T5Config::read(&path.join("config.json"))?) } else { None };
+        let files = if folder { super::open_weights(path)? } else { TensorFiles::open(path)? };
         let table = TABLES.into_iter().find(|name| files.info(name).is_some()).unwrap_or(TABLES[0]);
+        measure::no_fp8(&files, "encoder.", "e.g. `t5xxl_fp16.safetensors`")?;
+        let config = match stated {
+            Some(config) => config,
+            None => match T5Config::beside(path)? {
+                Some(config) => config,
+                None => T5Config::measured(&files, table)?,
+            },
+        };
         let mut expected = config.tensors();
         expected.push((table.into(), vec![config.vocab_size, config.d_model]));
         files.expect(&expected)?;

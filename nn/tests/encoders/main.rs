@@ -3,6 +3,7 @@
 mod autoencoders;
 mod files;
 mod published;
+mod single_files;
 mod text;
 mod tokenizers;
 mod wrong;

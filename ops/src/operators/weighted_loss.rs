@@ -154,7 +154,7 @@ impl Operator for WeightedLoss {
             let sums = pass.sums().map_err(|sample| {
                 let id = ids.as_ref().and_then(|i| i.0.get(sample)).map_or("", String::as_str);
                 let t = time.as_ref().and_then(|t| t.values.get(sample)).copied().unwrap_or(f32::NAN);
-                OpError::new(format!(
+                OpError::diverged(format!(
                     "sample {sample} (`{id}`) at time {t}: {name} is not finite: the training has diverged, or an \
                      input holds values that are not finite"
                 ))

@@ -18,7 +18,7 @@ use dfdx::shapes::Const;
 
 use crate::{port::T, role::As};
 
-pub use adapter::{AdapterShape, Moments, MomentsShape};
+pub use adapter::{AdapterShape, Moments, MomentsShape, saved_layout};
 pub use backbone::{BackboneHandle, BackboneShape};
 pub use effects::{Effect, Effects, EffectsShape, Picture};
 pub use images::{ImageShape, Images};

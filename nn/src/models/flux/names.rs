@@ -19,28 +19,11 @@ use super::config::FluxConfig;
 use crate::{
     error::{Error, Result},
     files::{TensorFiles, TensorView, nearest},
-    naming::{Place, Stack, block_number},
+    naming::{Outside, Place, Stack, block_number},
 };
 
 /// What other programs put before the names of a transformer, longest first.
 const PREFIXES: [&str; 3] = ["model.diffusion_model.", "diffusion_model.", ""];
-
-/// The linears outside the blocks: original name, diffusers name.
-const OUTER: [(&str, &str); 10] = [
-    ("img_in", "x_embedder"),
-    ("txt_in", "context_embedder"),
-    ("time_in.in_layer", "time_text_embed.timestep_embedder.linear_1"),
-    ("time_in.out_layer", "time_text_embed.timestep_embedder.linear_2"),
-    ("vector_in.in_layer", "time_text_embed.text_embedder.linear_1"),
-    ("vector_in.out_layer", "time_text_embed.text_embedder.linear_2"),
-    ("guidance_in.in_layer", "time_text_embed.guidance_embedder.linear_1"),
-    ("guidance_in.out_layer", "time_text_embed.guidance_embedder.linear_2"),
-    ("final_layer.linear", "proj_out"),
-    (LAST_MODULATION.0, LAST_MODULATION.1),
-];
-
-/// Shift above scale in the original, scale above shift in diffusers.
-const LAST_MODULATION: (&str, &str) = ("final_layer.adaLN_modulation.1", "norm_out.linear");
 
 /// The norms of queries and keys within a block: original name, diffusers name.
 const DOUBLE_NORMS: [(&str, &str); 4] = [
@@ -217,9 +200,9 @@ fn sources(config: &FluxConfig, layout: FluxLayout) -> Vec<Source> {
             sources.push(Source { shape: shape.clone(), diffusers, file, rows });
         }
     };
-    for (original, diffusers) in OUTER {
+    for Outside { original, diffusers, swapped } in &Outside::ALL {
         for kind in ["weight", "bias"] {
-            let rows = if original == LAST_MODULATION.0 { Rows::SwappedHalves } else { Rows::All };
+            let rows = if *swapped { Rows::SwappedHalves } else { Rows::All };
             add(format!("{diffusers}.{kind}"), format!("{original}.{kind}"), rows);
         }
     }

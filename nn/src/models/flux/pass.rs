@@ -173,7 +173,7 @@ impl FluxUno {
         let mut single = Vec::new();
         for (i, block) in weights.double.iter().enumerate() {
             let pass = Pass { saving: saving && i >= first, ..pass };
-            weights.will_need(i + 1);
+            weights.will_need(i + 1)?;
             weights.check(i)?;
             let run = |pass: Pass<'_>, x: &mut Buffer| double::forward(pass, block, x);
             double.push(keeping(pass, self.options.checkpointing, &mut x, run));
@@ -186,7 +186,7 @@ impl FluxUno {
                 (true, true) => IMAGE,
                 (true, false) => TARGETS,
             };
-            weights.will_need(number + 1);
+            weights.will_need(number + 1)?;
             weights.check(number)?;
             let pass = Pass { saving: saving && number >= first, ..pass };
             let run = |pass: Pass<'_>, x: &mut Buffer| single::forward(pass, block, span, x);
@@ -237,7 +237,7 @@ impl FluxUno {
         };
         for (i, block) in weights.double.iter().enumerate() {
             if i + 1 < weights.double.len() {
-                weights.will_need(i + 1);
+                weights.will_need(i + 1)?;
             }
             weights.check(i)?;
             double::forward(pass, block, &mut x);
@@ -304,7 +304,7 @@ impl FluxUno {
                 break;
             }
             if count + i > first {
-                weights.will_need(count + i - 1);
+                weights.will_need(count + i - 1)?;
             }
             let kept = single.pop().flatten().ok_or_else(gone)?;
             let span = if i + 1 == weights.single.len() { TARGETS } else { ALL };
@@ -317,7 +317,7 @@ impl FluxUno {
                 break;
             }
             if i > first {
-                weights.will_need(i - 1);
+                weights.will_need(i - 1)?;
             }
             let kept = double.pop().flatten().ok_or_else(gone)?;
             let saved = kept.saved(|x| double::forward(saving, block, x)).ok_or_else(gone)?;

@@ -5,7 +5,7 @@ use std::{cell::RefCell, collections::HashMap, sync::Arc};
 use super::{FluxFiles, FrozenUse, config::FluxConfig};
 use crate::{
     backbone::LinearLayout,
-    cpu::Cpu,
+    cpu::{Cpu, map::check_lengths},
     error::{Error, Result},
     layers::{Frozen, FrozenBranch, Linear, Loading},
     lora::{FrozenAdapter, FrozenFactors},
@@ -104,8 +104,13 @@ impl Weights {
     }
 
     /// This block runs next: where weights are streamed, the system reads them while another one is computed.
-    pub fn will_need(&self, number: usize) {
+    ///
+    /// # Errors
+    /// If a mapped file was truncated: a pass may take minutes, and touching a missing page would end the process.
+    pub fn will_need(&self, number: usize) -> Result<()> {
+        check_lengths()?;
         self.block(number).into_iter().for_each(Linear::will_need);
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use prefgraph_nn::{
     Adapter, AdapterLayout, BackboneLayout,
-    lora::{self, PatternMatch},
+    lora::{self, AdapterFormat, PatternMatch},
 };
 
 use self::start::Start;
@@ -16,6 +16,7 @@ use crate::{
     choices,
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{AdapterShape, BackboneHandle},
+    resume::External,
     settings,
     settings::DataPath,
 };
@@ -41,7 +42,7 @@ settings! {
         pub init: Init = Init::Gaussian,
         /// Which linears: ends of names at a dot, e.g. `attn.to_q`, or with `*` for any run of characters. None means every linear of the blocks but the modulations.
         pub targets: Vec<String> = Vec::new(),
-        /// A safetensors file with an adapter to start from, in the names of diffusers (PEFT), kohya or UNO.
+        /// An adapter to start from: a safetensors file in the names of diffusers, PEFT, ComfyUI, kohya or UNO, or the folder that PEFT or diffusers saved.
         pub from: Option<DataPath> = None,
         /// What the names in that file start with.
         pub from_prefix: String = String::new(),
@@ -124,7 +125,18 @@ impl Operator for Lora {
         if let Some(file) = &self.file {
             notes.push(format!("starts from {}", file.describe()));
         }
+        if layout.is_rounded_in(AdapterFormat::Diffusers) {
+            notes.push(format!(
+                "alpha / rank, {} / {}, is no power of two: in `adapter.safetensors`, where it is multiplied into B, each value \
+                 is rounded by up to 6e-8 of itself; kohya's names keep alpha",
+                layout.alpha, layout.rank
+            ));
+        }
         notes
+    }
+
+    fn external(&self) -> Vec<External> {
+        self.settings.from.iter().map(|path| External::file("from", path.as_path())).collect()
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (backbone,): Self::In) -> Result<(Self::Out, ()), OpError> {

@@ -6,7 +6,7 @@ use prefgraph_nn::{Adapter, AdapterLayout, LinearLayout, lora::AdapterFile};
 
 use crate::operator::OpError;
 
-/// An open file, in any of the formats.
+/// An open file, in the names of any known tool.
 pub(super) struct Start(AdapterFile);
 
 impl Start {
@@ -16,7 +16,7 @@ impl Start {
     }
 
     pub(super) fn describe(&self) -> String {
-        format!("{} ({} names)", self.0.path().display(), self.0.format().name())
+        format!("{} ({})", self.0.path().display(), self.0.names())
     }
 
     /// Are there factors for exactly these linears, of this rank and scale?

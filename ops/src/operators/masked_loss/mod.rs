@@ -352,7 +352,9 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
             {
                 if !value.is_finite() {
                     let side = if row < batch { "winner" } else { "loser" };
-                    return Err(OpError::new(format!(
+                    // A reference that is not finite is no fault of what is trained.
+                    let error = if e.reference.is_finite() { OpError::diverged } else { OpError::new };
+                    return Err(error(format!(
                         "{}: the {what}'s error on the {side} is {value}: the training has diverged, or an input \
                          holds values that are not finite",
                         name_of(row % batch, ids.as_ref(), time.as_ref())

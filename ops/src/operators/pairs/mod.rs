@@ -51,6 +51,7 @@ use crate::{
         ImageShape, Images, List, ListShape, Mask, Metric, Metrics, MetricsShape, PerSample, Texts,
         TextsShape,
     },
+    resume::External,
 };
 
 /// Batches of preference pairs. A picture is scaled until it covers its size and cut out of the middle, and its masks
@@ -258,6 +259,10 @@ impl Operator for Pairs {
             ("batches_per_epoch".into(), self.order.epoch().into()),
             ("left_out".into(), self.left_out.into()),
         ]
+    }
+
+    fn external(&self) -> Vec<External> {
+        self.recorded()
     }
 
     fn samples(&self) -> Option<Vec<identity::Sample>> {

@@ -25,8 +25,8 @@ pub(super) struct ClipT5 {
     clip_tokenizer: ClipTokenizer,
     t5: T5,
     t5_tokenizer: T5Tokenizer,
-    /// The folders of encoders and tokenisers, by setting.
-    folders: [(&'static str, PathBuf); 4],
+    /// Where encoders and tokenisers lie, by setting.
+    paths: Vec<(&'static str, PathBuf)>,
 }
 
 /// Text tokens `[B, L, E]` and pooled vectors `[B, P]`.
@@ -36,15 +36,15 @@ impl ClipT5 {
     /// Open the files; only headers and vocabularies are read.
     pub(super) fn open(settings: &PromptSettings) -> Result<Self, OpError> {
         let of = |setting: &str, e: nn::Error| OpError::new(format!("{setting}: {e}"));
-        let clip_folder = encoder("clip", &settings.clip, "text_encoder")?;
-        let t5_folder = encoder("t5", &settings.t5, "text_encoder_2")?;
-        let clip = Clip::open(&clip_folder).map_err(|e| of("clip", e))?;
-        let t5 = T5::open(&t5_folder).map_err(|e| of("t5", e))?;
+        let clip_path = encoder("clip", &settings.clip, "text_encoder")?;
+        let t5_path = encoder("t5", &settings.t5, "text_encoder_2")?;
+        let clip = Clip::open(&clip_path).map_err(|e| of("clip", e))?;
+        let t5 = T5::open(&t5_path).map_err(|e| of("t5", e))?;
 
-        let clip_words = tokenizer(&settings.clip_tokenizer, &clip_folder, "tokenizer");
+        let clip_words = tokenizer("clip_tokenizer", &settings.clip_tokenizer, &clip_path, "tokenizer")?;
         let clip_tokenizer = ClipTokenizer::open(&clip_words, clip.config().max_position_embeddings)
             .map_err(|e| of("clip_tokenizer", e))?;
-        let t5_words = tokenizer(&settings.t5_tokenizer, &t5_folder, "tokenizer_2");
+        let t5_words = tokenizer("t5_tokenizer", &settings.t5_tokenizer, &t5_path, "tokenizer_2")?;
         let t5_tokenizer = T5Tokenizer::open(&t5_words, settings.length.unwrap_or(LENGTH))
             .map_err(|e| of("t5_tokenizer", e))?;
         for (setting, largest, vocabulary) in [
@@ -58,18 +58,25 @@ impl ClipT5 {
                 )));
             }
         }
-        let folders = [
-            ("clip", clip_folder),
-            ("t5", t5_folder),
+        // Beside a single file there may be its configuration, of which the result depends, too.
+        let beside =
+            |path: &Path| Some(path.with_file_name("config.json")).filter(|c| path.is_file() && c.is_file());
+        let configurations =
+            [("clip_config", beside(&clip_path)), ("t5_config", beside(&t5_path))].into_iter();
+        let mut paths: Vec<(&'static str, PathBuf)> =
+            configurations.filter_map(|(name, path)| Some((name, path?))).collect();
+        paths.extend([
+            ("clip", clip_path),
+            ("t5", t5_path),
             ("clip_tokenizer", clip_words),
             ("t5_tokenizer", t5_words),
-        ];
-        Ok(Self { clip, clip_tokenizer, t5, t5_tokenizer, folders })
+        ]);
+        Ok(Self { clip, clip_tokenizer, t5, t5_tokenizer, paths })
     }
 
     /// Where encoders and tokenisers are read from, by setting.
-    pub(super) fn folders(&self) -> &[(&'static str, PathBuf)] {
-        &self.folders
+    pub(super) fn paths(&self) -> &[(&'static str, PathBuf)] {
+        &self.paths
     }
 
     /// `L`, `E` and `P`.
@@ -137,11 +144,11 @@ fn chosen(values: &[f32], size: usize, places: &[usize]) -> Vec<f32> {
     places.iter().flat_map(|p| &values[p * size..(p + 1) * size]).copied().collect()
 }
 
-/// The folder of an encoder, which may be given as the folder above.
+/// The folder of an encoder, which may be given as the folder above, or its file.
 fn encoder(setting: &str, path: &DataPath, name: &str) -> Result<PathBuf, OpError> {
     if path.is_empty() {
         return Err(OpError::new(format!(
-            "{setting}: the folder of the encoder is needed, or that of a checkpoint with `{name}`"
+            "{setting}: the encoder is needed: its folder, that of a checkpoint with `{name}`, or its single file"
         )));
     }
     let folder = path.as_path();
@@ -150,12 +157,19 @@ fn encoder(setting: &str, path: &DataPath, name: &str) -> Result<PathBuf, OpErro
 }
 
 /// The folder of a tokeniser: as stated, else the encoder's neighbour of this name, else the encoder's own.
-fn tokenizer(path: &DataPath, encoder: &Path, name: &str) -> PathBuf {
+fn tokenizer(setting: &str, path: &DataPath, encoder: &Path, name: &str) -> Result<PathBuf, OpError> {
     if !path.is_empty() {
-        return path.0.clone();
+        return Ok(path.0.clone());
     }
     let beside = encoder.parent().map(|above| above.join(name));
-    beside.filter(|folder| folder.is_dir()).unwrap_or_else(|| encoder.to_owned())
+    match beside.filter(|folder| folder.is_dir()) {
+        Some(beside) => Ok(beside),
+        None if encoder.is_dir() => Ok(encoder.to_owned()),
+        None => Err(OpError::new(format!(
+            "{setting}: the encoder is a single file, `{}`, which has no tokeniser: name the folder of one",
+            encoder.display()
+        ))),
+    }
 }
 
 #[cfg(test)]

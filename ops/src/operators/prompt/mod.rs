@@ -38,13 +38,13 @@ settings! {
         pub width: Option<usize> = None,
         /// Width of the pooled vector of kind `hash`; likewise.
         pub pooled: Option<usize> = None,
-        /// Of kind `clip_t5`: the folder of the CLIP text encoder, or the folder above its `text_encoder`.
+        /// Of kind `clip_t5`: the folder of the CLIP text encoder, the folder above its `text_encoder`, or its single file, e.g. `clip_l.safetensors`.
         pub clip: DataPath = DataPath::default(),
-        /// Of kind `clip_t5`: the folder of the T5 encoder, or the folder above its `text_encoder_2`.
+        /// Of kind `clip_t5`: the folder of the T5 encoder, the folder above its `text_encoder_2`, or its single file, e.g. `t5xxl_fp16.safetensors`.
         pub t5: DataPath = DataPath::default(),
-        /// Folder of CLIP's tokeniser; the neighbour `tokenizer` of its encoder where it is not given.
+        /// Folder of CLIP's tokeniser; the neighbour `tokenizer` of its encoder where it is not given. Needed where the encoder is a single file without that neighbour.
         pub clip_tokenizer: DataPath = DataPath::default(),
-        /// Folder of T5's tokeniser; the neighbour `tokenizer_2` of its encoder where it is not given.
+        /// Folder of T5's tokeniser; the neighbour `tokenizer_2` of its encoder where it is not given. Needed where the encoder is a single file without that neighbour.
         pub t5_tokenizer: DataPath = DataPath::default(),
     }
 }
@@ -155,8 +155,8 @@ impl Operator for Prompt {
             None => self.settings.length.unwrap_or(HASHED_WORDS),
         };
         let identity = Identity::of(&self.settings).ok()?.setting("length", length).shape_only("backbone");
-        let folders = self.encoders.iter().flat_map(|e| e.folders());
-        Some(folders.fold(identity, |identity, (name, folder)| identity.file(name, folder)))
+        let paths = self.encoders.iter().flat_map(|e| e.paths());
+        Some(paths.fold(identity, |identity, (name, path)| identity.file(name, path)))
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (prompts, backbone): Self::In) -> Result<(Self::Out, ()), OpError> {

@@ -25,6 +25,7 @@ use crate::{
         Clean, Features, ImageShape, Images, Latents, List, ListShape, Mask, Noise, Pooled, Process,
         TextTokens, TimeShape, Timesteps,
     },
+    resume::External,
     settings,
     settings::DataPath,
 };
@@ -243,6 +244,11 @@ impl Operator for Replay {
         all.push(("refs".into(), json!(self.references)));
         all.push(("steps".into(), json!(self.steps)));
         all
+    }
+
+    fn external(&self) -> Vec<External> {
+        let constants = self.folder.join("case.json");
+        vec![External::files("path", self.files.paths().into_iter().chain([constants]).collect())]
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (): Self::In) -> Result<(Self::Out, ()), OpError> {

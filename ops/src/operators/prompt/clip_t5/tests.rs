@@ -81,6 +81,42 @@ fn settings_that_do_not_go_together_are_refused_by_name() {
 }
 
 #[test]
+fn single_files_with_tokenisers_from_their_settings_give_what_their_folders_give() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| DataPath(dir.path().join(name));
+    for (folder, file) in
+        [("text_encoder", "clip/model.safetensors"), ("text_encoder_2", "t5xxl.safetensors")]
+    {
+        std::fs::create_dir_all(dir.path().join("clip")).unwrap();
+        std::fs::copy(checkpoint().join(folder).join("model.safetensors"), dir.path().join(file)).unwrap();
+    }
+    // Its heads are no wider than 8: the sizes cannot be told from tensors.
+    std::fs::copy(checkpoint().join("text_encoder/config.json"), dir.path().join("clip/config.json"))
+        .unwrap();
+    let files =
+        PromptSettings { clip: at("clip/model.safetensors"), t5: at("t5xxl.safetensors"), ..settings() };
+    let error = refused(files.clone());
+    assert!(error.contains("clip_tokenizer:") && error.contains("name the folder of one"), "{error}");
+    let [clip_tokenizer, t5_tokenizer] =
+        ["tokenizer", "tokenizer_2"].map(|name| DataPath(checkpoint().join(name)));
+    let error = refused(PromptSettings { clip_tokenizer: clip_tokenizer.clone(), ..files.clone() });
+    assert!(error.contains("t5_tokenizer:") && error.contains("t5xxl.safetensors"), "{error}");
+    let files = PromptSettings { clip_tokenizer, t5_tokenizer, ..files };
+    let bench = Bench::new();
+    let encoded = |settings: PromptSettings| {
+        let prompts = Texts(vec!["a red ball".to_owned()].into());
+        let ((text, pooled), ()) =
+            Prompt::new(settings).unwrap().forward(&bench.ctx(), (prompts, None)).unwrap();
+        (text.as_vec(), pooled.as_vec())
+    };
+    assert_eq!(encoded(files.clone()), encoded(settings()));
+    // What is kept of the encoders' results depends on the configuration beside the file, too.
+    let identity = Prompt::new(files).unwrap().cacheable().unwrap();
+    let names: Vec<&str> = identity.files().iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["clip_config", "clip", "t5", "clip_tokenizer", "t5_tokenizer"]);
+}
+
+#[test]
 fn a_tokeniser_of_another_model_is_refused_before_the_first_prompt() {
     let folder = tempfile::tempdir().unwrap();
     let text = std::fs::read_to_string(checkpoint().join("tokenizer_2/tokenizer.json")).unwrap();

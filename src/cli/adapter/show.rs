@@ -1,17 +1,17 @@
-//! `graph-run adapter`: adapter files, what they hold, and the names that other programs read.
+//! What an adapter file holds.
 
 use std::{collections::BTreeMap, path::Path};
 
-use prefgraph_nn::{
-    lora::{AdapterFile, AdapterFormat},
-    models::flux::FluxFiles,
-};
+use prefgraph_nn::lora::AdapterFile;
 
-use super::{Failure, system};
+use super::paths;
+use crate::cli::{Failure, system};
 
 /// Say what a file holds.
 pub(super) fn show(path: &Path) -> Result<u8, Failure> {
-    let file = AdapterFile::open(path, "").map_err(Failure::new)?;
+    paths::no_checkpoint(path)?;
+    let file = AdapterFile::open_transformer(path, "").map_err(Failure::new)?;
+    paths::no_cells(&file)?;
     system::print(&listing(&file))?;
     Ok(0)
 }
@@ -20,9 +20,9 @@ fn listing(file: &AdapterFile) -> String {
     let modules = file.modules();
     let values: usize = modules.iter().map(|m| m.rank * (m.linear.inputs + m.linear.outputs)).sum();
     let mut text = format!(
-        "{}: {} names, {} linears of {} kinds, {values} values\n",
+        "{}: {}, {} linears of {} kinds, {values} values\n",
         file.path().display(),
-        file.format().name(),
+        file.names(),
         modules.len(),
         file.kinds().len(),
     );
@@ -34,6 +34,12 @@ fn listing(file: &AdapterFile) -> String {
     for ((rank, alpha), count) in &sizes {
         let all = if sizes.len() == 1 { String::new() } else { format!(" ({count} linears)") };
         text += &format!("  rank {rank}, alpha {alpha}{all}\n");
+    }
+    if let Some(alpha) = file.trained_alpha() {
+        text += &format!("  trained with alpha {alpha}: alpha / rank is in the factors\n");
+    }
+    if file.left_out() > 0 {
+        text += &format!("  {} tensors of text encoders, which are not read\n", file.left_out());
     }
     for (kind, count) in file.kinds() {
         text += &format!("  {count:>4}  {kind}\n");
@@ -54,34 +60,4 @@ fn short(value: &str) -> String {
         None => value.into(),
         Some((end, _)) => format!("{}... ({} bytes)", &value[..end], value.len()),
     }
-}
-
-/// Write an adapter in another format.
-pub(super) fn convert(
-    input: &Path,
-    output: &Path,
-    to: AdapterFormat,
-    weights: Option<&Path>,
-) -> Result<u8, Failure> {
-    let file = AdapterFile::open(input, "").map_err(Failure::new)?;
-    let linears = match weights {
-        None => None,
-        Some(weights) => Some(FluxFiles::open(weights).map_err(Failure::new)?.0.layout().linears),
-    };
-    let adapter = file.adapter(linears.as_deref()).map_err(Failure::new)?;
-    // Where it comes from stays with it; rank, alpha and targets are written anew.
-    const KEPT: [&str; 3] = ["prefgraph.base", "prefgraph.graph", "prefgraph.step"];
-    let about: Vec<(String, String)> = KEPT
-        .into_iter()
-        .filter_map(|key| Some((key.to_owned(), file.metadata().get(key)?.clone())))
-        .collect();
-    adapter.write(output, to, &about).map_err(Failure::new)?;
-    eprintln!(
-        "{} linears of rank {} in `{}` ({} names), read back and compared",
-        adapter.layout.modules.len(),
-        adapter.layout.rank,
-        output.display(),
-        to.name()
-    );
-    Ok(0)
 }

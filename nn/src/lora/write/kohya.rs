@@ -5,62 +5,15 @@
 //! blocks along the diagonal: the rank is that of all parts together, and so is alpha, so that the scale stays. This is
 //! what sd-scripts' own conversion writes, and what diffusers takes apart again.
 
-use std::{collections::BTreeMap, sync::Arc};
-
-use super::{
-    Adapter, AdapterLayout,
-    format::{Contents, Factors, Part, Side, blocks, gather},
-};
+use super::{contents::Contents, groups::grouped};
 use crate::{
     error::{Error, Result},
-    files::{NamedTensor, TensorFiles, TensorView},
-    naming::Place,
+    files::NamedTensor,
+    lora::{adapter::Adapter, factors::blocks, header},
+    naming::{Outside, Place},
 };
 
-const PREFIXES: [&str; 2] = ["lora_unet_", "lora_transformer_"];
-/// Alpha of the whole network, in the header.
-pub(super) const NETWORK_ALPHA: &str = "ss_network_alpha";
-
-pub(super) fn side(name: &str) -> Option<(&str, Side)> {
-    [(".lora_down.weight", Side::Down), (".lora_up.weight", Side::Up), (".alpha", Side::Alpha)]
-        .into_iter()
-        .find_map(|(suffix, side)| Some((name.strip_suffix(suffix)?, side)))
-}
-
-fn bare(module: &str) -> &str {
-    PREFIXES.iter().find_map(|p| module.strip_prefix(p)).unwrap_or(module)
-}
-
-pub(super) fn factors(files: &Arc<TensorFiles>, under: &str) -> Result<Vec<Factors>> {
-    gather(files, under, side, bare)?.into_iter().map(|(module, sides)| one(files, &module, &sides)).collect()
-}
-
-fn one(files: &Arc<TensorFiles>, module: &str, sides: &[Option<String>; 3]) -> Result<Factors> {
-    let alpha = match &sides[Side::Alpha as usize] {
-        None => sides[0].as_deref().and_then(|down| files.info(down)?.shape.first().map(|r| *r as f32)),
-        Some(name) => match TensorView::whole(files, name)?.read()[..] {
-            [alpha] => Some(alpha),
-            _ => return Err(Error::file(files.path(), format!("`{name}` is no single number"))),
-        },
-    };
-    if let Some(place) = Place::of_underscored_original(module) {
-        let parts = |rows| {
-            let parts = place.diffusers().into_iter().zip(place.rows(rows)?);
-            Some(parts.map(|(name, rows)| Part { name, rows }).collect())
-        };
-        return Factors::new(files, module, sides, alpha, parts);
-    }
-    if let Some((place, part)) = Place::of_underscored_diffusers(module) {
-        let part = |rows| Some(vec![Part { name: place.diffusers().swap_remove(part), rows: 0..rows }]);
-        return Factors::new(files, module, sides, alpha, part);
-    }
-    let why = if module.starts_with("lora_te") {
-        "belongs to a text encoder: an adapter is for the transformer alone"
-    } else {
-        "is none of the linears in the blocks of a FLUX transformer"
-    };
-    Err(Error::file(files.path(), format!("`{module}` {why}")))
-}
+const PREFIX: &str = "lora_unet_";
 
 /// The tensors of an adapter, and what the header says.
 ///
@@ -69,9 +22,14 @@ fn one(files: &Arc<TensorFiles>, module: &str, sides: &[Option<String>; 3]) -> R
 pub(super) fn tensors(adapter: &Adapter) -> Result<Contents<'static>> {
     let layout = &adapter.layout;
     let mut tensors = Vec::new();
-    for (place, parts) in grouped(layout)? {
-        let name = format!("{}{}", PREFIXES[0], place.original().replace('.', "_"));
-        let Group { inputs, rank, down, up, outputs } = fuse(adapter, &place, &parts)?;
+    let groups = grouped(layout)?;
+    let fused =
+        groups.fused.iter().map(|(place, parts)| Ok((place.original(), fuse(adapter, place, parts)?)));
+    let outside =
+        groups.outside.iter().map(|(o, module)| Ok((o.original.to_owned(), alone(adapter, o, *module))));
+    for group in fused.chain(outside) {
+        let (original, Group { inputs, rank, down, up, outputs }) = group?;
+        let name = format!("{PREFIX}{}", original.replace('.', "_"));
         tensors.push(NamedTensor::f32(format!("{name}.lora_down.weight"), vec![rank, inputs], &down));
         tensors.push(NamedTensor::f32(format!("{name}.lora_up.weight"), vec![outputs, rank], &up));
         let alpha = layout.alpha * (rank / layout.rank) as f32;
@@ -80,30 +38,10 @@ pub(super) fn tensors(adapter: &Adapter) -> Result<Contents<'static>> {
     let header = [
         ("ss_network_module", "networks.lora_flux".to_owned()),
         ("ss_network_dim", layout.rank.to_string()),
-        (NETWORK_ALPHA, layout.alpha.to_string()),
+        (header::NETWORK_ALPHA, layout.alpha.to_string()),
         ("ss_base_model_version", "flux1".to_owned()),
     ];
     Ok(Contents { tensors, header: header.map(|(k, v)| (k.to_owned(), v)).to_vec() })
-}
-
-/// The modules of a layout by the linear of the original layout that they are parts of: for each part the number of
-/// its module.
-///
-/// # Errors
-/// If a module is no linear of a FLUX transformer.
-pub(super) fn grouped(layout: &AdapterLayout) -> Result<BTreeMap<Place, Vec<Option<usize>>>> {
-    let mut groups: BTreeMap<Place, Vec<Option<usize>>> = BTreeMap::new();
-    for (number, module) in layout.modules.iter().enumerate() {
-        let (place, part) = Place::of_diffusers(&module.name).ok_or_else(|| {
-            Error::Setting(format!(
-                "`{}` is no linear of a FLUX transformer, which kohya's and UNO's names are made for: write the adapter \
-                 in diffusers' names",
-                module.name
-            ))
-        })?;
-        groups.entry(place).or_insert_with(|| vec![None; place.diffusers().len()])[part] = Some(number);
-    }
-    Ok(groups)
 }
 
 struct Group {
@@ -112,6 +50,18 @@ struct Group {
     rank: usize,
     down: Vec<f32>,
     up: Vec<f32>,
+}
+
+/// The factors of a linear outside the blocks.
+fn alone(adapter: &Adapter, outside: &Outside, module: usize) -> Group {
+    let (rank, linear) = (adapter.layout.rank, &adapter.layout.modules[module]);
+    let (a, b) = adapter.layout.ranges()[module].clone();
+    let (down, mut up) = (adapter.values[a].to_vec(), adapter.values[b].to_vec());
+    if outside.swapped {
+        let half = up.len() / 2;
+        up.rotate_left(half);
+    }
+    Group { inputs: linear.inputs, outputs: linear.outputs, rank, down, up }
 }
 
 /// One pair of factors for all parts of a linear.

@@ -1,0 +1,74 @@
+//! What an adapter is in memory.
+
+use std::{ops::Range, sync::Arc};
+
+/// A linear that an adapter has factors for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdaptedLinear {
+    /// Path in the model, as diffusers names it, e.g. `transformer_blocks.0.attn.to_q`.
+    pub name: String,
+    /// Width of the input: A is `[rank, inputs]`.
+    pub inputs: usize,
+    /// Width of the output: B is `[outputs, rank]`.
+    pub outputs: usize,
+}
+
+/// Which linears an adapter has factors for, and at what rank.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterLayout {
+    /// In the order of the model.
+    pub modules: Vec<AdaptedLinear>,
+    /// Inner width of the factors.
+    pub rank: usize,
+    /// The branch is scaled by `alpha / rank`.
+    pub alpha: f32,
+}
+
+impl AdapterLayout {
+    /// `alpha / rank`.
+    pub fn scale(&self) -> f32 {
+        self.alpha / self.rank as f32
+    }
+
+    /// Number of values in all factors.
+    pub fn len(&self) -> usize {
+        self.modules.iter().map(|m| self.rank * (m.inputs + m.outputs)).sum()
+    }
+
+    /// Has it no modules?
+    pub fn is_empty(&self) -> bool {
+        self.modules.is_empty()
+    }
+
+    /// Where A and B of each module stand in the flat run of values.
+    pub fn ranges(&self) -> Vec<(Range<usize>, Range<usize>)> {
+        let mut at = 0;
+        self.modules
+            .iter()
+            .map(|m| {
+                let a = at..at + self.rank * m.inputs;
+                let b = a.end..a.end + m.outputs * self.rank;
+                at = b.end;
+                (a, b)
+            })
+            .collect()
+    }
+}
+
+/// The factors of an adapter. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// What the values mean.
+    pub layout: Arc<AdapterLayout>,
+    /// All factors, in the order of [`AdapterLayout::ranges`].
+    pub values: Arc<Vec<f32>>,
+}
+
+/// The derivative of a loss by every factor, laid out as the factors are. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct AdapterGrad {
+    /// What the values mean.
+    pub layout: Arc<AdapterLayout>,
+    /// In the order of [`AdapterLayout::ranges`].
+    pub values: Arc<Vec<f32>>,
+}

@@ -1,0 +1,174 @@
+//! Adapters into files, read back and compared.
+//!
+//! ```text
+//! diffusers, kohya, uno  tensors and header of each format     groups    modules by linears of the original layout
+//! contents               what a format gives                   strength  alpha / rank inside the factors
+//! ```
+
+mod contents;
+mod diffusers;
+mod groups;
+mod kohya;
+mod strength;
+mod uno;
+
+use std::path::Path;
+
+use super::{
+    adapter::{Adapter, AdapterLayout},
+    factors::is_power_of_two,
+    format::AdapterFormat,
+    header,
+    pattern::{count_kinds, kind},
+    read::AdapterFile,
+};
+use crate::{
+    backbone::LinearLayout,
+    error::{Error, Result},
+    files::write_safetensors,
+};
+use contents::Contents;
+use groups::grouped;
+use strength::{Folded, folded};
+
+/// What writing an adapter did to it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Written {
+    /// The largest relative rounding of a factor. It is 0 unless alpha / rank, which is no power of two, went into B.
+    pub rounding: f64,
+}
+
+impl Adapter {
+    /// Read an adapter in the names of any known tool for a model with these linears.
+    ///
+    /// # Errors
+    /// As [`AdapterFile::open`] and [`AdapterFile::adapter`].
+    pub fn read(path: &Path, linears: &[LinearLayout]) -> Result<Self> {
+        AdapterFile::open(path, "")?.adapter(Some(linears))
+    }
+
+    /// Write the adapter, read the file back, and compare every value.
+    ///
+    /// Rank, alpha and targets are in the header, and `about`: what else is known of the adapter, by name, e.g. the
+    /// graph that trained it. diffusers' and UNO's names have no alpha that every program reads: there alpha / rank is
+    /// multiplied into B. Of a power of two that is exact, and reading divides it out again; for diffusers' names other
+    /// scales are rounded, for UNO's they are refused.
+    ///
+    /// # Errors
+    /// If the format cannot hold the adapter; if the file cannot be written, or does not read back as what was written.
+    pub fn write(&self, path: &Path, format: AdapterFormat, about: &[(String, String)]) -> Result<Written> {
+        let refused = |e: Error| match e {
+            Error::Setting(message) => Error::file(path, format!("cannot be written: {message}")),
+            other => other,
+        };
+        let mut plain = Folded { adapter: self.clone(), rounding: 0.0 };
+        if format != AdapterFormat::Kohya {
+            plain = folded(self).map_err(refused)?;
+        }
+        let Folded { adapter: written, rounding } = &plain;
+        let Contents { tensors, mut header } = match format {
+            AdapterFormat::Diffusers => diffusers::tensors(written),
+            AdapterFormat::Kohya => kohya::tensors(written).map_err(refused)?,
+            AdapterFormat::Uno if *rounding > 0.0 => {
+                return Err(refused(Error::Setting(format!(
+                    "UNO's names have no alpha, and B times alpha / rank, {} / {}, is not exact in f32; write it in \
+                     diffusers' or kohya's names, or train with alpha equal to the rank",
+                    self.layout.alpha, self.layout.rank
+                ))));
+            }
+            AdapterFormat::Uno => uno::tensors(written).map_err(refused)?,
+        };
+        let layout = &written.layout;
+        let targets = count_kinds(layout.modules.iter().map(|m| kind(&m.name)));
+        let targets: Vec<&str> = targets.iter().map(|(kind, _)| kind.as_str()).collect();
+        header.extend(
+            [
+                ("format", "pt".to_owned()),
+                (header::RANK, layout.rank.to_string()),
+                (header::ALPHA, layout.alpha.to_string()),
+                (header::TARGETS, serde_json::json!(targets).to_string()),
+            ]
+            .map(|(key, value)| (key.to_owned(), value)),
+        );
+        // Reading gives back the adapter as it is here where the scale can be divided out again, else as it is written.
+        let scaled = layout.alpha != self.layout.alpha;
+        let restored = scaled && *rounding == 0.0 && power_of_two(&self.layout);
+        if restored {
+            header.push((header::TRAINED_ALPHA.to_owned(), self.layout.alpha.to_string()));
+        }
+        let known = header.len();
+        header.extend_from_slice(about);
+        if let Some((key, _)) = about.iter().find(|(key, _)| header[..known].iter().any(|(k, _)| k == key)) {
+            return Err(Error::Setting(format!("`{key}` in the header is the file's own")));
+        }
+        let pairs: Vec<(&str, &str)> = header.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        write_safetensors(path, &tensors, &pairs)?;
+        if restored {
+            self.compare_with(path)?
+        } else {
+            written.compare_with(path)?
+        }
+        Ok(Written { rounding: *rounding })
+    }
+
+    /// Does the file hold exactly this adapter?
+    fn compare_with(&self, path: &Path) -> Result<()> {
+        let linears: Vec<LinearLayout> = self
+            .layout
+            .modules
+            .iter()
+            .map(|m| LinearLayout { name: m.name.clone(), inputs: m.inputs, outputs: m.outputs })
+            .collect();
+        let back = Self::read(path, &linears)?;
+        let same = self.values.iter().map(|v| v.to_bits()).eq(back.values.iter().map(|v| v.to_bits()));
+        if back.layout != self.layout || !same {
+            return Err(Error::file(path, "does not read back as the adapter that was written"));
+        }
+        Ok(())
+    }
+}
+
+/// Is alpha / rank a power of two?
+fn power_of_two(layout: &AdapterLayout) -> bool {
+    let scale = layout.scale();
+    is_power_of_two(scale) && scale * layout.rank as f32 == layout.alpha
+}
+
+impl AdapterLayout {
+    /// Can a file of this format hold every adapter of this layout once it is trained?
+    ///
+    /// # Errors
+    /// If the format has no names for a module; for UNO's names also if q, k and v are adapted, whose A matrices
+    /// training moves apart, or if the scale is no power of two.
+    pub fn writable(&self, format: AdapterFormat) -> Result<()> {
+        match format {
+            AdapterFormat::Diffusers => Ok(()),
+            AdapterFormat::Kohya => grouped(self).map(drop),
+            AdapterFormat::Uno => {
+                uno::fits(self)?;
+                if let Some((place, _)) = grouped(self)?.fused.into_iter().find(|(_, parts)| parts.len() > 1)
+                {
+                    return Err(Error::Setting(format!(
+                        "UNO's names cannot hold what is trained here: q, k and v of `{}` share one A there, and training \
+                         moves them apart; take diffusers' or kohya's names, or targets without q, k and v",
+                        place.original()
+                    )));
+                }
+                // Only a power of two multiplies every B exactly.
+                if power_of_two(self) {
+                    return Ok(());
+                }
+                Err(Error::Setting(format!(
+                    "UNO's names have no alpha, and alpha / rank, {} / {}, is no power of two that could go into B; set \
+                     alpha to the rank, or take diffusers' or kohya's names",
+                    self.alpha, self.rank
+                )))
+            }
+        }
+    }
+
+    /// Is what a file of this format holds rounded, because alpha / rank is multiplied into B and is no power of two?
+    pub fn is_rounded_in(&self, format: AdapterFormat) -> bool {
+        format == AdapterFormat::Diffusers && !power_of_two(self)
+    }
+}

@@ -1,0 +1,36 @@
+//! An adapter file in another format.
+
+use prefgraph_nn::{lora::AdapterFile, models::flux::FluxFiles};
+
+use super::{paths, report};
+use crate::cli::{Failure, args, say::say};
+
+/// Write an adapter in another format.
+pub(super) fn convert(args: &args::Convert) -> Result<u8, Failure> {
+    let args::Convert { input, output, to, weights, drop_text_encoders } = args;
+    paths::no_checkpoint(input)?;
+    let file = match drop_text_encoders {
+        true => AdapterFile::open_transformer(input, ""),
+        false => AdapterFile::open(input, ""),
+    };
+    let file = file.map_err(Failure::new)?;
+    paths::no_cells(&file)?;
+    paths::can_be_written(output, &file.path())?;
+    let linears = match weights {
+        None => None,
+        Some(weights) => Some(FluxFiles::open(weights).map_err(Failure::new)?.0.layout().linears),
+    };
+    let adapter = file.adapter(linears.as_deref()).map_err(Failure::new)?;
+    // Where it comes from stays with it; rank, alpha and targets are written anew.
+    const KEPT: [&str; 3] = ["prefgraph.base", "prefgraph.graph", "prefgraph.step"];
+    let about: Vec<(String, String)> = KEPT
+        .into_iter()
+        .filter_map(|key| Some((key.to_owned(), file.metadata().get(key)?.clone())))
+        .collect();
+    let written = adapter.write(output, *to, &about).map_err(Failure::new)?;
+    report(&adapter, *to, output, written);
+    if file.left_out() > 0 {
+        say!("{} tensors of text encoders were left out", file.left_out());
+    }
+    Ok(0)
+}

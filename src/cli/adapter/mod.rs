@@ -1,0 +1,49 @@
+//! `graph-run adapter`: adapter files, what they hold, and the names that other programs read.
+//!
+//! ```text
+//! show     what a file holds            export   the adapter of a checkpoint as a file
+//! convert  a file in another format     paths    what a path is, before anything is read or written
+//! ```
+
+mod convert;
+mod export;
+mod paths;
+mod show;
+
+use prefgraph_nn::{
+    Adapter,
+    lora::{AdapterFormat, Written},
+};
+
+use super::{Failure, args, say::say};
+
+/// The command that was typed.
+pub(super) fn adapter(command: &args::Adapter) -> Result<u8, Failure> {
+    match command {
+        args::Adapter::Show { path } => show::show(path),
+        args::Adapter::Convert(convert) => convert::convert(convert),
+        args::Adapter::Export(export) => export::export(export),
+    }
+}
+
+/// Say that a file has been written, and what became of its strength.
+fn report(adapter: &Adapter, to: AdapterFormat, output: &std::path::Path, written: Written) {
+    let layout = &adapter.layout;
+    say!(
+        "{} linears of rank {} in `{}` ({} names), read back and compared",
+        layout.modules.len(),
+        layout.rank,
+        output.display(),
+        to.name()
+    );
+    if to == AdapterFormat::Kohya || layout.alpha == layout.rank as f32 {
+        return;
+    }
+    let rounded = match written.rounding {
+        0.0 => "without rounding".to_owned(),
+        rounding => format!(
+            "which rounds its values by up to {rounding:.1e} of each; kohya's names keep alpha and factors as they are"
+        ),
+    };
+    say!("alpha / rank, {} / {}, is multiplied into B, {rounded}", layout.alpha, layout.rank);
+}
