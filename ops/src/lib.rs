@@ -17,6 +17,9 @@
 
 #![warn(clippy::print_stderr)]
 
+// `settings!` names this crate in a string, in which `$crate` has no meaning: inside it, too, it has its outer name.
+extern crate self as prefgraph_ops;
+
 pub mod catalogue;
 pub mod closure;
 pub mod guard;
@@ -27,8 +30,8 @@ pub mod operators;
 pub mod port;
 pub mod ports;
 pub mod random;
-pub mod role;
 pub mod resume;
+pub mod role;
 pub mod rows;
 pub mod settings;
 pub mod shape;
@@ -39,8 +42,17 @@ pub use identity::{Identity, ReadBatch, Sample};
 pub use inputs::{Arity, Input, InputSpec, Inputs, OutputSpec, Outputs};
 pub use operator::{Cost, Ctx, DynOperator, OpError, Operator, Residuals, Shared, Wanted};
 pub use port::{Carried, Cotangent, Grad, NamedState, NamedTensor, NoGrad, Port, PortType, Scalar, T, Value};
-pub use role::{As, Role};
 pub use resume::{DataSample, External, Outside, Restart, Restated};
+pub use role::{As, Role};
 pub use rows::{Batched, Rows};
 pub use settings::{DataPath, Nothing, SettingDoc, Settings};
 pub use shape::{Axes, ErasedShape, PortShape};
+
+/// The tensors of ports, at the version that their types are of.
+pub use dfdx;
+
+/// What the macros of this crate expand to; no part of its interface.
+#[doc(hidden)]
+pub mod __private {
+    pub use serde;
+}
