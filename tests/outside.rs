@@ -14,14 +14,18 @@ fn checked(name: &str, main: &str) -> Output {
     fs::create_dir_all(folder.join("src")).expect("a folder");
     let manifest = fs::read_to_string(root.join("tests/outside/Cargo.toml")).expect("a manifest");
     let manifest = manifest.replace("../..", &root.display().to_string());
+    // Two crates of one name would be one crate to cargo, below one target folder.
+    let manifest = manifest.replace("name = \"outside\"", &format!("name = \"{name}\""));
     fs::write(folder.join("Cargo.toml"), manifest).expect("written");
     fs::write(folder.join("src/main.rs"), main).expect("written");
     fs::copy(root.join("Cargo.lock"), folder.join("Cargo.lock")).expect("a copy");
     // The folder and the flags of `tests/graph_compile_fail.rs`, which has checked the same crates before: this test then takes
     // seconds. With others it would take a minute more.
     let shared = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../tests/trybuild");
+    let host = Command::new("rustc").args(["--print", "host-tuple"]).output().expect("rustc runs");
+    let host = String::from_utf8(host.stdout).expect("a name");
     Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["check", "--offline", "--quiet", "--color=never"])
+        .args(["check", "--offline", "--quiet", "--color=never", "--target", host.trim()])
         .arg("--config=build.rustflags=[\"--cfg\", \"trybuild\", \"--verbose\", \"-A\", \"dead_code\"]")
         .env_remove("RUSTFLAGS")
         .env("CARGO_INCREMENTAL", "0")
