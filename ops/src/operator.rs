@@ -155,10 +155,11 @@ pub trait Operator: Send + Sync + Sized + 'static {
     const NAME: &'static str;
     /// One sentence, shown by `graph-run ops`.
     const DOC: &'static str;
-    /// Names of the inputs: exactly one an element, or it does not compile.
-    const IN: InNames<Self>;
-    /// Names of the outputs.
-    const OUT: OutNames<Self>;
+    /// Names of the inputs, one for each element of [`In`](Self::In), or it does not compile. An implementation writes the
+    /// array out: `const IN: [&'static str; 2] = ["latents", "text"];`.
+    const IN: <Self::In as Inputs>::Names;
+    /// Names of the outputs, likewise: `const OUT: [&'static str; 1] = ["latents"];`.
+    const OUT: <Self::Out as Outputs>::Names;
     /// Every metric that it may measure, in the order in which it does.
     const METRICS: &'static [MetricDoc] = &[];
 

@@ -18,7 +18,7 @@ use crate::{
     identity::Identity,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
     part::Part,
-    ports::{ImageShape, Images, Latents, List, ListShape},
+    ports::{Clean, ImageShape, Images, Latents, List, ListShape},
     settings,
     settings::DataPath,
 };
@@ -155,7 +155,7 @@ impl Operator for Encode {
     const OUT: [&'static str; 1] = ["latents"];
     type Settings = EncodeSettings;
     type In = (Images,);
-    type Out = (Latents,);
+    type Out = (Clean,);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
 
@@ -188,7 +188,7 @@ impl Operator for Encode {
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (images,): Self::In) -> Result<(Self::Out, ()), OpError> {
-        Ok(((self.0.encode(ctx, &images, 0)?,), ()))
+        Ok(((self.0.encode(ctx, &images, 0)?.into(),), ()))
     }
 }
 
