@@ -153,7 +153,6 @@ pub mod registry;
 pub mod run;
 pub mod sources;
 pub mod spec;
-pub mod wires;
 
 /// The processor: its kernels and worker threads.
 pub use prefgraph_nn::Cpu;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{operator::OpError, settings::Settings};
+use crate::{error::OpError, settings::Settings};
 
 /// All that the rows an operator gives depend on, besides the rows it reads.
 ///

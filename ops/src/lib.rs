@@ -11,7 +11,7 @@
 //!     Ctx, OpError, Operator, Wanted,
 //!     dfdx::tensor::TensorFromVec,
 //!     operator::{InGrads, InShapes, OutGrads, OutShapes},
-//!     port::host,
+//!     tensor::host,
 //!     ports::Latents,
 //!     settings,
 //!     testing::check_gradients,
@@ -109,8 +109,10 @@
 // `settings!` names this crate in a string, in which `$crate` has no meaning: inside it, too, it has its outer name.
 extern crate self as prefgraph_ops;
 
+pub mod batched;
 pub mod catalogue;
 pub mod closure;
+pub mod error;
 pub mod guard;
 pub mod identity;
 pub mod inputs;
@@ -125,17 +127,21 @@ pub mod role;
 pub mod rows;
 pub mod settings;
 pub mod shape;
+pub mod state;
+pub mod tensor;
 pub mod testing;
 pub mod vjp;
 
+pub use batched::Batched;
+pub use error::{Fault, OpError};
 pub use identity::{Identity, ReadBatch, Sample};
 pub use inputs::{Arity, Input, InputSpec, Inputs, OutputSpec, Outputs};
-pub use operator::{Cost, Ctx, DynOperator, OpError, Operator, Residuals, Shared, Wanted};
+pub use operator::{Cost, Ctx, DynOperator, Operator, Residuals, Shared, Wanted};
 pub use part::{Part, Toy};
 pub use port::{Carried, Cotangent, Grad, NamedState, NamedTensor, NoGrad, Port, PortType, Scalar, T, Value};
 pub use resume::{DataSample, External, Outside, Restart, Restated};
 pub use role::{As, Role};
-pub use rows::{Batched, Rows};
+pub use rows::Rows;
 pub use settings::{DataPath, Nothing, SettingDoc, Settings};
 pub use shape::{Axes, ErasedShape, PortShape};
 

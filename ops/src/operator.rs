@@ -4,6 +4,7 @@ use std::any::Any;
 
 use prefgraph_nn as nn;
 
+pub use crate::error::OpError;
 use crate::{
     identity::{Identity, ReadBatch, Sample},
     inputs::{InputSpec, Inputs, OutputSpec, Outputs},
@@ -15,48 +16,6 @@ use crate::{
     settings::Settings,
     shape::ErasedShape,
 };
-
-/// Why an operator refused its settings, its shapes or its inputs.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct OpError {
-    message: String,
-    diverged: bool,
-}
-
-impl OpError {
-    /// A message that says whose fault it is, what was found, and what would have been accepted.
-    pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), diverged: false }
-    }
-
-    /// Training has driven numbers out of range: what is trained is spoilt, and repeating the step would fail again.
-    pub fn diverged(message: impl Into<String>) -> Self {
-        Self { message: message.into(), diverged: true }
-    }
-
-    /// Was it made by [`diverged`](Self::diverged)?
-    pub fn is_divergence(&self) -> bool {
-        self.diverged
-    }
-
-    /// A defect of this library.
-    pub fn internal(message: impl std::fmt::Display) -> Self {
-        Self::new(format!("internal error, please report it: {message}"))
-    }
-}
-
-impl From<nn::Error> for OpError {
-    fn from(e: nn::Error) -> Self {
-        Self::new(e.to_string())
-    }
-}
-
-impl From<dfdx::tensor::CpuError> for OpError {
-    fn from(e: dfdx::tensor::CpuError) -> Self {
-        Self::new(format!("dfdx: {e}"))
-    }
-}
 
 /// What an operator may read besides its inputs.
 pub struct Ctx<'a> {

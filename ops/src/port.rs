@@ -1,21 +1,16 @@
 //! What travels along an edge.
 
-use std::{
-    any::{Any, TypeId},
-    fmt,
-    sync::Arc,
-};
+use std::{any::TypeId, fmt, sync::Arc};
 
-use dfdx::{
-    shapes::HasShape,
-    tensor::{Cpu, Tensor},
-};
+use dfdx::tensor::{Cpu, Tensor};
 
 use crate::{
-    operator::OpError,
+    error::OpError,
     rows::Rows,
-    shape::{Axes, ErasedShape, PortShape},
+    shape::{ErasedShape, PortShape},
 };
+
+pub use crate::state::{NamedState, NamedTensor, Value};
 
 /// A tensor whose axes are part of its type: dfdx's, on the host.
 pub type T<S> = Tensor<S, f32, Cpu>;
@@ -91,66 +86,6 @@ impl Cotangent for NoGrad {
     }
 }
 
-impl<S: Axes> Cotangent for T<S> {
-    fn add(self, other: Self) -> Result<Self, OpError> {
-        let (left, right) = (HasShape::shape(&self), HasShape::shape(&other));
-        if left != right {
-            return Err(OpError::internal(format!("cotangents of one port: {left:?} and {right:?}")));
-        }
-        Ok(dfdx::tensor_ops::TryAdd::try_add(self, other)?)
-    }
-    fn bytes(&self) -> usize {
-        HasShape::shape(self).num_elements() * size_of::<f32>()
-    }
-    fn components(&self) -> Vec<f32> {
-        self.as_vec()
-    }
-}
-
-impl<S: Axes> Port for T<S> {
-    type Grad = Self;
-    type Shape = S;
-
-    fn label() -> String {
-        S::label()
-    }
-    fn shape(&self) -> S {
-        *HasShape::shape(self)
-    }
-    fn carry() -> Option<Carry> {
-        Some(Carry::of::<Self>())
-    }
-    fn rows() -> Option<Rows> {
-        Rows::of_tensor::<S>()
-    }
-}
-
-impl<S: Axes> Carried for T<S> {
-    fn save(&self) -> NamedState {
-        let values = Arc::new(self.as_vec());
-        let dims = HasShape::shape(self).concrete().into();
-        NamedState { tensors: vec![NamedTensor { name: "value".into(), dims, values }], counters: vec![] }
-    }
-    fn restore(shape: &S, state: &NamedState) -> Result<Self, OpError> {
-        use dfdx::tensor::TensorFromVec;
-        let found = state.tensor("value")?;
-        let dims: Vec<usize> = shape.concrete().into();
-        if found.dims != dims {
-            return Err(OpError::new(format!("the state has axes {:?}, the graph {dims:?}", found.dims)));
-        }
-        Ok(host().try_tensor_from_vec(found.values.to_vec(), *shape)?)
-    }
-}
-
-/// The dfdx device of all ports. Its cache of freed buffers is off: a plan predicts memory, and a cache would make
-/// the prediction a lie.
-pub fn host() -> Cpu {
-    use dfdx::tensor::Cache;
-    let device = Cpu::default();
-    device.disable_cache();
-    device
-}
-
 /// The cotangent of a `P` as an input of an update operator; `None` is zero.
 #[derive(Clone)]
 pub struct Grad<P: Port>(pub Option<P::Grad>);
@@ -196,48 +131,6 @@ pub fn grad_value(cotangent: Option<Value>) -> Value {
     Arc::new(cotangent)
 }
 
-/// One tensor of a saved state.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NamedTensor {
-    /// Unique in its state.
-    pub name: String,
-    /// Extents of its axes.
-    pub dims: Vec<usize>,
-    /// Row-major.
-    pub values: Arc<Vec<f32>>,
-}
-
-/// A value as named tensors and counters: what a checkpoint holds of a cell.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct NamedState {
-    /// In a fixed order.
-    pub tensors: Vec<NamedTensor>,
-    /// Whole numbers, e.g. the updates made.
-    pub counters: Vec<(String, u64)>,
-}
-
-impl NamedState {
-    /// The tensor of that name.
-    ///
-    /// # Errors
-    /// If there is none; the message lists those there are.
-    pub fn tensor(&self, name: &str) -> Result<&NamedTensor, OpError> {
-        self.tensors.iter().find(|t| t.name == name).ok_or_else(|| {
-            let there: Vec<_> = self.tensors.iter().map(|t| t.name.as_str()).collect();
-            OpError::new(format!("the state has no tensor `{name}`, it has {}", there.join(", ")))
-        })
-    }
-
-    /// The counter of that name.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub fn counter(&self, name: &str) -> Result<u64, OpError> {
-        let found = self.counters.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
-        found.ok_or_else(|| OpError::new(format!("the state has no counter `{name}`")))
-    }
-}
-
 /// A port whose values can outlive a step.
 pub trait Carried: Port {
     /// As named tensors and counters.
@@ -271,9 +164,6 @@ impl Carry {
         }
     }
 }
-
-/// A [`Port`] value whose type is known at run time only; it has lost its role, too. Cloning is cheap.
-pub type Value = Arc<dyn Any + Send + Sync>;
 
 /// Run-time image of a [`Port`] type.
 #[derive(Clone)]

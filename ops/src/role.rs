@@ -8,7 +8,7 @@
 use std::ops::Deref;
 
 use crate::{
-    operator::OpError,
+    error::OpError,
     port::{Carried, Carry, NamedState, Port, PortType, Value},
     rows::Rows,
 };

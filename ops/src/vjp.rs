@@ -10,10 +10,11 @@ use dfdx::{
 };
 
 use crate::{
-    port::{Port, T, host},
+    port::{Port, T},
     ports::Timesteps,
     role::{As, Role},
     shape::Axes,
+    tensor::host,
 };
 
 /// A tensor that records what is done with it.

@@ -4,8 +4,8 @@ use dfdx::tensor::TensorFromVec;
 use prefgraph_ops::{
     Ctx, OpError, Operator, T, Wanted,
     operator::{InGrads, InShapes, OutGrads, OutShapes},
-    port::host,
     settings::Nothing,
+    tensor::host,
     testing::{GradientCheck, check_gradients},
 };
 

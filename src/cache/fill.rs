@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use prefgraph_nn as nn;
-use prefgraph_ops::{Ctx, OpError, Value, guard, port};
+use prefgraph_ops::{Ctx, OpError, Value, guard, tensor};
 
 use super::{
     Cache, CacheError, Hash, Member, cached::Cached, index::Known, lineage::read_wires, stamp::Stamps,
@@ -64,7 +64,7 @@ impl Cache {
                 self.store.note(&member.recipe)?;
             }
         }
-        let host = port::host();
+        let host = tensor::host();
         for source in &work {
             let ctx = |node| Ctx { step: 0, seed: 0, node, cpu, host: &host };
             for batch in self.batches(source, plan) {

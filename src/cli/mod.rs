@@ -5,7 +5,8 @@
 //!  run        a run from its folder to its end     resume    where a resumed run continues, and what has changed
 //!  steps      the loop over steps                  session   what a step writes into the run's folder
 //!  trained    the adapters of a run                updates   the loss of an update that several steps make
-//!  stop       why a run stops early                say       messages on standard error
+//!  stop       why a run stops early                advice    what to do then
+//!  say        messages on standard error
 //!  progress   a bar, or a line every few steps     first     the check of the very first step
 //!  health     warnings on the way, and a summary   window    the last steps of a metric
 //!  fill       the cache before the first step      interrupt   requests to stop
@@ -18,6 +19,7 @@
 //! Standard output is for data, standard error for people.
 
 mod adapter;
+mod advice;
 mod args;
 mod cache;
 mod calibrate;

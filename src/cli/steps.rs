@@ -5,7 +5,10 @@
 use std::path::PathBuf;
 
 use prefgraph_nn::{self as nn, Adapter, cpu::map};
-use prefgraph_ops::ports::{Metric, Metrics};
+use prefgraph_ops::{
+    Fault,
+    ports::{Metric, Metrics},
+};
 
 use super::{
     INTERRUPTED, first, health::Health, interrupt, progress::Progress, session::Session, stop::Stop, system,
@@ -118,7 +121,9 @@ fn left_over(metrics: &Metrics) -> Option<String> {
 
 fn stop(e: RunError) -> Stop {
     match &e {
-        RunError::Node { step, source, .. } if source.is_divergence() => Stop::Diverged(*step, e.to_string()),
+        RunError::Node { step, source, .. } if source.fault() == Fault::Training => {
+            Stop::Diverged(*step, e.to_string())
+        }
         _ => Stop::Failed(e.to_string()),
     }
 }

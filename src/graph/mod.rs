@@ -1,6 +1,7 @@
 //! The description of a training step: operators, wires between their ports, one loss, and the state carried from step
 //! to step. A graph holds no values and runs nothing.
 
+mod connect;
 mod error;
 mod lookup;
 mod reach;
@@ -16,8 +17,7 @@ use prefgraph_ops::{
     Arity, DynOperator, InputSpec, Operator, OutputSpec, PortType, Scalar, T, port::Carried,
 };
 
-use crate::wires::{Arguments, ConnectAll, Wired};
-
+pub use connect::{Arguments, Connect, ConnectAll, Wired};
 pub use error::GraphError;
 pub use petgraph::graph::EdgeIndex;
 pub use wire::{Endpoint, NodeId, Tap, Wire};

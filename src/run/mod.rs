@@ -12,7 +12,9 @@
 mod coordinator;
 mod error;
 mod lanes;
+mod message;
 mod values;
+mod work;
 
 use std::{collections::BTreeMap, sync::Arc, thread::JoinHandle};
 
@@ -28,8 +30,9 @@ use crate::{
     graph::{Endpoint, Graph, Tap, Wire},
     plan::{Plan, Task},
 };
-use coordinator::{Coordinator, Message};
+use coordinator::Coordinator;
 use lanes::Shared;
+use message::Message;
 
 pub use error::RunError;
 

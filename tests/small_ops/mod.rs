@@ -14,9 +14,9 @@ use prefgraph::{
 use prefgraph_ops::{
     Ctx, DataPath, Grad, Nothing, OpError, Operator, Scalar, T, Wanted, choices,
     operator::{InGrads, InShapes, OutGrads, OutShapes},
-    port::host,
     ports::{Effect, Effects, EffectsShape, Metrics, MetricsShape},
     settings,
+    tensor::host,
 };
 
 /// `[N]`.

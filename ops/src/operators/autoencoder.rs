@@ -11,7 +11,7 @@ use prefgraph_nn::{
 
 use crate::{
     choices,
-    operator::OpError,
+    error::OpError,
     part::{Part, Toy},
     settings::DataPath,
 };

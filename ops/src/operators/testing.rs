@@ -7,9 +7,9 @@ use prefgraph_nn as nn;
 use super::tensors::{mask, tensor};
 use crate::{
     operator::Ctx,
-    port::host,
     ports::{Latents, Mask},
     random::Random,
+    tensor::host,
 };
 
 /// Owns what a [`Ctx`] borrows.

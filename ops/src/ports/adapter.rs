@@ -5,7 +5,7 @@ use std::sync::Arc;
 use prefgraph_nn::{Adapter, AdapterGrad, AdapterLayout, lora::AdaptedLinear};
 
 use crate::{
-    operator::OpError,
+    error::OpError,
     port::{Carried, Carry, Cotangent, NamedState, NamedTensor, NoGrad, Port},
     shape::PortShape,
 };

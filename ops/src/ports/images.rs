@@ -5,8 +5,9 @@ use std::sync::Arc;
 use prefgraph_nn::size;
 
 use crate::{
+    batched::Batched,
     port::{NoGrad, Port},
-    rows::{Batched, Digest, Rows, digest},
+    rows::{Digest, Rows, digest},
     shape::PortShape,
 };
 

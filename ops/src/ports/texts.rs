@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use crate::{
+    batched::Batched,
     port::{NoGrad, Port},
-    rows::{Batched, Digest, Rows, digest},
+    rows::{Digest, Rows, digest},
     shape::PortShape,
 };
 

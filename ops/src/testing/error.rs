@@ -1,6 +1,6 @@
 //! Why a check of gradients failed.
 
-use crate::operator::OpError;
+use crate::error::OpError;
 
 /// What [`check_gradients`](super::check_gradients) found.
 #[derive(Clone, Debug, thiserror::Error)]

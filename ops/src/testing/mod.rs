@@ -10,8 +10,9 @@ use self::state::Flat;
 use crate::{
     inputs::{InputSpec, Inputs},
     operator::{Ctx, DynOperator, OpError, Operator},
-    port::{Value, host},
+    port::Value,
     random::Random,
+    tensor::host,
 };
 
 /// Compares [`Operator::backward`] with central differences of [`Operator::forward`] at these inputs, for every input

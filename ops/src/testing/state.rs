@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    operator::OpError,
+    error::OpError,
     port::{Carry, NamedState, PortType, Value},
     shape::ErasedShape,
 };

@@ -126,7 +126,7 @@ fn loss_and_gradient_are_those_of_dfdx() {
         };
         let margin = (error(w, &constants[0]) - frozen(0)) - (error(l, &constants[2]) - frozen(1));
         // Cross-entropy with ones is -log sigmoid.
-        let ones: T<(usize,)> = crate::port::host().ones_like(&(2,));
+        let ones: T<(usize,)> = crate::tensor::host().ones_like(&(2,));
         (margin * (-0.5 * beta)).bce_with_logits(ones).mean()
     });
     let inputs: Vec<Vec<crate::Value>> =

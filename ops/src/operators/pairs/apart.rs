@@ -3,7 +3,7 @@
 use std::{collections::HashSet, fs, path::Path, path::PathBuf};
 
 use super::{lines::read, row::Row};
-use crate::operator::OpError;
+use crate::error::OpError;
 
 /// Samples that a message names.
 const NAMED: usize = 4;

@@ -1,7 +1,7 @@
 //! What a graph file may say about `pairs`, and which of it is refused.
 
 use super::{geometry::CELL, picture::MAX_PIXELS};
-use crate::{choices, operator::OpError, settings, settings::DataPath};
+use crate::{choices, error::OpError, settings, settings::DataPath};
 
 choices! {
     /// What becomes of a sample that cannot be used, because of its line or its pictures.

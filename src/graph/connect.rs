@@ -1,4 +1,4 @@
-//! Tuples of wires, from tuples of ports: how `Graph::add` and `Graph::op` check a connection at compile time.
+//! Tuples of wires for tuples of ports: how `Graph::add` and `Graph::op` check connections at compile time.
 
 use prefgraph_ops::{
     As, DynOperator, Inputs, Outputs, Port, Role,
@@ -8,7 +8,7 @@ use prefgraph_ops::{
     vjp::{Traceable, Traced},
 };
 
-use crate::graph::{Endpoint, NodeId, Wire};
+use super::wire::{Endpoint, NodeId, Wire};
 
 /// What can be connected to an input `I`: a wire to `P`; a wire or an `Option` of one to `Option<P>`; a `Vec` of
 /// wires to `Vec<P>`. Two roles must be the same; a single wire without one fits an input with any, and the reverse.
