@@ -11,6 +11,7 @@ use crate::{
     ports::MetricDoc,
     random::Random,
     resume::{External, Restart, Restated},
+    role::Role,
     settings::Settings,
     shape::ErasedShape,
 };
@@ -100,6 +101,8 @@ pub struct Cost {
     pub forward_flops: f64,
     /// Floating-point operations of the backward.
     pub backward_flops: f64,
+    /// What the operands of most of these operations are rounded to, which decides how fast they are.
+    pub precision: nn::cpu::Precision,
     /// Bytes read and written by a forward.
     pub moved_bytes: f64,
     /// Bytes held from forward to backward, besides the inputs and outputs.
@@ -244,6 +247,11 @@ pub trait Operator: Send + Sync + Sized + 'static {
         External::of(self.cacheable())
     }
 
+    /// What a plan checks between this node and others.
+    fn role(&self) -> Role {
+        Role::default()
+    }
+
     /// The effect of resuming a run with these settings after `old` ones. Called for every node when a run is resumed; `None` if
     /// nothing is worth saying.
     fn restated(&self, old: &Self::Settings, restart: &Restart<'_>) -> Option<Restated> {
@@ -329,6 +337,10 @@ pub trait DynOperator: Send + Sync {
     fn external(&self) -> Vec<External> {
         Vec::new()
     }
+    /// See [`Operator::role`].
+    fn role(&self) -> Role {
+        Role::default()
+    }
     /// See [`Operator::restated`]; the old settings as JSON.
     fn restated(&self, old: &serde_json::Value, restart: &Restart<'_>) -> Option<Restated> {
         let _ = (old, restart);
@@ -401,6 +413,9 @@ impl<O: Operator> DynOperator for O {
     }
     fn external(&self) -> Vec<External> {
         Operator::external(self)
+    }
+    fn role(&self) -> Role {
+        Operator::role(self)
     }
     fn restated(&self, old: &serde_json::Value, restart: &Restart<'_>) -> Option<Restated> {
         let old = serde_json::from_value::<O::Settings>(old.clone()).ok()?;

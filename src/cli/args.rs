@@ -29,6 +29,9 @@ pub(super) enum Command {
         /// Print the plan as JSON
         #[arg(long)]
         json: bool,
+        /// Measure the speed of this machine again (about a second), also by a debug build
+        #[arg(long)]
+        calibrate: bool,
     },
     /// Print the plan as a picture: Graphviz text, or SVG or PNG if Graphviz is installed
     Dot {
@@ -38,6 +41,8 @@ pub(super) enum Command {
         #[arg(long, value_enum, default_value_t = Format::Dot)]
         format: Format,
     },
+    /// Draw pictures from a prompt, with the networks of a graph and an adapter that it trained
+    Sample(Sample),
     /// List the operators, or show one with its ports and settings
     Ops {
         /// An operator
@@ -52,6 +57,63 @@ pub(super) enum Command {
     /// Look after a cache of what encoders compute
     #[command(subcommand)]
     Cache(Cache),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Sample {
+    /// A graph file (RON): a recipe, the `graph.ron` of a run, or a sampling graph; its data are not read
+    #[arg(value_name = "GRAPH")]
+    pub graph: PathBuf,
+    /// What to draw
+    #[arg(long)]
+    pub prompt: String,
+    /// A reference picture; may be given more than once
+    #[arg(long = "ref", value_name = "PICTURE")]
+    pub references: Vec<PathBuf>,
+    /// The adapter to draw with: a file of any known tool; without one, the frozen network draws
+    #[arg(long, value_name = "FILE")]
+    pub adapter: Option<PathBuf>,
+    /// Size of the pictures in pixels [default: that of the graph]
+    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = size)]
+    pub size: Option<Size>,
+    /// Seed of the first picture's noise; every further picture has the next one [default: 0]
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Number of pictures
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: u64,
+    /// Passes of the network for a picture [default: the graph's, else 25]
+    #[arg(long)]
+    pub steps: Option<usize>,
+    /// Guidance value, for networks that take one [default: the graph's, else the published one]
+    #[arg(long)]
+    pub guidance: Option<f64>,
+    /// Folder for the pictures
+    #[arg(long, default_value = "pictures")]
+    pub out: PathBuf,
+    /// Replace pictures that exist
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Set a setting of the graph; may be given more than once
+    #[arg(long = "set", value_name = "NODE.SETTING=VALUE")]
+    pub sets: Vec<String>,
+    /// Worker threads of the kernels; 0 is one a core
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+/// Pixels along the sides of a picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Size {
+    pub width: usize,
+    pub height: usize,
+}
+
+fn size(text: &str) -> Result<Size, String> {
+    let sides = text.split_once(['x', 'X']).and_then(|(width, height)| {
+        Some(Size { width: width.trim().parse().ok()?, height: height.trim().parse().ok()? })
+    });
+    sides.ok_or_else(|| "width x height in pixels is expected, as in 512x768".into())
 }
 
 #[derive(Debug, Subcommand)]

@@ -10,6 +10,8 @@
 //!  health     warnings on the way, and a summary   window    the last steps of a metric
 //!  fill       the cache before the first step      interrupt   requests to stop
 //!  system     memory, standard output
+//!  sample     pictures from a prompt               threads   how many worker threads there will be
+//!  calibrate  the speed of this machine            forecast  how long a run will take
 //!  plan, dot, ops, data, adapter, cache   the other commands
 //! ```
 //!
@@ -18,10 +20,12 @@
 mod adapter;
 mod args;
 mod cache;
+mod calibrate;
 mod data;
 mod dot;
 mod fill;
 mod first;
+mod forecast;
 mod health;
 mod interrupt;
 mod ops;
@@ -30,11 +34,13 @@ mod prepare;
 mod progress;
 mod resume;
 mod run;
+mod sample;
 mod say;
 mod session;
 mod steps;
 mod stop;
 mod system;
+mod threads;
 mod trained;
 mod updates;
 mod window;
@@ -102,8 +108,9 @@ pub fn main_with(registry: Registry) -> ExitCode {
         }
     };
     let done = match args.command {
-        Some(Command::Plan { graph, json }) => plan::plan(&graph, json, &registry),
+        Some(Command::Plan { graph, json, calibrate }) => plan::plan(&graph, json, calibrate, &registry),
         Some(Command::Dot { graph, format }) => dot::dot(&graph, format, &registry),
+        Some(Command::Sample(wanted)) => sample::sample(&wanted, &registry),
         Some(Command::Ops { name }) => ops::ops(name.as_deref(), &registry),
         Some(Command::Data(args::Data::Check { path, sets, max_pixels, bad, json })) => {
             let wanted = data::Wanted { path: &path, sets: &sets, max_pixels, bad: bad.as_deref(), json };

@@ -21,6 +21,8 @@ pub struct Memory {
     pub cells: usize,
     /// Values of later steps, made ahead.
     pub ahead: usize,
+    /// What the process holds besides: [`PlanOptions::process`].
+    pub process: usize,
 }
 
 /// Something that takes memory for a part of a step.
@@ -197,7 +199,7 @@ fn predict_one(
 ) -> Memory {
     let ahead = |id: TaskId| options.ahead > 0 && tasks[id].phase == Phase::Ahead;
     let finish = tasks.iter().map(end).fold(0.0, f64::max);
-    let mut memory = Memory { resident, ..Memory::default() };
+    let mut memory = Memory { resident, process: options.process, ..Memory::default() };
     let mut grown = vec![0usize; tasks.len()];
     let mut at_start = 0usize;
     // (time, freed bytes), beside what each start adds.
@@ -225,7 +227,7 @@ fn predict_one(
 
     let mut frees = frees.into_iter().peekable();
     // Sums that have stopped at the largest number stay far above any memory.
-    let mut alive = size::sum([resident, memory.cells, memory.ahead, at_start]);
+    let mut alive = size::sum([options.process, resident, memory.cells, memory.ahead, at_start]);
     memory.peak = alive;
     for id in order {
         while let Some((_, bytes)) = frees.next_if(|(time, _)| time.0 <= tasks[id].start) {

@@ -7,6 +7,7 @@
 //!  resolve -> wire        references followed and operators built; names become wires
 //!  caching                nodes that a cache stands before
 //!  resolved, diff         a graph as one flat file; what two of them have not in common
+//!  outline                what a graph states of its nodes, without building them
 //!  stated                 what such a file says, without building anything from it
 //! ```
 //!
@@ -18,6 +19,7 @@ mod diff;
 mod excerpt;
 mod merge;
 mod nearest;
+mod outline;
 mod parse;
 mod paths;
 mod resolve;
@@ -36,6 +38,7 @@ use std::path::Path;
 pub(crate) use diff::nodes;
 pub use diff::{Change, diff};
 pub(crate) use nearest::advice;
+pub use outline::Outline;
 pub use run_settings::{CacheSettings, RunSettings};
 pub use source::SpecError;
 pub use stated::{Stated, StatedNode, stated};
@@ -129,11 +132,7 @@ pub fn settings_of<O: Operator>(
     sets: &[String],
     registry: &Registry,
 ) -> Result<Vec<(String, O::Settings)>, Box<SpecError>> {
-    let (text, folder) = read(path)?;
-    let mut sources = Sources::default();
-    let name = path.display().to_string();
-    let (merged, _) = merged(&mut sources, &name, &text, folder, Some(path), sets, registry)?;
-    resolve::Resolver::new(&sources, &merged, registry)?.settings_of::<O>()
+    Outline::open(path, sets, registry)?.settings_of::<O>()
 }
 
 /// Load a graph from its text; `name` is shown in errors, relative paths are relative to `folder`.

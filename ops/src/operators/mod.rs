@@ -2,6 +2,7 @@
 
 pub mod autoencoder;
 pub mod backbone;
+pub mod blank;
 mod canvas;
 pub mod decode;
 pub mod encode;

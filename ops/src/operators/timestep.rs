@@ -61,7 +61,7 @@ const UNO_POINTS: u64 = 1000;
 
 /// What a time is made from.
 enum Draw {
-    Random(Random),
+    Random(Box<Random>),
     /// The share of all draws that are smaller, in (0, 1).
     Quantile(f64),
 }
@@ -192,7 +192,7 @@ impl Operator for Timestep {
             let quantile = |i: usize| (i as f64 * period as f64 + step + 0.5) / parts;
             (0..batch).map(|i| self.time(&mut Draw::Quantile(quantile(i)), tokens)).collect()
         } else {
-            let mut draw = Draw::Random(ctx.random_repeating(self.0.repeat, "t"));
+            let mut draw = Draw::Random(Box::new(ctx.random_repeating(self.0.repeat, "t")));
             (0..batch).map(|_| self.time(&mut draw, tokens)).collect()
         };
         Ok(((Timesteps::new(self.0.process, times),), ()))

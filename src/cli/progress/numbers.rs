@@ -220,7 +220,7 @@ mod tests {
         let mut numbers = Numbers::default();
         let mut step = |metrics: &[(&str, f64)]| {
             let mut all = Metrics::default();
-            metrics.iter().for_each(|(name, value)| all.number(*name, *value));
+            metrics.iter().for_each(|(name, value)| all.number(name, *value));
             numbers.push(0, &all, 1.0, 0.0);
             labelled(&numbers.metrics())
         };

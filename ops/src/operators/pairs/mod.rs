@@ -6,18 +6,23 @@
 //!  sample     the files of one sample      geometry     how they come to the size of training
 //!  select     the samples a run reads      check        everything decoded once, before a run
 //!  notes      what a run is told           listed       all samples, for a cache
+//!  decoding   the memory of pictures as they are in their files
+//!  request    a line without pictures      prompts      `prompts`, which reads such lines
 //! ```
 //!
 //! Shape letters: `B` batch, `R` references of each sample of the batch, `h` `w` focus grid of a picture.
 
 mod apart;
 mod check;
+mod decoding;
 mod geometry;
 mod lines;
 mod listed;
 mod notes;
 mod order;
 mod picture;
+mod prompts;
+mod request;
 mod row;
 mod sample;
 mod select;
@@ -36,6 +41,7 @@ pub use self::{
     lines::{EXAMPLE, locate, read},
     order::{Batch, Group, Order},
     picture::{Foreground, MAX_PIXELS, Rgb},
+    prompts::{Prompts, PromptsSettings},
     row::{BadRow, Reference, Row},
     settings::{OnBad, PairsSettings},
 };
@@ -257,8 +263,13 @@ impl Operator for Pairs {
     fn cost(&self, (): &InShapes<Self>, outputs: &OutShapes<Self>) -> Cost {
         use crate::shape::PortShape;
         let pixels = (outputs.0.bytes() + outputs.1.bytes() + outputs.2.bytes()) / 3;
-        // Decoding and scaling, some hundred operations a pixel.
-        Cost { forward_flops: 100.0 * pixels as f64, moved_bytes: 12.0 * pixels as f64, ..Cost::default() }
+        Cost {
+            // Decoding and scaling, some hundred operations a pixel.
+            forward_flops: 100.0 * pixels as f64,
+            moved_bytes: 12.0 * pixels as f64,
+            scratch_bytes: self.decoding_bytes(),
+            ..Cost::default()
+        }
     }
 
     fn notes(&self, (): &InShapes<Self>) -> Vec<String> {
