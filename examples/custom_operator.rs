@@ -54,11 +54,11 @@ impl Operator for ScaleLatents {
     fn backward(
         &self,
         _: &Ctx<'_>,
-        _: Wanted<'_>,
+        wanted: Wanted<'_>,
         (): (),
         (grad,): OutGrads<Self>,
     ) -> Result<InGrads<Self>, OpError> {
-        Ok((grad.map(|g| g * self.0.factor),))
+        Ok((grad.filter(|_| wanted[0]).map(|g| g * self.0.factor),))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Tuples of wires, from tuples of ports: how `Graph::add` and `Graph::op` check a connection at compile time.
 
 use prefgraph_ops::{
-    DynOperator, Inputs, Outputs, Port,
+    As, DynOperator, Inputs, Outputs, Port, Role,
     closure::Closure,
     inputs::Input,
     shape::Axes,
@@ -11,28 +11,36 @@ use prefgraph_ops::{
 use crate::graph::{Endpoint, NodeId, Wire};
 
 /// What can be connected to an input `I`: a wire to `P`; a wire or an `Option` of one to `Option<P>`; a `Vec` of
-/// wires to `Vec<P>`.
+/// wires to `Vec<P>`. Two roles must be the same; a single wire without one fits an input with any, and the reverse.
 #[diagnostic::on_unimplemented(
     message = "a `{Self}` cannot be connected to an input of type `{I}`",
-    label = "this wire carries another type than the input takes"
+    label = "this wire carries another type, or another role, than the input takes"
 )]
 pub trait Connect<I: Input> {
     #[doc(hidden)]
     fn endpoints(self) -> Vec<Endpoint>;
 }
 
-impl<P: Port> Connect<P> for Wire<P> {
-    fn endpoints(self) -> Vec<Endpoint> {
-        vec![self.endpoint()]
-    }
-}
+macro_rules! connect {
+    ([$($role:tt)*] $wire:ty => $input:ty) => {
+        impl<$($role)* P: Port> Connect<$input> for Wire<$wire> {
+            fn endpoints(self) -> Vec<Endpoint> {
+                vec![self.endpoint()]
+            }
+        }
 
-impl<P: Port> Connect<Option<P>> for Wire<P> {
-    fn endpoints(self) -> Vec<Endpoint> {
-        vec![self.endpoint()]
-    }
+        impl<$($role)* P: Port> Connect<Option<$input>> for Wire<$wire> {
+            fn endpoints(self) -> Vec<Endpoint> {
+                vec![self.endpoint()]
+            }
+        }
+    };
 }
+connect!([] P => P);
+connect!([R: Role,] As<R, P> => P);
+connect!([R: Role,] P => As<R, P>);
 
+// Of the same role only: one implementation each is what lets the compiler infer the type of a `None` or a `vec![]`.
 impl<P: Port> Connect<Option<P>> for Option<Wire<P>> {
     fn endpoints(self) -> Vec<Endpoint> {
         self.into_iter().map(Wire::endpoint).collect()

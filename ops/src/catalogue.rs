@@ -3,6 +3,7 @@
 use crate::{
     operator::Operator,
     operators::{
+        as_target::AsTarget,
         backbone::Backbone,
         blank::Blank,
         decode::Decode,
@@ -27,6 +28,7 @@ use crate::{
         preview::Preview,
         prompt::Prompt,
         reference::Reference,
+        refine::Refine,
         replay::Replay,
         sample::Sample,
         strip::Strip,
@@ -52,6 +54,7 @@ pub fn visit_all(v: &mut impl Visit) {
     v.operator::<EncodeReferences>();
     v.operator::<Decode>();
     v.operator::<Pick>();
+    v.operator::<Refine>();
     v.operator::<Prompt>();
     // Noise.
     v.operator::<Timestep>();
@@ -62,6 +65,7 @@ pub fn visit_all(v: &mut impl Visit) {
     v.operator::<ZeroMoments>();
     v.operator::<Forward>();
     v.operator::<Reference>();
+    v.operator::<AsTarget>();
     // Where to look.
     v.operator::<HookAttention>();
     v.operator::<MaskField>();

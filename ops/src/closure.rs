@@ -75,7 +75,7 @@ macro_rules! functions {
             fn dummies(shapes: &[ErasedShape]) -> Vec<Value> {
                 vec![$({
                     let shape = shapes[$i].get::<$P::Shape>().expect("edge types are checked");
-                    std::sync::Arc::new($P::dummy(shape)) as Value
+                    $P::dummy(shape).erase()
                 }),*]
             }
         }

@@ -7,11 +7,11 @@ use prefgraph_nn as nn;
 use crate::{
     identity::{Identity, ReadBatch, Sample},
     inputs::{InputSpec, Inputs, OutputSpec, Outputs},
+    part::Part,
     port::Value,
     ports::MetricDoc,
     random::Random,
     resume::{External, Restart, Restated},
-    role::Role,
     settings::Settings,
     shape::ErasedShape,
 };
@@ -155,10 +155,11 @@ pub trait Operator: Send + Sync + Sized + 'static {
     const NAME: &'static str;
     /// One sentence, shown by `graph-run ops`.
     const DOC: &'static str;
-    /// Names of the inputs: exactly one an element, or it does not compile.
-    const IN: InNames<Self>;
-    /// Names of the outputs.
-    const OUT: OutNames<Self>;
+    /// Names of the inputs, one for each element of [`In`](Self::In), or it does not compile. An implementation writes the
+    /// array out: `const IN: [&'static str; 2] = ["latents", "text"];`.
+    const IN: <Self::In as Inputs>::Names;
+    /// Names of the outputs, likewise: `const OUT: [&'static str; 1] = ["latents"];`.
+    const OUT: <Self::Out as Outputs>::Names;
     /// Every metric that it may measure, in the order in which it does.
     const METRICS: &'static [MetricDoc] = &[];
 
@@ -248,8 +249,8 @@ pub trait Operator: Send + Sync + Sized + 'static {
     }
 
     /// What a plan checks between this node and others.
-    fn role(&self) -> Role {
-        Role::default()
+    fn part(&self) -> Part {
+        Part::default()
     }
 
     /// The effect of resuming a run with these settings after `old` ones. Called for every node when a run is resumed; `None` if
@@ -337,9 +338,9 @@ pub trait DynOperator: Send + Sync {
     fn external(&self) -> Vec<External> {
         Vec::new()
     }
-    /// See [`Operator::role`].
-    fn role(&self) -> Role {
-        Role::default()
+    /// See [`Operator::part`].
+    fn part(&self) -> Part {
+        Part::default()
     }
     /// See [`Operator::restated`]; the old settings as JSON.
     fn restated(&self, old: &serde_json::Value, restart: &Restart<'_>) -> Option<Restated> {
@@ -414,8 +415,8 @@ impl<O: Operator> DynOperator for O {
     fn external(&self) -> Vec<External> {
         Operator::external(self)
     }
-    fn role(&self) -> Role {
-        Operator::role(self)
+    fn part(&self) -> Part {
+        Operator::part(self)
     }
     fn restated(&self, old: &serde_json::Value, restart: &Restart<'_>) -> Option<Restated> {
         let old = serde_json::from_value::<O::Settings>(old.clone()).ok()?;

@@ -47,6 +47,19 @@ pub trait Port: Clone + Send + Sync + 'static {
         let _ = shape;
         None
     }
+
+    #[doc(hidden)]
+    fn port_type() -> PortType {
+        PortType::without_role::<Self>()
+    }
+    #[doc(hidden)]
+    fn erase(self) -> Value {
+        Arc::new(self)
+    }
+    #[doc(hidden)]
+    fn unerase(value: &Value) -> Self {
+        downcast(value)
+    }
 }
 
 /// An element of the dual space: all that reverse mode asks of it is addition.
@@ -58,6 +71,8 @@ pub trait Cotangent: Clone + Send + Sync + 'static {
     fn add(self, other: Self) -> Result<Self, OpError>;
     /// Bytes held.
     fn bytes(&self) -> usize;
+    /// Its components, in the order in which [`Carried::save`] lists those of the value.
+    fn components(&self) -> Vec<f32>;
 }
 
 /// Cotangent of a discrete port. It has no values, so that no gradient crosses such an edge is a theorem.
@@ -69,6 +84,9 @@ impl Cotangent for NoGrad {
         match self {}
     }
     fn bytes(&self) -> usize {
+        match *self {}
+    }
+    fn components(&self) -> Vec<f32> {
         match *self {}
     }
 }
@@ -83,6 +101,9 @@ impl<S: Axes> Cotangent for T<S> {
     }
     fn bytes(&self) -> usize {
         HasShape::shape(self).num_elements() * size_of::<f32>()
+    }
+    fn components(&self) -> Vec<f32> {
+        self.as_vec()
     }
 }
 
@@ -157,6 +178,22 @@ impl<P: Port> Port for Grad<P> {
     fn shape(&self) -> Self::Shape {
         unreachable!("a cotangent is an input only, and inputs are described by their producers")
     }
+    // A role names the value, not its cotangent's type: with and without one, the edge carries the same `P::Grad`.
+    fn port_type() -> PortType {
+        let of = P::port_type();
+        PortType { id: of.grad_id, role: of.role, ..PortType::without_role::<Self>() }
+    }
+    fn erase(self) -> Value {
+        grad_value(self.0.map(|grad| Arc::new(grad) as Value))
+    }
+    fn unerase(value: &Value) -> Self {
+        Self(downcast::<Option<Value>>(value).as_ref().map(downcast::<P::Grad>))
+    }
+}
+
+/// A cotangent, or zero, as the value of a [`Grad`] input.
+pub fn grad_value(cotangent: Option<Value>) -> Value {
+    Arc::new(cotangent)
 }
 
 /// One tensor of a saved state.
@@ -229,13 +266,13 @@ impl Carry {
             restore: |shape, state| {
                 let shape =
                     shape.get::<P::Shape>().ok_or_else(|| OpError::internal("shape of another port"))?;
-                Ok(Arc::new(P::restore(shape, state)?))
+                Ok(P::restore(shape, state)?.erase())
             },
         }
     }
 }
 
-/// A [`Port`] value whose type is known at run time only. Cloning is cheap.
+/// A [`Port`] value whose type is known at run time only; it has lost its role, too. Cloning is cheap.
 pub type Value = Arc<dyn Any + Send + Sync>;
 
 /// Run-time image of a [`Port`] type.
@@ -243,6 +280,10 @@ pub type Value = Arc<dyn Any + Send + Sync>;
 pub struct PortType {
     id: TypeId,
     grad_id: TypeId,
+    /// Is a cotangent of it a value of it, as with tensors?
+    pub(crate) self_dual: bool,
+    /// What the value is for, where the type says so: see [`Role`](crate::Role).
+    pub role: Option<&'static str>,
     /// See [`Port::label`].
     pub label: String,
     /// See [`Port::carry`].
@@ -255,34 +296,53 @@ pub struct PortType {
     pub differentiable: bool,
     /// Sum of two cotangents.
     pub add: fn(Value, Value) -> Result<Value, OpError>,
-    /// A cotangent as the value of a [`Grad`] input.
-    pub wrap_grad: fn(Option<Value>) -> Value,
     /// Shape of a value.
     pub shape_of: fn(&Value) -> ErasedShape,
     /// Shape of a [`Grad`] input, from the shape of the value.
     pub grad_shape: fn(&ErasedShape) -> ErasedShape,
     /// Bytes of a cotangent.
     pub grad_bytes: fn(&Value) -> usize,
+    /// See [`Cotangent::components`].
+    pub grad_components: fn(&Value) -> Vec<f32>,
 }
 
 impl PortType {
     /// The image of `P`.
     pub fn of<P: Port>() -> Self {
+        P::port_type()
+    }
+
+    fn without_role<P: Port>() -> Self {
         Self {
             id: TypeId::of::<P>(),
             grad_id: TypeId::of::<Grad<P>>(),
+            self_dual: TypeId::of::<P>() == TypeId::of::<P::Grad>(),
+            role: None,
             label: P::label(),
             carry: P::carry(),
             rows: P::rows(),
-            hollow: |s| P::hollow(s.get::<P::Shape>()?).map(|value| Arc::new(value) as Value),
+            hollow: |s| P::hollow(s.get::<P::Shape>()?).map(P::erase),
             differentiable: TypeId::of::<P::Grad>() != TypeId::of::<NoGrad>(),
-            add: |a, b| Ok(Arc::new(take::<P::Grad>(&a).add(take::<P::Grad>(&b))?)),
-            wrap_grad: |g| Arc::new(Grad::<P>(g.map(|g| take(&g)))),
+            add: |a, b| Ok(Arc::new(downcast::<P::Grad>(&a).add(downcast::<P::Grad>(&b))?)),
             shape_of: |v| ErasedShape::new(take::<P>(v).shape()),
             grad_shape: |s| {
                 ErasedShape::new(GradShape(s.get::<P::Shape>().expect("a port has its own shape").clone()))
             },
-            grad_bytes: |g| take::<P::Grad>(g).bytes(),
+            grad_bytes: |g| downcast::<P::Grad>(g).bytes(),
+            grad_components: |g| downcast::<P::Grad>(g).components(),
+        }
+    }
+
+    /// The same type with a role; `label` names both.
+    pub(crate) fn in_role(self, role: &'static str, label: String) -> Self {
+        Self { role: Some(role), label, ..self }
+    }
+
+    /// A shape of this type as people read it, after its role: `target f32[8,16,24,24]`.
+    pub fn describe(&self, shape: &ErasedShape) -> String {
+        match self.role {
+            Some(role) => format!("{role} {}", shape.describe()),
+            None => shape.describe(),
         }
     }
 
@@ -291,14 +351,30 @@ impl PortType {
         self.id == TypeId::of::<Scalar>()
     }
 
-    /// Does a value of type `self` fit an input of type `input`?
+    /// Does a value of type `self` fit an input of type `input`? Roles must agree where both have one.
     pub fn fits(&self, input: &Self) -> bool {
-        self.id == input.id
+        self.id == input.id && self.role_fits(input)
     }
 
     /// Does the cotangent of a value of type `self` fit an input of type `input`?
     pub fn cotangent_fits(&self, input: &Self) -> bool {
-        self.grad_id == input.id
+        self.grad_id == input.id && self.role_fits(input)
+    }
+
+    /// Would a value of type `self` fit an input of type `input`, were it not for their roles?
+    pub fn differs_in_role(&self, input: &Self) -> bool {
+        self.id == input.id && !self.role_fits(input)
+    }
+
+    fn role_fits(&self, input: &Self) -> bool {
+        self.role.is_none() || input.role.is_none() || self.role == input.role
+    }
+}
+
+/// The same type and the same role.
+impl PartialEq for PortType {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id && self.role == other.role
     }
 }
 
@@ -318,6 +394,18 @@ impl fmt::Debug for PortType {
 ///
 /// # Panics
 /// If `value` is no `P`, which is a defect of this library.
-pub fn take<P: Clone + 'static>(value: &Value) -> P {
-    value.downcast_ref::<P>().expect("edge types are checked when an edge is added").clone()
+pub fn take<P: Port>(value: &Value) -> P {
+    P::unerase(value)
+}
+
+/// The typed cotangent of a `P`, likewise.
+///
+/// # Panics
+/// If `value` is no cotangent of a `P`, which is a defect of this library.
+pub fn take_grad<P: Port>(value: &Value) -> P::Grad {
+    downcast(value)
+}
+
+fn downcast<V: Clone + 'static>(value: &Value) -> V {
+    value.downcast_ref::<V>().expect("edge types are checked when an edge is added").clone()
 }

@@ -152,7 +152,7 @@ fn join_tensor<S: Axes>(rows: &[NamedState]) -> Result<Value, OpError> {
 }
 
 fn items<P: Port>(value: &Value) -> impl Iterator<Item = Value> {
-    take::<List<P>>(value).0.into_iter().map(|item| Arc::new(item) as Value)
+    take::<List<P>>(value).0.into_iter().map(Port::erase)
 }
 
 fn of_item<P: Port>() -> Result<Rows, OpError> {

@@ -79,7 +79,9 @@ fn json(p: &Prepared, forecast: Option<Forecast>) -> Value {
         .map(|(id, node)| {
             let shapes = node.outputs.iter().zip(plan.largest().outputs(id));
             let outputs: Vec<Value> = shapes
-                .map(|(o, shape)| json!({"name": o.name, "shape": shape.describe(), "bytes": shape.bytes()}))
+                .map(|(o, shape)| {
+                    json!({"name": o.name, "role": o.ty.role, "shape": shape.describe(), "bytes": shape.bytes()})
+                })
                 .collect();
             let inputs = node.inputs.iter().zip(&node.wires);
             let inputs: serde_json::Map<String, Value> = inputs

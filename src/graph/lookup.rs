@@ -58,14 +58,15 @@ impl Graph {
         Ok(Endpoint { node, port, tap })
     }
 
-    /// A typed wire to the port that a path names, e.g. to read a graph file's ports from Rust.
+    /// A typed wire to the port that a path names, e.g. to read a graph file's ports from Rust. `P` is the port's type
+    /// with its role: what a wire says of itself is what the graph knows of it.
     ///
     /// # Errors
-    /// As [`endpoint`](Self::endpoint), or if the port carries another type, or the path names a cotangent.
+    /// As [`endpoint`](Self::endpoint), or if the port carries another type or role, or the path names a cotangent.
     pub fn wire<P: Port>(&self, path: &str) -> Result<Wire<P>, GraphError> {
         let at = self.endpoint(path)?;
         let (found, expected) = (self.port_type(at)?, PortType::of::<P>());
-        if at.tap == Tap::Cotangent || !found.fits(&expected) {
+        if at.tap == Tap::Cotangent || *found != expected {
             let (expected, found) = (expected.to_string(), super::carried(at, found));
             return Err(GraphError::WireType { path: path.into(), expected, found });
         }

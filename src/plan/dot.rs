@@ -194,7 +194,8 @@ impl Dot<'_> {
         let to = format!("{}:i{input}:n", name(Task::Forward(to)));
         match from.tap {
             Tap::Value => {
-                let shape = self.plan.shape(self.graph, from).describe();
+                let ty = &self.graph[from.node].outputs[from.port].ty;
+                let shape = ty.describe(&self.plan.shape(self.graph, from));
                 writeln!(
                     f,
                     "  {}:o{}:s -> {to} [label={}]",

@@ -93,7 +93,10 @@ impl Explain<'_> {
                 let outputs = plan.largest().outputs(id);
                 let several = outputs.len() > 1;
                 let gives = node.outputs.iter().zip(outputs).map(|(o, shape)| {
-                    if several { format!("{} {}", o.name, shape.describe()) } else { shape.describe() }
+                    let shape = o.ty.describe(shape);
+                    // `target target f32[...]` would say it twice.
+                    let named = o.ty.role == Some(o.name);
+                    if several && !named { format!("{} {shape}", o.name) } else { shape }
                 });
                 let mut free: Vec<String> = plan
                     .slots

@@ -120,13 +120,21 @@ fn guarded<R>(body: impl FnOnce() -> Result<R, OpError>) -> Result<R, OpError> {
     guard::catch(body).unwrap_or_else(|panic| Err(OpError::new(format!("panicked: {panic}"))))
 }
 
+/// What is read at an endpoint: with its role where it is the value.
+fn read(graph: &Graph, from: Endpoint, shape: &ErasedShape) -> String {
+    match from.tap {
+        Tap::Value => graph[from.node].outputs[from.port].ty.describe(shape),
+        Tap::Cotangent => shape.describe(),
+    }
+}
+
 /// What the operator said, and what it was given: names on both sides.
 fn refused(graph: &Graph, id: NodeId, inputs: &[Vec<ErasedShape>], error: &OpError) -> PlanError {
     let node = &graph[id];
     let mut given = Vec::new();
     for ((spec, wires), shapes) in node.inputs.iter().zip(&node.wires).zip(inputs) {
         for (&from, shape) in wires.iter().zip(shapes) {
-            given.push(format!("{} = `{}` {}", spec.name, graph.path(from), shape.describe()));
+            given.push(format!("{} = `{}` {}", spec.name, graph.path(from), read(graph, from, shape)));
         }
     }
     let given = if given.is_empty() { String::new() } else { format!(" (it reads {})", given.join(", ")) };

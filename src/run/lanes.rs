@@ -12,7 +12,7 @@ use prefgraph_nn as nn;
 use prefgraph_ops::{
     Ctx, OpError, Scalar, Value, guard,
     operator::Residuals,
-    port::{self, take},
+    port::{self, grad_value, take},
 };
 
 use super::{RunError, coordinator::Message};
@@ -125,7 +125,7 @@ fn forward(
         for (from, value) in wires.iter().zip(values) {
             list.push(match from.tap {
                 Tap::Value => value.ok_or_else(|| OpError::internal("an input has no value"))?,
-                Tap::Cotangent => (shared.graph[from.node].outputs[from.port].ty.wrap_grad)(value),
+                Tap::Cotangent => grad_value(value),
             });
         }
         read.push(list);

@@ -179,14 +179,18 @@ impl<'a> Wirer<'a> {
             input.name, self.merged.nodes[node].id.value, input.ty, wire.at.value
         );
         let error = self.sources.error(message, wire.at.span, format!("carries {grad}{found}"));
+        let mut help = Vec::new();
+        if found.differs_in_role(&input.ty) {
+            help.push("the axes agree, the roles do not".to_owned());
+        }
         let fitting = self.fitting(input, node);
-        Err(match &fitting[..] {
-            [] => error,
-            some => error.help(format!("{} would fit", some.join(", "))),
-        })
+        if !fitting.is_empty() {
+            help.push(format!("{} would fit", fitting.join(", ")));
+        }
+        Err(if help.is_empty() { error } else { error.help(help.join("; ")) })
     }
 
-    /// Some outputs that an input of `node` would take.
+    /// Some outputs that an input of `node` would take: those in its very role before those without one.
     fn fitting(&self, input: &InputSpec, node: usize) -> Vec<String> {
         let mut found = Vec::new();
         for (i, outputs) in self.outputs.iter().enumerate().filter(|(i, _)| *i != node) {
@@ -195,13 +199,14 @@ impl<'a> Wirer<'a> {
                 let path = if outputs.len() == 1 { id.clone() } else { format!("{id}.{}", output.name) };
                 for (tap, prefix) in [(Tap::Value, ""), (Tap::Cotangent, "grad:")] {
                     if fits(&output.ty, tap, &input.ty) {
-                        found.push(format!("`{prefix}{path}`"));
+                        found.push((output.ty.role != input.ty.role, format!("`{prefix}{path}`")));
                     }
                 }
             }
         }
+        found.sort_by_key(|(other_role, _)| *other_role);
         found.truncate(8);
-        found
+        found.into_iter().map(|(_, path)| path).collect()
     }
 
     /// An order in which every node comes after what it reads: that of the file, where that is one.

@@ -17,7 +17,7 @@ use crate::{
 /// What one pattern named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PatternMatch {
-    /// As it was given; without patterns a kind of linear, as [`kind`] says.
+    /// As it was given; without patterns a kind of linear, as `graph-run plan` lists them.
     pub pattern: String,
     /// Number of linears it names.
     pub linears: usize,

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
+    part::Part,
     ports::{ImageShape, Images, Latents},
-    role::Role,
     settings,
     settings::DataPath,
 };
@@ -81,8 +81,8 @@ impl Operator for Decode {
         autoencoder::note(&*self.autoencoder, &self.settings.weights)
     }
 
-    fn role(&self) -> Role {
-        autoencoder::role(self.settings.kind, self.settings.allow_toy)
+    fn part(&self) -> Part {
+        autoencoder::part(self.settings.kind, self.settings.allow_toy)
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (latents,): Self::In) -> Result<(Self::Out, ()), OpError> {
@@ -135,7 +135,7 @@ mod tests {
         let images = Images { batch: 1, height: 8, width: 16, rgb: rgb.into() };
         let ((z,), ()) =
             Encode::new(EncodeSettings::default()).unwrap().forward(&ctx, (images.clone(),)).unwrap();
-        let ((back,), ()) = Decode::new(settings).unwrap().forward(&ctx, (z,)).unwrap();
+        let ((back,), ()) = Decode::new(settings).unwrap().forward(&ctx, (z.1,)).unwrap();
         assert_eq!(back, images);
     }
 
@@ -153,7 +153,7 @@ mod tests {
         assert!(worst(&z.as_vec(), &io.read("latents").unwrap()) < 5e-5);
 
         let decode = Decode::new(DecodeSettings { kind, weights, ..Default::default() }).unwrap();
-        let ((back,), ()) = decode.forward(&ctx, (z,)).unwrap();
+        let ((back,), ()) = decode.forward(&ctx, (z.1,)).unwrap();
         let planes = io.read("decoded").unwrap();
         for (pixel, rgb) in back.picture(0).as_chunks::<3>().0.iter().enumerate() {
             for (channel, found) in rgb.iter().enumerate() {

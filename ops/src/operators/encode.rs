@@ -17,8 +17,8 @@ use crate::{
     choices,
     identity::Identity,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
-    ports::{ImageShape, Images, Latents, List, ListShape},
-    role::Role,
+    part::Part,
+    ports::{Clean, ImageShape, Images, Latents, List, ListShape},
     settings,
     settings::DataPath,
 };
@@ -89,8 +89,8 @@ impl Encoder {
         Ok((images.batch, self.autoencoder.channels(), images.height / cell, images.width / cell))
     }
 
-    fn role(&self) -> Role {
-        autoencoder::role(self.kind, self.allow_toy)
+    fn part(&self) -> Part {
+        autoencoder::part(self.kind, self.allow_toy)
     }
 
     /// What latents depend on besides the pictures.
@@ -155,7 +155,7 @@ impl Operator for Encode {
     const OUT: [&'static str; 1] = ["latents"];
     type Settings = EncodeSettings;
     type In = (Images,);
-    type Out = (Latents,);
+    type Out = (Clean,);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
 
@@ -183,12 +183,12 @@ impl Operator for Encode {
         self.0.random()
     }
 
-    fn role(&self) -> Role {
-        self.0.role()
+    fn part(&self) -> Part {
+        self.0.part()
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (images,): Self::In) -> Result<(Self::Out, ()), OpError> {
-        Ok(((self.0.encode(ctx, &images, 0)?,), ()))
+        Ok(((self.0.encode(ctx, &images, 0)?.into(),), ()))
     }
 }
 
@@ -230,8 +230,8 @@ impl Operator for EncodeReferences {
         self.0.random()
     }
 
-    fn role(&self) -> Role {
-        self.0.role()
+    fn part(&self) -> Part {
+        self.0.part()
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (images,): Self::In) -> Result<(Self::Out, ()), OpError> {

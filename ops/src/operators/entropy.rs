@@ -9,7 +9,7 @@ use super::tensors::mask;
 use crate::{
     choices,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
-    ports::{Images, Mask},
+    ports::{Detail, Images},
     settings,
 };
 
@@ -121,7 +121,7 @@ impl Operator for Entropy {
     const OUT: [&'static str; 1] = ["detail"];
     type Settings = EntropySettings;
     type In = (Images,);
-    type Out = (Mask,);
+    type Out = (Detail,);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
 
@@ -169,7 +169,7 @@ impl Operator for Entropy {
             out.extend(stretched(&self.of_picture(images.picture(b), height, width)));
         }
         let side = self.0.patch;
-        Ok(((mask(ctx, (images.batch, height / side, width / side), out)?,), ()))
+        Ok(((mask(ctx, (images.batch, height / side, width / side), out)?.into(),), ()))
     }
 }
 

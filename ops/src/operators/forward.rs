@@ -15,8 +15,12 @@ use super::{
 };
 use crate::{
     operator::{Cost, Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Shared, Wanted},
-    ports::{BackboneHandle, Latents, List, ListShape, Mask, Pooled, Scores, TextTokens, Timesteps},
-    role::Role,
+    part::Part,
+    ports::{
+        BackboneHandle, Latents, List, ListShape, Mask, Noised, Pooled, Prediction, Scores, TextTokens,
+        Timesteps,
+    },
+    role::As,
     settings,
     shape::Axis,
 };
@@ -97,14 +101,14 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
     type In = (
         BackboneHandle,
         Adapter,
-        Latents<C, H, W>,
+        Noised<C, H, W>,
         Timesteps,
         TextTokens,
         Pooled,
         Option<List<Latents>>,
         Option<List<Mask>>,
     );
-    type Out = (Latents<C, H, W>, List<Scores>);
+    type Out = (Prediction<C, H, W>, List<Scores>);
     type Saved = SavedForward;
     const DIFFERENTIABLE: bool = true;
 
@@ -145,8 +149,8 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
         Ok((x_t, ListShape(vec![(text.0, tokens); scored])))
     }
 
-    fn role(&self) -> Role {
-        Role::Pass { guidance: self.settings.guidance }
+    fn part(&self) -> Part {
+        Part::Pass { guidance: self.settings.guidance }
     }
 
     fn cost(
@@ -189,7 +193,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
     fn forward(
         &self,
         ctx: &Ctx<'_>,
-        (backbone, adapter, x_t, t, text, pooled, references, masks): Self::In,
+        (backbone, adapter, As(_, x_t), t, text, pooled, references, masks): Self::In,
     ) -> Result<(Self::Out, SavedForward), OpError> {
         let layout = backbone.0.layout();
         let shape = *HasShape::shape(&x_t);
@@ -212,7 +216,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
         let (found, saved) = backbone.0.predict_saving(&inputs, &adapter, &mut scorer)?;
         let scores =
             scorer.means().map(|s| tensor(ctx, (samples, tokens), s)).collect::<Result<Vec<_>, _>>()?;
-        let out = (prediction(ctx, shape, found)?, List(scores));
+        let out = (prediction(ctx, shape, found)?.into(), List(scores));
         Ok((out, SavedForward { backbone: backbone.0, adapter, saved }))
     }
 

@@ -1,5 +1,6 @@
 //! The operators that this library ships: one file or folder each.
 
+pub mod as_target;
 pub mod autoencoder;
 pub mod backbone;
 pub mod blank;
@@ -27,6 +28,7 @@ pub mod pictures;
 pub mod preview;
 pub mod prompt;
 pub mod reference;
+pub mod refine;
 pub mod replay;
 pub mod sample;
 pub mod scores;

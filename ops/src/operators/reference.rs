@@ -12,8 +12,9 @@ use super::{
 };
 use crate::{
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
-    ports::{BackboneHandle, Latents, List, Pooled, TextTokens, Timesteps},
-    role::Role,
+    part::Part,
+    ports::{BackboneHandle, Latents, List, Noised, Pooled, Prediction, TextTokens, Timesteps},
+    role::As,
     settings,
     shape::Axis,
 };
@@ -39,8 +40,8 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
     const IN: [&'static str; 6] = ["backbone", "x_t", "t", "text", "pooled", "references"];
     const OUT: [&'static str; 1] = ["prediction"];
     type Settings = ReferenceSettings;
-    type In = (BackboneHandle, Latents<C, H, W>, Timesteps, TextTokens, Pooled, Option<List<Latents>>);
-    type Out = (Latents<C, H, W>,);
+    type In = (BackboneHandle, Noised<C, H, W>, Timesteps, TextTokens, Pooled, Option<List<Latents>>);
+    type Out = (Prediction<C, H, W>,);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
 
@@ -64,8 +65,8 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
         Ok((x_t,))
     }
 
-    fn role(&self) -> Role {
-        Role::Pass { guidance: self.settings.guidance }
+    fn part(&self) -> Part {
+        Part::Pass { guidance: self.settings.guidance }
     }
 
     fn cost(&self, (backbone, x_t, _, text, _, references): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
@@ -83,7 +84,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
     fn forward(
         &self,
         ctx: &Ctx<'_>,
-        (backbone, x_t, t, text, pooled, references): Self::In,
+        (backbone, As(_, x_t), t, text, pooled, references): Self::In,
     ) -> Result<(Self::Out, ()), OpError> {
         let conditions = Conditions {
             t: &t,
@@ -94,6 +95,6 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
         };
         let inputs = conditions.inputs(ctx, &x_t)?;
         let found = backbone.0.predict(&inputs, None, &mut ())?;
-        Ok(((prediction(ctx, *HasShape::shape(&x_t), found)?,), ()))
+        Ok(((prediction(ctx, *HasShape::shape(&x_t), found)?.into(),), ()))
     }
 }

@@ -207,7 +207,7 @@ mod tests {
     fn draws(settings: TimestepSettings, steps: u64) -> Vec<f32> {
         let bench = Bench::new();
         let op = Timestep::new(settings).unwrap();
-        let x0 = latents(&bench.ctx(), (8, 1, 64, 64), 0);
+        let x0: Latents = latents(&bench.ctx(), (8, 1, 64, 64), 0);
         let drawn = |step| op.forward(&bench.at(step), (Some(x0.clone()),)).unwrap().0.0;
         (0..steps).flat_map(|step| drawn(step).values.to_vec()).collect()
     }

@@ -49,6 +49,9 @@ impl Cotangent for AdapterGrad {
     fn bytes(&self) -> usize {
         self.values.len() * size_of::<f32>()
     }
+    fn components(&self) -> Vec<f32> {
+        self.values.to_vec()
+    }
 }
 
 /// The factors of every linear as named tensors, from a flat run of values.

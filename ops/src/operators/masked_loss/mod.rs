@@ -22,7 +22,8 @@ use super::tensors::{Fixed, same, tensor};
 use crate::{
     operator::{Cost, Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Wanted},
     port::Scalar,
-    ports::{Latents, Mask, Metric, MetricDoc, Metrics, MetricsShape, Texts, Timesteps},
+    ports::{Latents, Mask, Metric, MetricDoc, Metrics, MetricsShape, Prediction, Target, Texts, Timesteps},
+    role::As,
     settings,
     shape::Axis,
 };
@@ -241,9 +242,9 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
     const METRICS: &'static [MetricDoc] = &metrics::DOCS;
     type Settings = MaskedLossSettings;
     type In = (
-        Latents<C, H, W>,
-        Latents<C, H, W>,
-        Option<Latents<C, H, W>>,
+        Prediction<C, H, W>,
+        Target<C, H, W>,
+        Option<Prediction<C, H, W>>,
         Option<Mask>,
         Option<Timesteps>,
         Option<Texts>,
@@ -337,8 +338,9 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
     fn forward(
         &self,
         ctx: &Ctx<'_>,
-        (policy, target, reference, mask, time, ids): Self::In,
+        (As(_, policy), As(_, target), reference, mask, time, ids): Self::In,
     ) -> Result<(Self::Out, Self::Saved), OpError> {
+        let reference = reference.map(|As(_, reference)| reference);
         let &(rows, channels, height, width) = HasShape::shape(&policy);
         let (channels, grid) = (channels.size(), (height.size(), width.size()));
         let batch = self.batch(rows)?;

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     choices,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
-    ports::{BackboneHandle, Latents, List, Pooled, Process, TextTokens, TimeShape, Timesteps},
+    ports::{BackboneHandle, Clean, Latents, List, Pooled, Process, TextTokens, TimeShape, Timesteps},
     random::Random,
     settings,
     shape::Axis,
@@ -105,7 +105,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
     const OUT: [&'static str; 1] = ["latents"];
     type Settings = SampleSettings;
     type In = (BackboneHandle, Option<Adapter>, Latents<C, H, W>, TextTokens, Pooled, Option<List<Latents>>);
-    type Out = (Latents<C, H, W>,);
+    type Out = (Clean<C, H, W>,);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
 
@@ -189,6 +189,6 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
             let found = backbone.0.predict(&inputs, adapter.as_ref(), &mut ())?;
             Ok(prediction(ctx, shape, found)?.as_vec())
         })?;
-        Ok(((super::tensors::tensor(ctx, shape, latents)?,), ()))
+        Ok(((super::tensors::tensor(ctx, shape, latents)?.into(),), ()))
     }
 }
