@@ -145,11 +145,11 @@ fn trains_as(folder: &Path, golden: &Golden, graph: &str, sets: &[&str], bars: B
 }
 
 fn number(effects: &[(String, Effect)], name: &str) -> f64 {
-    let records = effects.iter().filter_map(|(_, e)| match e {
+    let mut records = effects.iter().filter_map(|(_, e)| match e {
         Effect::Record(metrics) => metrics.get(name)?.mean(),
         _ => None,
     });
-    records.last().unwrap_or_else(|| panic!("the run logs no `{name}`"))
+    records.next_back().unwrap_or_else(|| panic!("the run logs no `{name}`"))
 }
 
 fn per_sample(effects: &[(String, Effect)], name: &str) -> Vec<f64> {

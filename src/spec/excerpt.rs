@@ -60,6 +60,11 @@ impl Excerpt {
         LabeledSpan::new_with_span(Some(label), (start, len))
     }
 
+    /// Characters of a line before `at`.
+    fn column(&self, at: usize) -> usize {
+        self.text[..at].chars().rev().take_while(|c| *c != '\n').count()
+    }
+
     /// The lines that `span` touches, each as far as it is near.
     fn window(&self, span: Range<usize>, from_span: bool) -> MietteSpanContents<'_> {
         let text = &*self.text;
@@ -75,7 +80,7 @@ impl Excerpt {
             true => boundary(text, span.end + AROUND).min(end_of(span.end)),
             false => end_of(span.end),
         };
-        let column = text[line..start].chars().count();
+        let column = self.column(start);
         let lines = 1 + text[start..end].matches('\n').count();
         let number = text[..line].matches('\n').count();
         let shown = (start, end - start).into();
@@ -110,6 +115,8 @@ impl SourceCode for Excerpt {
             true => {
                 let (name, data) = (self.name.to_string(), data.as_bytes());
                 let start = contents.span().offset();
+                // In characters, as people count; miette counts bytes.
+                let column = column.min(self.column(start));
                 let data = &self.text.as_bytes()[start..start + data.len()];
                 MietteSpanContents::new_named(name, data, *contents.span(), line, column, lines)
             }

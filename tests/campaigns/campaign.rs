@@ -23,6 +23,7 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 /// Run as many cases as the environment asks for, else `cases`; all failures are reported. Returns how many ended in each way.
+#[allow(clippy::print_stdout, reason = "a campaign is run for its figures")]
 pub fn run(name: &str, cases: u64, case: impl Fn(&mut Choices) -> Outcome) -> BTreeMap<&'static str, u64> {
     let (seed, first) = (number("CAMPAIGN_SEED", 0), number("CAMPAIGN_FIRST", 0));
     let cases = number("CAMPAIGN_CASES", cases);
