@@ -8,6 +8,7 @@
 //!  models      backbones built from layers
 //!  lora        what is trained; optim: how it is updated
 //!  autoencoders, text   pictures and prompts as the inputs of a backbone
+//!  size        sums and products of sizes that cannot overflow
 //!  sampling    schedules and solvers: from noise to latents
 //! ```
 //!
@@ -31,6 +32,7 @@ pub mod models;
 pub mod naming;
 pub mod optim;
 pub mod sampling;
+pub mod size;
 pub mod tensor;
 pub mod text;
 

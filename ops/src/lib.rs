@@ -7,7 +7,7 @@
 //!  settings         what a user may set, with documentation and defaults in one place
 //!  identity, rows   what a cache on the disk has to know of operators and of ports
 //!  resume           what an operator contributes to resuming a run
-//!  role             what a node is to the nodes around it
+//!  part             what a node is to the nodes around it
 //!  random           numbers as a pure function of (seed, node, step, purpose, element)
 //!  ports            the kinds of value that the shipped operators exchange
 //!  operators        the shipped operators; catalogue lists them
@@ -25,11 +25,11 @@ pub mod identity;
 pub mod inputs;
 pub mod operator;
 pub mod operators;
+pub mod part;
 pub mod port;
 pub mod ports;
 pub mod random;
 pub mod resume;
-pub mod role;
 pub mod rows;
 pub mod settings;
 pub mod shape;
@@ -38,9 +38,9 @@ pub mod vjp;
 pub use identity::{Identity, ReadBatch, Sample};
 pub use inputs::{Arity, Input, InputSpec, Inputs, OutputSpec, Outputs};
 pub use operator::{Cost, Ctx, DynOperator, OpError, Operator, Residuals, Shared, Wanted};
+pub use part::{Part, Toy};
 pub use port::{Carried, Cotangent, Grad, NamedState, NamedTensor, NoGrad, Port, PortType, Scalar, T, Value};
 pub use resume::{DataSample, External, Outside, Restart, Restated};
-pub use role::{Role, Toy};
 pub use rows::{Batched, Rows};
 pub use settings::{DataPath, Nothing, SettingDoc, Settings};
 pub use shape::{Axes, ErasedShape, PortShape};

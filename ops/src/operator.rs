@@ -7,11 +7,11 @@ use prefgraph_nn as nn;
 use crate::{
     identity::{Identity, ReadBatch, Sample},
     inputs::{InputSpec, Inputs, OutputSpec, Outputs},
+    part::Part,
     port::Value,
     ports::MetricDoc,
     random::Random,
     resume::{External, Restart, Restated},
-    role::Role,
     settings::Settings,
     shape::ErasedShape,
 };
@@ -248,8 +248,8 @@ pub trait Operator: Send + Sync + Sized + 'static {
     }
 
     /// What a plan checks between this node and others.
-    fn role(&self) -> Role {
-        Role::default()
+    fn part(&self) -> Part {
+        Part::default()
     }
 
     /// The effect of resuming a run with these settings after `old` ones. Called for every node when a run is resumed; `None` if
@@ -337,9 +337,9 @@ pub trait DynOperator: Send + Sync {
     fn external(&self) -> Vec<External> {
         Vec::new()
     }
-    /// See [`Operator::role`].
-    fn role(&self) -> Role {
-        Role::default()
+    /// See [`Operator::part`].
+    fn part(&self) -> Part {
+        Part::default()
     }
     /// See [`Operator::restated`]; the old settings as JSON.
     fn restated(&self, old: &serde_json::Value, restart: &Restart<'_>) -> Option<Restated> {
@@ -414,8 +414,8 @@ impl<O: Operator> DynOperator for O {
     fn external(&self) -> Vec<External> {
         Operator::external(self)
     }
-    fn role(&self) -> Role {
-        Operator::role(self)
+    fn part(&self) -> Part {
+        Operator::part(self)
     }
     fn restated(&self, old: &serde_json::Value, restart: &Restart<'_>) -> Option<Restated> {
         let old = serde_json::from_value::<O::Settings>(old.clone()).ok()?;

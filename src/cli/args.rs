@@ -1,9 +1,14 @@
 //! What can be typed.
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use prefgraph_nn::lora::AdapterFormat;
+
+use crate::{plan::MOST_LANES, spec::advice};
 
 /// Runs a graph of preference optimisation, or shows what it would do.
 #[derive(Debug, Parser)]
@@ -188,7 +193,7 @@ pub(super) enum Cache {
         #[arg(long = "keep", value_name = "GRAPH", required_unless_present = "all")]
         keep: Vec<PathBuf>,
         /// A setting over all of these graphs; may be given more than once
-        #[arg(long = "set", value_name = "NODE.SETTING=VALUE", requires = "keep")]
+        #[arg(long = "set", value_name = "NODE.SETTING=VALUE", value_parser = set, requires = "keep")]
         sets: Vec<String>,
         /// Remove all entries
         #[arg(long, conflicts_with = "keep")]
@@ -203,7 +208,7 @@ pub(super) enum Data {
         /// A `pairs.jsonl`, a folder that holds one, or a graph (`.ron`), whose data are looked at as its run would
         path: PathBuf,
         /// Set a setting of the graph; may be given more than once
-        #[arg(long = "set", value_name = "NODE.SETTING=VALUE")]
+        #[arg(long = "set", value_name = "NODE.SETTING=VALUE", value_parser = set)]
         sets: Vec<String>,
         /// Most pixels of a picture, where no graph says so [default: 128000000]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -232,19 +237,19 @@ pub(super) struct Graph {
     #[arg(value_name = "GRAPH")]
     pub graph: Option<PathBuf>,
     /// Set a setting; may be given more than once
-    #[arg(long = "set", value_name = "NODE.SETTING=VALUE")]
+    #[arg(long = "set", value_name = "NODE.SETTING=VALUE", value_parser = set)]
     pub sets: Vec<String>,
     /// Steps until the run is complete
-    #[arg(long)]
+    #[arg(long, value_parser = steps, allow_negative_numbers = true)]
     pub steps: Option<u64>,
     /// Seed of all random numbers
-    #[arg(long)]
+    #[arg(long, value_parser = seed, allow_negative_numbers = true)]
     pub seed: Option<u64>,
     /// Nodes that run at the same time; 0 chooses
-    #[arg(long)]
+    #[arg(long, value_parser = lanes, allow_negative_numbers = true)]
     pub lanes: Option<usize>,
     /// Worker threads of the kernels; 0 is one a core
-    #[arg(long)]
+    #[arg(long, value_parser = threads, allow_negative_numbers = true)]
     pub threads: Option<usize>,
     /// Where to compute: cpu
     #[arg(long, default_value = "cpu", value_parser = device)]
@@ -267,6 +272,64 @@ pub(super) struct Run {
     /// Print the metrics of every step as JSON lines
     #[arg(long)]
     pub json: bool,
+}
+
+fn set(text: &str) -> Result<String, String> {
+    match text.contains('=') {
+        true => Ok(text.to_owned()),
+        false => Err(format!("an equals sign is needed, as in `--set {text}=VALUE`")),
+    }
+}
+
+fn whole<N: FromStr>(text: &str, accepted: &str, good: impl Fn(&N) -> bool) -> Result<N, String> {
+    text.parse().ok().filter(good).ok_or_else(|| format!("expected {accepted}"))
+}
+
+fn steps(text: &str) -> Result<u64, String> {
+    whole(text, "a whole number of steps, at least 1", |n| *n > 0)
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    whole(text, "a whole number, 0 or more", |_| true)
+}
+
+fn lanes(text: &str) -> Result<usize, String> {
+    whole(text, &format!("a whole number of nodes, at most {MOST_LANES}; 0 chooses"), |n| *n <= MOST_LANES)
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    whole(text, "a whole number of threads; 0 is one a core", |_| true)
+}
+
+/// What somebody meant who typed these words after `graph-run`, where they are what other programs take.
+pub(super) fn meant(typed: &[String]) -> Option<String> {
+    let (first, rest) = typed.split_first()?;
+    let set = typed.windows(3).find(|words| words[0] == "--set" && !words[1].contains('='));
+    if let Some([_, setting, value]) = set {
+        return Some(format!(
+            "`--set {setting} {value}`: an equals sign is needed, as in `--set {setting}={value}`"
+        ));
+    }
+    let command = Args::command();
+    let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+    let known = first.starts_with('-') || first == "help" || names.contains(&first.as_str());
+    if known || Path::new(first).is_file() {
+        return None;
+    }
+    let more = if rest.is_empty() { "graphs/focusdpo.ron".to_owned() } else { rest.join(" ") };
+    match first.as_str() {
+        "run" | "train" | "start" => {
+            Some(format!("there is no command `{first}`: a graph runs without one, as in `graph-run {more}`"))
+        }
+        "resume" | "continue" => {
+            Some(format!("there is no command `{first}`: `graph-run {more} --resume` continues a run"))
+        }
+        _ if first.contains(['.', '/', '\\']) => None,
+        _ => Some(format!(
+            "`{first}` is neither a command nor a graph file; {}",
+            advice("commands", first, names)
+        )),
+    }
 }
 
 /// The only device of this build, or why another is none.

@@ -93,6 +93,12 @@ const INTERRUPTED: u8 = 130;
 /// }
 /// ```
 pub fn main_with(registry: Registry) -> ExitCode {
+    let typed: Vec<String> =
+        std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+    if let Some(meant) = args::meant(&typed) {
+        say!("error: {meant}");
+        return ExitCode::from(2);
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(e) => {

@@ -3,17 +3,17 @@
 
 use std::collections::HashMap;
 
-use prefgraph_ops::{Role, Toy, ports::BackboneShape};
+use prefgraph_ops::{Part, Toy, ports::BackboneShape};
 
 use super::{PlanError, Variant};
 use crate::graph::{Endpoint, Graph, Node, NodeId};
 
 /// Check all of it.
 pub(super) fn check(graph: &Graph, variant: &Variant) -> Result<(), PlanError> {
-    let roles: Vec<(NodeId, &Node, Role)> =
-        graph.nodes().map(|(id, node)| (id, node, node.op.role())).collect();
-    encoders(graph, variant, &roles)?;
-    guidance(graph, &roles)
+    let parts: Vec<(NodeId, &Node, Part)> =
+        graph.nodes().map(|(id, node)| (id, node, node.op.part())).collect();
+    encoders(graph, variant, &parts)?;
+    guidance(graph, &parts)
 }
 
 /// Is one of its inputs a network of FLUX.1's widths?
@@ -26,32 +26,32 @@ fn reads_flux1(graph: &Graph, variant: &Variant, node: &Node) -> bool {
 }
 
 /// A network of FLUX.1's widths neither reads nor feeds a toy.
-fn encoders(graph: &Graph, variant: &Variant, roles: &[(NodeId, &Node, Role)]) -> Result<(), PlanError> {
-    if !roles.iter().any(|(.., role)| matches!(role, Role::Toy(_))) {
+fn encoders(graph: &Graph, variant: &Variant, parts: &[(NodeId, &Node, Part)]) -> Result<(), PlanError> {
+    if !parts.iter().any(|(.., part)| matches!(part, Part::Toy(_))) {
         return Ok(());
     }
-    let network: Vec<bool> = roles.iter().map(|(_, node, _)| reads_flux1(graph, variant, node)).collect();
+    let network: Vec<bool> = parts.iter().map(|(_, node, _)| reads_flux1(graph, variant, node)).collect();
     let Some(reader) = network.iter().position(|reads| *reads) else { return Ok(()) };
     // Nodes stand in an order in which each comes after all that it reads.
     let (mut feeds, mut fed) = (network.clone(), network);
-    for (id, node, _) in roles.iter().rev() {
+    for (id, node, _) in parts.iter().rev() {
         if feeds[id.index()] {
             node.wires.iter().flatten().for_each(|from| feeds[from.node.index()] = true);
         }
     }
-    for (id, node, _) in roles {
+    for (id, node, _) in parts {
         fed[id.index()] |= node.wires.iter().flatten().any(|from| fed[from.node.index()]);
     }
-    let toys: Vec<(NodeId, &str, &Toy)> = roles
+    let toys: Vec<(NodeId, &str, &Toy)> = parts
         .iter()
         .filter(|(id, ..)| feeds[id.index()] || fed[id.index()])
-        .filter_map(|(id, node, role)| match role {
-            Role::Toy(toy) => Some((*id, node.id.as_str(), toy)),
+        .filter_map(|(id, node, part)| match part {
+            Part::Toy(toy) => Some((*id, node.id.as_str(), toy)),
             _ => None,
         })
         .collect();
     let Some((first, ..)) = toys.first() else { return Ok(()) };
-    Err(PlanError::new(graph, *first, refusal(&toys, &roles[reader].1.id)))
+    Err(PlanError::new(graph, *first, refusal(&toys, &parts[reader].1.id)))
 }
 
 /// All toys in one message: whoever mends one has to mend the others, too. What to set is said for the first of each kind,
@@ -78,10 +78,10 @@ fn refusal(toys: &[(NodeId, &str, &Toy)], reader: &str) -> String {
 
 /// Passes over the same noised latents have the same guidance: a policy that is compared with a reference under another one
 /// differs from it before anything is learned.
-fn guidance(graph: &Graph, roles: &[(NodeId, &Node, Role)]) -> Result<(), PlanError> {
+fn guidance(graph: &Graph, parts: &[(NodeId, &Node, Part)]) -> Result<(), PlanError> {
     let mut first: HashMap<Endpoint, (&Node, Option<f64>)> = HashMap::new();
-    for (id, node, role) in roles {
-        let Role::Pass { guidance } = role else { continue };
+    for (id, node, part) in parts {
+        let Part::Pass { guidance } = part else { continue };
         let Some(input) = node.inputs.iter().position(|i| i.name == "x_t") else { continue };
         let Some(&latents) = node.wires[input].first() else { continue };
         let (other, stated) = *first.entry(latents).or_insert((node, *guidance));

@@ -108,7 +108,7 @@ impl Explain<'_> {
                 if plan.is_cell(id) {
                     free = vec!["carried".into()];
                 }
-                let held = outputs.iter().map(prefgraph_ops::ErasedShape::bytes).sum::<usize>();
+                let held = prefgraph_nn::size::sum(outputs.iter().map(prefgraph_ops::ErasedShape::bytes));
                 (self.reads(planned), gives.collect::<Vec<_>>().join(", "), bytes(held), free.join(", "))
             }
             Task::Backward(_) => {

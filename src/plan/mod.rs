@@ -43,10 +43,13 @@ pub use memory::Memory;
 pub use rates::Rates;
 pub use shapes::Variant;
 
+/// The most lanes of a plan: each is a thread.
+pub const MOST_LANES: usize = 1024;
+
 /// What a plan may use.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlanOptions {
-    /// Worker threads, at least one.
+    /// Worker threads: at least one, at most [`MOST_LANES`]. A number outside counts as the nearest inside.
     pub lanes: usize,
     /// How many steps ahead of the step that uses it a node may run that no cell reaches.
     pub ahead: usize,
@@ -202,7 +205,7 @@ impl Plan {
     /// If shapes do not go together, a cotangent is read that does not exist, or a cell is carried in part. The
     /// error names the node.
     pub fn new(graph: &Graph, options: &PlanOptions) -> Result<Self, PlanError> {
-        let options = PlanOptions { lanes: options.lanes.max(1), ..options.clone() };
+        let options = PlanOptions { lanes: options.lanes.clamp(1, MOST_LANES), ..options.clone() };
         let slots = Slots::new(graph);
         let mut cells = vec![false; graph.len()];
         for carry in graph.carries() {

@@ -1,5 +1,6 @@
 //! The shape of every port, for the whole graph, before the first step.
 
+use prefgraph_nn::size;
 use prefgraph_ops::{Cost, ErasedShape, OpError, guard};
 
 use super::{PlanError, Slots};
@@ -37,14 +38,29 @@ impl Variant {
     }
 
     fn bytes(&self) -> usize {
-        let outputs = self.outputs.iter().flatten().map(ErasedShape::bytes).sum::<usize>();
-        outputs + self.costs.iter().map(|c| c.saved_bytes).sum::<usize>()
+        let outputs = self.outputs.iter().flatten().map(ErasedShape::bytes);
+        size::sum(outputs.chain(self.costs.iter().map(|c| c.saved_bytes)))
     }
 }
 
 /// The variant that holds most bytes; the first of several.
 pub(super) fn largest(variants: &[Variant]) -> usize {
     (0..variants.len()).rev().max_by_key(|&v| variants[v].bytes()).unwrap_or(0)
+}
+
+/// Bytes of a value that no machine holds. Below it, costs can be computed from a shape without a thought for overflow.
+const TOO_LARGE: usize = 1 << 47;
+
+/// Refuse outputs that no machine holds, before anything is computed from their shapes.
+fn check_sizes(graph: &Graph, id: NodeId, outputs: &[ErasedShape]) -> Result<(), PlanError> {
+    match outputs.iter().zip(&graph[id].outputs).find(|(shape, _)| shape.bytes() >= TOO_LARGE) {
+        Some((shape, output)) => {
+            let shape = shape.describe();
+            let message = format!("its output `{}`, {shape}, is larger than any memory", output.name);
+            Err(PlanError::new(graph, id, message))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Sets of shapes that a plan looks at; beyond them, planning would take longer than it is worth.
@@ -91,6 +107,7 @@ fn variant(graph: &Graph, counts: &[usize], mut index: usize) -> Result<Variant,
                 format!("it states {} output shapes for {} outputs", outputs.len(), node.outputs.len());
             return Err(PlanError::new(graph, id, OpError::internal(message).to_string()));
         }
+        check_sizes(graph, id, &outputs)?;
         let cost =
             guarded(|| Ok(node.op.cost(&inputs, &outputs))).map_err(|e| refused(graph, id, &inputs, &e))?;
         variant.outputs.push(outputs);

@@ -10,7 +10,10 @@
 //! `scripts/campaigns.sh` runs many of them, and others that need a tracer of system calls.
 
 mod campaign;
+#[cfg(unix)]
+mod configurations;
 mod damage;
+mod graphs;
 #[cfg(unix)]
 mod kills;
 mod random;

@@ -19,19 +19,29 @@ impl Choices {
         self.below(n) == 0
     }
 
-    pub fn of<'a, T: ?Sized>(&mut self, all: &[&'a T]) -> &'a T {
-        all[self.below(all.len())]
+    /// One of several, the default if there are none.
+    pub fn of<'a, T: ?Sized>(&mut self, all: &[&'a T]) -> &'a T
+    where
+        &'a T: Default,
+    {
+        all.get(self.below(all.len())).copied().unwrap_or_default()
     }
 }
 
 /// Numbers at which something ends: types, memories, patience.
-pub const NUMBERS: [&str; 26] = [
+pub const NUMBERS: [&str; 32] = [
     "0",
     "1",
     "-1",
     "2",
     "3",
     "16",
+    "24",
+    "32",
+    "48",
+    "100",
+    "320",
+    "1000",
     "1000000",
     "2147483647",
     "2147483648",

@@ -12,7 +12,7 @@ use prefgraph_nn::{
 use crate::{
     choices,
     operator::OpError,
-    role::{Role, Toy},
+    part::{Part, Toy},
     settings::DataPath,
 };
 
@@ -50,16 +50,16 @@ pub(crate) fn open(kind: AutoencoderKind, weights: &DataPath) -> Result<Arc<dyn 
 }
 
 /// What a node with an autoencoder of this kind is to others.
-pub(crate) fn role(kind: AutoencoderKind, allow_toy: bool) -> Role {
+pub(crate) fn part(kind: AutoencoderKind, allow_toy: bool) -> Part {
     match kind {
         AutoencoderKind::Dct => {
             let toy = Toy {
                 chosen_by: "kind: dct",
                 instead: &["kind=kl", "weights=FOLDER_OR_FILE_OF_THE_AUTOENCODER"],
             };
-            Role::of_toy(toy, allow_toy)
+            Part::of_toy(toy, allow_toy)
         }
-        AutoencoderKind::Kl | AutoencoderKind::Tiny => Role::Ordinary,
+        AutoencoderKind::Kl | AutoencoderKind::Tiny => Part::Ordinary,
     }
 }
 

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
+    part::Part,
     ports::{ImageShape, Images, Latents},
-    role::Role,
     settings,
     settings::DataPath,
 };
@@ -70,9 +70,9 @@ impl Operator for Decode {
         let pixels = images.batch * images.height * images.width;
         Cost {
             forward_flops: images.batch as f64 * one.flops,
-            moved_bytes: 20.0 * pixels as f64 + (images.batch * self.autoencoder.weight_bytes()) as f64,
+            moved_bytes: 20.0 * pixels as f64 + images.batch as f64 * self.autoencoder.weight_bytes() as f64,
             // The pictures as planes; the network makes them one after the other.
-            scratch_bytes: 12 * pixels + one.scratch_bytes,
+            scratch_bytes: (12 * pixels).saturating_add(one.scratch_bytes),
             ..Cost::default()
         }
     }
@@ -81,8 +81,8 @@ impl Operator for Decode {
         autoencoder::note(&*self.autoencoder, &self.settings.weights)
     }
 
-    fn role(&self) -> Role {
-        autoencoder::role(self.settings.kind, self.settings.allow_toy)
+    fn part(&self) -> Part {
+        autoencoder::part(self.settings.kind, self.settings.allow_toy)
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (latents,): Self::In) -> Result<(Self::Out, ()), OpError> {

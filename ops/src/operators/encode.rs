@@ -17,8 +17,8 @@ use crate::{
     choices,
     identity::Identity,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
+    part::Part,
     ports::{ImageShape, Images, Latents, List, ListShape},
-    role::Role,
     settings,
     settings::DataPath,
 };
@@ -89,8 +89,8 @@ impl Encoder {
         Ok((images.batch, self.autoencoder.channels(), images.height / cell, images.width / cell))
     }
 
-    fn role(&self) -> Role {
-        autoencoder::role(self.kind, self.allow_toy)
+    fn part(&self) -> Part {
+        autoencoder::part(self.kind, self.allow_toy)
     }
 
     /// What latents depend on besides the pictures.
@@ -115,9 +115,10 @@ impl Encoder {
             let pixels = image.batch * image.height * image.width;
             all.forward_flops += image.batch as f64 * one.flops;
             // Bytes to planes and on to latents; the weights once for every picture.
-            all.moved_bytes += 20.0 * pixels as f64 + (image.batch * self.autoencoder.weight_bytes()) as f64;
+            all.moved_bytes +=
+                20.0 * pixels as f64 + image.batch as f64 * self.autoencoder.weight_bytes() as f64;
             // The pictures as planes; the network takes them one after the other.
-            all.scratch_bytes = all.scratch_bytes.max(12 * pixels + one.scratch_bytes);
+            all.scratch_bytes = all.scratch_bytes.max((12 * pixels).saturating_add(one.scratch_bytes));
         }
         all
     }
@@ -182,8 +183,8 @@ impl Operator for Encode {
         self.0.random()
     }
 
-    fn role(&self) -> Role {
-        self.0.role()
+    fn part(&self) -> Part {
+        self.0.part()
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (images,): Self::In) -> Result<(Self::Out, ()), OpError> {
@@ -229,8 +230,8 @@ impl Operator for EncodeReferences {
         self.0.random()
     }
 
-    fn role(&self) -> Role {
-        self.0.role()
+    fn part(&self) -> Part {
+        self.0.part()
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (images,): Self::In) -> Result<(Self::Out, ()), OpError> {

@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     operator::{Cost, Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Shared, Wanted},
+    part::Part,
     ports::{BackboneHandle, Latents, List, ListShape, Mask, Pooled, Scores, TextTokens, Timesteps},
-    role::Role,
     settings,
     shape::Axis,
 };
@@ -145,8 +145,8 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
         Ok((x_t, ListShape(vec![(text.0, tokens); scored])))
     }
 
-    fn role(&self) -> Role {
-        Role::Pass { guidance: self.settings.guidance }
+    fn part(&self) -> Part {
+        Part::Pass { guidance: self.settings.guidance }
     }
 
     fn cost(

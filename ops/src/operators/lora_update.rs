@@ -238,7 +238,7 @@ impl Operator for LoraUpdate {
         Cost {
             forward_flops: 15.0 * n as f64,
             moved_bytes: 28.0 * n as f64,
-            scratch_bytes: n * size_of::<f32>(),
+            scratch_bytes: n.saturating_mul(size_of::<f32>()),
             ..Cost::default()
         }
     }

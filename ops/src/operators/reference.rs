@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
+    part::Part,
     ports::{BackboneHandle, Latents, List, Pooled, TextTokens, Timesteps},
-    role::Role,
     settings,
     shape::Axis,
 };
@@ -64,8 +64,8 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
         Ok((x_t,))
     }
 
-    fn role(&self) -> Role {
-        Role::Pass { guidance: self.settings.guidance }
+    fn part(&self) -> Part {
+        Part::Pass { guidance: self.settings.guidance }
     }
 
     fn cost(&self, (backbone, x_t, _, text, _, references): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {

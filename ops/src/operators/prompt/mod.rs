@@ -12,8 +12,8 @@ use crate::{
     choices,
     identity::Identity,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
+    part::{Part, Toy},
     ports::{BackboneHandle, Pooled, TextTokens, Texts},
-    role::{Role, Toy},
     settings,
     settings::DataPath,
 };
@@ -151,13 +151,13 @@ impl Operator for Prompt {
         self.encoders.iter().map(|e| e.note()).collect()
     }
 
-    fn role(&self) -> Role {
+    fn part(&self) -> Part {
         match self.settings.kind {
             TextKind::Hash => {
                 let instead = &["kind=clip_t5", "clip=FOLDER_OF_CLIP", "t5=FOLDER_OF_T5"];
-                Role::of_toy(Toy { chosen_by: "kind: hash", instead }, self.settings.allow_toy)
+                Part::of_toy(Toy { chosen_by: "kind: hash", instead }, self.settings.allow_toy)
             }
-            TextKind::ClipT5 => Role::Ordinary,
+            TextKind::ClipT5 => Part::Ordinary,
         }
     }
 

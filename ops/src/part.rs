@@ -2,7 +2,7 @@
 
 /// The part that a node plays in a graph.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub enum Role {
+pub enum Part {
     /// None that other nodes depend on.
     #[default]
     Ordinary,
@@ -16,7 +16,7 @@ pub enum Role {
     },
 }
 
-/// See [`Role::Toy`].
+/// See [`Part::Toy`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Toy {
     /// The setting that chooses it, e.g. `kind: dct`.
@@ -25,8 +25,8 @@ pub struct Toy {
     pub instead: &'static [&'static str],
 }
 
-impl Role {
-    /// The role of a node that is set to a toy; an ordinary one where the user has said that this is meant.
+impl Part {
+    /// The part of a node that is set to a toy; an ordinary one where the user has said that this is meant.
     pub(crate) fn of_toy(toy: Toy, allowed: bool) -> Self {
         if allowed { Self::Ordinary } else { Self::Toy(toy) }
     }
