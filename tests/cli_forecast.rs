@@ -35,8 +35,8 @@ fn the_predicted_memory_is_about_what_the_process_takes() {
     let (_, err) = said(&mut run);
     let predicted = err.lines().find(|line| line.contains("predicted peak memory")).unwrap();
     let predicted = *mebibytes(predicted).last().unwrap();
-    let mut lines = err.lines().filter(|line| line.contains("/4 "));
-    let seen = *mebibytes(lines.next_back().unwrap()).first().unwrap();
+    let last = err.lines().rfind(|line| line.contains("/4 ")).unwrap();
+    let seen = *mebibytes(last).first().unwrap();
     assert!((0.8..1.25).contains(&(predicted / seen)), "{predicted} MiB predicted, {seen} MiB seen");
 }
 
@@ -77,7 +77,7 @@ fn a_plan_forecasts_steps_and_run_by_rates_that_are_measured_once_and_kept() {
 
     // A debug build is measured only if asked.
     let text = plan(&[]);
-    assert_eq!(text.contains("no forecast: this is a debug build"), cfg!(debug_assertions), "{text}");
+    assert_eq!(text.contains("no forecast: debug builds"), cfg!(debug_assertions), "{text}");
 }
 
 #[test]
@@ -116,9 +116,9 @@ fn thread_numbers_beyond_all_use_are_capped_with_a_word() {
         said(&mut command).0
     };
     let text = plan(&["--threads", "1000000"], None);
-    assert!(text.contains("run: threads is 1000000: ") && text.contains(" are started"), "{text}");
+    assert!(text.contains("run: threads is 1000000, but only "), "{text}");
     let text = plan(&[], Some("1000000"));
-    assert!(text.contains("run: RAYON_NUM_THREADS is 1000000: "), "{text}");
+    assert!(text.contains("run: RAYON_NUM_THREADS is 1000000, but only "), "{text}");
     let text = plan(&["--threads", "3"], Some("1000000"));
     assert!(!text.contains("are started"), "{text}");
 

@@ -17,7 +17,7 @@ pub(super) struct Forecast {
 }
 
 /// Looks at so many nodes at most; the rest of a run is taken to be like its beginning.
-const LOOKED_AT: usize = 5_000_000;
+const LOOKED_AT: usize = 200_000;
 
 impl Forecast {
     pub(super) fn of(graph: &Graph, plan: &Plan, steps: u64) -> Self {

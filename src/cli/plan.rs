@@ -51,7 +51,7 @@ fn listing(p: &Prepared, forecast: Option<Forecast>) -> String {
     text += &format!("predicted peak memory {}{there}\n", system::bytes(p.plan.memory().peak as u64));
     text += &match forecast {
         Some(forecast) => time(p, forecast),
-        None => "no forecast: this is a debug build, and the speed of another one is not known (--calibrate measures this one)\n".into(),
+        None => "no forecast: debug builds are not timed unless --calibrate is given\n".into(),
     };
     text
 }

@@ -24,7 +24,7 @@ fn cap(asked: usize, stated: Option<usize>, cores: usize) -> (usize, Option<Stri
     match wanted > most {
         true => (
             most,
-            Some(format!("{who} is {wanted}: {most} are started, since this machine has {cores} cores")),
+            Some(format!("{who} is {wanted}, but only {most} are started: this machine has {cores} cores")),
         ),
         false => (wanted, None),
     }
@@ -42,7 +42,7 @@ mod tests {
         assert_eq!(cap(400, None, 128), (400, None));
         let (threads, word) = cap(1_000_000, None, 2);
         assert!(
-            threads == 64 && word.as_ref().is_some_and(|w| w.contains("threads is 1000000: 64")),
+            threads == 64 && word.as_ref().is_some_and(|w| w.contains("threads is 1000000, but only 64")),
             "{word:?}"
         );
         let (threads, word) = cap(0, Some(usize::MAX), 32);

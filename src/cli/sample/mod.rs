@@ -98,8 +98,8 @@ fn check_memory(plan: &Plan) -> Result<(), Failure> {
     let (need, there) = (plan.memory().peak as u64, system::machine_memory());
     match there.filter(|there| need > *there) {
         Some(there) => Err(Failure::new(format!(
-            "drawing needs {} of memory, and this machine has {}; a smaller --size, or --set NODE.packing=streamed and --set \
-             NODE.compute=bf16 of the network, make it less",
+            "drawing needs {} of memory, and this machine has {}: choose a smaller --size, or stream the weights in bf16 \
+             (--set NODE.packing=streamed --set NODE.compute=bf16)",
             system::bytes(need),
             system::bytes(there)
         ))),
@@ -112,12 +112,13 @@ fn introduce(drawing: &Drawing, wanted: &Wanted<'_>, count: usize) {
     let guidance = drawing.guidance.map(|g| format!(", guidance {g}")).unwrap_or_default();
     let network = match wanted.adapter {
         Some(adapter) => format!("with the adapter `{}`", Path::display(adapter)),
-        None => "by the frozen network, without an adapter".to_owned(),
+        None => "from the frozen network, without an adapter".to_owned(),
     };
     say!(
-        "{count} picture{} of {width} x {height} pixels (width x height), {} passes each{guidance}, {network}",
+        "{count} picture{} of {width} x {height} pixels (width x height), {} pass{} each{guidance}, {network}",
         if count == 1 { "" } else { "s" },
-        drawing.steps
+        drawing.steps,
+        if drawing.steps == 1 { "" } else { "es" },
     );
     for note in &drawing.notes {
         say!("  {note}");

@@ -104,8 +104,8 @@ fn read_by<O: Operator>(
     let found = outline.settings_of::<O>()?.into_iter().find(|(id, _)| Some(id.as_str()) == source);
     found.ok_or_else(|| {
         Failure::new(format!(
-            "`{pass}` of `{}` does not read its `{input}` from a node with the operator `{}`, so that a prompt cannot be put \
-             in: name a recipe or a sampling graph",
+            "`{pass}` of `{}` does not read its `{input}` from a node with the operator `{}`, so there is nowhere to put a \
+             prompt: use a recipe or a sampling graph",
             outline.name(),
             O::NAME
         ))
