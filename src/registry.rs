@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use prefgraph_ops::{
     DynOperator, InputSpec, Inputs, OpError, Operator, OutputSpec, Outputs, SettingDoc, Settings,
     catalogue::{Visit, visit_all},
+    ports::MetricDoc,
 };
 
 use crate::spec::text;
@@ -34,6 +35,8 @@ pub struct Entry {
     pub outputs: Vec<OutputSpec>,
     /// Its settings.
     pub settings: Vec<SettingEntry>,
+    /// What it measures.
+    pub metrics: &'static [MetricDoc],
     build: fn(&str) -> Result<Built, BuildError>,
     check: fn(&str) -> Result<(), BuildError>,
     json: fn(&str) -> Option<serde_json::Value>,
@@ -89,6 +92,7 @@ impl Entry {
             inputs: O::In::specs(O::IN),
             outputs: O::Out::specs(O::OUT),
             settings: setting_entries::<O::Settings>(),
+            metrics: O::METRICS,
             build: |settings| {
                 let settings = text::read::<O::Settings>(settings).map_err(BuildError::Text)?;
                 let all = text::write(&settings)

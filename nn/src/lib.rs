@@ -33,12 +33,15 @@
 //! # Modules
 //!
 //! ```text
-//!  files      safetensors folders, mapped; written beside and renamed
-//!  cpu        the device: buffers and kernels (the only place with `unsafe`)
-//!  layers     functions with an explicit backward, over a device's kernels
-//!  naming     what linears are called in the layouts of files
-//!  models     backbones made of layers; lora: what is trained; optim: how it moves
-//!  sampling   schedules and solvers: from noise to latents
+//!  files       safetensors, mapped; written under a temporary name and renamed
+//!  cpu, cuda   devices: buffers and kernels (the only modules with `unsafe`)
+//!  layers      functions with an explicit backward, over the kernels of a device
+//!  linears     the linears of a model; naming: their names in the layouts of files
+//!  models      backbones built from layers
+//!  lora        what is trained; optim: how it is updated
+//!  autoencoders, text   pictures and prompts as the inputs of a backbone
+//!  size        sums and products of sizes that cannot overflow
+//!  sampling    schedules and solvers: from noise to latents
 //! ```
 //!
 //! **Architecture invariant:** nothing here knows an operator, a graph or a preference loss.
@@ -55,11 +58,13 @@ pub mod device;
 pub mod error;
 pub mod files;
 pub mod layers;
+pub mod linears;
 pub mod lora;
 pub mod models;
 pub mod naming;
 pub mod optim;
 pub mod sampling;
+pub mod size;
 pub mod tensor;
 pub mod text;
 
@@ -67,9 +72,10 @@ pub mod text;
 /// kept from before is not taken for what they give now.
 pub const ARITHMETIC: u32 = 2;
 
-pub use backbone::{Backbone, BackboneLayout, Inputs, LinearLayout, Visitor};
+pub use backbone::{Backbone, BackboneLayout, Inputs, Visitor};
 pub use cpu::Cpu;
 pub use device::Device;
 pub use error::{Error, Result};
+pub use linears::LinearLayout;
 pub use lora::{Adapter, AdapterGrad, AdapterLayout};
 pub use tensor::Tensor;

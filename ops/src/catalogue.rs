@@ -5,6 +5,7 @@ use crate::{
     operators::{
         as_target::AsTarget,
         backbone::Backbone,
+        blank::Blank,
         decode::Decode,
         encode::{Encode, EncodeReferences},
         entropy::Entropy,
@@ -20,7 +21,7 @@ use crate::{
         masked_loss::MaskedLoss,
         moments::ZeroMoments,
         noise::Noise,
-        pairs::Pairs,
+        pairs::{Pairs, Prompts},
         patch_quality::PatchQuality,
         pick::Pick,
         pictures::Pictures,
@@ -47,6 +48,7 @@ pub trait Visit {
 pub fn visit_all(v: &mut impl Visit) {
     // Data.
     v.operator::<Pairs>();
+    v.operator::<Prompts>();
     v.operator::<Replay>();
     v.operator::<Encode>();
     v.operator::<EncodeReferences>();
@@ -79,6 +81,7 @@ pub fn visit_all(v: &mut impl Visit) {
     v.operator::<Log>();
     v.operator::<Preview>();
     // What the networks draw.
+    v.operator::<Blank>();
     v.operator::<Sample>();
     v.operator::<Strip>();
     v.operator::<Pictures>();

@@ -46,6 +46,13 @@ impl Identity {
         self
     }
 
+    /// Without a setting that changes no result.
+    #[must_use]
+    pub fn without(mut self, name: &str) -> Self {
+        self.settings.retain(|(n, _)| n != name);
+        self
+    }
+
     /// With weights that are read from a file, from the shards of a `.safetensors.index.json`, or from all the files of
     /// a folder.
     #[must_use]

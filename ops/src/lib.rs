@@ -95,6 +95,7 @@
 //!  testing          whether a backward is the derivative of its forward
 //!  identity, rows   what a cache on the disk has to know of operators and of ports
 //!  resume           what an operator contributes to resuming a run
+//!  part             what a node is to the nodes around it
 //!  random           numbers as a pure function of (seed, node, step, purpose, element)
 //!  ports            the kinds of value that the shipped operators exchange
 //!  operators        the shipped operators; catalogue lists them
@@ -115,6 +116,7 @@ pub mod identity;
 pub mod inputs;
 pub mod operator;
 pub mod operators;
+pub mod part;
 pub mod port;
 pub mod ports;
 pub mod random;
@@ -129,6 +131,7 @@ pub mod vjp;
 pub use identity::{Identity, ReadBatch, Sample};
 pub use inputs::{Arity, Input, InputSpec, Inputs, OutputSpec, Outputs};
 pub use operator::{Cost, Ctx, DynOperator, OpError, Operator, Residuals, Shared, Wanted};
+pub use part::{Part, Toy};
 pub use port::{Carried, Cotangent, Grad, NamedState, NamedTensor, NoGrad, Port, PortType, Scalar, T, Value};
 pub use resume::{DataSample, External, Outside, Restart, Restated};
 pub use role::{As, Role};

@@ -7,7 +7,9 @@ use prefgraph_nn as nn;
 use crate::{
     identity::{Identity, ReadBatch, Sample},
     inputs::{InputSpec, Inputs, OutputSpec, Outputs},
+    part::Part,
     port::Value,
+    ports::MetricDoc,
     random::Random,
     resume::{External, Restart, Restated},
     settings::Settings,
@@ -76,6 +78,16 @@ impl Ctx<'_> {
         Random::new(self.seed, self.node, self.step, purpose)
     }
 
+    /// The same, again and again: step `period` draws what step 0 drew, and so on. With a period of 0 no step repeats another.
+    pub fn random_repeating(&self, period: u64, purpose: &str) -> Random {
+        Random::new(self.seed, self.node, self.step_in(period), purpose)
+    }
+
+    /// The number of the step within its period; the number of the step itself where the period is 0.
+    pub fn step_in(&self, period: u64) -> u64 {
+        if period == 0 { self.step } else { self.step % period }
+    }
+
     /// Random numbers of this node that are the same at every step.
     pub fn random_of_node(&self, purpose: &str) -> Random {
         Random::new(self.seed, self.node, u64::MAX, purpose)
@@ -89,6 +101,8 @@ pub struct Cost {
     pub forward_flops: f64,
     /// Floating-point operations of the backward.
     pub backward_flops: f64,
+    /// What the operands of most of these operations are rounded to, which decides how fast they are.
+    pub precision: nn::cpu::Precision,
     /// Bytes read and written by a forward.
     pub moved_bytes: f64,
     /// Bytes held from forward to backward, besides the inputs and outputs.
@@ -146,6 +160,8 @@ pub trait Operator: Send + Sync + Sized + 'static {
     const IN: <Self::In as Inputs>::Names;
     /// Names of the outputs, likewise: `const OUT: [&'static str; 1] = ["latents"];`.
     const OUT: <Self::Out as Outputs>::Names;
+    /// Every metric that it may measure, in the order in which it does.
+    const METRICS: &'static [MetricDoc] = &[];
 
     /// What a graph file may say about this operator.
     type Settings: Settings;
@@ -230,6 +246,11 @@ pub trait Operator: Send + Sync + Sized + 'static {
     /// [`cacheable`](Self::cacheable) names.
     fn external(&self) -> Vec<External> {
         External::of(self.cacheable())
+    }
+
+    /// What a plan checks between this node and others.
+    fn part(&self) -> Part {
+        Part::default()
     }
 
     /// The effect of resuming a run with these settings after `old` ones. Called for every node when a run is resumed; `None` if
@@ -317,6 +338,10 @@ pub trait DynOperator: Send + Sync {
     fn external(&self) -> Vec<External> {
         Vec::new()
     }
+    /// See [`Operator::part`].
+    fn part(&self) -> Part {
+        Part::default()
+    }
     /// See [`Operator::restated`]; the old settings as JSON.
     fn restated(&self, old: &serde_json::Value, restart: &Restart<'_>) -> Option<Restated> {
         let _ = (old, restart);
@@ -389,6 +414,9 @@ impl<O: Operator> DynOperator for O {
     }
     fn external(&self) -> Vec<External> {
         Operator::external(self)
+    }
+    fn part(&self) -> Part {
+        Operator::part(self)
     }
     fn restated(&self, old: &serde_json::Value, restart: &Restart<'_>) -> Option<Restated> {
         let old = serde_json::from_value::<O::Settings>(old.clone()).ok()?;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use prefgraph_ops::{
     Cost, Ctx, DynOperator, ErasedShape, External, Identity, InputSpec, NamedState, OpError, OutputSpec,
-    Value, Wanted, operator::Residuals, rows::Keep,
+    Part, Value, Wanted, operator::Residuals, rows::Keep,
 };
 
 use super::{
@@ -247,6 +247,9 @@ impl DynOperator for Handle {
     }
     fn external(&self) -> Vec<External> {
         self.0.inner(|inner| inner.external()).unwrap_or_default()
+    }
+    fn part(&self) -> Part {
+        self.0.inner(|inner| inner.part()).unwrap_or_default()
     }
     fn forward(&self, ctx: &Ctx<'_>, inputs: &[Vec<Value>]) -> Result<(Vec<Value>, Residuals), OpError> {
         Ok((self.0.batch(ctx, inputs)?.outputs, Box::new(())))

@@ -193,11 +193,11 @@ impl Cache {
                 cached.inner(|inner| guard::catch(|| inner.cost(&inputs, outputs)).unwrap_or_default())
             };
             let cost = member.map_or_else(|| *plan.cost(node), |m| ask(&m.cached).unwrap_or_default());
-            held +=
-                cost.resident_bytes + outputs.iter().map(prefgraph_ops::ErasedShape::bytes).sum::<usize>();
-            scratch = scratch.max(cost.scratch_bytes + cost.saved_bytes);
+            let values = outputs.iter().map(prefgraph_ops::ErasedShape::bytes);
+            held = nn::size::sum(values.chain([held, cost.resident_bytes]));
+            scratch = scratch.max(cost.scratch_bytes.saturating_add(cost.saved_bytes));
         }
-        held + scratch
+        nn::size::sum([held, scratch])
     }
 }
 

@@ -7,8 +7,11 @@
 //!  trained    the adapters of a run                updates   the loss of an update that several steps make
 //!  stop       why a run stops early                say       messages on standard error
 //!  progress   a bar, or a line every few steps     first     the check of the very first step
+//!  health     warnings on the way, and a summary   window    the last steps of a metric
 //!  fill       the cache before the first step      interrupt   requests to stop
 //!  system     memory, standard output
+//!  sample     pictures from a prompt               threads   how many worker threads there will be
+//!  calibrate  the speed of this machine            forecast  how long a run will take
 //!  plan, dot, ops, data, adapter, cache   the other commands
 //! ```
 //!
@@ -17,10 +20,13 @@
 mod adapter;
 mod args;
 mod cache;
+mod calibrate;
 mod data;
 mod dot;
 mod fill;
 mod first;
+mod forecast;
+mod health;
 mod interrupt;
 mod ops;
 mod plan;
@@ -28,13 +34,16 @@ mod prepare;
 mod progress;
 mod resume;
 mod run;
+mod sample;
 mod say;
 mod session;
 mod steps;
 mod stop;
 mod system;
+mod threads;
 mod trained;
 mod updates;
+mod window;
 
 use std::process::ExitCode;
 
@@ -84,6 +93,12 @@ const INTERRUPTED: u8 = 130;
 /// }
 /// ```
 pub fn main_with(registry: Registry) -> ExitCode {
+    let typed: Vec<String> =
+        std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+    if let Some(meant) = args::meant(&typed) {
+        say!("error: {meant}");
+        return ExitCode::from(2);
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(e) => {
@@ -93,8 +108,9 @@ pub fn main_with(registry: Registry) -> ExitCode {
         }
     };
     let done = match args.command {
-        Some(Command::Plan { graph, json }) => plan::plan(&graph, json, &registry),
+        Some(Command::Plan { graph, json, calibrate }) => plan::plan(&graph, json, calibrate, &registry),
         Some(Command::Dot { graph, format }) => dot::dot(&graph, format, &registry),
+        Some(Command::Sample(wanted)) => sample::sample(&wanted, &registry),
         Some(Command::Ops { name }) => ops::ops(name.as_deref(), &registry),
         Some(Command::Data(args::Data::Check { path, sets, max_pixels, bad, json })) => {
             let wanted = data::Wanted { path: &path, sets: &sets, max_pixels, bad: bad.as_deref(), json };

@@ -4,11 +4,11 @@ use std::{path::Path, sync::Arc};
 
 use prefgraph_ops::guard;
 
-use super::{Failure, args, system};
+use super::{Failure, args, system, threads};
 use crate::{
     cache::{Cache, NodeStatus, State},
     graph::{Endpoint, Graph},
-    plan::{Plan, PlanOptions, due},
+    plan::{Plan, PlanOptions, Rates, due},
     registry::Registry,
     spec::{Loaded, RunSettings, load},
 };
@@ -39,7 +39,9 @@ pub(super) fn prepare(args: &args::Graph, registry: &Registry) -> Result<Prepare
         return Err(Failure::new("no graph was named"));
     }
     let loaded = load(path, &args.all_sets(), registry)?;
-    let mut options = PlanOptions { ahead: loaded.run.ahead, ..PlanOptions::default() };
+    let (threads, fewer) = threads::capped(loaded.run.threads);
+    let process = system::process_memory(threads);
+    let mut options = PlanOptions { ahead: loaded.run.ahead, process, ..PlanOptions::default() };
     if loaded.run.lanes > 0 {
         options.lanes = loaded.run.lanes;
     }
@@ -47,7 +49,9 @@ pub(super) fn prepare(args: &args::Graph, registry: &Registry) -> Result<Prepare
         .map_err(|e| loaded.error_at(&e.node, e.input.as_deref(), &e.to_string()))?;
     let (levers, savings) = (levers(&loaded), savings(&loaded));
     let Loaded { graph, run, resolved, sets, cache, .. } = loaded;
-    let notes = notes(&graph, &plan);
+    let run = RunSettings { threads, ..run };
+    let mut notes = notes(&graph, &plan);
+    notes.extend(fewer.map(|fewer| format!("run: {fewer}")));
     let cache = cache.map(|cache| {
         let status = cache.status();
         (cache, status)
@@ -100,6 +104,13 @@ fn savings(loaded: &Loaded) -> Vec<String> {
 }
 
 impl Prepared {
+    /// The same with the plan at these rates.
+    pub fn at(self, rates: Rates) -> Result<Self, Failure> {
+        let options = PlanOptions { rates, ..self.plan.options().clone() };
+        let plan = Plan::new(&self.graph, &options).map_err(Failure::new)?;
+        Ok(Self { plan, ..self })
+    }
+
     /// The fewest of the savings, in their order, with which the graph would fit, and its peak then.
     fn saving(&self, registry: &Registry, there: u64) -> Option<(Vec<String>, u64)> {
         let mut args = self.args.clone();
@@ -179,11 +190,12 @@ impl Prepared {
             levers += &format!("\nit would fit, with {}, with {}", system::bytes(peak), sets.join(" "));
         }
         Err(Failure::new(format!(
-            "this graph needs {} of memory (weights {}, carried {}, made ahead {}), and there are {}{levers}",
+            "this graph needs {} of memory (weights {}, carried {}, made ahead {}, the process itself {}), and there are {}{levers}",
             system::bytes(need),
             system::bytes(memory.resident as u64),
             system::bytes(memory.cells as u64),
             system::bytes(memory.ahead as u64),
+            system::bytes(memory.process as u64),
             system::bytes(there),
         )))
     }

@@ -11,7 +11,9 @@ use std::{
 use prefgraph_nn as nn;
 
 use super::{
-    Failure, INTERRUPTED, args, fill, interrupt,
+    Failure, INTERRUPTED, args, fill,
+    health::Health,
+    interrupt,
     prepare::{Prepared, prepare},
     progress::Progress,
     resume::{Found, Resuming},
@@ -40,7 +42,7 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     };
     let (existing, command) = existing(&path, args.resume)?;
     let mut prepared = prepare(&args.graph.recalling(&command.set), registry)?;
-    check(&prepared, registry)?;
+    prepared.check_memory(registry)?;
     let mut folder = match existing {
         Some(folder) => folder,
         None => RunFolder::open(&path, args.resume).map_err(Failure::new)?,
@@ -108,20 +110,6 @@ fn existing(path: &Path, resume: bool) -> Result<(Option<RunFolder>, Command), F
         say!("settings of this run: {}", sets.join(" "));
     }
     Ok((Some(folder), command))
-}
-
-/// Refuse what is wrong whatever the folder holds.
-fn check(prepared: &Prepared, registry: &Registry) -> Result<(), Failure> {
-    let minutes = prepared.run.checkpoint_minutes;
-    if !(minutes >= 0.0 && minutes.is_finite()) {
-        return Err(Failure::new(format!(
-            "run.checkpoint_minutes is {minutes}: 0 or a positive number is needed"
-        )));
-    }
-    if prepared.run.steps == 0 {
-        return Err(Failure::new("run.steps is 0: at least 1 is needed"));
-    }
-    prepared.check_memory(registry)
 }
 
 /// A run that has all its steps: write the adapter if it is missing.
@@ -234,7 +222,8 @@ fn begin_loop(prepared: Prepared, session: Session, mut runner: Runner, json: bo
         }
     }
     let progress = Progress::new(start, steps, prepared.run.log_every);
-    let mut running = Loop { runner, session, progress, json };
+    let health = Health::new(&prepared.graph);
+    let mut running = Loop { runner, session, progress, health, json };
     let done = running.go(steps);
     running.progress.end();
     done.map_err(|stop| running.session.explain(stop))

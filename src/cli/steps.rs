@@ -7,13 +7,16 @@ use std::path::PathBuf;
 use prefgraph_nn::{self as nn, Adapter, cpu::map};
 use prefgraph_ops::ports::{Metric, Metrics};
 
-use super::{INTERRUPTED, first, interrupt, progress::Progress, session::Session, stop::Stop, system};
+use super::{
+    INTERRUPTED, first, health::Health, interrupt, progress::Progress, session::Session, stop::Stop, system,
+};
 use crate::run::{RunError, Runner, StepOutput};
 
 pub(super) struct Loop {
     pub runner: Runner,
     pub session: Session,
     pub progress: Progress,
+    pub health: Health,
     /// Are metrics printed on standard output?
     pub json: bool,
 }
@@ -81,6 +84,9 @@ impl Loop {
             self.progress.say(&if warning { format!("WARNING: {text}") } else { text });
         }
         self.progress.step(output.step, metrics, output.seconds, output.data_seconds);
+        for warning in self.health.observe(output.step, metrics) {
+            self.progress.say(&format!("WARNING: {warning}"));
+        }
     }
 
     fn tell_end(&self, made: u64, steps: u64, metrics: &Metrics, adapters: &[PathBuf]) {
@@ -90,6 +96,7 @@ impl Loop {
         if let Some(left) = left_over(metrics) {
             self.progress.say(&left);
         }
+        self.health.summary().iter().for_each(|line| self.progress.say(line));
         self.progress.say(&match made == steps {
             true => format!("complete: {steps} steps"),
             false => format!("interrupted after {made} of {steps} steps; --resume continues from there"),

@@ -99,7 +99,7 @@ impl Graph {
 
     /// Is this node a cell: are its outputs carried from step to step?
     pub fn is_cell(&self, node: NodeId) -> bool {
-        self.carries.iter().any(|c| c.cell.node == node)
+        self.by_cell.range(Endpoint::value(node, 0)..).next().is_some_and(|(cell, _)| cell.node == node)
     }
 }
 

@@ -6,7 +6,10 @@ mod lookup;
 mod reach;
 mod wire;
 
-use std::{collections::HashMap, fmt};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
 
 use petgraph::{Direction, graph::DiGraph, visit::EdgeRef};
 use prefgraph_ops::{
@@ -73,6 +76,8 @@ pub struct Graph {
     by_id: HashMap<String, NodeId>,
     loss: Option<Endpoint>,
     carries: Vec<CarryWire>,
+    /// By cell, its place among them.
+    by_cell: BTreeMap<Endpoint, usize>,
 }
 
 impl Graph {
@@ -204,13 +209,14 @@ impl Graph {
                 found: carried(next, found),
             });
         }
-        if let Some(before) = self.carries.iter().find(|c| c.cell == cell) {
+        if let Some(before) = self.by_cell.get(&cell) {
             return Err(GraphError::CarriedTwice {
                 cell: self.path(cell),
-                first: self.path(before.next),
+                first: self.path(self.carries[*before].next),
                 second: self.path(next),
             });
         }
+        self.by_cell.insert(cell, self.carries.len());
         self.carries.push(CarryWire { cell, next });
         Ok(())
     }

@@ -1,11 +1,13 @@
 //! Graphs from RON files, with errors that point into the file.
 //!
 //! ```text
-//!  source, syntax, scan   texts, and one level of RON at a time, with the place of every part
+//!  source, excerpt        texts and places in them, and what an error shows of a text
+//!  syntax, scan           one level of RON at a time, with the place of every part
 //!  parse -> merge -> set  one file; a chain of files as one; settings of the command line over it
 //!  resolve -> wire        references followed and operators built; names become wires
 //!  caching                nodes that a cache stands before
 //!  resolved, diff         a graph as one flat file; what two of them have not in common
+//!  outline                what a graph states of its nodes, without building them
 //!  stated                 what such a file says, without building anything from it
 //! ```
 //!
@@ -14,8 +16,10 @@
 mod caching;
 mod complain;
 mod diff;
+mod excerpt;
 mod merge;
 mod nearest;
+mod outline;
 mod parse;
 mod paths;
 mod resolve;
@@ -33,6 +37,8 @@ use std::path::Path;
 
 pub(crate) use diff::nodes;
 pub use diff::{Change, diff};
+pub(crate) use nearest::advice;
+pub use outline::Outline;
 pub use run_settings::{CacheSettings, RunSettings};
 pub use source::SpecError;
 pub use stated::{Stated, StatedNode, stated};
@@ -74,13 +80,37 @@ pub fn name(path: &Path) -> Result<String, Box<SpecError>> {
 
 /// The text of a graph file, and the folder that paths in it are relative to.
 fn read(path: &Path) -> Result<(String, &Path), Box<SpecError>> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| SpecError::nowhere(format!("cannot read the graph `{}`: {e}", path.display())))?;
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        let error = SpecError::nowhere(format!("cannot read the graph `{}`: {e}", path.display()));
+        match beside(path, folder) {
+            Some(help) => error.help(help),
+            None => error,
+        }
+    })?;
     Ok((text, folder))
+}
+
+/// What may have been meant by `path`, which is no graph file in `folder`.
+fn beside(path: &Path, folder: &Path) -> Option<String> {
+    if path.is_dir() {
+        let graph = path.join("graph.ron");
+        let resume = || format!("it is the folder of a run, whose graph is `{}`", graph.display());
+        return Some(if graph.is_file() {
+            resume()
+        } else {
+            "it is a folder: name the graph file in it".into()
+        });
+    }
+    let name = path.file_name()?.to_string_lossy().into_owned();
+    let files =
+        std::fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let graphs: Vec<String> = files.filter(|file| file.ends_with(".ron")).collect();
+    let near = nearest::nearest(&name, graphs.iter().map(String::as_str))?;
+    Some(format!("did you mean `{}`?", path.with_file_name(near).display()))
 }
 
 /// Load the graph file at `path`, with settings `node.setting=VALUE` over it.
@@ -102,11 +132,7 @@ pub fn settings_of<O: Operator>(
     sets: &[String],
     registry: &Registry,
 ) -> Result<Vec<(String, O::Settings)>, Box<SpecError>> {
-    let (text, folder) = read(path)?;
-    let mut sources = Sources::default();
-    let name = path.display().to_string();
-    let (merged, _) = merged(&mut sources, &name, &text, folder, Some(path), sets, registry)?;
-    resolve::Resolver::new(&sources, &merged, registry)?.settings_of::<O>()
+    Outline::open(path, sets, registry)?.settings_of::<O>()
 }
 
 /// Load a graph from its text; `name` is shown in errors, relative paths are relative to `folder`.
@@ -174,7 +200,18 @@ impl Loaded {
             Some((name, _)) => self.sources.error(message, name.span, "this input"),
             None => {
                 let span = spec.op.as_ref().map_or(spec.id.span, |op| op.span);
-                let error = self.sources.error(message, span, "this operator");
+                // What the command line set comes first: the file may have been right without it.
+                let mut sets = complain::from_command_line(&self.sources, spec).take(6);
+                let error = match sets.next() {
+                    Some((_, value)) => {
+                        let error = self.sources.error(message, value.span, "with this setting");
+                        self.sources.also(error, span, "of this operator")
+                    }
+                    None => self.sources.error(message, span, "this operator"),
+                };
+                let error = sets.fold(error, |error, (_, value)| {
+                    self.sources.also(error, value.span, "with this setting")
+                });
                 // Where its inputs come from, since shapes come from there.
                 spec.inputs
                     .iter()

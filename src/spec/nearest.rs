@@ -35,7 +35,7 @@ pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a s
 }
 
 /// Advice for an unknown `name`: what was probably meant, and all there is.
-pub(super) fn advice<'a>(what: &str, name: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
+pub(crate) fn advice<'a>(what: &str, name: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
     let candidates: Vec<&str> = candidates.into_iter().collect();
     let meant = nearest(name, candidates.iter().copied());
     let meant = meant.map(|m| format!("did you mean `{m}`? ")).unwrap_or_default();

@@ -110,7 +110,13 @@ impl<'a> Resolver<'a> {
     /// Every operator, by index of its node, and the settings of the run and of the cache.
     pub fn all(mut self) -> Result<(Vec<Built>, RunSettings, CacheSettings), Box<SpecError>> {
         let merged = self.merged;
-        let run = self.settings(Owner::Run, "run", "a run", &merged.run)?;
+        let run: RunSettings = self.settings(Owner::Run, "run", "a run", &merged.run)?;
+        if let Some((name, accepted)) = run.fault()
+            && let Some((_, value)) = merged.run.iter().find(|(key, _)| key.value == name)
+        {
+            let message = format!("`run.{name}` cannot be {}", value.value);
+            return Err(self.sources.error(message, value.span, "out of range").help(accepted));
+        }
         let cache = self.settings(Owner::Cache, "cache", "a cache", &merged.cache)?;
         for node in 0..self.built.len() {
             self.build(node)?;

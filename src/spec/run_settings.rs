@@ -1,5 +1,7 @@
 //! What a graph file says about the run as a whole.
 
+use crate::plan::MOST_LANES;
+
 prefgraph_ops::settings! {
     /// Settings of a run: the `run` field of a graph file.
     pub struct RunSettings {
@@ -23,6 +25,33 @@ prefgraph_ops::settings! {
         pub threads: usize = 0,
         /// Steps from one line on the terminal to the next, where there is no progress bar.
         pub log_every: u64 = 1,
+    }
+}
+
+/// The most steps that a run may be ahead: every one of them holds its values.
+const MOST_AHEAD: usize = 1024;
+
+impl RunSettings {
+    /// The name of a setting that no run can have, and what it may be.
+    pub(super) fn fault(&self) -> Option<(&'static str, String)> {
+        let minutes = self.checkpoint_minutes;
+        let (name, accepted) = if self.steps == 0 {
+            ("steps", "a run has at least 1 step".to_owned())
+        } else if !(minutes >= 0.0 && minutes.is_finite()) {
+            ("checkpoint_minutes", "0 or a positive number of minutes is needed".to_owned())
+        } else if self.lanes > MOST_LANES {
+            ("lanes", format!("at most {MOST_LANES} nodes can run at the same time; 0 chooses"))
+        } else if self.ahead > MOST_AHEAD {
+            (
+                "ahead",
+                format!(
+                    "at most {MOST_AHEAD} steps can be made ahead; 1 or 2 are enough to hide the reading of data"
+                ),
+            )
+        } else {
+            return None;
+        };
+        Some((name, accepted))
     }
 }
 

@@ -10,8 +10,8 @@ use super::{
     nearest::advice,
     paths::absolute,
     resolve::{entry_of, no_setting, unknown_setting},
-    source::{At, Sources, Span, SpecError},
-    syntax::quote,
+    source::{At, COMMAND_LINE, Sources, Span, SpecError},
+    syntax::{one_value, quote},
     text,
 };
 use crate::registry::{Registry, setting_entries};
@@ -26,7 +26,7 @@ pub(super) fn apply(
     registry: &Registry,
 ) -> Result<Vec<String>, Box<SpecError>> {
     let one = |set: &String| {
-        let file = sources.add("--set", set.as_str(), folder);
+        let file = sources.add(COMMAND_LINE, set.as_str(), folder);
         apply_one(sources, merged, file, registry)
     };
     sets.iter().map(one).collect()
@@ -46,7 +46,12 @@ fn apply_one(
     });
     let Some((node, field, value)) = parts else {
         let error = sources.error(format!("`{set}` sets nothing"), at(0, &set), "not `node.setting=VALUE`");
-        return Err(error.help("as in `--set noise.process=flow` or `--set run.steps=10`"));
+        let names = setting_entries::<RunSettings>();
+        let of_run = set.split_once('=').filter(|(name, _)| names.iter().any(|s| s.doc.name == *name));
+        return Err(error.help(match of_run {
+            Some(_) => format!("did you mean `--set run.{set}`?"),
+            None => "as in `--set noise.process=flow` or `--set run.steps=10`".into(),
+        }));
     };
     let key = At { value: field.to_owned(), span: at(node.len() + 1, field) };
     let value_at = at(node.len() + field.len() + 2, value);
@@ -63,6 +68,10 @@ fn apply_one(
             let error = sources.error(format!("there is no node `{node}`"), at(0, node), "not a node");
             return Err(error.help(help));
         }
+    };
+    let Some(ron) = ron else {
+        let error = sources.error(format!("`{field}` cannot be `{value}`"), value_at, "not one value");
+        return Err(error.help("one `--set` sets one setting: repeat it for another, as in `--set run.steps=10 --set run.seed=1`"));
     };
     // A reference is no path, and a path that cannot be stated is refused later, in place.
     let is_reference = text::read::<String>(&ron).is_ok_and(|content| content.starts_with('@'));
@@ -87,7 +96,7 @@ fn other<S: Settings>(
     what: &str,
     key: &At<String>,
     value: &str,
-) -> Result<(String, bool), Box<SpecError>> {
+) -> Result<(Option<String>, bool), Box<SpecError>> {
     let all = setting_entries::<S>();
     let Some(setting) = all.iter().find(|s| s.doc.name == key.value) else {
         return Err(no_setting(sources, what, key.span, &key.value, &all));
@@ -95,11 +104,15 @@ fn other<S: Settings>(
     Ok((as_ron(&key.value, value, |text| text::read::<S>(text).is_ok()), setting.doc.path))
 }
 
-/// A value of the command line as RON: as it is if the setting takes it so, else in quotes if it takes that, so that
-/// paths and texts need no quotes that a shell would eat. What fits neither way stays as it is and is refused later,
-/// in place.
-fn as_ron(name: &str, value: &str, accepts: impl Fn(&str) -> bool) -> String {
+/// A value of the command line as RON: as it is if it is a value that the setting takes, else in quotes if it takes that, so
+/// that paths and texts need no quotes that a shell would eat. What fits neither way stays as it is and is refused later, in
+/// place; `None` if it is not one value.
+fn as_ron(name: &str, value: &str, accepts: impl Fn(&str) -> bool) -> Option<String> {
     let fits = |text: &str| accepts(&format!("({name}:{text})"));
-    let quoted = quote(value);
-    if value.starts_with('@') || (!fits(value) && fits(&quoted)) { quoted } else { value.to_owned() }
+    let (one, quoted) = (one_value(value), quote(value));
+    match one.filter(|one| fits(one)) {
+        Some(one) if !value.starts_with('@') => Some(one.to_owned()),
+        _ if value.starts_with('@') || fits(&quoted) => Some(quoted),
+        _ => one.map(str::to_owned),
+    }
 }

@@ -22,6 +22,10 @@ pub use kl::Kl;
 pub use steps::NetworkCost;
 pub use tiny::Tiny;
 
+/// Most resolutions of an autoencoder, each of half the side of the one before: a latent cell of 512 pixels. Published ones have
+/// four.
+const MOST_LEVELS: usize = 10;
+
 /// Latents or pictures of a batch: `[B, channels, rows, columns]`.
 pub type Batch = Tensor<(usize, usize, usize, usize)>;
 

@@ -17,6 +17,7 @@ use crate::{
         dense,
         norm::{GroupNorm, group_norm},
     },
+    size,
 };
 
 /// eps of every group norm of these networks.
@@ -228,36 +229,44 @@ impl Step {
         }
     }
 
-    /// Operations, and the most values alive at once, the input and the output included.
-    fn cost(&self, input: (usize, usize)) -> (f64, usize) {
+    /// Operations, and the most values alive at once, the input and the output included. In floating point: pictures whose
+    /// size somebody states may be too large for products of whole numbers.
+    fn cost(&self, input: (usize, usize)) -> (f64, f64) {
         let (height, width) = self.output(input);
-        let pixels = height * width;
-        let conv = |i: usize, o: usize| {
-            let (window, io) = (Window::Three, (i, o));
-            (conv_flops(window, io, pixels), conv_scratch(window, io, pixels))
+        let pixels = height as f64 * width as f64;
+        let conv = |window: Window, i: usize, o: usize| {
+            (conv_flops(window, (i, o), pixels), conv_scratch(window, (i, o), pixels))
         };
         match self {
             Self::Conv { inputs, outputs, window, .. } => {
-                let io = (*inputs, *outputs);
-                let alive = input.0 * input.1 * inputs + pixels * outputs + conv_scratch(*window, io, pixels);
-                (conv_flops(*window, io, pixels), alive)
+                let (flops, scratch) = conv(*window, *inputs, *outputs);
+                let read = input.0 as f64 * input.1 as f64 * *inputs as f64;
+                (flops, read + pixels * *outputs as f64 + scratch)
             }
-            Self::Residual { inputs: i, outputs: o, .. } => {
-                let ((first, first_scratch), (second, second_scratch)) = (conv(*i, *o), conv(*o, *o));
-                let shortcut = if i == o { 0.0 } else { conv_flops(Window::One, (*i, *o), pixels) };
-                let alive = ((2 * i + o) * pixels + first_scratch).max((i + 2 * o) * pixels + second_scratch);
+            Self::Residual { inputs, outputs, .. } => {
+                let (i, o) = (*inputs as f64, *outputs as f64);
+                let (first, first_scratch) = conv(Window::Three, *inputs, *outputs);
+                let (second, second_scratch) = conv(Window::Three, *outputs, *outputs);
+                let shortcut = if inputs == outputs {
+                    0.0
+                } else {
+                    conv_flops(Window::One, (*inputs, *outputs), pixels)
+                };
+                let alive =
+                    ((2.0 * i + o) * pixels + first_scratch).max((i + 2.0 * o) * pixels + second_scratch);
                 (first + second + shortcut, alive)
             }
-            Self::Attention { channels: c, .. } => {
-                let flops = (8 * c * c + 4 * c * pixels) as f64 * pixels as f64;
+            Self::Attention { channels, .. } => {
+                let c = *channels as f64;
+                let flops = (8.0 * c * c + 4.0 * c * pixels) * pixels;
                 // The packed keys and values of a task are counted once: tasks are as many as threads.
-                (flops, 7 * c * pixels + 3 * c * c)
+                (flops, 7.0 * c * pixels + 3.0 * c * c)
             }
-            Self::NormSilu { channels, .. } => (0.0, channels * pixels),
-            Self::Relu => (0.0, 0),
-            Self::Plain { channels: c, .. } => {
-                let (flops, scratch) = conv(*c, *c);
-                (3.0 * flops, 3 * c * pixels + scratch)
+            Self::NormSilu { channels, .. } => (0.0, *channels as f64 * pixels),
+            Self::Relu => (0.0, 0.0),
+            Self::Plain { channels, .. } => {
+                let (flops, scratch) = conv(Window::Three, *channels, *channels);
+                (3.0 * flops, 3.0 * *channels as f64 * pixels + scratch)
             }
         }
     }
@@ -277,7 +286,7 @@ pub(super) fn cost(steps: &[Step], mut size: (usize, usize)) -> NetworkCost {
     for step in steps {
         let (flops, values) = step.cost(size);
         all.flops += flops;
-        all.scratch_bytes = all.scratch_bytes.max(values * size_of::<f32>());
+        all.scratch_bytes = all.scratch_bytes.max(size::bytes(4.0 * values));
         size = step.output(size);
     }
     all

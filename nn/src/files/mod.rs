@@ -1,5 +1,7 @@
 //! Files of named tensors: safetensors, alone or in shards, mapped and not read until asked for.
 
+mod bounds;
+mod kind;
 mod open;
 mod read;
 mod recognise;
@@ -7,6 +9,7 @@ mod unfinished;
 mod view;
 mod write;
 
+pub(crate) use kind::{no_model, read_model_config};
 pub use open::{open_regular, read_regular};
 pub use read::{TensorFiles, TensorInfo};
 pub(crate) use read::{edit_distance, nearest};

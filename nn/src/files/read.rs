@@ -13,6 +13,7 @@ use super::recognise::recognise;
 use crate::{
     cpu::map::FileMap,
     error::{Error, Result},
+    size,
 };
 
 /// What a header says of a tensor.
@@ -22,6 +23,13 @@ pub struct TensorInfo {
     pub dtype: Dtype,
     /// Its axes.
     pub shape: Vec<usize>,
+}
+
+impl TensorInfo {
+    /// Number of values.
+    pub fn values(&self) -> usize {
+        size::product(self.shape.iter().copied())
+    }
 }
 
 #[derive(Debug)]

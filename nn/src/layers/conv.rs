@@ -221,16 +221,17 @@ fn block_pixels(terms: usize) -> usize {
 }
 
 /// Floating-point operations of a convolution of a picture of `pixels` output pixels.
-pub fn conv_flops(window: Window, (inputs, outputs): (usize, usize), pixels: usize) -> f64 {
-    2.0 * (window.side().pow(2) * inputs * outputs) as f64 * pixels as f64
+pub fn conv_flops(window: Window, (inputs, outputs): (usize, usize), pixels: f64) -> f64 {
+    2.0 * (window.side().pow(2) * inputs * outputs) as f64 * pixels
 }
 
 /// Values of working memory that a convolution takes beside its input and its output: windows, and the weight three
 /// times (as it is stored, in the order of the windows, and packed).
-pub fn conv_scratch(window: Window, (inputs, outputs): (usize, usize), pixels: usize) -> usize {
+pub fn conv_scratch(window: Window, (inputs, outputs): (usize, usize), pixels: f64) -> f64 {
     let terms = window.side().pow(2) * inputs;
-    let windows = if window == Window::One { 0 } else { block_pixels(terms).min(pixels) * terms };
-    windows + 3 * terms * outputs
+    let windows =
+        if window == Window::One { 0.0 } else { (block_pixels(terms) as f64).min(pixels) * terms as f64 };
+    windows + (3 * terms * outputs) as f64
 }
 
 #[cfg(test)]

@@ -9,9 +9,9 @@ use std::collections::BTreeSet;
 
 use super::adapter::{AdaptedLinear, AdapterLayout};
 use crate::{
-    backbone::LinearLayout,
     error::{Error, Result},
     files::edit_distance,
+    linears::LinearLayout,
 };
 
 /// What one pattern named.

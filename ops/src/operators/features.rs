@@ -63,7 +63,12 @@ impl Operator for Features {
     fn cost(&self, (backbone, latents, text, _): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
         let pass = backbone.0.cost(latents.0, (latents.2, latents.3), &[], text.1, None);
         // At most a whole pass: the blocks with one stream do not run.
-        Cost { forward_flops: pass.forward_flops, scratch_bytes: pass.scratch_bytes, ..Cost::default() }
+        Cost {
+            forward_flops: pass.forward_flops,
+            precision: pass.precision,
+            scratch_bytes: pass.scratch_bytes,
+            ..Cost::default()
+        }
     }
 
     fn forward(

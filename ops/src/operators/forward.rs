@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     operator::{Cost, Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Shared, Wanted},
+    part::Part,
     ports::{
         BackboneHandle, Latents, List, ListShape, Mask, Noised, Pooled, Prediction, Scores, TextTokens,
         Timesteps,
@@ -148,6 +149,10 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
         Ok((x_t, ListShape(vec![(text.0, tokens); scored])))
     }
 
+    fn part(&self) -> Part {
+        Part::Pass { guidance: self.settings.guidance }
+    }
+
     fn cost(
         &self,
         (backbone, adapter, x_t, _, text, _, references, _): &InShapes<Self>,
@@ -162,6 +167,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
             backward_flops: pass.backward_flops,
             moved_bytes: (backbone.layout().parameters * size_of::<f32>()) as f64,
             saved_bytes: pass.saved_bytes,
+            precision: pass.precision,
             scratch_bytes: pass.scratch_bytes,
             backward_scratch_bytes: pass.backward_scratch_bytes,
             shared: Some(Shared { input: 0, bytes: backward_weights }),

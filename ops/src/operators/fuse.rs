@@ -8,7 +8,7 @@ use super::tensors::{mask, same, tensor};
 use crate::{
     choices,
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
-    ports::{Detail, Mask, Metrics, MetricsShape, PerSample, Prior, Structure},
+    ports::{Detail, Mask, MetricDoc, Metrics, MetricsShape, PerSample, Prior, Structure},
     role::As,
     settings,
 };
@@ -81,6 +81,25 @@ impl Operator for Fuse {
                                (FocusDPO, Eq. 9). A sample without a prior gets ones, which is plain DPO.";
     const IN: [&'static str; 4] = ["structure", "detail", "prior", "has_prior"];
     const OUT: [&'static str; 3] = ["mask", "coverage", "metrics"];
+    const METRICS: &'static [MetricDoc] = &[
+        MetricDoc::per_sample(
+            "coverage",
+            "Share of the subject's cells that the policy has *not* found (the paper's A): 0 is all found, 1 is none. It grows with \
+             the time sigma.",
+        ),
+        MetricDoc::per_sample(
+            "fused",
+            "1 where the coverage is at most tau, so that detail is blended in; 0 where structure stands alone.",
+        ),
+        MetricDoc::per_sample(
+            "mask_mean",
+            "Mean of the focus mask over all cells: 1 is the whole picture, 0 is no gradient.",
+        ),
+        MetricDoc::number(
+            "without_prior",
+            "Samples of the batch without a prior: their mask is 1 everywhere, which is plain DPO.",
+        ),
+    ];
     type Settings = FuseSettings;
     type In = (Option<Structure>, Option<Detail>, Prior, Option<PerSample>);
     type Out = (Mask, PerSample, Metrics);

@@ -11,7 +11,7 @@ use crate::{
     choices,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
     port::Grad,
-    ports::{AdapterShape, Metrics, MetricsShape, Moments, MomentsShape},
+    ports::{AdapterShape, MetricDoc, Metrics, MetricsShape, Moments, MomentsShape},
     resume::{Restart, Restated},
     settings,
 };
@@ -180,6 +180,23 @@ impl Operator for LoraUpdate {
                                Connect `grad:` of the adapter's cell to `grad`.";
     const IN: [&'static str; 3] = ["adapter", "grad", "moments"];
     const OUT: [&'static str; 3] = ["adapter", "moments", "metrics"];
+    const METRICS: &'static [MetricDoc] = &[
+        MetricDoc::number(
+            "grad_norm",
+            "Norm of the gradient before clipping; under accumulation, of the mean of the micro-batches so far.",
+        ),
+        MetricDoc::number("lr", "Learning rate of the update that this step belongs to."),
+        MetricDoc::number("update", "Updates made so far: steps, divided by the micro-batches of an update."),
+        MetricDoc::number(
+            "travel",
+            "Sum of the learning rates of the updates made: about the furthest that a value can have moved.",
+        ),
+        MetricDoc::number(
+            "micro_batch",
+            "Under accumulation only: which micro-batch of its update this step is, from 1.",
+        ),
+        MetricDoc::number("micro_batches", "Under accumulation only: micro-batches of an update."),
+    ];
     type Settings = LoraUpdateSettings;
     type In = (Adapter, Grad<Adapter>, Moments);
     type Out = (Adapter, Moments, Metrics);
@@ -221,7 +238,7 @@ impl Operator for LoraUpdate {
         Cost {
             forward_flops: 15.0 * n as f64,
             moved_bytes: 28.0 * n as f64,
-            scratch_bytes: n * size_of::<f32>(),
+            scratch_bytes: n.saturating_mul(size_of::<f32>()),
             ..Cost::default()
         }
     }

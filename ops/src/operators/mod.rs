@@ -5,6 +5,7 @@
 pub mod as_target;
 pub mod autoencoder;
 pub mod backbone;
+pub mod blank;
 mod canvas;
 pub mod decode;
 pub mod encode;

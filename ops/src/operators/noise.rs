@@ -22,6 +22,8 @@ settings! {
     pub struct NoiseSettings {
         /// How latents become noise and what is predicted. The times must be of the same process.
         pub process: Process = Process::Flow,
+        /// The noise repeats after so many steps: a held-out batch then gets the same noise whenever it is measured. 0 means never.
+        pub repeat: u64 = 0,
     }
 }
 
@@ -127,7 +129,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Noise<C, H, W> {
                 let &(_, _, rows, columns) = HasShape::shape(&eps);
                 corner(&eps.as_vec(), (rows, columns), (height.size(), width.size()))
             }
-            None => ctx.random("eps").normals(batch * size),
+            None => ctx.random_repeating(self.settings.repeat, "eps").normals(batch * size),
         };
         let mixes: Vec<Mix> = time
             .values
@@ -211,7 +213,7 @@ mod tests {
     };
 
     fn noise(process: Process) -> Noise {
-        Noise::new(NoiseSettings { process }).unwrap()
+        Noise::new(NoiseSettings { process, ..Default::default() }).unwrap()
     }
 
     #[test]
@@ -277,6 +279,21 @@ mod tests {
         let time = TimeShape { batch: 1, process: Process::Flow };
         let small = op.shapes(((1, 1, 2, 2), None, time, Some((1, 1, 2, 1))), 0).unwrap_err();
         assert!(small.to_string().contains("at least as large"), "{small}");
+    }
+
+    #[test]
+    fn noise_repeats_after_its_period_and_never_without_one() {
+        let bench = Bench::new();
+        let eps = |repeat, step| {
+            let op: Noise = Noise::new(NoiseSettings { repeat, ..Default::default() }).unwrap();
+            let t = Timesteps::new(Process::Flow, vec![0.5]);
+            let x0 = latents(&bench.ctx(), (1, 1, 2, 2), 1);
+            op.forward(&bench.at(step), (x0, None, t, None)).unwrap().0.3.as_vec()
+        };
+        assert_eq!(eps(3, 1), eps(3, 7));
+        assert_eq!(eps(3, 1), eps(0, 1), "the first period is drawn as it is without a period");
+        assert_ne!(eps(3, 1), eps(3, 2));
+        assert_ne!(eps(0, 1), eps(0, 7));
     }
 
     #[test]

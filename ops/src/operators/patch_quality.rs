@@ -47,7 +47,7 @@ impl Operator for PatchQuality {
     fn shapes(&self, (generated, reference): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
         let (batch, height, width, features) = generated;
         same("batch and width of f_ref", (reference.0, reference.3), "those of f_gen", (batch, features))?;
-        if batch * features * height * width * reference.1 * reference.2 == 0 {
+        if [batch, features, height, width, reference.1, reference.2].contains(&0) {
             return Err(OpError::new(format!(
                 "f_gen {generated:?} and f_ref {reference:?}: there are no features"
             )));
@@ -57,7 +57,8 @@ impl Operator for PatchQuality {
 
     fn cost(&self, (generated, reference): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
         let (batch, h, w, features) = *generated;
-        let products = (batch * h * w * reference.1 * reference.2 * features) as f64;
+        let products: f64 =
+            [batch, h, w, reference.1, reference.2, features].into_iter().map(|n| n as f64).product();
         Cost { forward_flops: 2.0 * products, ..Cost::default() }
     }
 

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
+    part::Part,
     ports::{BackboneHandle, Latents, List, Noised, Pooled, Prediction, TextTokens, Timesteps},
     role::As,
     settings,
@@ -64,12 +65,17 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
         Ok((x_t,))
     }
 
+    fn part(&self) -> Part {
+        Part::Pass { guidance: self.settings.guidance }
+    }
+
     fn cost(&self, (backbone, x_t, _, text, _, references): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
         let grids: Vec<_> = references.iter().flat_map(|r| &r.0).map(|r| (r.2, r.3)).collect();
         let pass = backbone.0.cost(x_t.0, (x_t.2.size(), x_t.3.size()), &grids, text.1, None);
         Cost {
             forward_flops: pass.forward_flops,
             moved_bytes: (backbone.layout().parameters * size_of::<f32>()) as f64,
+            precision: pass.precision,
             scratch_bytes: pass.scratch_bytes,
             ..Cost::default()
         }

@@ -10,7 +10,10 @@ use crate::{
     inputs::Inputs,
     operator::{Cost, Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Wanted},
     port::Scalar,
-    ports::{Latents, Mask, Metric, Metrics, MetricsShape, Prediction, Quality, Target, Texts, Timesteps},
+    ports::{
+        Latents, Mask, Metric, MetricDoc, Metrics, MetricsShape, Prediction, Quality, Target, Texts,
+        Timesteps,
+    },
     role::As,
     settings::Nothing,
 };
@@ -111,6 +114,31 @@ impl Operator for WeightedLoss {
     const IN: [&'static str; 8] =
         ["policy", "target", "q_gen", "policy_ref", "target_ref", "q_ref", "t", "ids"];
     const OUT: [&'static str; 2] = ["loss", "metrics"];
+    const METRICS: &'static [MetricDoc] = &[
+        MetricDoc::number(
+            "loss",
+            "What is differentiated: weighted squared errors over all elements of both passes.",
+        ),
+        MetricDoc::per_sample(
+            "err_gen",
+            "Squared error on the generated picture, weighted by its patches' quality.",
+        ),
+        MetricDoc::per_sample(
+            "err_ref",
+            "Squared error on the reference picture, weighted by one less the quality of its patches.",
+        ),
+        MetricDoc::per_sample(
+            "quality_gen",
+            "Mean quality of the generated picture's patches: the cosine with their best match in the reference, at most 1.",
+        ),
+        MetricDoc::per_sample(
+            "quality_ref",
+            "Mean quality of the reference's patches: how well the generated picture has them.",
+        ),
+        MetricDoc::per_sample("sigma", "Time of a sample of a flow, in [0, 1]: the share of noise."),
+        MetricDoc::per_sample("timestep", "Time of a sample of DDPM, 0 to 999, in the place of `sigma`."),
+        MetricDoc::texts("id", "The samples of the batch, by the ids of their pairs file."),
+    ];
     type Settings = Nothing;
     type In = (Prediction, Target, Quality, Prediction, Target, Quality, Option<Timesteps>, Option<Texts>);
     type Out = (Scalar, Metrics);
@@ -173,7 +201,8 @@ impl Operator for WeightedLoss {
             metrics.per_sample(name, values.chunks_exact(values.len() / batch).map(mean).collect());
         }
         if let Some(time) = time {
-            metrics.per_sample("sigma", time.values.iter().map(|t| f64::from(*t)).collect());
+            let name = if time.process.is_discrete() { "timestep" } else { "sigma" };
+            metrics.per_sample(name, time.values.iter().map(|t| f64::from(*t)).collect());
         }
         if let Some(ids) = ids {
             metrics.0.push(("id".into(), Metric::Texts(ids.0.to_vec())));

@@ -19,7 +19,7 @@ impl PortShape for AdapterShape {
         format!("adapter rank {}, {} linears", self.0.rank, self.0.modules.len())
     }
     fn bytes(&self) -> usize {
-        self.0.len() * size_of::<f32>()
+        self.0.len().saturating_mul(size_of::<f32>())
     }
 }
 
@@ -149,7 +149,7 @@ impl PortShape for MomentsShape {
         "moments".into()
     }
     fn bytes(&self) -> usize {
-        3 * self.0.len() * size_of::<f32>()
+        self.0.len().saturating_mul(3 * size_of::<f32>())
     }
 }
 

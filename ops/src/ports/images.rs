@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use prefgraph_nn::size;
+
 use crate::{
     port::{NoGrad, Port},
     rows::{Batched, Digest, Rows, digest},
@@ -50,7 +52,7 @@ impl PortShape for ImageShape {
         format!("rgb8[{},{},{}]", self.batch, self.height, self.width)
     }
     fn bytes(&self) -> usize {
-        self.batch * self.height * self.width * 3
+        size::product([self.batch, self.height, self.width, 3])
     }
 }
 

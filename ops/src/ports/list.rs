@@ -1,5 +1,7 @@
 //! A run-time number of values of one kind, as one value: references, their masks, priors of several subjects.
 
+use prefgraph_nn::size;
+
 use crate::{
     port::{NoGrad, Port},
     rows::Rows,
@@ -28,7 +30,7 @@ impl<S: PortShape> PortShape for ListShape<S> {
         format!("[{}]", parts.join(", "))
     }
     fn bytes(&self) -> usize {
-        self.0.iter().map(PortShape::bytes).sum()
+        size::sum(self.0.iter().map(PortShape::bytes))
     }
 }
 

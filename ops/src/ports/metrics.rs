@@ -27,6 +27,67 @@ impl Metric {
     }
 }
 
+/// What a [`Metric`] holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricKind {
+    /// One number for the step.
+    Number,
+    /// One number a sample.
+    PerSample,
+    /// One text a sample.
+    Texts,
+}
+
+impl MetricKind {
+    /// For people.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Number => "number",
+            Self::PerSample => "number a sample",
+            Self::Texts => "text a sample",
+        }
+    }
+}
+
+impl Metric {
+    /// What it holds.
+    pub fn kind(&self) -> MetricKind {
+        match self {
+            Self::Number(_) => MetricKind::Number,
+            Self::PerSample(_) => MetricKind::PerSample,
+            Self::Texts(_) => MetricKind::Texts,
+        }
+    }
+}
+
+/// A metric that an operator measures: `graph-run ops NAME` and `docs/metrics.md` show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetricDoc {
+    /// The name under which it is recorded.
+    pub name: &'static str,
+    /// What is recorded.
+    pub kind: MetricKind,
+    /// What it means, in a sentence or two.
+    pub doc: &'static str,
+}
+
+impl MetricDoc {
+    /// A number for the step.
+    pub const fn number(name: &'static str, doc: &'static str) -> Self {
+        Self { name, kind: MetricKind::Number, doc }
+    }
+
+    /// A number a sample.
+    pub const fn per_sample(name: &'static str, doc: &'static str) -> Self {
+        Self { name, kind: MetricKind::PerSample, doc }
+    }
+
+    /// A text a sample.
+    pub const fn texts(name: &'static str, doc: &'static str) -> Self {
+        Self { name, kind: MetricKind::Texts, doc }
+    }
+}
+
 /// Named quantities, in the order in which they were measured.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metrics(pub Vec<(String, Metric)>);

@@ -23,7 +23,7 @@ pub use backbone::{BackboneHandle, BackboneShape};
 pub use effects::{Effect, Effects, EffectsShape, Picture};
 pub use images::{ImageShape, Images};
 pub use list::{List, ListShape};
-pub use metrics::{Metric, Metrics, MetricsShape};
+pub use metrics::{Metric, MetricDoc, MetricKind, Metrics, MetricsShape};
 pub use texts::{Texts, TextsShape};
 pub use time::{Process, TimeShape, Timesteps};
 

@@ -25,7 +25,7 @@ impl PortShape for TextsShape {
     }
     fn bytes(&self) -> usize {
         // A guess that only a page of prose would prove wrong.
-        self.batch * 128
+        self.batch.saturating_mul(128)
     }
 }
 

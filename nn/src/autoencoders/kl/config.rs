@@ -3,10 +3,17 @@
 use std::path::Path;
 
 use crate::{
-    autoencoders::steps::{self, Step},
+    autoencoders::{
+        MOST_LEVELS,
+        steps::{self, Step},
+    },
     error::{Error, Result},
+    files::{TensorFiles, read_model_config},
     layers::conv::Window,
 };
+
+/// What diffusers calls the model.
+const CLASS: &str = "AutoencoderKL";
 
 /// `config.json` of an `AutoencoderKL`.
 #[derive(Clone, Debug, PartialEq, serde::Deserialize)]
@@ -110,9 +117,7 @@ impl KlConfig {
     /// # Errors
     /// If the file is missing, is no such configuration, or describes a model that this library does not run.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
-        let config: Self = serde_json::from_str(&text)
-            .map_err(|e| Error::file(path, format!("is not the configuration of an AutoencoderKL: {e}")))?;
+        let config: Self = read_model_config(path, CLASS, "an AutoencoderKL")?;
         config.check().map_err(|message| Error::file(path, message))?;
         Ok(config)
     }
@@ -120,8 +125,8 @@ impl KlConfig {
     fn check(&self) -> Result<(), String> {
         let others = |types: &[String], expected: &str| types.iter().find(|t| *t != expected).cloned();
         let groups = self.norm_num_groups;
-        let fault = if let Some(name) = self.class_name.as_deref().filter(|n| *n != "AutoencoderKL") {
-            format!("_class_name is {name:?}: expected AutoencoderKL")
+        let fault = if let Some(name) = self.class_name.as_deref().filter(|n| *n != CLASS) {
+            format!("_class_name is {name:?}: expected {CLASS}")
         } else if self.act_fn != "silu" {
             format!("act_fn is {:?}: expected silu", self.act_fn)
         } else if let Some(name) = others(&self.down_block_types, "DownEncoderBlock2D") {
@@ -138,6 +143,9 @@ impl KlConfig {
             || self.block_out_channels.is_empty()
         {
             "latent_channels, layers_per_block and block_out_channels must be positive".into()
+        } else if self.block_out_channels.len() > MOST_LEVELS {
+            let levels = self.block_out_channels.len();
+            format!("block_out_channels has {levels} resolutions: expected at most {MOST_LEVELS}")
         } else if groups == 0 || self.block_out_channels.iter().any(|c| *c == 0 || !c.is_multiple_of(groups))
         {
             format!(
@@ -152,6 +160,13 @@ impl KlConfig {
             return Ok(());
         };
         Err(fault)
+    }
+
+    /// Refuse sizes that no model in these files can have; `path` states them.
+    pub(super) fn bound(&self, path: &Path, files: &TensorFiles) -> Result<()> {
+        let widths = self.block_out_channels.iter().map(|width| ("block_out_channels", *width as u128));
+        let axes: Vec<_> = widths.chain([("latent_channels", self.latent_channels as u128)]).collect();
+        files.bound(path, &[("layers_per_block", self.layers_per_block)], &axes)
     }
 
     /// Pixels along each side of a latent cell.

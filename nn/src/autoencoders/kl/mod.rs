@@ -57,10 +57,12 @@ impl Kl {
     /// shapes.
     pub fn open(path: &Path) -> Result<Self> {
         let (config, files) = files::open(path)?;
-        let config = match config {
-            Some(config) => KlConfig::read(&config)?,
-            None => KlConfig::flux(),
+        let (stated, config) = match config {
+            Some(path) => (KlConfig::read(&path)?, path),
+            None => (KlConfig::flux(), path.to_owned()),
         };
+        stated.bound(&config, &files)?;
+        let config = stated;
         let (encoder, decoder) = (config.encoder(), config.decoder());
         let original = files.info("encoder.down.0.block.0.conv1.weight").is_some();
         let levels = config.block_out_channels.len();

@@ -23,9 +23,9 @@ use super::{
     read::AdapterFile,
 };
 use crate::{
-    backbone::LinearLayout,
     error::{Error, Result},
     files::write_safetensors,
+    linears::LinearLayout,
 };
 use contents::Contents;
 use groups::grouped;

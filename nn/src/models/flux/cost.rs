@@ -17,6 +17,7 @@ use crate::{
     cpu::Precision,
     layers::Packing,
     lora::{AdapterLayout, FrozenAdapter},
+    size,
 };
 
 /// Sizes of a pass: samples, latent grids, text tokens.
@@ -146,12 +147,13 @@ pub(super) fn cost(
         c.kept = 0.0;
     }
     let packed = streamed(config, options);
-    c.cost.saved_bytes = (c.kept * 4.0) as usize;
-    c.cost.scratch_bytes = (largest * 4.0) as usize + packed;
+    c.cost.saved_bytes = size::bytes(c.kept * 4.0);
+    c.cost.scratch_bytes = size::sum([size::bytes(largest * 4.0), packed]);
     c.cost.backward_scratch_bytes = c.cost.scratch_bytes;
     if options.checkpointing == Checkpointing::Blocks {
         // A block's forward again: a copy of its input, and all that its backward needs.
-        c.cost.backward_scratch_bytes += ((most_kept + joint * width) * 4.0) as usize;
+        let again = size::bytes((most_kept + joint * width) * 4.0);
+        c.cost.backward_scratch_bytes = size::sum([c.cost.scratch_bytes, again]);
         c.cost.backward_flops += if first < count { c.cost.forward_flops } else { 0.0 };
     }
     c.cost

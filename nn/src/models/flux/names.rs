@@ -15,15 +15,19 @@ use std::{
     sync::Arc,
 };
 
-use super::config::FluxConfig;
+use super::config::{CLASS, FluxConfig};
 use crate::{
     error::{Error, Result},
-    files::{TensorFiles, TensorView, nearest},
+    files::{TensorFiles, TensorView, nearest, no_model},
     naming::{Outside, Place, Stack, block_number},
 };
 
 /// What other programs put before the names of a transformer, longest first.
 const PREFIXES: [&str; 3] = ["model.diffusion_model.", "diffusion_model.", ""];
+
+/// What a path to weights may lead to.
+const EXPECTED: &str = "the transformer of FLUX: its folder with config.json and weights, the folder above its `transformer`, \
+                        or one safetensors file";
 
 /// The norms of queries and keys within a block: original name, diffusers name.
 const DOUBLE_NORMS: [(&str, &str); 4] = [
@@ -82,12 +86,16 @@ impl FluxFiles {
         if path.is_dir() {
             return Self::open_folder(path);
         }
+        if !path.exists() {
+            return Err(no_model(path, EXPECTED));
+        }
         let files = TensorFiles::open(path)?;
         let (layout, prefix) = recognise(&files)?;
-        let config = match config_beside(path)? {
-            Some(config) => config,
-            None => measure(&files, layout, prefix)?,
+        let (config, stated) = match config_beside(path)? {
+            Some(config) => (config, path.with_file_name("config.json")),
+            None => (measure(&files, layout, prefix)?, path.to_owned()),
         };
+        config.bound(&stated, &files)?;
         let files = Self::new(files, layout, prefix, &config)?;
         Ok((config, files))
     }
@@ -107,9 +115,14 @@ impl FluxFiles {
                 ),
             ));
         }
-        let config = FluxConfig::read(&folder.join("config.json"))?;
+        let stated = folder.join("config.json");
+        if !stated.exists() {
+            return Err(no_model(folder, EXPECTED));
+        }
+        let config = FluxConfig::read(&stated)?;
         let files = TensorFiles::open_in(folder, "diffusion_pytorch_model")?;
         let (layout, prefix) = recognise(&files)?;
+        config.bound(&stated, &files)?;
         let files = Self::new(files, layout, prefix, &config)?;
         Ok((config, files))
     }
@@ -304,7 +317,7 @@ fn config_beside(path: &Path) -> Result<Option<FluxConfig>> {
     let beside = path.parent().unwrap_or(Path::new("")).join("config.json");
     let Ok(text) = std::fs::read_to_string(&beside) else { return Ok(None) };
     let value: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    let ours = value.get("_class_name").and_then(|n| n.as_str()) == Some("FluxTransformer2DModel");
+    let ours = value.get("_class_name").and_then(|n| n.as_str()) == Some(CLASS);
     ours.then(|| FluxConfig::read(&beside)).transpose()
 }
 

@@ -4,6 +4,7 @@
 //! `h` `w` focus grid.
 
 mod errors;
+mod metrics;
 mod objective;
 #[cfg(test)]
 mod tests;
@@ -21,7 +22,7 @@ use super::tensors::{Fixed, same, tensor};
 use crate::{
     operator::{Cost, Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Wanted},
     port::Scalar,
-    ports::{Latents, Mask, Metric, Metrics, MetricsShape, Prediction, Target, Texts, Timesteps},
+    ports::{Latents, Mask, Metric, MetricDoc, Metrics, MetricsShape, Prediction, Target, Texts, Timesteps},
     role::As,
     settings,
     shape::Axis,
@@ -38,7 +39,7 @@ settings! {
         pub reduction: Reduction = Reduction::FullMean,
         /// Weight of an anchor: half the mean squared distance of policy and reference, over both sides, without the mask.
         pub anchor: f64 = 0.0,
-        /// Weight of the winner's plain error, without the mask.
+        /// Weight of the winner's plain error, without the mask; where there is a reference, less the reference's, so that the first loss is that of the objective alone.
         pub sft_weight: f64 = 0.0,
         /// Of `cdpo`: the share of flipped labels.
         pub epsilon: f64 = 0.1,
@@ -153,7 +154,7 @@ impl<C: Axis, H: Axis, W: Axis> MaskedLoss<C, H, W> {
         let share = 1.0 / batch as f64;
         let mut loss = 0.0;
         for (i, term) in terms.iter().enumerate() {
-            loss += term.loss + s.sft_weight * rows[i].plain;
+            loss += term.loss + s.sft_weight * rows[i].plain_difference;
             loss += 0.5 * s.anchor * (rows[i].drift + loser(i).drift);
         }
         let pull = |row: usize| {
@@ -165,6 +166,12 @@ impl<C: Axis, H: Axis, W: Axis> MaskedLoss<C, H, W> {
             }
         };
         (loss * share, (0..rows.len()).map(pull).collect(), terms)
+    }
+
+    /// The loss of a policy that is the reference: where training begins.
+    fn loss_of_reference(&self, rows: &[Errors], batch: usize) -> f64 {
+        let same = |e: &Errors| Errors { policy: e.reference, reference: e.reference, ..Errors::default() };
+        self.loss(&rows.iter().map(same).collect::<Vec<_>>(), batch).0
     }
 
     fn metrics(
@@ -195,6 +202,7 @@ impl<C: Axis, H: Axis, W: Axis> MaskedLoss<C, H, W> {
             m.per_sample("ref_l", of(1, |e| e.reference));
             m.per_sample("w_diff", of(0, |e| e.difference));
             m.per_sample("l_diff", of(1, |e| e.difference));
+            m.number("ref_loss", self.loss_of_reference(rows, batch));
         }
         let preferred = |i: usize| {
             let margin = if has_reference {
@@ -231,6 +239,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
                                FocusDPO (Eq. 10) with one; the objective and the reduction are settings.";
     const IN: [&'static str; 6] = ["policy", "target", "reference", "mask", "t", "ids"];
     const OUT: [&'static str; 2] = ["loss", "metrics"];
+    const METRICS: &'static [MetricDoc] = &metrics::DOCS;
     type Settings = MaskedLossSettings;
     type In = (
         Prediction<C, H, W>,
@@ -365,6 +374,11 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
         let (loss, pulls, terms) = self.loss(&errors, batch);
         let mut metrics = self.metrics(loss, &errors, &terms, &weights, channels);
         if mask.is_some() {
+            if reference.is_some() && self.settings.objective.needs_reference() {
+                let plain = |side: usize| errors[side * batch..(side + 1) * batch].iter();
+                metrics.per_sample("plain_w_diff", plain(0).map(|e| e.plain_difference).collect());
+                metrics.per_sample("plain_l_diff", plain(1).map(|e| e.plain_difference).collect());
+            }
             let empty = weights.iter().filter(|w| w.iter().all(|x| *x == 0.0)).count();
             metrics.number("empty_mask", empty as f64);
         }

@@ -47,6 +47,53 @@ fn with_equal_networks_the_logit_is_zero_and_the_loss_ln_2() {
     }
 }
 
+#[test]
+fn with_equal_networks_the_loss_is_that_of_the_reference_to_the_bit_for_every_objective_and_batch() {
+    use Objective::*;
+    let bench = Bench::new();
+    let ctx = bench.ctx();
+    for objective in [Dpo, Cdpo, Ipo, Hinge, Dpop, Kto, Dmpo] {
+        for pairs in [1, 2, 3, 5, 6, 7, 10, 12] {
+            let shape = (2 * pairs, 3, 4, 4);
+            let policy: Latents = latents(&ctx, shape, 1);
+            let target: Target = latents(&ctx, shape, 2);
+            let settings =
+                MaskedLossSettings { objective, anchor: 0.3, sft_weight: 0.7, ..Default::default() };
+            let loss = |reference: &Latents| {
+                let (policy, reference) = (policy.clone().into(), Some(reference.clone().into()));
+                let inputs = (policy, target.clone(), reference, None, None, None);
+                let ((_, metrics), _) = op(settings.clone()).forward(&ctx, inputs).unwrap();
+                ["loss", "ref_loss"].map(|name| metrics.get(name).unwrap().mean().unwrap())
+            };
+            let [found, expected] = loss(&policy);
+            assert_eq!(found.to_bits(), expected.to_bits(), "{objective:?}, {pairs} pairs");
+            let [elsewhere, beginning] = loss(&latents(&ctx, shape, 3));
+            assert!(elsewhere != beginning && beginning == expected, "{objective:?}");
+        }
+    }
+}
+
+#[test]
+fn the_plain_error_counts_from_the_references_where_there_is_one() {
+    let bench = Bench::new();
+    let ctx = bench.ctx();
+    let [policy, target, reference] = predictions(&ctx);
+    let loss = |sft_weight, objective, reference: Option<&Latents>| {
+        let reference = reference.cloned().map(Prediction::from);
+        let inputs = (policy.clone().into(), target.clone().into(), reference, None, None, None);
+        let settings = MaskedLossSettings { sft_weight, objective, ..Default::default() };
+        op(settings).forward(&ctx, inputs).unwrap().0.1.get("loss").unwrap().mean().unwrap()
+    };
+    let error = |x: &Latents| {
+        let winners = x.as_vec().into_iter().zip(target.as_vec()).take(2 * 48);
+        winners.map(|(x, t)| f64::from(x - t).powi(2)).sum::<f64>() / 96.0
+    };
+    let added = loss(1.0, Objective::Dpo, Some(&reference)) - loss(0.0, Objective::Dpo, Some(&reference));
+    assert!((added - (error(&policy) - error(&reference))).abs() < 1e-5, "{added}");
+    let added = loss(1.0, Objective::Simpo, None) - loss(0.0, Objective::Simpo, None);
+    assert!((added - error(&policy)).abs() < 1e-5, "{added}");
+}
+
 /// The loss as a dfdx expression, for predictions whose batch is winners or losers only.
 #[test]
 fn loss_and_gradient_are_those_of_dfdx() {

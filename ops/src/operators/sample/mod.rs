@@ -151,6 +151,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
         Cost {
             forward_flops: passes * pass.forward_flops,
             moved_bytes: passes * (backbone.layout().parameters * size_of::<f32>()) as f64,
+            precision: pass.precision,
             scratch_bytes: pass.scratch_bytes,
             ..Cost::default()
         }
