@@ -1,5 +1,37 @@
 //! Frozen denoisers with LoRA: a plain library of backbones, forward and backward.
 //!
+//! # A backbone and an adapter
+//!
+//! Opening a backbone reads headers only; weights are mapped and read by the first pass. An adapter is a layout, which
+//! linears at which rank, and one flat run of values:
+//!
+//! ```
+//! use std::{path::Path, sync::Arc};
+//!
+//! use prefgraph_nn::{
+//!     Adapter, AdapterLayout, Backbone, Cpu,
+//!     lora::{AdapterFormat, Init},
+//!     models::FluxUno,
+//! };
+//!
+//! let backbone = FluxUno::open(Cpu::new(1)?, Path::new("../data/demo/backbone"))?;
+//! let (layout, named) = AdapterLayout::matching(&backbone.layout().linears, &["attn.to_q"], 4, 4.0)?;
+//! assert_eq!(named[0].linears, layout.modules.len());
+//!
+//! // B is zero: with this adapter a pass gives the bits of the frozen network.
+//! let adapter = Adapter::new(Arc::new(layout), Init::KaimingUniform, |_linear| || 0.25);
+//! let folder = tempfile::tempdir()?;
+//! let file = folder.path().join("adapter.safetensors");
+//! adapter.write(&file, AdapterFormat::Diffusers, &[])?;
+//! assert_eq!(Adapter::read(&file, &backbone.layout().linears)?.values, adapter.values);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Numbers for A come from outside, since nothing here draws any; `prefgraph_ops::random` is a source.
+//! `prefgraph` and `prefgraph-ops` have guides to graphs and to operators.
+//!
+//! # Modules
+//!
 //! ```text
 //!  files       safetensors, mapped; written under a temporary name and renamed
 //!  cpu, cuda   devices: buffers and kernels (the only modules with `unsafe`)

@@ -1,4 +1,6 @@
 //! The operators that this library ships: one file or folder each.
+//!
+#![doc = include_str!("ports.md")]
 
 pub mod as_target;
 pub mod autoencoder;
