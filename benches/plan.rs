@@ -1,4 +1,4 @@
-//! How long planning takes, and what a step costs besides its operators.
+//! The time that planning takes, and the overhead of a step beyond its operators.
 
 #![allow(missing_docs, reason = "criterion writes the functions")]
 

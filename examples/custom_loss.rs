@@ -1,4 +1,4 @@
-//! A preference loss of one's own: a recipe with its loss replaced by a closure over dfdx tensors. The closure is the
+//! A custom preference loss: a recipe with its loss replaced by a closure over dfdx tensors. The closure is the
 //! operator, and dfdx's tape its gradient.
 //!
 //!     cargo run --release --example custom_loss

@@ -1,4 +1,4 @@
-//! An operator of one's own in a graph file: `main_with` gives the whole command with it.
+//! A custom operator in graph files: `main_with` builds the whole command around it.
 //!
 //!     cargo run --release --example custom_operator -- ops scale-latents
 //!

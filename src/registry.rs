@@ -1,4 +1,4 @@
-//! Operators by name: what a graph file can say, and how an operator is built from it.
+//! Operators by name, and how they are built from the settings of a graph file.
 //!
 //! The registry is an ordinary value, filled by an ordinary function. Link-time collection would lose the
 //! operators of a crate that nothing else names, and would hide from a reader where they come from.

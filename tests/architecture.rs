@@ -1,4 +1,4 @@
-//! The invariants of `docs/architecture.md` that a reading of the sources can keep.
+//! The invariants of `docs/architecture.md` that can be checked by reading the sources.
 
 use std::{
     fs,

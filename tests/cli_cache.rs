@@ -1,4 +1,4 @@
-//! The cache on the command line: the demo's encoders run once, `plan` says what is there, a folder is looked after.
+//! The cache on the command line: the demo's encoders run once, `plan` shows the status, a folder is maintained.
 
 use std::{
     fs,

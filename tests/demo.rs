@@ -1,4 +1,4 @@
-//! The demo that the repository carries: its pairs hold together, and it stays small.
+//! The demo data in the repository: consistent, and small.
 
 use std::{
     collections::HashSet,

@@ -1,4 +1,4 @@
-//! Mistakes in graph files: what is said, where, and what is offered instead.
+//! Mistakes in graph files: the message, the place, and the suggestion.
 
 mod small_ops;
 

@@ -1,4 +1,4 @@
-//! Draws the demo: textured subjects on textured grounds, as preference pairs or as training data.
+//! Draws the demo: textured subjects on textured backgrounds, as preference pairs or as training data.
 //!
 //! ```text
 //! cargo run --release --example draw_demo -- pairs data/demo [--count 32] [--seed 0]

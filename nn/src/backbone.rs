@@ -1,4 +1,4 @@
-//! What a frozen denoiser is to the rest of the world.
+//! The interface of a frozen denoiser.
 //!
 //! Shape letters: `N` batch, `C` latent channels, `H` `W` latent grid, `L` text tokens, `E` text width,
 //! `P` pooled width, `T` image tokens of the target and of every reference, `D` width of the stream.

@@ -1,4 +1,4 @@
-//! What a device is: where buffers live. Kernels are functions of a device's own module.
+//! The device trait: where buffers live. Kernels are functions of each device's own module.
 
 /// A place where tensors live.
 pub trait Device: Clone + Send + Sync + 'static {

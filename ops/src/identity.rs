@@ -1,4 +1,4 @@
-//! What an operator says of itself so that what it computes can be kept on the disk: on what its rows depend, and what
+//! What an operator declares so that its outputs can be cached on disk: what its rows depend on, and what
 //! the samples of a source are before they are read.
 
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Tuples of ports: what a node reads and what it gives.
+//! Tuples of ports: the inputs and outputs of a node.
 //!
 //! An element of an input tuple is a port `P` (required), `Option<P>` (may be left unconnected) or `Vec<P>` (any
 //! number of wires). Erased, each is a list of values: one, none or one, any number.

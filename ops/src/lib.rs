@@ -1,4 +1,4 @@
-//! What an operator is, and the operators of preference optimisation.
+//! The operator trait, and the operators of preference optimisation.
 //!
 //! # An operator of your own
 //!

@@ -1,4 +1,4 @@
-//! What travels along an edge.
+//! Ports: the kinds of values that edges carry.
 
 use std::{any::TypeId, fmt, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! What an operator contributes to resuming a run: the data and weights that it reads, and the effect of changed settings.
+//! Resuming a run: the data and weights that an operator reads, and the effect of its changed settings.
 
 use std::{collections::BTreeMap, path::PathBuf};
 

@@ -1,4 +1,4 @@
-//! What a user may set, with its documentation and its default in one place.
+//! Settings of operators: declaration, documentation and defaults in one place.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! Shapes: what is known of a value before it exists.
+//! Shapes: what a plan knows about a value before it exists.
 //!
 //! A port's shape is a typed value: for a tensor it is the dfdx shape itself, so constant axes cost nothing and
 //! cannot be wrong, and run-time axes are inferred for the whole graph before the first step.

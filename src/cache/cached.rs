@@ -1,4 +1,4 @@
-//! An operator whose rows are kept on the disk.
+//! An operator whose rows are cached on disk.
 //!
 //! It knows everything of the operator it stands for but how to compute: that it asks the operator for, and once the
 //! cache is filled the operator is dropped, with all its weights.

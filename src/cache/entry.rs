@@ -1,4 +1,4 @@
-//! One entry: what an operator gave for one sample, as a safetensors file with a checksum.
+//! One cache entry: the outputs of an operator for one sample, as a safetensors file with a checksum.
 
 use std::{collections::HashMap, fs, io, io::Write, path::Path};
 

@@ -1,4 +1,4 @@
-//! The pass over all samples before a run: what is missing is computed, every sample once.
+//! The pass over all samples before a run that computes every missing entry once.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -1,4 +1,4 @@
-//! Which entry belongs to which sample: a file that only grows, so that two runs can write it at once and a run that is
+//! Which entry belongs to which sample: an append-only file, so that two runs can write it at once and a run that is
 //! killed loses a line at most.
 //!
 //! A line is `LENGTH MODIFIED LOOKUP KEY`: the length and the modification time of the entry's file when it was known to

@@ -1,4 +1,4 @@
-//! What frozen encoders compute, kept on the disk: they run once for a sample, and are gone from memory before training.
+//! The cache of encoder outputs: frozen encoders run once per sample and leave memory before training.
 //!
 //! ```text
 //!  lineage   may a node be cached, and what do its entries depend on

@@ -1,4 +1,4 @@
-//! What a set of entries is of: an operator, the settings that change its results, and the weights that it reads.
+//! What a set of entries was computed with: operator, settings that change its results, weights.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! What is known of a sample before it is read.
+//! The stamp of a sample: what is known about it before its files are read.
 
 use std::{collections::HashMap, path::PathBuf};
 

@@ -1,4 +1,4 @@
-//! What a cache holds for a graph: known from file names, sizes and times, without reading a sample.
+//! What a cache holds for a graph, from file names, sizes and times alone.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Looking after a cache's folder: what it holds, whether it is whole, what can go.
+//! Maintenance of a cache folder: show, verify, clean.
 
 use std::{
     collections::BTreeSet,

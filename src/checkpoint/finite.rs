@@ -1,4 +1,4 @@
-//! What must not be written: values that training has driven out of range. Writing them would replace good ones.
+//! Guards against writing values that training has driven out of range, which would replace good ones.
 
 use prefgraph_ops::NamedState;
 

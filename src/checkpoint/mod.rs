@@ -1,4 +1,4 @@
-//! Checkpoints: all that a run needs to continue as if it had never stopped.
+//! Checkpoints: everything a run needs to continue as if it had never stopped.
 //!
 //! ```text
 //!  checkpoints/step-N/cells.safetensors   the tensors of all cells

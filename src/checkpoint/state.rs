@@ -1,4 +1,4 @@
-//! `state.bin`: the part of a checkpoint that is no tensor. The only place that knows its bytes.
+//! `state.bin`: the part of a checkpoint that is not a tensor. Only this file knows its format.
 //!
 //! ```text
 //!  8 bytes  "prefgrph"

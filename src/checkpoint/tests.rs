@@ -1,4 +1,4 @@
-//! Checkpoints on a disk: what is written is read, what is damaged is noticed, what cannot be read is an error.
+//! Checkpoints on disk: written ones read back, damaged ones are noticed, unreadable ones are errors.
 
 use std::sync::Arc;
 

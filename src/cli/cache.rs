@@ -1,4 +1,4 @@
-//! `graph-run cache`: what a cache holds, whether it is whole, what can go.
+//! `graph-run cache`: showing, verifying and cleaning a cache.
 
 use std::{
     collections::BTreeSet,

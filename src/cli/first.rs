@@ -1,4 +1,4 @@
-//! The very first step of a preference run: policy and reference are the same network, and the numbers must say so.
+//! The check of the first step of a preference run: policy and reference are still the same network, and the numbers must agree.
 
 use prefgraph_nn::Adapter;
 use prefgraph_ops::ports::{Metric, Metrics};

@@ -1,4 +1,4 @@
-//! `graph-run plan`: what would happen, and whether it fits.
+//! `graph-run plan`: what a run would do, and whether it fits into memory.
 
 use serde_json::{Value, json};
 

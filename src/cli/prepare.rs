@@ -1,4 +1,4 @@
-//! A graph file as a graph, its plan, and the check that it fits into memory.
+//! From a graph file to a graph and its plan, and the check that it fits into memory.
 
 use std::{path::Path, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! Where a resumed run continues, and what has changed since. Nothing here writes to the disk.
+//! Where a resumed run continues, and what has changed since. Nothing here writes to disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! What the machine says: memory, standard output.
+//! The system: memory use, standard output.
 
 use std::{fs, io::Write, num::NonZero, thread};
 

@@ -1,4 +1,4 @@
-//! The loss of an update that several steps make.
+//! The loss of an update that spans several steps.
 
 use prefgraph_ops::ports::{Metric, Metrics};
 

@@ -1,4 +1,4 @@
-//! The last steps of a metric, as a mean that knows how sure it is.
+//! The mean of a metric over the last steps, with its standard error.
 
 use std::collections::VecDeque;
 

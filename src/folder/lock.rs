@@ -1,4 +1,4 @@
-//! One run a folder: a locked file that names the process.
+//! One run per folder: a locked file that names the process.
 //!
 //! The operating system drops the lock when the process ends, however it ends; so a lock is never stale, and no
 //! process id has to be believed.

@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one object a step.
+//! `metrics.jsonl`: one object per step.
 
 use std::{
     fs::{self, File, OpenOptions},

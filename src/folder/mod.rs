@@ -1,4 +1,4 @@
-//! The folder of a run: what it leaves on the disk.
+//! The folder of a run.
 //!
 //! ```text
 //!  graph.ron             the resolved graph      metrics.jsonl         one object a step

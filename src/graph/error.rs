@@ -1,4 +1,4 @@
-//! Why a graph could not be built. Names, not numbers: the reader wrote names.
+//! Errors of building a graph. They use names, not numbers, because the reader wrote names.
 
 use prefgraph_ops::Arity;
 

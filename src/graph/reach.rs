@@ -1,4 +1,4 @@
-//! What the state of a graph depends on.
+//! Which nodes the state of a graph depends on.
 
 use super::{Endpoint, Graph, NodeId, Tap};
 

@@ -1,4 +1,4 @@
-//! The plan as a listing: what `EXPLAIN` is to a query.
+//! The plan as a listing, like `EXPLAIN` for a query.
 
 use std::fmt;
 

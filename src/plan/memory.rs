@@ -1,4 +1,4 @@
-//! How long every value lives, and the peak of what is alive at once.
+//! Lifetimes of values, and the peak of memory.
 
 use std::collections::BTreeMap;
 

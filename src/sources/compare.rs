@@ -1,4 +1,4 @@
-//! Differences from what a checkpoint records.
+//! Differences between the data and weights of today and those that a checkpoint records.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 

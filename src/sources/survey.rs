@@ -1,4 +1,4 @@
-//! The state of data and weights on the disk.
+//! The state of data and weights on disk.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -1,4 +1,4 @@
-//! What is wrong with a setting, in words.
+//! Error messages about settings.
 
 use ron::error::Error as Ron;
 

@@ -1,4 +1,4 @@
-//! What two resolved graphs have not in common.
+//! Differences between two resolved graphs.
 
 use std::{collections::BTreeMap, path::Path};
 

@@ -1,4 +1,4 @@
-//! A chain of graph files as one: a file that extends another states only how it differs.
+//! Merges a graph file with the files that it extends.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -1,4 +1,4 @@
-//! The name that somebody meant.
+//! Guesses the name that was meant.
 
 /// Number of insertions, deletions, replacements and swaps of neighbours that make `a` into `b`.
 fn distance(a: &str, b: &str) -> usize {

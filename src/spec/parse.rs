@@ -1,4 +1,4 @@
-//! One graph file as it is written: names and texts with their places, nothing resolved.
+//! Parses one graph file: names and texts with their places, nothing resolved yet.
 
 use super::{
     nearest::advice,

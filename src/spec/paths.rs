@@ -1,4 +1,4 @@
-//! Paths that a text states, made absolute: a resolved graph means the same from every folder.
+//! Makes paths absolute, so that a resolved graph means the same from every folder.
 
 use std::path::{Component, Path};
 

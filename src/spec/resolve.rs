@@ -1,4 +1,4 @@
-//! Settings as they are meant: references followed, paths made absolute, operators built.
+//! Resolves settings: follows references, makes paths absolute, builds operators.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! What a graph file says about the run as a whole.
+//! The `run` section of a graph file.
 
 use crate::plan::MOST_LANES;
 

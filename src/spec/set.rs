@@ -1,4 +1,4 @@
-//! Settings from the command line: `node.setting=VALUE`, over whatever the files say.
+//! Settings from the command line: `node.setting=VALUE` overrides the files.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! The texts that a graph is made of, places in them, and errors that point there.
+//! Source texts of a graph, places in them, and errors that point there.
 
 use std::{
     ops::Range,

@@ -1,4 +1,4 @@
-//! Names of nodes and ports become wires of a [`Graph`].
+//! Turns names of nodes and ports into wires of a [`Graph`].
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! What is said of a cache before a sample is read.
+//! The status of a cache before any sample is read.
 
 use std::{collections::BTreeSet, fs, path::Path};
 

@@ -1,4 +1,4 @@
-//! Data and weights that are not what they were.
+//! Data and weights that have changed since a checkpoint.
 
 use std::{
     io::Write,

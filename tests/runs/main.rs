@@ -1,4 +1,4 @@
-//! Runs that are interrupted, resumed, changed, deprived of their files or of the disk: what they leave must be whole, and
+//! Runs that are interrupted, resumed, changed, or lose their files or the disk: what they leave must be intact, and
 //! what they say must be true.
 
 mod changes;

@@ -1,4 +1,4 @@
-//! A run whose checkpoints cannot be read must not be begun again, and what is missing must be said.
+//! A run whose checkpoints cannot be read is not started over, and the message says what is missing.
 
 use crate::*;
 

@@ -1,4 +1,4 @@
-//! Where the files of an autoencoder lie.
+//! Finds the files of an autoencoder.
 
 use std::path::{Path, PathBuf};
 

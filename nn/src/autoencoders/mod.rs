@@ -1,4 +1,4 @@
-//! Between pictures and latents.
+//! Autoencoders: from pictures to latents and back.
 //!
 //! Shape letters: `B` batch, `C` latent channels, `H` `W` latent grid; a picture has `P` H rows and `P` W columns of
 //! pixels, `P` being the side of a latent cell.

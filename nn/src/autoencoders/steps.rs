@@ -1,4 +1,4 @@
-//! What the networks of autoencoders are made of. A network is a list of steps, which is run on a picture, compared
+//! The building blocks of autoencoders. A network is a list of steps, which is run on a picture, compared
 //! with a file and counted for planning, so that the three cannot disagree.
 //!
 //! ```text

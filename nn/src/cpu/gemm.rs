@@ -6,8 +6,8 @@
 //!
 //! All matrices are row-major; a stride is the distance between the starts of two rows, in values.
 //! Each element of a result is one chain of fused multiply-adds in the order of the summed axis. So its bits
-//! depend on its row of `x` and its column of the weight only: not on the number of rows, on the place of the
-//! row, on the number of threads, or on the instruction set.
+//! depend on its row of `x` and its column of the weight only: not on the number of rows, the position of the
+//! row, the number of threads, or the instruction set.
 
 #![allow(unsafe_code, reason = "tasks write disjoint tiles of the result")]
 

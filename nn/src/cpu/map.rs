@@ -1,4 +1,4 @@
-//! A file seen as bytes of host memory, without reading it first.
+//! Files mapped into memory.
 #![allow(unsafe_code, reason = "mapping a file is unsafe: another process can change it behind the map")]
 
 use std::{

@@ -1,4 +1,4 @@
-//! Passes over values one by one: activations, gated residuals, sums.
+//! Element-wise passes: activations, gated residuals, sums.
 //!
 //! ```text
 //! B  samples    T  tokens    D  width

@@ -1,4 +1,4 @@
-//! Passes over values one by one: rows are divided between tasks and each row is taken in blocks.
+//! The loop of element-wise passes: rows are divided among tasks, and each row is processed in blocks.
 #![allow(unsafe_code, reason = "tasks write disjoint parts of the results")]
 #![allow(clippy::needless_range_loop, reason = "indices into arrays of a constant length are unrolled")]
 

@@ -1,4 +1,4 @@
-//! Files of named tensors: safetensors, alone or in shards, mapped and not read until asked for.
+//! Files of named tensors: safetensors, single or sharded, mapped and read on demand.
 
 mod bounds;
 mod kind;

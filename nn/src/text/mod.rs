@@ -1,4 +1,4 @@
-//! From prompts to conditions.
+//! Text encoders: from prompts to conditions.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Wrong files and wrong input are answered with the names that are needed to put them right.
+//! Errors about wrong files and wrong input name everything needed to fix them.
 
 use std::{fs, path::Path};
 

@@ -1,4 +1,4 @@
-//! A training run without any graph: the loss by hand, the backbone's backward, AdamW.
+//! A training run without a graph: a hand-written loss, the backbone's backward, AdamW.
 
 #![allow(clippy::disallowed_methods, reason = "expected values: their last bits do not matter")]
 

@@ -1,4 +1,4 @@
-//! `entropy`: where a picture has detail (FocusDPO, Eq. 7 and 8).
+//! `entropy`: how much detail each patch of a picture has (FocusDPO, Eq. 7 and 8).
 //!
 //! Shape letters: `B` batch, `h` `w` patches, one patch a cell of the focus grid.
 

@@ -1,4 +1,4 @@
-//! `features`: what the frozen network itself sees in pictures (a stand-in for a vision encoder).
+//! `features`: the frozen network's own tokens as picture features, in place of a vision encoder.
 //!
 //! Shape letters: `B` batch, `C` latent channels, `H` `W` latent grid, `h` `w` token grid, `F` feature width.
 

@@ -1,4 +1,4 @@
-//! `log`: what people want to read about a step.
+//! `log`: the metrics of a step, joined into one record.
 
 use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},

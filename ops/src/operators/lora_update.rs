@@ -1,4 +1,4 @@
-//! `lora-update`: how an adapter moves.
+//! `lora-update`: AdamW on an adapter, with schedules, clipping and accumulation.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! `mask-field`: where the subjects are that were not found (FocusDPO, Eq. 6).
+//! `mask-field`: the parts of the subjects that were not found (FocusDPO, Eq. 6).
 //!
 //! Shape letters: `B` batch, `R` subjects, `h` `w` focus grid.
 

@@ -1,4 +1,4 @@
-//! `noise`: from clean latents to what a network sees and what it should predict.
+//! `noise`: from clean latents to noised latents and the target of the prediction.
 //!
 //! Shape letters: `B` pairs, `N` rows (`2B` with a loser), `C` channels, `H` `W` latent grid.
 

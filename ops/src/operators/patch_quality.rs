@@ -1,4 +1,4 @@
-//! `patch-quality`: how well each patch of one picture is found in another (PatchDPO).
+//! `patch-quality`: how well another picture reproduces each patch of a picture (PatchDPO).
 //!
 //! Shape letters: `B` batch, `h` `w` patches of the generated picture, `p` `q` of the reference, `F` feature width.
 

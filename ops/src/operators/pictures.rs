@@ -1,4 +1,4 @@
-//! `pictures`: every picture of a batch as a file of its own, for people and for what measures pictures.
+//! `pictures`: every picture of a batch as a file of its own.
 //!
 //! Shape letters: `B` batch.
 

@@ -1,4 +1,4 @@
-//! `preview`: the masks over the winner, for people.
+//! `preview`: the masks drawn over the winner.
 //!
 //! Shape letters: `B` batch, `h` `w` focus grid.
 

@@ -1,4 +1,4 @@
-//! `reference`: the frozen network as it is.
+//! `reference`: a pass of the frozen network, without the trained adapter.
 //!
 //! Shape letters: `N` rows, `B` samples, `C` latent channels, `H` `W` latent grid.
 

@@ -1,4 +1,4 @@
-//! How much each target token resembles each reference, gathered as the blocks run (FocusDPO, Eq. 3).
+//! The similarity of each target token to each reference, collected as the blocks run (FocusDPO, Eq. 3).
 //!
 //! Shape letters: `B` winners, `T` target tokens, `D` width of the stream.
 

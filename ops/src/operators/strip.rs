@@ -1,4 +1,4 @@
-//! `strip`: what the networks draw, beside what they were asked for, for people.
+//! `strip`: what the networks draw, next to what they were asked for.
 //!
 //! Shape letters: `B` batch, `R` references.
 

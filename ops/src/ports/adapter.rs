@@ -1,4 +1,4 @@
-//! What is trained, its cotangent, and what the optimiser remembers of it.
+//! The adapter, its cotangent, and the state of its optimiser.
 
 use std::sync::Arc;
 

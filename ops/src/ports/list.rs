@@ -1,4 +1,4 @@
-//! A run-time number of values of one kind, as one value: references, their masks, priors of several subjects.
+//! Lists whose length is known at run time: references, their masks, the priors of several subjects.
 
 use std::sync::Arc;
 

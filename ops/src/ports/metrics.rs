@@ -1,4 +1,4 @@
-//! Numbers for people, gathered on the way.
+//! Metrics: the numbers that a step reports.
 
 use crate::{
     port::{NoGrad, Port},

@@ -1,4 +1,4 @@
-//! An adapter file in another format.
+//! Converts an adapter file to another format.
 
 use prefgraph_nn::{lora::AdapterFile, models::flux::FluxFiles};
 

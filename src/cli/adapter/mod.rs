@@ -1,4 +1,4 @@
-//! `graph-run adapter`: adapter files, what they hold, and the names that other programs read.
+//! `graph-run adapter`: showing, converting and exporting adapter files.
 //!
 //! ```text
 //! show     what a file holds            export   the adapter of a checkpoint as a file

@@ -1,4 +1,4 @@
-//! `graph-run data check`: everything decoded once, before a run trips over it.
+//! `graph-run data check`: decodes every sample once, before a run does.
 //!
 //! ```text
 //!  report   the listing and the JSON of what was found       bad   the file of bad samples, and what it must not replace

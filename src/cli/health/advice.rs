@@ -1,4 +1,4 @@
-//! What to say of a sign, with its numbers and the settings that help.
+//! The warning for each sign, with its numbers and the settings that help.
 
 use super::{
     Health,

@@ -1,4 +1,4 @@
-//! Is a run doing what it is for? Warnings on the way, each once, and what has come of it at the end.
+//! The health of a run: warnings along the way, each once, and a summary at the end.
 //!
 //! ```text
 //!  change     how errors have changed, over some pairs or some steps

@@ -1,4 +1,4 @@
-//! What the numbers of a run are signs of. Pure functions; every threshold stands here and in `docs/training.md`.
+//! Signs of trouble in the numbers of a run. Pure functions; all thresholds are here and in `docs/training.md`.
 
 use super::change::Change;
 

@@ -1,4 +1,4 @@
-//! What a run has achieved, in a few lines.
+//! The summary at the end of a run.
 
 use super::{
     Health,

@@ -1,4 +1,4 @@
-//! The progress of something that is counted: a bar, or a line every few seconds.
+//! Progress of a counted task: a bar, or a line every few seconds.
 
 use std::{
     io::IsTerminal,

@@ -1,4 +1,4 @@
-//! How far a run is: a bar and a line of numbers on a terminal, a table that grows elsewhere.
+//! Progress of a run: a bar and a line of numbers on a terminal, a growing table elsewhere.
 //!
 //! ```text
 //!  numbers   what is shown of a step: means over the last steps

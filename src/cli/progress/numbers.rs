@@ -1,4 +1,4 @@
-//! The numbers that people watch: means over the last steps, as cells of a table.
+//! The numbers on display: means over the last steps, as cells of a table.
 
 use std::collections::BTreeMap;
 

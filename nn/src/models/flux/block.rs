@@ -1,4 +1,4 @@
-//! What both kinds of blocks are made of: modulation, normed rows, attention operands.
+//! The parts that both kinds of blocks share: modulation, normed rows, attention operands.
 //!
 //! `N` batch, `S` tokens of the joint sequence, `D` width, `H` heads, `M = N S` rows.
 

@@ -1,4 +1,4 @@
-//! What a pass costs, from sizes alone.
+//! The cost of a pass, from sizes alone.
 //!
 //! `N` batch, `S` tokens of the joint sequence, `D` width, `R` rank, `M` rows.
 //!

@@ -1,4 +1,4 @@
-//! Checkpoints of FLUX as people have them: every tensor by its diffusers name, whatever the layout of the file.
+//! Checkpoints of FLUX in every published layout: each tensor by its diffusers name.
 //!
 //! ```text
 //!  a folder of diffusers     config.json and diffusion_pytorch_model.safetensors, or its shards

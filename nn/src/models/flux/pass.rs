@@ -1,4 +1,4 @@
-//! A whole pass: from latents to the prediction, and from its derivative to that by the adapter.
+//! A whole pass: from latents to the prediction, and from its cotangent to the gradient of the adapter.
 //!
 //! `N` batch, `D` width, `M` rows of all tokens, `G` rows of the targets.
 

@@ -1,4 +1,4 @@
-//! `lora`: what is trained, before the first step.
+//! `lora`: the adapter before the first step.
 
 mod start;
 #[cfg(test)]

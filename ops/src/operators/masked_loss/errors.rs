@@ -1,4 +1,4 @@
-//! The errors of a sample, summed in f64, and their derivative by the policy's prediction.
+//! The errors of a sample, summed in f64, and their gradient with respect to the policy's prediction.
 //!
 //! Shape letters: `C` latent channels, `H` `W` latent grid; a sample is `[C, H, W]`, a weight `[H, W]`.
 

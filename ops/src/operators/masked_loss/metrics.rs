@@ -1,4 +1,4 @@
-//! What `masked-loss` measures, in words.
+//! Documentation of the metrics of `masked-loss`.
 
 use crate::ports::MetricDoc;
 

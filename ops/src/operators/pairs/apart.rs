@@ -1,4 +1,4 @@
-//! Held-out pairs: are they apart from those that are trained on?
+//! Checks that held-out pairs share no winner with the training pairs.
 
 use std::{collections::HashSet, fs, path::Path, path::PathBuf};
 

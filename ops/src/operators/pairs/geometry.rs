@@ -1,4 +1,4 @@
-//! How a picture and its masks come to the size of training: scaled until it covers it, then cut out of the middle.
+//! Scaling pictures and masks to the training size: scaled to cover it, then cropped at the centre.
 //!
 //! Shape letters: `h` `w` focus grid; a cell is 16x16 pixels.
 

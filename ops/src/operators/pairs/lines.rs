@@ -1,4 +1,4 @@
-//! A whole `pairs.jsonl`: where it is, its lines, and what is said of a file of another kind.
+//! A whole `pairs.jsonl`: finding it, splitting it into lines, and recognising files of other kinds.
 
 use std::{
     collections::{HashMap, hash_map::Entry},

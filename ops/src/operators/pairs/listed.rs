@@ -1,4 +1,4 @@
-//! All samples in the order of the file, whatever seed and step: what a cache is filled from.
+//! All samples in file order, independent of seed and step, for filling a cache.
 
 use super::{OnBad, Pairs, Row, sample};
 use crate::{

@@ -1,4 +1,4 @@
-//! What is said of a data set before the first step, as far as it can be told without reading a picture.
+//! Notes on a data set before the first step, without reading a picture.
 
 use super::{
     OnBad, Pairs, Row, apart,

@@ -1,4 +1,4 @@
-//! What a graph file may say about `pairs`, and which of it is refused.
+//! Settings of `pairs`, and their checks.
 
 use super::{geometry::CELL, picture::MAX_PIXELS};
 use crate::{choices, error::OpError, settings, settings::DataPath};

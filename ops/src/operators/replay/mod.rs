@@ -1,4 +1,4 @@
-//! `replay`: batches from a file instead of data: golden cases, parity with other frameworks.
+//! `replay`: batches from a file instead of data, for golden cases and parity with other frameworks.
 //!
 //! Shape letters: `B` batch, `C` latent channels, `H` `W` latent grid, `R` references, `h` `w` focus grid, `F` feature
 //! width.

@@ -1,4 +1,4 @@
-//! `sample`: pictures of a network, as latents.
+//! `sample`: latents drawn by a network.
 //!
 //! Shape letters: `B` samples, `C` latent channels, `H` `W` latent grid, `L` text tokens, `E` text width, `P` pooled width.
 

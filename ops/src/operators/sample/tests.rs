@@ -1,4 +1,4 @@
-//! Samples are made of the very passes that training makes.
+//! Sampling makes exactly the passes that training makes.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Lines, pictures and settings that cannot be used, and what is said of them.
+//! Unusable lines, pictures and settings, and the messages about them.
 
 use proptest::prelude::*;
 
