@@ -36,7 +36,7 @@ fn refused(parent: &str, nodes: &str, parts: &[&str]) {
 fn a_prediction_where_a_target_is_due_is_refused_with_both_roles_and_what_would_fit() {
     let message = "input `target` of node `loss` (`masked-loss`) takes target f32[_,_,_,_], but `policy.prediction` carries \
                    prediction f32[_,_,_,_]";
-    let help = "the axes agree, the roles do not; `noise.target` would fit";
+    let help = "the axes agree, the roles do not; `noise.target`, `held_out_noise.target` would fit";
     refused("diffusion_dpo.ron", r#"(id: "loss", in: (target: "policy.prediction"))"#, &[message, help]);
 }
 
@@ -45,7 +45,11 @@ fn other_roles_are_told_apart_as_well() {
     let target = r#"(id: "loss", in: (policy: "noise.target"))"#;
     refused("sft.ron", target, &["takes prediction f32", "carries target f32"]);
     let noise = r#"(id: "policy", in: (x_t: "noise.eps"))"#;
-    refused("sft.ron", noise, &["takes noised f32", "carries noise f32", "`noise.x_t` would fit"]);
+    refused(
+        "sft.ron",
+        noise,
+        &["takes noised f32", "carries noise f32", "`noise.x_t`, `held_out_noise.x_t` would fit"],
+    );
     let clean = r#"(id: "policy", in: (x_t: "winner"))"#;
     refused("sft.ron", clean, &["takes noised f32", "carries clean f32"]);
     let masks = r#"(id: "fuse", in: (structure: "detail"))"#;

@@ -12,9 +12,9 @@ use std::{hint::black_box, time::Instant};
 
 use prefgraph_nn::cpu::{
     AdamW, Attention, AttentionBackward, AttentionShape, Cpu, Gemm, GemmTn, HeadLayout, Matrix, Memory,
-    NormRotary, Packed, Precision, Rows, Values, Window, adamw, attention, attention_backward, cosine_scores,
-    gated_add, gelu, gelu_backward, gemm, gemm_tn, norm_modulate, norm_modulate_backward, split_heads,
-    split_heads_backward,
+    NormRotary, Packed, Precision, Rows, SubMatrix, Values, adamw, attention, attention_backward,
+    cosine_scores, gated_add, gelu, gelu_backward, gemm, gemm_tn, norm_modulate, norm_modulate_backward,
+    split_heads, split_heads_backward,
 };
 use pulp::{Simd, WithSimd};
 
@@ -259,7 +259,7 @@ fn passes(cpu: &Cpu) {
     let time = times(|| split_heads_backward(cpu, layout, &dy, &x, norm_rotary, &mut y, d));
     report("  backward", 3, time);
     report("gated sum", 3, times(|| gated_add(cpu, rows, &mut y, &modulation, 2 * d, &x)));
-    let window = Window { rows: count, width: d };
+    let window = SubMatrix { rows: count, width: d };
     report("gelu", 2, times(|| gelu(cpu, window, &x, d, &mut y, d)));
     report("  backward", 3, times(|| gelu_backward(cpu, window, &x, d, &dy, d, &mut y, d)));
     let top = |v: &f32| [v.to_le_bytes()[2], v.to_le_bytes()[3]];

@@ -2,7 +2,7 @@
 
 use crate::{
     port::{Port, take},
-    rows::{Digest, Rows},
+    rows::{Digest, SampleRows},
 };
 
 /// A port whose value has one row a sample.
@@ -11,7 +11,7 @@ pub trait Batched: Port {
     fn digests(&self) -> Vec<Digest>;
 }
 
-impl Rows {
+impl SampleRows {
     /// Those of `P`, which can be told apart but not kept.
     pub fn of<P: Batched>() -> Self {
         Self { digests: |value| Ok(Some(take::<P>(value).digests())), keep: None }

@@ -141,7 +141,7 @@ pub use part::{Part, Toy};
 pub use port::{Carried, Cotangent, Grad, NamedState, NamedTensor, NoGrad, Port, PortType, Scalar, T, Value};
 pub use resume::{DataSample, External, Outside, Restart, Restated};
 pub use role::{As, Role};
-pub use rows::Rows;
+pub use rows::SampleRows;
 pub use settings::{DataPath, Nothing, SettingDoc, Settings};
 pub use shape::{Axes, ErasedShape, PortShape};
 

@@ -6,7 +6,7 @@ use dfdx::tensor::{Cpu, Tensor};
 
 use crate::{
     error::OpError,
-    rows::Rows,
+    rows::SampleRows,
     shape::{ErasedShape, PortShape},
 };
 
@@ -34,7 +34,7 @@ pub trait Port: Clone + Send + Sync + 'static {
         None
     }
     /// The rows of a value, one a sample, for kinds that have them.
-    fn rows() -> Option<Rows> {
+    fn rows() -> Option<SampleRows> {
         None
     }
     /// A value that can answer what its shape says and nothing else, for kinds where that is possible.
@@ -179,7 +179,7 @@ pub struct PortType {
     /// See [`Port::carry`].
     pub carry: Option<Carry>,
     /// See [`Port::rows`].
-    pub rows: Option<Rows>,
+    pub rows: Option<SampleRows>,
     /// See [`Port::hollow`].
     pub hollow: fn(&ErasedShape) -> Option<Value>,
     /// Can a cotangent of it exist?

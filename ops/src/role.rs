@@ -10,7 +10,7 @@ use std::ops::Deref;
 use crate::{
     error::OpError,
     port::{Carried, Carry, NamedState, Port, PortType, Value},
-    rows::Rows,
+    rows::SampleRows,
 };
 
 /// What a value is for. The shipped ones are in [`ports::role`](crate::ports::role); one of your own is three lines:
@@ -65,7 +65,7 @@ impl<R: Role, P: Port> Port for As<R, P> {
     fn carry() -> Option<Carry> {
         P::carry()
     }
-    fn rows() -> Option<Rows> {
+    fn rows() -> Option<SampleRows> {
         P::rows()
     }
     fn hollow(shape: &P::Shape) -> Option<Self> {

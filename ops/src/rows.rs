@@ -11,7 +11,7 @@ pub type Digest = [u8; 32];
 
 /// The rows of a port type that is known at run time only.
 #[derive(Clone, Copy)]
-pub struct Rows {
+pub struct SampleRows {
     /// One digest a row; `None` where the value does not tell how many rows it has, as an empty list.
     pub digests: fn(&Value) -> Result<Option<Vec<Digest>>, OpError>,
     /// How rows are kept, for kinds that can be.

@@ -11,7 +11,7 @@ use crate::{
     batched::Batched,
     error::OpError,
     port::{Carried, Carry, Cotangent, NamedState, NamedTensor, Port, T, Value, take},
-    rows::{Digest, Keep, Rows, digest},
+    rows::{Digest, Keep, SampleRows, digest},
     shape::{Axes, ErasedShape},
 };
 
@@ -53,7 +53,7 @@ impl<S: Axes> Port for T<S> {
     fn carry() -> Option<Carry> {
         Some(Carry::of::<Self>())
     }
-    fn rows() -> Option<Rows> {
+    fn rows() -> Option<SampleRows> {
         rows::<S>()
     }
 }
@@ -138,7 +138,7 @@ fn join_tensor<S: Axes>(rows: &[NamedState]) -> Result<Value, OpError> {
 }
 
 /// The rows of a tensor whose first axis is the batch.
-fn rows<S: Axes>() -> Option<Rows> {
+fn rows<S: Axes>() -> Option<SampleRows> {
     let keep = Keep { split: split_tensor::<S>, join: join_tensor::<S>, measure: |s| measure_tensor::<S>(s) };
-    (!S::extents().is_empty()).then_some(Rows { keep: Some(keep), ..Rows::of::<T<S>>() })
+    (!S::extents().is_empty()).then_some(SampleRows { keep: Some(keep), ..SampleRows::of::<T<S>>() })
 }

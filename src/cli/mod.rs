@@ -8,7 +8,7 @@
 //!  stop       why a run stops early                advice    what to do then
 //!  say        messages on standard error
 //!  progress   a bar, or a line every few steps     first     the check of the very first step
-//!  health     warnings on the way, and a summary   window    the last steps of a metric
+//!  health     warnings on the way, and a summary   recent    the last steps of a metric
 //!  fill       the cache before the first step      interrupt   requests to stop
 //!  system     memory, standard output
 //!  sample     pictures from a prompt               threads   how many worker threads there will be
@@ -34,6 +34,7 @@ mod ops;
 mod plan;
 mod prepare;
 mod progress;
+mod recent;
 mod resume;
 mod run;
 mod sample;
@@ -45,7 +46,6 @@ mod system;
 mod threads;
 mod trained;
 mod updates;
-mod window;
 
 use std::process::ExitCode;
 

@@ -4,7 +4,7 @@ use std::ops::Index;
 
 use prefgraph_ops::{Port, PortType};
 
-use super::{Endpoint, Graph, GraphError, Node, NodeId, Tap, Wire, error::distance};
+use super::{Endpoint, Graph, GraphError, Node, NodeId, Path, Tap, Wire};
 
 impl Graph {
     /// Number of nodes.
@@ -29,7 +29,7 @@ impl Graph {
     pub fn find(&self, id: &str) -> Result<NodeId, GraphError> {
         self.by_id.get(id).copied().ok_or_else(|| {
             let mut known: Vec<String> = self.dag.node_weights().map(|n| n.id.clone()).collect();
-            known.sort_by_cached_key(|name| distance(id, name));
+            known.sort_by_cached_key(|name| strsim::osa_distance(id, name));
             GraphError::UnknownNode { id: id.into(), known }
         })
     }
@@ -39,11 +39,7 @@ impl Graph {
     /// # Errors
     /// If there is no such node or output, or one of several outputs had to be named.
     pub fn endpoint(&self, path: &str) -> Result<Endpoint, GraphError> {
-        let (tap, path) = match path.strip_prefix("grad:") {
-            Some(path) => (Tap::Cotangent, path),
-            None => (Tap::Value, path),
-        };
-        let (id, port) = path.split_once('.').map_or((path, None), |(id, port)| (id, Some(port)));
+        let Path { tap, id, port, .. } = Path::parse(path);
         let node = self.find(id)?;
         let outputs = &self[node].outputs;
         let known = || outputs.iter().map(|o| o.name.to_owned()).collect();

@@ -4,6 +4,7 @@
 mod connect;
 mod error;
 mod lookup;
+mod path;
 mod reach;
 mod wire;
 
@@ -19,6 +20,7 @@ use prefgraph_ops::{
 
 pub use connect::{Arguments, Connect, ConnectAll, Wired};
 pub use error::GraphError;
+pub(crate) use path::Path;
 pub use petgraph::graph::EdgeIndex;
 pub use wire::{Endpoint, NodeId, Tap, Wire};
 

@@ -14,7 +14,7 @@ pub(super) const COMMAND_LINE: &str = "--set";
 
 /// A text that settings can come from: a graph file, or one `--set` of the command line.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct SourceText {
     /// Its name is shown in errors.
     pub shown: Excerpt,
     /// What relative paths in the text are relative to.
@@ -49,7 +49,7 @@ pub(super) struct At<V> {
 
 /// All texts read so far.
 #[derive(Debug, Default)]
-pub(super) struct Sources(Vec<Source>);
+pub(super) struct Sources(Vec<SourceText>);
 
 impl Sources {
     pub fn add(&mut self, name: impl Into<String>, text: impl Into<String>, folder: &Path) -> usize {
@@ -57,7 +57,7 @@ impl Sources {
         let (name, text): (String, String) = (name.into(), text.into());
         // What editors on Windows begin a file in UTF-8 with.
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-        self.0.push(Source { shown: Excerpt { name: name.into(), text: text.into() }, folder });
+        self.0.push(SourceText { shown: Excerpt { name: name.into(), text: text.into() }, folder });
         self.0.len() - 1
     }
 

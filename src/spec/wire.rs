@@ -11,7 +11,7 @@ use super::{
     source::{At, Sources, Span, SpecError},
 };
 use crate::{
-    graph::{Endpoint, Graph, NodeId, Tap},
+    graph::{Endpoint, Graph, NodeId, Path, Tap},
     registry::Built,
 };
 
@@ -121,10 +121,8 @@ impl<'a> Wirer<'a> {
     /// What a path means: `node`, `node.port` or `grad:node.port`.
     fn endpoint(&self, at: &'a At<String>) -> Result<Wire<'a>, Box<SpecError>> {
         let path = at.value.as_str();
-        let (tap, start) =
-            if path.starts_with("grad:") { (Tap::Cotangent, "grad:".len()) } else { (Tap::Value, 0) };
-        let (id, port) = path[start..].split_once('.').map_or((&path[start..], None), |(i, p)| (i, Some(p)));
-        let id_at = at.span.part(path, start..start + id.len());
+        let Path { tap, id, id_at, port } = Path::parse(path);
+        let id_at = at.span.part(path, id_at..id_at + id.len());
         let Some(&node) = self.index.get(id) else {
             let error = self.sources.error(format!("there is no node `{id}`"), id_at, "not a node");
             return Err(match self.merged.removed.iter().find(|r| r.value == id) {

@@ -47,7 +47,9 @@ fn a_checkpoint_from_which_the_next_step_diverges_is_set_aside() {
     let out = dir.path().join("r");
     let more =
         ["--set", "update.lr=1e15", "--set", "run.checkpoint_every=1", "--set", "run.keep_checkpoints=1"];
-    let failed = graph_run(&out, &[&DEMO, &FAR, &more, &["--steps", "6"]]);
+    // Held-out pairs would show it a step earlier.
+    let alone = ["--set", "held_out_log.over=1", "--steps", "6"];
+    let failed = graph_run(&out, &[&DEMO, &FAR, &more, &alone]);
     let said = stderr(&failed);
     assert_eq!(failed.status.code(), Some(1), "{said}");
     assert!(
@@ -111,14 +113,14 @@ fn a_graph_that_trains_nothing_or_no_adapter_says_so_before_it_starts() {
     };
     let nothing = said(
         "nothing",
-        r#"Graph(extends: "PARENT", carry: {"lora": None}, remove: ["update", "moments", "export"],
+        r#"Graph(extends: "PARENT", carry: {"lora": None}, remove: ["update", "moments", "export", "held_out*"],
             nodes: [(id: "log", in: (metrics: ["loss.metrics"]))])"#,
     );
     let warning = nothing.find("warning: the graph carries nothing from step to step, so nothing is trained");
     assert!(warning.unwrap() < nothing.find("step 1/1").unwrap(), "{nothing}");
     let idle = said(
         "idle",
-        r#"Graph(extends: "PARENT", carry: {"lora": "lora"}, remove: ["update", "moments", "export"],
+        r#"Graph(extends: "PARENT", carry: {"lora": "lora"}, remove: ["update", "moments", "export", "held_out*"],
             nodes: [(id: "log", in: (metrics: ["loss.metrics"]))])"#,
     );
     assert!(idle.contains("warning: nothing reads a gradient of what the graph carries"), "{idle}");

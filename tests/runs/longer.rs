@@ -32,7 +32,7 @@ fn a_run_with_a_constant_rate_that_goes_on_is_the_longer_run() {
     runs(&whole, &[&DEMO, &constant, &["--steps", "14"]]);
     runs(&out, &[&DEMO, &constant, &["--steps", "11"]]);
     let said = runs(&out, &[&DEMO, &constant, &["--steps", "14", "--resume"]]);
-    assert!(said.contains("the learning rate stays 1.000e-3"), "{said}");
+    assert!(said.contains("the learning rate stays 1.000e-4"), "{said}");
     assert_eq!(metrics(&out), metrics(&whole));
     assert!(adapter(&out) == adapter(&whole));
 }
@@ -46,7 +46,7 @@ fn another_rate_is_shown_with_both_values_and_goes_on_only_if_it_is_accepted() {
     fs::remove_dir_all(out.join("checkpoints/step-4")).unwrap();
     let rate = ["--resume", "--set", "update.lr=2e-4"];
     let said = refused(&out, &[&DEMO, &rate]);
-    for part in ["update.lr: 0.001 -> 0.0002", "jumps from 1.000e-3 to 2.000e-4", "--accept-changes"] {
+    for part in ["update.lr: 0.0001 -> 0.0002", "jumps from 1.000e-4 to 2.000e-4", "--accept-changes"] {
         assert!(said.contains(part), "{part} in {said}");
     }
     let said = runs(&out, &[&DEMO, &rate, &["--accept-changes"]]);

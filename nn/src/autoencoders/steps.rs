@@ -13,7 +13,7 @@ use crate::{
     files::TensorFiles,
     layers::{
         Weight,
-        conv::{Conv, Map, Window, conv_flops, conv_scratch},
+        conv::{Conv, ConvWindow, Map, conv_flops, conv_scratch},
         dense,
         norm::{GroupNorm, group_norm},
     },
@@ -27,7 +27,7 @@ const EPS: f64 = 1e-6;
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     /// A convolution.
-    Conv { name: String, bias: bool, inputs: usize, outputs: usize, window: Window },
+    Conv { name: String, bias: bool, inputs: usize, outputs: usize, window: ConvWindow },
     /// `x + conv2(silu(norm2(conv1(silu(norm1(x))))))`, with a 1x1 convolution of `x` where the channels differ.
     Residual { name: String, inputs: usize, outputs: usize, groups: usize },
     /// `x + to_out(attention(norm(x)))` with one head over all pixels.
@@ -42,7 +42,7 @@ pub(super) enum Step {
 
 /// A file, and how the tensors of a checkpoint are called in it.
 #[derive(Clone, Debug)]
-pub(super) struct Source {
+pub(super) struct RenamedFiles {
     pub files: Arc<TensorFiles>,
     /// From a name of a diffusers checkpoint to the one in the file.
     pub rename: fn(&str, usize) -> String,
@@ -59,7 +59,7 @@ pub struct NetworkCost {
     pub scratch_bytes: usize,
 }
 
-impl Source {
+impl RenamedFiles {
     pub(super) fn name(&self, name: &str) -> String {
         (self.rename)(name, self.levels)
     }
@@ -74,7 +74,7 @@ impl Source {
         x: &Map,
         (name, bias): (&str, bool),
         outputs: usize,
-        window: Window,
+        window: ConvWindow,
     ) -> Result<Map> {
         let weight = self.name(&format!("{name}.weight"));
         let bias = bias.then(|| self.name(&format!("{name}.bias")));
@@ -181,8 +181,8 @@ impl Step {
     }
 
     /// The picture after this step.
-    pub(super) fn run(&self, device: &Cpu, source: &Source, mut x: Map) -> Result<Map> {
-        let three = Window::Three;
+    pub(super) fn run(&self, device: &Cpu, source: &RenamedFiles, mut x: Map) -> Result<Map> {
+        let three = ConvWindow::Three;
         match self {
             Self::Conv { name, bias, outputs, window, .. } => {
                 source.conv(device, &x, (name, *bias), *outputs, *window)
@@ -195,7 +195,7 @@ impl Step {
                 h = source.conv(device, &h, (&format!("{name}.conv2"), true), *outputs, three)?;
                 if inputs != outputs {
                     let name = format!("{name}.conv_shortcut");
-                    x = source.conv(device, &x, (&name, true), *outputs, Window::One)?;
+                    x = source.conv(device, &x, (&name, true), *outputs, ConvWindow::One)?;
                 }
                 Ok(sum(device, x, &h.values))
             }
@@ -234,7 +234,7 @@ impl Step {
     fn cost(&self, input: (usize, usize)) -> (f64, f64) {
         let (height, width) = self.output(input);
         let pixels = height as f64 * width as f64;
-        let conv = |window: Window, i: usize, o: usize| {
+        let conv = |window: ConvWindow, i: usize, o: usize| {
             (conv_flops(window, (i, o), pixels), conv_scratch(window, (i, o), pixels))
         };
         match self {
@@ -245,12 +245,12 @@ impl Step {
             }
             Self::Residual { inputs, outputs, .. } => {
                 let (i, o) = (*inputs as f64, *outputs as f64);
-                let (first, first_scratch) = conv(Window::Three, *inputs, *outputs);
-                let (second, second_scratch) = conv(Window::Three, *outputs, *outputs);
+                let (first, first_scratch) = conv(ConvWindow::Three, *inputs, *outputs);
+                let (second, second_scratch) = conv(ConvWindow::Three, *outputs, *outputs);
                 let shortcut = if inputs == outputs {
                     0.0
                 } else {
-                    conv_flops(Window::One, (*inputs, *outputs), pixels)
+                    conv_flops(ConvWindow::One, (*inputs, *outputs), pixels)
                 };
                 let alive =
                     ((2.0 * i + o) * pixels + first_scratch).max((i + 2.0 * o) * pixels + second_scratch);
@@ -265,7 +265,7 @@ impl Step {
             Self::NormSilu { channels, .. } => (0.0, *channels as f64 * pixels),
             Self::Relu => (0.0, 0.0),
             Self::Plain { channels, .. } => {
-                let (flops, scratch) = conv(Window::Three, *channels, *channels);
+                let (flops, scratch) = conv(ConvWindow::Three, *channels, *channels);
                 (3.0 * flops, 3.0 * *channels as f64 * pixels + scratch)
             }
         }
@@ -273,7 +273,7 @@ impl Step {
 }
 
 /// Run a network.
-pub(super) fn run(steps: &[Step], device: &Cpu, source: &Source, mut x: Map) -> Result<Map> {
+pub(super) fn run(steps: &[Step], device: &Cpu, source: &RenamedFiles, mut x: Map) -> Result<Map> {
     for step in steps {
         x = step.run(device, source, x)?;
     }

@@ -7,14 +7,14 @@ use std::{path::Path, sync::Arc};
 
 use super::{
     Autoencoder, Batch, MOST_LEVELS, NetworkCost, Posterior, check_finite, check_latents, files, grid_of,
-    steps::{self, Source, Step},
+    steps::{self, RenamedFiles, Step},
 };
 use crate::{
     cpu::Cpu,
     error::{Error, Result},
     files::{TensorFiles, read_model_config},
     layers::{
-        conv::{Map, Window},
+        conv::{ConvWindow, Map},
         stored,
     },
     tensor::Tensor,
@@ -151,30 +151,30 @@ impl TinyConfig {
         let mut list = Layers::new("encoder");
         for (level, blocks) in self.num_encoder_blocks.iter().enumerate() {
             if level == 0 {
-                list.conv(true, self.in_channels, width, Window::Three);
+                list.conv(true, self.in_channels, width, ConvWindow::Three);
             } else {
-                list.conv(false, width, width, Window::ThreeHalvingCentred);
+                list.conv(false, width, width, ConvWindow::ThreeHalvingCentred);
             }
             list.plain(*blocks, width);
         }
-        list.conv(true, width, self.latent_channels, Window::Three);
+        list.conv(true, width, self.latent_channels, ConvWindow::Three);
         list.steps
     }
 
     fn decoder(&self) -> Vec<Step> {
         let width = self.decoder_block_out_channels[0];
         let mut list = Layers::new("decoder");
-        list.conv(true, self.latent_channels, width, Window::Three);
+        list.conv(true, self.latent_channels, width, ConvWindow::Three);
         list.relu();
         let last = self.num_decoder_blocks.len() - 1;
         for (level, blocks) in self.num_decoder_blocks.iter().enumerate() {
             list.plain(*blocks, width);
             if level == last {
-                list.conv(true, width, self.out_channels, Window::Three);
+                list.conv(true, width, self.out_channels, ConvWindow::Three);
             } else {
                 // Doubling is a layer of its own in the file's numbers.
                 list.next += 1;
-                list.conv(false, width, width, Window::ThreeOfDoubled);
+                list.conv(false, width, width, ConvWindow::ThreeOfDoubled);
             }
         }
         list.steps
@@ -198,7 +198,7 @@ impl Layers {
         format!("{}.layers.{}", self.half, self.next - 1)
     }
 
-    fn conv(&mut self, bias: bool, inputs: usize, outputs: usize, window: Window) {
+    fn conv(&mut self, bias: bool, inputs: usize, outputs: usize, window: ConvWindow) {
         let name = self.name();
         self.steps.push(Step::Conv { name, bias, inputs, outputs, window });
     }
@@ -220,7 +220,7 @@ impl Layers {
 #[derive(Debug)]
 pub struct Tiny {
     config: TinyConfig,
-    source: Source,
+    source: RenamedFiles,
     encoder: Vec<Step>,
     decoder: Vec<Step>,
     parameters: usize,
@@ -244,7 +244,7 @@ impl Tiny {
         files.expect(&expected)?;
         let (parameters, weight_bytes) = stored(&files, &expected);
         let levels = config.num_decoder_blocks.len();
-        let source = Source { files: Arc::new(files), rename: |name, _| name.into(), levels };
+        let source = RenamedFiles { files: Arc::new(files), rename: |name, _| name.into(), levels };
         Ok(Self { config, source, encoder, decoder, parameters, weight_bytes })
     }
 }

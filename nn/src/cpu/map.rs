@@ -17,19 +17,19 @@ use crate::{
 #[derive(Debug)]
 pub struct FileMap {
     map: memmap2::Mmap,
-    source: Arc<Source>,
+    source: Arc<MappedFile>,
 }
 
 /// The mapped file, kept open so that its length can be checked even after it was renamed.
 #[derive(Debug)]
-struct Source {
+struct MappedFile {
     path: PathBuf,
     file: File,
     length: u64,
 }
 
 /// All mapped files, for [`check_lengths`].
-static MAPPED: Mutex<Vec<Weak<Source>>> = Mutex::new(Vec::new());
+static MAPPED: Mutex<Vec<Weak<MappedFile>>> = Mutex::new(Vec::new());
 
 impl FileMap {
     /// Map the file.
@@ -44,7 +44,7 @@ impl FileMap {
         // mapped file as it was, and `check_lengths` names a truncated file.
         let map = unsafe { memmap2::Mmap::map(&file) }
             .map_err(|e| Error::file(path, format!("cannot be mapped: {e}")))?;
-        let source = Arc::new(Source { path: path.into(), file, length: map.len() as u64 });
+        let source = Arc::new(MappedFile { path: path.into(), file, length: map.len() as u64 });
         let mut mapped = MAPPED.lock().unwrap_or_else(PoisonError::into_inner);
         mapped.retain(|source| source.strong_count() > 0);
         mapped.push(Arc::downgrade(&source));
@@ -82,7 +82,7 @@ impl Deref for FileMap {
 /// Naming a truncated file.
 pub fn check_lengths() -> Result<()> {
     let mapped = MAPPED.lock().unwrap_or_else(PoisonError::into_inner);
-    let mapped: Vec<Arc<Source>> = mapped.iter().filter_map(Weak::upgrade).collect();
+    let mapped: Vec<Arc<MappedFile>> = mapped.iter().filter_map(Weak::upgrade).collect();
     for source in mapped {
         let found = source.file.metadata().map_err(|e| Error::file(&source.path, e))?.len();
         if found < source.length {

@@ -11,8 +11,8 @@ mod write;
 
 pub(crate) use kind::{no_model, read_model_config};
 pub use open::{open_regular, read_regular};
+pub(crate) use read::nearest;
 pub use read::{TensorFiles, TensorInfo};
-pub(crate) use read::{edit_distance, nearest};
 pub use safetensors::Dtype;
 pub use unfinished::{UNFINISHED, Unfinished, is_at, is_unfinished, remove_abandoned, remove_if_abandoned};
 pub use view::{Piece, TensorView};

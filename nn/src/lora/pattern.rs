@@ -10,7 +10,6 @@ use std::collections::BTreeSet;
 use super::adapter::{AdaptedLinear, AdapterLayout};
 use crate::{
     error::{Error, Result},
-    files::edit_distance,
     linears::LinearLayout,
 };
 
@@ -118,7 +117,7 @@ fn nearest_kinds(pattern: &str, linears: &[LinearLayout]) -> String {
     const SHOWN: usize = 5;
     let kinds: BTreeSet<&str> = linears.iter().map(|l| kind(&l.name)).collect();
     let mut kinds: Vec<(usize, &str)> =
-        kinds.into_iter().map(|k| (edit_distance(kind(pattern), k), k)).collect();
+        kinds.into_iter().map(|k| (strsim::osa_distance(kind(pattern), k), k)).collect();
     kinds.sort_unstable();
     let shown: Vec<String> = kinds.iter().take(SHOWN).map(|(_, k)| format!("`{k}`")).collect();
     shown.join(", ")

@@ -11,7 +11,7 @@ use super::{
     TextCost,
     attention::{Sizes, attention},
     check_finite, measure,
-    source::Source,
+    weights::PrefixedFiles,
 };
 use crate::{
     cpu::{self, Cpu},
@@ -190,7 +190,7 @@ pub struct ClipText {
 #[derive(Debug)]
 pub struct Clip {
     config: ClipConfig,
-    source: Source,
+    source: PrefixedFiles,
 }
 
 impl Clip {
@@ -221,7 +221,7 @@ impl Clip {
         let expected: Vec<_> =
             config.tensors().into_iter().map(|(n, shape)| (format!("{prefix}{n}"), shape)).collect();
         files.expect(&expected)?;
-        let source = Source::new(Arc::new(files), prefix, &expected);
+        let source = PrefixedFiles::new(Arc::new(files), prefix, &expected);
         Ok(Self { config, source })
     }
 

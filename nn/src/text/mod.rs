@@ -13,9 +13,9 @@ mod attention;
 pub mod clip;
 pub mod hash;
 mod measure;
-mod source;
 pub mod t5;
 pub mod tokenizer;
+mod weights;
 
 pub use clip::Clip;
 pub use hash::Hash;

@@ -13,10 +13,10 @@ use super::{
     TextCost,
     attention::{Sizes, attention},
     check_finite, measure,
-    source::Source,
+    weights::PrefixedFiles,
 };
 use crate::{
-    cpu::{self, Cpu, Window},
+    cpu::{self, Cpu, SubMatrix},
     error::{Error, Result},
     files::TensorFiles,
     layers::norm::rms_norm,
@@ -209,7 +209,7 @@ const TABLES: [&str; 2] = ["shared.weight", "encoder.embed_tokens.weight"];
 #[derive(Debug)]
 pub struct T5 {
     config: T5Config,
-    source: Source,
+    source: PrefixedFiles,
     table: &'static str,
 }
 
@@ -239,7 +239,7 @@ impl T5 {
         let mut expected = config.tensors();
         expected.push((table.into(), vec![config.vocab_size, config.d_model]));
         files.expect(&expected)?;
-        let source = Source::new(Arc::new(files), "", &expected);
+        let source = PrefixedFiles::new(Arc::new(files), "", &expected);
         Ok(Self { config, source, table })
     }
 
@@ -367,7 +367,7 @@ impl T5 {
         };
         let gate = linear("wi_0", &normed, (e, m))?;
         let mut active = vec![0.0; gate.len()];
-        cpu::gelu(device, Window { rows: gate.len() / m, width: m }, &gate, m, &mut active, m);
+        cpu::gelu(device, SubMatrix { rows: gate.len() / m, width: m }, &gate, m, &mut active, m);
         drop(gate);
         let inner = linear("wi_1", &normed, (e, m))?;
         active.iter_mut().zip(&inner).for_each(|(a, b)| *a *= b);

@@ -3,7 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "expected values: their last bits do not matter")]
 
 use prefgraph_nn::cpu::{
-    AdamW, Cpu, GateGrad, HeadLayout, ModulationGrad, NormRotary, Rows, Window, adamw, add_scaled,
+    AdamW, Cpu, GateGrad, HeadLayout, ModulationGrad, NormRotary, Rows, SubMatrix, adamw, add_scaled,
     cosine_scores, gated_add, gated_add_backward, gelu, gelu_backward, masked_mean, norm_modulate,
     norm_modulate_backward, scale, silu, silu_backward, split_heads, split_heads_backward, sum_of_squares,
 };
@@ -279,7 +279,7 @@ fn assert_accurate(found: &[f32], expected: impl Fn(usize) -> f64, relative: f64
 #[test]
 fn gelu_and_its_backward_are_accurate_inside_wider_rows() {
     for (rows, width, x_stride, y_stride) in [(1, 1, 1, 1), (3, 21, 30, 25), (70, 500, 500, 700)] {
-        let window = Window { rows, width };
+        let window = SubMatrix { rows, width };
         let (x, dy) = (spread(rows * x_stride), Numbers::new(5).many(rows * y_stride));
         let at = |i: usize| i / y_stride * x_stride + i % y_stride;
         let y = same_on_all_devices(|cpu| {

@@ -7,7 +7,7 @@ use prefgraph_nn::size;
 use crate::{
     batched::Batched,
     port::{NoGrad, Port},
-    rows::{Digest, Rows, digest},
+    rows::{Digest, SampleRows, digest},
     shape::PortShape,
 };
 
@@ -67,8 +67,8 @@ impl Port for Images {
     fn shape(&self) -> ImageShape {
         ImageShape { batch: self.batch, height: self.height, width: self.width }
     }
-    fn rows() -> Option<Rows> {
-        Some(Rows::of::<Self>())
+    fn rows() -> Option<SampleRows> {
+        Some(SampleRows::of::<Self>())
     }
 }
 

@@ -7,7 +7,7 @@ use prefgraph_nn::size;
 use crate::{
     error::OpError,
     port::{NamedState, NamedTensor, NoGrad, Port, Value, take},
-    rows::{Digest, Keep, Rows, digest},
+    rows::{Digest, Keep, SampleRows, digest},
     shape::{ErasedShape, PortShape},
 };
 
@@ -47,20 +47,20 @@ impl<P: Port> Port for List<P> {
     fn shape(&self) -> Self::Shape {
         ListShape(self.0.iter().map(Port::shape).collect())
     }
-    fn rows() -> Option<Rows> {
+    fn rows() -> Option<SampleRows> {
         rows::<P>()
     }
 }
 
 /// The rows of a list: row by row through all its items.
-fn rows<P: Port>() -> Option<Rows> {
+fn rows<P: Port>() -> Option<SampleRows> {
     let item = P::rows()?;
     let keep = item.keep.map(|_| Keep {
         split: split_list::<P>,
         join: join_list::<P>,
         measure: |s| measure_list::<P>(s),
     });
-    Some(Rows { digests: digest_list::<P>, keep })
+    Some(SampleRows { digests: digest_list::<P>, keep })
 }
 
 fn measure_list<P: Port>(shape: &ErasedShape) -> Option<(usize, String)> {
@@ -76,7 +76,7 @@ fn items<P: Port>(value: &Value) -> impl Iterator<Item = Value> {
     take::<List<P>>(value).0.into_iter().map(Port::erase)
 }
 
-fn of_item<P: Port>() -> Result<Rows, OpError> {
+fn of_item<P: Port>() -> Result<SampleRows, OpError> {
     P::rows().ok_or_else(|| OpError::internal(format!("{} has no rows", P::label())))
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     batched::Batched,
     port::{NoGrad, Port},
-    rows::{Digest, Rows, digest},
+    rows::{Digest, SampleRows, digest},
     shape::PortShape,
 };
 
@@ -40,8 +40,8 @@ impl Port for Texts {
     fn shape(&self) -> TextsShape {
         TextsShape { batch: self.0.len() }
     }
-    fn rows() -> Option<Rows> {
-        Some(Rows::of::<Self>())
+    fn rows() -> Option<SampleRows> {
+        Some(SampleRows::of::<Self>())
     }
 }
 

@@ -6,12 +6,12 @@ use super::{
     signs::{LOSS_WINDOW, Sign, WINDOW},
     summary::signed,
 };
-use crate::cli::window::Window;
+use crate::cli::recent::RecentValues;
 
 impl Health {
     /// What is wrong, and what to do about it.
     pub(super) fn advice(&self, sign: Sign) -> String {
-        let value = |window: &Window| window.mean().map_or(f64::NAN, |m| m.value);
+        let value = |window: &RecentValues| window.mean().map_or(f64::NAN, |m| m.value);
         let (update, loss, lr) = (&self.names.update, &self.names.loss, self.latest.lr);
         let lower =
             format!("lower `{update}.lr` (it reached {lr:e}), e.g. --set {update}.lr={:e}", tenth(lr));

@@ -1,6 +1,6 @@
 //! How errors have changed against the frozen network, over some pairs or some steps.
 
-use crate::cli::window::{Mean, Window};
+use crate::cli::recent::{Mean, RecentValues};
 
 /// One pair, or the mean of one step.
 #[derive(Clone, Copy, Debug)]
@@ -54,16 +54,16 @@ impl Change {
 /// Means of the last steps of one pair of metrics, and of a measured accuracy.
 #[derive(Clone, Debug)]
 pub(super) struct Steps {
-    w_diff: Window,
-    l_diff: Window,
-    margin: Window,
-    accuracy: Window,
+    w_diff: RecentValues,
+    l_diff: RecentValues,
+    margin: RecentValues,
+    accuracy: RecentValues,
 }
 
 impl Steps {
     /// Over so many steps.
     pub fn new(length: usize) -> Self {
-        let [w_diff, l_diff, margin, accuracy] = [(); 4].map(|()| Window::new(length));
+        let [w_diff, l_diff, margin, accuracy] = [(); 4].map(|()| RecentValues::new(length));
         Self { w_diff, l_diff, margin, accuracy }
     }
 

@@ -25,7 +25,7 @@ use self::{
     held_out::HeldOut,
     signs::{LOSS_WINDOW, Moment, Sign, WINDOW},
 };
-use super::window::{Mean, Window};
+use super::recent::{Mean, RecentValues};
 use crate::graph::Graph;
 
 /// Held-out pairs below which nothing is made of their mean on the way.
@@ -67,11 +67,11 @@ pub(super) struct Health {
     trained: Steps,
     /// Of whole pictures, where there is a mask.
     whole: Steps,
-    gradient_factor: Window,
-    logit_size: Window,
-    first_loss: Window,
-    recent_loss: Window,
-    loss: Window,
+    gradient_factor: RecentValues,
+    logit_size: RecentValues,
+    first_loss: RecentValues,
+    recent_loss: RecentValues,
+    loss: RecentValues,
     latest: Latest,
     held_out: BTreeMap<String, HeldOut>,
     said: BTreeSet<Sign>,
@@ -84,11 +84,11 @@ impl Health {
             names: Names::of(graph),
             trained: Steps::new(WINDOW),
             whole: Steps::new(WINDOW),
-            gradient_factor: Window::new(WINDOW),
-            logit_size: Window::new(WINDOW),
-            first_loss: Window::new(LOSS_WINDOW),
-            recent_loss: Window::new(LOSS_WINDOW),
-            loss: Window::new(WINDOW),
+            gradient_factor: RecentValues::new(WINDOW),
+            logit_size: RecentValues::new(WINDOW),
+            first_loss: RecentValues::new(LOSS_WINDOW),
+            recent_loss: RecentValues::new(LOSS_WINDOW),
+            loss: RecentValues::new(WINDOW),
             latest: Latest::default(),
             held_out: BTreeMap::new(),
             said: BTreeSet::new(),
@@ -128,7 +128,7 @@ impl Health {
 
     /// What is known at this step.
     fn moment(&self, step: u64) -> Moment {
-        let value = |window: &Window| window.full().map(|m| m.value);
+        let value = |window: &RecentValues| window.full().map(|m| m.value);
         // A set is read batch by batch: only between two measurements are all of its pairs as new as each other.
         let settled = |h: &&HeldOut| h.step() < step && h.len() >= ENOUGH_PAIRS;
         Moment {

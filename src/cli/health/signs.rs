@@ -109,7 +109,7 @@ fn is_still(m: &Moment) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::window::Mean;
+    use crate::cli::recent::Mean;
 
     /// Of a winner's and a loser's error, both with the same standard error.
     fn change(w_diff: f64, l_diff: f64, accuracy: f64, error: f64) -> Change {

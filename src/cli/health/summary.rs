@@ -6,7 +6,7 @@ use super::{
     held_out::HeldOut,
     signs::{LOSS_WINDOW, WINDOW},
 };
-use crate::cli::window::Mean;
+use crate::cli::recent::Mean;
 
 /// A change is called one if it is off zero by more than this many of its standard errors.
 const CLEAR: f64 = 2.0;

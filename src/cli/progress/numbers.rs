@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use prefgraph_ops::ports::{Metric, Metrics};
 
-use crate::cli::{system, window::Window};
+use crate::cli::{recent::RecentValues, system};
 
 /// Steps over which numbers are averaged: a batch is a few pairs at random times, and its loss alone says little.
 pub(super) const SMOOTH: usize = 20;
@@ -55,9 +55,9 @@ impl Cell {
 /// The watched metrics over the last steps.
 #[derive(Default)]
 pub(super) struct Numbers {
-    windows: BTreeMap<&'static str, Window>,
-    seconds: Option<Window>,
-    waiting: Option<Window>,
+    windows: BTreeMap<&'static str, RecentValues>,
+    seconds: Option<RecentValues>,
+    waiting: Option<RecentValues>,
     /// Updates so far, where a step is not one.
     update: Option<u64>,
 }
@@ -75,16 +75,16 @@ impl Numbers {
                 key => mean(key),
             };
             if let Some(value) = value {
-                self.windows.entry(key).or_insert_with(|| Window::new(SMOOTH)).push(value);
+                self.windows.entry(key).or_insert_with(|| RecentValues::new(SMOOTH)).push(value);
             }
         }
-        self.seconds.get_or_insert_with(|| Window::new(SMOOTH)).push(seconds);
-        self.waiting.get_or_insert_with(|| Window::new(SMOOTH)).push(waiting);
+        self.seconds.get_or_insert_with(|| RecentValues::new(SMOOTH)).push(seconds);
+        self.waiting.get_or_insert_with(|| RecentValues::new(SMOOTH)).push(waiting);
         self.update = mean("update").map(|u| u as u64).filter(|u| *u != step + 1);
     }
 
-    fn value(window: Option<&Window>) -> Option<f64> {
-        window.and_then(Window::mean).map(|m| m.value)
+    fn value(window: Option<&RecentValues>) -> Option<f64> {
+        window.and_then(RecentValues::mean).map(|m| m.value)
     }
 
     /// The mean of the last steps' seconds.

@@ -9,7 +9,7 @@ use crate::{
     },
     error::{Error, Result},
     files::{TensorFiles, read_model_config},
-    layers::conv::Window,
+    layers::conv::ConvWindow,
 };
 
 /// What diffusers calls the model.
@@ -182,7 +182,7 @@ impl KlConfig {
     /// From a picture to the mean and the logarithm of the variance of its latents.
     pub(super) fn encoder(&self) -> Vec<Step> {
         let (widths, groups) = (&self.block_out_channels, self.norm_num_groups);
-        let mut steps = vec![conv("encoder.conv_in", self.in_channels, widths[0], Window::Three)];
+        let mut steps = vec![conv("encoder.conv_in", self.in_channels, widths[0], ConvWindow::Three)];
         let mut channels = widths[0];
         for (level, &width) in widths.iter().enumerate() {
             for layer in 0..self.layers_per_block {
@@ -192,15 +192,15 @@ impl KlConfig {
             }
             if level + 1 < widths.len() {
                 let name = format!("encoder.down_blocks.{level}.downsamplers.0.conv");
-                steps.push(conv(&name, width, width, Window::ThreeHalving));
+                steps.push(conv(&name, width, width, ConvWindow::ThreeHalving));
             }
         }
         steps.extend(self.middle("encoder", channels));
         steps.push(Step::NormSilu { name: "encoder.conv_norm_out".into(), channels, groups });
         let moments = 2 * self.latent_channels;
-        steps.push(conv("encoder.conv_out", channels, moments, Window::Three));
+        steps.push(conv("encoder.conv_out", channels, moments, ConvWindow::Three));
         if self.use_quant_conv {
-            steps.push(conv("quant_conv", moments, moments, Window::One));
+            steps.push(conv("quant_conv", moments, moments, ConvWindow::One));
         }
         steps
     }
@@ -211,9 +211,9 @@ impl KlConfig {
         let mut channels = widths[widths.len() - 1];
         let mut steps = Vec::new();
         if self.use_post_quant_conv {
-            steps.push(conv("post_quant_conv", latent, latent, Window::One));
+            steps.push(conv("post_quant_conv", latent, latent, ConvWindow::One));
         }
-        steps.push(conv("decoder.conv_in", latent, channels, Window::Three));
+        steps.push(conv("decoder.conv_in", latent, channels, ConvWindow::Three));
         steps.extend(self.middle("decoder", channels));
         for (level, &width) in widths.iter().rev().enumerate() {
             for layer in 0..=self.layers_per_block {
@@ -223,11 +223,11 @@ impl KlConfig {
             }
             if level + 1 < widths.len() {
                 let name = format!("decoder.up_blocks.{level}.upsamplers.0.conv");
-                steps.push(conv(&name, width, width, Window::ThreeOfDoubled));
+                steps.push(conv(&name, width, width, ConvWindow::ThreeOfDoubled));
             }
         }
         steps.push(Step::NormSilu { name: "decoder.conv_norm_out".into(), channels, groups });
-        steps.push(conv("decoder.conv_out", channels, self.out_channels, Window::Three));
+        steps.push(conv("decoder.conv_out", channels, self.out_channels, ConvWindow::Three));
         steps
     }
 
@@ -243,7 +243,7 @@ impl KlConfig {
     }
 }
 
-fn conv(name: &str, inputs: usize, outputs: usize, window: Window) -> Step {
+fn conv(name: &str, inputs: usize, outputs: usize, window: ConvWindow) -> Step {
     Step::Conv { name: name.into(), bias: true, inputs, outputs, window }
 }
 

@@ -106,11 +106,11 @@ impl ModulationSums {
 pub(super) struct Normed {
     /// Rows of the span, `[rows, D]`.
     pub values: Buffer,
-    pub moments: Moments,
+    pub moments: RowMoments,
 }
 
 /// Mean and reciprocal deviation of each row of a span.
-pub(super) struct Moments {
+pub(super) struct RowMoments {
     mean: Buffer,
     reciprocal: Buffer,
 }
@@ -127,7 +127,7 @@ pub(super) fn normed(
     let rows = pass.sequence.span_rows(span.clone());
     let buffers = pass.ctx.buffers;
     let mut values = buffers.take(rows.len() * pass.width);
-    let mut moments = Moments { mean: buffers.take(rows.len()), reciprocal: buffers.take(rows.len()) };
+    let mut moments = RowMoments { mean: buffers.take(rows.len()), reciprocal: buffers.take(rows.len()) };
     for segment in pass.sequence.segments(span) {
         let at = segment.rows.start - rows.start..segment.rows.end - rows.start;
         let wide = at.start * pass.width..at.end * pass.width;
@@ -154,7 +154,7 @@ pub(super) fn normed_backward(
     span: Span,
     carried: Span,
     x: &[f32],
-    moments: &Moments,
+    moments: &RowMoments,
     modulation: &Modulation,
     (shift, scale): (usize, usize),
     dy: &[f32],

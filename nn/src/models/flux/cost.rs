@@ -29,7 +29,7 @@ pub(super) struct Sizes<'a> {
 }
 
 /// Rows of the pass.
-struct Rows {
+struct PassRows {
     batch: f64,
     text: f64,
     target: f64,
@@ -38,7 +38,7 @@ struct Rows {
 }
 
 struct Counter<'a> {
-    rows: Rows,
+    rows: PassRows,
     width: f64,
     rank: f64,
     /// An adapter of the frozen network that is a branch.
@@ -107,7 +107,7 @@ pub(super) fn cost(
     let joint = image + n * text as f64;
     let width = config.width() as f64;
     let mut c = Counter {
-        rows: Rows { batch: n, text: n * text as f64, target, image, joint },
+        rows: PassRows { batch: n, text: n * text as f64, target, image, joint },
         width,
         rank: adapter.map_or(0.0, |a| a.rank as f64),
         frozen: frozen.filter(|_| options.adapter.as_ref().is_some_and(|a| a.1 == super::FrozenUse::Branch)),

@@ -9,7 +9,7 @@
 
 use super::{
     block::{
-        Attended, Heads, Modulation, ModulationSums, Moments, Pass, attend, attend_backward, gated_add,
+        Attended, Heads, Modulation, ModulationSums, Pass, RowMoments, attend, attend_backward, gated_add,
         gated_add_backward, normed, normed_backward, split_heads, split_heads_backward,
     },
     config::MLP_RATIO,
@@ -17,7 +17,7 @@ use super::{
     weights::{DoubleBlock, Stream},
 };
 use crate::{
-    cpu::{self, Window},
+    cpu::{self, SubMatrix},
     error::Result,
     layers::{Buffer, Input, InputGrad, Linear, Output, linears, linears_backward},
 };
@@ -42,8 +42,8 @@ struct StreamSaved {
     /// Input and, after the attention, the middle: `[R, D]`.
     x: Buffer,
     middle: Buffer,
-    moments: Moments,
-    middle_moments: Moments,
+    moments: RowMoments,
+    middle_moments: RowMoments,
     /// Queries and keys before their norm, `[R, D]`.
     q: Buffer,
     k: Buffer,
@@ -62,7 +62,7 @@ struct StreamSaved {
 /// A stream between its projections and the attention's result.
 struct Projected {
     modulation: Modulation,
-    moments: Moments,
+    moments: RowMoments,
     q: Buffer,
     k: Buffer,
     inner: Option<Buffer>,
@@ -124,7 +124,7 @@ fn attended_rows(pass: Pass<'_>, span: Span, attended: &Attended) -> Buffer {
 fn activated(pass: Pass<'_>, up: &[f32]) -> Buffer {
     let width = MLP_RATIO * pass.width;
     let mut values = pass.ctx.buffers.take(up.len());
-    let window = Window { rows: up.len() / width, width };
+    let window = SubMatrix { rows: up.len() / width, width };
     cpu::gelu(pass.ctx.device, window, up, width, &mut values, width);
     values
 }
@@ -295,7 +295,7 @@ fn mlp_backward(
     drop(active);
     let Some(d_active) = d_active else { return Ok(()) };
     let mut d_up = ctx.buffers.take(rows * mlp);
-    let window = Window { rows, width: mlp };
+    let window = SubMatrix { rows, width: mlp };
     cpu::gelu_backward(ctx.device, window, &saved.up, mlp, &d_active, mlp, &mut d_up, mlp);
     drop(d_active);
     let n = ctx

@@ -57,15 +57,15 @@ pub struct FluxFiles {
 }
 
 /// Rows of a tensor of the file that are a tensor of diffusers' layout.
-struct Source {
+struct FileRows {
     diffusers: String,
     shape: Vec<usize>,
     /// Without the prefix.
     file: String,
-    rows: Rows,
+    rows: RowOrder,
 }
 
-enum Rows {
+enum RowOrder {
     All,
     /// The part of a fused linear.
     Part(Place, usize),
@@ -134,7 +134,7 @@ impl FluxFiles {
             let name = format!("{prefix}{}", source.file);
             match (&source.rows, expected.last_mut()) {
                 // The parts of a fused tensor follow each other.
-                (Rows::Part(..), Some((last, shape))) if *last == name => shape[0] += source.shape[0],
+                (RowOrder::Part(..), Some((last, shape))) if *last == name => shape[0] += source.shape[0],
                 _ => expected.push((name, source.shape.clone())),
             }
         }
@@ -143,12 +143,12 @@ impl FluxFiles {
         files.expect_exactly_under(under, &expected)?;
         let files = Arc::new(files);
         let mut views = HashMap::with_capacity(sources.len());
-        for Source { diffusers, shape, file, rows } in sources {
+        for FileRows { diffusers, shape, file, rows } in sources {
             let whole = TensorView::whole(&files, &format!("{prefix}{file}"))?;
             let view = match rows {
-                Rows::All => whole,
-                Rows::SwappedHalves => whole.swapped_halves()?,
-                Rows::Part(place, part) => {
+                RowOrder::All => whole,
+                RowOrder::SwappedHalves => whole.swapped_halves()?,
+                RowOrder::Part(place, part) => {
                     let rows = whole.shape().first().copied().unwrap_or(0);
                     let ranges = place.rows(rows).ok_or_else(|| {
                         Error::Internal(format!("{rows} rows of `{file}` cannot be shared out"))
@@ -194,28 +194,28 @@ impl FluxFiles {
 }
 
 /// Where every tensor of the model stands in a file of this layout; parts of one tensor follow each other.
-fn sources(config: &FluxConfig, layout: FluxLayout) -> Vec<Source> {
+fn sources(config: &FluxConfig, layout: FluxLayout) -> Vec<FileRows> {
     let shapes = config.tensors();
     if layout == FluxLayout::Diffusers {
-        let same = |(name, shape): (String, Vec<usize>)| Source {
+        let same = |(name, shape): (String, Vec<usize>)| FileRows {
             diffusers: name.clone(),
             shape,
             file: name,
-            rows: Rows::All,
+            rows: RowOrder::All,
         };
         return shapes.into_iter().map(same).collect();
     }
     let shapes: HashMap<String, Vec<usize>> = shapes.into_iter().collect();
     let mut sources = Vec::with_capacity(shapes.len());
     // The order of the tables, so that parts follow each other; tensors that this model lacks are left out.
-    let mut add = |diffusers: String, file: String, rows: Rows| {
+    let mut add = |diffusers: String, file: String, rows: RowOrder| {
         if let Some(shape) = shapes.get(&diffusers) {
-            sources.push(Source { shape: shape.clone(), diffusers, file, rows });
+            sources.push(FileRows { shape: shape.clone(), diffusers, file, rows });
         }
     };
     for Outside { original, diffusers, swapped } in &Outside::ALL {
         for kind in ["weight", "bias"] {
-            let rows = if *swapped { Rows::SwappedHalves } else { Rows::All };
+            let rows = if *swapped { RowOrder::SwappedHalves } else { RowOrder::All };
             add(format!("{diffusers}.{kind}"), format!("{original}.{kind}"), rows);
         }
     }
@@ -227,13 +227,13 @@ fn sources(config: &FluxConfig, layout: FluxLayout) -> Vec<Source> {
                 for kind in ["weight", "bias"] {
                     for (part, name) in place.diffusers().iter().enumerate() {
                         let file = format!("{}.{kind}", place.original());
-                        add(format!("{name}.{kind}"), file, Rows::Part(place, part));
+                        add(format!("{name}.{kind}"), file, RowOrder::Part(place, part));
                     }
                 }
             }
             for (original, diffusers) in norms {
                 let file = format!("{}.{block}.{original}.scale", stack.original());
-                add(format!("{}.{block}.{diffusers}.weight", stack.diffusers()), file, Rows::All);
+                add(format!("{}.{block}.{diffusers}.weight", stack.diffusers()), file, RowOrder::All);
             }
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{
     Checkpointing, FluxUno,
-    block::{Modulation, Moments, Normed, Pass, normed, normed_backward},
+    block::{Modulation, Normed, Pass, RowMoments, normed, normed_backward},
     config::PATCH,
     double::{self, DoubleSaved},
     embed::{embed, sinusoid},
@@ -78,7 +78,7 @@ fn keeping<S>(
 struct EndSaved {
     /// `[G, D]`.
     x: Buffer,
-    moments: Moments,
+    moments: RowMoments,
     modulation: Modulation,
 }
 

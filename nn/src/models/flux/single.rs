@@ -9,7 +9,7 @@
 
 use super::{
     block::{
-        Attended, Heads, Modulation, ModulationSums, Moments, Pass, attend, attend_backward, gated_add,
+        Attended, Heads, Modulation, ModulationSums, Pass, RowMoments, attend, attend_backward, gated_add,
         gated_add_backward, normed, normed_backward, split_heads, split_heads_backward,
     },
     config::MLP_RATIO,
@@ -17,7 +17,7 @@ use super::{
     weights::SingleBlock,
 };
 use crate::{
-    cpu::{self, Window},
+    cpu::{self, SubMatrix},
     error::Result,
     layers::{Buffer, Input, InputGrad, Linear, Output, linears, linears_backward},
 };
@@ -31,7 +31,7 @@ pub(super) struct SingleSaved {
     /// Input, `[M, D]`.
     x: Buffer,
     modulation: Modulation,
-    moments: Moments,
+    moments: RowMoments,
     /// Queries `[K, D]` and keys `[M, D]` before their norm.
     q: Buffer,
     k: Buffer,
@@ -120,7 +120,7 @@ fn joined(pass: Pass<'_>, span: Span, attended: &Attended, up: &[f32]) -> Buffer
     let rows = pass.sequence.span_rows(span.clone()).len();
     let mut joined = pass.ctx.buffers.take(rows * (width + mlp));
     pass.sequence.copy_from_joint(pass.ctx.device, span, width, &attended.values, &mut joined, width + mlp);
-    cpu::gelu(pass.ctx.device, Window { rows, width: mlp }, up, mlp, &mut joined[width..], width + mlp);
+    cpu::gelu(pass.ctx.device, SubMatrix { rows, width: mlp }, up, mlp, &mut joined[width..], width + mlp);
     joined
 }
 
@@ -173,7 +173,7 @@ pub(super) fn backward(
     let Some(d_joined) = d_joined else { return Ok(()) };
 
     let mut d_up = ctx.buffers.take(k_rows * mlp);
-    let window = Window { rows: k_rows, width: mlp };
+    let window = SubMatrix { rows: k_rows, width: mlp };
     cpu::gelu_backward(ctx.device, window, &saved.up, mlp, &d_joined[width..], both, &mut d_up, mlp);
 
     let mut heads = Heads::with_values(pass, saved.v);

@@ -75,7 +75,7 @@ pub struct SavedLoss<C: Axis, H: Axis, W: Axis> {
 }
 
 /// The rows of predictions and targets as samples.
-struct Rows<'a> {
+struct PairRows<'a> {
     policy: &'a [f32],
     target: &'a [f32],
     reference: Option<&'a [f32]>,
@@ -84,7 +84,7 @@ struct Rows<'a> {
     batch: usize,
 }
 
-impl<'a> Rows<'a> {
+impl<'a> PairRows<'a> {
     fn row(&self, row: usize) -> Sample<'a> {
         let at = row * self.size..(row + 1) * self.size;
         Sample {
@@ -353,7 +353,8 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
         };
         let (p, t, r) = (policy.as_vec(), target.as_vec(), reference.as_ref().map(|r| r.as_vec()));
         let size = channels * grid.0 * grid.1;
-        let all = Rows { policy: &p, target: &t, reference: r.as_deref(), weights: &weights, size, batch };
+        let all =
+            PairRows { policy: &p, target: &t, reference: r.as_deref(), weights: &weights, size, batch };
         let errors: Vec<Errors> = (0..rows).map(|row| all.row(row).errors(self.settings.reduction)).collect();
         for (row, e) in errors.iter().enumerate() {
             for (what, value) in
@@ -412,7 +413,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
         let shape @ (rows, ..) = *HasShape::shape(&saved.policy);
         let (p, t) = (saved.policy.as_vec(), saved.target.as_vec());
         let r = saved.reference.as_ref().map(|r| r.as_vec());
-        let all = Rows {
+        let all = PairRows {
             policy: &p,
             target: &t,
             reference: r.as_deref(),

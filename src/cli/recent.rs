@@ -37,12 +37,12 @@ impl Mean {
 
 /// The newest values of a metric, at most so many.
 #[derive(Clone, Debug)]
-pub(super) struct Window {
+pub(super) struct RecentValues {
     values: VecDeque<f64>,
     length: usize,
 }
 
-impl Window {
+impl RecentValues {
     /// For this many values.
     pub fn new(length: usize) -> Self {
         Self { values: VecDeque::with_capacity(length), length }
@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn a_window_forgets_the_oldest_and_is_full_only_when_it_is() {
-        let mut window = Window::new(3);
+        let mut window = RecentValues::new(3);
         assert_eq!(window.mean(), None);
         window.push(10.0);
         let one = window.mean().unwrap();

@@ -11,7 +11,7 @@ use crate::{
 
 /// A checkpoint and the prefix of the names in it.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct PrefixedFiles {
     files: Arc<TensorFiles>,
     prefix: &'static str,
     /// Number of frozen values.
@@ -20,7 +20,7 @@ pub(super) struct Source {
     pub weight_bytes: usize,
 }
 
-impl Source {
+impl PrefixedFiles {
     pub fn new(files: Arc<TensorFiles>, prefix: &'static str, tensors: &[(String, Vec<usize>)]) -> Self {
         let (parameters, weight_bytes) = stored(&files, tensors);
         Self { files, prefix, parameters, weight_bytes }
