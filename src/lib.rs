@@ -117,7 +117,7 @@
 //! opt-level = 3
 //! ```
 //!
-//! dfdx comes as [`prefgraph_ops::dfdx`], at the version that the ports are made of; [`settings!`](prefgraph_ops::settings)
+//! dfdx comes as [`prefgraph_ops::dfdx`], at the version that the ports are made of; [`settings!`](prefgraph_ops::settings!)
 //! needs no `serde`.
 //!
 //! # Modules
