@@ -134,7 +134,7 @@ fn a_folder_can_be_shown_verified_and_cleaned() {
     assert_eq!(output.status.code(), Some(1));
     assert!(said(&output).contains(entry.file_name().unwrap().to_str().unwrap()), "{}", said(&output));
     let (said_then, _) = runs.run("healed", &[]);
-    assert!(said_then.contains("was not whole and is made again"), "{said_then}");
+    assert!(said_then.contains("a damaged cache entry is recomputed"), "{said_then}");
     assert!(graph_run(&["cache", "verify", path]).status.success());
 
     let kept = with(&cache, &["cache", "clean", path, "--keep", GRAPH], &[]);

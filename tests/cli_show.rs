@@ -160,7 +160,7 @@ fn a_folder_of_another_model_and_one_that_does_not_exist_are_called_what_they_ar
     let err = plan("tests/fixtures/flux_uno/transformer");
     assert!(err.contains("_class_name is FluxTransformer2DModel: expected AutoencoderKL"), "{err}");
     let err = plan("nowhere/vae");
-    assert!(err.contains("is not there") && err.contains("an autoencoder: its folder"), "{err}");
+    assert!(err.contains("does not exist") && err.contains("an autoencoder: its folder"), "{err}");
     let folder = tempfile::tempdir().unwrap();
     let index = r#"{"_class_name": "StableDiffusionXLPipeline"}"#;
     std::fs::write(folder.path().join("model_index.json"), index).unwrap();

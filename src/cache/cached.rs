@@ -188,7 +188,7 @@ impl Cached {
         }
         let what = match (damaged.first(), missing) {
             (Some(damaged), _) => format!("an entry of the cache is damaged, and was removed: {damaged}"),
-            (None, Some(path)) => format!("`{}` is not there any more", path.display()),
+            (None, Some(path)) => format!("`{}` no longer exists", path.display()),
             (None, None) => "internal error, please report it: no row is missing".to_owned(),
         };
         OpError::new(format!(

@@ -26,7 +26,7 @@ pub(super) fn fill(prepared: &mut Prepared, cpu: &nn::Cpu) -> Result<bool, Failu
 
 fn tell(cache: &Cache, filled: &Filled) {
     for damaged in filled.damaged.iter().take(SHOWN) {
-        say!("warning: an entry of the cache was not whole and is made again: {damaged}");
+        say!("warning: a damaged cache entry is recomputed: {damaged}");
     }
     if filled.damaged.len() > SHOWN {
         say!("warning: and {} more", filled.damaged.len() - SHOWN);

@@ -26,7 +26,7 @@ pub(super) struct Lock {
 }
 
 impl Lock {
-    /// The lock of `folder`, and a sentence if the run before did not end by itself.
+    /// The lock of `folder`, and a sentence if the previous run did not end by itself.
     pub fn take(folder: &Path) -> Result<(Self, Option<String>), FolderError> {
         let path = folder.join(NAME);
         loop {
@@ -50,7 +50,7 @@ impl Lock {
                 continue;
             }
             let stale =
-                holder(&before).map(|holder| format!("the run before ({holder}) did not end by itself"));
+                holder(&before).map(|holder| format!("the previous run ({holder}) did not end by itself"));
             let lock = Self { file, path, before: (!made).then_some(before), kept: false };
             lock.write(format!("{}\n", std::process::id()).as_bytes())
                 .map_err(|e| FolderError::io("write", &lock.path, e))?;

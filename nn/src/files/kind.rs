@@ -40,7 +40,10 @@ pub(crate) fn no_model(path: &Path, expected: &str) -> Error {
             let next = path.strip_prefix(above).ok()?.components().next()?;
             Some(format!(" (`{}` has no `{}`)", above.display(), next.as_os_str().display()))
         });
-        return Error::file(path, format!("is not there{}: expected {expected}", above.unwrap_or_default()));
+        return Error::file(
+            path,
+            format!("does not exist{}: expected {expected}", above.unwrap_or_default()),
+        );
     }
     let kind = |name: &str| Some(stated_kind(&json(&path.join(name))?)?.1.to_owned());
     let is = match (kind("model_index.json"), kind("config.json")) {
@@ -64,7 +67,7 @@ mod tests {
         let said = |path: &Path| no_model(path, "a model").to_string();
         let gone = said(&dir.path().join("a/b"));
         assert!(
-            gone.contains("is not there (`") && gone.ends_with("has no `a`): expected a model"),
+            gone.contains("does not exist (`") && gone.ends_with("has no `a`): expected a model"),
             "{gone}"
         );
         assert!(said(dir.path()).ends_with("has no config.json: expected a model"));

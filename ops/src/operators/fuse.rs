@@ -89,7 +89,7 @@ impl Operator for Fuse {
         ),
         MetricDoc::per_sample(
             "fused",
-            "1 where the coverage is at most tau, so that detail is blended in; 0 where structure stands alone.",
+            "1 where the coverage is at most tau, so that detail is blended in; 0 where the structure mask is used alone.",
         ),
         MetricDoc::per_sample(
             "mask_mean",

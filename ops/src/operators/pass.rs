@@ -41,7 +41,7 @@ pub(crate) fn check_adapter(layout: &BackboneLayout, adapter: &AdapterLayout) ->
             .any(|l| l.name == module.name && (l.inputs, l.outputs) == (module.inputs, module.outputs))
         {
             return Err(OpError::new(format!(
-                "the adapter has factors for `{}` ({} to {}), which this {} has not",
+                "the adapter has factors for `{}` ({} to {}), which this {} does not have",
                 module.name, module.inputs, module.outputs, layout.kind
             )));
         }

@@ -145,7 +145,7 @@ impl Operator for Timestep {
         let fault = if !(0.0 <= s.min && s.min < s.max && s.max <= 1.0) {
             format!("min {} and max {}: 0 <= min < max <= 1 is needed", s.min, s.max)
         } else if s.process.is_discrete() && s.spread != Spread::Uniform {
-            "DDPM times are whole numbers: only `spread: uniform` is there for them".into()
+            "DDPM times are whole numbers: they can only be spread by `uniform`".into()
         } else if s.batch == 0 {
             "batch: at least 1 is needed".into()
         } else if !(s.shift > 0.0 && s.shift.is_finite()) {

@@ -136,7 +136,7 @@ impl Operator for WeightedLoss {
             "Mean quality of the reference's patches: how well the generated picture has them.",
         ),
         MetricDoc::per_sample("sigma", "Time of a sample of a flow, in [0, 1]: the share of noise."),
-        MetricDoc::per_sample("timestep", "Time of a sample of DDPM, 0 to 999, in the place of `sigma`."),
+        MetricDoc::per_sample("timestep", "Time of a sample of DDPM, 0 to 999, instead of `sigma`."),
         MetricDoc::texts("id", "The samples of the batch, by the ids of their pairs file."),
     ];
     type Settings = Nothing;

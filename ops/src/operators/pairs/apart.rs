@@ -46,8 +46,8 @@ pub(super) fn note(path: &Path, trained: &Path) -> Option<String> {
     let folder = |path: &Path| identity(path).parent().map(Path::to_owned);
     (folder(path) != folder(trained)).then(|| {
         format!(
-            "measured on {}, which is not of the folder that is trained on ({}): if that is not meant, set `path` to pairs of \
-             yours that are not trained on",
+            "{} is in another folder than the pairs trained on ({}): if that is not what you want, set `path` to pairs of your own \
+             that are not trained on",
             path.display(),
             trained.display()
         )

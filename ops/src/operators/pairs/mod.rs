@@ -191,7 +191,7 @@ impl Operator for Pairs {
     ];
     const METRICS: &'static [MetricDoc] = &[
         MetricDoc::number("references", "References of each sample of the batch."),
-        MetricDoc::number("epoch", "Times that all samples have been seen."),
+        MetricDoc::number("epoch", "Completed passes over all samples."),
         MetricDoc::number(
             "skipped",
             "Samples of the batch that could not be used and were replaced (`on_bad: skip`).",
