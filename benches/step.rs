@@ -134,11 +134,7 @@ fn step(size: Size, weights: &str, words: &[String]) -> Result<Graph, OpError> {
     let lora = LoraSettings { rank: size.rank, ..Default::default() };
     let (lora,) = g.add("lora", Lora::new(lora)?, (backbone,));
     let (moments,) = g.add("moments", ZeroMoments, (lora,));
-    let (x_t, target, times, _) = g.add(
-        "noise",
-        Noise::new(Default::default())?,
-        (x0_w, Some(x0_l), t, None::<prefgraph::Wire<Latents>>),
-    );
+    let (x_t, target, times, _) = g.add("noise", Noise::new(Default::default())?, (x0_w, x0_l, t, None));
     let hooks = ForwardSettings { hooks: Hooks::All, ..Default::default() };
     let none = None::<prefgraph::Wire<List<Mask>>>;
     let inputs = (backbone, lora, x_t, times, text, pooled, Some(references), none);

@@ -1,4 +1,4 @@
-//! A preference loss of one's own: a recipe with its loss replaced by a closure over dfdx tensors. The closure is the
+//! A custom preference loss: a recipe with its loss replaced by a closure over dfdx tensors. The closure is the
 //! operator, and dfdx's tape its gradient.
 //!
 //!     cargo run --release --example custom_loss
@@ -11,7 +11,10 @@ use dfdx::{
     tensor_ops::{MeanTo, ReshapeTo, SumTo},
 };
 use prefgraph::{Graph, Plan, PlanOptions, Registry, RunOptions, Runner, Wire, spec};
-use prefgraph_ops::{Scalar, ports::Latents};
+use prefgraph_ops::{
+    Scalar,
+    ports::{Prediction, Target},
+};
 
 /// Batch of the recipe.
 const B: usize = 4;
@@ -19,9 +22,9 @@ const BETA: f32 = 2000.0;
 
 /// Diffusion-DPO with a margin: the policy is asked to prefer the winner by at least one logit.
 fn with_margin(graph: &mut Graph) -> Result<Wire<Scalar>, Box<dyn Error>> {
-    let policy = graph.wire::<Latents>("policy.prediction")?;
-    let reference = graph.wire::<Latents>("reference")?;
-    let target = graph.wire::<Latents>("noise.target")?;
+    let policy = graph.wire::<Prediction>("policy.prediction")?;
+    let reference = graph.wire::<Prediction>("reference")?;
+    let target = graph.wire::<Target>("noise.target")?;
     Ok(graph.op("margin_loss", (policy, reference, target), |policy, reference, target| {
         let device = Cpu::default();
         let again = target.retaped::<OwnedTape<f32, Cpu>>();

@@ -1,4 +1,4 @@
-//! An operator of one's own in a graph file: `main_with` gives the whole command with it.
+//! A custom operator in graph files: `main_with` builds the whole command around it.
 //!
 //!     cargo run --release --example custom_operator -- ops scale-latents
 //!
@@ -54,11 +54,11 @@ impl Operator for ScaleLatents {
     fn backward(
         &self,
         _: &Ctx<'_>,
-        _: Wanted<'_>,
+        wanted: Wanted<'_>,
         (): (),
         (grad,): OutGrads<Self>,
     ) -> Result<InGrads<Self>, OpError> {
-        Ok((grad.map(|g| g * self.0.factor),))
+        Ok((grad.filter(|_| wanted[0]).map(|g| g * self.0.factor),))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Writes a FLUX transformer with random weights in bf16, to measure a machine at sizes whose weights one does not have.
+//! Writes a FLUX transformer with random bf16 weights, to benchmark a machine at full size without the published weights.
 //!
 //! ```text
 //! cargo run --release --example random_backbone -- FOLDER [CONFIG.json]

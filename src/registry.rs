@@ -1,4 +1,4 @@
-//! Operators by name: what a graph file can say, and how an operator is built from it.
+//! Operators by name, and how they are built from the settings of a graph file.
 //!
 //! The registry is an ordinary value, filled by an ordinary function. Link-time collection would lose the
 //! operators of a crate that nothing else names, and would hide from a reader where they come from.
@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use prefgraph_ops::{
     DynOperator, InputSpec, Inputs, OpError, Operator, OutputSpec, Outputs, SettingDoc, Settings,
     catalogue::{Visit, visit_all},
+    ports::MetricDoc,
 };
 
 use crate::spec::text;
@@ -34,8 +35,11 @@ pub struct Entry {
     pub outputs: Vec<OutputSpec>,
     /// Its settings.
     pub settings: Vec<SettingEntry>,
+    /// What it measures.
+    pub metrics: &'static [MetricDoc],
     build: fn(&str) -> Result<Built, BuildError>,
     check: fn(&str) -> Result<(), BuildError>,
+    json: fn(&str) -> Option<serde_json::Value>,
 }
 
 /// An operator built from text.
@@ -71,6 +75,11 @@ impl Entry {
         (self.check)(settings)
     }
 
+    /// Settings that were written as `(name: value, ...)` in RON, as JSON; `None` if they are not of the settings' type.
+    pub(crate) fn json(&self, settings: &str) -> Option<serde_json::Value> {
+        (self.json)(settings)
+    }
+
     /// The setting of that name.
     pub fn setting(&self, name: &str) -> Option<&SettingEntry> {
         self.settings.iter().find(|s| s.doc.name == name)
@@ -83,6 +92,7 @@ impl Entry {
             inputs: O::In::specs(O::IN),
             outputs: O::Out::specs(O::OUT),
             settings: setting_entries::<O::Settings>(),
+            metrics: O::METRICS,
             build: |settings| {
                 let settings = text::read::<O::Settings>(settings).map_err(BuildError::Text)?;
                 let all = text::write(&settings)
@@ -91,6 +101,7 @@ impl Entry {
                 Ok(Built { op, settings: all })
             },
             check: |settings| text::read::<O::Settings>(settings).map(|_| ()).map_err(BuildError::Text),
+            json: |settings| serde_json::to_value(text::read::<O::Settings>(settings).ok()?).ok(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The cache on the command line: the demo's encoders run once, `plan` says what is there, a folder is looked after.
+//! The cache on the command line: the demo's encoders run once, `plan` shows the status, a folder is maintained.
 
 use std::{
     fs,
@@ -86,7 +86,9 @@ fn a_run_is_the_same_to_the_bit_without_a_cache_and_with_an_empty_and_a_full_one
     let (said, without) = runs.run("without", &["cache.nodes=[]", "run.lanes=1", "run.ahead=0"]);
     assert!(!said.contains("cache `") && !said.contains("filling"), "{said}");
     assert!(!runs.cache().exists());
-    let all = ["winner", "loser", "references", "prompt"];
+    let of = ["winner", "loser", "references", "prompt"];
+    let all = of.iter().map(|n| (*n).to_owned()).chain(of.iter().map(|n| format!("held_out_{n}")));
+    let all: Vec<String> = all.collect();
     let states = |state: &str| -> Vec<String> { all.iter().map(|n| format!("{n} {state}")).collect() };
     let missed = runs.states(&[]);
     assert_eq!(missed.iter().map(|s| s.0.clone()).collect::<Vec<_>>(), states("miss"));
@@ -94,10 +96,12 @@ fn a_run_is_the_same_to_the_bit_without_a_cache_and_with_an_empty_and_a_full_one
     assert!(!runs.cache().exists(), "a plan writes nothing");
 
     let (said, cold) = runs.run("cold", &[]);
-    assert!(said.contains("filling the cache: 32 of 32 samples"), "{said}");
-    assert!(said.contains("the cache is filled: 32 samples were read"), "{said}");
+    assert!(said.contains("filling the cache: 48 of 48 samples"), "{said}");
+    assert!(said.contains("the cache is filled: 48 samples were read"), "{said}");
     let (said, warm) = runs.run("warm", &[]);
-    assert!(said.contains("winner      hit: all 32 samples"), "{said}");
+    let words = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("winner hit: all 32 samples loser"), "{said}");
+    assert!(words.contains("held_out_winner hit: all 16 samples"), "{said}");
     assert!(!said.contains("filling"), "{said}");
     assert!(without == cold && without == warm, "the same metrics and the same adapter");
 
@@ -116,8 +120,8 @@ fn a_folder_can_be_shown_verified_and_cleaned() {
     let cache = runs.cache();
     let path = cache.to_str().unwrap();
     let shown = said(&graph_run(&["cache", "show", path]));
-    assert!(shown.contains("`encode` at loser, winner"), "{shown}");
-    assert!(shown.contains("`prompt` at prompt") && shown.contains("length: 16"), "{shown}");
+    assert!(shown.contains("`encode` at held_out_loser, held_out_winner, loser, winner"), "{shown}");
+    assert!(shown.contains("`prompt` at held_out_prompt, prompt") && shown.contains("length: 16"), "{shown}");
     let groups: Value =
         serde_json::from_slice(&graph_run(&["cache", "show", path, "--json"]).stdout).unwrap();
     let group = groups.as_array().unwrap().iter().find(|g| g["recipe"]["operator"] == "encode").unwrap();
@@ -130,7 +134,7 @@ fn a_folder_can_be_shown_verified_and_cleaned() {
     assert_eq!(output.status.code(), Some(1));
     assert!(said(&output).contains(entry.file_name().unwrap().to_str().unwrap()), "{}", said(&output));
     let (said_then, _) = runs.run("healed", &[]);
-    assert!(said_then.contains("was not whole and is made again"), "{said_then}");
+    assert!(said_then.contains("a damaged cache entry is recomputed"), "{said_then}");
     assert!(graph_run(&["cache", "verify", path]).status.success());
 
     let kept = with(&cache, &["cache", "clean", path, "--keep", GRAPH], &[]);

@@ -1,4 +1,4 @@
-//! `graph-run` on graphs that draw: strips on the way of a training run, and pictures from what it trained.
+//! `graph-run` on graphs that draw: strips during a training run, and pictures from its adapter.
 
 use std::{fs, path::Path, process::Command};
 

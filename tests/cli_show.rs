@@ -72,10 +72,100 @@ fn mistakes_on_the_command_line_say_what_would_have_been_accepted() {
     assert!(code == 1 && err.contains("did you mean `process`?") && err.contains("--set:1:7"), "{err}");
     let (code, _, err) = graph_run(&["graphs/none.ron"]);
     assert!(code == 1 && err.contains("graphs/none.ron"), "{err}");
+    let (code, _, err) = graph_run(&["graphs/focusdp.ron"]);
+    assert!(code == 1 && err.contains("did you mean `graphs/focusdpo.ron`?"), "{err}");
+    let (code, _, err) = graph_run(&["plan", "graphs"]);
+    assert!(code == 1 && err.contains("it is a folder"), "{err}");
     let (code, _, err) = graph_run(&[]);
     assert!(code == 1 && err.contains("--help"), "{err}");
     let (code, out, _) = graph_run(&["--help"]);
     assert!(code == 0 && out.contains("--resume"), "{out}");
+}
+
+#[test]
+fn words_of_other_programs_are_answered_with_what_was_meant() {
+    for word in ["run", "train", "start"] {
+        let (code, _, err) = graph_run(&[word, SFT, "--steps", "3"]);
+        assert!(code == 2 && err.contains(&format!("as in `graph-run {SFT} --steps 3`")), "{err}");
+    }
+    let (code, _, err) = graph_run(&["resume", SFT]);
+    assert!(code == 2 && err.contains(&format!("`graph-run {SFT} --resume`")), "{err}");
+    let (code, _, err) = graph_run(&["plna", SFT]);
+    assert!(code == 2 && err.contains("did you mean `plan`?") && err.contains("`adapter`"), "{err}");
+}
+
+#[test]
+fn numbers_and_settings_of_the_command_line_are_refused_with_what_they_may_be() {
+    let refused = |args: &[&str], parts: &[&str]| {
+        let (code, _, err) = graph_run(&[&["plan", SFT], args].concat());
+        assert!(code != 0, "{args:?}");
+        for part in parts {
+            assert!(err.contains(part), "{args:?}: {part} in {err}");
+        }
+    };
+    refused(&["--steps", "-1"], &["'-1' for '--steps", "at least 1"]);
+    refused(&["--steps", "0"], &["'0' for '--steps", "at least 1"]);
+    refused(&["--seed", "-1"], &["'-1' for '--seed", "0 or more"]);
+    refused(&["--lanes", "18446744073709551615"], &["at most 1024"]);
+    refused(&["--set", "run.lanes=18446744073709551615"], &["--set:1:11", "at most 1024"]);
+    refused(&["--set", "run.ahead=9223372036854775807"], &["--set:1:11", "at most 1024"]);
+    refused(&["--set", "run.steps=0"], &["--set:1:11", "run.steps=0", "at least 1 step"]);
+    refused(&["--set", "noise.process", "flow"], &["equals sign", "`--set noise.process=flow`"]);
+    refused(&["--set", "noise.process"], &["equals sign", "`--set noise.process=VALUE`"]);
+    refused(&["--set", "steps=10"], &["did you mean `--set run.steps=10`?"]);
+    // Two settings in one, which RON would read as such.
+    refused(
+        &["--set", "lora.rank=8,alpha:3"],
+        &["--set:1:11", "not one value", "one `--set` sets one setting"],
+    );
+}
+
+#[test]
+fn a_setting_of_the_command_line_is_shown_there_and_not_in_the_file() {
+    const GRAPH: &str = "graphs/diffusion_dpo.ron";
+    let batch = "pairs.batch=9223372036854775807";
+    for set in ["pairs.height=24", "pairs.batch=0", "pairs.width=9223372036854775792", "lora.rank=0", batch] {
+        let (code, _, err) = graph_run(&["plan", GRAPH, "--set", set]);
+        assert!(code == 1 && err.contains("[--set:1:") && err.contains(set), "{set}: {err}");
+        assert!(!err.contains("diffusion_dpo.ron:"), "{set}: {err}");
+    }
+    // Refused when planned: the operator of the file, and the setting.
+    let (code, _, err) = graph_run(&["plan", GRAPH, "--set", "prompt.length=9223372036854775807"]);
+    let parts = ["larger than any memory", "[--set:1:", "with this setting", "of this operator"];
+    let places: Vec<usize> =
+        parts.iter().map(|p| err.find(p).unwrap_or_else(|| panic!("{p}: {err}"))).collect();
+    assert!(code == 1 && places.is_sorted(), "{err}");
+}
+
+#[test]
+fn an_error_far_behind_in_a_long_line_is_shown_with_its_surroundings() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("long.ron");
+    std::fs::write(&path, format!("Graph(name: \"{}\", nodes: [(id: \"x\")])", "a".repeat(70_000))).unwrap();
+    let (code, _, err) = graph_run(&["plan", path.to_str().unwrap()]);
+    assert!(code == 1 && err.contains("node `x` states no `op`") && err.contains("long.ron:1:"), "{err}");
+    assert!(err.len() < 2000 && !err.contains("panicked"), "{err}");
+}
+
+#[test]
+fn a_folder_of_another_model_and_one_that_does_not_exist_are_called_what_they_are() {
+    let plan = |weights: &str| {
+        let sets = ["winner.kind=kl".to_owned(), format!("winner.weights={weights}")];
+        let (code, _, err) =
+            graph_run(&["plan", "graphs/diffusion_dpo.ron", "--set", &sets[0], "--set", &sets[1]]);
+        assert_eq!(code, 1, "{err}");
+        // Messages are broken into lines at blanks.
+        err.replace(['\n', '│', '×'], " ").split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let err = plan("tests/fixtures/flux_uno/transformer");
+    assert!(err.contains("_class_name is FluxTransformer2DModel: expected AutoencoderKL"), "{err}");
+    let err = plan("nowhere/vae");
+    assert!(err.contains("does not exist") && err.contains("an autoencoder: its folder"), "{err}");
+    let folder = tempfile::tempdir().unwrap();
+    let index = r#"{"_class_name": "StableDiffusionXLPipeline"}"#;
+    std::fs::write(folder.path().join("model_index.json"), index).unwrap();
+    let err = plan(folder.path().to_str().unwrap());
+    assert!(err.contains("StableDiffusionXLPipeline") && err.contains("an autoencoder: its folder"), "{err}");
 }
 
 #[test]

@@ -3,6 +3,9 @@
 //! Cases are the folders of `PREFGRAPH_FIXTURES`, or of `tests/fixtures`, which holds the smaller part of them.
 //! What a folder does not hold, and folders of networks that are not there yet, are skipped by name.
 
+#[path = "../nn/tests/golden/faint.rs"]
+mod faint;
+
 use std::{
     env, fs,
     io::Write,
@@ -11,8 +14,10 @@ use std::{
 };
 
 use prefgraph::{Plan, PlanOptions, Registry, RunOptions, Runner, spec};
-use prefgraph_nn::{Adapter, AdapterGrad, Cpu, files::TensorFiles};
+use prefgraph_nn::{Adapter, Cpu, files::TensorFiles};
 use prefgraph_ops::ports::{Effect, Metric, Metrics};
+
+use faint::{Faint, relative};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -49,15 +54,6 @@ impl Golden {
     }
 }
 
-fn norm(x: impl Iterator<Item = f64>) -> f64 {
-    x.map(|v| v * v).sum::<f64>().sqrt()
-}
-
-fn relative(found: &[f64], golden: &[f64]) -> f64 {
-    assert_eq!(found.len(), golden.len());
-    norm(found.iter().zip(golden).map(|(a, b)| a - b)) / norm(golden.iter().copied())
-}
-
 fn doubles(values: &[f32]) -> Vec<f64> {
     values.iter().map(|v| f64::from(*v)).collect()
 }
@@ -68,50 +64,6 @@ struct Bars {
     gradient: f64,
     /// Of the adapter's change, [faint](Faint) values aside.
     change: f64,
-}
-
-/// Values whose gradient is, at some step, so near zero that rounding decides where AdamW moves them: its first steps are
-/// as long as the rate whatever the size of the gradient. They have a bar of their own: no further from the golden run than
-/// those steps could take them in opposite directions.
-struct Faint {
-    /// For every value, the rates of the steps at which its gradient was faint, summed.
-    travel: Vec<f64>,
-}
-
-impl Faint {
-    /// A gradient is faint below this share of the root mean square of its factor: in f32 its digits are noise.
-    const SHARE: f64 = 1e-4;
-    /// At most this share of all values may be read so.
-    const MOST: f64 = 5e-3;
-
-    fn see(&mut self, gradient: &AdapterGrad, rate: f64) {
-        self.travel.resize(gradient.values.len(), 0.0);
-        for factor in gradient.layout.ranges().into_iter().flat_map(|(a, b)| [a, b]) {
-            let values = &gradient.values[factor.clone()];
-            let size = norm(values.iter().map(|g| f64::from(*g))) / (values.len() as f64).sqrt();
-            for (travel, g) in self.travel[factor].iter_mut().zip(values) {
-                // A value without any gradient is not moved by it, in any precision.
-                if *g != 0.0 && f64::from(g.abs()) < Self::SHARE * size {
-                    *travel += rate;
-                }
-            }
-        }
-    }
-
-    /// Hold two changes of an adapter against each other; values that were never faint by their relative distance.
-    fn compare(&self, found: &[f64], golden: &[f64], bar: f64) {
-        let clear: Vec<usize> = (0..found.len()).filter(|i| self.travel[*i] == 0.0).collect();
-        let share = 1.0 - clear.len() as f64 / found.len() as f64;
-        say(&format!("  {share:.1e} of all gradients were faint"));
-        assert!(share <= Self::MOST, "{share} of all gradients are faint");
-        let of = |values: &[f64]| clear.iter().map(|i| values[*i]).collect::<Vec<f64>>();
-        let off = relative(&of(found), &of(golden));
-        assert!(off <= bar, "the adapter's change is off by {off:e}");
-        for (i, travel) in self.travel.iter().enumerate().filter(|(_, travel)| **travel > 0.0) {
-            let (off, bar) = ((found[i] - golden[i]).abs(), 2.0 * travel + bar * golden[i].abs());
-            assert!(off <= bar, "value {i}, whose gradient was faint, is off by {off:e}: at most {bar:e}");
-        }
-    }
 }
 
 const PREFERENCE: Bars = Bars { gradient: 1e-3, change: 5e-3 };
@@ -155,7 +107,7 @@ fn trains_as(folder: &Path, golden: &Golden, graph: &str, sets: &[&str], bars: B
     let batch = margins.len() / losses.len();
     let mut modules = Vec::new();
     let mut start = Vec::new();
-    let mut faint = Faint { travel: Vec::new() };
+    let mut faint = Faint::default();
     for (step, &loss) in losses.iter().enumerate() {
         let out = runner.step().unwrap_or_else(|e| panic!("{e}"));
         if step == 0 {
@@ -193,11 +145,11 @@ fn trains_as(folder: &Path, golden: &Golden, graph: &str, sets: &[&str], bars: B
 }
 
 fn number(effects: &[(String, Effect)], name: &str) -> f64 {
-    let records = effects.iter().filter_map(|(_, e)| match e {
+    let mut records = effects.iter().filter_map(|(_, e)| match e {
         Effect::Record(metrics) => metrics.get(name)?.mean(),
         _ => None,
     });
-    records.last().unwrap_or_else(|| panic!("the run logs no `{name}`"))
+    records.next_back().unwrap_or_else(|| panic!("the run logs no `{name}`"))
 }
 
 fn per_sample(effects: &[(String, Effect)], name: &str) -> Vec<f64> {

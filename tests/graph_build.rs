@@ -1,4 +1,4 @@
-//! Building a graph: what is refused, and what the error says.
+//! Building a graph: what is refused, and the error messages.
 
 mod common;
 

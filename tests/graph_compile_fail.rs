@@ -1,4 +1,4 @@
-//! What must not compile: the compiler is the first checker of a graph in Rust.
+//! Graphs that must not compile.
 
 #[test]
 fn mistakes_that_types_can_see_do_not_compile() {

@@ -111,7 +111,7 @@ fn a_cotangent_that_no_gradient_reaches_is_refused_at_its_reader() {
 }
 
 #[test]
-fn a_cell_keeps_its_shape_and_only_one_source_has_variants() {
+fn a_cell_keeps_its_shape() {
     let mut g = Graph::new("bad");
     let (w,) = g.add("w", Weights(2, 2), ());
     let (x,) = g.add("x", Data(4, 2), ());
@@ -120,14 +120,31 @@ fn a_cell_keeps_its_shape_and_only_one_source_has_variants() {
         error(&g),
         "node `w` (`weights`): it holds f32[2,2], but `x` gives f32[4,2]; a cell keeps its shape from step to step"
     );
-    let mut g = Graph::new("bad");
-    g.add("a", Turns { rows: vec![1, 2], lies: false }, ());
-    g.add("b", Turns { rows: vec![1, 3], lies: false }, ());
-    assert_eq!(
-        error(&g),
-        "node `b` (`turns`): its batches differ in shape, and so do those of `a`; only one source in a graph may have \
-         batches that differ"
-    );
+}
+
+#[test]
+fn every_combination_of_two_sources_with_variants_is_inferred_and_runs() {
+    let mut g = Graph::new("two");
+    let (a,) = g.add("a", Turns { rows: vec![1, 2], lies: false }, ());
+    let (b,) = g.add("b", Turns { rows: vec![1, 3, 5], lies: false }, ());
+    let (aa,) = g.add("aa", Multiply, (a, a));
+    let (bb,) = g.add("bb", Multiply, (b, b));
+    let found = plan(&g, 1, 0);
+    let rows = |v: &prefgraph::plan::Variant| [aa, bb].map(|w| v.shape(&g, w.endpoint()).describe());
+    let expected = [(1, 1), (2, 1), (1, 3), (2, 3), (1, 5), (2, 5)]
+        .map(|(a, b)| [format!("f32[{a},3]"), format!("f32[{b},3]")]);
+    assert_eq!(found.variants().iter().map(rows).collect::<Vec<_>>(), expected);
+    let mut runner = runner(&Arc::new(g), 2, 1, 0);
+    (0..6).for_each(|_| drop(runner.step().unwrap()));
+}
+
+#[test]
+fn combinations_without_end_are_refused() {
+    let mut g = Graph::new("many");
+    g.add("a", Turns { rows: vec![1; 40], lies: false }, ());
+    g.add("b", Turns { rows: vec![1; 40], lies: false }, ());
+    let found = error(&g);
+    assert!(found.contains("node `b`") && found.contains("1600 combinations"), "{found}");
 }
 
 #[test]

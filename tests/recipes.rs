@@ -13,7 +13,7 @@ use prefgraph_nn::{
     lora::{AdapterFormat, AdapterLayout},
     models::{FluxConfig, FluxUno},
 };
-use prefgraph_ops::ports::Effect;
+use prefgraph_ops::ports::{Effect, Picture};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -161,6 +161,7 @@ fn the_recipe_for_published_files_takes_two_steps_on_small_files_of_their_layout
         format!("backbone.weights={}", pipeline.display()),
         format!("backbone.adapter={}", adapter.display()),
         format!("pairs.path={}", root().join("data/demo/pairs.jsonl").display()),
+        format!("held_out.path={}", root().join("data/demo/held_out.jsonl").display()),
         format!("cache.path={}", dir.path().join("cache").display()),
         "pairs.height=64".into(),
         "pairs.width=64".into(),
@@ -182,6 +183,88 @@ fn the_recipe_for_published_files_takes_two_steps_on_small_files_of_their_layout
     let strips = first.effects.iter().filter(|(node, _)| node == "strip").count();
     assert_eq!(strips, 1, "a strip of samples at the first step");
     assert!(runner.step().unwrap_or_else(|e| panic!("{e}")).loss.is_some_and(f32::is_finite));
+}
+
+#[test]
+fn what_uno_draws_needs_prompts_and_references_only_and_any_recipe_can_draw_with_an_adapter_of_its_own() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (pipeline, uno) = published(dir.path());
+    let reference = dir.path().join("dog.png");
+    image::RgbImage::from_fn(48, 40, |x, y| image::Rgb([x as u8 * 5, y as u8 * 6, 90]))
+        .save(&reference)
+        .expect("a picture");
+    let prompts = dir.path().join("prompts.jsonl");
+    fs::write(&prompts, r#"{"id": "dog", "prompt": "a dog", "refs": [{"image": "dog.png"}]}"#)
+        .expect("a prompt");
+    let files =
+        [format!("backbone.weights={}", pipeline.display()), format!("backbone.adapter={}", uno.display())];
+    let mut sets = files.to_vec();
+    sets.extend([format!("asked.path={}", prompts.display())]);
+    sets.extend(
+        [
+            "asked.reference_height=32",
+            "asked.reference_width=32",
+            "blank.height=48",
+            "blank.width=64",
+            "prompt.length=16",
+            "lora.rank=4",
+            "reference.steps=2",
+        ]
+        .map(String::from),
+    );
+    let loaded = spec::load(&root().join("graphs/flux/sample_uno.ron"), &sets, &Registry::standard());
+    let loaded = loaded.unwrap_or_else(|e| panic!("{e:?}"));
+    assert_eq!(loaded.run.steps, 1, "as many steps as the file has batches");
+    let graph = Arc::new(loaded.graph);
+    let plan = Plan::new(&graph, &PlanOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    let options = RunOptions { last: Some(0), ..RunOptions::new(0, Cpu::new(2).expect("threads")) };
+    let step = Runner::new(graph, plan, options).expect("a runner").step().unwrap_or_else(|e| panic!("{e}"));
+    let drawn: Vec<&Picture> = step
+        .effects
+        .iter()
+        .filter_map(|(node, effect)| match effect {
+            Effect::Preview(_, picture) if node == "pictures" => Some(picture),
+            _ => None,
+        })
+        .collect();
+    assert!(
+        matches!(drawn[..], [picture] if (picture.height, picture.width) == (48, 64)),
+        "{} pictures",
+        drawn.len()
+    );
+
+    // An adapter of other linears and another rank than the recipe trains, over UNO's own.
+    let backbone = FluxUno::open(Cpu::new(1).expect("a thread"), &pipeline).expect("a checkpoint");
+    let layout =
+        AdapterLayout::matching(&backbone.layout().linears, &["attn.to_q"], 3, 6.0).expect("linears").0;
+    let adapter = Adapter { values: Arc::new(numbers(layout.len(), 0.3)), layout: Arc::new(layout) };
+    let file = dir.path().join("mine.safetensors");
+    adapter.write(&file, AdapterFormat::Kohya, &[]).expect("an adapter");
+    let draw = |recipe: &str, out: &str, more: &[&str]| {
+        let out = dir.path().join(out);
+        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("graph-run"));
+        command
+            .current_dir(root())
+            .arg("sample")
+            .arg(recipe)
+            .args(["--prompt", "a dog", "--steps", "2", "--size", "64x48"]);
+        command.arg("--ref").arg(&reference).arg("--out").arg(&out).args(more);
+        files.iter().for_each(|set| _ = command.args(["--set", set]));
+        let output = command.args(["--set", "prompt.length=16"]).output().expect("the command runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        (image::open(out.join("a-dog-seed-0.png")).expect("a picture").into_rgb8(), said)
+    };
+    let training = ["--set", "pairs.reference_height=32", "--set", "pairs.reference_width=32"];
+    let sampling = ["--set", "asked.reference_height=32", "--set", "asked.reference_width=32"];
+    let mine = ["--adapter", file.to_str().expect("a path")];
+    let (first, said) = draw("graphs/flux/focusdpo_uno.ron", "a", &[&training[..], &mine].concat());
+    assert!(said.contains("guidance 4") && said.contains("of rank 3"), "{said}");
+    let (second, _) = draw("graphs/flux/sample_uno.ron", "b", &[&sampling[..], &mine].concat());
+    assert_eq!(first, second, "both graphs state the same networks");
+    let (plain, _) = draw("graphs/flux/sample_uno.ron", "c", &sampling);
+    assert_ne!(first, plain);
+    assert_eq!(plain.into_raw(), drawn[0].rgb[..], "without an adapter, what the graph draws");
 }
 
 #[test]

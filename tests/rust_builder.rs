@@ -17,7 +17,7 @@ use prefgraph_ops::{
         reference::Reference,
         replay::{Replay, ReplaySettings},
     },
-    ports::{Latents, List, Mask, Texts},
+    ports::{List, Mask, Prediction, Texts},
 };
 
 const FILE: &str = r#"Graph(
@@ -75,7 +75,7 @@ fn from_rust() -> Graph {
     );
     let loss = MaskedLoss::new(MaskedLossSettings { beta: 500.0, ..Default::default() }).unwrap();
     let (none, no_ids) = (None::<Wire<Mask>>, None::<Wire<Texts>>);
-    let policy: Wire<Latents> = policy;
+    let policy: Wire<Prediction> = policy;
     let (loss, _) = g.add("loss", loss, (policy, target, reference, none, t, no_ids));
     let update = LoraUpdate::new(LoraUpdateSettings { lr: 1e-3, ..Default::default() }).unwrap();
     let (next, next_moments, _) = g.add("update", update, (lora, lora.cotangent(), moments));

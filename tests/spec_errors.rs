@@ -1,4 +1,4 @@
-//! Mistakes in graph files: what is said, where, and what is offered instead.
+//! Mistakes in graph files: the message, the place, and the suggestion.
 
 mod small_ops;
 
@@ -30,6 +30,15 @@ const MISTAKES: &[Mistake] = &[
     m("op: \"add\"", "opp: \"add\"", "a node has no field `opp`", "opp", "did you mean `op`?"),
     m("id: \"sum\", ", "", "this node has no `id`", "(op: \"add\", in: (a: \"x\", b: \"noise\"))", ""),
     m("op: \"add\", ", "", "node `sum` states no `op`", "sum", "state the operator"),
+    // The name of the graph, which names the run's folder.
+    m("\"downhill\"", "\"../../../x\"", "`../../../x` cannot be the name of a graph", "../../../x", "`--out`"),
+    m("\"downhill\"", "\"/tmp/x\"", "`/tmp/x` cannot be the name of a graph", "/tmp/x", "without `/`"),
+    m("\"downhill\"", "\"\"", "cannot be the name of a graph", "", "as in `my_run`"),
+    // Settings of the run that no run can have.
+    m("steps: 7", "steps: 0", "`run.steps` cannot be 0", "0", "at least 1 step"),
+    m("steps: 7", "lanes: 18446744073709551615", "`run.lanes` cannot be", "18446744073709551615", "at most 1024"),
+    m("steps: 7", "ahead: 9223372036854775807", "`run.ahead` cannot be", "9223372036854775807", "at most 1024"),
+    m("steps: 7", "checkpoint_minutes: -1", "`run.checkpoint_minutes` cannot be -1", "-1", "0 or a positive number"),
     // Operators, inputs, settings.
     m("\"add\"", "\"ad\"", "there is no operator `ad`", "ad", "did you mean `add`?"),
     m("b: \"noise\"", "bb: \"noise\"", "`add` has no input `bb`", "bb", "inputs: `a`, `b`, `more`"),
@@ -116,6 +125,15 @@ fn the_graph_without_a_mistake_loads() {
     let loaded = load(GRAPH, &[]).unwrap();
     assert_eq!(loaded.graph.len(), 6);
     assert_eq!(loaded.run.steps, 7);
+}
+
+#[test]
+fn a_mark_of_byte_order_is_no_part_of_a_graph() {
+    let marked = format!("\u{feff}{GRAPH}");
+    let loaded = load(&marked, &[]).unwrap();
+    assert_eq!(loaded.resolved, load(GRAPH, &[]).unwrap().resolved);
+    let error = load("\u{feff}Graph(los: 1)", &[]).unwrap_err();
+    assert_eq!(error.places(), [("test.ron:1:7".to_owned(), "los".to_owned())]);
 }
 
 #[test]

@@ -67,6 +67,13 @@ fn a_removed_node_is_gone_and_whoever_reads_it_is_told_where_it_went() {
     let good = r#"Graph(extends: "base.ron", remove: ["log", "noise"], nodes: [(id: "sum", in: (b: None))])"#;
     let (_folder, loaded) = in_folder(&[("base.ron", GRAPH), ("child.ron", good)], &[]);
     assert_eq!(loaded.unwrap().graph.len(), 4);
+    let beginning =
+        r#"Graph(extends: "base.ron", remove: ["log*", "noise"], nodes: [(id: "sum", in: (b: None))])"#;
+    let (_folder, loaded) = in_folder(&[("base.ron", GRAPH), ("child.ron", beginning)], &[]);
+    assert_eq!(loaded.unwrap().graph.len(), 4);
+    let none = r#"Graph(extends: "base.ron", remove: ["nx*"])"#;
+    let (_folder, loaded) = in_folder(&[("base.ron", GRAPH), ("child.ron", none)], &[]);
+    assert_eq!(loaded.unwrap_err().message(), "the parent has no node `nx*` to remove");
     let bad = r#"Graph(extends: "base.ron", remove: ["noise"])"#;
     let (_folder, loaded) = in_folder(&[("base.ron", GRAPH), ("child.ron", bad)], &[]);
     let error = loaded.unwrap_err();

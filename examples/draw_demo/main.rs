@@ -1,7 +1,8 @@
-//! Draws the demo: textured subjects on textured grounds, as preference pairs or as training data.
+//! Draws the demo: textured subjects on textured backgrounds, as preference pairs or as training data.
 //!
 //! ```text
 //! cargo run --release --example draw_demo -- pairs data/demo [--count 32] [--seed 0]
+//! cargo run --release --example draw_demo -- held-out data/demo [--after 32] [--singles 12] [--doubles 4] [--seed 0]
 //! cargo run --release --example draw_demo -- training OUT [--count 12000] [--seed 1]
 //! ```
 //!
@@ -30,6 +31,8 @@ type Failure = Box<dyn std::error::Error>;
 enum Command {
     /// Preference pairs: `pairs.jsonl`, pictures and masks.
     Pairs(Which<32, 0>),
+    /// Preference pairs to measure on: `held_out.jsonl`, pictures and masks of subjects that the pairs do not show.
+    HeldOut(HeldOut),
     /// Safetensors shards of latents, masks and text for training a backbone.
     Training(Which<12_000, 1>),
 }
@@ -46,9 +49,28 @@ struct Which<const COUNT: u64, const SEED: u64> {
     seed: u64,
 }
 
+#[derive(Args)]
+struct HeldOut {
+    /// Folder to write into.
+    out: PathBuf,
+    /// Number of pairs that are trained on: samples after them are drawn, without any combination of shape and texture that they show.
+    #[arg(long, default_value_t = 32)]
+    after: u64,
+    /// Samples with one subject.
+    #[arg(long, default_value_t = 12)]
+    singles: usize,
+    /// Samples with two subjects.
+    #[arg(long, default_value_t = 4)]
+    doubles: usize,
+    /// The seed of the pairs that are trained on.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
 fn main() -> ExitCode {
     let result = match Command::parse() {
-        Command::Pairs(which) => pairs::write(&which.out, which.seed, which.count),
+        Command::Pairs(which) => pairs::write_pairs(&which.out, which.seed, which.count),
+        Command::HeldOut(h) => pairs::write_held_out(&h.out, h.seed, h.after, [h.singles, h.doubles]),
         Command::Training(which) => training::write(&which.out, which.seed, which.count),
     };
     match result {

@@ -1,4 +1,4 @@
-//! Preference pairs as files: `pairs.jsonl`, JPEG pictures, PNG masks.
+//! Preference pairs as files: a list of them, JPEG pictures, PNG masks.
 
 use std::{
     fs,
@@ -9,18 +9,69 @@ use std::{
 use image::{GrayImage, RgbImage, codecs::jpeg::JpegEncoder};
 use serde_json::json;
 
-use crate::{Failure, render, scene::Scene};
+use crate::{
+    Failure, render,
+    scene::{Identity, Scene},
+    shapes::Shape,
+    surfaces::Texture,
+};
 
 const QUALITY: u8 = 92;
 
-/// Write `count` pairs into a folder that is made if it is missing.
-pub fn write(folder: &Path, seed: u64, count: u64) -> Result<(), Failure> {
+/// Write the pairs of the first `count` samples into `pairs.jsonl`.
+pub fn write_pairs(folder: &Path, seed: u64, count: u64) -> Result<(), Failure> {
+    write(folder, "pairs.jsonl", "demo", seed, 0..count)
+}
+
+/// Write into `held_out.jsonl` as many pairs with one and with two subjects as `wanted` says: those of the first samples from number
+/// `after` on that share no combination of shape and texture with the samples before it, nor with each other.
+pub fn write_held_out(folder: &Path, seed: u64, after: u64, wanted: [usize; 2]) -> Result<(), Failure> {
+    let kinds = |sample: u64| -> Vec<(Shape, Texture)> {
+        let subjects = Scene::draw(seed, sample).subjects;
+        subjects.iter().map(|subject| kind(&subject.identity)).collect()
+    };
+    let mut seen: Vec<(Shape, Texture)> = (0..after).flat_map(kinds).collect();
+    let mut left = wanted;
+    let mut samples = Vec::new();
+    for sample in after.. {
+        let new = kinds(sample);
+        if left == [0, 0] || seen.len() >= Shape::ALL.len() * Texture::ALL.len() {
+            break;
+        }
+        let left = &mut left[new.len() - 1];
+        if *left > 0 && new.iter().all(|kind| !seen.contains(kind)) {
+            *left -= 1;
+            seen.extend(new);
+            samples.push(sample);
+        }
+    }
+    if left != [0, 0] {
+        return Err(format!("no more combinations of shape and texture: {left:?} samples are missing").into());
+    }
+    write(folder, "held_out.jsonl", "held-out", seed, samples)
+}
+
+fn kind(identity: &Identity) -> (Shape, Texture) {
+    (identity.shape, identity.texture)
+}
+
+/// Write the pairs of these samples into a folder that is made if it is missing.
+fn write(
+    folder: &Path,
+    list: &str,
+    prefix: &str,
+    seed: u64,
+    samples: impl IntoIterator<Item = u64>,
+) -> Result<(), Failure> {
     let images = folder.join("images");
     fs::create_dir_all(&images)?;
-    let mut list = BufWriter::new(fs::File::create(folder.join("pairs.jsonl"))?);
-    for sample in 0..count {
+    let path = folder.join(list);
+    let mut list = BufWriter::new(fs::File::create(&path)?);
+    let mut count = 0;
+    for sample in samples {
+        count += 1;
         let scene = Scene::draw(seed, sample);
-        let id = format!("demo-{sample:03}");
+        let id = format!("{prefix}-{sample:03}");
         let name = |what: &str| format!("images/{id}-{what}");
         let save = |what: &str, picture: &RgbImage| save_jpeg(&folder.join(name(what)), picture);
         save("win.jpg", &render::winner(&scene))?;
@@ -49,7 +100,7 @@ pub fn write(folder: &Path, seed: u64, count: u64) -> Result<(), Failure> {
         )?;
     }
     list.flush()?;
-    eprintln!("{count} pairs in {}", folder.display());
+    eprintln!("{count} pairs in {}", path.display());
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! A scene as a value: who stands where, seen how, and how a disrupted copy differs. Pure functions of (seed, sample).
+//! A scene as a value: its subjects, their positions and views, and how a disrupted copy differs. Pure functions of (seed, sample).
 
 use crate::{
     random::Random,

@@ -1,4 +1,4 @@
-//! What surfaces look like: colours, the textures of subjects, the grounds they stand on.
+//! Surfaces: colours, the textures of subjects, and backgrounds.
 
 use crate::random::{Random, lattice, noise};
 

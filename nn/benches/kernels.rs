@@ -258,7 +258,7 @@ fn passes(cpu: &Cpu) {
     let time = times(|| split_heads_backward(cpu, layout, &dy, (&x, d), norm_rotary, (&mut y, d)));
     report("  backward", 3, time);
     report("gated sum", 3, times(|| gated_add(cpu, rows, &mut y, &modulation, 2 * d, &x)));
-    let window = Window { rows: count, width: d };
+    let window = SubMatrix { rows: count, width: d };
     report("gelu", 2, times(|| gelu(cpu, window, &x, d, &mut y, d)));
     report("  backward", 3, times(|| gelu_backward(cpu, window, &x, d, &dy, d, &mut y, d)));
     let top = |v: &f32| [v.to_le_bytes()[2], v.to_le_bytes()[3]];

@@ -1,4 +1,4 @@
-//! What a frozen denoiser is to the rest of the world.
+//! The interface of a frozen denoiser.
 //!
 //! Shape letters: `N` batch, `C` latent channels, `H` `W` latent grid, `L` text tokens, `E` text width,
 //! `P` pooled width, `T` image tokens of the target and of every reference, `D` width of the stream.
@@ -6,24 +6,16 @@
 use std::{any::Any, ops::Range};
 
 use crate::{
+    cpu::Precision,
     error::Result,
     lora::{Adapter, AdapterGrad},
     tensor::Tensor,
 };
 
+pub use crate::linears::LinearLayout;
+
 /// Latents, `[N, C, H, W]`.
 pub type Latents = Tensor<(usize, usize, usize, usize)>;
-
-/// A linear of the model, by its name in the checkpoint without `.weight`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LinearLayout {
-    /// E.g. `transformer_blocks.0.attn.to_q`.
-    pub name: String,
-    /// Width of the input.
-    pub inputs: usize,
-    /// Width of the output.
-    pub outputs: usize,
-}
 
 /// The time that a backbone takes, and with it the noise that it was trained on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +53,13 @@ pub struct BackboneLayout {
     pub linears: Vec<LinearLayout>,
     /// Number of frozen parameters.
     pub parameters: usize,
+}
+
+impl BackboneLayout {
+    /// Are its widths those of FLUX.1? Such a network was trained with FLUX's autoencoder, with T5-XXL and CLIP-L.
+    pub fn has_the_widths_of_flux1(&self) -> bool {
+        (self.width, self.text_width, self.pooled_width) == (3072, 4096, 768)
+    }
 }
 
 /// The inputs of one pass. Every tensor has the same `N`.
@@ -150,6 +149,8 @@ pub struct PassCost {
     pub scratch_bytes: usize,
     /// Held while a backward runs.
     pub backward_scratch_bytes: usize,
+    /// What the operands of products are rounded to: most operations are those of products.
+    pub precision: Precision,
 }
 
 /// A frozen denoiser with room for a LoRA.

@@ -1,4 +1,4 @@
-//! What can go wrong in this crate, by whose fault it is.
+//! Errors of this crate, by whose fault they are.
 
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
-//! What the linears of FLUX are called in the two layouts that people have them in.
+//! Names of the linears of FLUX in the two published layouts.
 //!
-//! The original layout keeps linears that read the same input in one tensor, rows of one below rows of the other;
-//! diffusers keeps them apart. Checkpoints and adapters differ in the same way, and both ask here:
+//! The original layout fuses linears that read the same input into one tensor, stacked by rows;
+//! diffusers keeps them separate. Checkpoints and adapters differ in the same way, and both use this table:
 //!
 //! ```text
 //! original                      diffusers

@@ -1,4 +1,4 @@
-//! How an adapter moves: AdamW (Loshchilov and Hutter 2019) and clipping by the global norm.
+//! The optimiser: AdamW (Loshchilov and Hutter 2019) and clipping by the global norm.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! A tensor on a device, whose axes are a dfdx shape: constant axes are checked by the compiler.
+//! A tensor on a device. Its axes are a dfdx shape: the compiler checks constant axes.
 
 use dfdx::shapes::Shape;
 

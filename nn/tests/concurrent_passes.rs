@@ -1,4 +1,4 @@
-//! Passes of several threads over one model whose kernels use the pool: none waits for another on a thread of the pool.
+//! Passes from several threads over one model whose kernels use the pool: no pool thread blocks on another pass.
 //!
 //! The golden cases are too small for that: their kernels run on the caller's own thread.
 

@@ -1,4 +1,4 @@
-//! A FLUX folder as people have it: in one file or in shards, whole or damaged.
+//! FLUX folders as users have them: one file or shards, intact or damaged.
 
 #[allow(dead_code, reason = "shared with the golden test, which uses the rest")]
 #[path = "golden/case.rs"]

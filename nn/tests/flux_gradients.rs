@@ -1,4 +1,4 @@
-//! The derivative by an adapter on any linear of FLUX: against finite differences, and alone against together.
+//! Gradients of an adapter on any linear of FLUX: against finite differences, and alone against all together.
 
 #[allow(dead_code, reason = "shared with the golden test, which uses the rest")]
 #[path = "golden/case.rs"]

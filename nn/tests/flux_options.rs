@@ -1,4 +1,4 @@
-//! How a FLUX transformer is run changes what it costs, not what it computes: checkpointing, streamed weights, bf16, and an
+//! Options change what a FLUX pass costs, not what it computes: checkpointing, streamed weights, bf16, and an
 //! adapter that is part of the frozen network.
 
 #[allow(dead_code, reason = "shared with the golden test, which uses the rest")]

@@ -4,6 +4,8 @@
 
 #[path = "golden/case.rs"]
 mod case;
+#[path = "golden/faint.rs"]
+mod faint;
 #[path = "golden/training.rs"]
 mod training;
 

@@ -1,4 +1,4 @@
-//! Schedules and solvers against those of diffusers, and what they promise beyond that.
+//! Schedules and solvers against those of diffusers, and their own guarantees.
 //!
 //! The fixture holds trajectories of 7 steps for a network that is a matrix over the channels, computed by diffusers' own
 //! schedulers: `FlowMatchEulerDiscreteScheduler` with a shift of 3 and with mu = 0.9, `DDIMScheduler` and

@@ -3,7 +3,9 @@
 use crate::{
     operator::Operator,
     operators::{
+        as_target::AsTarget,
         backbone::Backbone,
+        blank::Blank,
         decode::Decode,
         encode::{Encode, EncodeReferences},
         entropy::Entropy,
@@ -19,13 +21,14 @@ use crate::{
         masked_loss::MaskedLoss,
         moments::ZeroMoments,
         noise::Noise,
-        pairs::Pairs,
+        pairs::{Pairs, Prompts},
         patch_quality::PatchQuality,
         pick::Pick,
         pictures::Pictures,
         preview::Preview,
         prompt::Prompt,
         reference::Reference,
+        refine::Refine,
         replay::Replay,
         sample::Sample,
         strip::Strip,
@@ -45,11 +48,13 @@ pub trait Visit {
 pub fn visit_all(v: &mut impl Visit) {
     // Data.
     v.operator::<Pairs>();
+    v.operator::<Prompts>();
     v.operator::<Replay>();
     v.operator::<Encode>();
     v.operator::<EncodeReferences>();
     v.operator::<Decode>();
     v.operator::<Pick>();
+    v.operator::<Refine>();
     v.operator::<Prompt>();
     // Noise.
     v.operator::<Timestep>();
@@ -60,6 +65,7 @@ pub fn visit_all(v: &mut impl Visit) {
     v.operator::<ZeroMoments>();
     v.operator::<Forward>();
     v.operator::<Reference>();
+    v.operator::<AsTarget>();
     // Where to look.
     v.operator::<HookAttention>();
     v.operator::<MaskField>();
@@ -75,6 +81,7 @@ pub fn visit_all(v: &mut impl Visit) {
     v.operator::<Log>();
     v.operator::<Preview>();
     // What the networks draw.
+    v.operator::<Blank>();
     v.operator::<Sample>();
     v.operator::<Strip>();
     v.operator::<Pictures>();

@@ -7,6 +7,8 @@ use dfdx::{
     tensor_ops::{Backward, SumTo},
 };
 
+use prefgraph_nn::size;
+
 use crate::{
     guard,
     inputs::{Arity, InputSpec, OutputSpec},
@@ -73,7 +75,7 @@ macro_rules! functions {
             fn dummies(shapes: &[ErasedShape]) -> Vec<Value> {
                 vec![$({
                     let shape = shapes[$i].get::<$P::Shape>().expect("edge types are checked");
-                    std::sync::Arc::new($P::dummy(shape)) as Value
+                    $P::dummy(shape).erase()
                 }),*]
             }
         }
@@ -130,13 +132,13 @@ impl<In: 'static, F: Function<In>> DynOperator for Closure<In, F> {
         Ok(vec![ErasedShape::new(*dfdx::shapes::HasShape::shape(&out))])
     }
     fn cost(&self, inputs: &[Vec<ErasedShape>], outputs: &[ErasedShape]) -> Cost {
-        let bytes = inputs.iter().flatten().chain(outputs).map(ErasedShape::bytes).sum::<usize>();
+        let bytes = size::sum(inputs.iter().flatten().chain(outputs).map(ErasedShape::bytes));
         Cost {
             // A guess until the first steps have been timed: a few operations a value.
             forward_flops: bytes as f64,
             backward_flops: 2.0 * bytes as f64,
             moved_bytes: 4.0 * bytes as f64,
-            scratch_bytes: 2 * bytes,
+            scratch_bytes: bytes.saturating_mul(2),
             ..Cost::default()
         }
     }

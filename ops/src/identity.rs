@@ -1,4 +1,4 @@
-//! What an operator says of itself so that what it computes can be kept on the disk: on what its rows depend, and what
+//! What an operator declares so that its outputs can be cached on disk: what its rows depend on, and what
 //! the samples of a source are before they are read.
 
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{operator::OpError, settings::Settings};
+use crate::{error::OpError, settings::Settings};
 
 /// All that the rows an operator gives depend on, besides the rows it reads.
 ///
@@ -43,6 +43,13 @@ impl Identity {
         let value = serde_json::to_value(value).unwrap_or_else(|e| Value::String(e.to_string()));
         self.settings.retain(|(n, _)| n != name);
         self.settings.push((name.into(), value));
+        self
+    }
+
+    /// Without a setting that changes no result.
+    #[must_use]
+    pub fn without(mut self, name: &str) -> Self {
+        self.settings.retain(|(n, _)| n != name);
         self
     }
 

@@ -1,4 +1,4 @@
-//! Tuples of ports: what a node reads and what it gives.
+//! Tuples of ports: the inputs and outputs of a node.
 //!
 //! An element of an input tuple is a port `P` (required), `Option<P>` (may be left unconnected) or `Vec<P>` (any
 //! number of wires). Erased, each is a list of values: one, none or one, any number.
@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::{
-    port::{Port, PortType, Value, take},
+    port::{Port, PortType, Value, take, take_grad},
     shape::ErasedShape,
 };
 
@@ -53,6 +53,8 @@ pub trait Input: Sized + Send + 'static {
     const ARITY: Arity;
 
     #[doc(hidden)]
+    fn erase(self) -> Vec<Value>;
+    #[doc(hidden)]
     fn unerase(values: &[Value]) -> Self;
     #[doc(hidden)]
     fn unerase_shape(shapes: &[ErasedShape]) -> Self::Shape;
@@ -76,6 +78,9 @@ impl<P: Port> Input for P {
     type Grad = Option<P::Grad>;
     const ARITY: Arity = Arity::One;
 
+    fn erase(self) -> Vec<Value> {
+        vec![Port::erase(self)]
+    }
     fn unerase(values: &[Value]) -> Self {
         take(&values[0])
     }
@@ -96,6 +101,9 @@ impl<P: Port> Input for Option<P> {
     type Grad = Option<P::Grad>;
     const ARITY: Arity = Arity::Optional;
 
+    fn erase(self) -> Vec<Value> {
+        self.into_iter().map(Port::erase).collect()
+    }
     fn unerase(values: &[Value]) -> Self {
         values.first().map(take)
     }
@@ -116,6 +124,9 @@ impl<P: Port> Input for Vec<P> {
     type Grad = Vec<Option<P::Grad>>;
     const ARITY: Arity = Arity::Many;
 
+    fn erase(self) -> Vec<Value> {
+        self.into_iter().map(Port::erase).collect()
+    }
     fn unerase(values: &[Value]) -> Self {
         values.iter().map(take).collect()
     }
@@ -143,6 +154,8 @@ pub trait Inputs: Sized + Send + 'static {
     fn specs(names: Self::Names) -> Vec<InputSpec>;
     /// Cotangents that are all zero.
     fn no_grads() -> Self::Grads;
+    #[doc(hidden)]
+    fn erase(self) -> Vec<Vec<Value>>;
     #[doc(hidden)]
     fn unerase(values: &[Vec<Value>]) -> Self;
     #[doc(hidden)]
@@ -186,8 +199,12 @@ macro_rules! tuples {
             fn no_grads() -> Self::Grads {
                 ($($P::no_grad(),)*)
             }
+            fn erase(self) -> Vec<Vec<Value>> {
+                let ($($P,)*) = self;
+                vec![$(Input::erase($P)),*]
+            }
             fn unerase(values: &[Vec<Value>]) -> Self {
-                ($($P::unerase(&values[$i]),)*)
+                ($(<$P as Input>::unerase(&values[$i]),)*)
             }
             fn unerase_shapes(shapes: &[Vec<ErasedShape>]) -> Self::Shapes {
                 ($($P::unerase_shape(&shapes[$i]),)*)
@@ -209,7 +226,7 @@ macro_rules! tuples {
             }
             fn erase(self) -> Vec<Value> {
                 let ($($P,)*) = self;
-                vec![$(Arc::new($P) as Value),*]
+                vec![$(Port::erase($P)),*]
             }
             fn erase_shapes(shapes: Self::Shapes) -> Vec<ErasedShape> {
                 let ($($P,)*) = shapes;
@@ -219,7 +236,7 @@ macro_rules! tuples {
                 ($(typed::<$P>(&shapes[$i]),)*)
             }
             fn unerase_grads(grads: &[Option<Value>]) -> Self::Grads {
-                ($(grads[$i].as_ref().map(take::<$P::Grad>),)*)
+                ($(grads[$i].as_ref().map(take_grad::<$P>),)*)
             }
         }
     };

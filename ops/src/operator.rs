@@ -4,45 +4,18 @@ use std::any::Any;
 
 use prefgraph_nn as nn;
 
+pub use crate::error::OpError;
 use crate::{
     identity::{Identity, ReadBatch, Sample},
     inputs::{InputSpec, Inputs, OutputSpec, Outputs},
+    part::Part,
     port::Value,
+    ports::MetricDoc,
     random::Random,
+    resume::{External, Restart, Restated},
     settings::Settings,
     shape::ErasedShape,
 };
-
-/// Why an operator refused its settings, its shapes or its inputs.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct OpError {
-    message: String,
-}
-
-impl OpError {
-    /// A message that says whose fault it is, what was found, and what would have been accepted.
-    pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into() }
-    }
-
-    /// A defect of this library.
-    pub fn internal(message: impl std::fmt::Display) -> Self {
-        Self::new(format!("internal error, please report it: {message}"))
-    }
-}
-
-impl From<nn::Error> for OpError {
-    fn from(e: nn::Error) -> Self {
-        Self::new(e.to_string())
-    }
-}
-
-impl From<dfdx::tensor::CpuError> for OpError {
-    fn from(e: dfdx::tensor::CpuError) -> Self {
-        Self::new(format!("dfdx: {e}"))
-    }
-}
 
 /// What an operator may read besides its inputs.
 pub struct Ctx<'a> {
@@ -64,6 +37,16 @@ impl Ctx<'_> {
         Random::new(self.seed, self.node, self.step, purpose)
     }
 
+    /// The same, again and again: step `period` draws what step 0 drew, and so on. With a period of 0 no step repeats another.
+    pub fn random_repeating(&self, period: u64, purpose: &str) -> Random {
+        Random::new(self.seed, self.node, self.step_in(period), purpose)
+    }
+
+    /// The number of the step within its period; the number of the step itself where the period is 0.
+    pub fn step_in(&self, period: u64) -> u64 {
+        if period == 0 { self.step } else { self.step % period }
+    }
+
     /// Random numbers of this node that are the same at every step.
     pub fn random_of_node(&self, purpose: &str) -> Random {
         Random::new(self.seed, self.node, u64::MAX, purpose)
@@ -77,6 +60,8 @@ pub struct Cost {
     pub forward_flops: f64,
     /// Floating-point operations of the backward.
     pub backward_flops: f64,
+    /// What the operands of most of these operations are rounded to, which decides how fast they are.
+    pub precision: nn::cpu::Precision,
     /// Bytes read and written by a forward.
     pub moved_bytes: f64,
     /// Bytes held from forward to backward, besides the inputs and outputs.
@@ -129,10 +114,13 @@ pub trait Operator: Send + Sync + Sized + 'static {
     const NAME: &'static str;
     /// One sentence, shown by `graph-run ops`.
     const DOC: &'static str;
-    /// Names of the inputs: exactly one an element, or it does not compile.
-    const IN: InNames<Self>;
-    /// Names of the outputs.
-    const OUT: OutNames<Self>;
+    /// Names of the inputs, one for each element of [`In`](Self::In), or it does not compile. An implementation writes the
+    /// array out: `const IN: [&'static str; 2] = ["latents", "text"];`.
+    const IN: <Self::In as Inputs>::Names;
+    /// Names of the outputs, likewise: `const OUT: [&'static str; 1] = ["latents"];`.
+    const OUT: <Self::Out as Outputs>::Names;
+    /// Every metric that it may measure, in the order in which it does.
+    const METRICS: &'static [MetricDoc] = &[];
 
     /// What a graph file may say about this operator.
     type Settings: Settings;
@@ -213,6 +201,24 @@ pub trait Operator: Send + Sync + Sized + 'static {
         Err(OpError::internal(format!("`{}` lists no samples", Self::NAME)))
     }
 
+    /// The data and weights that it reads, so that a resumed run can tell whether they have changed. By default the files that
+    /// [`cacheable`](Self::cacheable) names.
+    fn external(&self) -> Vec<External> {
+        External::of(self.cacheable())
+    }
+
+    /// What a plan checks between this node and others.
+    fn part(&self) -> Part {
+        Part::default()
+    }
+
+    /// The effect of resuming a run with these settings after `old` ones. Called for every node when a run is resumed; `None` if
+    /// nothing is worth saying.
+    fn restated(&self, old: &Self::Settings, restart: &Restart<'_>) -> Option<Restated> {
+        let _ = (old, restart);
+        None
+    }
+
     /// Compute the outputs and what `backward` will need.
     ///
     /// # Errors
@@ -287,6 +293,19 @@ pub trait DynOperator: Send + Sync {
         let _ = (ctx, samples);
         Err(OpError::internal(format!("`{}` lists no samples", self.name())))
     }
+    /// See [`Operator::external`].
+    fn external(&self) -> Vec<External> {
+        Vec::new()
+    }
+    /// See [`Operator::part`].
+    fn part(&self) -> Part {
+        Part::default()
+    }
+    /// See [`Operator::restated`]; the old settings as JSON.
+    fn restated(&self, old: &serde_json::Value, restart: &Restart<'_>) -> Option<Restated> {
+        let _ = (old, restart);
+        None
+    }
     /// See [`Operator::forward`].
     ///
     /// # Errors
@@ -351,6 +370,16 @@ impl<O: Operator> DynOperator for O {
     }
     fn read(&self, ctx: &Ctx<'_>, samples: &[usize]) -> Result<ReadBatch<Vec<Value>>, OpError> {
         Ok(Operator::read(self, ctx, samples)?.map(|(read, out)| (read, out.erase())))
+    }
+    fn external(&self) -> Vec<External> {
+        Operator::external(self)
+    }
+    fn part(&self) -> Part {
+        Operator::part(self)
+    }
+    fn restated(&self, old: &serde_json::Value, restart: &Restart<'_>) -> Option<Restated> {
+        let old = serde_json::from_value::<O::Settings>(old.clone()).ok()?;
+        Operator::restated(self, &old, restart)
     }
     fn forward(&self, ctx: &Ctx<'_>, inputs: &[Vec<Value>]) -> Result<(Vec<Value>, Residuals), OpError> {
         let (out, saved) = Operator::forward(self, ctx, O::In::unerase(inputs))?;

@@ -1,21 +1,16 @@
-//! What travels along an edge.
+//! Ports: the kinds of values that edges carry.
 
-use std::{
-    any::{Any, TypeId},
-    fmt,
-    sync::Arc,
-};
+use std::{any::TypeId, fmt, sync::Arc};
 
-use dfdx::{
-    shapes::HasShape,
-    tensor::{Cpu, Tensor},
-};
+use dfdx::tensor::{Cpu, Tensor};
 
 use crate::{
-    operator::OpError,
-    rows::Rows,
-    shape::{Axes, ErasedShape, PortShape},
+    error::OpError,
+    rows::SampleRows,
+    shape::{ErasedShape, PortShape},
 };
+
+pub use crate::state::{NamedState, NamedTensor, Value};
 
 /// A tensor whose axes are part of its type: dfdx's, on the host.
 pub type T<S> = Tensor<S, f32, Cpu>;
@@ -39,13 +34,26 @@ pub trait Port: Clone + Send + Sync + 'static {
         None
     }
     /// The rows of a value, one a sample, for kinds that have them.
-    fn rows() -> Option<Rows> {
+    fn rows() -> Option<SampleRows> {
         None
     }
     /// A value that can answer what its shape says and nothing else, for kinds where that is possible.
     fn hollow(shape: &Self::Shape) -> Option<Self> {
         let _ = shape;
         None
+    }
+
+    #[doc(hidden)]
+    fn port_type() -> PortType {
+        PortType::without_role::<Self>()
+    }
+    #[doc(hidden)]
+    fn erase(self) -> Value {
+        Arc::new(self)
+    }
+    #[doc(hidden)]
+    fn unerase(value: &Value) -> Self {
+        downcast(value)
     }
 }
 
@@ -58,6 +66,8 @@ pub trait Cotangent: Clone + Send + Sync + 'static {
     fn add(self, other: Self) -> Result<Self, OpError>;
     /// Bytes held.
     fn bytes(&self) -> usize;
+    /// Its components, in the order in which [`Carried::save`] lists those of the value.
+    fn components(&self) -> Vec<f32>;
 }
 
 /// Cotangent of a discrete port. It has no values, so that no gradient crosses such an edge is a theorem.
@@ -71,63 +81,9 @@ impl Cotangent for NoGrad {
     fn bytes(&self) -> usize {
         match *self {}
     }
-}
-
-impl<S: Axes> Cotangent for T<S> {
-    fn add(self, other: Self) -> Result<Self, OpError> {
-        let (left, right) = (HasShape::shape(&self), HasShape::shape(&other));
-        if left != right {
-            return Err(OpError::internal(format!("cotangents of one port: {left:?} and {right:?}")));
-        }
-        Ok(dfdx::tensor_ops::TryAdd::try_add(self, other)?)
+    fn components(&self) -> Vec<f32> {
+        match *self {}
     }
-    fn bytes(&self) -> usize {
-        HasShape::shape(self).num_elements() * size_of::<f32>()
-    }
-}
-
-impl<S: Axes> Port for T<S> {
-    type Grad = Self;
-    type Shape = S;
-
-    fn label() -> String {
-        S::label()
-    }
-    fn shape(&self) -> S {
-        *HasShape::shape(self)
-    }
-    fn carry() -> Option<Carry> {
-        Some(Carry::of::<Self>())
-    }
-    fn rows() -> Option<Rows> {
-        Rows::of_tensor::<S>()
-    }
-}
-
-impl<S: Axes> Carried for T<S> {
-    fn save(&self) -> NamedState {
-        let values = Arc::new(self.as_vec());
-        let dims = HasShape::shape(self).concrete().into();
-        NamedState { tensors: vec![NamedTensor { name: "value".into(), dims, values }], counters: vec![] }
-    }
-    fn restore(shape: &S, state: &NamedState) -> Result<Self, OpError> {
-        use dfdx::tensor::TensorFromVec;
-        let found = state.tensor("value")?;
-        let dims: Vec<usize> = shape.concrete().into();
-        if found.dims != dims {
-            return Err(OpError::new(format!("the state has axes {:?}, the graph {dims:?}", found.dims)));
-        }
-        Ok(host().try_tensor_from_vec(found.values.to_vec(), *shape)?)
-    }
-}
-
-/// The dfdx device of all ports. Its cache of freed buffers is off: a plan predicts memory, and a cache would make
-/// the prediction a lie.
-pub fn host() -> Cpu {
-    use dfdx::tensor::Cache;
-    let device = Cpu::default();
-    device.disable_cache();
-    device
 }
 
 /// The cotangent of a `P` as an input of an update operator; `None` is zero.
@@ -157,48 +113,22 @@ impl<P: Port> Port for Grad<P> {
     fn shape(&self) -> Self::Shape {
         unreachable!("a cotangent is an input only, and inputs are described by their producers")
     }
-}
-
-/// One tensor of a saved state.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NamedTensor {
-    /// Unique in its state.
-    pub name: String,
-    /// Extents of its axes.
-    pub dims: Vec<usize>,
-    /// Row-major.
-    pub values: Arc<Vec<f32>>,
-}
-
-/// A value as named tensors and counters: what a checkpoint holds of a cell.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct NamedState {
-    /// In a fixed order.
-    pub tensors: Vec<NamedTensor>,
-    /// Whole numbers, e.g. the updates made.
-    pub counters: Vec<(String, u64)>,
-}
-
-impl NamedState {
-    /// The tensor of that name.
-    ///
-    /// # Errors
-    /// If there is none; the message lists those there are.
-    pub fn tensor(&self, name: &str) -> Result<&NamedTensor, OpError> {
-        self.tensors.iter().find(|t| t.name == name).ok_or_else(|| {
-            let there: Vec<_> = self.tensors.iter().map(|t| t.name.as_str()).collect();
-            OpError::new(format!("the state has no tensor `{name}`, it has {}", there.join(", ")))
-        })
+    // A role names the value, not its cotangent's type: with and without one, the edge carries the same `P::Grad`.
+    fn port_type() -> PortType {
+        let of = P::port_type();
+        PortType { id: of.grad_id, role: of.role, ..PortType::without_role::<Self>() }
     }
-
-    /// The counter of that name.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub fn counter(&self, name: &str) -> Result<u64, OpError> {
-        let found = self.counters.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
-        found.ok_or_else(|| OpError::new(format!("the state has no counter `{name}`")))
+    fn erase(self) -> Value {
+        grad_value(self.0.map(|grad| Arc::new(grad) as Value))
     }
+    fn unerase(value: &Value) -> Self {
+        Self(downcast::<Option<Value>>(value).as_ref().map(downcast::<P::Grad>))
+    }
+}
+
+/// A cotangent, or zero, as the value of a [`Grad`] input.
+pub fn grad_value(cotangent: Option<Value>) -> Value {
+    Arc::new(cotangent)
 }
 
 /// A port whose values can outlive a step.
@@ -229,60 +159,80 @@ impl Carry {
             restore: |shape, state| {
                 let shape =
                     shape.get::<P::Shape>().ok_or_else(|| OpError::internal("shape of another port"))?;
-                Ok(Arc::new(P::restore(shape, state)?))
+                Ok(P::restore(shape, state)?.erase())
             },
         }
     }
 }
-
-/// A [`Port`] value whose type is known at run time only. Cloning is cheap.
-pub type Value = Arc<dyn Any + Send + Sync>;
 
 /// Run-time image of a [`Port`] type.
 #[derive(Clone)]
 pub struct PortType {
     id: TypeId,
     grad_id: TypeId,
+    /// Is a cotangent of it a value of it, as with tensors?
+    pub(crate) self_dual: bool,
+    /// What the value is for, where the type says so: see [`Role`](crate::Role).
+    pub role: Option<&'static str>,
     /// See [`Port::label`].
     pub label: String,
     /// See [`Port::carry`].
     pub carry: Option<Carry>,
     /// See [`Port::rows`].
-    pub rows: Option<Rows>,
+    pub rows: Option<SampleRows>,
     /// See [`Port::hollow`].
     pub hollow: fn(&ErasedShape) -> Option<Value>,
     /// Can a cotangent of it exist?
     pub differentiable: bool,
     /// Sum of two cotangents.
     pub add: fn(Value, Value) -> Result<Value, OpError>,
-    /// A cotangent as the value of a [`Grad`] input.
-    pub wrap_grad: fn(Option<Value>) -> Value,
     /// Shape of a value.
     pub shape_of: fn(&Value) -> ErasedShape,
     /// Shape of a [`Grad`] input, from the shape of the value.
     pub grad_shape: fn(&ErasedShape) -> ErasedShape,
     /// Bytes of a cotangent.
     pub grad_bytes: fn(&Value) -> usize,
+    /// See [`Cotangent::components`].
+    pub grad_components: fn(&Value) -> Vec<f32>,
 }
 
 impl PortType {
     /// The image of `P`.
     pub fn of<P: Port>() -> Self {
+        P::port_type()
+    }
+
+    fn without_role<P: Port>() -> Self {
         Self {
             id: TypeId::of::<P>(),
             grad_id: TypeId::of::<Grad<P>>(),
+            self_dual: TypeId::of::<P>() == TypeId::of::<P::Grad>(),
+            role: None,
             label: P::label(),
             carry: P::carry(),
             rows: P::rows(),
-            hollow: |s| P::hollow(s.get::<P::Shape>()?).map(|value| Arc::new(value) as Value),
+            hollow: |s| P::hollow(s.get::<P::Shape>()?).map(P::erase),
             differentiable: TypeId::of::<P::Grad>() != TypeId::of::<NoGrad>(),
-            add: |a, b| Ok(Arc::new(take::<P::Grad>(&a).add(take::<P::Grad>(&b))?)),
-            wrap_grad: |g| Arc::new(Grad::<P>(g.map(|g| take(&g)))),
+            add: |a, b| Ok(Arc::new(downcast::<P::Grad>(&a).add(downcast::<P::Grad>(&b))?)),
             shape_of: |v| ErasedShape::new(take::<P>(v).shape()),
             grad_shape: |s| {
                 ErasedShape::new(GradShape(s.get::<P::Shape>().expect("a port has its own shape").clone()))
             },
-            grad_bytes: |g| take::<P::Grad>(g).bytes(),
+            grad_bytes: |g| downcast::<P::Grad>(g).bytes(),
+            grad_components: |g| downcast::<P::Grad>(g).components(),
+        }
+    }
+
+    /// The same type with a role; `label` names both.
+    pub(crate) fn in_role(self, role: &'static str, label: String) -> Self {
+        Self { role: Some(role), label, ..self }
+    }
+
+    /// A shape of this type as people read it, after its role: `target f32[8,16,24,24]`.
+    pub fn describe(&self, shape: &ErasedShape) -> String {
+        match self.role {
+            Some(role) => format!("{role} {}", shape.describe()),
+            None => shape.describe(),
         }
     }
 
@@ -291,14 +241,30 @@ impl PortType {
         self.id == TypeId::of::<Scalar>()
     }
 
-    /// Does a value of type `self` fit an input of type `input`?
+    /// Does a value of type `self` fit an input of type `input`? Roles must agree where both have one.
     pub fn fits(&self, input: &Self) -> bool {
-        self.id == input.id
+        self.id == input.id && self.role_fits(input)
     }
 
     /// Does the cotangent of a value of type `self` fit an input of type `input`?
     pub fn cotangent_fits(&self, input: &Self) -> bool {
-        self.grad_id == input.id
+        self.grad_id == input.id && self.role_fits(input)
+    }
+
+    /// Would a value of type `self` fit an input of type `input`, were it not for their roles?
+    pub fn differs_in_role(&self, input: &Self) -> bool {
+        self.id == input.id && !self.role_fits(input)
+    }
+
+    fn role_fits(&self, input: &Self) -> bool {
+        self.role.is_none() || input.role.is_none() || self.role == input.role
+    }
+}
+
+/// The same type and the same role.
+impl PartialEq for PortType {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id && self.role == other.role
     }
 }
 
@@ -318,6 +284,18 @@ impl fmt::Debug for PortType {
 ///
 /// # Panics
 /// If `value` is no `P`, which is a defect of this library.
-pub fn take<P: Clone + 'static>(value: &Value) -> P {
-    value.downcast_ref::<P>().expect("edge types are checked when an edge is added").clone()
+pub fn take<P: Port>(value: &Value) -> P {
+    P::unerase(value)
+}
+
+/// The typed cotangent of a `P`, likewise.
+///
+/// # Panics
+/// If `value` is no cotangent of a `P`, which is a defect of this library.
+pub fn take_grad<P: Port>(value: &Value) -> P::Grad {
+    downcast(value)
+}
+
+fn downcast<V: Clone + 'static>(value: &Value) -> V {
+    value.downcast_ref::<V>().expect("edge types are checked when an edge is added").clone()
 }

@@ -1,4 +1,4 @@
-//! What a user may set, with its documentation and its default in one place.
+//! Settings of operators: declaration, documentation and defaults in one place.
 
 use std::path::{Path, PathBuf};
 
@@ -107,6 +107,8 @@ impl SettingType for DataPath {
 
 /// A struct of settings: each field has a doc comment, which is its help text, and a default.
 ///
+/// A crate that uses it depends on this one under its own name, `prefgraph-ops`, and needs no `serde`.
+///
 /// ```
 /// prefgraph_ops::settings! {
 ///     /// Settings of a blur.
@@ -125,8 +127,8 @@ macro_rules! settings {
         $($(#[doc = $doc:literal])+ pub $field:ident: $type:ty = $default:expr),* $(,)?
     }) => {
         $(#[$meta])*
-        #[derive(Clone, Debug, ::serde::Serialize, ::serde::Deserialize)]
-        #[serde(default, deny_unknown_fields)]
+        #[derive(Clone, Debug, $crate::__private::serde::Serialize, $crate::__private::serde::Deserialize)]
+        #[serde(crate = "::prefgraph_ops::__private::serde", default, deny_unknown_fields)]
         pub struct $name {
             $($(#[doc = $doc])+ pub $field: $type,)*
         }
@@ -150,14 +152,31 @@ macro_rules! settings {
     };
 }
 
-/// An enum of choices for a setting, written in lower case in a graph file.
+/// An enum of choices for a setting, written in lower case in a graph file. It depends on what [`settings!`] does.
+///
+/// ```
+/// prefgraph_ops::choices! {
+///     /// How the edges of a picture are continued.
+///     pub enum Edges {
+///         /// By their own mirror image.
+///         Mirror = "mirror",
+///         /// By zeros.
+///         Zero = "zero",
+///     }
+/// }
+/// use prefgraph_ops::settings::SettingType;
+/// assert_eq!(Edges::kind(), "mirror | zero");
+/// ```
 #[macro_export]
 macro_rules! choices {
     ($(#[$meta:meta])* pub enum $name:ident {
         $($(#[doc = $doc:literal])+ $variant:ident = $text:literal),* $(,)?
     }) => {
         $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, ::serde::Serialize, ::serde::Deserialize)]
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, $crate::__private::serde::Serialize, $crate::__private::serde::Deserialize,
+        )]
+        #[serde(crate = "::prefgraph_ops::__private::serde")]
         pub enum $name {
             $($(#[doc = $doc])+ #[serde(rename = $text)] $variant,)*
         }

@@ -1,4 +1,4 @@
-//! Shapes: what is known of a value before it exists.
+//! Shapes: what a plan knows about a value before it exists.
 //!
 //! A port's shape is a typed value: for a tensor it is the dfdx shape itself, so constant axes cost nothing and
 //! cannot be wrong, and run-time axes are inferred for the whole graph before the first step.
@@ -6,12 +6,13 @@
 use std::{any::Any, fmt, sync::Arc};
 
 use dfdx::shapes::{Const, Dim, Shape};
+use prefgraph_nn::size;
 
 /// The shape of one kind of port.
 pub trait PortShape: Clone + fmt::Debug + PartialEq + Send + Sync + 'static {
     /// For people, e.g. `f32[2,16,32,32]`.
     fn describe(&self) -> String;
-    /// Bytes that a value of this shape holds.
+    /// Bytes that a value of this shape holds; `usize::MAX` where there are more than that.
     fn bytes(&self) -> usize;
 }
 
@@ -21,7 +22,8 @@ impl<S: Shape> PortShape for S {
         format!("f32{axes:?}").replace(' ', "")
     }
     fn bytes(&self) -> usize {
-        self.num_elements() * size_of::<f32>()
+        let axes: Vec<usize> = self.concrete().into();
+        size::product(axes.into_iter().chain([size_of::<f32>()]))
     }
 }
 

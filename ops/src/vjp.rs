@@ -10,9 +10,11 @@ use dfdx::{
 };
 
 use crate::{
-    port::{Port, T, host},
+    port::{Port, T},
     ports::Timesteps,
+    role::{As, Role},
     shape::Axes,
+    tensor::host,
 };
 
 /// A tensor that records what is done with it.
@@ -49,6 +51,22 @@ impl<S: Axes> Traceable for T<S> {
     }
     fn dummy(shape: &S) -> Self {
         host().zeros_like(shape)
+    }
+}
+
+/// A closure gets the tensor: what it computes with is no role.
+impl<R: Role, P: Traceable> Traceable for As<R, P> {
+    type Traced = P::Traced;
+    type Leaf = P::Leaf;
+
+    fn trace(&self) -> (Self::Traced, Self::Leaf) {
+        self.1.trace()
+    }
+    fn gradient(leaf: &Self::Leaf, gradients: &mut Gradients<f32, Cpu>) -> Option<Self::Grad> {
+        P::gradient(leaf, gradients)
+    }
+    fn dummy(shape: &Self::Shape) -> Self {
+        P::dummy(shape).into()
     }
 }
 

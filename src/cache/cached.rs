@@ -1,4 +1,4 @@
-//! An operator whose rows are kept on the disk.
+//! An operator whose rows are cached on disk.
 //!
 //! It knows everything of the operator it stands for but how to compute: that it asks the operator for, and once the
 //! cache is filled the operator is dropped, with all its weights.
@@ -6,8 +6,8 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use prefgraph_ops::{
-    Cost, Ctx, DynOperator, ErasedShape, Identity, InputSpec, NamedState, OpError, OutputSpec, Value, Wanted,
-    operator::Residuals, rows::Keep,
+    Cost, Ctx, DynOperator, ErasedShape, External, Identity, InputSpec, NamedState, OpError, OutputSpec,
+    Part, Value, Wanted, operator::Residuals, rows::Keep,
 };
 
 use super::{
@@ -188,7 +188,7 @@ impl Cached {
         }
         let what = match (damaged.first(), missing) {
             (Some(damaged), _) => format!("an entry of the cache is damaged, and was removed: {damaged}"),
-            (None, Some(path)) => format!("`{}` is not there any more", path.display()),
+            (None, Some(path)) => format!("`{}` no longer exists", path.display()),
             (None, None) => "internal error, please report it: no row is missing".to_owned(),
         };
         OpError::new(format!(
@@ -244,6 +244,12 @@ impl DynOperator for Handle {
     }
     fn cacheable(&self) -> Option<Identity> {
         Some(self.0.identity.clone())
+    }
+    fn external(&self) -> Vec<External> {
+        self.0.inner(|inner| inner.external()).unwrap_or_default()
+    }
+    fn part(&self) -> Part {
+        self.0.inner(|inner| inner.part()).unwrap_or_default()
     }
     fn forward(&self, ctx: &Ctx<'_>, inputs: &[Vec<Value>]) -> Result<(Vec<Value>, Residuals), OpError> {
         Ok((self.0.batch(ctx, inputs)?.outputs, Box::new(())))

@@ -1,11 +1,12 @@
-//! One entry: what an operator gave for one sample, as a safetensors file with a checksum.
+//! One cache entry: the outputs of an operator for one sample, as a safetensors file with a checksum.
 
 use std::{collections::HashMap, fs, io, io::Write, path::Path};
 
+use prefgraph_nn::files::Unfinished;
 use prefgraph_ops::{NamedState, NamedTensor};
 use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
 
-use super::{Hash, store::UNFINISHED};
+use super::Hash;
 
 /// What marks a file as an entry.
 const KIND: &str = "prefgraph cache entry";
@@ -42,13 +43,17 @@ pub(super) fn write(path: &Path, key: Hash, outputs: &[&str], row: &Row) -> Resu
     let fault = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
     let bytes = encode(key, outputs, row).map_err(|e| fault(&e))?;
     let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).map_err(|e| fault(&e))?;
-    let beside = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder);
-    let mut beside = beside.map_err(|e| fault(&e))?;
-    beside.write_all(&bytes).map_err(|e| fault(&e))?;
-    readable_as_other_files(beside.as_file()).map_err(|e| fault(&e))?;
-    beside.persist(path).map_err(|e| fault(&e.error))?;
-    Ok(())
+    let mut beside = loop {
+        fs::create_dir_all(folder).map_err(|e| fault(&e))?;
+        match Unfinished::beside(path) {
+            Ok(beside) => break beside,
+            // Somebody cleans the cache, and the folder was empty a moment ago.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(fault(&e)),
+        }
+    };
+    beside.file().write_all(&bytes).map_err(|e| fault(&e))?;
+    beside.keep(path).map_err(|e| fault(&e))
 }
 
 fn encode(key: Hash, outputs: &[&str], row: &Row) -> Result<Vec<u8>, String> {
@@ -65,18 +70,6 @@ fn encode(key: Hash, outputs: &[&str], row: &Row) -> Result<Vec<u8>, String> {
     // One fact only: the library writes several in any order, and equal entries are to have equal bytes.
     let facts = HashMap::from([(KIND.to_owned(), format!("{} {sum}", key.to_hex()))]);
     safetensors::serialize(views.map_err(|e| e.to_string())?, Some(facts)).map_err(|e| e.to_string())
-}
-
-/// A temporary file is made for its owner alone; what stays is to be as readable as any other file.
-#[cfg(unix)]
-fn readable_as_other_files(file: &fs::File) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn readable_as_other_files(_: &fs::File) -> io::Result<()> {
-    Ok(())
 }
 
 /// Read the entry of that key, and compare it with its checksum.

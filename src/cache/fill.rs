@@ -1,19 +1,16 @@
-//! The pass over all samples before a run: what is missing is computed, every sample once.
+//! The pass over all samples before a run that computes every missing entry once.
 
 use std::collections::{BTreeMap, HashMap};
 
 use prefgraph_nn as nn;
-use prefgraph_ops::{Ctx, OpError, Value, guard, port};
+use prefgraph_ops::{Ctx, OpError, Value, guard, tensor};
 
 use super::{
-    Cache, CacheError, Hash, Member,
-    cached::Cached,
-    index::Known,
-    lineage::read_wires,
-    stamp::{FileStamp, Stamps},
+    Cache, CacheError, Hash, Member, cached::Cached, index::Known, lineage::read_wires, stamp::Stamps,
     status::Sight,
 };
 use crate::{
+    fingerprint::FileStamp,
     graph::{Endpoint, Graph, NodeId},
     plan::Plan,
 };
@@ -62,11 +59,12 @@ impl Cache {
         let mut progress = Filling { done: 0, samples: work.iter().map(|w| w.samples.len()).sum() };
         if progress.samples > 0 {
             self.store.open()?;
+            self.store.remove_abandoned();
             for member in &self.members {
                 self.store.note(&member.recipe)?;
             }
         }
-        let host = port::host();
+        let host = tensor::host();
         for source in &work {
             let ctx = |node| Ctx { step: 0, seed: 0, node, cpu, host: &host };
             for batch in self.batches(source, plan) {
@@ -195,11 +193,11 @@ impl Cache {
                 cached.inner(|inner| guard::catch(|| inner.cost(&inputs, outputs)).unwrap_or_default())
             };
             let cost = member.map_or_else(|| *plan.cost(node), |m| ask(&m.cached).unwrap_or_default());
-            held +=
-                cost.resident_bytes + outputs.iter().map(prefgraph_ops::ErasedShape::bytes).sum::<usize>();
-            scratch = scratch.max(cost.scratch_bytes + cost.saved_bytes);
+            let values = outputs.iter().map(prefgraph_ops::ErasedShape::bytes);
+            held = nn::size::sum(values.chain([held, cost.resident_bytes]));
+            scratch = scratch.max(cost.scratch_bytes.saturating_add(cost.saved_bytes));
         }
-        held + scratch
+        nn::size::sum([held, scratch])
     }
 }
 

@@ -1,4 +1,4 @@
-//! Which entry belongs to which sample: a file that only grows, so that two runs can write it at once and a run that is
+//! Which entry belongs to which sample: an append-only file, so that two runs can write it at once and a run that is
 //! killed loses a line at most.
 //!
 //! A line is `LENGTH MODIFIED LOOKUP KEY`: the length and the modification time of the entry's file when it was known to
@@ -13,7 +13,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{CacheError, Hash, stamp::FileStamp};
+use super::{CacheError, Hash};
+use crate::fingerprint::FileStamp;
 
 /// What the index knows of one sample and one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Where a cached node's inputs come from: whether it can be cached at all, and what of the graph its entries depend on.
+//! The ancestors of a cached node: whether it can be cached at all, and which parts of the graph its entries depend on.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,8 +1,8 @@
-//! What frozen encoders compute, kept on the disk: they run once for a sample, and are gone from memory before training.
+//! The cache of encoder outputs: frozen encoders run once per sample and leave memory before training.
 //!
 //! ```text
 //!  lineage   may a node be cached, and what do its entries depend on
-//!  recipe    operator, settings and weights: what a set of entries is of      weights   identities of files
+//!  recipe    operator, settings and weights: what a set of entries is of
 //!  cached    an operator that reads its rows from the disk                    entry     one file of it
 //!  store     the folder                       index, stamp   which sample has which entry, without reading it
 //!  status    what is there                    fill           makes what is not          tend   looks after a folder
@@ -25,7 +25,6 @@ mod stamp;
 mod status;
 mod store;
 mod tend;
-mod weights;
 
 use std::{path::Path, sync::Arc};
 
@@ -42,7 +41,8 @@ pub use fill::{Filled, Filling};
 pub use recipe::Recipe;
 pub use status::{NodeStatus, State};
 pub use tend::{Cleaned, Group, clean, show, verify};
-pub use weights::{BLOCK, BLOCKS, WHOLE};
+
+pub use crate::fingerprint::{BLOCK, BLOCKS, WHOLE};
 
 use crate::graph::{Graph, NodeId};
 
@@ -56,7 +56,7 @@ pub struct Cache {
     store: Arc<Store>,
     index: Index,
     members: Vec<Member>,
-    sources: Vec<Source>,
+    sources: Vec<SampleSource>,
 }
 
 /// A cached node.
@@ -69,7 +69,7 @@ struct Member {
 }
 
 /// A source and its samples.
-struct Source {
+struct SampleSource {
     node: NodeId,
     operator: String,
     samples: Vec<Sample>,
@@ -85,7 +85,7 @@ impl Member {
     }
 }
 
-impl Source {
+impl SampleSource {
     fn hashes(&self, stamps: &mut Stamps) -> Vec<Hash> {
         self.samples.iter().map(|sample| stamps.of(&self.operator, sample)).collect()
     }
@@ -120,7 +120,11 @@ impl Cache {
             if !cache.sources.iter().any(|s| s.node == lineage.source) {
                 let op = &graph[lineage.source].op;
                 let samples = op.samples().unwrap_or_default();
-                cache.sources.push(Source { node: lineage.source, operator: op.name().to_owned(), samples });
+                cache.sources.push(SampleSource {
+                    node: lineage.source,
+                    operator: op.name().to_owned(),
+                    samples,
+                });
             }
             cache.members.push(Member { id, node, cached, recipe, lineage });
         }
@@ -142,7 +146,7 @@ impl Cache {
         self.members.iter().for_each(|m| m.cached.release());
     }
 
-    fn source_of(&self, member: &Member) -> (usize, &Source) {
+    fn source_of(&self, member: &Member) -> (usize, &SampleSource) {
         let at = self.sources.iter().position(|s| s.node == member.lineage.source);
         let at = at.expect("every cached node has its source");
         (at, &self.sources[at])

@@ -1,11 +1,12 @@
-//! What a set of entries is of: an operator, the settings that change its results, and the weights that it reads.
+//! What a set of entries was computed with: operator, settings that change its results, weights.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use prefgraph_ops::Identity;
 use serde::{Deserialize, Serialize};
 
-use super::{CacheError, FORMAT, Hash, weights::fingerprint};
+use super::{CacheError, FORMAT, Hash};
+use crate::fingerprint::{Sampling, fingerprint};
 
 /// An operator with all that its rows depend on besides the rows it reads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,8 +37,8 @@ impl Recipe {
         let settings = identity.settings().iter().map(|(name, value)| (name.clone(), value.to_string()));
         let mut weights = BTreeMap::new();
         for (name, path) in identity.files() {
-            let found =
-                fingerprint(path).map_err(|e| CacheError::of(node, format!("weights `{name}`: {e}")))?;
+            let found = fingerprint(path, Sampling::CACHED_WEIGHTS)
+                .map_err(|e| CacheError::of(node, format!("weights `{name}`: {e}")))?;
             weights.insert(name.clone(), found);
         }
         Ok(Self {

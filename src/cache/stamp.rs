@@ -1,26 +1,11 @@
-//! What a file system says of a file without reading it.
+//! The stamp of a sample: what is known about it before its files are read.
 
-use std::{collections::HashMap, fs, io, path::Path, path::PathBuf, time::UNIX_EPOCH};
+use std::{collections::HashMap, path::PathBuf};
 
 use prefgraph_ops::Sample;
 
 use super::Hash;
-
-/// Length and modification time of a file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct FileStamp {
-    pub length: u64,
-    /// Nanoseconds since 1970.
-    pub modified: u64,
-}
-
-impl FileStamp {
-    pub fn of(path: &Path) -> io::Result<Self> {
-        let found = fs::metadata(path)?;
-        let modified = found.modified()?.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
-        Ok(Self { length: found.len(), modified })
-    }
-}
+use crate::fingerprint::FileStamp;
 
 /// Stamps of samples; a file that many of them share is looked at once.
 #[derive(Default)]

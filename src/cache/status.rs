@@ -1,13 +1,9 @@
-//! What a cache holds for a graph: known from file names, sizes and times, without reading a sample.
+//! What a cache holds for a graph, from file names, sizes and times alone.
 
 use std::fmt;
 
-use super::{
-    Cache, FORMAT, Hash, Member, entry,
-    index::Known,
-    stamp::{FileStamp, Stamps},
-    store::Found,
-};
+use super::{Cache, FORMAT, Hash, Member, entry, index::Known, stamp::Stamps, store::Found};
+use crate::fingerprint::FileStamp;
 
 /// What is known of one sample and one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,11 +8,11 @@
 //! ```
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
-use prefgraph_nn::files::write_atomically;
+use prefgraph_nn::files::{is_unfinished, remove_abandoned, remove_if_abandoned, write_atomically};
 
 use super::{CacheError, FORMAT, Hash, Recipe};
 
@@ -35,8 +35,6 @@ pub(super) struct Store {
     root: PathBuf,
 }
 
-/// What an unfinished file begins with.
-pub(super) const UNFINISHED: &str = ".writing-";
 const RECIPE: &str = "recipe.json";
 
 fn format_line() -> String {
@@ -141,16 +139,39 @@ impl Store {
         children(&self.folder(recipe)).filter(|p| p.is_dir()).flat_map(|p| children(&p))
     }
 
-    /// Remove everything of a recipe.
+    /// Remove what killed processes were writing; files that others are writing now stay.
+    pub fn remove_abandoned(&self) -> usize {
+        let recipes = children(&self.root.join("entries")).filter(|p| p.is_dir());
+        let folders = recipes.flat_map(|recipe| children(&recipe).chain([recipe]));
+        folders.chain([self.root.clone()]).map(|folder| remove_abandoned(&folder)).sum()
+    }
+
+    /// Remove everything of a recipe, but for what another process is writing now and the folders around that.
     pub fn remove(&self, recipe: &str) -> Result<(), CacheError> {
+        let fault = |path: &Path, e: io::Error| CacheError::io("remove", path, e);
         let folder = self.folder(recipe);
-        fs::remove_dir_all(&folder).map_err(|e| CacheError::io("remove", &folder, e))
+        for path in self.entries(recipe) {
+            if is_unfinished(&path) {
+                remove_if_abandoned(&path).map_err(|e| fault(&path, e))?;
+            } else {
+                fs::remove_file(&path).map_err(|e| fault(&path, e))?;
+            }
+        }
+        for inner in children(&folder).filter(|p| p.is_dir()) {
+            remove_if_empty(&inner).map_err(|e| fault(&inner, e))?;
+        }
+        if children(&folder).any(|p| p.is_dir()) {
+            return Ok(());
+        }
+        children(&folder).try_for_each(|path| fs::remove_file(&path).map_err(|e| fault(&path, e)))?;
+        remove_if_empty(&folder).map_err(|e| fault(&folder, e))
     }
 }
 
-/// Is it what a process that was killed while it wrote has left?
-pub(super) fn is_unfinished(path: &Path) -> bool {
-    name(path).starts_with(UNFINISHED)
+/// Remove a folder; one that somebody has put a file into meanwhile stays.
+fn remove_if_empty(folder: &Path) -> io::Result<()> {
+    fs::remove_dir(folder)
+        .or_else(|e| if e.kind() == io::ErrorKind::DirectoryNotEmpty { Ok(()) } else { Err(e) })
 }
 
 fn name(path: &Path) -> String {

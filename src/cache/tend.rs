@@ -1,4 +1,4 @@
-//! Looking after a cache's folder: what it holds, whether it is whole, what can go.
+//! Maintenance of a cache folder: show, verify, clean.
 
 use std::{
     collections::BTreeSet,
@@ -6,11 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    CacheError, Recipe, entry,
-    index::Index,
-    store::{Store, is_unfinished},
-};
+use prefgraph_nn::files::is_unfinished;
+
+use super::{CacheError, Recipe, entry, index::Index, store::Store};
 
 /// The entries of one recipe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,18 +72,16 @@ pub struct Cleaned {
     pub unfinished: usize,
 }
 
-/// Remove all entries but those of the recipes that are named, and what killed processes have left.
+/// Remove all entries but those of the recipes that are named, and what killed processes have left. What another process
+/// is writing now stays.
 ///
 /// # Errors
 /// If there is no cache, or something cannot be removed.
 pub fn clean(folder: &Path, keep: &BTreeSet<String>) -> Result<Cleaned, CacheError> {
     let store = Store::new(folder);
-    let mut cleaned = Cleaned::default();
-    for group in show(folder)? {
-        for path in store.entries(&group.id).filter(|p| is_unfinished(p)).collect::<Vec<_>>() {
-            fs::remove_file(&path).map_err(|e| CacheError::io("remove", &path, e))?;
-            cleaned.unfinished += 1;
-        }
+    let groups = show(folder)?;
+    let mut cleaned = Cleaned { unfinished: store.remove_abandoned(), ..Cleaned::default() };
+    for group in groups {
         if !keep.contains(&group.id) {
             store.remove(&group.id)?;
             cleaned.entries += group.entries;

@@ -1,9 +1,14 @@
-//! What can be typed.
+//! Arguments of the command line.
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use prefgraph_nn::lora::AdapterFormat;
+
+use crate::{plan::MOST_LANES, spec::advice};
 
 /// Runs a graph of preference optimisation, or shows what it would do.
 #[derive(Debug, Parser)]
@@ -24,6 +29,9 @@ pub(super) enum Command {
         /// Print the plan as JSON
         #[arg(long)]
         json: bool,
+        /// Measure the speed of this machine again (about a second), also by a debug build
+        #[arg(long)]
+        calibrate: bool,
     },
     /// Print the plan as a picture: Graphviz text, or SVG or PNG if Graphviz is installed
     Dot {
@@ -33,6 +41,8 @@ pub(super) enum Command {
         #[arg(long, value_enum, default_value_t = Format::Dot)]
         format: Format,
     },
+    /// Draw pictures from a prompt, with the networks of a graph and an adapter that it trained
+    Sample(Sample),
     /// List the operators, or show one with its ports and settings
     Ops {
         /// An operator
@@ -47,6 +57,63 @@ pub(super) enum Command {
     /// Look after a cache of what encoders compute
     #[command(subcommand)]
     Cache(Cache),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Sample {
+    /// A graph file (RON): a recipe, the `graph.ron` of a run, or a sampling graph; its data are not read
+    #[arg(value_name = "GRAPH")]
+    pub graph: PathBuf,
+    /// What to draw
+    #[arg(long)]
+    pub prompt: String,
+    /// A reference picture; may be given more than once
+    #[arg(long = "ref", value_name = "PICTURE")]
+    pub references: Vec<PathBuf>,
+    /// The adapter to draw with: a file of any known tool; without one, the frozen network draws
+    #[arg(long, value_name = "FILE")]
+    pub adapter: Option<PathBuf>,
+    /// Size of the pictures in pixels [default: that of the graph]
+    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = size)]
+    pub size: Option<Size>,
+    /// Seed of the first picture's noise; every further picture has the next one [default: 0]
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Number of pictures
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: u64,
+    /// Passes of the network for a picture [default: the graph's, else 25]
+    #[arg(long)]
+    pub steps: Option<usize>,
+    /// Guidance value, for networks that take one [default: the graph's, else the published one]
+    #[arg(long)]
+    pub guidance: Option<f64>,
+    /// Folder for the pictures
+    #[arg(long, default_value = "pictures")]
+    pub out: PathBuf,
+    /// Replace pictures that exist
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Set a setting of the graph; may be given more than once
+    #[arg(long = "set", value_name = "NODE.SETTING=VALUE")]
+    pub sets: Vec<String>,
+    /// Worker threads of the kernels; 0 is one a core
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+/// Pixels along the sides of a picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Size {
+    pub width: usize,
+    pub height: usize,
+}
+
+fn size(text: &str) -> Result<Size, String> {
+    let sides = text.split_once(['x', 'X']).and_then(|(width, height)| {
+        Some(Size { width: width.trim().parse().ok()?, height: height.trim().parse().ok()? })
+    });
+    sides.ok_or_else(|| "width x height in pixels is expected, as in 512x768".into())
 }
 
 #[derive(Debug, Subcommand)]
@@ -126,7 +193,7 @@ pub(super) enum Cache {
         #[arg(long = "keep", value_name = "GRAPH", required_unless_present = "all")]
         keep: Vec<PathBuf>,
         /// A setting over all of these graphs; may be given more than once
-        #[arg(long = "set", value_name = "NODE.SETTING=VALUE", requires = "keep")]
+        #[arg(long = "set", value_name = "NODE.SETTING=VALUE", value_parser = set, requires = "keep")]
         sets: Vec<String>,
         /// Remove all entries
         #[arg(long, conflicts_with = "keep")]
@@ -141,7 +208,7 @@ pub(super) enum Data {
         /// A `pairs.jsonl`, a folder that holds one, or a graph (`.ron`), whose data are looked at as its run would
         path: PathBuf,
         /// Set a setting of the graph; may be given more than once
-        #[arg(long = "set", value_name = "NODE.SETTING=VALUE")]
+        #[arg(long = "set", value_name = "NODE.SETTING=VALUE", value_parser = set)]
         sets: Vec<String>,
         /// Most pixels of a picture, where no graph says so [default: 128000000]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -170,19 +237,19 @@ pub(super) struct Graph {
     #[arg(value_name = "GRAPH")]
     pub graph: Option<PathBuf>,
     /// Set a setting; may be given more than once
-    #[arg(long = "set", value_name = "NODE.SETTING=VALUE")]
+    #[arg(long = "set", value_name = "NODE.SETTING=VALUE", value_parser = set)]
     pub sets: Vec<String>,
     /// Steps until the run is complete
-    #[arg(long)]
+    #[arg(long, value_parser = steps, allow_negative_numbers = true)]
     pub steps: Option<u64>,
     /// Seed of all random numbers
-    #[arg(long)]
+    #[arg(long, value_parser = seed, allow_negative_numbers = true)]
     pub seed: Option<u64>,
     /// Nodes that run at the same time; 0 chooses
-    #[arg(long)]
+    #[arg(long, value_parser = lanes, allow_negative_numbers = true)]
     pub lanes: Option<usize>,
     /// Worker threads of the kernels; 0 is one a core
-    #[arg(long)]
+    #[arg(long, value_parser = threads, allow_negative_numbers = true)]
     pub threads: Option<usize>,
     /// Where to compute: cpu
     #[arg(long, default_value = "cpu", value_parser = device)]
@@ -207,6 +274,64 @@ pub(super) struct Run {
     pub json: bool,
 }
 
+fn set(text: &str) -> Result<String, String> {
+    match text.contains('=') {
+        true => Ok(text.to_owned()),
+        false => Err(format!("an equals sign is needed, as in `--set {text}=VALUE`")),
+    }
+}
+
+fn whole<N: FromStr>(text: &str, accepted: &str, good: impl Fn(&N) -> bool) -> Result<N, String> {
+    text.parse().ok().filter(good).ok_or_else(|| format!("expected {accepted}"))
+}
+
+fn steps(text: &str) -> Result<u64, String> {
+    whole(text, "a whole number of steps, at least 1", |n| *n > 0)
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    whole(text, "a whole number, 0 or more", |_| true)
+}
+
+fn lanes(text: &str) -> Result<usize, String> {
+    whole(text, &format!("a whole number of nodes, at most {MOST_LANES}; 0 chooses"), |n| *n <= MOST_LANES)
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    whole(text, "a whole number of threads; 0 is one a core", |_| true)
+}
+
+/// What somebody meant who typed these words after `graph-run`, where they are what other programs take.
+pub(super) fn meant(typed: &[String]) -> Option<String> {
+    let (first, rest) = typed.split_first()?;
+    let set = typed.windows(3).find(|words| words[0] == "--set" && !words[1].contains('='));
+    if let Some([_, setting, value]) = set {
+        return Some(format!(
+            "`--set {setting} {value}`: an equals sign is needed, as in `--set {setting}={value}`"
+        ));
+    }
+    let command = Args::command();
+    let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+    let known = first.starts_with('-') || first == "help" || names.contains(&first.as_str());
+    if known || Path::new(first).is_file() {
+        return None;
+    }
+    let more = if rest.is_empty() { "graphs/focusdpo.ron".to_owned() } else { rest.join(" ") };
+    match first.as_str() {
+        "run" | "train" | "start" => {
+            Some(format!("there is no command `{first}`: a graph runs without one, as in `graph-run {more}`"))
+        }
+        "resume" | "continue" => {
+            Some(format!("there is no command `{first}`: `graph-run {more} --resume` continues a run"))
+        }
+        _ if first.contains(['.', '/', '\\']) => None,
+        _ => Some(format!(
+            "`{first}` is neither a command nor a graph file; {}",
+            advice("commands", first, names)
+        )),
+    }
+}
+
 /// The only device of this build, or why another is none.
 fn device(text: &str) -> Result<String, String> {
     match text {
@@ -219,6 +344,11 @@ fn device(text: &str) -> Result<String, String> {
 }
 
 impl Graph {
+    /// With what was said when the run was started or resumed before; what is said now comes over it.
+    pub fn recalling(&self, sets: &[String]) -> Self {
+        Self { sets: sets.iter().chain(&self.sets).cloned().collect(), ..self.clone() }
+    }
+
     /// All that is said over the file, flags last.
     pub fn all_sets(&self) -> Vec<String> {
         let mut sets = self.sets.clone();

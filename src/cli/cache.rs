@@ -1,4 +1,4 @@
-//! `graph-run cache`: what a cache holds, whether it is whole, what can go.
+//! `graph-run cache`: showing, verifying and cleaning a cache.
 
 use std::{
     collections::BTreeSet,
@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::json;
 
-use super::{Failure, args, system};
+use super::{Failure, args, say::say, system};
 use crate::{
     cache::{self, Group},
     registry::Registry,
@@ -59,7 +59,7 @@ fn listing(path: &Path, groups: &[Group]) -> String {
 fn verify(path: &Path, remove: bool) -> Result<u8, Failure> {
     let (good, bad) = cache::verify(path).map_err(Failure::new)?;
     for (entry, why) in &bad {
-        eprintln!("{}: {why}", entry.display());
+        say!("{}: {why}", entry.display());
         if remove {
             fs::remove_file(entry)
                 .map_err(|e| Failure::new(format!("cannot remove `{}`: {e}", entry.display())))?;

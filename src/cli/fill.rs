@@ -2,7 +2,7 @@
 
 use prefgraph_nn as nn;
 
-use super::{Failure, prepare::Prepared, progress::Counter, system};
+use super::{Failure, interrupt, prepare::Prepared, progress::Counter, say::say};
 use crate::cache::{Cache, Filled};
 
 /// Sentences about damaged entries that are shown; the rest is counted.
@@ -14,7 +14,7 @@ pub(super) fn fill(prepared: &mut Prepared, cpu: &nn::Cpu) -> Result<bool, Failu
     let mut counter: Option<Counter> = None;
     let filled = cache.fill(&prepared.graph, &prepared.plan, cpu, &mut |at| {
         counter.get_or_insert_with(|| Counter::new("filling the cache", at.samples)).at(at.done);
-        !system::interrupted()
+        !interrupt::interrupted()
     });
     if let Some(counter) = counter {
         counter.end();
@@ -26,19 +26,19 @@ pub(super) fn fill(prepared: &mut Prepared, cpu: &nn::Cpu) -> Result<bool, Failu
 
 fn tell(cache: &Cache, filled: &Filled) {
     for damaged in filled.damaged.iter().take(SHOWN) {
-        eprintln!("warning: an entry of the cache was not whole and is made again: {damaged}");
+        say!("warning: a damaged cache entry is recomputed: {damaged}");
     }
     if filled.damaged.len() > SHOWN {
-        eprintln!("warning: and {} more", filled.damaged.len() - SHOWN);
+        say!("warning: and {} more", filled.damaged.len() - SHOWN);
     }
     if filled.left_out > 0 {
-        eprintln!("note: {} samples cannot be used and are left out of the cache", filled.left_out);
+        say!("note: {} samples cannot be used and are left out of the cache", filled.left_out);
     }
     match filled.complete {
-        true if filled.read > 0 => eprintln!("the cache is filled: {} samples were read", filled.read),
+        true if filled.read > 0 => say!("the cache is filled: {} samples were read", filled.read),
         true => {}
-        false => eprintln!(
-            "interrupted while the cache was filled: what is in `{}` stays, and the same command goes on from there",
+        false => say!(
+            "interrupted while filling the cache: the entries in `{}` stay, and the same command continues from there",
             cache.folder().display()
         ),
     }

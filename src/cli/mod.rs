@@ -2,28 +2,50 @@
 //!
 //! ```text
 //!  args       what can be typed                    prepare   a graph file as a graph, a plan and a memory check
-//!  run        the loop over steps                  session   what a step leaves in the run's folder
+//!  run        a run from its folder to its end     resume    where a resumed run continues, and what has changed
+//!  steps      the loop over steps                  session   what a step writes into the run's folder
+//!  trained    the adapters of a run                updates   the loss of an update that several steps make
+//!  stop       why a run stops early                advice    what to do then
+//!  say        messages on standard error
 //!  progress   a bar, or a line every few steps     first     the check of the very first step
-//!  fill       the cache before the first step      system    memory, signals, standard output
+//!  health     warnings on the way, and a summary   recent    the last steps of a metric
+//!  fill       the cache before the first step      interrupt   requests to stop
+//!  system     memory, standard output
+//!  sample     pictures from a prompt               threads   how many worker threads there will be
+//!  calibrate  the speed of this machine            forecast  how long a run will take
 //!  plan, dot, ops, data, adapter, cache   the other commands
 //! ```
 //!
 //! Standard output is for data, standard error for people.
 
 mod adapter;
+mod advice;
 mod args;
 mod cache;
+mod calibrate;
 mod data;
 mod dot;
 mod fill;
 mod first;
+mod forecast;
+mod health;
+mod interrupt;
 mod ops;
 mod plan;
 mod prepare;
 mod progress;
+mod recent;
+mod resume;
 mod run;
+mod sample;
+mod say;
 mod session;
+mod steps;
+mod stop;
 mod system;
+mod threads;
+mod trained;
+mod updates;
 
 use std::process::ExitCode;
 
@@ -31,6 +53,7 @@ use clap::Parser;
 
 use crate::{registry::Registry, spec::SpecError};
 use args::{Args, Command};
+use say::say;
 
 /// Why a command failed.
 enum Failure {
@@ -53,8 +76,8 @@ impl Failure {
 
     fn show(self) {
         match self {
-            Self::Spec(e) => eprintln!("{:?}", miette::Report::new_boxed(e)),
-            Self::Message(message) => eprintln!("error: {message}"),
+            Self::Spec(e) => say!("{:?}", miette::Report::new_boxed(e)),
+            Self::Message(message) => say!("error: {message}"),
         }
     }
 }
@@ -72,6 +95,12 @@ const INTERRUPTED: u8 = 130;
 /// }
 /// ```
 pub fn main_with(registry: Registry) -> ExitCode {
+    let typed: Vec<String> =
+        std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+    if let Some(meant) = args::meant(&typed) {
+        say!("error: {meant}");
+        return ExitCode::from(2);
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(e) => {
@@ -81,8 +110,9 @@ pub fn main_with(registry: Registry) -> ExitCode {
         }
     };
     let done = match args.command {
-        Some(Command::Plan { graph, json }) => plan::plan(&graph, json, &registry),
+        Some(Command::Plan { graph, json, calibrate }) => plan::plan(&graph, json, calibrate, &registry),
         Some(Command::Dot { graph, format }) => dot::dot(&graph, format, &registry),
+        Some(Command::Sample(wanted)) => sample::sample(&wanted, &registry),
         Some(Command::Ops { name }) => ops::ops(name.as_deref(), &registry),
         Some(Command::Data(args::Data::Check { path, sets, max_pixels, bad, json })) => {
             let wanted = data::Wanted { path: &path, sets: &sets, max_pixels, bad: bad.as_deref(), json };

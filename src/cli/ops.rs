@@ -1,4 +1,4 @@
-//! `graph-run ops`: the operators, with ports and settings.
+//! `graph-run ops`: the operators, with ports, settings and metrics.
 
 use prefgraph_ops::Arity;
 
@@ -56,6 +56,9 @@ fn show(entry: &Entry) -> String {
         .iter()
         .map(|s| [format!("{}: {}", s.doc.name, s.default), s.doc.kind.clone(), one_line(s.doc.doc)]);
     table(&mut text, "settings, with their defaults", settings.collect());
+    let metrics = entry.metrics.iter();
+    let metrics = metrics.map(|m| [m.name.to_owned(), m.kind.describe().to_owned(), one_line(m.doc)]);
+    table(&mut text, "metrics, as metrics.jsonl has them", metrics.collect());
     text
 }
 

@@ -1,9 +1,10 @@
-//! `graph-run plan`: what would happen, and whether it fits.
+//! `graph-run plan`: what a run would do, and whether it fits into memory.
 
 use serde_json::{Value, json};
 
 use super::{
-    Failure, args,
+    Failure, args, calibrate,
+    forecast::{self, Forecast},
     prepare::{Prepared, prepare},
     system,
 };
@@ -13,15 +14,30 @@ use crate::{
 };
 
 /// Print the plan; an error after it if it does not fit.
-pub(super) fn plan(args: &args::Graph, as_json: bool, registry: &Registry) -> Result<u8, Failure> {
-    let prepared = prepare(args, registry)?;
-    let text = if as_json { format!("{:#}\n", json(&prepared)) } else { listing(&prepared) };
+pub(super) fn plan(
+    args: &args::Graph,
+    as_json: bool,
+    calibrate: bool,
+    registry: &Registry,
+) -> Result<u8, Failure> {
+    let mut prepared = prepare(args, registry)?;
+    // A debug build says nothing of the speed of the one that will run.
+    let is_measured = calibrate || !cfg!(debug_assertions);
+    if is_measured {
+        let rates = calibrate::rates(prepared.run.threads, calibrate)?;
+        prepared = prepared.at(rates)?;
+    }
+    let forecast = is_measured.then(|| Forecast::of(&prepared.graph, &prepared.plan, prepared.run.steps));
+    let text = match as_json {
+        true => format!("{:#}\n", json(&prepared, forecast)),
+        false => listing(&prepared, forecast),
+    };
     system::print(&text)?;
     prepared.check_memory(registry)?;
     Ok(0)
 }
 
-fn listing(p: &Prepared) -> String {
+fn listing(p: &Prepared, forecast: Option<Forecast>) -> String {
     let mut text = p.plan.explain(&p.graph).to_string();
     text += "\n";
     for note in &p.notes {
@@ -33,17 +49,39 @@ fn listing(p: &Prepared) -> String {
     text += &format!("{} trainable values, {:.3e} FLOP a step\n", p.trainable(), p.flops());
     let there = system::machine_memory().map(|m| format!(" of {}", system::bytes(m))).unwrap_or_default();
     text += &format!("predicted peak memory {}{there}\n", system::bytes(p.plan.memory().peak as u64));
+    text += &match forecast {
+        Some(forecast) => time(p, forecast),
+        None => "no forecast: debug builds are not timed unless --calibrate is given\n".into(),
+    };
     text
 }
 
-fn json(p: &Prepared) -> Value {
+/// How long it takes, and what that is reckoned from.
+fn time(p: &Prepared, forecast: Forecast) -> String {
+    let (rates, steps) = (p.plan.options().rates, p.run.steps);
+    let end = forecast::end(forecast.run).map(|end| format!("; started now, it ends on {end}"));
+    format!(
+        "a step takes about {}, {steps} steps about {}{}\n  at {:.0} GFLOP/s in f32, {:.0} in bf16 and {:.1} GB/s from memory, as \
+         measured on this machine\n",
+        system::seconds(forecast.step),
+        system::seconds(forecast.run),
+        end.unwrap_or_default(),
+        rates.flops / 1e9,
+        rates.flops_bf16 / 1e9,
+        rates.bytes / 1e9,
+    )
+}
+
+fn json(p: &Prepared, forecast: Option<Forecast>) -> Value {
     let (graph, plan) = (&p.graph, &p.plan);
     let nodes: Vec<Value> = graph
         .nodes()
         .map(|(id, node)| {
             let shapes = node.outputs.iter().zip(plan.largest().outputs(id));
             let outputs: Vec<Value> = shapes
-                .map(|(o, shape)| json!({"name": o.name, "shape": shape.describe(), "bytes": shape.bytes()}))
+                .map(|(o, shape)| {
+                    json!({"name": o.name, "role": o.ty.role, "shape": shape.describe(), "bytes": shape.bytes()})
+                })
                 .collect();
             let inputs = node.inputs.iter().zip(&node.wires);
             let inputs: serde_json::Map<String, Value> = inputs
@@ -76,13 +114,21 @@ fn json(p: &Prepared) -> Value {
             "path": cache.folder(), "fill_bytes": p.fill_bytes(), "nodes": status.iter().map(node_status).collect::<Vec<_>>(),
         })
     });
+    let rates = plan.options().rates;
+    let forecast = forecast.map(|f| {
+        json!({
+            "step_seconds": f.step, "run_seconds": f.run,
+            "rates": {"flops": rates.flops, "flops_bf16": rates.flops_bf16, "bytes": rates.bytes},
+        })
+    });
     json!({
+        "forecast": forecast,
         "cache": cache,
         "name": graph.name, "nodes": nodes, "tasks": tasks, "notes": p.notes,
         "trainable_values": p.trainable(), "flops": p.flops(), "seconds": plan.seconds(),
         "lanes": plan.options().lanes, "ahead": plan.options().ahead, "variants": plan.variants().len(),
         "memory": {
-            "peak": memory.peak, "resident": memory.resident, "cells": memory.cells, "ahead": memory.ahead,
+            "process": memory.process, "peak": memory.peak, "resident": memory.resident, "cells": memory.cells, "ahead": memory.ahead,
             "machine": system::machine_memory(),
         },
     })

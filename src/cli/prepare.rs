@@ -1,14 +1,14 @@
-//! A graph file as a graph, its plan, and the check that it fits into memory.
+//! From a graph file to a graph and its plan, and the check that it fits into memory.
 
 use std::{path::Path, sync::Arc};
 
 use prefgraph_ops::guard;
 
-use super::{Failure, args, system};
+use super::{Failure, args, system, threads};
 use crate::{
     cache::{Cache, NodeStatus, State},
     graph::{Endpoint, Graph},
-    plan::{Plan, PlanOptions, due},
+    plan::{Plan, PlanOptions, Rates, due},
     registry::Registry,
     spec::{Loaded, RunSettings, load},
 };
@@ -19,6 +19,8 @@ pub(super) struct Prepared {
     pub plan: Plan,
     pub run: RunSettings,
     pub resolved: String,
+    /// Settings over the graph file, with absolute paths.
+    pub sets: Vec<String>,
     /// What operators say about themselves, with their nodes.
     pub notes: Vec<String>,
     /// Settings of which memory depends, with their values.
@@ -37,21 +39,25 @@ pub(super) fn prepare(args: &args::Graph, registry: &Registry) -> Result<Prepare
         return Err(Failure::new("no graph was named"));
     }
     let loaded = load(path, &args.all_sets(), registry)?;
-    let mut options = PlanOptions { ahead: loaded.run.ahead, ..PlanOptions::default() };
+    let (threads, fewer) = threads::capped(loaded.run.threads);
+    let process = system::process_memory(threads);
+    let mut options = PlanOptions { ahead: loaded.run.ahead, process, ..PlanOptions::default() };
     if loaded.run.lanes > 0 {
         options.lanes = loaded.run.lanes;
     }
     let plan = Plan::new(&loaded.graph, &options)
         .map_err(|e| loaded.error_at(&e.node, e.input.as_deref(), &e.to_string()))?;
     let (levers, savings) = (levers(&loaded), savings(&loaded));
-    let Loaded { graph, run, resolved, cache, .. } = loaded;
-    let notes = notes(&graph, &plan);
+    let Loaded { graph, run, resolved, sets, cache, .. } = loaded;
+    let run = RunSettings { threads, ..run };
+    let mut notes = notes(&graph, &plan);
+    notes.extend(fewer.map(|fewer| format!("run: {fewer}")));
     let cache = cache.map(|cache| {
         let status = cache.status();
         (cache, status)
     });
     let args = args.clone();
-    Ok(Prepared { graph: Arc::new(graph), plan, run, resolved, notes, levers, savings, args, cache })
+    Ok(Prepared { graph: Arc::new(graph), plan, run, resolved, sets, notes, levers, savings, args, cache })
 }
 
 fn notes(graph: &Graph, plan: &Plan) -> Vec<String> {
@@ -98,6 +104,13 @@ fn savings(loaded: &Loaded) -> Vec<String> {
 }
 
 impl Prepared {
+    /// The same with the plan at these rates.
+    pub fn at(self, rates: Rates) -> Result<Self, Failure> {
+        let options = PlanOptions { rates, ..self.plan.options().clone() };
+        let plan = Plan::new(&self.graph, &options).map_err(Failure::new)?;
+        Ok(Self { plan, ..self })
+    }
+
     /// The fewest of the savings, in their order, with which the graph would fit, and its peak then.
     fn saving(&self, registry: &Registry, there: u64) -> Option<(Vec<String>, u64)> {
         let mut args = self.args.clone();
@@ -177,11 +190,12 @@ impl Prepared {
             levers += &format!("\nit would fit, with {}, with {}", system::bytes(peak), sets.join(" "));
         }
         Err(Failure::new(format!(
-            "this graph needs {} of memory (weights {}, carried {}, made ahead {}), and there are {}{levers}",
+            "this graph needs {} of memory (weights {}, carried {}, made ahead {}, the process itself {}), and there are {}{levers}",
             system::bytes(need),
             system::bytes(memory.resident as u64),
             system::bytes(memory.cells as u64),
             system::bytes(memory.ahead as u64),
+            system::bytes(memory.process as u64),
             system::bytes(there),
         )))
     }

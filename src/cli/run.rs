@@ -1,88 +1,137 @@
-//! `graph-run GRAPH`: the loop over steps.
+//! `graph-run GRAPH`: a run from its folder to its end.
+//!
+//! Everything that can be refused is refused before anything in the run's folder changes.
 
-use std::path::PathBuf;
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use prefgraph_nn as nn;
 
 use super::{
-    Failure, INTERRUPTED, args, fill, first,
+    Failure, INTERRUPTED, args, fill,
+    health::Health,
+    interrupt,
     prepare::{Prepared, prepare},
     progress::Progress,
-    session::{Session, adapter_cells, origin},
+    resume::{Found, Resuming},
+    say::say,
+    session::{Saved, Session},
+    steps::Loop,
     system,
+    trained::{adapter_cells, complete, origin, rates, warn_of_nothing},
+    updates::Updates,
 };
 use crate::{
     checkpoint::Checkpoint,
-    folder::{MetricsFile, RunFolder},
+    folder::{Accepted, Command, MetricsFile, RunFolder, Survey as Lines},
     registry::Registry,
-    run::{RunOptions, Runner, StepOutput},
-    spec::diff,
+    run::{RunOptions, Runner},
+    sources::{Reader, Survey},
+    spec,
 };
 
 /// Run a graph to its end, or until somebody interrupts.
 pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> {
-    let mut prepared = prepare(&args.graph, registry)?;
+    let path = match (&args.out, &args.graph.graph) {
+        (Some(out), _) => out.clone(),
+        (None, Some(graph)) => PathBuf::from("runs").join(spec::name(graph)?),
+        (None, None) => return Err(Failure::new("no graph was named")),
+    };
+    let (existing, command) = existing(&path, args.resume)?;
+    let mut prepared = prepare(&args.graph.recalling(&command.set), registry)?;
     prepared.check_memory(registry)?;
-    let path = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&prepared.graph.name));
-    let folder = RunFolder::open(&path, args.resume).map_err(Failure::new)?;
+    let mut folder = match existing {
+        Some(folder) => folder,
+        None => RunFolder::open(&path, args.resume).map_err(Failure::new)?,
+    };
     for note in &folder.notes {
-        eprintln!("note: {note}");
+        say!("note: {note}");
     }
-    let found = if args.resume { find_checkpoint(&folder, &prepared, args.accept_changes)? } else { None };
+    interrupt::watch()?;
+    let mut survey = Survey::of(&prepared.graph).map_err(Failure::new)?;
+    let resuming = Resuming {
+        folder: &folder,
+        prepared: &prepared,
+        registry,
+        command: &command,
+        accept: args.accept_changes,
+    };
+    let found = if args.resume { resuming.find(&mut survey)? } else { Found::Nothing };
+    let (found, accepted) = match found {
+        Found::Interrupted => return Ok(INTERRUPTED),
+        Found::Nothing => (None, None),
+        Found::At(checkpoint, accepted) => (Some(checkpoint), accepted),
+    };
     let start = found.as_ref().map_or(0, |c| c.step);
+    let mut updates = Updates::default();
+    let lines = Lines::of(folder.path(), start, &mut |line| updates.recall(line)).map_err(Failure::new)?;
+    for damage in lines.damage() {
+        say!("warning: {damage}");
+    }
+    if let Some(checkpoint) = found.as_ref().filter(|c| c.step >= prepared.run.steps) {
+        return finished(&mut folder, &prepared, checkpoint);
+    }
     introduce(&prepared, &path);
-    system::watch_interrupts()?;
     let cpu = nn::Cpu::new(prepared.run.threads).map_err(Failure::new)?;
-    // Before anything of the run is written: a filling that is interrupted leaves the folder as it was.
-    if start < prepared.run.steps && !fill::fill(&mut prepared, &cpu)? {
+    let options =
+        RunOptions { last: Some(prepared.run.steps - 1), ..RunOptions::new(prepared.run.seed, cpu.clone()) };
+    let runner = Runner::new(prepared.graph.clone(), prepared.plan.clone(), options);
+    let mut runner = runner.map_err(Failure::new)?;
+    if let Some(checkpoint) = &found {
+        runner.restore(start, &checkpoint.cells).map_err(Failure::new)?;
+        say!("resumed at step {start}");
+    }
+    let newest = found.map(|c| c.step);
+    // Before the run writes anything: interrupting this leaves the folder as it was.
+    if !fill::fill(&mut prepared, &cpu)? {
         return Ok(INTERRUPTED);
     }
-    folder.write_text("graph.ron", &prepared.resolved).map_err(Failure::new)?;
-    let picture = prepared.plan.to_dot(&prepared.graph).to_string();
-    folder.write_text("graph.dot", &picture).map_err(Failure::new)?;
-    let (metrics, cut) = MetricsFile::open(folder.path(), start).map_err(Failure::new)?;
-    if cut > 0 {
-        eprintln!(
-            "note: {cut} lines of metrics.jsonl from step {start} on were cut off; they are made again"
-        );
-    }
-    let Prepared { graph, plan, run, resolved, .. } = prepared;
-    let steps = run.steps;
-    if start >= steps {
-        eprintln!("the run is complete: it has {start} steps of {steps}; --steps asks for more");
-        return Ok(0);
-    }
-    let options = RunOptions { last: Some(steps - 1), ..RunOptions::new(run.seed, cpu) };
-    let (cells, origin) = (adapter_cells(&graph), origin(&graph));
-    let mut runner = Runner::new(graph, plan, options).map_err(Failure::new)?;
-    if let Some(checkpoint) = &found {
-        runner.restore(checkpoint.step, &checkpoint.cells).map_err(Failure::new)?;
-    }
-    for (_, value, next) in &cells {
-        runner.keep(*next).map_err(Failure::new)?;
-        if start == 0 {
-            runner.keep(*value).map_err(Failure::new)?;
-        }
-    }
-    let progress = Progress::new(start, steps, run.log_every);
-    let adapters = cells.iter().map(|(name, _, next)| (name.clone(), *next)).collect();
-    let checkpoint = found.map(|c| c.step);
-    let session = Session { folder, metrics, run, resolved, checkpoint, adapters, origin };
-    let mut running = Loop { runner, session, progress, json: args.json };
-    let done = running.go(steps, &|output| {
-        let values = cells.iter().filter_map(|(_, at, _)| output.kept(*at)?.downcast_ref::<nn::Adapter>());
-        values.cloned().collect()
-    });
-    running.progress.end();
-    done.map_err(|failure| match failure {
-        Failure::Message(message) => Failure::new(format!("{message}\n{}", running.session.advice())),
-        other => other,
-    })
+    let reader = Reader::start(survey)
+        .map_err(|e| Failure::new(format!("cannot start a thread to read the data: {e}")))?;
+    let begin = Begin { command, accepted, newest, lines, updates };
+    let session = begin.write(folder, &prepared, args, reader)?;
+    begin_loop(prepared, session, runner, args.json)
 }
 
-/// What stands at the start of a run, for people.
-fn introduce(prepared: &Prepared, path: &std::path::Path) {
-    eprintln!(
+/// The folder of the run to resume, if it exists, and the settings it remembers.
+fn existing(path: &Path, resume: bool) -> Result<(Option<RunFolder>, Command), Failure> {
+    match fs::symlink_metadata(path) {
+        _ if !resume => return Ok((None, Command::default())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((None, Command::default())),
+        _ => {}
+    }
+    let folder = RunFolder::open(path, true).map_err(Failure::new)?;
+    let command = folder.command().map_err(Failure::new)?;
+    if !command.set.is_empty() {
+        let sets: Vec<String> = command.set.iter().map(|set| format!("--set {set}")).collect();
+        say!("settings of this run: {}", sets.join(" "));
+    }
+    Ok((Some(folder), command))
+}
+
+/// A run that has all its steps: write the adapter if it is missing.
+fn finished(folder: &mut RunFolder, prepared: &Prepared, checkpoint: &Checkpoint) -> Result<u8, Failure> {
+    folder.keep();
+    for path in complete(folder, &prepared.graph, &prepared.plan, checkpoint)? {
+        let (step, path) = (checkpoint.step, path.display());
+        say!("the adapter of step {step} was missing; it is in `{path}`, read back and compared");
+    }
+    let (made, steps) = (checkpoint.step, prepared.run.steps);
+    match made > steps {
+        true => {
+            say!("the run already has {made} steps, more than the {steps} asked for; --steps asks for more")
+        }
+        false => say!("the run is complete: it has {made} steps of {steps}; --steps asks for more"),
+    }
+    Ok(0)
+}
+
+/// The lines at the start of a run.
+fn introduce(prepared: &Prepared, path: &Path) {
+    say!(
         "{}: {} steps into `{}`, {} trainable values, {:.2e} FLOP a step, predicted peak memory {}",
         prepared.graph.name,
         prepared.run.steps,
@@ -92,94 +141,90 @@ fn introduce(prepared: &Prepared, path: &std::path::Path) {
         system::bytes(prepared.plan.memory().peak as u64),
     );
     for note in prepared.notes.iter().chain(&prepared.cache_lines()) {
-        eprintln!("  {note}");
+        say!("  {note}");
     }
+    warn_of_nothing(prepared);
 }
 
-/// The newest whole checkpoint, if the graph is still the one that it is of.
-fn find_checkpoint(
-    folder: &RunFolder,
-    prepared: &Prepared,
-    accept: bool,
-) -> Result<Option<Checkpoint>, Failure> {
-    let (found, notes) = Checkpoint::newest(&folder.checkpoints()).map_err(Failure::new)?;
-    for note in notes {
-        eprintln!("warning: {note}");
-    }
-    let Some(found) = found else {
-        eprintln!("note: `{}` holds no checkpoint; the run begins at step 0", folder.path().display());
-        return Ok(None);
-    };
-    let changes = diff(&found.graph, &prepared.resolved)?;
-    let list = |harmless: bool| -> Vec<String> {
-        changes.iter().filter(|c| c.harmless == harmless).map(|c| format!("  {c}")).collect()
-    };
-    let (free, grave) = (list(true), list(false));
-    if !free.is_empty() {
-        eprintln!("changed since the checkpoint, without effect on results:\n{}", free.join("\n"));
-    }
-    if !grave.is_empty() {
-        let list = grave.join("\n");
-        if !accept {
-            return Err(Failure::new(format!(
-                "the graph is not the one that the checkpoint of step {} is of:\n{list}\n--accept-changes goes on \
-                 with the new one; --out begins a new run",
-                found.step
-            )));
+/// What is known when a run starts to write.
+struct Begin {
+    command: Command,
+    accepted: Option<Accepted>,
+    /// Step of the checkpoint it continues from.
+    newest: Option<u64>,
+    lines: Lines,
+    updates: Updates,
+}
+
+impl Begin {
+    /// Take the folder over and write the files that precede the first step.
+    fn write(
+        self,
+        mut folder: RunFolder,
+        prepared: &Prepared,
+        args: &args::Run,
+        mut reader: Reader,
+    ) -> Result<Session, Failure> {
+        folder.check().map_err(Failure::new)?;
+        folder.keep();
+        let newest = match self.newest {
+            Some(step) => step,
+            None => mark(&folder, prepared, &mut reader)?,
+        };
+        let machine = |set: &String| set.starts_with("run.lanes=") || set.starts_with("run.threads=");
+        let mut set = Command::default().over(&prepared.sets);
+        set.retain(|set| !machine(set));
+        let graph = args.graph.graph.as_deref().unwrap_or(Path::new("")).display().to_string();
+        let accepted = self.accepted.or(self.command.accepted);
+        folder.write_command(&Command { graph, set, accepted }).map_err(Failure::new)?;
+        folder.write_text("graph.ron", &prepared.resolved).map_err(Failure::new)?;
+        let picture = prepared.plan.to_dot(&prepared.graph).to_string();
+        folder.write_text("graph.dot", &picture).map_err(Failure::new)?;
+        if self.lines.later > 0 {
+            say!(
+                "note: {} lines of metrics.jsonl, from step {newest} on, are cut off; these steps run again",
+                self.lines.later
+            );
         }
-        eprintln!("warning: changed since the checkpoint, and accepted:\n{list}");
+        let metrics = MetricsFile::open(folder.path(), newest).map_err(Failure::new)?;
+        Ok(Session {
+            folder,
+            metrics,
+            run: prepared.run.clone(),
+            resolved: prepared.resolved.clone(),
+            saved: Saved::new(newest),
+            adapters: adapter_cells(&prepared.graph),
+            rates: rates(&prepared.graph),
+            origin: origin(&prepared.graph),
+            updates: self.updates,
+            reader,
+        })
     }
-    eprintln!("resumed at step {}", found.step);
-    Ok(Some(found))
 }
 
-struct Loop {
-    runner: Runner,
-    session: Session,
-    progress: Progress,
-    json: bool,
+/// Write the checkpoint of step 0: the folder holds a run from now on, and starting over loses nothing.
+fn mark(folder: &RunFolder, prepared: &Prepared, reader: &mut Reader) -> Result<u64, Failure> {
+    // Enough for a small data set; a large one is not worth the wait.
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let sources = Some(reader.sources(PATIENCE).clone());
+    let (seed, graph) = (prepared.run.seed, prepared.resolved.clone());
+    let checkpoint = Checkpoint { step: 0, seed, graph, sources, cells: Default::default() };
+    checkpoint.write(&folder.checkpoints()).map_err(Failure::new)?;
+    Ok(0)
 }
 
-impl Loop {
-    /// All steps up to `steps`; `adapters` finds the adapters as they were before a step.
-    fn go(&mut self, steps: u64, adapters: &dyn Fn(&StepOutput) -> Vec<nn::Adapter>) -> Result<u8, Failure> {
-        let every = self.session.run.checkpoint_every;
-        while self.runner.next_step() < steps {
-            let output = self.runner.step().map_err(Failure::new)?;
-            let (metrics, line) = self.session.effects(&output)?;
-            if self.json {
-                system::print(&format!("{line}\n"))?;
-            }
-            if output.step == 0
-                && let Some((warning, text)) = first::check(&adapters(&output), &metrics)
-            {
-                self.progress.say(&if warning { format!("WARNING: {text}") } else { text });
-            }
-            self.progress.step(output.step, &metrics, output.seconds, output.data_seconds);
-            if let Some(loss) = output.loss.filter(|l| !l.is_finite()) {
-                return Err(Failure::new(format!(
-                    "step {}: the loss is {loss}; the run stops before it spoils the adapter. metrics.jsonl holds the \
-                     numbers of the step",
-                    output.step
-                )));
-            }
-            let made = output.step + 1;
-            let interrupted = system::interrupted();
-            if interrupted || made == steps || (every > 0 && made.is_multiple_of(every)) {
-                self.session.checkpoint(&self.runner)?;
-            }
-            if made == steps {
-                for path in self.session.export(&output)? {
-                    self.progress.say(&format!("the adapter is in `{path}`, read back and compared"));
-                }
-            }
-            if interrupted && made < steps {
-                let advice = "--resume goes on from there";
-                self.progress.say(&format!("interrupted after {made} steps of {steps}; {advice}"));
-                return Ok(INTERRUPTED);
-            }
+fn begin_loop(prepared: Prepared, session: Session, mut runner: Runner, json: bool) -> Result<u8, Failure> {
+    let (steps, start) = (prepared.run.steps, runner.next_step());
+    for cell in &session.adapters {
+        runner.keep(cell.next).map_err(Failure::new)?;
+        if start == 0 {
+            runner.keep(cell.value).map_err(Failure::new)?;
         }
-        self.progress.say(&format!("complete: {steps} steps"));
-        Ok(0)
     }
+    let progress = Progress::new(start, steps, prepared.run.log_every);
+    let health = Health::new(&prepared.graph);
+    let mut running = Loop { runner, session, progress, health, json };
+    let done = running.go(steps);
+    running.progress.end();
+    done.map_err(|stop| running.session.explain(stop))
 }

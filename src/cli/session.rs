@@ -1,42 +1,28 @@
-//! What the steps of a run leave in its folder.
+//! What the steps of a run write into its folder.
 
-use std::path::Path;
-
-use prefgraph_nn::{Adapter, lora::AdapterFormat};
-use prefgraph_ops::{
-    PortType,
-    ports::{Effect, Metrics},
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
 };
 
-use super::Failure;
+use prefgraph_nn::{Adapter, lora::AdapterFormat};
+use prefgraph_ops::ports::{Effect, Metric, Metrics};
+
+use super::{
+    stop::Stop,
+    trained::{AdapterCell, about, check_adapter, stem},
+    updates::Updates,
+};
 use crate::{
-    checkpoint::Checkpoint,
-    folder::{Line, MetricsFile, RunFolder},
-    graph::{Endpoint, Graph},
+    checkpoint::{Checkpoint, check_finite, check_range, prune},
+    folder::{FolderError, Line, MetricsFile, RunFolder},
     run::{Runner, StepOutput},
+    sources::Reader,
     spec::RunSettings,
 };
 
-/// The cells that hold adapters: their value in a step, and the one that the step leaves.
-pub(super) fn adapter_cells(graph: &Graph) -> Vec<(String, Endpoint, Endpoint)> {
-    let ty = PortType::of::<Adapter>();
-    let carries = graph.carries().iter();
-    let adapters = carries.filter(|c| graph.port_type(c.cell).is_ok_and(|t| t.fits(&ty)));
-    adapters.map(|c| (graph[c.cell.node].id.clone(), c.cell, c.next)).collect()
-}
-
-/// What adapter files say of where they come from: the graph, and the sizes of the network it was trained on.
-pub(super) fn origin(graph: &Graph) -> Vec<(String, String)> {
-    let mut about = vec![("prefgraph.graph".to_owned(), graph.name.clone())];
-    let backbones = graph.nodes().filter(|(_, node)| node.op.name() == "backbone");
-    for (_, node) in backbones.take(1) {
-        let facts = node.op.exports();
-        let fact = |name: &str| facts.iter().find(|(n, _)| n == name).map(|(n, v)| format!("{v} {n}"));
-        let facts = ["parameters", "blocks", "width"].into_iter().filter_map(fact);
-        about.push(("prefgraph.base".to_owned(), facts.collect::<Vec<_>>().join(", ")));
-    }
-    about
-}
+/// How long a checkpoint waits for the reader of the data.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The files of a run.
 pub(super) struct Session {
@@ -44,94 +30,149 @@ pub(super) struct Session {
     pub metrics: MetricsFile,
     pub run: RunSettings,
     pub resolved: String,
-    /// Number of the last checkpoint.
-    pub checkpoint: Option<u64>,
-    /// Names of cells with adapters, and where a step leaves their values.
-    pub adapters: Vec<(String, Endpoint)>,
+    pub saved: Saved,
+    pub adapters: Vec<AdapterCell>,
+    /// The settings that are learning rates, as `--set` names them.
+    pub rates: Vec<String>,
     /// What adapter files say of where they come from.
     pub origin: Vec<(String, String)>,
+    pub updates: Updates,
+    /// Reads the data that the run is made from, for checkpoints.
+    pub reader: Reader,
+}
+
+/// The checkpoints written so far.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Saved {
+    /// The newest.
+    pub newest: u64,
+    /// The newest from which a step has succeeded: the last known good one.
+    pub proven: u64,
+    /// When the newest was written.
+    pub at: Instant,
+}
+
+impl Saved {
+    /// Those of a run that continues from a checkpoint.
+    pub fn new(step: u64) -> Self {
+        Self { newest: step, proven: step, at: Instant::now() }
+    }
 }
 
 impl Session {
-    /// Write what a step asks for; returns its metrics and its line.
-    pub fn effects(&mut self, output: &StepOutput) -> Result<(Metrics, Line), Failure> {
+    /// Is the folder still in its place?
+    pub fn check(&self) -> Result<(), Stop> {
+        self.folder.check().map_err(|e| Stop::Lost(e.to_string()))
+    }
+
+    fn folder_fault(&self, e: FolderError) -> Stop {
+        // A write may have failed because the folder went away a moment ago.
+        match self.folder.check() {
+            Ok(()) => Stop::failed(e),
+            Err(lost) => Stop::Lost(lost.to_string()),
+        }
+    }
+
+    /// Write what a step asks for; returns its metrics and its line. If the loss is not finite, only the line is written.
+    pub fn effects(&mut self, output: &StepOutput) -> Result<(Metrics, Line), Stop> {
+        let good = output.loss.is_none_or(f32::is_finite);
         let mut metrics = Metrics::default();
         for (_, effect) in &output.effects {
             match effect {
                 Effect::Record(record) => metrics.0.extend(record.0.iter().cloned()),
+                _ if !good => {}
                 Effect::Preview(name, picture) => {
-                    self.folder.write_preview(name, picture).map_err(Failure::new)?;
+                    self.folder.write_preview(name, picture).map_err(|e| self.folder_fault(e))?;
                 }
                 Effect::Export(adapter, formats) => {
-                    let about = self.about(output);
                     for format in formats {
-                        self.folder
-                            .write_adapter("adapter", adapter, *format, &about)
-                            .map_err(Failure::new)?;
+                        self.write_adapter("adapter", adapter, *format, output.step)?;
                     }
                 }
             }
         }
         if let (Some(loss), None) = (output.loss, metrics.get("loss")) {
-            metrics.0.insert(0, ("loss".into(), prefgraph_ops::ports::Metric::Number(f64::from(loss))));
+            metrics.0.insert(0, ("loss".into(), Metric::Number(f64::from(loss))));
+        }
+        if let Some(loss) = self.updates.step(&metrics) {
+            metrics.number("update_loss", loss);
         }
         let mut line = Line::default();
         line.push("step", output.step);
         line.metrics(&metrics);
         line.push("seconds", output.seconds);
         line.push("data_seconds", output.data_seconds);
-        self.metrics.append(&line).map_err(Failure::new)?;
+        self.metrics.append(&line).map_err(|e| self.folder_fault(e))?;
         Ok((metrics, line))
     }
 
-    /// Write a checkpoint, unless there is one of this step.
-    pub fn checkpoint(&mut self, runner: &Runner) -> Result<(), Failure> {
+    /// A step has succeeded: if it started from the newest checkpoint, older ones are no longer needed.
+    pub fn prove(&mut self, step: u64) {
+        if self.saved.newest == step && self.saved.proven != step {
+            self.saved.proven = step;
+            self.prune();
+        }
+    }
+
+    /// Remove surplus checkpoints.
+    pub fn prune(&self) {
+        prune(&self.folder.checkpoints(), self.saved.newest, self.run.keep_checkpoints);
+    }
+
+    /// Is a checkpoint due after so many steps?
+    pub fn is_due(&self, made: u64) -> bool {
+        let RunSettings { checkpoint_every: every, checkpoint_minutes: minutes, .. } = self.run;
+        let by_steps = every > 0 && made.is_multiple_of(every);
+        by_steps || (minutes > 0.0 && self.saved.at.elapsed().as_secs_f64() >= 60.0 * minutes)
+    }
+
+    /// Write a checkpoint, unless this step has one; values out of range are refused.
+    pub fn checkpoint(&mut self, runner: &Runner) -> Result<(), Stop> {
         let step = runner.next_step();
-        if self.checkpoint == Some(step) {
+        if self.saved.newest == step {
             return Ok(());
         }
-        // The metrics of a step must not be lost while a checkpoint says that it was made.
-        self.metrics.sync().map_err(Failure::new)?;
-        let cells = runner.cells().map_err(Failure::new)?;
-        let checkpoint = Checkpoint { step, seed: self.run.seed, graph: self.resolved.clone(), cells };
-        checkpoint.write(&self.folder.checkpoints(), self.run.keep_checkpoints).map_err(Failure::new)?;
-        self.checkpoint = Some(step);
+        let cells = runner.cells().map_err(Stop::failed)?;
+        let spoilt = |what: String| Stop::spoilt(step.saturating_sub(1), &what);
+        for (name, state) in &cells {
+            check_finite(name, state).map_err(spoilt)?;
+        }
+        for AdapterCell { path, .. } in &self.adapters {
+            let mut factors = cells.get(path).into_iter().flat_map(|state| &state.tensors);
+            factors.try_for_each(|t| check_range(&t.values, |_| t.name.clone())).map_err(spoilt)?;
+        }
+        // A checkpoint must not claim steps whose metrics could still be lost.
+        self.metrics.sync().map_err(Stop::failed)?;
+        let sources = Some(self.reader.sources(PATIENCE).clone());
+        let (seed, graph) = (self.run.seed, self.resolved.clone());
+        let checkpoint = Checkpoint { step, seed, graph, sources, cells };
+        self.check()?;
+        checkpoint.write(&self.folder.checkpoints()).map_err(Stop::failed)?;
+        self.saved = Saved { newest: step, at: Instant::now(), ..self.saved };
         Ok(())
     }
 
     /// Write what was trained; returns the files.
-    pub fn export(&self, output: &StepOutput) -> Result<Vec<String>, Failure> {
+    pub fn export(&self, output: &StepOutput) -> Result<Vec<PathBuf>, Stop> {
         let mut written = Vec::new();
-        for (name, at) in &self.adapters {
-            let Some(adapter) = output.kept(*at).and_then(|v| v.downcast_ref::<Adapter>()) else { continue };
-            let name = if self.adapters.len() == 1 { "adapter".into() } else { format!("adapter-{name}") };
-            let about = self.about(output);
-            let written_to = self.folder.write_adapter(&name, adapter, AdapterFormat::Diffusers, &about);
-            let path = written_to.map_err(Failure::new)?;
-            written.push(shown(&path));
+        for cell in &self.adapters {
+            let kept = output.kept(cell.next);
+            let Some(adapter) = kept.and_then(|v| v.downcast_ref::<Adapter>()) else { continue };
+            let stem = stem(cell, self.adapters.len());
+            written.push(self.write_adapter(&stem, adapter, AdapterFormat::Diffusers, output.step)?);
         }
         Ok(written)
     }
 
-    /// What the header of an adapter says of where it comes from.
-    fn about(&self, output: &StepOutput) -> Vec<(String, String)> {
-        let mut about = self.origin.clone();
-        about.push(("prefgraph.step".into(), (output.step + 1).to_string()));
-        about
+    fn write_adapter(
+        &self,
+        stem: &str,
+        adapter: &Adapter,
+        format: AdapterFormat,
+        step: u64,
+    ) -> Result<PathBuf, Stop> {
+        check_adapter(adapter).map_err(|what| Stop::spoilt(step, &what))?;
+        let about = about(&self.origin, step + 1);
+        self.folder.write_adapter(stem, adapter, format, &about).map_err(|e| self.folder_fault(e))
     }
-
-    /// How a failure is to be followed up.
-    pub fn advice(&self) -> String {
-        match self.checkpoint {
-            Some(step) => format!(
-                "the checkpoint of step {step} in `{}` is whole; --resume goes on from there",
-                shown(&self.folder.checkpoints())
-            ),
-            None => "no checkpoint has been written yet".into(),
-        }
-    }
-}
-
-fn shown(path: &Path) -> String {
-    path.display().to_string()
 }

@@ -1,12 +1,13 @@
-//! `metrics.jsonl`: one object a step.
+//! `metrics.jsonl`: one object per step.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{BufRead, BufReader, Write},
+    ops::RangeInclusive,
     path::{Path, PathBuf},
 };
 
-use prefgraph_nn::files::write_atomically;
+use prefgraph_nn::files::{open_regular, write_atomically};
 use prefgraph_ops::ports::{Metric, Metrics};
 use serde_json::Value;
 
@@ -53,20 +54,22 @@ pub struct MetricsFile {
 }
 
 impl MetricsFile {
-    /// Open the file in `folder` for a run whose next step is `step`: what an earlier run wrote of that step and of
-    /// later ones is cut off, since it will be written again. Returns the number of lines cut.
+    /// Open the file in `folder` for a run whose next step is `step`. Lines of that step and later ones are cut off, since
+    /// those steps run again; so are lines that are not metrics.
     ///
     /// # Errors
     /// If it cannot be read or written.
-    pub fn open(folder: &Path, step: u64) -> Result<(Self, usize), FolderError> {
-        let path = folder.join("metrics.jsonl");
-        let cut = if path.exists() { cut_back(&path, step)? } else { 0 };
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(&path)
-            .map_err(|e| FolderError::io("open", &path, e))?;
-        Ok((Self { path, file }, cut))
+    pub fn open(folder: &Path, step: u64) -> Result<Self, FolderError> {
+        let path = folder.join(NAME);
+        let fault = |e| FolderError::io("open", &path, e);
+        let mut kept = Vec::new();
+        let survey = read(&path, step, &mut |line, _| kept.extend_from_slice(line))?;
+        if survey.later > 0 || survey.torn || !survey.strange.is_empty() || survey.unended {
+            write_atomically(&path, &kept).map_err(|e| FolderError::io("cut back", &path, e))?;
+        }
+        // Better to find an unwritable file now than after a step.
+        let file = OpenOptions::new().append(true).create(true).open(&path).map_err(fault)?;
+        Ok(Self { path, file })
     }
 
     /// Add the line of a step.
@@ -88,30 +91,116 @@ impl MetricsFile {
     }
 }
 
-/// Keep the lines of steps before `step`.
-fn cut_back(path: &Path, step: u64) -> Result<usize, FolderError> {
-    let fault = |e| FolderError::io("read", path, e);
-    let mut kept = Vec::new();
-    let mut cut = 0;
-    let mut lines = BufReader::new(File::open(path).map_err(fault)?);
-    let mut line = Vec::new();
-    while lines.read_until(b'\n', &mut line).map_err(fault)? > 0 {
-        // A line without its end was torn; so was one that is no object.
-        let whole = line.ends_with(b"\n");
-        let number = serde_json::from_slice::<Value>(&line).ok().and_then(|v| v.get("step")?.as_u64());
-        match number {
-            Some(number) if whole && number < step => kept.extend_from_slice(&line),
-            _ => cut += 1,
+const NAME: &str = "metrics.jsonl";
+
+/// What the file holds for a run whose next step is known; nothing is changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// Lines of the next step and of later ones.
+    pub later: usize,
+    /// Is the last line incomplete?
+    pub torn: bool,
+    /// Other lines that are not metrics: their numbers, from 1, and how they start.
+    pub strange: Vec<(usize, String)>,
+    /// Earlier steps that have no line.
+    pub missing: Vec<RangeInclusive<u64>>,
+    /// Lines of steps that already had one.
+    pub repeated: usize,
+    /// Does the last line lack only its line break?
+    unended: bool,
+}
+
+impl Survey {
+    /// Read the file in `folder`; `line` is called for every line of an earlier step, in order.
+    ///
+    /// # Errors
+    /// If the file exists and cannot be read.
+    pub fn of(folder: &Path, step: u64, line: &mut dyn FnMut(&Value)) -> Result<Self, FolderError> {
+        read(&folder.join(NAME), step, &mut |_, value| line(value))
+    }
+
+    /// Damage that cannot be repaired, in sentences.
+    pub fn damage(&self) -> Vec<String> {
+        const SHOWN: usize = 5;
+        let mut all = Vec::new();
+        for (number, text) in self.strange.iter().take(SHOWN) {
+            all.push(format!("line {number} of {NAME} is not a line of metrics: `{text}`"));
         }
-        line.clear();
+        if self.strange.len() > SHOWN {
+            all.push(format!("{} more lines of {NAME} are not metrics", self.strange.len() - SHOWN));
+        }
+        if !self.missing.is_empty() {
+            let steps: u64 = self.missing.iter().map(|r| r.end() - r.start() + 1).sum();
+            let range = |r: &RangeInclusive<u64>| match r.start() == r.end() {
+                true => r.start().to_string(),
+                false => format!("{} to {}", r.start(), r.end()),
+            };
+            let mut ranges = self.missing.iter().take(SHOWN).map(range).collect::<Vec<_>>().join(", ");
+            if self.missing.len() > SHOWN {
+                ranges += ", ...";
+            }
+            let lines = if steps == 1 { "the line of step" } else { "the lines of steps" };
+            let lost = if steps == 1 { "it is lost" } else { "they are lost" };
+            all.push(format!("{NAME} lacks {lines} {ranges}: {lost}; the checkpoint is not affected"));
+        }
+        if self.repeated > 0 {
+            all.push(format!("{NAME} has {} lines of steps that already had one", self.repeated));
+        }
+        all
     }
-    if cut > 0 {
-        write_atomically(path, &kept).map_err(|e| FolderError::io("cut back", path, e))?;
-    } else {
-        // Nothing to do, but a file that cannot be written is better found now than after a step.
-        fs::OpenOptions::new().append(true).open(path).map_err(fault)?;
+}
+
+/// Read every line; `keep` is called with the bytes and the value of each line of a step before `step`.
+fn read(path: &Path, step: u64, keep: &mut dyn FnMut(&[u8], &Value)) -> Result<Survey, FolderError> {
+    let fault = |e| FolderError::io("read", path, e);
+    let mut survey = Survey::default();
+    let mut seen = Vec::new();
+    if fs::symlink_metadata(path).is_ok() {
+        let mut lines = BufReader::new(open_regular(path).map_err(fault)?);
+        let mut line = Vec::new();
+        for number in 1.. {
+            line.clear();
+            if lines.read_until(b'\n', &mut line).map_err(fault)? == 0 {
+                break;
+            }
+            let ended = line.ends_with(b"\n");
+            let value = serde_json::from_slice::<Value>(&line).ok();
+            match value.as_ref().and_then(|v| Some((v, v.get("step")?.as_u64()?))) {
+                Some((value, at)) if at < step => {
+                    if !ended {
+                        survey.unended = true;
+                        line.push(b'\n');
+                    }
+                    seen.push(at);
+                    keep(&line, value);
+                }
+                Some(_) => survey.later += 1,
+                None if !ended => survey.torn = true,
+                None => survey.strange.push((number, beginning(&line))),
+            }
+        }
     }
-    Ok(cut)
+    seen.sort_unstable();
+    let mut next = 0;
+    for at in seen {
+        match at {
+            _ if at < next => survey.repeated += 1,
+            _ if at > next => survey.missing.push(next..=at - 1),
+            _ => {}
+        }
+        next = at + 1;
+    }
+    if next < step {
+        survey.missing.push(next..=step - 1);
+    }
+    Ok(survey)
+}
+
+fn beginning(line: &[u8]) -> String {
+    const SHOWN: usize = 40;
+    let text = String::from_utf8_lossy(line);
+    let shown: String = text.trim_end().chars().take(SHOWN).collect();
+    if shown.len() < text.trim_end().len() { shown + "..." } else { shown }
 }
 
 #[cfg(test)]
@@ -124,20 +213,56 @@ mod tests {
         line
     }
 
+    fn survey(text: &str, step: u64) -> Survey {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(NAME), text).unwrap();
+        Survey::of(dir.path(), step, &mut |_| {}).unwrap()
+    }
+
     #[test]
     fn a_resumed_run_cuts_back_to_its_step_and_drops_torn_lines() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut file, _) = MetricsFile::open(dir.path(), 0).unwrap();
+        let mut file = MetricsFile::open(dir.path(), 0).unwrap();
         for step in 0..5 {
             file.append(&line(step)).unwrap();
         }
-        let path = dir.path().join("metrics.jsonl");
+        let path = dir.path().join(NAME);
         fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"step\": 1").unwrap();
-        let (mut file, cut) = MetricsFile::open(dir.path(), 3).unwrap();
-        assert_eq!(cut, 3);
+        let before = fs::read(&path).unwrap();
+        let survey = Survey::of(dir.path(), 3, &mut |_| {}).unwrap();
+        assert_eq!((survey.later, survey.torn, survey.damage()), (2, true, vec![]));
+        assert_eq!(fs::read(&path).unwrap(), before, "to look changes nothing");
+        let mut file = MetricsFile::open(dir.path(), 3).unwrap();
         file.append(&line(3)).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(text, "{\"step\": 0}\n{\"step\": 1}\n{\"step\": 2}\n{\"step\": 3}\n");
+    }
+
+    #[test]
+    fn what_is_lost_and_what_is_no_line_is_said_as_it_is() {
+        let text = "{\"step\": 0}\nrubbish in the middle\n{\"step\": 1}\n{\"step\": 5}\n{\"step\": 5}\n{\"step\": 9}\n";
+        let found = survey(text, 8);
+        assert_eq!((found.later, found.torn, found.repeated), (1, false, 1));
+        let damage = found.damage().join("\n");
+        assert!(
+            damage.contains("line 2 of metrics.jsonl is not a line of metrics: `rubbish in the middle`"),
+            "{damage}"
+        );
+        assert!(damage.contains("lacks the lines of steps 2 to 4, 6 to 7: they are lost"), "{damage}");
+        assert_eq!(
+            survey("", 1).damage(),
+            ["metrics.jsonl lacks the line of step 0: it is lost; the checkpoint is not affected"]
+        );
+        assert_eq!(survey("{\"step\": 0}\n{\"step\": 1}", 2), Survey { unended: true, ..Survey::default() });
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_in_its_place_is_an_error_and_nobody_waits_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(dir.path().join(NAME)).status().unwrap().success());
+        let error = MetricsFile::open(dir.path(), 0).unwrap_err().to_string();
+        assert!(error.contains("not a regular file"), "{error}");
     }
 
     #[test]

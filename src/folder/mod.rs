@@ -1,13 +1,19 @@
-//! The folder of a run: what it leaves on the disk.
+//! The folder of a run.
 //!
 //! ```text
 //!  graph.ron             the resolved graph      metrics.jsonl         one object a step
 //!  graph.dot             the plan as a picture   preview/*.png         pictures that operators gave
-//!  adapter.safetensors   what was trained        checkpoints/step-N/   to go on from
+//!  adapter.safetensors   what was trained        checkpoints/step-N/   state to resume from
 //!  adapter.FORMAT.safetensors   the same in other programs' names, where the graph asks for it
+//!  command.json          settings from the command line, and accepted changes
 //!  lock                  held while a run is at work here
+//!
+//!  lock, held   the folder belongs to one run, and has not been moved or replaced
+//!  metrics, command   the files of these names
 //! ```
 
+mod command;
+mod held;
 mod lock;
 mod metrics;
 
@@ -16,11 +22,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use prefgraph_nn::{Adapter, files::write_atomically, lora::AdapterFormat};
+use prefgraph_nn::{
+    Adapter,
+    files::{is_unfinished, remove_abandoned, write_atomically},
+    lora::AdapterFormat,
+};
 use prefgraph_ops::ports::Picture;
 
-pub use metrics::{Line, MetricsFile};
+pub use command::{Accepted, Command};
+pub use metrics::{Line, MetricsFile, Survey};
 
+use held::Held;
 use lock::Lock;
 
 /// Why a run's folder cannot be used or written.
@@ -40,13 +52,14 @@ impl FolderError {
     }
 }
 
-/// A run's folder, locked against other runs until it is dropped.
+/// A run's folder, locked against other runs until it is dropped. Until [`keep`](Self::keep) nothing in it is changed.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
     /// Sentences about what was found there.
     pub notes: Vec<String>,
-    _lock: Lock,
+    lock: Lock,
+    held: Held,
 }
 
 impl RunFolder {
@@ -56,17 +69,34 @@ impl RunFolder {
     /// If it is not empty and the run is fresh, if another run is at work there, or if it cannot be written.
     pub fn open(path: &Path, resume: bool) -> Result<Self, FolderError> {
         fs::create_dir_all(path).map_err(|e| FolderError::io("make the folder", path, e))?;
-        let entries = fs::read_dir(path).map_err(|e| FolderError::io("read the folder", path, e))?;
-        let used = entries.flatten().any(|e| e.file_name() != lock::NAME);
+        let held = Held::open(path)?;
+        let entries = entries(path)?;
+        let used = entries.iter().any(|e| e != Path::new(lock::NAME) && !is_unfinished(e));
         // The lock comes first: a folder that another run is filling now is busy rather than used.
         let (lock, stale) = Lock::take(path)?;
         if used && !resume {
             return Err(FolderError::new(format!(
-                "`{}` already holds a run; go on with it by --resume, or choose another folder by --out",
+                "`{}` already holds a run; continue it with --resume, or choose another folder with --out",
                 path.display()
             )));
         }
-        Ok(Self { path: path.to_owned(), notes: stale.into_iter().collect(), _lock: lock })
+        Ok(Self { path: path.to_owned(), notes: stale.into_iter().collect(), lock, held })
+    }
+
+    /// A run starts to write here: unfinished files of killed runs are removed.
+    pub fn keep(&mut self) {
+        self.lock.keep();
+        for folder in [self.path.clone(), self.path.join("preview")] {
+            remove_abandoned(&folder);
+        }
+    }
+
+    /// Is the folder still in its place? Another run may be using its path by now.
+    ///
+    /// # Errors
+    /// If it was removed, moved or replaced; the message says where it is now, if that is known.
+    pub fn check(&self) -> Result<(), FolderError> {
+        self.held.check(&self.path)
     }
 
     /// Where it is.
@@ -74,9 +104,64 @@ impl RunFolder {
         &self.path
     }
 
+    /// Where it is now, as far as the system can tell; `None` if it was removed.
+    pub fn whereabouts(&self) -> Option<PathBuf> {
+        match self.check() {
+            Ok(()) => Some(self.path.clone()),
+            Err(_) => self.held.whereabouts(),
+        }
+    }
+
     /// Where checkpoints are.
     pub fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
+    }
+
+    /// Files and folders of a run, by name; empty if no run was started here.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn remains(&self) -> Result<Vec<String>, FolderError> {
+        let mut names = Vec::new();
+        for name in entries(&self.path)? {
+            let name = name.to_string_lossy().into_owned();
+            let adapter = name.starts_with("adapter") && name.ends_with(".safetensors");
+            let counts = match name.as_str() {
+                "graph.ron" | "metrics.jsonl" | "preview" => true,
+                // A run killed while writing its first checkpoint leaves only an unfinished one.
+                "checkpoints" => entries(&self.checkpoints())?.iter().any(|e| !is_unfinished(e)),
+                _ => adapter,
+            };
+            names.extend(counts.then_some(name));
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// The graph that the run was last started or resumed with, if any.
+    ///
+    /// # Errors
+    /// If it exists and cannot be read.
+    pub fn graph(&self) -> Result<Option<String>, FolderError> {
+        let path = self.path.join("graph.ron");
+        let bytes = held::read_if_there(&path).map_err(|e| FolderError::io("read", &path, e))?;
+        Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// Settings from earlier command lines.
+    ///
+    /// # Errors
+    /// If the file exists and cannot be read or parsed.
+    pub fn command(&self) -> Result<Command, FolderError> {
+        Command::read(&self.path.join(command::NAME))
+    }
+
+    /// Remember settings from the command line.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_command(&self, command: &Command) -> Result<(), FolderError> {
+        self.write_text(command::NAME, &command.text()?)
     }
 
     /// Write a text file.
@@ -84,6 +169,7 @@ impl RunFolder {
     /// # Errors
     /// If that fails.
     pub fn write_text(&self, name: &str, text: &str) -> Result<(), FolderError> {
+        self.check()?;
         let path = self.path.join(name);
         write_atomically(&path, text.as_bytes()).map_err(|e| FolderError::io("write", &path, e))
     }
@@ -93,6 +179,7 @@ impl RunFolder {
     /// # Errors
     /// If that fails, or the pixels are not as many as the picture's size says.
     pub fn write_preview(&self, name: &str, picture: &Picture) -> Result<PathBuf, FolderError> {
+        self.check()?;
         let folder = self.path.join("preview");
         fs::create_dir_all(&folder).map_err(|e| FolderError::io("make the folder", &folder, e))?;
         let path = folder.join(format!("{}.png", file_name(name)));
@@ -122,10 +209,18 @@ impl RunFolder {
         format: AdapterFormat,
         about: &[(String, String)],
     ) -> Result<PathBuf, FolderError> {
+        self.check()?;
         let path = self.path.join(format.file_name(&file_name(name)));
         adapter.write(&path, format, about).map_err(|e| FolderError::io("write the adapter", &path, e))?;
         Ok(path)
     }
+}
+
+/// Names of everything in a folder.
+fn entries(path: &Path) -> Result<Vec<PathBuf>, FolderError> {
+    let fault = |e| FolderError::io("read the folder", path, e);
+    let entries = fs::read_dir(path).map_err(fault)?;
+    entries.map(|e| e.map(|e| PathBuf::from(e.file_name())).map_err(fault)).collect()
 }
 
 /// A name that an operator gave as the name of a file: it must not lead out of the folder.
@@ -160,11 +255,64 @@ mod tests {
     }
 
     #[test]
-    fn the_lock_of_a_run_that_was_killed_is_taken_over_with_a_word() {
+    fn the_lock_of_a_run_that_was_killed_is_taken_over_with_a_word_and_stays_if_nothing_comes_of_it() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("lock"), "4242\n").unwrap();
-        let folder = RunFolder::open(dir.path(), false).unwrap();
-        assert!(folder.notes[0].contains("4242"), "{:?}", folder.notes);
+        let lock = dir.path().join("lock");
+        for (before, said) in [(&b"4242\n"[..], "process 4242"), (b"\xff\xfe", "another process")] {
+            fs::write(&lock, before).unwrap();
+            let folder = RunFolder::open(dir.path(), false).unwrap();
+            assert!(folder.notes[0].contains(said), "{:?}", folder.notes);
+            drop(folder);
+            assert_eq!(fs::read(&lock).unwrap(), before);
+        }
+        RunFolder::open(dir.path(), false).unwrap().keep();
+        assert_eq!(fs::read(&lock).unwrap(), b"", "a run that was at work has ended by itself");
+        fs::remove_file(&lock).unwrap();
+        drop(RunFolder::open(dir.path(), false).unwrap());
+        assert!(!lock.exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_lock_that_is_a_pipe_is_refused_and_nobody_waits_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = std::process::Command::new("mkfifo").arg(dir.path().join("lock")).status().unwrap();
+        assert!(made.success());
+        let error = RunFolder::open(dir.path(), false).unwrap_err().to_string();
+        assert!(error.contains("not a regular file"), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_that_was_moved_removed_or_replaced_is_noticed_and_nothing_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, moved) = (dir.path().join("run"), dir.path().join("moved"));
+        let folder = RunFolder::open(&path, false).unwrap();
+        folder.check().unwrap();
+        fs::rename(&path, &moved).unwrap();
+        let error = folder.write_text("graph.ron", "Graph()").unwrap_err().to_string();
+        assert!(error.contains("run` is gone"), "{error}");
+        let other = RunFolder::open(&path, false).unwrap();
+        let error = folder.check().unwrap_err().to_string();
+        assert!(error.contains("another folder is at"), "{error}");
+        if cfg!(target_os = "linux") {
+            assert_eq!(folder.whereabouts(), Some(moved.canonicalize().unwrap()));
+            fs::remove_dir_all(&moved).unwrap();
+            assert_eq!(folder.whereabouts(), None);
+        }
+        drop(folder);
+        assert!(path.join("lock").exists(), "the lock of the other run stays");
+        drop(other);
+    }
+
+    #[test]
+    fn what_killed_runs_have_left_unfinished_goes_when_a_run_is_at_work() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(".writing-killed"), "half").unwrap();
+        let mut folder = RunFolder::open(dir.path(), false).unwrap();
+        assert!(dir.path().join(".writing-killed").exists());
+        folder.keep();
+        assert!(!dir.path().join(".writing-killed").exists());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Why a graph could not be built. Names, not numbers: the reader wrote names.
+//! Errors of building a graph. They use names, not numbers, because the reader wrote names.
 
 use prefgraph_ops::Arity;
 
@@ -186,29 +186,4 @@ fn among(intro: &str, known: &[String]) -> String {
 
 fn paths(node: &str, ports: &[String]) -> String {
     ports.iter().map(|port| format!("`{node}.{port}`")).collect::<Vec<_>>().join(", ")
-}
-
-/// How many letters must be changed, added or left out to make one name of the other.
-pub(super) fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(row[j + 1] + 1);
-        }
-    }
-    row[b.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_distance_of_names_counts_edits() {
-        assert_eq!(super::distance("noise", "noise"), 0);
-        assert_eq!(super::distance("nosie", "noise"), 2);
-        assert_eq!(super::distance("", "eps"), 3);
-    }
 }

@@ -4,7 +4,7 @@ use std::ops::Index;
 
 use prefgraph_ops::{Port, PortType};
 
-use super::{Endpoint, Graph, GraphError, Node, NodeId, Tap, Wire, error::distance};
+use super::{Endpoint, Graph, GraphError, Node, NodeId, Path, Tap, Wire};
 
 impl Graph {
     /// Number of nodes.
@@ -29,7 +29,7 @@ impl Graph {
     pub fn find(&self, id: &str) -> Result<NodeId, GraphError> {
         self.by_id.get(id).copied().ok_or_else(|| {
             let mut known: Vec<String> = self.dag.node_weights().map(|n| n.id.clone()).collect();
-            known.sort_by_cached_key(|name| distance(id, name));
+            known.sort_by_cached_key(|name| strsim::osa_distance(id, name));
             GraphError::UnknownNode { id: id.into(), known }
         })
     }
@@ -39,11 +39,7 @@ impl Graph {
     /// # Errors
     /// If there is no such node or output, or one of several outputs had to be named.
     pub fn endpoint(&self, path: &str) -> Result<Endpoint, GraphError> {
-        let (tap, path) = match path.strip_prefix("grad:") {
-            Some(path) => (Tap::Cotangent, path),
-            None => (Tap::Value, path),
-        };
-        let (id, port) = path.split_once('.').map_or((path, None), |(id, port)| (id, Some(port)));
+        let Path { tap, id, port, .. } = Path::parse(path);
         let node = self.find(id)?;
         let outputs = &self[node].outputs;
         let known = || outputs.iter().map(|o| o.name.to_owned()).collect();
@@ -58,14 +54,15 @@ impl Graph {
         Ok(Endpoint { node, port, tap })
     }
 
-    /// A typed wire to the port that a path names, e.g. to read a graph file's ports from Rust.
+    /// A typed wire to the port that a path names, e.g. to read a graph file's ports from Rust. `P` is the port's type
+    /// with its role: what a wire says of itself is what the graph knows of it.
     ///
     /// # Errors
-    /// As [`endpoint`](Self::endpoint), or if the port carries another type, or the path names a cotangent.
+    /// As [`endpoint`](Self::endpoint), or if the port carries another type or role, or the path names a cotangent.
     pub fn wire<P: Port>(&self, path: &str) -> Result<Wire<P>, GraphError> {
         let at = self.endpoint(path)?;
         let (found, expected) = (self.port_type(at)?, PortType::of::<P>());
-        if at.tap == Tap::Cotangent || !found.fits(&expected) {
+        if at.tap == Tap::Cotangent || *found != expected {
             let (expected, found) = (expected.to_string(), super::carried(at, found));
             return Err(GraphError::WireType { path: path.into(), expected, found });
         }
@@ -98,7 +95,7 @@ impl Graph {
 
     /// Is this node a cell: are its outputs carried from step to step?
     pub fn is_cell(&self, node: NodeId) -> bool {
-        self.carries.iter().any(|c| c.cell.node == node)
+        self.by_cell.range(Endpoint::value(node, 0)..).next().is_some_and(|(cell, _)| cell.node == node)
     }
 }
 

@@ -1,20 +1,26 @@
 //! The description of a training step: operators, wires between their ports, one loss, and the state carried from step
 //! to step. A graph holds no values and runs nothing.
 
+mod connect;
 mod error;
 mod lookup;
+mod path;
+mod reach;
 mod wire;
 
-use std::{collections::HashMap, fmt};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
 
 use petgraph::{Direction, graph::DiGraph, visit::EdgeRef};
 use prefgraph_ops::{
     Arity, DynOperator, InputSpec, Operator, OutputSpec, PortType, Scalar, T, port::Carried,
 };
 
-use crate::wires::{Arguments, ConnectAll, Wired};
-
+pub use connect::{Arguments, Connect, ConnectAll, Wired};
 pub use error::GraphError;
+pub(crate) use path::Path;
 pub use petgraph::graph::EdgeIndex;
 pub use wire::{Endpoint, NodeId, Tap, Wire};
 
@@ -72,6 +78,8 @@ pub struct Graph {
     by_id: HashMap<String, NodeId>,
     loss: Option<Endpoint>,
     carries: Vec<CarryWire>,
+    /// By cell, its place among them.
+    by_cell: BTreeMap<Endpoint, usize>,
 }
 
 impl Graph {
@@ -203,13 +211,14 @@ impl Graph {
                 found: carried(next, found),
             });
         }
-        if let Some(before) = self.carries.iter().find(|c| c.cell == cell) {
+        if let Some(before) = self.by_cell.get(&cell) {
             return Err(GraphError::CarriedTwice {
                 cell: self.path(cell),
-                first: self.path(before.next),
+                first: self.path(self.carries[*before].next),
                 second: self.path(next),
             });
         }
+        self.by_cell.insert(cell, self.carries.len());
         self.carries.push(CarryWire { cell, next });
         Ok(())
     }

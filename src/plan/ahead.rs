@@ -1,4 +1,4 @@
-//! Which nodes may run before their step: those that no cell reaches, that read no cotangent and ask for no effect.
+//! Which nodes may run before their step: those that no cell reaches, that read no cotangent and have no effect.
 //!
 //! Data, encoding, noise and the whole reference pass follow from this one rule: what they compute does not depend
 //! on what the steps before learn.

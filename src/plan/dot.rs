@@ -1,4 +1,4 @@
-//! The plan as Graphviz text. Written by hand: a library's writer knows neither clusters nor tasks.
+//! The plan as Graphviz text. Hand-written, because petgraph's writer supports neither clusters nor tasks.
 //!
 //! One box a task, one cluster a phase, one colour a lane. Solid edges carry values, dashed red ones cotangents,
 //! dotted ones what a cell holds in the next step; a thin grey edge is what a forward keeps for its backward.
@@ -194,7 +194,8 @@ impl Dot<'_> {
         let to = format!("{}:i{input}:n", name(Task::Forward(to)));
         match from.tap {
             Tap::Value => {
-                let shape = self.plan.shape(self.graph, from).describe();
+                let ty = &self.graph[from.node].outputs[from.port].ty;
+                let shape = ty.describe(&self.plan.shape(self.graph, from));
                 writeln!(
                     f,
                     "  {}:o{}:s -> {to} [label={}]",

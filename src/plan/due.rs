@@ -1,4 +1,4 @@
-//! Which nodes run at a step: those of which somebody wants something.
+//! Which nodes run in a step: those whose outputs are needed.
 //!
 //! The loss, what is carried and what is kept are wanted at every step. A node that nobody reads, e.g. one that has pictures
 //! written, says itself at which steps it is due. All else follows: what only pictures read is computed only where

@@ -1,4 +1,4 @@
-//! Why a graph cannot be planned.
+//! Errors of planning.
 
 use crate::graph::{Graph, NodeId};
 

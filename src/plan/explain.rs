@@ -1,4 +1,4 @@
-//! The plan as a listing: what `EXPLAIN` is to a query.
+//! The plan as a listing, like `EXPLAIN` for a query.
 
 use std::fmt;
 
@@ -54,7 +54,11 @@ impl Explain<'_> {
             f,
             "a step: {} by {}, longest path {}",
             seconds(plan.seconds),
-            if plan.measured { "measured times" } else { "declared costs" },
+            match plan.measured {
+                true => "measured times",
+                false if plan.options.rates == super::Rates::default() => "declared costs",
+                false => "declared costs at the measured rates of this machine",
+            },
             seconds(plan.critical),
         )?;
         write!(f, "memory: peak {}", bytes(memory.peak))?;
@@ -68,6 +72,13 @@ impl Explain<'_> {
             bytes(memory.cells),
             bytes(memory.ahead)
         )?;
+        if memory.process > 0 {
+            writeln!(
+                f,
+                "  and {} of the process itself: code, stacks of threads, allocator",
+                bytes(memory.process)
+            )?;
+        }
         if plan.variants.len() > 1 {
             writeln!(f, "shapes: the largest of {} variants", plan.variants.len())?;
         }
@@ -82,7 +93,10 @@ impl Explain<'_> {
                 let outputs = plan.largest().outputs(id);
                 let several = outputs.len() > 1;
                 let gives = node.outputs.iter().zip(outputs).map(|(o, shape)| {
-                    if several { format!("{} {}", o.name, shape.describe()) } else { shape.describe() }
+                    let shape = o.ty.describe(shape);
+                    // `target target f32[...]` would say it twice.
+                    let named = o.ty.role == Some(o.name);
+                    if several && !named { format!("{} {shape}", o.name) } else { shape }
                 });
                 let mut free: Vec<String> = plan
                     .slots
@@ -97,7 +111,7 @@ impl Explain<'_> {
                 if plan.is_cell(id) {
                     free = vec!["carried".into()];
                 }
-                let held = outputs.iter().map(prefgraph_ops::ErasedShape::bytes).sum::<usize>();
+                let held = prefgraph_nn::size::sum(outputs.iter().map(prefgraph_ops::ErasedShape::bytes));
                 (self.reads(planned), gives.collect::<Vec<_>>().join(", "), bytes(held), free.join(", "))
             }
             Task::Backward(_) => {
@@ -179,7 +193,7 @@ fn scaled(value: f64, units: [&str; 6], base: f64) -> String {
 }
 
 pub(super) fn bytes(bytes: usize) -> String {
-    scaled(bytes as f64, ["B", "kB", "MB", "GB", "TB", "PB"], 1000.0)
+    super::bytes(bytes as u64)
 }
 
 pub(super) fn seconds(seconds: f64) -> String {
@@ -192,9 +206,6 @@ mod tests {
 
     #[test]
     fn numbers_are_short_and_have_units() {
-        assert_eq!(bytes(0), "0 B");
-        assert_eq!(bytes(4096), "4.10 kB");
-        assert_eq!(bytes(123_456_789), "123 MB");
         assert_eq!(seconds(0.0123), "12.3 ms");
         assert_eq!(seconds(2.0), "2.00 s");
     }

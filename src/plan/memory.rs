@@ -1,7 +1,8 @@
-//! How long every value lives, and the peak of what is alive at once.
+//! Lifetimes of values, and the peak of memory.
 
 use std::collections::BTreeMap;
 
+use prefgraph_nn::size;
 use prefgraph_ops::Shared;
 
 use super::{Gradient, Phase, PlanOptions, PlannedTask, Slots, Task, TaskId, Variant, lanes::Seconds};
@@ -20,6 +21,8 @@ pub struct Memory {
     pub cells: usize,
     /// Values of later steps, made ahead.
     pub ahead: usize,
+    /// What the process holds besides: [`PlanOptions::process`].
+    pub process: usize,
 }
 
 /// Something that takes memory for a part of a step.
@@ -173,7 +176,7 @@ pub(super) fn resident(graph: &Graph, slots: &Slots, variant: &Variant) -> usize
             *held = bytes.max(*held);
         }
     }
-    variant.costs.iter().map(|c| c.resident_bytes).chain(shared.into_values()).sum()
+    size::sum(variant.costs.iter().map(|c| c.resident_bytes).chain(shared.into_values()))
 }
 
 /// Play a step through, for every variant, and keep the fullest.
@@ -196,7 +199,7 @@ fn predict_one(
 ) -> Memory {
     let ahead = |id: TaskId| options.ahead > 0 && tasks[id].phase == Phase::Ahead;
     let finish = tasks.iter().map(end).fold(0.0, f64::max);
-    let mut memory = Memory { resident, ..Memory::default() };
+    let mut memory = Memory { resident, process: options.process, ..Memory::default() };
     let mut grown = vec![0usize; tasks.len()];
     let mut at_start = 0usize;
     // (time, freed bytes), beside what each start adds.
@@ -205,15 +208,15 @@ fn predict_one(
         let bytes = item.bytes[variant];
         let last = last_use(item, tasks);
         if let Kind::Cell(_) = item.kind {
-            memory.cells += bytes;
+            memory.cells = memory.cells.saturating_add(bytes);
             continue;
         }
         if ahead(item.born) && (item.pinned || !ahead(last)) {
             // Made in a step before, and once more for every step that is ahead.
-            memory.ahead += options.ahead * bytes;
-            at_start += bytes;
+            memory.ahead = memory.ahead.saturating_add(options.ahead.saturating_mul(bytes));
+            at_start = at_start.saturating_add(bytes);
         } else {
-            grown[item.born] += bytes;
+            grown[item.born] = grown[item.born].saturating_add(bytes);
         }
         let until = if item.pinned { finish } else { end(&tasks[last]) };
         frees.push((Seconds(until), bytes));
@@ -223,13 +226,14 @@ fn predict_one(
     order.sort_unstable_by_key(|&id| (Seconds(tasks[id].start), id));
 
     let mut frees = frees.into_iter().peekable();
-    let mut alive = resident + memory.cells + memory.ahead + at_start;
+    // Sums that have stopped at the largest number stay far above any memory.
+    let mut alive = size::sum([options.process, resident, memory.cells, memory.ahead, at_start]);
     memory.peak = alive;
     for id in order {
         while let Some((_, bytes)) = frees.next_if(|(time, _)| time.0 <= tasks[id].start) {
-            alive -= bytes;
+            alive = alive.saturating_sub(bytes);
         }
-        alive += grown[id];
+        alive = alive.saturating_add(grown[id]);
         if alive > memory.peak {
             (memory.peak, memory.at) = (alive, Some(id));
         }

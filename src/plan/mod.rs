@@ -3,16 +3,20 @@
 //!
 //! ```text
 //!  shapes     the shape of every port, for the whole graph
+//!  agree      what nodes must agree in and none of them can see alone
 //!  gradient   which nodes need a backward, and which of their inputs want a cotangent
 //!  ahead      which nodes may run before their step
 //!  due        which nodes run at a step, where some are wanted every so many steps only
 //!  tasks      forwards and backwards as one set of tasks with dependencies
 //!  lanes      who runs what, by critical path
 //!  memory     how long every value lives, and the peak
-//!  explain, dot   the plan for people
+//!  rates      speeds that turn costs into seconds
+//!  explain, dot, amount   the plan for people
 //! ```
 
+mod agree;
 mod ahead;
+mod amount;
 mod dot;
 mod due;
 mod error;
@@ -20,6 +24,7 @@ mod explain;
 mod gradient;
 mod lanes;
 mod memory;
+mod rates;
 mod shapes;
 mod tasks;
 
@@ -29,51 +34,34 @@ use prefgraph_ops::{Cost, ErasedShape};
 
 use crate::graph::{Endpoint, Graph, NodeId, Tap};
 
+pub use amount::bytes;
 pub(crate) use due::due;
 pub use error::PlanError;
 pub use gradient::Gradient;
 pub(crate) use lanes::Seconds;
 pub use memory::Memory;
+pub use rates::Rates;
 pub use shapes::Variant;
+
+/// The most lanes of a plan: each is a thread.
+pub const MOST_LANES: usize = 1024;
 
 /// What a plan may use.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlanOptions {
-    /// Worker threads, at least one.
+    /// Worker threads: at least one, at most [`MOST_LANES`]. A number outside counts as the nearest inside.
     pub lanes: usize,
     /// How many steps ahead of the step that uses it a node may run that no cell reaches.
     pub ahead: usize,
     /// Speeds that turn declared costs into seconds.
     pub rates: Rates,
+    /// Bytes that the process holds besides what is planned: its code, the stacks of its threads, what it has read of files.
+    pub process: usize,
 }
 
 impl Default for PlanOptions {
     fn default() -> Self {
-        Self { lanes: 2, ahead: 1, rates: Rates::default() }
-    }
-}
-
-/// Rough speeds of a machine. Only their ratio matters, and only until the first steps have been timed.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rates {
-    /// Floating-point operations a second.
-    pub flops: f64,
-    /// Bytes read or written a second.
-    pub bytes: f64,
-    /// Seconds that starting a task takes.
-    pub start: f64,
-}
-
-impl Default for Rates {
-    fn default() -> Self {
-        Self { flops: 5e10, bytes: 1e10, start: 1e-5 }
-    }
-}
-
-impl Rates {
-    fn seconds(&self, flops: f64, bytes: f64) -> f64 {
-        // A pass waits for the slower of arithmetic and memory.
-        (flops / self.flops).max(bytes / self.bytes) + self.start
+        Self { lanes: 2, ahead: 1, rates: Rates::default(), process: 0 }
     }
 }
 
@@ -217,13 +205,14 @@ impl Plan {
     /// If shapes do not go together, a cotangent is read that does not exist, or a cell is carried in part. The
     /// error names the node.
     pub fn new(graph: &Graph, options: &PlanOptions) -> Result<Self, PlanError> {
-        let options = PlanOptions { lanes: options.lanes.max(1), ..options.clone() };
+        let options = PlanOptions { lanes: options.lanes.clamp(1, MOST_LANES), ..options.clone() };
         let slots = Slots::new(graph);
         let mut cells = vec![false; graph.len()];
         for carry in graph.carries() {
             cells[carry.cell.node.index()] = true;
         }
         let variants = shapes::infer(graph, &slots, &cells)?;
+        agree::check(graph, &variants[0])?;
         let gradient = gradient::derive(graph, &slots, &cells)?;
         let ahead = ahead::derive(graph, &cells);
         let tasks = tasks::tasks(graph, &gradient, &ahead);
@@ -280,7 +269,7 @@ impl Plan {
                 Task::Backward(_) => (0.0, 0.0),
             };
             planned.flops = flops;
-            planned.seconds = rates.seconds(flops, bytes);
+            planned.seconds = rates.seconds(flops, cost.precision, bytes);
         }
     }
 
@@ -369,6 +358,12 @@ impl Plan {
     /// Seconds of the longest path through a step: with more lanes it still takes so long.
     pub fn critical_seconds(&self) -> f64 {
         self.critical
+    }
+
+    /// Seconds that the tasks of a step take in which these nodes run (by index), if nothing overlaps: kernels have all
+    /// cores already, so that two lanes are hardly faster than one.
+    pub(crate) fn work(&self, due: &[bool]) -> f64 {
+        self.tasks.iter().filter(|t| due[t.task.node().index()]).map(|t| t.seconds).sum()
     }
 
     /// Are its times measured, rather than computed from declared costs?

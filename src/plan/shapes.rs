@@ -1,5 +1,6 @@
 //! The shape of every port, for the whole graph, before the first step.
 
+use prefgraph_nn::size;
 use prefgraph_ops::{Cost, ErasedShape, OpError, guard};
 
 use super::{PlanError, Slots};
@@ -37,8 +38,8 @@ impl Variant {
     }
 
     fn bytes(&self) -> usize {
-        let outputs = self.outputs.iter().flatten().map(ErasedShape::bytes).sum::<usize>();
-        outputs + self.costs.iter().map(|c| c.saved_bytes).sum::<usize>()
+        let outputs = self.outputs.iter().flatten().map(ErasedShape::bytes);
+        size::sum(outputs.chain(self.costs.iter().map(|c| c.saved_bytes)))
     }
 }
 
@@ -47,50 +48,66 @@ pub(super) fn largest(variants: &[Variant]) -> usize {
     (0..variants.len()).rev().max_by_key(|&v| variants[v].bytes()).unwrap_or(0)
 }
 
-/// Infer the shapes of all variants.
+/// Bytes of a value that no machine holds. Below it, costs can be computed from a shape without a thought for overflow.
+const TOO_LARGE: usize = 1 << 47;
+
+/// Refuse outputs that no machine holds, before anything is computed from their shapes.
+fn check_sizes(graph: &Graph, id: NodeId, outputs: &[ErasedShape]) -> Result<(), PlanError> {
+    match outputs.iter().zip(&graph[id].outputs).find(|(shape, _)| shape.bytes() >= TOO_LARGE) {
+        Some((shape, output)) => {
+            let shape = shape.describe();
+            let message = format!("its output `{}`, {shape}, is larger than any memory", output.name);
+            Err(PlanError::new(graph, id, message))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Sets of shapes that a plan looks at; beyond them, planning would take longer than it is worth.
+const MOST: usize = 1024;
+
+/// Infer the shapes of all variants. Where several sources give batches that differ, every combination may occur.
 pub(super) fn infer(graph: &Graph, slots: &Slots, cells: &[bool]) -> Result<Vec<Variant>, PlanError> {
-    let mut source: Option<(NodeId, usize)> = None;
+    let mut counts = Vec::with_capacity(graph.len());
+    let mut all = 1usize;
     for (id, node) in graph.nodes() {
         let count = node.op.variants();
-        match source {
-            _ if count == 0 => {
-                return Err(PlanError::new(
-                    graph,
-                    id,
-                    "it has no variant of its output shapes; it must have one",
-                ));
-            }
-            Some((first, _)) if count > 1 => {
-                let message = format!(
-                    "its batches differ in shape, and so do those of `{}`; only one source in a graph may have batches \
-                     that differ",
-                    graph[first].id
-                );
-                return Err(PlanError::new(graph, id, message));
-            }
-            None if count > 1 => source = Some((id, count)),
-            _ => {}
+        if count == 0 {
+            let message = "it has no variant of its output shapes; it must have one";
+            return Err(PlanError::new(graph, id, message));
         }
+        all = all.saturating_mul(count);
+        if all > MOST {
+            let message = format!(
+                "its batches have {count} shapes, which with those of the sources before it makes {all} combinations, \
+                 more than {MOST}: let each source read samples of fewer kinds, e.g. by `reference_counts`"
+            );
+            return Err(PlanError::new(graph, id, message));
+        }
+        counts.push(count);
     }
-    let count = source.map_or(1, |(_, count)| count);
-    let variants =
-        (0..count).map(|v| variant(graph, source.map(|(id, _)| id), v)).collect::<Result<Vec<_>, _>>()?;
+    let variants = (0..all).map(|v| variant(graph, &counts, v)).collect::<Result<Vec<_>, _>>()?;
     check_cells(graph, slots, cells, &variants)?;
     Ok(variants)
 }
 
-fn variant(graph: &Graph, source: Option<NodeId>, index: usize) -> Result<Variant, PlanError> {
+/// Combination number `index`: every source's own variant is a digit of it, the first source's the lowest.
+fn variant(graph: &Graph, counts: &[usize], mut index: usize) -> Result<Variant, PlanError> {
     let mut variant =
         Variant { outputs: Vec::with_capacity(graph.len()), costs: Vec::with_capacity(graph.len()) };
     for (id, node) in graph.nodes() {
         let inputs = variant.inputs(graph, id);
-        let at = if source == Some(id) { index } else { 0 };
-        let outputs = guarded(|| node.op.shapes(&inputs, at)).map_err(|e| refused(graph, id, &inputs, &e))?;
+        let count = counts[id.index()];
+        let own = index % count;
+        index /= count;
+        let outputs =
+            guarded(|| node.op.shapes(&inputs, own)).map_err(|e| refused(graph, id, &inputs, &e))?;
         if outputs.len() != node.outputs.len() {
             let message =
                 format!("it states {} output shapes for {} outputs", outputs.len(), node.outputs.len());
             return Err(PlanError::new(graph, id, OpError::internal(message).to_string()));
         }
+        check_sizes(graph, id, &outputs)?;
         let cost =
             guarded(|| Ok(node.op.cost(&inputs, &outputs))).map_err(|e| refused(graph, id, &inputs, &e))?;
         variant.outputs.push(outputs);
@@ -103,13 +120,21 @@ fn guarded<R>(body: impl FnOnce() -> Result<R, OpError>) -> Result<R, OpError> {
     guard::catch(body).unwrap_or_else(|panic| Err(OpError::new(format!("panicked: {panic}"))))
 }
 
+/// What is read at an endpoint: with its role where it is the value.
+fn read(graph: &Graph, from: Endpoint, shape: &ErasedShape) -> String {
+    match from.tap {
+        Tap::Value => graph[from.node].outputs[from.port].ty.describe(shape),
+        Tap::Cotangent => shape.describe(),
+    }
+}
+
 /// What the operator said, and what it was given: names on both sides.
 fn refused(graph: &Graph, id: NodeId, inputs: &[Vec<ErasedShape>], error: &OpError) -> PlanError {
     let node = &graph[id];
     let mut given = Vec::new();
     for ((spec, wires), shapes) in node.inputs.iter().zip(&node.wires).zip(inputs) {
         for (&from, shape) in wires.iter().zip(shapes) {
-            given.push(format!("{} = `{}` {}", spec.name, graph.path(from), shape.describe()));
+            given.push(format!("{} = `{}` {}", spec.name, graph.path(from), read(graph, from, shape)));
         }
     }
     let given = if given.is_empty() { String::new() } else { format!(" (it reads {})", given.join(", ")) };

@@ -15,32 +15,15 @@ use prefgraph_ops::{Value, port::take, ports::Effects};
 
 use super::{
     RunError, StepOutput, TaskTime,
-    lanes::{Done, Job, Product, Shared, Work, number},
+    lanes::{Shared, number},
+    message::{Answer, Message},
     values::{Reads, Values, open_tasks},
+    work::{Done, Job, Product, Work},
 };
 use crate::{
     graph::{Endpoint, NodeId},
     plan::{Phase, Plan, Seconds, Task, TaskId, due},
 };
-
-/// What a finished or failed step is answered with.
-pub(super) type Answer = Result<(StepOutput, Option<Arc<Plan>>), RunError>;
-
-pub(super) enum Message {
-    /// Run the next step.
-    Step(Sender<Answer>),
-    /// From a lane.
-    Done(Done),
-    /// Nothing is to run beyond this step.
-    Last(Option<u64>),
-    /// Keep this to the end of every step.
-    Keep(Endpoint),
-    /// The values of all cells; empty before the first step.
-    Cells(Sender<BTreeMap<Endpoint, Value>>),
-    /// Start again at this step with these cells.
-    Restore(u64, BTreeMap<Endpoint, Value>),
-    Stop,
-}
 
 /// A step in flight.
 struct InFlight {

@@ -1,4 +1,4 @@
-//! Why a run stopped.
+//! Errors of a run.
 
 use prefgraph_ops::OpError;
 

@@ -12,13 +12,18 @@ use prefgraph_nn as nn;
 use prefgraph_ops::{
     Ctx, OpError, Scalar, Value, guard,
     operator::Residuals,
-    port::{self, take},
+    port::{grad_value, take},
+    tensor,
 };
 
-use super::{RunError, coordinator::Message};
+use super::{
+    RunError,
+    message::Message,
+    work::{Done, Job, Product, Work},
+};
 use crate::{
     graph::{Graph, NodeId, Tap},
-    plan::{Plan, Task, TaskId},
+    plan::{Plan, Task},
 };
 
 /// What all lanes read.
@@ -30,47 +35,6 @@ pub(super) struct Shared {
     pub cpu: nn::Cpu,
 }
 
-/// One task with everything it reads.
-pub(super) struct Work {
-    pub epoch: u64,
-    pub step: u64,
-    pub id: TaskId,
-    pub task: Task,
-    pub job: Job,
-}
-
-pub(super) enum Job {
-    /// One entry a wire; `None` is a cotangent that is zero.
-    Forward(Vec<Vec<Option<Value>>>),
-    /// What forward kept, where the operator is called; for every output the cotangents that came, in the order of
-    /// the wires.
-    Backward(Option<Residuals>, Vec<Vec<Value>>),
-}
-
-pub(super) enum Product {
-    Forward {
-        outputs: Vec<Value>,
-        saved: Option<Residuals>,
-    },
-    Backward {
-        /// For every output, the sum of its cotangents.
-        sums: Vec<Option<Value>>,
-        /// For every input, one entry a wire; empty if none is wanted.
-        to_inputs: Vec<Vec<Option<Value>>>,
-    },
-}
-
-/// How a task went.
-pub(super) struct Done {
-    pub lane: usize,
-    pub epoch: u64,
-    pub step: u64,
-    pub id: TaskId,
-    pub started: Instant,
-    pub seconds: f64,
-    pub result: Result<Product, OpError>,
-}
-
 /// Start a lane. It ends when the sender of its work is dropped.
 pub(super) fn spawn(
     lane: usize,
@@ -80,7 +44,7 @@ pub(super) fn spawn(
 ) -> Result<JoinHandle<()>, RunError> {
     let name = format!("lane-{lane}");
     let body = move || {
-        let host = port::host();
+        let host = tensor::host();
         for work in work {
             let Work { epoch, step, id, task, job } = work;
             let started = Instant::now();
@@ -125,7 +89,7 @@ fn forward(
         for (from, value) in wires.iter().zip(values) {
             list.push(match from.tap {
                 Tap::Value => value.ok_or_else(|| OpError::internal("an input has no value"))?,
-                Tap::Cotangent => (shared.graph[from.node].outputs[from.port].ty.wrap_grad)(value),
+                Tap::Cotangent => grad_value(value),
             });
         }
         read.push(list);

@@ -12,20 +12,27 @@
 mod coordinator;
 mod error;
 mod lanes;
+mod message;
 mod values;
+mod work;
 
 use std::{collections::BTreeMap, sync::Arc, thread::JoinHandle};
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 use prefgraph_nn as nn;
-use prefgraph_ops::{Grad, NamedState, OpError, Port, Value, guard, port::take, ports::Effect};
+use prefgraph_ops::{
+    Grad, NamedState, OpError, Port, Value, guard,
+    port::{take, take_grad},
+    ports::Effect,
+};
 
 use crate::{
     graph::{Endpoint, Graph, Tap, Wire},
     plan::{Plan, Task},
 };
-use coordinator::{Coordinator, Message};
+use coordinator::Coordinator;
 use lanes::Shared;
+use message::Message;
 
 pub use error::RunError;
 
@@ -88,7 +95,7 @@ impl StepOutput {
 
     /// A cotangent that [`Runner::keep`] asked for; `None` is zero.
     pub fn cotangent<P: Port>(&self, wire: Wire<Grad<P>>) -> Option<P::Grad> {
-        self.kept.get(&wire.endpoint()).map(take)
+        self.kept.get(&wire.endpoint()).map(take_grad::<P>)
     }
 
     /// The same with a type known at run time only.

@@ -1,4 +1,4 @@
-//! The cache that a graph file asks for, and where the file is wrong about it.
+//! The `cache` section of a graph file, and errors with their place.
 
 use super::{
     CacheSettings,

@@ -1,10 +1,10 @@
-//! What is wrong with a setting, in words.
+//! Error messages about settings.
 
 use ron::error::Error as Ron;
 
 use super::{
     nearest::advice,
-    parse::NodeText,
+    parse::{NodeText, Stated},
     resolve::Found,
     source::{At, Sources, Span, SpecError},
     text::TextError,
@@ -78,14 +78,28 @@ pub(crate) fn one_line(doc: &str) -> String {
     doc.split_whitespace().collect::<Vec<_>>().join(" ").trim_end_matches('.').to_owned()
 }
 
-/// The operator of `node` refused its settings; what it names in backquotes is marked, if the file states it.
+/// The settings of `node` that the command line states.
+pub(super) fn from_command_line<'a>(
+    sources: &'a Sources,
+    node: &'a NodeText,
+) -> impl Iterator<Item = &'a Stated> {
+    node.settings.iter().filter(|(key, _)| sources.is_command_line(key.span.file))
+}
+
+/// The operator of `node` refused its settings. Marked are those that it names; of the command line's and the file's those of
+/// the command line, since the file may have been right without them.
 pub(super) fn refused(sources: &Sources, node: &NodeText, entry: &Entry, why: &str) -> Box<SpecError> {
-    let named: Vec<&str> = why.split('`').skip(1).step_by(2).collect();
-    let mut places: Vec<(Span, String)> = Vec::new();
-    for (key, value) in &node.settings {
-        if named.contains(&key.value.as_str()) {
-            places.push((value.span, format!("`{}`", key.value)));
-        }
+    let quoted: Vec<&str> = why.split('`').skip(1).step_by(2).collect();
+    let words: Vec<&str> = why.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    let place = |(key, value): &Stated| (value.span, format!("`{}`", key.value));
+    let named = |names: &[&str]| -> Vec<(Span, String)> {
+        node.settings.iter().filter(|(key, _)| names.contains(&key.value.as_str())).map(place).collect()
+    };
+    let set: Vec<_> = from_command_line(sources, node).map(place).collect();
+    let mut places =
+        [named(&quoted), named(&words), set].into_iter().find(|p| !p.is_empty()).unwrap_or_default();
+    if places.iter().any(|(span, _)| sources.is_command_line(span.file)) {
+        places.retain(|(span, _)| sources.is_command_line(span.file));
     }
     if places.is_empty() {
         let op = node.op.as_ref().map_or(node.id.span, |op| op.span);

@@ -1,4 +1,4 @@
-//! What two resolved graphs have not in common.
+//! Differences between two resolved graphs.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -97,6 +97,19 @@ fn facts(graph: &FileText) -> BTreeMap<String, String> {
         facts.insert(format!("cache.{}", key.value), value.value.clone());
     }
     facts
+}
+
+/// Every node of a resolved graph: its id, its operator, and its settings as `(name: value, ...)`.
+pub(crate) fn nodes(resolved: &str) -> Vec<(String, String, String)> {
+    let mut sources = Sources::default();
+    let file = sources.add("the resolved graph", resolved, Path::new("."));
+    let Ok(graph) = parse(&sources, file) else { return Vec::new() };
+    let node = |node: super::parse::NodeText| {
+        let settings: Vec<String> =
+            node.settings.iter().map(|(k, v)| format!("{}: {}", k.value, v.value)).collect();
+        (node.id.value, node.op.map(|op| op.value).unwrap_or_default(), format!("({})", settings.join(", ")))
+    };
+    graph.nodes.into_iter().map(node).collect()
 }
 
 /// Every setting that a resolved graph states.

@@ -1,13 +1,13 @@
-//! A chain of graph files as one: a file that extends another states only how it differs.
+//! Merges a graph file with the files that it extends.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
 };
 
 use super::{
     nearest::advice,
-    parse::{FileText, NodeText, Stated, parse},
+    parse::{FileText, NodeText, Stated, is_name, parse},
     source::{At, Sources, Span, SpecError},
 };
 
@@ -92,7 +92,7 @@ fn root(sources: &Sources, file: usize, text: FileText) -> Result<Merged, Box<Sp
     }
     let name = text.name.unwrap_or_else(|| {
         let shown = Path::new(sources.name(file)).file_stem().map(|s| s.to_string_lossy().into_owned());
-        At { value: shown.unwrap_or_else(|| "graph".into()), span: start }
+        At { value: shown.filter(|name| is_name(name)).unwrap_or_else(|| "graph".into()), span: start }
     });
     for node in &text.nodes {
         if node.op.is_none() {
@@ -131,45 +131,79 @@ fn extend(sources: &Sources, parent: Merged, child: FileText) -> Result<Merged, 
     if let Some(name) = child.name {
         out.name = name;
     }
-    for id in child.remove {
-        let Some(at) = out.nodes.iter().position(|n| n.id.value == id.value) else {
-            let help = advice("nodes of the parent", &id.value, out.ids());
-            let message = format!("the parent has no node `{}` to remove", id.value);
-            return Err(sources.error(message, id.span, "not a node").help(help));
-        };
-        out.nodes.remove(at);
-        // A cell that is gone carries nothing.
-        out.carry.retain(|(cell, _)| cell.value != id.value);
-        out.removed.push(id);
-    }
+    remove(sources, &mut out, &child.remove)?;
+    let mut index: HashMap<String, usize> = out.ids().map(str::to_owned).zip(0..).collect();
     for node in child.nodes {
-        match out.nodes.iter_mut().find(|n| n.id.value == node.id.value) {
-            Some(old) => override_node(old, node),
+        match index.get(&node.id.value) {
+            Some(&old) => override_node(&mut out.nodes[old], node),
             None if node.op.is_none() => {
                 let ids: Vec<&str> = out.ids().collect();
                 return Err(no_operator(sources, &node, &ids));
             }
-            None => out.nodes.push(node),
+            None => {
+                index.insert(node.id.value.clone(), out.nodes.len());
+                out.nodes.push(node);
+            }
         }
     }
     if child.loss.is_some() {
         out.loss = child.loss;
     }
+    let mut index: HashMap<String, usize> = out.carry.iter().map(|(c, _)| c.value.clone()).zip(0..).collect();
+    let mut gone = HashSet::new();
     for (cell, next) in child.carry {
-        let old = out.carry.iter().position(|(c, _)| c.value == cell.value);
-        match (old, next) {
-            (Some(at), Some(next)) => out.carry[at] = (cell, next),
-            (Some(at), None) => drop(out.carry.remove(at)),
-            (None, Some(next)) => out.carry.push((cell, next)),
+        match (index.get(&cell.value), next) {
+            (Some(&at), Some(next)) => out.carry[at] = (cell, next),
+            (Some(_), None) => drop(gone.insert(cell.value)),
+            (None, Some(next)) => {
+                index.insert(cell.value.clone(), out.carry.len());
+                out.carry.push((cell, next));
+            }
             (None, None) => {
                 let cells: Vec<&str> = out.carry.iter().map(|c| c.0.value.as_str()).collect();
                 return Err(no_cell(sources, &cell, &cells));
             }
         }
     }
+    out.carry.retain(|(cell, _)| !gone.contains(&cell.value));
     put_all(&mut out.run, child.run);
     put_all(&mut out.cache, child.cache);
     Ok(out)
+}
+
+/// Take away the nodes of these names, and of a name that ends in `*` all nodes whose names begin so.
+fn remove(sources: &Sources, out: &mut Merged, ids: &[At<String>]) -> Result<(), Box<SpecError>> {
+    let index: HashMap<&str, usize> = out.ids().zip(0..).collect();
+    let mut gone: Vec<Option<Span>> = vec![None; out.nodes.len()];
+    for id in ids {
+        let meant: Vec<usize> = match id.value.strip_suffix('*') {
+            Some(start) => {
+                index.iter().filter(|(name, _)| name.starts_with(start)).map(|(_, at)| *at).collect()
+            }
+            None => index.get(id.value.as_str()).copied().into_iter().collect(),
+        };
+        let left: Vec<usize> = meant.into_iter().filter(|at| gone[*at].is_none()).collect();
+        if left.is_empty() {
+            let remaining = out.ids().zip(&gone).filter(|(_, gone)| gone.is_none()).map(|(name, _)| name);
+            let help = advice("nodes of the parent", &id.value, remaining);
+            let message = format!("the parent has no node `{}` to remove", id.value);
+            return Err(sources.error(message, id.span, "not a node").help(help));
+        }
+        left.into_iter().for_each(|at| gone[at] = Some(id.span));
+    }
+    let mut names = HashSet::new();
+    for (node, gone) in std::mem::take(&mut out.nodes).into_iter().zip(gone) {
+        match gone {
+            None => out.nodes.push(node),
+            Some(span) => {
+                names.insert(node.id.value.clone());
+                out.removed.push(At { value: node.id.value, span });
+            }
+        }
+    }
+    // A cell that is gone carries nothing.
+    out.carry.retain(|(cell, _)| !names.contains(&cell.value));
+    Ok(())
 }
 
 /// `new` over `old`: key by key, or whole if the operator is another.

@@ -1,11 +1,13 @@
 //! Graphs from RON files, with errors that point into the file.
 //!
 //! ```text
-//!  source, syntax, scan   texts, and one level of RON at a time, with the place of every part
+//!  source, excerpt        texts and places in them, and what an error shows of a text
+//!  syntax, scan           one level of RON at a time, with the place of every part
 //!  parse -> merge -> set  one file; a chain of files as one; settings of the command line over it
 //!  resolve -> wire        references followed and operators built; names become wires
 //!  caching                nodes that a cache stands before
 //!  resolved, diff         a graph as one flat file; what two of them have not in common
+//!  outline                what a graph states of its nodes, without building them
 //!  stated                 what such a file says, without building anything from it
 //! ```
 //!
@@ -14,8 +16,10 @@
 mod caching;
 mod complain;
 mod diff;
+mod excerpt;
 mod merge;
 mod nearest;
+mod outline;
 mod parse;
 mod paths;
 mod resolve;
@@ -31,7 +35,10 @@ mod wire;
 
 use std::path::Path;
 
+pub(crate) use diff::nodes;
 pub use diff::{Change, diff};
+pub(crate) use nearest::advice;
+pub use outline::Outline;
 pub use run_settings::{CacheSettings, RunSettings};
 pub use source::SpecError;
 pub use stated::{Stated, StatedNode, stated};
@@ -54,8 +61,56 @@ pub struct Loaded {
     pub cache: Option<Cache>,
     /// The same graph as one flat file, with all defaults and absolute paths.
     pub resolved: String,
+    /// The settings over the file, with absolute paths.
+    pub sets: Vec<String>,
     sources: Sources,
     merged: Merged,
+}
+
+/// The name of the graph in the file at `path`: the rest is not looked at.
+///
+/// # Errors
+/// As [`load`], as far as that needs no operator.
+pub fn name(path: &Path) -> Result<String, Box<SpecError>> {
+    let mut sources = Sources::default();
+    let (text, folder) = read(path)?;
+    let file = sources.add(path.display().to_string(), text, folder);
+    Ok(merge::merge(&mut sources, file, Some(path))?.name.value)
+}
+
+/// The text of a graph file, and the folder that paths in it are relative to.
+fn read(path: &Path) -> Result<(String, &Path), Box<SpecError>> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        let error = SpecError::nowhere(format!("cannot read the graph `{}`: {e}", path.display()));
+        match beside(path, folder) {
+            Some(help) => error.help(help),
+            None => error,
+        }
+    })?;
+    Ok((text, folder))
+}
+
+/// What may have been meant by `path`, which is no graph file in `folder`.
+fn beside(path: &Path, folder: &Path) -> Option<String> {
+    if path.is_dir() {
+        let graph = path.join("graph.ron");
+        let resume = || format!("it is the folder of a run, whose graph is `{}`", graph.display());
+        return Some(if graph.is_file() {
+            resume()
+        } else {
+            "it is a folder: name the graph file in it".into()
+        });
+    }
+    let name = path.file_name()?.to_string_lossy().into_owned();
+    let files =
+        std::fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let graphs: Vec<String> = files.filter(|file| file.ends_with(".ron")).collect();
+    let near = nearest::nearest(&name, graphs.iter().map(String::as_str))?;
+    Some(format!("did you mean `{}`?", path.with_file_name(near).display()))
 }
 
 /// Load the graph file at `path`, with settings `node.setting=VALUE` over it.
@@ -77,22 +132,7 @@ pub fn settings_of<O: Operator>(
     sets: &[String],
     registry: &Registry,
 ) -> Result<Vec<(String, O::Settings)>, Box<SpecError>> {
-    let (text, folder) = read(path)?;
-    let mut sources = Sources::default();
-    let merged =
-        merged(&mut sources, &path.display().to_string(), &text, folder, Some(path), sets, registry)?;
-    resolve::Resolver::new(&sources, &merged, registry)?.settings_of::<O>()
-}
-
-/// The text of a graph file, and its folder.
-fn read(path: &Path) -> Result<(String, &Path), Box<SpecError>> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| SpecError::nowhere(format!("cannot read the graph `{}`: {e}", path.display())))?;
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    Ok((text, folder))
+    Outline::open(path, sets, registry)?.settings_of::<O>()
 }
 
 /// Load a graph from its text; `name` is shown in errors, relative paths are relative to `folder`.
@@ -118,7 +158,7 @@ fn load_from(
     registry: &Registry,
 ) -> Result<Loaded, Box<SpecError>> {
     let mut sources = Sources::default();
-    let merged = merged(&mut sources, name, text, folder, path, sets, registry)?;
+    let (merged, sets) = merged(&mut sources, name, text, folder, path, sets, registry)?;
     let (built, run, cached) = resolve::Resolver::new(&sources, &merged, registry)?.all()?;
     let internal = |e: String| SpecError::nowhere(format!("internal error, please report it: {e}"));
     let settings = built.iter().map(|b| text::fields(&b.settings)).collect::<Result<Vec<_>, _>>();
@@ -126,7 +166,7 @@ fn load_from(
     let mut graph = wire::wire(&sources, &merged, built)?;
     let cache = caching::attach(&sources, &merged, &mut graph, &cached)?;
     let resolved = resolved::resolved(&graph, &merged, &settings, &run, &cached).map_err(internal)?;
-    Ok(Loaded { graph, run, cache, resolved, sources, merged })
+    Ok(Loaded { graph, run, cache, resolved, sets, sources, merged })
 }
 
 /// A chain of files as one, with the settings of the command line over it.
@@ -138,11 +178,11 @@ fn merged(
     path: Option<&Path>,
     sets: &[String],
     registry: &Registry,
-) -> Result<Merged, Box<SpecError>> {
+) -> Result<(Merged, Vec<String>), Box<SpecError>> {
     let file = sources.add(name, text, folder);
     let mut merged = merge::merge(sources, file, path)?;
-    set::apply(sources, &mut merged, sets, Path::new("."), registry)?;
-    Ok(merged)
+    let sets = set::apply(sources, &mut merged, sets, Path::new("."), registry)?;
+    Ok((merged, sets))
 }
 
 /// What to say where `name` is no operator.
@@ -160,7 +200,18 @@ impl Loaded {
             Some((name, _)) => self.sources.error(message, name.span, "this input"),
             None => {
                 let span = spec.op.as_ref().map_or(spec.id.span, |op| op.span);
-                let error = self.sources.error(message, span, "this operator");
+                // What the command line set comes first: the file may have been right without it.
+                let mut sets = complain::from_command_line(&self.sources, spec).take(6);
+                let error = match sets.next() {
+                    Some((_, value)) => {
+                        let error = self.sources.error(message, value.span, "with this setting");
+                        self.sources.also(error, span, "of this operator")
+                    }
+                    None => self.sources.error(message, span, "this operator"),
+                };
+                let error = sets.fold(error, |error, (_, value)| {
+                    self.sources.also(error, value.span, "with this setting")
+                });
                 // Where its inputs come from, since shapes come from there.
                 spec.inputs
                     .iter()

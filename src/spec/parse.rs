@@ -1,4 +1,4 @@
-//! One graph file as it is written: names and texts with their places, nothing resolved.
+//! Parses one graph file: names and texts with their places, nothing resolved yet.
 
 use super::{
     nearest::advice,
@@ -54,7 +54,11 @@ pub(super) fn parse(sources: &Sources, file: usize) -> Result<FileText, Box<Spec
     for (key, value) in Piece::whole(sources, file).fields("a graph", "Graph")? {
         match key.value {
             "extends" => out.extends = Some(value.string("the file that is extended")?),
-            "name" => out.name = Some(value.string("a name")?),
+            "name" => {
+                let name = value.string("a name")?;
+                check_name(sources, &name)?;
+                out.name = Some(name);
+            }
             "remove" => {
                 for id in value.items("`remove`")? {
                     out.remove.push(id.string("the id of a node")?);
@@ -145,6 +149,21 @@ fn owned(name: At<&str>) -> At<String> {
 fn unknown(sources: &Sources, owner: &str, what: &str, key: At<&str>, all: &[&str]) -> Box<SpecError> {
     let message = format!("{owner} has no field `{}`", key.value);
     sources.error(message, key.span, "not a field").help(advice(what, key.value, all.iter().copied()))
+}
+
+/// Can it be the name of a graph, and of a folder in another? One of several parts would lead elsewhere.
+pub(super) fn is_name(name: &str) -> bool {
+    let bad = |c: char| c == '/' || c == '\\' || c.is_control();
+    !name.trim().is_empty() && !name.contains(bad) && name != "." && name != ".."
+}
+
+fn check_name(sources: &Sources, name: &At<String>) -> Result<(), Box<SpecError>> {
+    if is_name(&name.value) {
+        return Ok(());
+    }
+    let message = format!("`{}` cannot be the name of a graph", name.value.escape_debug());
+    let error = sources.error(message, name.span, "not a name");
+    Err(error.help("it names the run's folder in `runs`: text without `/` and `\\`, as in `my_run`; `--out` chooses a folder elsewhere"))
 }
 
 fn check_id(sources: &Sources, id: &At<String>) -> Result<(), Box<SpecError>> {

@@ -1,4 +1,4 @@
-//! Settings as they are meant: references followed, paths made absolute, operators built.
+//! Resolves settings: follows references, makes paths absolute, builds operators.
 
 use std::collections::HashMap;
 
@@ -110,7 +110,13 @@ impl<'a> Resolver<'a> {
     /// Every operator, by index of its node, and the settings of the run and of the cache.
     pub fn all(mut self) -> Result<(Vec<Built>, RunSettings, CacheSettings), Box<SpecError>> {
         let merged = self.merged;
-        let run = self.settings(Owner::Run, "run", "a run", &merged.run)?;
+        let run: RunSettings = self.settings(Owner::Run, "run", "a run", &merged.run)?;
+        if let Some((name, accepted)) = run.fault()
+            && let Some((_, value)) = merged.run.iter().find(|(key, _)| key.value == name)
+        {
+            let message = format!("`run.{name}` cannot be {}", value.value);
+            return Err(self.sources.error(message, value.span, "out of range").help(accepted));
+        }
         let cache = self.settings(Owner::Cache, "cache", "a cache", &merged.cache)?;
         for node in 0..self.built.len() {
             self.build(node)?;
@@ -225,12 +231,12 @@ impl<'a> Resolver<'a> {
             }
             _ => Found { text: value.value.clone(), stated: Some(value.span) },
         };
-        Ok(match (setting.doc.path, found.stated) {
-            (true, Some(span)) => {
-                Found { text: absolute(&found.text, self.sources.folder(span.file)), ..found }
-            }
-            _ => found,
-        })
+        let (true, Some(span)) = (setting.doc.path, found.stated) else { return Ok(found) };
+        let text = absolute(&found.text, self.sources.folder(span.file)).map_err(|e| {
+            let help = "name it by an absolute path, or work in a folder with another name";
+            self.sources.error(e, span, "relative to that folder").help(help)
+        })?;
+        Ok(Found { text, ..found })
     }
 
     fn enter(&mut self, owner: Owner, field: &str, at: Span) -> Result<(), Box<SpecError>> {

@@ -1,4 +1,4 @@
-//! A graph as one flat file: no parent, no reference, no default left unsaid.
+//! A graph as one flat file: no parent, no references, every default written out.
 
 use std::fmt::Write as _;
 

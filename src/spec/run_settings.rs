@@ -1,4 +1,6 @@
-//! What a graph file says about the run as a whole.
+//! The `run` section of a graph file.
+
+use crate::plan::MOST_LANES;
 
 prefgraph_ops::settings! {
     /// Settings of a run: the `run` field of a graph file.
@@ -7,8 +9,12 @@ prefgraph_ops::settings! {
         pub steps: u64 = 100,
         /// Seed of all random numbers.
         pub seed: u64 = 0,
-        /// Steps from one checkpoint to the next; 0 writes one at the end only.
+        /// Steps from one checkpoint to the next; 0 counts none.
         pub checkpoint_every: u64 = 50,
+        /// Minutes from one checkpoint to the next, at most: what a crash can cost; 0 counts none.
+        pub checkpoint_minutes: f64 = 15.0,
+        /// Write `adapter.safetensors` with every checkpoint, too; at the end and on interruption it is written in any case.
+        pub checkpoint_adapter: bool = true,
         /// Checkpoints that are kept; older ones are removed.
         pub keep_checkpoints: usize = 3,
         /// Steps by which nodes that read no carried state may run ahead.
@@ -19,6 +25,33 @@ prefgraph_ops::settings! {
         pub threads: usize = 0,
         /// Steps from one line on the terminal to the next, where there is no progress bar.
         pub log_every: u64 = 1,
+    }
+}
+
+/// The most steps that a run may be ahead: every one of them holds its values.
+const MOST_AHEAD: usize = 1024;
+
+impl RunSettings {
+    /// The name of a setting that no run can have, and what it may be.
+    pub(super) fn fault(&self) -> Option<(&'static str, String)> {
+        let minutes = self.checkpoint_minutes;
+        let (name, accepted) = if self.steps == 0 {
+            ("steps", "a run has at least 1 step".to_owned())
+        } else if !(minutes >= 0.0 && minutes.is_finite()) {
+            ("checkpoint_minutes", "0 or a positive number of minutes is needed".to_owned())
+        } else if self.lanes > MOST_LANES {
+            ("lanes", format!("at most {MOST_LANES} nodes can run at the same time; 0 chooses"))
+        } else if self.ahead > MOST_AHEAD {
+            (
+                "ahead",
+                format!(
+                    "at most {MOST_AHEAD} steps can be made ahead; 1 or 2 are enough to hide the reading of data"
+                ),
+            )
+        } else {
+            return None;
+        };
+        Some((name, accepted))
     }
 }
 
@@ -33,5 +66,14 @@ prefgraph_ops::settings! {
 }
 
 /// Run settings that change how a run goes, but no bit of what it computes.
-pub(crate) const FREE: [&str; 7] =
-    ["steps", "checkpoint_every", "keep_checkpoints", "ahead", "lanes", "threads", "log_every"];
+pub(crate) const FREE: [&str; 9] = [
+    "steps",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "checkpoint_adapter",
+    "keep_checkpoints",
+    "ahead",
+    "lanes",
+    "threads",
+    "log_every",
+];

@@ -1,4 +1,4 @@
-//! Where comments and strings are in a RON text: all that has to be known to trim one and to rewrite the other.
+//! Finds comments and strings in RON text, to trim the former and rewrite the latter.
 
 use std::ops::Range;
 

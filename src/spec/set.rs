@@ -1,4 +1,4 @@
-//! Settings from the command line: `node.setting=VALUE`, over whatever the files say.
+//! Settings from the command line: `node.setting=VALUE` overrides the files.
 
 use std::path::Path;
 
@@ -8,26 +8,28 @@ use super::{
     CacheSettings, RunSettings,
     merge::{Merged, put},
     nearest::advice,
+    paths::absolute,
     resolve::{entry_of, no_setting, unknown_setting},
-    source::{At, Sources, Span, SpecError},
-    syntax::quote,
+    source::{At, COMMAND_LINE, Sources, Span, SpecError},
+    syntax::{one_value, quote},
     text,
 };
 use crate::registry::{Registry, setting_entries};
 
-/// Apply `sets` in order; relative paths in them are relative to `folder`.
+/// Apply `sets` in order; relative paths in them are relative to `folder`. Returns them so that they mean the same in every
+/// folder.
 pub(super) fn apply(
     sources: &mut Sources,
     merged: &mut Merged,
     sets: &[String],
     folder: &Path,
     registry: &Registry,
-) -> Result<(), Box<SpecError>> {
-    for set in sets {
-        let file = sources.add("--set", set.as_str(), folder);
-        apply_one(sources, merged, file, registry)?;
-    }
-    Ok(())
+) -> Result<Vec<String>, Box<SpecError>> {
+    let one = |set: &String| {
+        let file = sources.add(COMMAND_LINE, set.as_str(), folder);
+        apply_one(sources, merged, file, registry)
+    };
+    sets.iter().map(one).collect()
 }
 
 fn apply_one(
@@ -35,7 +37,7 @@ fn apply_one(
     merged: &mut Merged,
     file: usize,
     registry: &Registry,
-) -> Result<(), Box<SpecError>> {
+) -> Result<String, Box<SpecError>> {
     let set = sources.text(file).to_owned();
     let at = |start: usize, part: &str| Span { file, start, end: start + part.len() };
     let parts = set.split_once('=').and_then(|(path, value)| {
@@ -44,15 +46,20 @@ fn apply_one(
     });
     let Some((node, field, value)) = parts else {
         let error = sources.error(format!("`{set}` sets nothing"), at(0, &set), "not `node.setting=VALUE`");
-        return Err(error.help("as in `--set noise.process=flow` or `--set run.steps=10`"));
+        let names = setting_entries::<RunSettings>();
+        let of_run = set.split_once('=').filter(|(name, _)| names.iter().any(|s| s.doc.name == *name));
+        return Err(error.help(match of_run {
+            Some(_) => format!("did you mean `--set run.{set}`?"),
+            None => "as in `--set noise.process=flow` or `--set run.steps=10`".into(),
+        }));
     };
     let key = At { value: field.to_owned(), span: at(node.len() + 1, field) };
     let value_at = at(node.len() + field.len() + 2, value);
-    let ron = match merged.node(node) {
+    let (ron, path) = match merged.node(node) {
         Some(found) => {
             let entry = entry_of(sources, registry, found)?;
-            entry.setting(field).ok_or_else(|| unknown_setting(sources, entry, &key))?;
-            as_ron(field, value, |text| entry.check(text).is_ok())
+            let setting = entry.setting(field).ok_or_else(|| unknown_setting(sources, entry, &key))?;
+            (as_ron(field, value, |text| entry.check(text).is_ok()), setting.doc.path)
         }
         None if node == "run" => other::<RunSettings>(sources, "a run", &key, value)?,
         None if node == "cache" => other::<CacheSettings>(sources, "a cache", &key, value)?,
@@ -62,6 +69,17 @@ fn apply_one(
             return Err(error.help(help));
         }
     };
+    let Some(ron) = ron else {
+        let error = sources.error(format!("`{field}` cannot be `{value}`"), value_at, "not one value");
+        return Err(error.help("one `--set` sets one setting: repeat it for another, as in `--set run.steps=10 --set run.seed=1`"));
+    };
+    // A reference is no path, and a path that cannot be stated is refused later, in place.
+    let is_reference = text::read::<String>(&ron).is_ok_and(|content| content.starts_with('@'));
+    let anywhere = match path && !is_reference {
+        true => absolute(&ron, sources.folder(file)).unwrap_or_else(|_| ron.clone()),
+        false => ron.clone(),
+    };
+    let normal = format!("{node}.{field}={anywhere}");
     let value = At { value: ron, span: value_at };
     let all = match merged.nodes.iter_mut().find(|n| n.id.value == node) {
         Some(found) => &mut found.settings,
@@ -69,28 +87,32 @@ fn apply_one(
         None => &mut merged.run,
     };
     put(all, key, value);
-    Ok(())
+    Ok(normal)
 }
 
-/// A value of the settings `S` of something that is no node.
+/// A value of the settings `S` of something that is no node, and whether it is a path.
 fn other<S: Settings>(
     sources: &Sources,
     what: &str,
     key: &At<String>,
     value: &str,
-) -> Result<String, Box<SpecError>> {
+) -> Result<(Option<String>, bool), Box<SpecError>> {
     let all = setting_entries::<S>();
-    if !all.iter().any(|s| s.doc.name == key.value) {
+    let Some(setting) = all.iter().find(|s| s.doc.name == key.value) else {
         return Err(no_setting(sources, what, key.span, &key.value, &all));
-    }
-    Ok(as_ron(&key.value, value, |text| text::read::<S>(text).is_ok()))
+    };
+    Ok((as_ron(&key.value, value, |text| text::read::<S>(text).is_ok()), setting.doc.path))
 }
 
-/// A value of the command line as RON: as it is if the setting takes it so, else in quotes if it takes that, so that
-/// paths and texts need no quotes that a shell would eat. What fits neither way stays as it is and is refused later,
-/// in place.
-fn as_ron(name: &str, value: &str, accepts: impl Fn(&str) -> bool) -> String {
+/// A value of the command line as RON: as it is if it is a value that the setting takes, else in quotes if it takes that, so
+/// that paths and texts need no quotes that a shell would eat. What fits neither way stays as it is and is refused later, in
+/// place; `None` if it is not one value.
+fn as_ron(name: &str, value: &str, accepts: impl Fn(&str) -> bool) -> Option<String> {
     let fits = |text: &str| accepts(&format!("({name}:{text})"));
-    let quoted = quote(value);
-    if value.starts_with('@') || (!fits(value) && fits(&quoted)) { quoted } else { value.to_owned() }
+    let (one, quoted) = (one_value(value), quote(value));
+    match one.filter(|one| fits(one)) {
+        Some(one) if !value.starts_with('@') => Some(one.to_owned()),
+        _ if value.starts_with('@') || fits(&quoted) => Some(quoted),
+        _ => one.map(str::to_owned),
+    }
 }

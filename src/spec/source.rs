@@ -1,18 +1,22 @@
-//! The texts that a graph is made of, places in them, and errors that point there.
+//! Source texts of a graph, places in them, and errors that point there.
 
 use std::{
     ops::Range,
     path::{Path, PathBuf},
 };
 
-use miette::{Diagnostic, LabeledSpan, NamedSource};
+use miette::{Diagnostic, LabeledSpan};
+
+use super::excerpt::{self, Excerpt};
+
+/// The name of a source that is a setting of the command line.
+pub(super) const COMMAND_LINE: &str = "--set";
 
 /// A text that settings can come from: a graph file, or one `--set` of the command line.
 #[derive(Debug)]
-pub(super) struct Source {
-    /// Shown in errors.
-    pub name: String,
-    pub text: String,
+pub(super) struct SourceText {
+    /// Its name is shown in errors.
+    pub shown: Excerpt,
     /// What relative paths in the text are relative to.
     pub folder: PathBuf,
 }
@@ -45,21 +49,29 @@ pub(super) struct At<V> {
 
 /// All texts read so far.
 #[derive(Debug, Default)]
-pub(super) struct Sources(Vec<Source>);
+pub(super) struct Sources(Vec<SourceText>);
 
 impl Sources {
     pub fn add(&mut self, name: impl Into<String>, text: impl Into<String>, folder: &Path) -> usize {
         let folder = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
-        self.0.push(Source { name: name.into(), text: text.into(), folder });
+        let (name, text): (String, String) = (name.into(), text.into());
+        // What editors on Windows begin a file in UTF-8 with.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        self.0.push(SourceText { shown: Excerpt { name: name.into(), text: text.into() }, folder });
         self.0.len() - 1
     }
 
     pub fn text(&self, file: usize) -> &str {
-        &self.0[file].text
+        &self.0[file].shown.text
     }
 
     pub fn name(&self, file: usize) -> &str {
-        &self.0[file].name
+        &self.0[file].shown.name
+    }
+
+    /// Is it a setting of the command line?
+    pub fn is_command_line(&self, file: usize) -> bool {
+        self.name(file) == COMMAND_LINE
     }
 
     pub fn folder(&self, file: usize) -> &Path {
@@ -69,9 +81,9 @@ impl Sources {
     /// An error at `span`.
     pub fn error(&self, message: impl Into<String>, span: Span, label: impl Into<String>) -> Box<SpecError> {
         Box::new(SpecError {
-            message: message.into(),
-            source_code: Some(self.named(span.file)),
-            labels: vec![labelled(span, label.into())],
+            message: excerpt::shortened(message.into()),
+            source_code: Some(self.shown(span)),
+            labels: vec![self.mark(span, label.into())],
             help: None,
             related: Vec::new(),
             file: Some(span.file),
@@ -82,24 +94,24 @@ impl Sources {
     pub fn also(&self, mut error: Box<SpecError>, span: Span, label: impl Into<String>) -> Box<SpecError> {
         let label = label.into();
         if error.file == Some(span.file) {
-            error.labels.push(labelled(span, label));
+            error.labels.push(self.mark(span, label));
         } else {
             error.related.push(Elsewhere {
                 message: label.clone(),
-                source_code: self.named(span.file),
-                labels: vec![labelled(span, label)],
+                source_code: self.shown(span),
+                labels: vec![self.mark(span, label)],
             });
         }
         error
     }
 
-    fn named(&self, file: usize) -> NamedSource<String> {
-        NamedSource::new(&self.0[file].name, self.0[file].text.clone())
+    fn shown(&self, span: Span) -> Excerpt {
+        self.0[span.file].shown.clone()
     }
-}
 
-fn labelled(span: Span, label: String) -> LabeledSpan {
-    LabeledSpan::new_with_span(Some(label), (span.start, span.end - span.start))
+    fn mark(&self, span: Span, label: String) -> LabeledSpan {
+        self.0[span.file].shown.mark(span.start..span.end, label)
+    }
 }
 
 /// A graph that could not be loaded, shown with the place that is at fault.
@@ -108,7 +120,7 @@ fn labelled(span: Span, label: String) -> LabeledSpan {
 pub struct SpecError {
     message: String,
     #[source_code]
-    source_code: Option<NamedSource<String>>,
+    source_code: Option<Excerpt>,
     #[label(collection)]
     labels: Vec<LabeledSpan>,
     #[help]
@@ -125,7 +137,7 @@ pub struct SpecError {
 struct Elsewhere {
     message: String,
     #[source_code]
-    source_code: NamedSource<String>,
+    source_code: Excerpt,
     #[label(collection)]
     labels: Vec<LabeledSpan>,
 }
@@ -145,7 +157,7 @@ impl SpecError {
 
     /// With what would have been accepted.
     pub(super) fn help(mut self: Box<Self>, help: impl Into<String>) -> Box<Self> {
-        self.help = Some(help.into());
+        self.help = Some(excerpt::shortened(help.into()));
         self
     }
 
@@ -162,15 +174,15 @@ impl SpecError {
     /// The marked places as `file:line:column` and the text there: in the first file, then in the others.
     pub fn places(&self) -> Vec<(String, String)> {
         let mut places = Vec::new();
-        let mut add = |source: &NamedSource<String>, labels: &[LabeledSpan]| {
+        let mut add = |source: &Excerpt, labels: &[LabeledSpan]| {
             for label in labels {
                 let (start, end) = (label.offset(), label.offset() + label.len());
-                let text = source.inner();
+                let text = &*source.text;
                 let before = text.get(..start).unwrap_or(text);
                 let line = before.matches('\n').count() + 1;
                 let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
                 let marked = text.get(start..end).unwrap_or_default().to_owned();
-                places.push((format!("{}:{line}:{column}", source.name()), marked));
+                places.push((format!("{}:{line}:{column}", source.name), marked));
             }
         };
         if let Some(source) = &self.source_code {

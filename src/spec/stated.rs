@@ -1,4 +1,4 @@
-//! What a resolved graph states, without building anything from it.
+//! Reads a resolved graph without building operators.
 
 use std::{collections::BTreeMap, path::Path};
 

@@ -3,6 +3,8 @@
 //! `ron` hands out field names and raw values as slices of the text it reads, so the offset of a slice in the text
 //! *is* its place: what is found wrong long after parsing can still be shown where it stands.
 
+use std::collections::HashMap;
+
 use ron::{Options, error::SpannedError, extensions::Extensions, value::RawValue};
 use serde::{
     Deserialize, Deserializer,
@@ -23,6 +25,11 @@ pub(crate) fn options() -> Options {
 pub(crate) fn split_fields(text: &str) -> Result<Vec<(String, String)>, String> {
     let fields: Fields<'_> = options().from_str(text).map_err(|e| e.to_string())?;
     Ok(fields.0.into_iter().map(|(k, v)| (k.to_owned(), scan::trim(v.get_ron()).to_owned())).collect())
+}
+
+/// `text` as one value of RON, without comments around it; `None` if it is none, or more than one.
+pub(super) fn one_value(text: &str) -> Option<&str> {
+    options().from_str::<&RawValue>(text).ok().map(|value| scan::trim(value.get_ron()))
 }
 
 /// `text` as a string literal of RON.
@@ -115,10 +122,13 @@ impl<'a> Piece<'a> {
                 Err(e) => self.syntax_error(&e),
             }
         })?;
-        let mut found: Vec<(At<&'a str>, Piece<'a>)> = Vec::new();
+        let mut found: Vec<(At<&'a str>, Piece<'a>)> = Vec::with_capacity(fields.0.len());
+        let mut seen = HashMap::new();
         for (key, value) in fields.0 {
             let key = At { value: key, span: self.slice(key).span() };
-            self.once(found.iter().map(|(k, _)| (k.value, k.span)), key.value, key.span)?;
+            if let Some(first) = seen.insert(key.value, key.span) {
+                return Err(self.twice(key.value, key.span, first));
+            }
             found.push((key, self.slice(value.get_ron())));
         }
         Ok(found)
@@ -131,10 +141,13 @@ impl<'a> Piece<'a> {
             return Err(self.sources.error(message, self.span(), "not a map"));
         }
         let entries: Entries<'a> = options().from_str(self.text).map_err(|e| self.syntax_error(&e))?;
-        let mut found: Vec<(At<String>, Piece<'a>)> = Vec::new();
+        let mut found: Vec<(At<String>, Piece<'a>)> = Vec::with_capacity(entries.0.len());
+        let mut seen = HashMap::new();
         for (key, value) in entries.0 {
             let key = self.slice(key.get_ron()).string(what)?;
-            self.once(found.iter().map(|(k, _)| (k.value.as_str(), k.span)), &key.value, key.span)?;
+            if let Some(first) = seen.insert(key.value.clone(), key.span) {
+                return Err(self.twice(&key.value, key.span, first));
+            }
             found.push((key, self.slice(value.get_ron())));
         }
         Ok(found)
@@ -164,15 +177,9 @@ impl<'a> Piece<'a> {
         Ok(At { value, span })
     }
 
-    fn once<'k>(
-        self,
-        mut before: impl Iterator<Item = (&'k str, Span)>,
-        key: &str,
-        span: Span,
-    ) -> Result<(), Box<SpecError>> {
-        let Some((_, first)) = before.find(|(k, _)| *k == key) else { return Ok(()) };
+    fn twice(self, key: &str, span: Span, first: Span) -> Box<SpecError> {
         let error = self.sources.error(format!("`{key}` is stated twice"), span, "again here");
-        Err(self.sources.also(error, first, "first here"))
+        self.sources.also(error, first, "first here")
     }
 
     /// `ron`'s error, whose position is relative to this piece.

@@ -1,4 +1,4 @@
-//! Settings from RON and back: the only door between the text of a graph file and typed settings.
+//! Settings from RON and back: the only conversion between the text of a graph file and typed settings.
 
 use serde::{Serialize, de::DeserializeOwned};
 

@@ -1,4 +1,4 @@
-//! Names of nodes and ports become wires of a [`Graph`].
+//! Turns names of nodes and ports into wires of a [`Graph`].
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use super::{
     source::{At, Sources, Span, SpecError},
 };
 use crate::{
-    graph::{Endpoint, Graph, NodeId, Tap},
+    graph::{Endpoint, Graph, NodeId, Path, Tap},
     registry::Built,
 };
 
@@ -121,10 +121,8 @@ impl<'a> Wirer<'a> {
     /// What a path means: `node`, `node.port` or `grad:node.port`.
     fn endpoint(&self, at: &'a At<String>) -> Result<Wire<'a>, Box<SpecError>> {
         let path = at.value.as_str();
-        let (tap, start) =
-            if path.starts_with("grad:") { (Tap::Cotangent, "grad:".len()) } else { (Tap::Value, 0) };
-        let (id, port) = path[start..].split_once('.').map_or((&path[start..], None), |(i, p)| (i, Some(p)));
-        let id_at = at.span.part(path, start..start + id.len());
+        let Path { tap, id, id_at, port } = Path::parse(path);
+        let id_at = at.span.part(path, id_at..id_at + id.len());
         let Some(&node) = self.index.get(id) else {
             let error = self.sources.error(format!("there is no node `{id}`"), id_at, "not a node");
             return Err(match self.merged.removed.iter().find(|r| r.value == id) {
@@ -179,14 +177,18 @@ impl<'a> Wirer<'a> {
             input.name, self.merged.nodes[node].id.value, input.ty, wire.at.value
         );
         let error = self.sources.error(message, wire.at.span, format!("carries {grad}{found}"));
+        let mut help = Vec::new();
+        if found.differs_in_role(&input.ty) {
+            help.push("the axes agree, the roles do not".to_owned());
+        }
         let fitting = self.fitting(input, node);
-        Err(match &fitting[..] {
-            [] => error,
-            some => error.help(format!("{} would fit", some.join(", "))),
-        })
+        if !fitting.is_empty() {
+            help.push(format!("{} would fit", fitting.join(", ")));
+        }
+        Err(if help.is_empty() { error } else { error.help(help.join("; ")) })
     }
 
-    /// Some outputs that an input of `node` would take.
+    /// Some outputs that an input of `node` would take: those in its very role before those without one.
     fn fitting(&self, input: &InputSpec, node: usize) -> Vec<String> {
         let mut found = Vec::new();
         for (i, outputs) in self.outputs.iter().enumerate().filter(|(i, _)| *i != node) {
@@ -195,13 +197,14 @@ impl<'a> Wirer<'a> {
                 let path = if outputs.len() == 1 { id.clone() } else { format!("{id}.{}", output.name) };
                 for (tap, prefix) in [(Tap::Value, ""), (Tap::Cotangent, "grad:")] {
                     if fits(&output.ty, tap, &input.ty) {
-                        found.push(format!("`{prefix}{path}`"));
+                        found.push((output.ty.role != input.ty.role, format!("`{prefix}{path}`")));
                     }
                 }
             }
         }
+        found.sort_by_key(|(other_role, _)| *other_role);
         found.truncate(8);
-        found
+        found.into_iter().map(|(_, path)| path).collect()
     }
 
     /// An order in which every node comes after what it reads: that of the file, where that is one.

@@ -1,4 +1,4 @@
-//! The cache of what encoders compute: bits, filling, dropping, status, damage, refusals.
+//! The cache of encoder outputs: bits, filling, dropping, status, damage, refusals.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,4 +1,4 @@
-//! Nodes that cannot be cached, folders that cannot be one.
+//! Nodes that cannot be cached, and folders that are not a cache.
 
 use std::fs;
 

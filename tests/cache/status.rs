@@ -1,4 +1,4 @@
-//! What is said of a cache before a sample is read.
+//! The status of a cache before any sample is read.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -6,6 +6,7 @@ use prefgraph::{
     Graph,
     cache::{Cache, State, clean, show},
 };
+use prefgraph_nn::files::Unfinished;
 
 use crate::{Counts, Encoder, NODES, Numbers, cached, entries, fill, learner, names, plain};
 
@@ -113,7 +114,10 @@ fn cleaning_keeps_what_a_graph_uses_and_removes_the_rest() {
         fill(&graph, &mut cache).unwrap();
     }
     assert_eq!(show(dir.path()).unwrap().iter().map(|g| g.entries).sum::<usize>(), 16);
-    let left = entries(dir.path())[0].with_file_name(".writing-abc");
+    let place = entries(dir.path())[0].clone();
+    // A run that is at work is about to write this entry.
+    let mut living = Unfinished::beside(&place).unwrap();
+    let left = place.with_file_name(".writing-abc");
     fs::write(&left, b"half").unwrap();
     let (_, cache) = attach(plain(&counts, Numbers::new(4, 2)), dir.path());
     let keep: BTreeSet<String> = cache.recipes().map(|(_, recipe)| recipe.id()).collect();
@@ -123,5 +127,10 @@ fn cleaning_keeps_what_a_graph_uses_and_removes_the_rest() {
     let (_, cache) = attach(plain(&counts, Numbers::new(4, 2)), dir.path());
     assert_eq!(cache.status()[0].state(), State::Hit);
     assert_eq!(clean(dir.path(), &BTreeSet::new()).unwrap().entries, 12);
+    assert!(entries(dir.path()).is_empty());
+    std::io::Write::write_all(living.file(), b"whole").unwrap();
+    living.keep(&place).unwrap();
+    assert_eq!(fs::read(&place).unwrap(), b"whole", "what was being written is written");
+    clean(dir.path(), &BTreeSet::new()).unwrap();
     assert!(entries(dir.path()).is_empty() && show(dir.path()).unwrap().is_empty());
 }

@@ -14,8 +14,8 @@ use prefgraph::{Endpoint, Graph, Plan, PlanOptions, RunOptions, Runner, Wire};
 use prefgraph_ops::{
     Cost, Ctx, Grad, NoGrad, OpError, Operator, Port, PortShape, Scalar, T, Wanted,
     operator::{InGrads, InShapes, OutGrads, OutShapes},
-    port::host,
     ports::{Effect, Effects, EffectsShape, Metrics},
+    tensor::host,
 };
 
 /// Rows and columns that only a run knows.

@@ -14,9 +14,9 @@ use prefgraph::{
 use prefgraph_ops::{
     Ctx, DataPath, Grad, Nothing, OpError, Operator, Scalar, T, Wanted, choices,
     operator::{InGrads, InShapes, OutGrads, OutShapes},
-    port::host,
     ports::{Effect, Effects, EffectsShape, Metrics, MetricsShape},
     settings,
+    tensor::host,
 };
 
 /// `[N]`.
@@ -277,3 +277,32 @@ Graph(
     run: (steps: 7, checkpoint_every: 2),
 )
 "#;
+
+/// A graph of this many nodes, at least eight: a chain, half of whose links are cells of their own, and a star.
+pub fn large(nodes: usize) -> String {
+    let mut text = String::from("Graph(name: \"large\", nodes: [\n(id: \"y0\", op: \"source\"),\n");
+    let mut carry = String::new();
+    let links = (nodes - 4) / 2;
+    for k in 1..=links {
+        let before = k - 1;
+        text += &format!("(id: \"c{k}\", op: \"source\", with: (size: \"@y0.size\", level: {k})),\n");
+        text += &format!("(id: \"y{k}\", op: \"add\", in: (a: \"y{before}\", b: \"c{k}\")),\n");
+        if k % 2 == 0 {
+            carry += &format!("\"c{k}\": \"y{k}\", ");
+        }
+    }
+    let star: Vec<String> = (1..=links).map(|k| format!("\"c{k}\"")).collect();
+    text += &format!("(id: \"star\", op: \"add\", in: (a: \"y{links}\", more: [{}])),\n", star.join(", "));
+    text += "(id: \"loss\", op: \"square-loss\", in: (x: \"star\")),\n";
+    text += "(id: \"update\", op: \"descend\", in: (x: \"y0\", grad: \"grad:y0\")),\n";
+    text + &format!("], loss: \"loss.loss\", carry: {{{carry}\"y0\": \"update.x\"}})")
+}
+
+/// The same nodes over again, as a graph that extends `parent`: every second one is changed, and the star is removed.
+pub fn large_child(nodes: usize, parent: &str) -> String {
+    let links = (nodes - 4) / 2;
+    let changed: String = (1..=links).map(|k| format!("(id: \"c{k}\", with: (level: 2.0)),\n")).collect();
+    format!(
+        "Graph(extends: {parent:?}, remove: [\"star\"], nodes: [\n{changed}(id: \"loss\", in: (x: \"y{links}\"))])"
+    )
+}

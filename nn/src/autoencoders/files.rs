@@ -1,11 +1,15 @@
-//! Where the files of an autoencoder lie.
+//! Finds the files of an autoencoder.
 
 use std::path::{Path, PathBuf};
 
 use crate::{
-    error::{Error, Result},
-    files::TensorFiles,
+    error::Result,
+    files::{TensorFiles, no_model},
 };
+
+/// What a path to weights may lead to.
+const EXPECTED: &str = "an autoencoder: its folder with config.json and weights, the folder above its `vae`, or one safetensors \
+                        file";
 
 /// Name of the weights in a diffusers folder, without the suffix.
 const STEM: &str = "diffusion_pytorch_model";
@@ -18,11 +22,7 @@ pub(super) fn open(path: &Path) -> Result<(Option<PathBuf>, TensorFiles)> {
         return Ok((config.is_file().then_some(config), TensorFiles::open(path)?));
     }
     if !path.is_dir() {
-        return Err(Error::file(
-            path,
-            "is not there: expected a folder with config.json and the weights, the folder above its `vae`, or one \
-             safetensors file",
-        ));
+        return Err(no_model(path, EXPECTED));
     }
     let mut folder = path.to_owned();
     if !folder.join("config.json").exists() && folder.join("vae").is_dir() {
@@ -30,7 +30,7 @@ pub(super) fn open(path: &Path) -> Result<(Option<PathBuf>, TensorFiles)> {
     }
     let config = folder.join("config.json");
     if !config.is_file() {
-        return Err(Error::file(&folder, "has no config.json: expected the folder of an autoencoder"));
+        return Err(no_model(&folder, EXPECTED));
     }
     let files = TensorFiles::open_in(&folder, STEM)?;
     Ok((Some(config), files))

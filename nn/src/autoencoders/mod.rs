@@ -1,4 +1,4 @@
-//! Between pictures and latents.
+//! Autoencoders: from pictures to latents and back.
 //!
 //! Shape letters: `B` batch, `C` latent channels, `H` `W` latent grid; a picture has `P` H rows and `P` W columns of
 //! pixels, `P` being the side of a latent cell.
@@ -21,6 +21,10 @@ pub use dct::Dct;
 pub use kl::Kl;
 pub use steps::NetworkCost;
 pub use tiny::Tiny;
+
+/// Most resolutions of an autoencoder, each of half the side of the one before: a latent cell of 512 pixels. Published ones have
+/// four.
+const MOST_LEVELS: usize = 10;
 
 /// Latents or pictures of a batch: `[B, channels, rows, columns]`.
 pub type Batch = Tensor<(usize, usize, usize, usize)>;

@@ -1,4 +1,4 @@
-//! What the networks of autoencoders are made of. A network is a list of steps, which is run on a picture, compared
+//! The building blocks of autoencoders. A network is a list of steps, which is run on a picture, compared
 //! with a file and counted for planning, so that the three cannot disagree.
 //!
 //! ```text
@@ -13,10 +13,11 @@ use crate::{
     files::TensorFiles,
     layers::{
         Weight,
-        conv::{Conv, Map, Window, conv_flops, conv_scratch},
+        conv::{Conv, ConvWindow, Map, conv_flops, conv_scratch},
         dense,
         norm::{GroupNorm, group_norm},
     },
+    size,
 };
 
 /// eps of every group norm of these networks.
@@ -26,7 +27,7 @@ const EPS: f64 = 1e-6;
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     /// A convolution.
-    Conv { name: String, bias: bool, inputs: usize, outputs: usize, window: Window },
+    Conv { name: String, bias: bool, inputs: usize, outputs: usize, window: ConvWindow },
     /// `x + conv2(silu(norm2(conv1(silu(norm1(x))))))`, with a 1x1 convolution of `x` where the channels differ.
     Residual { name: String, inputs: usize, outputs: usize, groups: usize },
     /// `x + to_out(attention(norm(x)))` with one head over all pixels.
@@ -41,7 +42,7 @@ pub(super) enum Step {
 
 /// A file, and how the tensors of a checkpoint are called in it.
 #[derive(Clone, Debug)]
-pub(super) struct Source {
+pub(super) struct RenamedFiles {
     pub files: Arc<TensorFiles>,
     /// From a name of a diffusers checkpoint to the one in the file.
     pub rename: fn(&str, usize) -> String,
@@ -58,7 +59,7 @@ pub struct NetworkCost {
     pub scratch_bytes: usize,
 }
 
-impl Source {
+impl RenamedFiles {
     pub(super) fn name(&self, name: &str) -> String {
         (self.rename)(name, self.levels)
     }
@@ -73,7 +74,7 @@ impl Source {
         x: &Map,
         (name, bias): (&str, bool),
         outputs: usize,
-        window: Window,
+        window: ConvWindow,
     ) -> Result<Map> {
         let weight = self.name(&format!("{name}.weight"));
         let bias = bias.then(|| self.name(&format!("{name}.bias")));
@@ -180,8 +181,8 @@ impl Step {
     }
 
     /// The picture after this step.
-    pub(super) fn run(&self, device: &Cpu, source: &Source, mut x: Map) -> Result<Map> {
-        let three = Window::Three;
+    pub(super) fn run(&self, device: &Cpu, source: &RenamedFiles, mut x: Map) -> Result<Map> {
+        let three = ConvWindow::Three;
         match self {
             Self::Conv { name, bias, outputs, window, .. } => {
                 source.conv(device, &x, (name, *bias), *outputs, *window)
@@ -194,7 +195,7 @@ impl Step {
                 h = source.conv(device, &h, (&format!("{name}.conv2"), true), *outputs, three)?;
                 if inputs != outputs {
                     let name = format!("{name}.conv_shortcut");
-                    x = source.conv(device, &x, (&name, true), *outputs, Window::One)?;
+                    x = source.conv(device, &x, (&name, true), *outputs, ConvWindow::One)?;
                 }
                 Ok(sum(device, x, &h.values))
             }
@@ -228,43 +229,51 @@ impl Step {
         }
     }
 
-    /// Operations, and the most values alive at once, the input and the output included.
-    fn cost(&self, input: (usize, usize)) -> (f64, usize) {
+    /// Operations, and the most values alive at once, the input and the output included. In floating point: pictures whose
+    /// size somebody states may be too large for products of whole numbers.
+    fn cost(&self, input: (usize, usize)) -> (f64, f64) {
         let (height, width) = self.output(input);
-        let pixels = height * width;
-        let conv = |i: usize, o: usize| {
-            let (window, io) = (Window::Three, (i, o));
-            (conv_flops(window, io, pixels), conv_scratch(window, io, pixels))
+        let pixels = height as f64 * width as f64;
+        let conv = |window: ConvWindow, i: usize, o: usize| {
+            (conv_flops(window, (i, o), pixels), conv_scratch(window, (i, o), pixels))
         };
         match self {
             Self::Conv { inputs, outputs, window, .. } => {
-                let io = (*inputs, *outputs);
-                let alive = input.0 * input.1 * inputs + pixels * outputs + conv_scratch(*window, io, pixels);
-                (conv_flops(*window, io, pixels), alive)
+                let (flops, scratch) = conv(*window, *inputs, *outputs);
+                let read = input.0 as f64 * input.1 as f64 * *inputs as f64;
+                (flops, read + pixels * *outputs as f64 + scratch)
             }
-            Self::Residual { inputs: i, outputs: o, .. } => {
-                let ((first, first_scratch), (second, second_scratch)) = (conv(*i, *o), conv(*o, *o));
-                let shortcut = if i == o { 0.0 } else { conv_flops(Window::One, (*i, *o), pixels) };
-                let alive = ((2 * i + o) * pixels + first_scratch).max((i + 2 * o) * pixels + second_scratch);
+            Self::Residual { inputs, outputs, .. } => {
+                let (i, o) = (*inputs as f64, *outputs as f64);
+                let (first, first_scratch) = conv(ConvWindow::Three, *inputs, *outputs);
+                let (second, second_scratch) = conv(ConvWindow::Three, *outputs, *outputs);
+                let shortcut = if inputs == outputs {
+                    0.0
+                } else {
+                    conv_flops(ConvWindow::One, (*inputs, *outputs), pixels)
+                };
+                let alive =
+                    ((2.0 * i + o) * pixels + first_scratch).max((i + 2.0 * o) * pixels + second_scratch);
                 (first + second + shortcut, alive)
             }
-            Self::Attention { channels: c, .. } => {
-                let flops = (8 * c * c + 4 * c * pixels) as f64 * pixels as f64;
+            Self::Attention { channels, .. } => {
+                let c = *channels as f64;
+                let flops = (8.0 * c * c + 4.0 * c * pixels) * pixels;
                 // The packed keys and values of a task are counted once: tasks are as many as threads.
-                (flops, 7 * c * pixels + 3 * c * c)
+                (flops, 7.0 * c * pixels + 3.0 * c * c)
             }
-            Self::NormSilu { channels, .. } => (0.0, channels * pixels),
-            Self::Relu => (0.0, 0),
-            Self::Plain { channels: c, .. } => {
-                let (flops, scratch) = conv(*c, *c);
-                (3.0 * flops, 3 * c * pixels + scratch)
+            Self::NormSilu { channels, .. } => (0.0, *channels as f64 * pixels),
+            Self::Relu => (0.0, 0.0),
+            Self::Plain { channels, .. } => {
+                let (flops, scratch) = conv(ConvWindow::Three, *channels, *channels);
+                (3.0 * flops, 3.0 * *channels as f64 * pixels + scratch)
             }
         }
     }
 }
 
 /// Run a network.
-pub(super) fn run(steps: &[Step], device: &Cpu, source: &Source, mut x: Map) -> Result<Map> {
+pub(super) fn run(steps: &[Step], device: &Cpu, source: &RenamedFiles, mut x: Map) -> Result<Map> {
     for step in steps {
         x = step.run(device, source, x)?;
     }
@@ -277,7 +286,7 @@ pub(super) fn cost(steps: &[Step], mut size: (usize, usize)) -> NetworkCost {
     for step in steps {
         let (flops, values) = step.cost(size);
         all.flops += flops;
-        all.scratch_bytes = all.scratch_bytes.max(values * size_of::<f32>());
+        all.scratch_bytes = all.scratch_bytes.max(size::bytes(4.0 * values));
         size = step.output(size);
     }
     all

@@ -6,19 +6,22 @@
 use std::{path::Path, sync::Arc};
 
 use super::{
-    Autoencoder, Batch, NetworkCost, Posterior, check_finite, check_latents, files, grid_of,
-    steps::{self, Source, Step},
+    Autoencoder, Batch, MOST_LEVELS, NetworkCost, Posterior, check_finite, check_latents, files, grid_of,
+    steps::{self, RenamedFiles, Step},
 };
 use crate::{
     cpu::Cpu,
     error::{Error, Result},
+    files::{TensorFiles, read_model_config},
     layers::{
-        conv::{Map, Window},
+        conv::{ConvWindow, Map},
         stored,
     },
     tensor::Tensor,
 };
 
+/// What diffusers calls the model.
+const CLASS: &str = "AutoencoderTiny";
 /// Latents are squashed to plus and minus this before they are decoded.
 const LIMIT: f32 = 3.0;
 
@@ -87,9 +90,7 @@ impl TinyConfig {
     /// # Errors
     /// If the file is missing, is no such configuration, or describes a model that this library does not run.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
-        let config: Self = serde_json::from_str(&text)
-            .map_err(|e| Error::file(path, format!("is not the configuration of an AutoencoderTiny: {e}")))?;
+        let config: Self = read_model_config(path, CLASS, "an AutoencoderTiny")?;
         config.check().map_err(|message| Error::file(path, message))?;
         Ok(config)
     }
@@ -97,8 +98,8 @@ impl TinyConfig {
     fn check(&self) -> Result<(), String> {
         let (encoder, decoder) = (&self.encoder_block_out_channels, &self.decoder_block_out_channels);
         let uniform = |widths: &[usize]| widths.iter().all(|w| *w == widths[0] && *w > 0);
-        let fault = if let Some(name) = self.class_name.as_deref().filter(|n| *n != "AutoencoderTiny") {
-            format!("_class_name is {name:?}: expected AutoencoderTiny")
+        let fault = if let Some(name) = self.class_name.as_deref().filter(|n| *n != CLASS) {
+            format!("_class_name is {name:?}: expected {CLASS}")
         } else if self.act_fn != "relu" {
             format!("act_fn is {:?}: expected relu", self.act_fn)
         } else if (self.upsample_fn.as_str(), self.upsampling_scaling_factor) != ("nearest", 2) {
@@ -117,6 +118,8 @@ impl TinyConfig {
         {
             "the lists of channels and of blocks must have one length: that of the number of resolutions"
                 .into()
+        } else if encoder.len() > MOST_LEVELS {
+            format!("there are {} resolutions: expected at most {MOST_LEVELS}", encoder.len())
         } else if encoder.is_empty() || self.latent_channels == 0 || !uniform(encoder) || !uniform(decoder) {
             format!("channels are {encoder:?} and {decoder:?}: expected one width for each half")
         } else if !(self.scaling_factor.is_finite() && self.scaling_factor > 0.0) {
@@ -127,35 +130,51 @@ impl TinyConfig {
         Err(fault)
     }
 
+    /// Refuse sizes that no model in these files can have; `path` states them.
+    fn bound(&self, path: &Path, files: &TensorFiles) -> Result<()> {
+        let all = |name, list: &[usize]| list.iter().map(|n| (name, *n)).collect::<Vec<_>>();
+        let blocks = [
+            all("num_encoder_blocks", &self.num_encoder_blocks),
+            all("num_decoder_blocks", &self.num_decoder_blocks),
+        ];
+        let widths = [
+            all("encoder_block_out_channels", &self.encoder_block_out_channels),
+            all("decoder_block_out_channels", &self.decoder_block_out_channels),
+            all("latent_channels", &[self.latent_channels]),
+        ];
+        let widths: Vec<_> = widths.concat().into_iter().map(|(name, n)| (name, n as u128)).collect();
+        files.bound(path, &blocks.concat(), &widths)
+    }
+
     fn encoder(&self) -> Vec<Step> {
         let width = self.encoder_block_out_channels[0];
         let mut list = Layers::new("encoder");
         for (level, blocks) in self.num_encoder_blocks.iter().enumerate() {
             if level == 0 {
-                list.conv(true, self.in_channels, width, Window::Three);
+                list.conv(true, self.in_channels, width, ConvWindow::Three);
             } else {
-                list.conv(false, width, width, Window::ThreeHalvingCentred);
+                list.conv(false, width, width, ConvWindow::ThreeHalvingCentred);
             }
             list.plain(*blocks, width);
         }
-        list.conv(true, width, self.latent_channels, Window::Three);
+        list.conv(true, width, self.latent_channels, ConvWindow::Three);
         list.steps
     }
 
     fn decoder(&self) -> Vec<Step> {
         let width = self.decoder_block_out_channels[0];
         let mut list = Layers::new("decoder");
-        list.conv(true, self.latent_channels, width, Window::Three);
+        list.conv(true, self.latent_channels, width, ConvWindow::Three);
         list.relu();
         let last = self.num_decoder_blocks.len() - 1;
         for (level, blocks) in self.num_decoder_blocks.iter().enumerate() {
             list.plain(*blocks, width);
             if level == last {
-                list.conv(true, width, self.out_channels, Window::Three);
+                list.conv(true, width, self.out_channels, ConvWindow::Three);
             } else {
                 // Doubling is a layer of its own in the file's numbers.
                 list.next += 1;
-                list.conv(false, width, width, Window::ThreeOfDoubled);
+                list.conv(false, width, width, ConvWindow::ThreeOfDoubled);
             }
         }
         list.steps
@@ -179,7 +198,7 @@ impl Layers {
         format!("{}.layers.{}", self.half, self.next - 1)
     }
 
-    fn conv(&mut self, bias: bool, inputs: usize, outputs: usize, window: Window) {
+    fn conv(&mut self, bias: bool, inputs: usize, outputs: usize, window: ConvWindow) {
         let name = self.name();
         self.steps.push(Step::Conv { name, bias, inputs, outputs, window });
     }
@@ -201,7 +220,7 @@ impl Layers {
 #[derive(Debug)]
 pub struct Tiny {
     config: TinyConfig,
-    source: Source,
+    source: RenamedFiles,
     encoder: Vec<Step>,
     decoder: Vec<Step>,
     parameters: usize,
@@ -217,14 +236,15 @@ impl Tiny {
     /// shapes.
     pub fn open(path: &Path) -> Result<Self> {
         let (config, files) = files::open(path)?;
-        let config = config.ok_or_else(|| Error::file(path, "has no config.json beside it"))?;
-        let config = TinyConfig::read(&config)?;
+        let stated = config.ok_or_else(|| Error::file(path, "has no config.json beside it"))?;
+        let config = TinyConfig::read(&stated)?;
+        config.bound(&stated, &files)?;
         let (encoder, decoder) = (config.encoder(), config.decoder());
         let expected = steps::tensors([&encoder[..], &decoder[..]]);
         files.expect(&expected)?;
         let (parameters, weight_bytes) = stored(&files, &expected);
         let levels = config.num_decoder_blocks.len();
-        let source = Source { files: Arc::new(files), rename: |name, _| name.into(), levels };
+        let source = RenamedFiles { files: Arc::new(files), rename: |name, _| name.into(), levels };
         Ok(Self { config, source, encoder, decoder, parameters, weight_bytes })
     }
 }

@@ -1,4 +1,4 @@
-//! Working memory that is used again: a buffer goes back to its pool when it is dropped.
+//! Pooled working memory: a buffer returns to its pool when it is dropped.
 
 use std::{
     collections::BTreeMap,

@@ -6,8 +6,8 @@
 //!
 //! All matrices are row-major; a stride is the distance between the starts of two rows, in values.
 //! Each element of a result is one chain of fused multiply-adds in the order of the summed axis. So its bits
-//! depend on its row of `x` and its column of the weight only: not on the number of rows, on the place of the
-//! row, on the number of threads, or on the instruction set.
+//! depend on its row of `x` and its column of the weight only: not on the number of rows, the position of the
+//! row, the number of threads, or the instruction set.
 
 #![allow(unsafe_code, reason = "tasks write disjoint tiles of the result")]
 
@@ -92,7 +92,7 @@ pub fn gemm(cpu: &Cpu, call: Gemm<'_>) {
         let (row, column) = (task / column_tasks * rows, task % column_tasks * columns);
         let rows = row..m.min(row + rows);
         with_scratch([rows.len() * TERMS], |[copy]| {
-            cpu.run(Block {
+            cpu.run(GemmTask {
                 rows,
                 panels: column..panels.min(column + columns),
                 base: (x, x_stride, weight),
@@ -108,7 +108,7 @@ pub fn gemm(cpu: &Cpu, call: Gemm<'_>) {
 }
 
 /// One task of a [`Gemm`]: some rows by some panels.
-struct Block<'a> {
+struct GemmTask<'a> {
     rows: Range<usize>,
     panels: Range<usize>,
     base: (&'a [f32], usize, &'a Packed),
@@ -120,7 +120,7 @@ struct Block<'a> {
     copy: &'a mut [f32],
 }
 
-impl Kernel for Block<'_> {
+impl Kernel for GemmTask<'_> {
     type Output = ();
 
     #[inline(always)]

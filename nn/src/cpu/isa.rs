@@ -1,4 +1,4 @@
-//! Instruction sets: which there are, which one a device uses, and how a kernel is run under it.
+//! Instruction sets: which are available, which one a device uses, and how to run a kernel with it.
 #![allow(unsafe_code, reason = "the micro-kernel works on pointers")]
 
 use pulp::{NullaryFnOnce, Scalar, Simd};

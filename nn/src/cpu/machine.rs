@@ -1,4 +1,4 @@
-//! An instruction set as a type, and what a kernel is to it.
+//! An instruction set as a type, and the kernels compiled for it.
 //!
 //! Kernels are written once, over [`Machine`], and compiled for each instruction set. All of them multiply and add
 //! in one rounding and sum in the same order, so that they give the same bits.

@@ -1,7 +1,7 @@
-//! Memory of the kernels: it starts on a cache line, and where it is large it stands on huge pages.
+//! Memory for kernels: aligned to cache lines, and on huge pages if it is large.
 //!
-//! A vector that straddles two cache lines costs two reads, and activations of a few megabytes reach over more pages than a
-//! processor remembers the places of: a step takes some 5 % longer on common memory.
+//! A vector that straddles two cache lines costs two reads, and activations of a few megabytes span more pages than a
+//! processor's TLB holds: a step takes about 5 % longer on ordinary memory.
 
 use std::{
     fmt,

@@ -55,7 +55,7 @@ pub use norm::{ModulationGrad, norm_modulate, norm_modulate_backward};
 pub use optimizer::{AdamW, adamw, sum_of_squares};
 pub use packed::Packed;
 pub use pointwise::{
-    GateGrad, Window, add_scaled, gated_add, gated_add_backward, gelu, gelu_backward, scale, silu,
+    GateGrad, SubMatrix, add_scaled, gated_add, gated_add_backward, gelu, gelu_backward, scale, silu,
     silu_backward,
 };
 pub use queue::CpuQueue;

@@ -14,7 +14,7 @@ use super::{
     machine::{Kernel, Machine},
     math::{self, BLOCK, Block},
     parallel::{self, Shared},
-    sweep::{Input, Output, Pass, sweep_sums},
+    sweep::{Output, Pass, SweepInput, sweep_sums},
 };
 
 const EPS: f32 = 1e-6;
@@ -100,7 +100,12 @@ pub fn norm_modulate_backward(
             d_shift[b * stride..][..d].fill(0.0);
             d_scale[b * stride..][..d].fill(0.0);
         }
-        let inputs = [Input::rows(x, d), Input::Column(mean), Input::Column(rstd), Input::rows(dy, d)];
+        let inputs = [
+            SweepInput::rows(x, d),
+            SweepInput::Column(mean),
+            SweepInput::Column(rstd),
+            SweepInput::rows(dy, d),
+        ];
         let outputs =
             [Output::sums(d_shift, stride, rows.tokens), Output::sums(d_scale, stride, rows.tokens)];
         sweep_sums(cpu, ModulationSums, (rows.batch, rows.tokens), d, inputs, outputs);

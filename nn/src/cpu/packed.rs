@@ -1,4 +1,4 @@
-//! A matrix operand laid out in the order in which the micro-kernel reads it.
+//! A matrix operand packed in the order in which the micro-kernel reads it.
 
 use super::{
     Cpu, Isa, Matrix, Memory, Precision,

@@ -1,4 +1,4 @@
-//! The micro-kernel in pairs of bf16, by the instruction that some x86-64 processors have for them.
+//! The micro-kernel for pairs of bf16, using the bf16 instruction of some x86-64 processors.
 #![cfg(target_arch = "x86_64")]
 #![allow(unsafe_code, reason = "unchecked access in the innermost loop")]
 #![allow(clippy::needless_range_loop, reason = "indices into register arrays are unrolled")]

@@ -1,4 +1,4 @@
-//! Passes over values one by one: activations, gated residuals, sums.
+//! Element-wise passes: activations, gated residuals, sums.
 //!
 //! ```text
 //! B  samples    T  tokens    D  width
@@ -9,7 +9,7 @@ use super::{
     gemm::check_matrix,
     machine::Machine,
     math::{self, Block},
-    sweep::{Input, Output, Pass, sweep, sweep_flat, sweep_sums},
+    sweep::{Output, Pass, SweepInput, sweep, sweep_flat, sweep_sums},
 };
 
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
@@ -17,7 +17,7 @@ const CUBIC: f32 = 0.044_715;
 
 /// A matrix `[rows, width]` inside wider rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
+pub struct SubMatrix {
     /// Number of rows.
     pub rows: usize,
     /// Values used of each row.
@@ -28,10 +28,10 @@ pub struct Window {
 ///
 /// # Panics
 /// If a slice is too short for its shape.
-pub fn gelu(cpu: &Cpu, window: Window, x: &[f32], x_stride: usize, y: &mut [f32], y_stride: usize) {
+pub fn gelu(cpu: &Cpu, window: SubMatrix, x: &[f32], x_stride: usize, y: &mut [f32], y_stride: usize) {
     check_matrix("x", x.len(), window.rows, window.width, x_stride);
     check_matrix("y", y.len(), window.rows, window.width, y_stride);
-    let (inputs, outputs) = ([Input::rows(x, x_stride)], [Output::rows(y, y_stride)]);
+    let (inputs, outputs) = ([SweepInput::rows(x, x_stride)], [Output::rows(y, y_stride)]);
     sweep(cpu, Gelu, window.rows, window.width, inputs, outputs);
 }
 
@@ -42,7 +42,7 @@ pub fn gelu(cpu: &Cpu, window: Window, x: &[f32], x_stride: usize, y: &mut [f32]
 #[expect(clippy::too_many_arguments, reason = "operands of one kernel, each named in the docs")]
 pub fn gelu_backward(
     cpu: &Cpu,
-    window: Window,
+    window: SubMatrix,
     x: &[f32],
     x_stride: usize,
     dy: &[f32],
@@ -55,7 +55,7 @@ pub fn gelu_backward(
     {
         check_matrix(name, len, window.rows, window.width, stride);
     }
-    let inputs = [Input::rows(x, x_stride), Input::rows(dy, dy_stride)];
+    let inputs = [SweepInput::rows(x, x_stride), SweepInput::rows(dy, dy_stride)];
     sweep(cpu, GeluBackward, window.rows, window.width, inputs, [Output::rows(dx, dx_stride)]);
 }
 
@@ -84,8 +84,8 @@ pub fn gated_add(cpu: &Cpu, rows: TokenRows, x: &mut [f32], gate: &[f32], gate_s
     check_matrix("x", x.len(), count, d, d);
     check_matrix("y", y.len(), count, d, d);
     check_matrix("gate", gate.len(), rows.batch, d, gate_stride);
-    let gate = Input::Rows { values: gate, stride: gate_stride, each: rows.tokens };
-    sweep(cpu, AddProduct, count, d, [gate, Input::rows(y, d)], [Output::rows(x, d)]);
+    let gate = SweepInput::Rows { values: gate, stride: gate_stride, each: rows.tokens };
+    sweep(cpu, AddProduct, count, d, [gate, SweepInput::rows(y, d)], [Output::rows(x, d)]);
 }
 
 /// The gate's own cotangent, where it is wanted.
@@ -116,8 +116,8 @@ pub fn gated_add_backward(
     check_matrix("dx", dx.len(), count, d, d);
     check_matrix("dy", dy.len(), count, d, d);
     check_matrix("gate", gate.len(), rows.batch, d, gate_stride);
-    let gate = Input::Rows { values: gate, stride: gate_stride, each: rows.tokens };
-    sweep(cpu, Product, count, d, [gate, Input::rows(dx, d)], [Output::rows(dy, d)]);
+    let gate = SweepInput::Rows { values: gate, stride: gate_stride, each: rows.tokens };
+    sweep(cpu, Product, count, d, [gate, SweepInput::rows(dx, d)], [Output::rows(dy, d)]);
     if let Some(GateGrad { y, d_gate, stride }) = gate_grad {
         check_matrix("y", y.len(), count, d, d);
         check_matrix("d_gate", d_gate.len(), rows.batch, d, stride);
@@ -125,7 +125,7 @@ pub fn gated_add_backward(
             d_gate[b * stride..][..d].fill(0.0);
         }
         let (inputs, outputs) =
-            ([Input::rows(dx, d), Input::rows(y, d)], [Output::sums(d_gate, stride, rows.tokens)]);
+            ([SweepInput::rows(dx, d), SweepInput::rows(y, d)], [Output::sums(d_gate, stride, rows.tokens)]);
         sweep_sums(cpu, AddProduct, (rows.batch, rows.tokens), d, inputs, outputs);
     }
 }

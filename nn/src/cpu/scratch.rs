@@ -1,4 +1,4 @@
-//! Scratch that each thread keeps for its next task.
+//! Scratch memory that each thread keeps for its next task.
 
 use std::cell::RefCell;
 

@@ -1,4 +1,4 @@
-//! Passes over values one by one: rows are divided between tasks and each row is taken in blocks.
+//! The loop of element-wise passes: rows are divided among tasks, and each row is processed in blocks.
 #![allow(unsafe_code, reason = "tasks write disjoint parts of the results")]
 #![allow(clippy::needless_range_loop, reason = "indices into arrays of a constant length are unrolled")]
 
@@ -24,14 +24,14 @@ pub(super) trait Pass<const IN: usize, const OUT: usize>: Copy + Send + Sync {
 
 /// An input of a pass.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Input<'a> {
+pub(super) enum SweepInput<'a> {
     /// Row r stands at `r / each * stride`.
     Rows { values: &'a [f32], stride: usize, each: usize },
     /// One value for each row.
     Column(&'a [f32]),
 }
 
-impl<'a> Input<'a> {
+impl<'a> SweepInput<'a> {
     /// A row for every row.
     pub(super) fn rows(values: &'a [f32], stride: usize) -> Self {
         Self::Rows { values, stride, each: 1 }
@@ -68,7 +68,7 @@ pub(super) fn sweep<P: Pass<IN, OUT>, const IN: usize, const OUT: usize>(
     pass: P,
     rows: usize,
     width: usize,
-    inputs: [Input<'_>; IN],
+    inputs: [SweepInput<'_>; IN],
     outputs: [Output<'_>; OUT],
 ) {
     let each = (TASK / width.max(1)).max(1);
@@ -84,7 +84,7 @@ pub(super) fn sweep_sums<P: Pass<IN, OUT>, const IN: usize, const OUT: usize>(
     pass: P,
     (groups, each): (usize, usize),
     width: usize,
-    inputs: [Input<'_>; IN],
+    inputs: [SweepInput<'_>; IN],
     outputs: [Output<'_>; OUT],
 ) {
     const COLUMNS: usize = 128;
@@ -109,7 +109,7 @@ pub(super) fn sweep_flat<P: Pass<IN, OUT>, const IN: usize, const OUT: usize>(
     assert!(lengths.into_iter().all(|x| x == len), "slices of one length");
     let whole = len / WIDTH * WIDTH;
     for (range, rows, width) in [(0..whole, whole / WIDTH, WIDTH), (whole..len, 1, len - whole)] {
-        let inputs = inputs.map(|x| Input::rows(&x[range.clone()], width));
+        let inputs = inputs.map(|x| SweepInput::rows(&x[range.clone()], width));
         let outputs = outputs.each_mut().map(|x| Output::rows(&mut x[range.clone()], width));
         sweep(cpu, pass, rows, width, inputs, outputs);
     }
@@ -119,7 +119,7 @@ struct Part<'a, P, const IN: usize, const OUT: usize> {
     pass: P,
     rows: Range<usize>,
     columns: Range<usize>,
-    inputs: [Input<'a>; IN],
+    inputs: [SweepInput<'a>; IN],
     outputs: [Output<'a>; OUT],
 }
 
@@ -134,10 +134,10 @@ impl<P: Pass<IN, OUT>, const IN: usize, const OUT: usize> Kernel for Part<'_, P,
             let mut scalars = [0.0; IN];
             for k in 0..IN {
                 match self.inputs[k] {
-                    Input::Rows { values, stride, each } => {
+                    SweepInput::Rows { values, stride, each } => {
                         inputs[k] = &values[row / each * stride + self.columns.start..][..width];
                     }
-                    Input::Column(values) => scalars[k] = values[row],
+                    SweepInput::Column(values) => scalars[k] = values[row],
                 }
             }
             let mut outputs: [&mut [f32]; OUT] = [(); OUT].map(|()| Default::default());
@@ -151,8 +151,8 @@ impl<P: Pass<IN, OUT>, const IN: usize, const OUT: usize> Kernel for Part<'_, P,
                 let mut blocks = [math::splat::<M, N>(m, 0.0); IN];
                 for k in 0..IN {
                     blocks[k] = match self.inputs[k] {
-                        Input::Rows { .. } => math::load(m, &inputs[k][first..whole]),
-                        Input::Column(_) => math::splat(m, scalars[k]),
+                        SweepInput::Rows { .. } => math::load(m, &inputs[k][first..whole]),
+                        SweepInput::Column(_) => math::splat(m, scalars[k]),
                     };
                 }
                 let mut results = [math::splat::<M, N>(m, 0.0); OUT];
@@ -168,8 +168,8 @@ impl<P: Pass<IN, OUT>, const IN: usize, const OUT: usize> Kernel for Part<'_, P,
                 let mut blocks = [math::splat::<M, N>(m, 0.0); IN];
                 for k in 0..IN {
                     blocks[k] = match self.inputs[k] {
-                        Input::Rows { .. } => math::load_part(m, &inputs[k][whole..], 0.0),
-                        Input::Column(_) => math::splat(m, scalars[k]),
+                        SweepInput::Rows { .. } => math::load_part(m, &inputs[k][whole..], 0.0),
+                        SweepInput::Column(_) => math::splat(m, scalars[k]),
                     };
                 }
                 let mut results = [math::splat::<M, N>(m, 0.0); OUT];

@@ -1,4 +1,4 @@
-//! What a micro-kernel is told: one tile of the result of a product, and the panels it is summed over.
+//! The argument of a micro-kernel: one tile of a product's result, and the panels it is summed over.
 //!
 //! Factors are words: one f32, or two neighbouring terms in bf16 (see `precision`).
 

@@ -1,4 +1,4 @@
-//! A matrix as it stands in memory or in a mapped file, row after row.
+//! A row-major matrix in memory or in a mapped file.
 
 use half::{bf16, f16};
 

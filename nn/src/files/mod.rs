@@ -1,12 +1,19 @@
-//! Files of named tensors: safetensors, alone or in shards, mapped and not read until asked for.
+//! Files of named tensors: safetensors, single or sharded, mapped and read on demand.
 
+mod bounds;
+mod kind;
+mod open;
 mod read;
 mod recognise;
+mod unfinished;
 mod view;
 mod write;
 
+pub(crate) use kind::{no_model, read_model_config};
+pub use open::{open_regular, read_regular};
+pub(crate) use read::nearest;
 pub use read::{TensorFiles, TensorInfo};
-pub(crate) use read::{edit_distance, nearest};
 pub use safetensors::Dtype;
+pub use unfinished::{UNFINISHED, Unfinished, is_at, is_unfinished, remove_abandoned, remove_if_abandoned};
 pub use view::{Piece, TensorView};
 pub use write::{NamedTensor, write_atomically, write_safetensors};

@@ -13,6 +13,7 @@ use super::recognise::recognise;
 use crate::{
     cpu::map::FileMap,
     error::{Error, Result},
+    size,
 };
 
 /// What a header says of a tensor.
@@ -22,6 +23,13 @@ pub struct TensorInfo {
     pub dtype: Dtype,
     /// Its axes.
     pub shape: Vec<usize>,
+}
+
+impl TensorInfo {
+    /// Number of values.
+    pub fn values(&self) -> usize {
+        size::product(self.shape.iter().copied())
+    }
 }
 
 #[derive(Debug)]
@@ -154,6 +162,12 @@ impl TensorFiles {
     /// The file or index these tensors come from.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// All files: the index, if there is one, and the shards.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let index = (!self.shards.iter().any(|s| s.path() == self.path)).then(|| self.path.clone());
+        index.into_iter().chain(self.shards.iter().map(|s| s.path().to_owned())).collect()
     }
 
     /// All names, sorted.
@@ -363,24 +377,10 @@ fn header_fault(bytes: &[u8], error: &safetensors::SafeTensorError) -> String {
 /// The candidate with the smallest edit distance, if it is near enough to be a slip.
 pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     candidates
-        .map(|c| (edit_distance(name, c), c))
+        .map(|c| (strsim::osa_distance(name, c), c))
         .min()
         .filter(|(d, _)| *d <= name.len().div_ceil(2).max(3))
         .map(|(_, c)| c)
-}
-
-/// Levenshtein distance in bytes.
-pub(crate) fn edit_distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let next = (diagonal + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = std::mem::replace(&mut row[j + 1], next);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What a file is that was expected to be safetensors and is not: most are downloads of something else.
+//! Recognises files that should be safetensors and are not, such as failed downloads.
 
 /// The kind of a file by its first bytes, as the end of the sentence "FILE is ...", with what to do; nothing if it is
 /// none that is known.

@@ -1,4 +1,4 @@
-//! A tensor as it stands in a mapped file, under another name or in another order of rows, without a copy.
+//! A view of a tensor in a mapped file, under another name or with its rows in another order, without a copy.
 //!
 //! A *row* is everything at one index of the first axis: a row of a matrix, a value of a vector. Layouts of one
 //! model differ in which rows stand in which tensor; a view is the list of row ranges, in order, that make a tensor.

@@ -9,6 +9,7 @@ use std::{
 
 use safetensors::Dtype;
 
+use super::unfinished::{Unfinished, folder_of};
 use crate::error::{Error, Result};
 
 /// A tensor on its way into a file.
@@ -92,34 +93,17 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 
 fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     let fault = |what: &str, e: std::io::Error| Error::file(path, format!("cannot be {what}: {e}"));
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new()
-        .prefix(".writing-")
-        .tempfile_in(folder)
-        .map_err(|e| fault("written beside", e))?;
+    let mut beside = Unfinished::beside(path).map_err(|e| fault("written beside", e))?;
     {
-        let mut buffered = std::io::BufWriter::new(&mut file);
+        let mut buffered = std::io::BufWriter::new(beside.file());
         fill(&mut buffered).and_then(|()| buffered.flush()).map_err(|e| fault("written", e))?;
     }
-    readable_as_other_files(file.as_file()).map_err(|e| fault("made readable", e))?;
-    file.as_file().sync_all().map_err(|e| fault("flushed", e))?;
-    file.persist(path).map_err(|e| fault("renamed into place", e.error))?;
+    beside.file().sync_all().map_err(|e| fault("flushed", e))?;
+    beside.keep(path).map_err(|e| fault("renamed into place", e))?;
     // The rename itself is safe only once the folder is on the disk too; not every system can open a folder.
-    if let Ok(folder) = std::fs::File::open(folder) {
+    if let Ok(folder) = std::fs::File::open(folder_of(path)) {
         folder.sync_all().map_err(|e| fault("flushed with its folder", e))?;
     }
-    Ok(())
-}
-
-/// A temporary file is made for its owner alone; what stays is to be as readable as any other file.
-#[cfg(unix)]
-fn readable_as_other_files(file: &std::fs::File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn readable_as_other_files(_: &std::fs::File) -> std::io::Result<()> {
     Ok(())
 }
 

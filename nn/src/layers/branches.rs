@@ -1,4 +1,4 @@
-//! The factors of the adapter that is trained, by the linears of a model.
+//! The factors of the trained adapter, by the linears of a model.
 //!
 //! `N` outputs, `K` inputs, `R` rank, `J` adapted linears of a group.
 

@@ -1,4 +1,4 @@
-//! What layers work with.
+//! The context of a layer: device, working memory, precision.
 
 use super::{Branches, Linear};
 use crate::device::Device;

@@ -76,7 +76,7 @@ impl Map {
 
 /// Which input pixels an output pixel sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Window {
+pub enum ConvWindow {
     /// The pixel itself.
     One,
     /// The pixel and its eight neighbours; zeros outside the picture.
@@ -89,7 +89,7 @@ pub enum Window {
     ThreeHalvingCentred,
 }
 
-impl Window {
+impl ConvWindow {
     /// Pixels along each side of what is seen.
     pub fn side(self) -> usize {
         if self == Self::One { 1 } else { 3 }
@@ -132,7 +132,7 @@ pub struct Conv<'a> {
     /// O.
     pub outputs: usize,
     /// What an output pixel sees.
-    pub window: Window,
+    pub window: ConvWindow,
 }
 
 impl Conv<'_> {
@@ -148,7 +148,7 @@ impl Conv<'_> {
         let (height, width) = (self.window.output(x.height), self.window.output(x.width));
         let mut out =
             Map { height, width, channels: self.outputs, values: vec![0.0; height * width * self.outputs] };
-        if self.window == Window::One {
+        if self.window == ConvWindow::One {
             let weight = Weight::locate(self.files, self.weight, self.outputs, self.inputs)?;
             let (x, out_values) = ((&x.values[..], self.inputs), (&mut out.values[..], self.outputs));
             dense(device, height * width, x, &weight, bias.as_deref(), out_values)?;
@@ -221,16 +221,17 @@ fn block_pixels(terms: usize) -> usize {
 }
 
 /// Floating-point operations of a convolution of a picture of `pixels` output pixels.
-pub fn conv_flops(window: Window, (inputs, outputs): (usize, usize), pixels: usize) -> f64 {
-    2.0 * (window.side().pow(2) * inputs * outputs) as f64 * pixels as f64
+pub fn conv_flops(window: ConvWindow, (inputs, outputs): (usize, usize), pixels: f64) -> f64 {
+    2.0 * (window.side().pow(2) * inputs * outputs) as f64 * pixels
 }
 
 /// Values of working memory that a convolution takes beside its input and its output: windows, and the weight three
 /// times (as it is stored, in the order of the windows, and packed).
-pub fn conv_scratch(window: Window, (inputs, outputs): (usize, usize), pixels: usize) -> usize {
+pub fn conv_scratch(window: ConvWindow, (inputs, outputs): (usize, usize), pixels: f64) -> f64 {
     let terms = window.side().pow(2) * inputs;
-    let windows = if window == Window::One { 0 } else { block_pixels(terms).min(pixels) * terms };
-    windows + 3 * terms * outputs
+    let windows =
+        if window == ConvWindow::One { 0.0 } else { (block_pixels(terms) as f64).min(pixels) * terms as f64 };
+    windows + (3 * terms * outputs) as f64
 }
 
 #[cfg(test)]
@@ -241,14 +242,14 @@ mod tests {
     use crate::files::{NamedTensor, write_safetensors};
 
     /// The definition, pixel by pixel, over a picture with its zeros written out.
-    fn by_definition(x: &Map, weight: &[f32], bias: &[f32], window: Window) -> Map {
+    fn by_definition(x: &Map, weight: &[f32], bias: &[f32], window: ConvWindow) -> Map {
         let (side, outputs) = (window.side(), bias.len());
-        let doubled = if window == Window::ThreeOfDoubled { 2 } else { 1 };
+        let doubled = if window == ConvWindow::ThreeOfDoubled { 2 } else { 1 };
         let (stride, before) = match window {
-            Window::One => (1, 0),
-            Window::Three | Window::ThreeOfDoubled => (1, 1),
-            Window::ThreeHalving => (2, 0),
-            Window::ThreeHalvingCentred => (2, 1),
+            ConvWindow::One => (1, 0),
+            ConvWindow::Three | ConvWindow::ThreeOfDoubled => (1, 1),
+            ConvWindow::ThreeHalving => (2, 0),
+            ConvWindow::ThreeHalvingCentred => (2, 1),
         };
         let padded = |y: usize, x_: usize, c: usize| -> f32 {
             let (y, x_) = (y as isize - before, x_ as isize - before);
@@ -290,8 +291,8 @@ mod tests {
             height in 2usize..9, width in 2usize..9, inputs in 1usize..6, outputs in 1usize..5, seed in 0usize..50
         ) {
             let windows = [
-                Window::One, Window::Three, Window::ThreeOfDoubled, Window::ThreeHalving,
-                Window::ThreeHalvingCentred,
+                ConvWindow::One, ConvWindow::Three, ConvWindow::ThreeOfDoubled, ConvWindow::ThreeHalving,
+                ConvWindow::ThreeHalvingCentred,
             ];
             let dir = tempfile::tempdir().unwrap();
             for window in windows {
@@ -332,7 +333,7 @@ mod tests {
         write_safetensors(&path, &[NamedTensor::f32("w", vec![1, 2, 1, 1], &[1.0, 2.0])], &[]).unwrap();
         let files = Arc::new(TensorFiles::open(&path).unwrap());
         let conv =
-            Conv { files: &files, weight: "w", bias: None, inputs: 2, outputs: 1, window: Window::One };
+            Conv { files: &files, weight: "w", bias: None, inputs: 2, outputs: 1, window: ConvWindow::One };
         let x = Map { height: 1, width: 1, channels: 3, values: vec![0.0; 3] };
         let error = conv.run(&Cpu::new(1).unwrap(), &x).unwrap_err().to_string();
         assert!(error.contains("`w`") && error.contains("expected 2, got 3"), "{error}");

@@ -1,4 +1,4 @@
-//! Products with frozen matrices where nothing is trained, and products of activations: encoders.
+//! Products of encoders: with frozen matrices, where nothing is trained, and of two activations.
 //!
 //! ```text
 //! y = x W^T + bias      M  rows    K  inputs    N  outputs

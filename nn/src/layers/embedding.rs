@@ -1,4 +1,4 @@
-//! Rows of a table in a mapped file: only those that are asked for are read.
+//! Rows of a table in a mapped file, read on demand.
 
 use half::{bf16, f16};
 

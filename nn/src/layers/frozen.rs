@@ -1,4 +1,4 @@
-//! Frozen matrices of a mapped file, and how they reach the kernels.
+//! Frozen matrices of a mapped file, packed for the kernels.
 //!
 //! `N` outputs, `K` inputs, `R` rank of a frozen branch.
 

@@ -1,4 +1,4 @@
-//! How large the tensors of a model are, as a file has them.
+//! Sizes of a model's tensors as stored in a file.
 
 use crate::files::{Dtype, TensorFiles};
 

@@ -2,6 +2,8 @@
 
 use std::{ops::Range, sync::Arc};
 
+use crate::size;
+
 /// A linear that an adapter has factors for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdaptedLinear {
@@ -30,9 +32,9 @@ impl AdapterLayout {
         self.alpha / self.rank as f32
     }
 
-    /// Number of values in all factors.
+    /// Number of values in all factors; `usize::MAX` where there are more than that.
     pub fn len(&self) -> usize {
-        self.modules.iter().map(|m| self.rank * (m.inputs + m.outputs)).sum()
+        size::sum(self.modules.iter().map(|m| self.rank.saturating_mul(m.inputs + m.outputs)))
     }
 
     /// Has it no modules?

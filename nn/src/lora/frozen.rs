@@ -14,9 +14,9 @@ use std::{
 
 use super::read::{AdapterFile, not_adapted};
 use crate::{
-    backbone::LinearLayout,
     error::{Error, Result},
     files::TensorView,
+    linears::LinearLayout,
 };
 
 /// The factors of one linear of diffusers' layout, as they stand in the file.

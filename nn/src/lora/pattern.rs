@@ -9,15 +9,14 @@ use std::collections::BTreeSet;
 
 use super::adapter::{AdaptedLinear, AdapterLayout};
 use crate::{
-    backbone::LinearLayout,
     error::{Error, Result},
-    files::edit_distance,
+    linears::LinearLayout,
 };
 
 /// What one pattern named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PatternMatch {
-    /// As it was given; without patterns a kind of linear, as [`kind`] says.
+    /// As it was given; without patterns a kind of linear, as `graph-run plan` lists them.
     pub pattern: String,
     /// Number of linears it names.
     pub linears: usize,
@@ -118,7 +117,7 @@ fn nearest_kinds(pattern: &str, linears: &[LinearLayout]) -> String {
     const SHOWN: usize = 5;
     let kinds: BTreeSet<&str> = linears.iter().map(|l| kind(&l.name)).collect();
     let mut kinds: Vec<(usize, &str)> =
-        kinds.into_iter().map(|k| (edit_distance(kind(pattern), k), k)).collect();
+        kinds.into_iter().map(|k| (strsim::osa_distance(kind(pattern), k), k)).collect();
     kinds.sort_unstable();
     let shown: Vec<String> = kinds.iter().take(SHOWN).map(|(_, k)| format!("`{k}`")).collect();
     shown.join(", ")

@@ -1,5 +1,5 @@
 //! PEFT's configuration of an adapter: `adapter_config.json` beside the file, or a string in its header, as diffusers
-//! writes it. It says by what the product of the factors is scaled, and whether there is more to it than that.
+//! writes it. It states how the product of the factors is scaled, and whether the adapter has anything beyond factors.
 //!
 //! ```text
 //! alpha / r                     as kept here

@@ -17,9 +17,9 @@ use super::{
     pattern::{count_kinds, kind},
 };
 use crate::{
-    backbone::LinearLayout,
     error::{Error, Result},
     files::{TensorFiles, nearest},
+    linears::LinearLayout,
     naming::{Outside, Place},
 };
 

@@ -6,8 +6,8 @@ use half::bf16;
 
 use super::*;
 use crate::{
-    backbone::LinearLayout,
     files::{Dtype, NamedTensor, TensorFiles, write_safetensors},
+    linears::LinearLayout,
     naming::{Place, Stack},
 };
 

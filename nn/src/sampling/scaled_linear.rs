@@ -27,7 +27,7 @@ pub(super) fn stride(steps: usize) -> usize {
 /// # Panics
 /// If there is no step, or not a timestep for each.
 pub fn timesteps(steps: usize) -> Vec<usize> {
-    assert!((1..TIMESTEPS).contains(&steps), "{steps} steps: 1 to {} are there", TIMESTEPS - 1);
+    assert!((1..TIMESTEPS).contains(&steps), "{steps} steps: expected 1 to {}", TIMESTEPS - 1);
     (0..steps).rev().map(|i| i * stride(steps) + 1).collect()
 }
 

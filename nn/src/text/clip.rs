@@ -11,13 +11,14 @@ use super::{
     TextCost,
     attention::{Sizes, attention},
     check_finite, measure,
-    source::Source,
+    weights::PrefixedFiles,
 };
 use crate::{
     cpu::{self, Cpu},
     error::{Error, Result},
     files::TensorFiles,
     layers::norm::layer_norm,
+    size,
     tensor::Tensor,
 };
 
@@ -128,12 +129,26 @@ impl ClipConfig {
                 "hidden_size is {}: expected a multiple of num_attention_heads, {heads}",
                 self.hidden_size
             )
-        } else if self.vocab_size * self.intermediate_size * self.max_position_embeddings == 0 {
+        } else if [self.vocab_size, self.intermediate_size, self.max_position_embeddings].contains(&0) {
             "vocab_size, intermediate_size and max_position_embeddings must be positive".into()
         } else {
             return Ok(());
         };
         Err(fault)
+    }
+
+    /// Refuse sizes that no model in these files can have; `path` states them.
+    fn bound(&self, path: &Path, files: &TensorFiles) -> Result<()> {
+        files.bound(
+            path,
+            &[("num_hidden_layers", self.num_hidden_layers)],
+            &[
+                ("vocab_size", self.vocab_size as u128),
+                ("hidden_size", self.hidden_size as u128),
+                ("intermediate_size", self.intermediate_size as u128),
+                ("max_position_embeddings", self.max_position_embeddings as u128),
+            ],
+        )
     }
 
     /// Every tensor of the checkpoint, with its shape; names without the prefix `text_model.`.
@@ -175,7 +190,7 @@ pub struct ClipText {
 #[derive(Debug)]
 pub struct Clip {
     config: ClipConfig,
-    source: Source,
+    source: PrefixedFiles,
 }
 
 impl Clip {
@@ -187,6 +202,7 @@ impl Clip {
     /// If a file is missing or cut off, the configuration is of another model, or tensors are missing, of other shapes or
     /// in fp8.
     pub fn open(path: &Path) -> Result<Self> {
+        super::must_be_model(path, "the CLIP text encoder", "text_encoder")?;
         let folder = path.is_dir();
         // Before the weights, so that a folder of another kind is known by its configuration.
         let stated = if folder { Some(ClipConfig::read(&path.join("config.json"))?) } else { None };
@@ -194,17 +210,18 @@ impl Clip {
         let with_prefix = files.names().any(|n| n.starts_with("text_model."));
         let prefix = if with_prefix { "text_model." } else { "" };
         measure::no_fp8(&files, prefix, "e.g. `clip_l.safetensors`")?;
-        let config = match stated {
-            Some(config) => config,
+        let (config, source) = match stated {
+            Some(config) => (config, path.join("config.json")),
             None => match ClipConfig::beside(path)? {
-                Some(config) => config,
-                None => ClipConfig::measured(&files, prefix)?,
+                Some(config) => (config, path.with_file_name("config.json")),
+                None => (ClipConfig::measured(&files, prefix)?, path.to_owned()),
             },
         };
+        config.bound(&source, &files)?;
         let expected: Vec<_> =
             config.tensors().into_iter().map(|(n, shape)| (format!("{prefix}{n}"), shape)).collect();
         files.expect(&expected)?;
-        let source = Source::new(Arc::new(files), prefix, &expected);
+        let source = PrefixedFiles::new(Arc::new(files), prefix, &expected);
         Ok(Self { config, source })
     }
 
@@ -225,13 +242,14 @@ impl Clip {
 
     /// What `prompts` prompts of `length` tokens take.
     pub fn cost(&self, prompts: usize, length: usize) -> TextCost {
-        let (e, m) = (self.config.hidden_size, self.config.intermediate_size);
-        let rows = prompts * length;
-        let flops = (8 * e * e + 4 * e * m) as f64 * rows as f64 + (4 * e * length) as f64 * rows as f64;
+        // In floating point: a length that somebody states may be too large for products of whole numbers.
+        let (e, m) = (self.config.hidden_size as f64, self.config.intermediate_size as f64);
+        let (length, rows) = (length as f64, prompts as f64 * length as f64);
+        let flops = (8.0 * e * e + 4.0 * e * m) * rows + 4.0 * e * length * rows;
         // The stream, its norm, queries, keys, values and their result; or the stream, its norm and the MLP twice.
-        let alive = rows * (2 * e + (4 * e).max(2 * m)) + length * length + 2 * e * m;
+        let alive = rows * (2.0 * e + (4.0 * e).max(2.0 * m)) + length * length + 2.0 * e * m;
         let layers = self.config.num_hidden_layers as f64;
-        TextCost { flops: layers * flops, scratch_bytes: alive * size_of::<f32>() }
+        TextCost { flops: layers * flops, scratch_bytes: size::bytes(4.0 * alive) }
     }
 
     /// Tokens and pooled vectors of `prompts` prompts with equally many ids, one after the other in `ids`.

@@ -1,4 +1,4 @@
-//! Text encoders in one file, as ComfyUI keeps them: sizes come from the shapes of tensors.
+//! Text encoders in a single file, as ComfyUI stores them: sizes come from the shapes of tensors.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! From prompts to conditions.
+//! Text encoders: from prompts to conditions.
 
 use std::path::Path;
 
@@ -6,16 +6,16 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     error::{Error, Result},
-    files::TensorFiles,
+    files::{TensorFiles, no_model, read_model_config},
 };
 
 mod attention;
 pub mod clip;
 pub mod hash;
 mod measure;
-mod source;
 pub mod t5;
 pub mod tokenizer;
+mod weights;
 
 pub use clip::Clip;
 pub use hash::Hash;
@@ -31,20 +31,27 @@ pub struct TextCost {
     pub scratch_bytes: usize,
 }
 
-/// Parse a configuration whose `model_type` must be `kind`.
+/// Read a configuration of transformers, which always states the kind of its model.
 fn read_config<C: DeserializeOwned>(path: &Path, kind: &str, what: &str) -> Result<C> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
-    let value: serde_json::Value =
-        serde_json::from_str(&text).map_err(|e| Error::file(path, format!("is not JSON: {e}")))?;
-    match value.get("model_type").and_then(|v| v.as_str()) {
-        Some(found) if found == kind => {}
-        found => {
-            let found = found.unwrap_or("missing");
-            return Err(Error::file(path, format!("model_type is {found}: expected {kind}")));
-        }
+    #[derive(serde::Deserialize)]
+    struct Stated {
+        #[serde(rename = "model_type")]
+        _kind: String,
     }
-    serde_json::from_value(value)
-        .map_err(|e| Error::file(path, format!("is not the configuration of {what}: {e}")))
+    read_model_config::<Stated>(path, kind, what)?;
+    read_model_config(path, kind, what)
+}
+
+/// Refuse a path that leads nowhere, or to a folder of something else, before its parts are missed.
+fn must_be_model(path: &Path, what: &str, below: &str) -> Result<()> {
+    if path.is_file() || path.join("config.json").exists() {
+        return Ok(());
+    }
+    let expected = format!(
+        "{what}: its folder with config.json and weights, the folder above its `{below}`, or one \
+                            safetensors file"
+    );
+    Err(no_model(path, &expected))
 }
 
 /// The weights of a transformers folder.

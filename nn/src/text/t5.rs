@@ -13,13 +13,14 @@ use super::{
     TextCost,
     attention::{Sizes, attention},
     check_finite, measure,
-    source::Source,
+    weights::PrefixedFiles,
 };
 use crate::{
-    cpu::{self, Cpu, Window},
+    cpu::{self, Cpu, SubMatrix},
     error::{Error, Result},
     files::TensorFiles,
     layers::norm::rms_norm,
+    size,
     tensor::Tensor,
 };
 
@@ -159,6 +160,21 @@ impl T5Config {
         Err(fault)
     }
 
+    /// Refuse sizes that no model in these files can have; `path` states them.
+    fn bound(&self, path: &Path, files: &TensorFiles) -> Result<()> {
+        files.bound(
+            path,
+            &[("num_layers", self.num_layers)],
+            &[
+                ("vocab_size", self.vocab_size as u128),
+                ("d_model", self.d_model as u128),
+                ("num_heads x d_kv", self.num_heads as u128 * self.d_kv as u128),
+                ("d_ff", self.d_ff as u128),
+                ("relative_attention_num_buckets", self.relative_attention_num_buckets as u128),
+            ],
+        )
+    }
+
     /// Every tensor of the encoder but the table of tokens, with its shape.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let (e, inner, m) = (self.d_model, self.num_heads * self.d_kv, self.d_ff);
@@ -193,7 +209,7 @@ const TABLES: [&str; 2] = ["shared.weight", "encoder.embed_tokens.weight"];
 #[derive(Debug)]
 pub struct T5 {
     config: T5Config,
-    source: Source,
+    source: PrefixedFiles,
     table: &'static str,
 }
 
@@ -205,23 +221,25 @@ impl T5 {
     /// If a file is missing or cut off, the configuration is of another model, or tensors are missing, of other shapes or
     /// in fp8.
     pub fn open(path: &Path) -> Result<Self> {
+        super::must_be_model(path, "the T5 encoder", "text_encoder_2")?;
         let folder = path.is_dir();
         // Before the weights, so that a folder of another kind is known by its configuration.
         let stated = if folder { Some(T5Config::read(&path.join("config.json"))?) } else { None };
         let files = if folder { super::open_weights(path)? } else { TensorFiles::open(path)? };
         let table = TABLES.into_iter().find(|name| files.info(name).is_some()).unwrap_or(TABLES[0]);
         measure::no_fp8(&files, "encoder.", "e.g. `t5xxl_fp16.safetensors`")?;
-        let config = match stated {
-            Some(config) => config,
+        let (config, source) = match stated {
+            Some(config) => (config, path.join("config.json")),
             None => match T5Config::beside(path)? {
-                Some(config) => config,
-                None => T5Config::measured(&files, table)?,
+                Some(config) => (config, path.with_file_name("config.json")),
+                None => (T5Config::measured(&files, table)?, path.to_owned()),
             },
         };
+        config.bound(&source, &files)?;
         let mut expected = config.tensors();
         expected.push((table.into(), vec![config.vocab_size, config.d_model]));
         files.expect(&expected)?;
-        let source = Source::new(Arc::new(files), "", &expected);
+        let source = PrefixedFiles::new(Arc::new(files), "", &expected);
         Ok(Self { config, source, table })
     }
 
@@ -243,15 +261,16 @@ impl T5 {
     /// What `prompts` prompts of `length` tokens take.
     pub fn cost(&self, prompts: usize, length: usize) -> TextCost {
         let c = &self.config;
-        let (e, inner, m, rows) = (c.d_model, c.num_heads * c.d_kv, c.d_ff, prompts * length);
-        let flops =
-            (8 * e * inner + 6 * e * m) as f64 * rows as f64 + (4 * inner * length) as f64 * rows as f64;
+        // In floating point: a length that somebody states may be too large for products of whole numbers.
+        let (e, inner, m) = (c.d_model as f64, (c.num_heads * c.d_kv) as f64, c.d_ff as f64);
+        let (length, rows) = (length as f64, prompts as f64 * length as f64);
+        let flops = (8.0 * e * inner + 6.0 * e * m) * rows + 4.0 * inner * length * rows;
         // The stream, its norm, and queries, keys, values and their result, or the MLP three times; the bias, the
         // scores of one head; the largest weight as it is read and as it is packed.
-        let alive = rows * (2 * e + (4 * inner).max(3 * m))
-            + (c.num_heads + 1) * length * length
-            + 2 * e * m.max(inner);
-        TextCost { flops: c.num_layers as f64 * flops, scratch_bytes: alive * size_of::<f32>() }
+        let alive = rows * (2.0 * e + (4.0 * inner).max(3.0 * m))
+            + (c.num_heads + 1) as f64 * length * length
+            + 2.0 * e * m.max(inner);
+        TextCost { flops: c.num_layers as f64 * flops, scratch_bytes: size::bytes(4.0 * alive) }
     }
 
     /// Tokens `[B, L, E]` of `prompts` prompts with equally many ids, one after the other in `ids`.
@@ -348,7 +367,7 @@ impl T5 {
         };
         let gate = linear("wi_0", &normed, (e, m))?;
         let mut active = vec![0.0; gate.len()];
-        cpu::gelu(device, Window { rows: gate.len() / m, width: m }, &gate, m, &mut active, m);
+        cpu::gelu(device, SubMatrix { rows: gate.len() / m, width: m }, &gate, m, &mut active, m);
         drop(gate);
         let inner = linear("wi_1", &normed, (e, m))?;
         active.iter_mut().zip(&inner).for_each(|(a, b)| *a *= b);

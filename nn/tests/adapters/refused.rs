@@ -1,4 +1,4 @@
-//! Files that are not understood are refused, and no good tensor is blamed.
+//! Files of an unknown layout are refused, and the message blames the right tensor.
 
 use prefgraph_nn::files::NamedTensor;
 

@@ -1,4 +1,4 @@
-//! Alpha that is not the rank, for programs that read factors alone.
+//! An alpha other than the rank, for programs that read only the factors.
 
 use std::sync::Arc;
 

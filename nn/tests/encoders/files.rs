@@ -1,4 +1,4 @@
-//! Where the cases lie, and files made from theirs.
+//! Paths of the cases, and files derived from them.
 
 use std::path::{Path, PathBuf};
 

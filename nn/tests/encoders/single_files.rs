@@ -1,4 +1,4 @@
-//! Text encoders in one file, as ComfyUI keeps them: without a configuration, with tensors that nobody needs.
+//! Text encoders in a single file, as ComfyUI stores them: no configuration, and unused tensors.
 
 use std::{
     fs,

@@ -1,11 +1,12 @@
-//! Wrong files and wrong input are answered with the names that are needed to put them right.
+//! Errors about wrong files and wrong input name everything needed to fix them.
 
 use std::{fs, path::Path};
 
 use prefgraph_nn::{
     Cpu, Error, Tensor,
     autoencoders::{Autoencoder, Kl, Posterior, Tiny},
-    files::NamedTensor,
+    files::{NamedTensor, write_safetensors},
+    models::FluxUno,
     text::{Clip, T5},
 };
 
@@ -59,6 +60,31 @@ fn a_missing_or_cut_file_is_named() {
         fs::remove_file(folder.path().join("config.json")).unwrap();
         assert!(open(folder.path()).unwrap_err().to_string().contains("config.json"));
         assert!(open(&folder.path().join("nowhere")).unwrap_err().to_string().contains("nowhere"));
+    }
+}
+
+#[test]
+fn folders_of_other_models_and_paths_that_lead_nowhere_are_called_what_they_are() {
+    let flux: (Open, &str) =
+        (|p| FluxUno::open(Cpu::new(1)?, p).map(drop), "the transformer of FLUX: its folder");
+    let expected =
+        ["the CLIP text encoder: its folder", "the T5 encoder: its folder", "an autoencoder: its folder"];
+    let all = ALL.iter().zip([0, 1, 2, 2]).map(|((_, open, ..), i)| (*open, expected[i]));
+    for (open, expected) in all.chain([flux]) {
+        let folder = tempfile::tempdir().unwrap();
+        let error = open(&folder.path().join("gone/model")).unwrap_err().to_string();
+        assert!(error.contains("has no `gone`") && error.contains(expected), "{error}");
+        let error = open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("has no config.json") && error.contains(expected), "{error}");
+        let pipeline = r#"{"_class_name": "StableDiffusionXLPipeline"}"#;
+        fs::write(folder.path().join("model_index.json"), pipeline).unwrap();
+        let error = open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("the folder of a pipeline, StableDiffusionXLPipeline"), "{error}");
+        fs::write(folder.path().join("config.json"), r#"{"_class_name": "UNet2DConditionModel"}"#).unwrap();
+        let weights = folder.path().join("diffusion_pytorch_model.safetensors");
+        write_safetensors(&weights, &[NamedTensor::f32("conv_in.bias", vec![1], &[0.0])], &[]).unwrap();
+        let error = open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("UNet2DConditionModel"), "{error}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Where golden cases lie, and what their files mean.
+//! Golden cases: where they are, and what their files mean.
 
 use std::{
     io::Write,

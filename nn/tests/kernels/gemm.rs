@@ -1,4 +1,4 @@
-//! Matrix products: correctness at awkward sizes, and what their bits depend on.
+//! Matrix products: correctness at awkward sizes, and bits that depend only on their row and column.
 
 use half::bf16;
 use prefgraph_nn::cpu::{Cpu, Extra, Gemm, GemmTn, Matrix, Packed, Precision, Values, gemm, gemm_tn};

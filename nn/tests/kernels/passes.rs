@@ -283,7 +283,7 @@ fn assert_accurate(found: &[f32], expected: impl Fn(usize) -> f64, relative: f64
 #[test]
 fn gelu_and_its_backward_are_accurate_inside_wider_rows() {
     for (rows, width, x_stride, y_stride) in [(1, 1, 1, 1), (3, 21, 30, 25), (70, 500, 500, 700)] {
-        let window = Window { rows, width };
+        let window = SubMatrix { rows, width };
         let (x, dy) = (spread(rows * x_stride), Numbers::new(5).many(rows * y_stride));
         let at = |i: usize| i / y_stride * x_stride + i % y_stride;
         let y = same_on_all_devices(|cpu| {

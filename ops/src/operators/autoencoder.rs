@@ -9,7 +9,12 @@ use prefgraph_nn::{
     autoencoders::{Autoencoder, Dct, Kl, Tiny},
 };
 
-use crate::{choices, operator::OpError, settings::DataPath};
+use crate::{
+    choices,
+    error::OpError,
+    part::{Part, Toy},
+    settings::DataPath,
+};
 
 choices! {
     /// Kinds of autoencoder.
@@ -42,6 +47,20 @@ pub(crate) fn open(kind: AutoencoderKind, weights: &DataPath) -> Result<Arc<dyn 
         _ => Kl::open(weights.as_path()).map(|a| Arc::new(a) as _),
     };
     opened.map_err(|e| OpError::new(format!("weights: {e}")))
+}
+
+/// What a node with an autoencoder of this kind is to others.
+pub(crate) fn part(kind: AutoencoderKind, allow_toy: bool) -> Part {
+    match kind {
+        AutoencoderKind::Dct => {
+            let toy = Toy {
+                chosen_by: "kind: dct",
+                instead: &["kind=kl", "weights=FOLDER_OR_FILE_OF_THE_AUTOENCODER"],
+            };
+            Part::of_toy(toy, allow_toy)
+        }
+        AutoencoderKind::Kl | AutoencoderKind::Tiny => Part::Ordinary,
+    }
 }
 
 /// Where an autoencoder is read from: the file, or the folder, which may lie below the one that is named.

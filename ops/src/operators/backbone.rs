@@ -16,6 +16,7 @@ use crate::{
     choices,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{BackboneHandle, BackboneShape},
+    resume::External,
     settings,
     settings::DataPath,
 };
@@ -160,6 +161,14 @@ impl Operator for Backbone {
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .to_vec()
+    }
+
+    fn external(&self) -> Vec<External> {
+        let files = self.described.files().files();
+        let beside = files.path().with_file_name("config.json");
+        let weights = files.paths().into_iter().chain(beside.is_file().then_some(beside)).collect();
+        let adapter = self.options.adapter.iter().map(|(path, _)| External::file("adapter", path));
+        std::iter::once(External::files("weights", weights)).chain(adapter).collect()
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (): Self::In) -> Result<(Self::Out, ()), OpError> {

@@ -1,4 +1,4 @@
-//! Pictures side by side on white, as one picture: what `preview` and `strip` draw on. And how pictures are named.
+//! The canvas of `preview` and `strip`: pictures side by side on white. Also the names of picture files.
 
 use crate::ports::{Effect, Picture, Texts};
 

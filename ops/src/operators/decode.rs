@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
+    part::Part,
     ports::{ImageShape, Images, Latents},
     settings,
     settings::DataPath,
@@ -25,13 +26,15 @@ settings! {
         /// Of kinds `kl` and `tiny`: the folder with `config.json` and the weights, the folder above its `vae`, or one
         /// safetensors file.
         pub weights: DataPath = DataPath::default(),
+        /// Is kind `dct` meant, even for latents of a network of FLUX.1's shapes?
+        pub allow_toy: bool = false,
     }
 }
 
 /// Pictures of a batch of latents.
 pub struct Decode {
     autoencoder: Arc<dyn Autoencoder>,
-    weights: DataPath,
+    settings: DecodeSettings,
 }
 
 impl Operator for Decode {
@@ -47,7 +50,7 @@ impl Operator for Decode {
 
     fn new(settings: DecodeSettings) -> Result<Self, OpError> {
         let autoencoder = autoencoder::open(settings.kind, &settings.weights)?;
-        Ok(Self { autoencoder, weights: settings.weights })
+        Ok(Self { autoencoder, settings })
     }
 
     fn shapes(&self, (latents,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
@@ -67,15 +70,19 @@ impl Operator for Decode {
         let pixels = images.batch * images.height * images.width;
         Cost {
             forward_flops: images.batch as f64 * one.flops,
-            moved_bytes: 20.0 * pixels as f64 + (images.batch * self.autoencoder.weight_bytes()) as f64,
+            moved_bytes: 20.0 * pixels as f64 + images.batch as f64 * self.autoencoder.weight_bytes() as f64,
             // The pictures as planes; the network makes them one after the other.
-            scratch_bytes: 12 * pixels + one.scratch_bytes,
+            scratch_bytes: (12 * pixels).saturating_add(one.scratch_bytes),
             ..Cost::default()
         }
     }
 
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {
-        autoencoder::note(&*self.autoencoder, &self.weights)
+        autoencoder::note(&*self.autoencoder, &self.settings.weights)
+    }
+
+    fn part(&self) -> Part {
+        autoencoder::part(self.settings.kind, self.settings.allow_toy)
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (latents,): Self::In) -> Result<(Self::Out, ()), OpError> {
@@ -128,7 +135,7 @@ mod tests {
         let images = Images { batch: 1, height: 8, width: 16, rgb: rgb.into() };
         let ((z,), ()) =
             Encode::new(EncodeSettings::default()).unwrap().forward(&ctx, (images.clone(),)).unwrap();
-        let ((back,), ()) = Decode::new(settings).unwrap().forward(&ctx, (z,)).unwrap();
+        let ((back,), ()) = Decode::new(settings).unwrap().forward(&ctx, (z.1,)).unwrap();
         assert_eq!(back, images);
     }
 
@@ -145,8 +152,8 @@ mod tests {
         let ((z,), ()) = Encode::new(encode).unwrap().forward(&ctx, (images,)).unwrap();
         assert!(worst(&z.as_vec(), &io.read("latents").unwrap()) < 5e-5);
 
-        let decode = Decode::new(DecodeSettings { kind, weights }).unwrap();
-        let ((back,), ()) = decode.forward(&ctx, (z,)).unwrap();
+        let decode = Decode::new(DecodeSettings { kind, weights, ..Default::default() }).unwrap();
+        let ((back,), ()) = decode.forward(&ctx, (z.1,)).unwrap();
         let planes = io.read("decoded").unwrap();
         for (pixel, rgb) in back.picture(0).as_chunks::<3>().0.iter().enumerate() {
             for (channel, found) in rgb.iter().enumerate() {
@@ -158,8 +165,11 @@ mod tests {
 
     #[test]
     fn a_kl_autoencoder_decodes_to_the_planned_shape_and_refuses_other_channels() {
-        let settings =
-            DecodeSettings { kind: AutoencoderKind::Kl, weights: DataPath(case("encoders/vae_flux")) };
+        let settings = DecodeSettings {
+            kind: AutoencoderKind::Kl,
+            weights: DataPath(case("encoders/vae_flux")),
+            ..Default::default()
+        };
         let (bench, op) = (Bench::new(), Decode::new(settings).unwrap());
         let ctx = bench.ctx();
         let shape = (2, 16, 2, 3);

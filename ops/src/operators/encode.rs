@@ -17,7 +17,8 @@ use crate::{
     choices,
     identity::Identity,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
-    ports::{ImageShape, Images, Latents, List, ListShape},
+    part::Part,
+    ports::{Clean, ImageShape, Images, Latents, List, ListShape},
     settings,
     settings::DataPath,
 };
@@ -42,6 +43,8 @@ settings! {
         pub weights: DataPath = DataPath::default(),
         /// The mean of the latents or a random sample of them; only kind `kl` can be sampled.
         pub latents: LatentsKind = LatentsKind::Mean,
+        /// Is kind `dct` meant, even under a network of FLUX.1's shapes?
+        pub allow_toy: bool = false,
     }
 }
 
@@ -51,6 +54,7 @@ struct Encoder {
     autoencoder: Arc<dyn Autoencoder>,
     weights: DataPath,
     sampled: bool,
+    allow_toy: bool,
 }
 
 impl Encoder {
@@ -63,7 +67,13 @@ impl Encoder {
                 autoencoder.kind()
             )));
         }
-        Ok(Self { kind: settings.kind, autoencoder, weights: settings.weights, sampled })
+        Ok(Self {
+            kind: settings.kind,
+            autoencoder,
+            weights: settings.weights,
+            sampled,
+            allow_toy: settings.allow_toy,
+        })
     }
 
     fn shape(&self, images: &ImageShape) -> Result<(usize, usize, usize, usize), OpError> {
@@ -77,6 +87,10 @@ impl Encoder {
             )));
         }
         Ok((images.batch, self.autoencoder.channels(), images.height / cell, images.width / cell))
+    }
+
+    fn part(&self) -> Part {
+        autoencoder::part(self.kind, self.allow_toy)
     }
 
     /// What latents depend on besides the pictures.
@@ -101,9 +115,10 @@ impl Encoder {
             let pixels = image.batch * image.height * image.width;
             all.forward_flops += image.batch as f64 * one.flops;
             // Bytes to planes and on to latents; the weights once for every picture.
-            all.moved_bytes += 20.0 * pixels as f64 + (image.batch * self.autoencoder.weight_bytes()) as f64;
+            all.moved_bytes +=
+                20.0 * pixels as f64 + image.batch as f64 * self.autoencoder.weight_bytes() as f64;
             // The pictures as planes; the network takes them one after the other.
-            all.scratch_bytes = all.scratch_bytes.max(12 * pixels + one.scratch_bytes);
+            all.scratch_bytes = all.scratch_bytes.max((12 * pixels).saturating_add(one.scratch_bytes));
         }
         all
     }
@@ -140,7 +155,7 @@ impl Operator for Encode {
     const OUT: [&'static str; 1] = ["latents"];
     type Settings = EncodeSettings;
     type In = (Images,);
-    type Out = (Latents,);
+    type Out = (Clean,);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
 
@@ -168,8 +183,12 @@ impl Operator for Encode {
         self.0.random()
     }
 
+    fn part(&self) -> Part {
+        self.0.part()
+    }
+
     fn forward(&self, ctx: &Ctx<'_>, (images,): Self::In) -> Result<(Self::Out, ()), OpError> {
-        Ok(((self.0.encode(ctx, &images, 0)?,), ()))
+        Ok(((self.0.encode(ctx, &images, 0)?.into(),), ()))
     }
 }
 
@@ -211,6 +230,10 @@ impl Operator for EncodeReferences {
         self.0.random()
     }
 
+    fn part(&self) -> Part {
+        self.0.part()
+    }
+
     fn forward(&self, ctx: &Ctx<'_>, (images,): Self::In) -> Result<(Self::Out, ()), OpError> {
         let latents = images.0.iter().enumerate().map(|(which, i)| self.0.encode(ctx, i, which));
         Ok(((List(latents.collect::<Result<_, _>>()?),), ()))
@@ -243,7 +266,7 @@ mod tests {
 
     fn kl(latents: LatentsKind) -> EncodeSettings {
         let weights = DataPath(case("encoders/vae_flux"));
-        EncodeSettings { kind: AutoencoderKind::Kl, weights, latents }
+        EncodeSettings { kind: AutoencoderKind::Kl, weights, latents, ..Default::default() }
     }
 
     #[test]
@@ -284,6 +307,7 @@ mod tests {
             kind: AutoencoderKind::Tiny,
             weights: DataPath(case("encoders/vae_tiny")),
             latents: LatentsKind::Sample,
+            ..Default::default()
         };
         assert!(refused(tiny).contains("kind `tiny`"));
         let without = EncodeSettings { kind: AutoencoderKind::Kl, ..Default::default() };

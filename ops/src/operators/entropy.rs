@@ -1,14 +1,15 @@
-//! `entropy`: where a picture has detail (FocusDPO, Eq. 7 and 8).
+//! `entropy`: how much detail each patch of a picture has (FocusDPO, Eq. 7 and 8).
 //!
 //! Shape letters: `B` batch, `h` `w` patches, one patch a cell of the focus grid.
 
 use dfdx::shapes::Const;
+use prefgraph_nn::size;
 
 use super::tensors::mask;
 use crate::{
     choices,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
-    ports::{Images, Mask},
+    ports::{Detail, Images},
     settings,
 };
 
@@ -43,11 +44,18 @@ pub struct Entropy(EntropySettings);
 const REACH: f64 = 12.6;
 
 impl Entropy {
+    fn bins(&self) -> usize {
+        match self.0.kind {
+            Counting::Gaussian => self.0.bins,
+            Counting::Histogram => 256,
+        }
+    }
+
     fn of_patch(&self, gray: &[f64]) -> f64 {
         let mut counts;
         match self.0.kind {
             Counting::Gaussian => {
-                counts = vec![0f64; self.0.bins];
+                counts = vec![0f64; self.bins()];
                 let spacing = 2.0 / (self.0.bins - 1) as f64;
                 let last = (self.0.bins - 1) as f64;
                 for value in gray {
@@ -62,7 +70,7 @@ impl Entropy {
                 }
             }
             Counting::Histogram => {
-                counts = vec![0f64; 256];
+                counts = vec![0f64; self.bins()];
                 for value in gray {
                     counts[((value + 1.0) * 127.5 + 0.5).floor().clamp(0.0, 255.0) as usize] += 1.0;
                 }
@@ -113,7 +121,7 @@ impl Operator for Entropy {
     const OUT: [&'static str; 1] = ["detail"];
     type Settings = EntropySettings;
     type In = (Images,);
-    type Out = (Mask,);
+    type Out = (Detail,);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
 
@@ -139,9 +147,19 @@ impl Operator for Entropy {
     }
 
     fn cost(&self, (images,): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
-        let pixels = (images.batch * images.height * images.width) as f64;
-        // A few exponentials a pixel, at some twenty operations each.
-        Cost { forward_flops: 100.0 * pixels, moved_bytes: 11.0 * pixels, ..Cost::default() }
+        let one = images.height * images.width;
+        let pixels = (images.batch * one) as f64;
+        let (side, bins) = (self.0.patch, self.bins());
+        let patches = pixels / side as f64 / side as f64;
+        // The grey values of a picture and of a patch, the counts, and the entropies of the patches.
+        let values = [one, side * side, bins, images.height / side * (images.width / side)];
+        Cost {
+            // A few exponentials a pixel, and a logarithm a bin, at some twenty operations each.
+            forward_flops: 100.0 * pixels + 20.0 * patches * bins as f64,
+            moved_bytes: 11.0 * pixels,
+            scratch_bytes: size::product([size::sum(values), size_of::<f64>()]),
+            ..Cost::default()
+        }
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (images,): Self::In) -> Result<(Self::Out, ()), OpError> {
@@ -151,7 +169,7 @@ impl Operator for Entropy {
             out.extend(stretched(&self.of_picture(images.picture(b), height, width)));
         }
         let side = self.0.patch;
-        Ok(((mask(ctx, (images.batch, height / side, width / side), out)?,), ()))
+        Ok(((mask(ctx, (images.batch, height / side, width / side), out)?.into(),), ()))
     }
 }
 
@@ -161,6 +179,7 @@ mod tests {
 
     use super::*;
     use crate::operators::testing::{Bench, assert_close, case, worst};
+    use crate::ports::ImageShape;
 
     fn picture(batch: usize, height: usize, width: usize, rgb: Vec<u8>) -> Images {
         Images { batch, height, width, rgb: rgb.into() }
@@ -199,6 +218,18 @@ mod tests {
         assert_close(op.of_patch(&[midway; 256]) as f32, std::f32::consts::LN_2, 1e-4);
         let ramp: Vec<f64> = (0..4096).map(|i| -1.0 + 2.0 * f64::from(i) / 4095.0).collect();
         assert_close(op.of_patch(&ramp) as f32, 3.459, 1e-3);
+    }
+
+    #[test]
+    fn the_counts_are_part_of_the_memory_that_is_predicted() {
+        let scratch = |bins| {
+            let op = Entropy::new(EntropySettings { bins, ..Default::default() }).unwrap();
+            let images = ImageShape { batch: 2, height: 32, width: 32 };
+            let outputs = op.shapes((images.clone(),), 0).unwrap();
+            op.cost(&(images,), &outputs).scratch_bytes
+        };
+        assert_eq!(scratch(1_000_032) - scratch(32), 8_000_000);
+        assert_eq!(scratch(usize::MAX), usize::MAX);
     }
 
     #[test]

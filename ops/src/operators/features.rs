@@ -1,4 +1,4 @@
-//! `features`: what the frozen network itself sees in pictures (a stand-in for a vision encoder).
+//! `features`: the frozen network's own tokens as picture features, in place of a vision encoder.
 //!
 //! Shape letters: `B` batch, `C` latent channels, `H` `W` latent grid, `h` `w` token grid, `F` feature width.
 
@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
-    ports::{BackboneHandle, Latents, Pooled, Process, TextTokens, TimeShape, Timesteps},
+    ports::{self, BackboneHandle, Clean, Pooled, Process, TextTokens, TimeShape, Timesteps},
+    role::As,
     settings,
 };
 
@@ -43,8 +44,8 @@ impl Operator for Features {
     const IN: [&'static str; 4] = ["backbone", "latents", "text", "pooled"];
     const OUT: [&'static str; 1] = ["features"];
     type Settings = FeaturesSettings;
-    type In = (BackboneHandle, Latents, TextTokens, Pooled);
-    type Out = (Latents,);
+    type In = (BackboneHandle, Clean, TextTokens, Pooled);
+    type Out = (ports::Features,);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
 
@@ -62,13 +63,18 @@ impl Operator for Features {
     fn cost(&self, (backbone, latents, text, _): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
         let pass = backbone.0.cost(latents.0, (latents.2, latents.3), &[], text.1, None);
         // At most a whole pass: the blocks with one stream do not run.
-        Cost { forward_flops: pass.forward_flops, scratch_bytes: pass.scratch_bytes, ..Cost::default() }
+        Cost {
+            forward_flops: pass.forward_flops,
+            precision: pass.precision,
+            scratch_bytes: pass.scratch_bytes,
+            ..Cost::default()
+        }
     }
 
     fn forward(
         &self,
         ctx: &Ctx<'_>,
-        (backbone, latents, text, pooled): Self::In,
+        (backbone, As(_, latents), text, pooled): Self::In,
     ) -> Result<(Self::Out, ()), OpError> {
         let &(batch, _, height, width) = HasShape::shape(&latents);
         let t = Timesteps::new(Process::Flow, vec![0.0; batch]);
@@ -78,7 +84,7 @@ impl Operator for Features {
         let found = backbone.0.features(&inputs)?;
         let patch = backbone.0.layout().patch;
         let shape: Grid = (batch, height / patch, width / patch, found.shape().2);
-        Ok(((tensor(ctx, shape, found.into_values())?,), ()))
+        Ok(((tensor(ctx, shape, found.into_values())?.into(),), ()))
     }
 }
 
@@ -108,7 +114,7 @@ mod tests {
             op.forward(&ctx, inputs).unwrap().0.0
         };
         let (a, b) = (run(1), run(2));
-        assert_eq!(*HasShape::shape(&a), (2, 2, 3, 32));
+        assert_eq!(*HasShape::shape(&*a), (2, 2, 3, 32));
         assert_ne!(a.as_vec(), b.as_vec());
         assert_eq!(a.as_vec(), run(1).as_vec());
     }

@@ -18,7 +18,12 @@ use super::{
 };
 use crate::{
     operator::{Cost, Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Shared, Wanted},
-    ports::{BackboneHandle, Latents, List, ListShape, Mask, Pooled, Scores, TextTokens, Timesteps},
+    part::Part,
+    ports::{
+        BackboneHandle, Latents, List, ListShape, Mask, Noised, Pooled, Prediction, Scores, TextTokens,
+        Timesteps,
+    },
+    role::As,
     settings,
     shape::Axis,
 };
@@ -99,14 +104,14 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
     type In = (
         BackboneHandle,
         Adapter,
-        Latents<C, H, W>,
+        Noised<C, H, W>,
         Timesteps,
         TextTokens,
         Pooled,
         Option<List<Latents>>,
         Option<List<Mask>>,
     );
-    type Out = (Latents<C, H, W>, List<Scores>);
+    type Out = (Prediction<C, H, W>, List<Scores>);
     type Saved = SavedForward;
     const DIFFERENTIABLE: bool = true;
 
@@ -147,6 +152,10 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
         Ok((x_t, ListShape(vec![(text.0, tokens); scored])))
     }
 
+    fn part(&self) -> Part {
+        Part::Pass { guidance: self.settings.guidance }
+    }
+
     fn cost(
         &self,
         (backbone, adapter, x_t, _, text, _, references, _): &InShapes<Self>,
@@ -161,6 +170,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
             backward_flops: pass.backward_flops,
             moved_bytes: (backbone.layout().parameters * size_of::<f32>()) as f64,
             saved_bytes: pass.saved_bytes,
+            precision: pass.precision,
             scratch_bytes: pass.scratch_bytes,
             backward_scratch_bytes: pass.backward_scratch_bytes,
             shared: Some(Shared { input: 0, bytes: backward_weights }),
@@ -186,7 +196,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
     fn forward(
         &self,
         ctx: &Ctx<'_>,
-        (backbone, adapter, x_t, t, text, pooled, references, masks): Self::In,
+        (backbone, adapter, As(_, x_t), t, text, pooled, references, masks): Self::In,
     ) -> Result<(Self::Out, SavedForward), OpError> {
         let layout = backbone.0.layout();
         let shape = *HasShape::shape(&x_t);

@@ -8,7 +8,8 @@ use super::tensors::{mask, same, tensor};
 use crate::{
     choices,
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
-    ports::{Mask, Metrics, MetricsShape, PerSample},
+    ports::{Detail, Mask, MetricDoc, Metrics, MetricsShape, PerSample, Prior, Structure},
+    role::As,
     settings,
 };
 
@@ -80,8 +81,27 @@ impl Operator for Fuse {
                                (FocusDPO, Eq. 9). A sample without a prior gets ones, which is plain DPO.";
     const IN: [&'static str; 4] = ["structure", "detail", "prior", "has_prior"];
     const OUT: [&'static str; 3] = ["mask", "coverage", "metrics"];
+    const METRICS: &'static [MetricDoc] = &[
+        MetricDoc::per_sample(
+            "coverage",
+            "Share of the subject's cells that the policy has *not* found (the paper's A): 0 is all found, 1 is none. It grows with \
+             the time sigma.",
+        ),
+        MetricDoc::per_sample(
+            "fused",
+            "1 where the coverage is at most tau, so that detail is blended in; 0 where the structure mask is used alone.",
+        ),
+        MetricDoc::per_sample(
+            "mask_mean",
+            "Mean of the focus mask over all cells: 1 is the whole picture, 0 is no gradient.",
+        ),
+        MetricDoc::number(
+            "without_prior",
+            "Samples of the batch without a prior: their mask is 1 everywhere, which is plain DPO.",
+        ),
+    ];
     type Settings = FuseSettings;
-    type In = (Option<Mask>, Option<Mask>, Mask, Option<PerSample>);
+    type In = (Option<Structure>, Option<Detail>, Prior, Option<PerSample>);
     type Out = (Mask, PerSample, Metrics);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
@@ -118,14 +138,14 @@ impl Operator for Fuse {
     fn forward(
         &self,
         ctx: &Ctx<'_>,
-        (structure, detail, prior, has_prior): Self::In,
+        (structure, detail, As(_, prior), has_prior): Self::In,
     ) -> Result<(Self::Out, ()), OpError> {
         let &(batch, Const, height, width) = HasShape::shape(&prior);
         let cells = height * width;
         let covered = structure.is_some();
         let prior = prior.as_vec();
         let values = |mask: Option<Mask>| mask.map_or_else(|| vec![0.0; prior.len()], |m| m.as_vec());
-        let (structure, detail) = (values(structure), values(detail));
+        let (structure, detail) = (values(structure.map(|As(_, s)| s)), values(detail.map(|As(_, d)| d)));
         let has_prior = has_prior.map_or_else(|| vec![1.0; batch], |h| h.as_vec());
         let (mut out, mut coverages) = (Vec::with_capacity(batch * cells), Vec::with_capacity(batch));
         let (mut fused, mut means) = (Vec::with_capacity(batch), Vec::with_capacity(batch));
@@ -202,7 +222,7 @@ mod tests {
             assert_eq!(prior.as_vec(), golden("m_prior").as_vec(), "{name}");
             for (tau, expected) in [(0.1, "m_tau01"), (0.9, "m_tau09")] {
                 let op = fuse(FuseSettings { tau, ..Default::default() });
-                let inputs = (Some(structure.clone()), Some(golden("m_d")), prior.clone(), None);
+                let inputs = (Some(structure.clone()), Some(golden("m_d").into()), prior.clone(), None);
                 let ((mask, coverage, metrics), ()) = op.forward(&ctx, inputs).unwrap();
                 assert!(worst(&mask.as_vec(), &golden(expected).as_vec()) < 1e-6, "{name} {expected}");
                 assert!(worst(&coverage.as_vec(), &files.read("coverage").unwrap()) < 1e-6, "{name}");
@@ -215,10 +235,10 @@ mod tests {
     fn every_mode_is_what_it_says() {
         let bench = Bench::new();
         let ctx = bench.ctx();
-        let m = |v: &[f32]| mask_of(&ctx, (1, 1, 4), v);
+        let m = |v: &[f32]| -> Mask { mask_of(&ctx, (1, 1, 4), v) };
         let (s, d, p) = (m(&[1., 0., 0., 0.]), m(&[0.5, 1., 0., 0.25]), m(&[1., 1., 1., 0.]));
         let run = |settings: FuseSettings| {
-            let inputs = (Some(s.clone()), Some(d.clone()), p.clone(), None);
+            let inputs = (Some(s.clone().into()), Some(d.clone().into()), p.clone().into(), None);
             fuse(settings).forward(&ctx, inputs).unwrap().0.0.as_vec()
         };
         let mode = |mode| run(FuseSettings { mode, ..Default::default() });
@@ -236,9 +256,10 @@ mod tests {
     fn a_sample_without_a_prior_is_plain_dpo_and_is_counted() {
         let bench = Bench::new();
         let ctx = bench.ctx();
-        let m = |v: &[f32]| mask_of(&ctx, (2, 1, 2), v);
+        let m = |v: &[f32]| -> Mask { mask_of(&ctx, (2, 1, 2), v) };
         let has_prior = tensor(&ctx, (2,), vec![1.0, 0.0]).unwrap();
-        let inputs = (Some(m(&[1., 0., 0., 0.])), Some(m(&[0.; 4])), m(&[1.; 4]), Some(has_prior));
+        let (structure, detail) = (m(&[1., 0., 0., 0.]).into(), m(&[0.; 4]).into());
+        let inputs = (Some(structure), Some(detail), m(&[1.; 4]).into(), Some(has_prior));
         let ((mask, _, metrics), ()) = fuse(FuseSettings::default()).forward(&ctx, inputs).unwrap();
         assert_eq!(mask.as_vec(), [1., 0., 1., 1.]);
         assert_eq!(metrics.get("without_prior").unwrap().mean(), Some(1.0));
@@ -261,13 +282,13 @@ mod tests {
         ) {
             let bench = Bench::new();
             let ctx = bench.ctx();
-            let m = |f: &dyn Fn(&(bool, bool, f32)) -> f32| {
+            let m = |f: &dyn Fn(&(bool, bool, f32)) -> f32| -> Mask {
                 mask_of(&ctx, (1, 3, 4), &cells.iter().map(f).collect::<Vec<_>>())
             };
             let prior = m(&|c| f32::from(u8::from(c.0)));
             let structure = m(&|c| f32::from(u8::from(c.0 && c.1)));
             let settings = FuseSettings { tau, gamma, constrain, ..Default::default() };
-            let inputs = (Some(structure), Some(m(&|c| c.2)), prior, None);
+            let inputs = (Some(structure.into()), Some(m(&|c| c.2).into()), prior.into(), None);
             let ((mask, coverage, _), ()) = fuse(settings).forward(&ctx, inputs).unwrap();
             prop_assert!((0.0..=1.0).contains(&coverage.as_vec()[0]));
             prop_assert!(mask.as_vec().iter().all(|m| (0.0..=1.0).contains(m)));

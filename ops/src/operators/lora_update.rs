@@ -1,4 +1,4 @@
-//! `lora-update`: how an adapter moves.
+//! `lora-update`: AdamW on an adapter, with schedules, clipping and accumulation.
 
 use std::sync::Arc;
 
@@ -11,7 +11,8 @@ use crate::{
     choices,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
     port::Grad,
-    ports::{AdapterShape, Metrics, MetricsShape, Moments, MomentsShape},
+    ports::{AdapterShape, MetricDoc, Metrics, MetricsShape, Moments, MomentsShape},
+    resume::{Restart, Restated},
     settings,
 };
 
@@ -106,6 +107,67 @@ impl LoraUpdate {
     }
 }
 
+impl Schedule {
+    /// As a graph file states it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Constant => "constant",
+            Self::Linear => "linear",
+            Self::Cosine => "cosine",
+        }
+    }
+}
+
+/// The effect of changed settings on the learning rate.
+fn restated(now: &LoraUpdate, old: &LoraUpdateSettings, restart: &Restart<'_>) -> Option<Restated> {
+    let new = &now.0;
+    let settings: Vec<&'static str> = [
+        ("lr", old.lr != new.lr),
+        ("schedule", old.schedule != new.schedule),
+        ("warmup", old.warmup != new.warmup),
+        ("steps", old.steps != new.steps),
+        ("accumulate", old.accumulate != new.accumulate),
+    ]
+    .into_iter()
+    .filter_map(|(name, changed)| changed.then_some(name))
+    .collect();
+    let before = LoraUpdate(old.clone());
+    let counted = restart.cells.get("moments").and_then(|moments| moments.counter("updates").ok());
+    let update = counted.unwrap_or(restart.step / old.accumulate.max(1));
+    let (was, is) = (before.rate(update), now.rate(update));
+    // A warm-up may be longer than the schedule.
+    let over = |op: &LoraUpdate| update >= op.updates() && op.rate(update) == 0.0 && op.0.lr != 0.0;
+    let end =
+        |op: &LoraUpdate| format!("the {} schedule ends at update {}", op.0.schedule.name(), op.updates());
+    let effect = match (over(&before), over(now)) {
+        (_, true) => format!(
+            "{}, and {update} have been made, so the learning rate stays 0: set `steps` to the steps of the run",
+            end(now)
+        ),
+        _ if settings.is_empty() => return None,
+        (true, false) if old.schedule == new.schedule => format!(
+            "the {} schedule had ended at update {} and now ends at update {}: the learning rate jumps from {was:e} to \
+             {is:.3e}",
+            old.schedule.name(),
+            before.updates(),
+            now.updates()
+        ),
+        _ => {
+            let rate = match was == is {
+                true => format!("the learning rate stays {is:.3e}"),
+                false => format!("the learning rate jumps from {was:.3e} to {is:.3e}"),
+            };
+            match new.schedule {
+                Schedule::Constant => rate,
+                _ => format!("{rate}; {}", end(now)),
+            }
+        }
+    };
+    // A schedule that ends with the run moves with its end.
+    let follows = settings == ["steps"] && (new.steps == restart.steps || new.schedule == Schedule::Constant);
+    Some(Restated { settings, effect, follows })
+}
+
 /// The name of the linear whose factor holds a value.
 fn module_of(layout: &AdapterLayout, at: usize) -> &str {
     let found = layout.ranges().iter().position(|(a, b)| a.contains(&at) || b.contains(&at));
@@ -118,6 +180,23 @@ impl Operator for LoraUpdate {
                                Connect `grad:` of the adapter's cell to `grad`.";
     const IN: [&'static str; 3] = ["adapter", "grad", "moments"];
     const OUT: [&'static str; 3] = ["adapter", "moments", "metrics"];
+    const METRICS: &'static [MetricDoc] = &[
+        MetricDoc::number(
+            "grad_norm",
+            "Norm of the gradient before clipping; under accumulation, of the mean of the micro-batches so far.",
+        ),
+        MetricDoc::number("lr", "Learning rate of the update that this step belongs to."),
+        MetricDoc::number("update", "Updates made so far: steps, divided by the micro-batches of an update."),
+        MetricDoc::number(
+            "travel",
+            "Sum of the learning rates of the updates made: about the furthest that a value can have moved.",
+        ),
+        MetricDoc::number(
+            "micro_batch",
+            "Under accumulation only: which micro-batch of its update this step is, from 1.",
+        ),
+        MetricDoc::number("micro_batches", "Under accumulation only: micro-batches of an update."),
+    ];
     type Settings = LoraUpdateSettings;
     type In = (Adapter, Grad<Adapter>, Moments);
     type Out = (Adapter, Moments, Metrics);
@@ -159,7 +238,7 @@ impl Operator for LoraUpdate {
         Cost {
             forward_flops: 15.0 * n as f64,
             moved_bytes: 28.0 * n as f64,
-            scratch_bytes: n * size_of::<f32>(),
+            scratch_bytes: n.saturating_mul(size_of::<f32>()),
             ..Cost::default()
         }
     }
@@ -182,7 +261,22 @@ impl Operator for LoraUpdate {
                 self.travel(updates)
             ),
         };
-        vec![line]
+        let left = s.steps % s.accumulate;
+        let left = (left > 0).then(|| {
+            format!(
+                "{} steps make {} updates of {} micro-batches, with {left} left over: their gradients stay in the checkpoint \
+                 for a longer run and do not reach the adapter; --steps {} would use them",
+                s.steps,
+                self.updates(),
+                s.accumulate,
+                s.steps.saturating_add(s.accumulate - left)
+            )
+        });
+        std::iter::once(line).chain(left).collect()
+    }
+
+    fn restated(&self, old: &LoraUpdateSettings, restart: &Restart<'_>) -> Option<Restated> {
+        restated(self, old, restart)
     }
 
     fn forward(
@@ -209,7 +303,7 @@ impl Operator for LoraUpdate {
             let place = at.map_or("its norm overflows".into(), |at| {
                 format!("the factors of `{}` got {}", module_of(&adapter.layout, at), sum[at])
             });
-            return Err(OpError::new(format!("the gradient is not finite: {place}")));
+            return Err(OpError::diverged(format!("the gradient is not finite: {place}")));
         }
         let lr = self.rate(moments.updates);
         let mut metrics = Metrics::default();
@@ -243,6 +337,10 @@ impl Operator for LoraUpdate {
             };
         }
         metrics.number("update", moments.updates as f64);
+        if self.0.accumulate > 1 {
+            metrics.number("micro_batch", count as f64);
+            metrics.number("micro_batches", self.0.accumulate as f64);
+        }
         metrics.number("travel", moments.travel);
         Ok(((adapter, moments, metrics), ()))
     }
@@ -253,7 +351,7 @@ mod tests {
     use prefgraph_nn::lora::AdaptedLinear;
 
     use super::*;
-    use crate::{operators::testing::Bench, random::Random};
+    use crate::{operators::testing::Bench, port::NamedState, random::Random};
 
     fn layout() -> Arc<AdapterLayout> {
         let module = |name: &str| AdaptedLinear { name: name.into(), inputs: 3, outputs: 2 };
@@ -325,6 +423,49 @@ mod tests {
         assert!((rate(Schedule::Cosine, 8) - 0.5).abs() < 1e-12);
         assert_eq!(rate(Schedule::Linear, 12), 0.0);
         assert_eq!(rate(Schedule::Cosine, 99), 0.0);
+    }
+
+    fn resumed(old: LoraUpdateSettings, new: LoraUpdateSettings, step: u64) -> Option<Restated> {
+        let moments = NamedState { counters: vec![("updates".into(), step)], ..Default::default() };
+        let cells = [("moments".to_owned(), &moments)].into();
+        op(new.clone()).restated(&old, &Restart { step, steps: new.steps, cells })
+    }
+
+    #[test]
+    fn a_run_that_goes_on_longer_is_told_what_becomes_of_its_rate() {
+        let with = |schedule, steps| LoraUpdateSettings { lr: 1.0, schedule, steps, ..Default::default() };
+        let told = |schedule, step| resumed(with(schedule, 12), with(schedule, 24), step).unwrap();
+        let constant = told(Schedule::Constant, 12);
+        assert!(constant.follows && constant.effect.contains("stays 1.000e0"), "{constant:?}");
+        let ended = told(Schedule::Linear, 12);
+        assert!(ended.follows && ended.effect.contains("had ended at update 12"), "{ended:?}");
+        assert!(ended.effect.contains("jumps from 0e0 to 5.000e-1"), "{ended:?}");
+        let running = told(Schedule::Linear, 6);
+        assert!(running.follows && running.effect.contains("jumps from 5.000e-1 to 7.500e-1"), "{running:?}");
+        assert_eq!(running.settings, ["steps"]);
+        let over = resumed(with(Schedule::Cosine, 12), with(Schedule::Cosine, 12), 12).unwrap();
+        assert!(over.effect.contains("the learning rate stays 0"), "{over:?}");
+        assert_eq!(resumed(with(Schedule::Cosine, 12), with(Schedule::Cosine, 12), 11), None);
+    }
+
+    #[test]
+    fn another_rate_is_shown_with_both_values_and_does_not_follow() {
+        let old = LoraUpdateSettings { lr: 1e-3, ..Default::default() };
+        let told = resumed(old.clone(), LoraUpdateSettings { lr: 2e-3, ..old }, 3).unwrap();
+        assert!(!told.follows && told.settings == ["lr"], "{told:?}");
+        assert!(told.effect.contains("from 1.000e-3 to 2.000e-3"), "{told:?}");
+    }
+
+    #[test]
+    fn steps_that_make_no_whole_update_are_said_before_the_run() {
+        let shape = || AdapterShape(layout());
+        let inputs = (shape(), crate::port::GradShape(shape()), MomentsShape(layout()));
+        let notes =
+            |steps| op(LoraUpdateSettings { accumulate: 3, steps, ..Default::default() }).notes(&inputs);
+        assert_eq!(notes(6).len(), 1);
+        let left = &notes(8)[1];
+        assert!(left.contains("2 updates of 3 micro-batches, with 2 left over"), "{left}");
+        assert!(left.contains("--steps 9"), "{left}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `mask-field`: where the subjects are that were not found (FocusDPO, Eq. 6).
+//! `mask-field`: the parts of the subjects that were not found (FocusDPO, Eq. 6).
 //!
 //! Shape letters: `B` batch, `R` subjects, `h` `w` focus grid.
 
@@ -7,7 +7,7 @@ use dfdx::shapes::HasShape;
 use super::tensors::{mask, same};
 use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
-    ports::{List, Mask},
+    ports::{List, Mask, Prior, Structure},
     settings::Nothing,
 };
 
@@ -23,7 +23,7 @@ impl Operator for MaskField {
     const OUT: [&'static str; 2] = ["structure", "prior"];
     type Settings = Nothing;
     type In = (Option<List<Mask>>, List<Mask>);
-    type Out = (Mask, Mask);
+    type Out = (Structure, Prior);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
 
@@ -61,7 +61,7 @@ impl Operator for MaskField {
             }
         }
         let shape = (batch, height, width);
-        Ok(((mask(ctx, shape, structure)?, mask(ctx, shape, union)?), ()))
+        Ok(((mask(ctx, shape, structure)?.into(), mask(ctx, shape, union)?.into()), ()))
     }
 }
 

@@ -1,7 +1,11 @@
 //! The operators that this library ships: one file or folder each.
+//!
+#![doc = include_str!("ports.md")]
 
+pub mod as_target;
 pub mod autoencoder;
 pub mod backbone;
+pub mod blank;
 mod canvas;
 pub mod decode;
 pub mod encode;
@@ -26,6 +30,7 @@ pub mod pictures;
 pub mod preview;
 pub mod prompt;
 pub mod reference;
+pub mod refine;
 pub mod replay;
 pub mod sample;
 pub mod scores;

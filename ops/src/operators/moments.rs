@@ -1,4 +1,4 @@
-//! `moments`: what the optimiser remembers, before the first step.
+//! `moments`: the state of the optimiser before the first step.
 
 use std::sync::Arc;
 

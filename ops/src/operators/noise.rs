@@ -1,4 +1,4 @@
-//! `noise`: from clean latents to what a network sees and what it should predict.
+//! `noise`: from clean latents to noised latents and the target of the prediction.
 //!
 //! Shape letters: `B` pairs, `N` rows (`2B` with a loser), `C` channels, `H` `W` latent grid.
 
@@ -8,7 +8,8 @@ use prefgraph_nn::sampling::scaled_linear;
 use super::tensors::{Fixed, same, tensor};
 use crate::{
     operator::{Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Wanted},
-    ports::{Latents, Process, TimeShape, Timesteps},
+    ports::{self, Clean, Noised, Process, Target, TimeShape, Timesteps},
+    role::As,
     settings,
     shape::Axis,
 };
@@ -21,6 +22,8 @@ settings! {
     pub struct NoiseSettings {
         /// How latents become noise and what is predicted. The times must be of the same process.
         pub process: Process = Process::Flow,
+        /// The noise repeats after so many steps: a held-out batch then gets the same noise whenever it is measured. 0 means never.
+        pub repeat: u64 = 0,
     }
 }
 
@@ -73,8 +76,8 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Noise<C, H, W> {
     const IN: [&'static str; 4] = ["x0_w", "x0_l", "t", "eps"];
     const OUT: [&'static str; 4] = ["x_t", "target", "t", "eps"];
     type Settings = NoiseSettings;
-    type In = (Latents<C, H, W>, Option<Latents<C, H, W>>, Timesteps, Option<Latents>);
-    type Out = (Latents<C, H, W>, Latents<C, H, W>, Timesteps, Latents<C, H, W>);
+    type In = (Clean<C, H, W>, Option<Clean<C, H, W>>, Timesteps, Option<ports::Noise>);
+    type Out = (Noised<C, H, W>, Target<C, H, W>, Timesteps, ports::Noise<C, H, W>);
     type Saved = Vec<Mix>;
     const DIFFERENTIABLE: bool = true;
 
@@ -117,16 +120,16 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Noise<C, H, W> {
     fn forward(
         &self,
         ctx: &Ctx<'_>,
-        (winner, loser, time, eps): Self::In,
+        (As(_, winner), loser, time, eps): Self::In,
     ) -> Result<(Self::Out, Self::Saved), OpError> {
         let shape @ (batch, channels, height, width) = *HasShape::shape(&winner);
         let size = winner_size(&shape);
         let eps = match eps {
-            Some(eps) => {
+            Some(As(_, eps)) => {
                 let &(_, _, rows, columns) = HasShape::shape(&eps);
                 corner(&eps.as_vec(), (rows, columns), (height.size(), width.size()))
             }
-            None => ctx.random("eps").normals(batch * size),
+            None => ctx.random_repeating(self.settings.repeat, "eps").normals(batch * size),
         };
         let mixes: Vec<Mix> = time
             .values
@@ -136,7 +139,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Noise<C, H, W> {
                 Mix::at(self.settings.process, *t).map_err(|e| OpError::new(format!("sample {i}: {e}")))
             })
             .collect::<Result<_, _>>()?;
-        let sides: Vec<_> = std::iter::once(winner).chain(loser).collect();
+        let sides: Vec<_> = std::iter::once(winner).chain(loser.map(|As(_, loser)| loser)).collect();
         let mut x_t = Vec::with_capacity(sides.len() * batch * size);
         let mut target = Vec::with_capacity(x_t.capacity());
         for side in &sides {
@@ -148,8 +151,8 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Noise<C, H, W> {
         }
         let times = Timesteps::new(time.process, time.values.repeat(sides.len()));
         let rows = (sides.len() * batch, channels, height, width);
-        let out = (tensor(ctx, rows, x_t)?, tensor(ctx, rows, target)?, times, tensor(ctx, shape, eps)?);
-        Ok((out, mixes))
+        let (x_t, target) = (tensor(ctx, rows, x_t)?, tensor(ctx, rows, target)?);
+        Ok(((x_t.into(), target.into(), times, tensor(ctx, shape, eps)?.into()), mixes))
     }
 
     fn backward(
@@ -204,10 +207,13 @@ mod tests {
     use dfdx::shapes::Const;
 
     use super::*;
-    use crate::operators::testing::{Bench, assert_close, latents};
+    use crate::{
+        operators::testing::{Bench, assert_close, latents},
+        testing::check_gradients,
+    };
 
     fn noise(process: Process) -> Noise {
-        Noise::new(NoiseSettings { process }).unwrap()
+        Noise::new(NoiseSettings { process, ..Default::default() }).unwrap()
     }
 
     #[test]
@@ -221,7 +227,7 @@ mod tests {
     fn a_pair_shares_noise_and_time_and_the_winner_comes_first() {
         let bench = Bench::new();
         let ctx = bench.ctx();
-        let (w, l) = (latents(&ctx, (2, 3, 2, 2), 1), latents(&ctx, (2, 3, 2, 2), 2));
+        let (w, l): (Clean, Clean) = (latents(&ctx, (2, 3, 2, 2), 1), latents(&ctx, (2, 3, 2, 2), 2));
         let t = Timesteps::new(Process::Flow, vec![0.25, 0.75]);
         let ((x_t, target, times, eps), _) =
             noise(Process::Flow).forward(&ctx, (w.clone(), Some(l.clone()), t, None)).unwrap();
@@ -256,29 +262,8 @@ mod tests {
         let ctx = bench.ctx();
         let op = noise(Process::DdpmV);
         let t = Timesteps::new(Process::DdpmV, vec![100.0, 900.0]);
-        let (w, l) = (latents(&ctx, (2, 1, 2, 2), 1), latents(&ctx, (2, 1, 2, 2), 2));
-        let (gx, gt) = (latents(&ctx, (4, 1, 2, 2), 3), latents(&ctx, (4, 1, 2, 2), 4));
-        let value = |w: &Latents, l: &Latents| {
-            let ((x, y, ..), _) = op.forward(&ctx, (w.clone(), Some(l.clone()), t.clone(), None)).unwrap();
-            let dot = |a: Vec<f32>, b: Vec<f32>| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
-            dot(x.as_vec(), gx.as_vec()) + dot(y.as_vec(), gt.as_vec())
-        };
-        let (_, saved) = op.forward(&ctx, (w.clone(), Some(l.clone()), t.clone(), None)).unwrap();
-        let wanted = [true, true, false, false];
-        let grads =
-            op.backward(&ctx, &wanted, saved, (Some(gx.clone()), Some(gt.clone()), None, None)).unwrap();
-        for (side, grad) in [(0, grads.0.unwrap()), (1, grads.1.unwrap())] {
-            for i in 0..8 {
-                let moved = |by: f32| {
-                    let mut values = if side == 0 { w.as_vec() } else { l.as_vec() };
-                    values[i] += by;
-                    let x = tensor(&ctx, (2, 1, 2, 2), values).unwrap();
-                    if side == 0 { value(&x, &l) } else { value(&w, &x) }
-                };
-                let slope = (moved(0.5) - moved(-0.5)) as f32;
-                assert_close(grad.as_vec()[i], slope, 1e-4);
-            }
-        }
+        let pair = (latents(&ctx, (2, 1, 2, 2), 1), Some(latents(&ctx, (2, 1, 2, 2), 2)), t, None);
+        check_gradients(&op, pair).unwrap();
     }
 
     #[test]
@@ -288,11 +273,27 @@ mod tests {
         let op = noise(Process::Flow);
         let t = Timesteps::new(Process::Flow, vec![1.0]);
         let eps = tensor(&ctx, (1, 1, 3, 3), (0..9u8).map(f32::from).collect()).unwrap();
-        let ((x_t, ..), _) = op.forward(&ctx, (latents(&ctx, (1, 1, 2, 2), 1), None, t, Some(eps))).unwrap();
+        let ((x_t, ..), _) =
+            op.forward(&ctx, (latents(&ctx, (1, 1, 2, 2), 1), None, t, Some(eps.into()))).unwrap();
         assert_eq!(x_t.as_vec(), [0.0, 1.0, 3.0, 4.0]);
         let time = TimeShape { batch: 1, process: Process::Flow };
         let small = op.shapes(((1, 1, 2, 2), None, time, Some((1, 1, 2, 1))), 0).unwrap_err();
         assert!(small.to_string().contains("at least as large"), "{small}");
+    }
+
+    #[test]
+    fn noise_repeats_after_its_period_and_never_without_one() {
+        let bench = Bench::new();
+        let eps = |repeat, step| {
+            let op: Noise = Noise::new(NoiseSettings { repeat, ..Default::default() }).unwrap();
+            let t = Timesteps::new(Process::Flow, vec![0.5]);
+            let x0 = latents(&bench.ctx(), (1, 1, 2, 2), 1);
+            op.forward(&bench.at(step), (x0, None, t, None)).unwrap().0.3.as_vec()
+        };
+        assert_eq!(eps(3, 1), eps(3, 7));
+        assert_eq!(eps(3, 1), eps(0, 1), "the first period is drawn as it is without a period");
+        assert_ne!(eps(3, 1), eps(3, 2));
+        assert_ne!(eps(0, 1), eps(0, 7));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What every pass through a backbone shares: its conditions, checked and in the networks' own tensors.
+//! The conditions of a pass through a backbone, checked and converted to the network's tensors.
 //!
 //! Shape letters: `N` rows of noised latents, `B` samples of conditions (`N` is `B` or `2B`), `C` latent channels,
 //! `H` `W` latent grid, `L` text tokens, `E` text width, `P` pooled width.
@@ -41,7 +41,7 @@ pub(crate) fn check_adapter(layout: &BackboneLayout, adapter: &AdapterLayout) ->
             .any(|l| l.name == module.name && (l.inputs, l.outputs) == (module.inputs, module.outputs))
         {
             return Err(OpError::new(format!(
-                "the adapter has factors for `{}` ({} to {}), which this {} has not",
+                "the adapter has factors for `{}` ({} to {}), which this {} does not have",
                 module.name, module.inputs, module.outputs, layout.kind
             )));
         }

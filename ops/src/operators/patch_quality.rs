@@ -1,4 +1,4 @@
-//! `patch-quality`: how well each patch of one picture is found in another (PatchDPO).
+//! `patch-quality`: how well another picture reproduces each patch of a picture (PatchDPO).
 //!
 //! Shape letters: `B` batch, `h` `w` patches of the generated picture, `p` `q` of the reference, `F` feature width.
 
@@ -7,7 +7,8 @@ use dfdx::shapes::{Const, HasShape};
 use super::tensors::{mask, same};
 use crate::{
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
-    ports::{Latents, Mask},
+    ports::{Features, Quality},
+    role::As,
     settings::Nothing,
 };
 
@@ -33,9 +34,9 @@ impl Operator for PatchQuality {
     const IN: [&'static str; 2] = ["f_gen", "f_ref"];
     const OUT: [&'static str; 2] = ["q_gen", "q_ref"];
     type Settings = Nothing;
-    /// Features `[B, h, w, F]` and `[B, p, q, F]`.
-    type In = (Latents, Latents);
-    type Out = (Mask, Mask);
+    /// `[B, h, w, F]` and `[B, p, q, F]`.
+    type In = (Features, Features);
+    type Out = (Quality, Quality);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
 
@@ -46,7 +47,7 @@ impl Operator for PatchQuality {
     fn shapes(&self, (generated, reference): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
         let (batch, height, width, features) = generated;
         same("batch and width of f_ref", (reference.0, reference.3), "those of f_gen", (batch, features))?;
-        if batch * features * height * width * reference.1 * reference.2 == 0 {
+        if [batch, features, height, width, reference.1, reference.2].contains(&0) {
             return Err(OpError::new(format!(
                 "f_gen {generated:?} and f_ref {reference:?}: there are no features"
             )));
@@ -56,11 +57,16 @@ impl Operator for PatchQuality {
 
     fn cost(&self, (generated, reference): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
         let (batch, h, w, features) = *generated;
-        let products = (batch * h * w * reference.1 * reference.2 * features) as f64;
+        let products: f64 =
+            [batch, h, w, reference.1, reference.2, features].into_iter().map(|n| n as f64).product();
         Cost { forward_flops: 2.0 * products, ..Cost::default() }
     }
 
-    fn forward(&self, ctx: &Ctx<'_>, (generated, reference): Self::In) -> Result<(Self::Out, ()), OpError> {
+    fn forward(
+        &self,
+        ctx: &Ctx<'_>,
+        (As(_, generated), As(_, reference)): Self::In,
+    ) -> Result<(Self::Out, ()), OpError> {
         let &(batch, h, w, width) = HasShape::shape(&generated);
         let &(_, p, q, _) = HasShape::shape(&reference);
         let (generated, reference) = (generated.as_vec(), reference.as_vec());
@@ -85,7 +91,7 @@ impl Operator for PatchQuality {
             }
             q_ref.extend(best_of_ref.into_iter().map(|q| q as f32));
         }
-        Ok(((mask(ctx, (batch, h, w), q_gen)?, mask(ctx, (batch, p, q), q_ref)?), ()))
+        Ok(((mask(ctx, (batch, h, w), q_gen)?.into(), mask(ctx, (batch, p, q), q_ref)?.into()), ()))
     }
 }
 
@@ -105,9 +111,9 @@ mod tests {
         let ctx = bench.ctx();
         for name in ["flux_uno", "flux_uno_multi"] {
             let files = TensorFiles::open(&case(name).join("forward.safetensors")).unwrap();
-            let features = |name: &str| -> Latents {
+            let features = |name: &str| -> Features {
                 let s = files.info(name).unwrap().shape.clone();
-                tensor(&ctx, (s[0], s[1], s[2], s[3]), files.read(name).unwrap()).unwrap()
+                tensor(&ctx, (s[0], s[1], s[2], s[3]), files.read(name).unwrap()).unwrap().into()
             };
             let ((q_gen, q_ref), ()) =
                 PatchQuality.forward(&ctx, (features("f_gen"), features("f_ref"))).unwrap();

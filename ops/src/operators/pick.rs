@@ -2,7 +2,7 @@
 
 use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
-    ports::{Latents, List},
+    ports::{Clean, Latents, List},
     settings,
 };
 
@@ -24,7 +24,7 @@ impl Operator for Pick {
     const OUT: [&'static str; 1] = ["latents"];
     type Settings = PickSettings;
     type In = (List<Latents>,);
-    type Out = (Latents,);
+    type Out = (Clean,);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
 
@@ -47,6 +47,6 @@ impl Operator for Pick {
     fn forward(&self, _: &Ctx<'_>, (references,): Self::In) -> Result<(Self::Out, ()), OpError> {
         let found = references.0.get(self.0.index).cloned();
         let found = found.ok_or_else(|| OpError::internal("fewer references than the plan knew"))?;
-        Ok(((found,), ()))
+        Ok(((found.into(),), ()))
     }
 }

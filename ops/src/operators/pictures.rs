@@ -1,4 +1,4 @@
-//! `pictures`: every picture of a batch as a file of its own, for people and for what measures pictures.
+//! `pictures`: every picture of a batch as a file of its own.
 //!
 //! Shape letters: `B` batch.
 
@@ -9,6 +9,7 @@ use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{Effect, Effects, EffectsShape, Images, Picture, Texts},
     settings,
+    shape::PortShape,
 };
 
 settings! {
@@ -57,7 +58,7 @@ impl Operator for Pictures {
         if let Some(ids) = ids {
             same("the batch of `ids`", ids.batch, "that of `images`", images.batch)?;
         }
-        Ok((EffectsShape { bytes: images.batch * images.height * images.width * 3 },))
+        Ok((EffectsShape { bytes: images.bytes() },))
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (images, ids): Self::In) -> Result<(Self::Out, ()), OpError> {

@@ -1,8 +1,9 @@
-//! `preview`: the masks over the winner, for people.
+//! `preview`: the masks drawn over the winner.
 //!
 //! Shape letters: `B` batch, `h` `w` focus grid.
 
 use dfdx::shapes::HasShape;
+use prefgraph_nn::size;
 
 use super::{
     canvas::{Canvas, GAP},
@@ -64,9 +65,9 @@ impl Operator for Preview {
             same(&format!("the batch of `{name}`"), mask.0, "that of `images`", images.batch)?;
             columns += 1;
         }
-        let pixels =
-            images.batch.min(self.0.samples) * (images.height + GAP) * (images.width + GAP) * columns;
-        Ok((EffectsShape { bytes: 3 * pixels },))
+        let (batch, height, width) = (images.batch, images.height + GAP, images.width + GAP);
+        let bytes = size::product([3, batch.min(self.0.samples), height, width, columns]);
+        Ok((EffectsShape { bytes },))
     }
 
     fn forward(

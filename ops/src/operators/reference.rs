@@ -1,4 +1,4 @@
-//! `reference`: the frozen network as it is.
+//! `reference`: a pass of the frozen network, without the trained adapter.
 //!
 //! Shape letters: `N` rows, `B` samples, `C` latent channels, `H` `W` latent grid.
 
@@ -14,7 +14,9 @@ use super::{
 };
 use crate::{
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
-    ports::{BackboneHandle, Latents, List, Pooled, TextTokens, Timesteps},
+    part::Part,
+    ports::{BackboneHandle, Latents, List, Noised, Pooled, Prediction, TextTokens, Timesteps},
+    role::As,
     settings,
     shape::Axis,
 };
@@ -40,8 +42,8 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
     const IN: [&'static str; 6] = ["backbone", "x_t", "t", "text", "pooled", "references"];
     const OUT: [&'static str; 1] = ["prediction"];
     type Settings = ReferenceSettings;
-    type In = (BackboneHandle, Latents<C, H, W>, Timesteps, TextTokens, Pooled, Option<List<Latents>>);
-    type Out = (Latents<C, H, W>,);
+    type In = (BackboneHandle, Noised<C, H, W>, Timesteps, TextTokens, Pooled, Option<List<Latents>>);
+    type Out = (Prediction<C, H, W>,);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
 
@@ -65,12 +67,17 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
         Ok((x_t,))
     }
 
+    fn part(&self) -> Part {
+        Part::Pass { guidance: self.settings.guidance }
+    }
+
     fn cost(&self, (backbone, x_t, _, text, _, references): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
         let grids: Vec<_> = references.iter().flat_map(|r| &r.0).map(|r| (r.2, r.3)).collect();
         let pass = backbone.0.cost(x_t.0, (x_t.2.size(), x_t.3.size()), &grids, text.1, None);
         Cost {
             forward_flops: pass.forward_flops,
             moved_bytes: (backbone.layout().parameters * size_of::<f32>()) as f64,
+            precision: pass.precision,
             scratch_bytes: pass.scratch_bytes,
             ..Cost::default()
         }
@@ -79,7 +86,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
     fn forward(
         &self,
         ctx: &Ctx<'_>,
-        (backbone, x_t, t, text, pooled, references): Self::In,
+        (backbone, As(_, x_t), t, text, pooled, references): Self::In,
     ) -> Result<(Self::Out, ()), OpError> {
         let conditions = Conditions {
             t: &t,

@@ -1,6 +1,8 @@
-//! `strip`: what the networks draw, beside what they were asked for, for people.
+//! `strip`: what the networks draw, next to what they were asked for.
 //!
 //! Shape letters: `B` batch, `R` references.
+
+use prefgraph_nn::size;
 
 use super::{
     canvas::{Canvas, GAP},
@@ -38,7 +40,7 @@ impl Strip {
     fn size(&self, batch: usize, columns: &[Size]) -> Size {
         let tallest = columns.iter().map(|c| c.0).max().unwrap_or(0);
         let width: usize = columns.iter().map(|c| c.1 + GAP).sum();
-        (self.rows(batch) * (tallest + GAP) - GAP, width - GAP)
+        (self.rows(batch).saturating_mul(tallest + GAP) - GAP, width - GAP)
     }
 }
 
@@ -87,7 +89,7 @@ impl Operator for Strip {
         }
         let sizes: Vec<Size> = columns.iter().map(|(_, shape)| (shape.height, shape.width)).collect();
         let (height, width) = self.size(batch, &sizes);
-        Ok((EffectsShape { bytes: 3 * height * width },))
+        Ok((EffectsShape { bytes: size::product([3, height, width]) },))
     }
 
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! Between the tensors of ports and plain values.
+//! Conversions between the tensors of ports and plain values.
 //!
 //! Shape letters: `B` batch, `C` channels, `H` `W` latent grid, `h` `w` focus grid.
 

@@ -7,9 +7,9 @@ use prefgraph_nn as nn;
 use super::tensors::{mask, tensor};
 use crate::{
     operator::Ctx,
-    port::host,
     ports::{Latents, Mask},
     random::Random,
+    tensor::host,
 };
 
 /// Owns what a [`Ctx`] borrows.
@@ -32,15 +32,15 @@ impl Bench {
     }
 }
 
-/// Standard normal latents.
-pub(crate) fn latents(ctx: &Ctx<'_>, shape: (usize, usize, usize, usize), seed: u64) -> Latents {
+/// Standard normal latents, in any role.
+pub(crate) fn latents<L: From<Latents>>(ctx: &Ctx<'_>, shape: (usize, usize, usize, usize), seed: u64) -> L {
     let (b, c, h, w) = shape;
-    tensor(ctx, shape, Random::new(seed, "latents", 0, "").normals(b * c * h * w)).unwrap()
+    tensor(ctx, shape, Random::new(seed, "latents", 0, "").normals(b * c * h * w)).unwrap().into()
 }
 
-/// A mask of the given values.
-pub(crate) fn mask_of(ctx: &Ctx<'_>, shape: (usize, usize, usize), values: &[f32]) -> Mask {
-    mask(ctx, shape, values.to_vec()).unwrap()
+/// A mask of the given values, in any role.
+pub(crate) fn mask_of<M: From<Mask>>(ctx: &Ctx<'_>, shape: (usize, usize, usize), values: &[f32]) -> M {
+    mask(ctx, shape, values.to_vec()).unwrap().into()
 }
 
 #[track_caller]

@@ -10,7 +10,11 @@ use crate::{
     inputs::Inputs,
     operator::{Cost, Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Wanted},
     port::Scalar,
-    ports::{Latents, Mask, Metric, Metrics, MetricsShape, Texts, Timesteps},
+    ports::{
+        Latents, Mask, Metric, MetricDoc, Metrics, MetricsShape, Prediction, Quality, Target, Texts,
+        Timesteps,
+    },
+    role::As,
     settings::Nothing,
 };
 
@@ -51,7 +55,12 @@ fn check(what: &str, policy: Grid, target: Grid, patches: (usize, usize, usize))
 }
 
 impl Pass {
-    fn new(policy: Latents, target: Latents, quality: &Mask, weight: impl Fn(f32) -> f32) -> Self {
+    fn new(
+        As(_, policy): Prediction,
+        As(_, target): Target,
+        quality: &Mask,
+        weight: impl Fn(f32) -> f32,
+    ) -> Self {
         let &(_, _, rows, columns) = HasShape::shape(&policy);
         let &(_, _, h, w) = HasShape::shape(quality);
         let factor = rows / h;
@@ -105,8 +114,33 @@ impl Operator for WeightedLoss {
     const IN: [&'static str; 8] =
         ["policy", "target", "q_gen", "policy_ref", "target_ref", "q_ref", "t", "ids"];
     const OUT: [&'static str; 2] = ["loss", "metrics"];
+    const METRICS: &'static [MetricDoc] = &[
+        MetricDoc::number(
+            "loss",
+            "What is differentiated: weighted squared errors over all elements of both passes.",
+        ),
+        MetricDoc::per_sample(
+            "err_gen",
+            "Squared error on the generated picture, weighted by its patches' quality.",
+        ),
+        MetricDoc::per_sample(
+            "err_ref",
+            "Squared error on the reference picture, weighted by one less the quality of its patches.",
+        ),
+        MetricDoc::per_sample(
+            "quality_gen",
+            "Mean quality of the generated picture's patches: the cosine with their best match in the reference, at most 1.",
+        ),
+        MetricDoc::per_sample(
+            "quality_ref",
+            "Mean quality of the reference's patches: how well the generated picture has them.",
+        ),
+        MetricDoc::per_sample("sigma", "Time of a sample of a flow, in [0, 1]: the share of noise."),
+        MetricDoc::per_sample("timestep", "Time of a sample of DDPM, 0 to 999, instead of `sigma`."),
+        MetricDoc::texts("id", "The samples of the batch, by the ids of their pairs file."),
+    ];
     type Settings = Nothing;
-    type In = (Latents, Latents, Mask, Latents, Latents, Mask, Option<Timesteps>, Option<Texts>);
+    type In = (Prediction, Target, Quality, Prediction, Target, Quality, Option<Timesteps>, Option<Texts>);
     type Out = (Scalar, Metrics);
     type Saved = SavedPasses;
     const DIFFERENTIABLE: bool = true;
@@ -134,7 +168,7 @@ impl Operator for WeightedLoss {
     fn forward(
         &self,
         ctx: &Ctx<'_>,
-        (policy, target, q_gen, policy_ref, target_ref, q_ref, time, ids): Self::In,
+        (policy, target, As(_, q_gen), policy_ref, target_ref, As(_, q_ref), time, ids): Self::In,
     ) -> Result<(Self::Out, SavedPasses), OpError> {
         let passes = [
             Pass::new(policy, target, &q_gen, |q| q),
@@ -148,7 +182,7 @@ impl Operator for WeightedLoss {
             let sums = pass.sums().map_err(|sample| {
                 let id = ids.as_ref().and_then(|i| i.0.get(sample)).map_or("", String::as_str);
                 let t = time.as_ref().and_then(|t| t.values.get(sample)).copied().unwrap_or(f32::NAN);
-                OpError::new(format!(
+                OpError::diverged(format!(
                     "sample {sample} (`{id}`) at time {t}: {name} is not finite: the training has diverged, or an \
                      input holds values that are not finite"
                 ))
@@ -167,7 +201,8 @@ impl Operator for WeightedLoss {
             metrics.per_sample(name, values.chunks_exact(values.len() / batch).map(mean).collect());
         }
         if let Some(time) = time {
-            metrics.per_sample("sigma", time.values.iter().map(|t| f64::from(*t)).collect());
+            let name = if time.process.is_discrete() { "timestep" } else { "sigma" };
+            metrics.per_sample(name, time.values.iter().map(|t| f64::from(*t)).collect());
         }
         if let Some(ids) = ids {
             metrics.0.push(("id".into(), Metric::Texts(ids.0.to_vec())));
@@ -200,7 +235,10 @@ impl Operator for WeightedLoss {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operators::testing::{Bench, latents, mask_of};
+    use crate::{
+        operators::testing::{Bench, latents, mask_of},
+        testing::GradientCheck,
+    };
 
     #[test]
     fn the_gradient_is_that_of_finite_differences() {
@@ -209,40 +247,9 @@ mod tests {
         let (shape, small) = ((2, 3, 4, 4), (2, 3, 2, 2));
         let q_gen = mask_of(&ctx, (2, 2, 2), &[0.5, 1.0, -0.25, 0.0, 0.1, 0.2, 0.3, 0.4]);
         let q_ref = mask_of(&ctx, (2, 1, 1), &[0.25, 0.75]);
-        let predictions = [latents(&ctx, shape, 1), latents(&ctx, small, 2)];
-        let run = |p: [Latents; 2]| {
-            let [a, b] = p;
-            let inputs = (
-                a,
-                latents(&ctx, shape, 3),
-                q_gen.clone(),
-                b,
-                latents(&ctx, small, 4),
-                q_ref.clone(),
-                None,
-                None,
-            );
-            WeightedLoss.forward(&ctx, inputs).unwrap()
-        };
-        let value = |p: [Latents; 2]| run(p).0.1.get("loss").and_then(Metric::mean).unwrap();
-        let wanted = [true, false, false, true, false, false, false, false];
-        let one = tensor(&ctx, (), vec![1.0]).unwrap();
-        let saved = run(predictions.clone()).1;
-        let grads = WeightedLoss.backward(&ctx, &wanted, saved, (Some(one), None)).unwrap();
-        for (side, grad) in [(0, grads.0.unwrap().as_vec()), (1, grads.3.unwrap().as_vec())] {
-            for i in (0..grad.len()).step_by(5) {
-                let moved = |by: f32| {
-                    let mut p = predictions.clone();
-                    let mut values = p[side].as_vec();
-                    values[i] += by;
-                    let x = f64::from(values[i]);
-                    p[side] = tensor(&ctx, *HasShape::shape(&p[side]), values).unwrap();
-                    (x, value(p))
-                };
-                let ((x1, y1), (x0, y0)) = (moved(0.25), moved(-0.25));
-                let slope = ((y1 - y0) / (x1 - x0)) as f32;
-                assert!((grad[i] - slope).abs() < 1e-6, "{side} {i}: {} {slope}", grad[i]);
-            }
-        }
+        let (generated, reference) = (latents(&ctx, shape, 1), latents(&ctx, small, 2));
+        let targets = (latents(&ctx, shape, 3), latents(&ctx, small, 4));
+        let inputs = (generated, targets.0, q_gen, reference, targets.1, q_ref, None, None);
+        GradientCheck::default().inputs(&["policy", "policy_ref"]).run(&WeightedLoss, inputs).unwrap();
     }
 }

@@ -1,11 +1,11 @@
-//! What is trained, its cotangent, and what the optimiser remembers of it.
+//! The adapter, its cotangent, and the state of its optimiser.
 
 use std::sync::Arc;
 
 use prefgraph_nn::{Adapter, AdapterGrad, AdapterLayout, lora::AdaptedLinear};
 
 use crate::{
-    operator::OpError,
+    error::OpError,
     port::{Carried, Carry, Cotangent, NamedState, NamedTensor, NoGrad, Port},
     shape::PortShape,
 };
@@ -19,7 +19,7 @@ impl PortShape for AdapterShape {
         format!("adapter rank {}, {} linears", self.0.rank, self.0.modules.len())
     }
     fn bytes(&self) -> usize {
-        self.0.len() * size_of::<f32>()
+        self.0.len().saturating_mul(size_of::<f32>())
     }
 }
 
@@ -48,6 +48,9 @@ impl Cotangent for AdapterGrad {
     }
     fn bytes(&self) -> usize {
         self.values.len() * size_of::<f32>()
+    }
+    fn components(&self) -> Vec<f32> {
+        self.values.to_vec()
     }
 }
 
@@ -146,7 +149,7 @@ impl PortShape for MomentsShape {
         "moments".into()
     }
     fn bytes(&self) -> usize {
-        3 * self.0.len() * size_of::<f32>()
+        self.0.len().saturating_mul(3 * size_of::<f32>())
     }
 }
 

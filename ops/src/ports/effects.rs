@@ -1,4 +1,4 @@
-//! What an operator wants done once its step has finished: written to a run's folder, never by the operator itself.
+//! Effects: files that an operator asks for, which the run writes once the step has finished.
 
 use std::sync::Arc;
 

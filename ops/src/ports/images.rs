@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use prefgraph_nn::size;
+
 use crate::{
+    batched::Batched,
     port::{NoGrad, Port},
-    rows::{Batched, Digest, Rows, digest},
+    rows::{Digest, SampleRows, digest},
     shape::PortShape,
 };
 
@@ -50,7 +53,7 @@ impl PortShape for ImageShape {
         format!("rgb8[{},{},{}]", self.batch, self.height, self.width)
     }
     fn bytes(&self) -> usize {
-        self.batch * self.height * self.width * 3
+        size::product([self.batch, self.height, self.width, 3])
     }
 }
 
@@ -64,8 +67,8 @@ impl Port for Images {
     fn shape(&self) -> ImageShape {
         ImageShape { batch: self.batch, height: self.height, width: self.width }
     }
-    fn rows() -> Option<Rows> {
-        Some(Rows::of::<Self>())
+    fn rows() -> Option<SampleRows> {
+        Some(SampleRows::of::<Self>())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Numbers for people, gathered on the way.
+//! Metrics: the numbers that a step reports.
 
 use crate::{
     port::{NoGrad, Port},
@@ -24,6 +24,67 @@ impl Metric {
             Self::PerSample(x) if !x.is_empty() => Some(x.iter().sum::<f64>() / x.len() as f64),
             _ => None,
         }
+    }
+}
+
+/// What a [`Metric`] holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricKind {
+    /// One number for the step.
+    Number,
+    /// One number a sample.
+    PerSample,
+    /// One text a sample.
+    Texts,
+}
+
+impl MetricKind {
+    /// For people.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Number => "number",
+            Self::PerSample => "number a sample",
+            Self::Texts => "text a sample",
+        }
+    }
+}
+
+impl Metric {
+    /// What it holds.
+    pub fn kind(&self) -> MetricKind {
+        match self {
+            Self::Number(_) => MetricKind::Number,
+            Self::PerSample(_) => MetricKind::PerSample,
+            Self::Texts(_) => MetricKind::Texts,
+        }
+    }
+}
+
+/// A metric that an operator measures: `graph-run ops NAME` and `docs/metrics.md` show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetricDoc {
+    /// The name under which it is recorded.
+    pub name: &'static str,
+    /// What is recorded.
+    pub kind: MetricKind,
+    /// What it means, in a sentence or two.
+    pub doc: &'static str,
+}
+
+impl MetricDoc {
+    /// A number for the step.
+    pub const fn number(name: &'static str, doc: &'static str) -> Self {
+        Self { name, kind: MetricKind::Number, doc }
+    }
+
+    /// A number a sample.
+    pub const fn per_sample(name: &'static str, doc: &'static str) -> Self {
+        Self { name, kind: MetricKind::PerSample, doc }
+    }
+
+    /// A text a sample.
+    pub const fn texts(name: &'static str, doc: &'static str) -> Self {
+        Self { name, kind: MetricKind::Texts, doc }
     }
 }
 

@@ -1,7 +1,8 @@
 //! The kinds of value that the shipped operators exchange.
 //!
 //! Shape letters, for this folder: `B` batch, `C` latent channels, `H` `W` latent grid, `h` `w` focus grid (the token
-//! grid of a transformer), `R` references, `L` text tokens, `E` text width, `P` pooled width, `T` tokens.
+//! grid of a transformer), `R` references, `L` text tokens, `E` text width, `P` pooled width, `T` tokens, `F` feature
+//! width.
 
 mod adapter;
 mod backbone;
@@ -9,19 +10,20 @@ mod effects;
 mod images;
 mod list;
 mod metrics;
+pub mod role;
 mod texts;
 mod time;
 
 use dfdx::shapes::Const;
 
-use crate::port::T;
+use crate::{port::T, role::As};
 
 pub use adapter::{AdapterShape, Moments, MomentsShape, saved_layout};
 pub use backbone::{BackboneHandle, BackboneShape};
 pub use effects::{Effect, Effects, EffectsShape, Picture};
 pub use images::{ImageShape, Images};
 pub use list::{List, ListShape};
-pub use metrics::{Metric, Metrics, MetricsShape};
+pub use metrics::{Metric, MetricDoc, MetricKind, Metrics, MetricsShape};
 pub use texts::{Texts, TextsShape};
 pub use time::{Process, TimeShape, Timesteps};
 
@@ -29,6 +31,28 @@ pub use time::{Process, TimeShape, Timesteps};
 pub type Latents<C = usize, H = usize, W = usize> = T<(usize, C, H, W)>;
 /// One weight in [0, 1] a cell of the focus grid, `[B, 1, h, w]`.
 pub type Mask<H = usize, W = usize> = T<(usize, Const<1>, H, W)>;
+
+/// Latents without noise, x_0.
+pub type Clean<C = usize, H = usize, W = usize> = As<role::Clean, Latents<C, H, W>>;
+/// Latents mixed with noise, x_t.
+pub type Noised<C = usize, H = usize, W = usize> = As<role::Noised, Latents<C, H, W>>;
+/// What was mixed into latents, eps.
+pub type Noise<C = usize, H = usize, W = usize> = As<role::Noise, Latents<C, H, W>>;
+/// What a network should predict for noised latents.
+pub type Target<C = usize, H = usize, W = usize> = As<role::Target, Latents<C, H, W>>;
+/// What a network predicts for noised latents, with an adapter or without.
+pub type Prediction<C = usize, H = usize, W = usize> = As<role::Prediction, Latents<C, H, W>>;
+/// What a network sees in a picture, one vector a token, `[B, h, w, F]`.
+pub type Features = As<role::Features, T<(usize, usize, usize, usize)>>;
+/// Where the subjects are, M_prior.
+pub type Prior<H = usize, W = usize> = As<role::Prior, Mask<H, W>>;
+/// What of the subjects was not found, M_s.
+pub type Structure<H = usize, W = usize> = As<role::Structure, Mask<H, W>>;
+/// Where the winner has detail, M_d.
+pub type Detail<H = usize, W = usize> = As<role::Detail, Mask<H, W>>;
+/// How well each patch was generated, in [-1, 1].
+pub type Quality<H = usize, W = usize> = As<role::Quality, Mask<H, W>>;
+
 /// One value a token, `[B, T]`.
 pub type Scores = T<(usize, usize)>;
 /// Text tokens `[B, L, E]`.

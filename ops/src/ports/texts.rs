@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use crate::{
+    batched::Batched,
     port::{NoGrad, Port},
-    rows::{Batched, Digest, Rows, digest},
+    rows::{Digest, SampleRows, digest},
     shape::PortShape,
 };
 
@@ -25,7 +26,7 @@ impl PortShape for TextsShape {
     }
     fn bytes(&self) -> usize {
         // A guess that only a page of prose would prove wrong.
-        self.batch * 128
+        self.batch.saturating_mul(128)
     }
 }
 
@@ -39,8 +40,8 @@ impl Port for Texts {
     fn shape(&self) -> TextsShape {
         TextsShape { batch: self.0.len() }
     }
-    fn rows() -> Option<Rows> {
-        Some(Rows::of::<Self>())
+    fn rows() -> Option<SampleRows> {
+        Some(SampleRows::of::<Self>())
     }
 }
 

@@ -64,7 +64,7 @@ impl PortShape for TimeShape {
         format!("{}[{}]", if self.process.is_discrete() { "timestep" } else { "sigma" }, self.batch)
     }
     fn bytes(&self) -> usize {
-        self.batch * size_of::<f32>()
+        self.batch.saturating_mul(size_of::<f32>())
     }
 }
 

@@ -1,9 +1,9 @@
-//! An adapter file in another format.
+//! Converts an adapter file to another format.
 
 use prefgraph_nn::{lora::AdapterFile, models::flux::FluxFiles};
 
 use super::{paths, report};
-use crate::cli::{Failure, args};
+use crate::cli::{Failure, args, say::say};
 
 /// Write an adapter in another format.
 pub(super) fn convert(args: &args::Convert) -> Result<u8, Failure> {
@@ -30,7 +30,7 @@ pub(super) fn convert(args: &args::Convert) -> Result<u8, Failure> {
     let written = adapter.write(output, *to, &about).map_err(Failure::new)?;
     report(&adapter, *to, output, written);
     if file.left_out() > 0 {
-        eprintln!("{} tensors of text encoders were left out", file.left_out());
+        say!("{} tensors of text encoders were left out", file.left_out());
     }
     Ok(0)
 }

@@ -1,4 +1,4 @@
-//! The adapter of a checkpoint as a file.
+//! Writes the adapter of a checkpoint as a file.
 
 use std::{
     fs,

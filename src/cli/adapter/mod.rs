@@ -1,4 +1,4 @@
-//! `graph-run adapter`: adapter files, what they hold, and the names that other programs read.
+//! `graph-run adapter`: showing, converting and exporting adapter files.
 //!
 //! ```text
 //! show     what a file holds            export   the adapter of a checkpoint as a file
@@ -15,7 +15,7 @@ use prefgraph_nn::{
     lora::{AdapterFormat, Written},
 };
 
-use super::{Failure, args};
+use super::{Failure, args, say::say};
 
 /// The command that was typed.
 pub(super) fn adapter(command: &args::Adapter) -> Result<u8, Failure> {
@@ -29,7 +29,7 @@ pub(super) fn adapter(command: &args::Adapter) -> Result<u8, Failure> {
 /// Say that a file has been written, and what became of its strength.
 fn report(adapter: &Adapter, to: AdapterFormat, output: &std::path::Path, written: Written) {
     let layout = &adapter.layout;
-    eprintln!(
+    say!(
         "{} linears of rank {} in `{}` ({} names), read back and compared",
         layout.modules.len(),
         layout.rank,
@@ -45,5 +45,5 @@ fn report(adapter: &Adapter, to: AdapterFormat, output: &std::path::Path, writte
             "which rounds its values by up to {rounding:.1e} of each; kohya's names keep alpha and factors as they are"
         ),
     };
-    eprintln!("alpha / rank, {} / {}, is multiplied into B, {rounded}", layout.alpha, layout.rank);
+    say!("alpha / rank, {} / {}, is multiplied into B, {rounded}", layout.alpha, layout.rank);
 }

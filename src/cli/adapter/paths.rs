@@ -1,4 +1,4 @@
-//! What a path is, before anything is read from it or written to it.
+//! Checks of the paths on the command line, before anything is read or written.
 
 use std::{fs, path::Path};
 

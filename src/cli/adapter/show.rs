@@ -1,4 +1,4 @@
-//! What an adapter file holds.
+//! The contents of an adapter file.
 
 use std::{collections::BTreeMap, path::Path};
 

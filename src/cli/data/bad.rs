@@ -1,4 +1,4 @@
-//! The file of bad samples. It replaces an earlier one and nothing else: a slip of the hand must not cost a data set.
+//! The file of bad samples. It replaces only an earlier one, so that a typo cannot cost a data set.
 
 use std::{collections::HashSet, fs, io::ErrorKind, path::Path};
 

@@ -1,4 +1,4 @@
-//! `graph-run data check`: everything decoded once, before a run trips over it.
+//! `graph-run data check`: decodes every sample once, before a run does.
 //!
 //! ```text
 //!  report   the listing and the JSON of what was found       bad   the file of bad samples, and what it must not replace
@@ -14,7 +14,7 @@ use prefgraph_ops::operators::pairs::{
 };
 use serde_json::json;
 
-use super::{Failure, args, prepare::prepare, system};
+use super::{Failure, args, prepare::prepare, say::say, system};
 use crate::{registry::Registry, spec};
 
 /// What is to be looked at, and how it is to be said.
@@ -108,9 +108,9 @@ fn as_text(value: &serde_json::Value) -> String {
 
 fn show_bad(path: &Path, report: &Report) {
     for row in &report.bad {
-        eprintln!("{}: {row}", path.display());
+        say!("{}: {row}", path.display());
     }
     if let Some(refusal) = &report.refusal {
-        eprintln!("{}: {refusal}", path.display());
+        say!("{}: {refusal}", path.display());
     }
 }

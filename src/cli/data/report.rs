@@ -1,4 +1,4 @@
-//! What a check of data found, for people and for programs.
+//! The report of a data check, as text and as JSON.
 
 use std::path::Path;
 

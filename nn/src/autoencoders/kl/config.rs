@@ -3,10 +3,17 @@
 use std::path::Path;
 
 use crate::{
-    autoencoders::steps::{self, Step},
+    autoencoders::{
+        MOST_LEVELS,
+        steps::{self, Step},
+    },
     error::{Error, Result},
-    layers::conv::Window,
+    files::{TensorFiles, read_model_config},
+    layers::conv::ConvWindow,
 };
+
+/// What diffusers calls the model.
+const CLASS: &str = "AutoencoderKL";
 
 /// `config.json` of an `AutoencoderKL`.
 #[derive(Clone, Debug, PartialEq, serde::Deserialize)]
@@ -110,9 +117,7 @@ impl KlConfig {
     /// # Errors
     /// If the file is missing, is no such configuration, or describes a model that this library does not run.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
-        let config: Self = serde_json::from_str(&text)
-            .map_err(|e| Error::file(path, format!("is not the configuration of an AutoencoderKL: {e}")))?;
+        let config: Self = read_model_config(path, CLASS, "an AutoencoderKL")?;
         config.check().map_err(|message| Error::file(path, message))?;
         Ok(config)
     }
@@ -120,8 +125,8 @@ impl KlConfig {
     fn check(&self) -> Result<(), String> {
         let others = |types: &[String], expected: &str| types.iter().find(|t| *t != expected).cloned();
         let groups = self.norm_num_groups;
-        let fault = if let Some(name) = self.class_name.as_deref().filter(|n| *n != "AutoencoderKL") {
-            format!("_class_name is {name:?}: expected AutoencoderKL")
+        let fault = if let Some(name) = self.class_name.as_deref().filter(|n| *n != CLASS) {
+            format!("_class_name is {name:?}: expected {CLASS}")
         } else if self.act_fn != "silu" {
             format!("act_fn is {:?}: expected silu", self.act_fn)
         } else if let Some(name) = others(&self.down_block_types, "DownEncoderBlock2D") {
@@ -138,6 +143,9 @@ impl KlConfig {
             || self.block_out_channels.is_empty()
         {
             "latent_channels, layers_per_block and block_out_channels must be positive".into()
+        } else if self.block_out_channels.len() > MOST_LEVELS {
+            let levels = self.block_out_channels.len();
+            format!("block_out_channels has {levels} resolutions: expected at most {MOST_LEVELS}")
         } else if groups == 0 || self.block_out_channels.iter().any(|c| *c == 0 || !c.is_multiple_of(groups))
         {
             format!(
@@ -154,6 +162,13 @@ impl KlConfig {
         Err(fault)
     }
 
+    /// Refuse sizes that no model in these files can have; `path` states them.
+    pub(super) fn bound(&self, path: &Path, files: &TensorFiles) -> Result<()> {
+        let widths = self.block_out_channels.iter().map(|width| ("block_out_channels", *width as u128));
+        let axes: Vec<_> = widths.chain([("latent_channels", self.latent_channels as u128)]).collect();
+        files.bound(path, &[("layers_per_block", self.layers_per_block)], &axes)
+    }
+
     /// Pixels along each side of a latent cell.
     pub fn cell(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
@@ -167,7 +182,7 @@ impl KlConfig {
     /// From a picture to the mean and the logarithm of the variance of its latents.
     pub(super) fn encoder(&self) -> Vec<Step> {
         let (widths, groups) = (&self.block_out_channels, self.norm_num_groups);
-        let mut steps = vec![conv("encoder.conv_in", self.in_channels, widths[0], Window::Three)];
+        let mut steps = vec![conv("encoder.conv_in", self.in_channels, widths[0], ConvWindow::Three)];
         let mut channels = widths[0];
         for (level, &width) in widths.iter().enumerate() {
             for layer in 0..self.layers_per_block {
@@ -177,15 +192,15 @@ impl KlConfig {
             }
             if level + 1 < widths.len() {
                 let name = format!("encoder.down_blocks.{level}.downsamplers.0.conv");
-                steps.push(conv(&name, width, width, Window::ThreeHalving));
+                steps.push(conv(&name, width, width, ConvWindow::ThreeHalving));
             }
         }
         steps.extend(self.middle("encoder", channels));
         steps.push(Step::NormSilu { name: "encoder.conv_norm_out".into(), channels, groups });
         let moments = 2 * self.latent_channels;
-        steps.push(conv("encoder.conv_out", channels, moments, Window::Three));
+        steps.push(conv("encoder.conv_out", channels, moments, ConvWindow::Three));
         if self.use_quant_conv {
-            steps.push(conv("quant_conv", moments, moments, Window::One));
+            steps.push(conv("quant_conv", moments, moments, ConvWindow::One));
         }
         steps
     }
@@ -196,9 +211,9 @@ impl KlConfig {
         let mut channels = widths[widths.len() - 1];
         let mut steps = Vec::new();
         if self.use_post_quant_conv {
-            steps.push(conv("post_quant_conv", latent, latent, Window::One));
+            steps.push(conv("post_quant_conv", latent, latent, ConvWindow::One));
         }
-        steps.push(conv("decoder.conv_in", latent, channels, Window::Three));
+        steps.push(conv("decoder.conv_in", latent, channels, ConvWindow::Three));
         steps.extend(self.middle("decoder", channels));
         for (level, &width) in widths.iter().rev().enumerate() {
             for layer in 0..=self.layers_per_block {
@@ -208,11 +223,11 @@ impl KlConfig {
             }
             if level + 1 < widths.len() {
                 let name = format!("decoder.up_blocks.{level}.upsamplers.0.conv");
-                steps.push(conv(&name, width, width, Window::ThreeOfDoubled));
+                steps.push(conv(&name, width, width, ConvWindow::ThreeOfDoubled));
             }
         }
         steps.push(Step::NormSilu { name: "decoder.conv_norm_out".into(), channels, groups });
-        steps.push(conv("decoder.conv_out", channels, self.out_channels, Window::Three));
+        steps.push(conv("decoder.conv_out", channels, self.out_channels, ConvWindow::Three));
         steps
     }
 
@@ -228,7 +243,7 @@ impl KlConfig {
     }
 }
 
-fn conv(name: &str, inputs: usize, outputs: usize, window: Window) -> Step {
+fn conv(name: &str, inputs: usize, outputs: usize, window: ConvWindow) -> Step {
     Step::Conv { name: name.into(), bias: true, inputs, outputs, window }
 }
 

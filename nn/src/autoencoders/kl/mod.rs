@@ -15,7 +15,7 @@ pub use config::KlConfig;
 
 use super::{
     Autoencoder, Batch, NetworkCost, Posterior, check_finite, check_latents, files, grid_of,
-    steps::{self, Source, Step},
+    steps::{self, RenamedFiles, Step},
 };
 use crate::{
     cpu::Cpu,
@@ -31,7 +31,7 @@ const LOG_VARIANCE: (f32, f32) = (-30.0, 20.0);
 #[derive(Debug)]
 pub struct Kl {
     config: KlConfig,
-    source: Source,
+    source: RenamedFiles,
     encoder: Vec<Step>,
     decoder: Vec<Step>,
     parameters: usize,
@@ -40,7 +40,7 @@ pub struct Kl {
 
 /// What the encoder gives, before shift and scale.
 #[derive(Clone, Debug)]
-pub struct Moments {
+pub struct LatentMoments {
     /// Mean, `[B, C, H, W]`.
     pub mean: Batch,
     /// Logarithm of the variance, `[B, C, H, W]`.
@@ -57,15 +57,17 @@ impl Kl {
     /// shapes.
     pub fn open(path: &Path) -> Result<Self> {
         let (config, files) = files::open(path)?;
-        let config = match config {
-            Some(config) => KlConfig::read(&config)?,
-            None => KlConfig::flux(),
+        let (stated, config) = match config {
+            Some(path) => (KlConfig::read(&path)?, path),
+            None => (KlConfig::flux(), path.to_owned()),
         };
+        stated.bound(&config, &files)?;
+        let config = stated;
         let (encoder, decoder) = (config.encoder(), config.decoder());
         let original = files.info("encoder.down.0.block.0.conv1.weight").is_some();
         let levels = config.block_out_channels.len();
         let rename = if original { names::original } else { names::diffusers };
-        let source = Source { files: Arc::new(files), rename, levels };
+        let source = RenamedFiles { files: Arc::new(files), rename, levels };
         let expected: Vec<(String, Vec<usize>)> = config
             .tensors()
             .into_iter()
@@ -94,16 +96,16 @@ impl Kl {
     ///
     /// # Errors
     /// As [`Autoencoder::encode`].
-    pub fn moments(&self, device: &Cpu, pictures: &Batch) -> Result<Moments> {
+    pub fn moments(&self, device: &Cpu, pictures: &Batch) -> Result<LatentMoments> {
         let (height, width) = grid_of(pictures, self)?;
         let (batch, _, rows, columns) = pictures.shape();
         let channels = self.config.latent_channels;
         let values = channels * height * width;
         let shape = (batch, channels, height, width);
         let mut out =
-            Moments { mean: Tensor::zeros(device, shape), log_variance: Tensor::zeros(device, shape) };
+            LatentMoments { mean: Tensor::zeros(device, shape), log_variance: Tensor::zeros(device, shape) };
         let mut planes = vec![0.0; 2 * values];
-        let Moments { mean, log_variance } = &mut out;
+        let LatentMoments { mean, log_variance } = &mut out;
         let samples = mean.values_mut().chunks_exact_mut(values);
         let samples = samples.zip(log_variance.values_mut().chunks_exact_mut(values));
         for (picture, (mean, log_variance)) in pictures.values().chunks_exact(3 * rows * columns).zip(samples)
@@ -145,7 +147,7 @@ impl Autoencoder for Kl {
     }
 
     fn encode(&self, device: &Cpu, pictures: &Batch, posterior: Posterior<'_>) -> Result<Batch> {
-        let Moments { mean: mut latents, log_variance } = self.moments(device, pictures)?;
+        let LatentMoments { mean: mut latents, log_variance } = self.moments(device, pictures)?;
         if let Posterior::Sample(normals) = posterior {
             if normals.len() != latents.values().len() {
                 return Err(Error::shape(

@@ -1,6 +1,6 @@
 //! The forward pass: for a block of queries, a running maximum, sum and result over blocks of keys.
 //!
-//! Scores stand transposed, keys by queries: maxima and sums then run down the lanes of a block, and the probabilities
+//! Scores are stored transposed, keys by queries: maxima and sums then run down the lanes of a block, and the probabilities
 //! are read across by the product with the values.
 #![allow(unsafe_code, reason = "tasks write disjoint rows of the result")]
 

@@ -1,4 +1,4 @@
-//! Rows of a head as operands of the micro-kernel: where they stand, or copied where they must be.
+//! Rows of a head as operands of the micro-kernel: used in place, or copied if they have to be.
 #![allow(unsafe_code, reason = "operands are pointers")]
 
 use crate::cpu::{

@@ -1,4 +1,4 @@
-//! What a file is written from.
+//! The contents of an adapter file before it is written.
 
 use crate::files::NamedTensor;
 

@@ -1,4 +1,4 @@
-//! Adapters into files, read back and compared.
+//! Writes adapters to files, and reads them back to compare.
 //!
 //! ```text
 //! diffusers, kohya, uno  tensors and header of each format     groups    modules by linears of the original layout
@@ -23,9 +23,9 @@ use super::{
     read::AdapterFile,
 };
 use crate::{
-    backbone::LinearLayout,
     error::{Error, Result},
     files::write_safetensors,
+    linears::LinearLayout,
 };
 use contents::Contents;
 use groups::grouped;

@@ -1,4 +1,4 @@
-//! The scale of an adapter inside its factors, for formats that have no place for alpha.
+//! Folds the scale of an adapter into its factors, for formats that cannot store alpha.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What both kinds of blocks are made of: modulation, normed rows, attention operands.
+//! The parts that both kinds of blocks share: modulation, normed rows, attention operands.
 //!
 //! `N` batch, `S` tokens of the joint sequence, `D` width, `H` heads, `M = N S` rows.
 
@@ -125,11 +125,11 @@ impl<D: Device> ModulationSums<D> {
 pub(super) struct Normed<D: Device> {
     /// Rows of the span, `[rows, D]`.
     pub values: D::Buffer,
-    pub moments: Moments<D>,
+    pub moments: RowMoments<D>,
 }
 
 /// Mean and reciprocal deviation of each row of a span.
-pub(super) struct Moments<D: Device> {
+pub(super) struct RowMoments<D: Device> {
     mean: D::Buffer,
     reciprocal: D::Buffer,
 }
@@ -147,7 +147,7 @@ pub(super) fn normed<D: Device>(
     let queue = pass.ctx.queue;
     let mut values = pass.take(rows.len() * pass.width);
     let exact = || queue.take(rows.len(), Kind::Exact);
-    let mut moments = Moments { mean: exact(), reciprocal: exact() };
+    let mut moments = RowMoments { mean: exact(), reciprocal: exact() };
     for segment in pass.sequence.segments(span) {
         let (row, at) = (segment.rows.start - rows.start, pass.at(segment, rows.start));
         queue.norm_modulate(NormModulate {
@@ -171,7 +171,7 @@ pub(super) fn normed_backward<D: Device>(
     span: Span,
     carried: Span,
     x: View<'_, D>,
-    moments: &Moments<D>,
+    moments: &RowMoments<D>,
     modulation: &Modulation<D>,
     (shift, scale): (usize, usize),
     dy: View<'_, D>,

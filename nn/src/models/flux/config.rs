@@ -5,8 +5,12 @@ use std::path::Path;
 use crate::{
     backbone::{BackboneLayout, LinearLayout, Time},
     error::{Error, Result},
+    files::{TensorFiles, read_model_config},
+    size,
 };
 
+/// What diffusers calls the model.
+pub(super) const CLASS: &str = "FluxTransformer2DModel";
 /// Width of the MLPs, in widths of the stream.
 pub(super) const MLP_RATIO: usize = 4;
 /// Width of the sinusoid that a time is turned into.
@@ -62,20 +66,15 @@ impl FluxConfig {
     /// # Errors
     /// If the file is missing, is no such configuration, or describes a model that this library does not run.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
-        let config: Self = serde_json::from_str(&text)
-            .map_err(|e| Error::file(path, format!("is not the configuration of a FLUX transformer: {e}")))?;
+        let config: Self = read_model_config(path, CLASS, "a FLUX transformer")?;
         config.check().map_err(|message| Error::file(path, message))?;
         Ok(config)
     }
 
     pub(super) fn check(&self) -> Result<(), String> {
-        let axes: usize = self.axes_dims_rope.iter().sum();
-        let fault = if self.class_name.as_deref().is_some_and(|n| n != "FluxTransformer2DModel") {
-            format!(
-                "_class_name is {:?}: expected FluxTransformer2DModel",
-                self.class_name.as_deref().unwrap_or("")
-            )
+        let axes: u128 = self.axes_dims_rope.iter().map(|axis| *axis as u128).sum();
+        let fault = if let Some(name) = self.class_name.as_deref().filter(|n| *n != CLASS) {
+            format!("_class_name is {name:?}: expected {CLASS}")
         } else if self.patch_size != 1 {
             format!("patch_size is {}: expected 1", self.patch_size)
         } else if self.in_channels == 0 || !self.in_channels.is_multiple_of(PATCH * PATCH) {
@@ -90,14 +89,14 @@ impl FluxConfig {
                 self.in_channels
             )
         } else if self.axes_dims_rope.len() != 3
-            || axes != self.attention_head_dim
+            || axes != self.attention_head_dim as u128
             || self.axes_dims_rope.iter().any(|a| a % 2 != 0)
         {
             format!(
                 "axes_dims_rope is {:?}: expected three even numbers with the sum attention_head_dim, {}",
                 self.axes_dims_rope, self.attention_head_dim
             )
-        } else if self.width() == 0 || self.num_layers + self.num_single_layers == 0 {
+        } else if self.width() == 0 || (self.num_layers == 0 && self.num_single_layers == 0) {
             "a model without heads or without blocks".into()
         } else if self.joint_attention_dim == 0 || self.pooled_projection_dim == 0 {
             "joint_attention_dim and pooled_projection_dim must be positive".into()
@@ -107,9 +106,24 @@ impl FluxConfig {
         Err(fault)
     }
 
+    /// Refuse sizes that no model in these files can have; `path` states them.
+    pub(super) fn bound(&self, path: &Path, files: &TensorFiles) -> Result<()> {
+        let width = self.num_attention_heads as u128 * self.attention_head_dim as u128;
+        files.bound(
+            path,
+            &[("num_layers", self.num_layers), ("num_single_layers", self.num_single_layers)],
+            &[
+                ("num_attention_heads x attention_head_dim", width),
+                ("in_channels", self.in_channels as u128),
+                ("joint_attention_dim", self.joint_attention_dim as u128),
+                ("pooled_projection_dim", self.pooled_projection_dim as u128),
+            ],
+        )
+    }
+
     /// Width of the stream.
     pub fn width(&self) -> usize {
-        self.num_attention_heads * self.attention_head_dim
+        size::product([self.num_attention_heads, self.attention_head_dim])
     }
 
     /// Every linear of the blocks, in the order in which [`super::weights::Weights`] numbers them.

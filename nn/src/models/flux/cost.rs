@@ -1,4 +1,4 @@
-//! What a pass costs, from sizes alone.
+//! The cost of a pass, from sizes alone.
 //!
 //! `N` batch, `S` tokens of the joint sequence, `D` width, `R` rank, `M` rows.
 //!
@@ -17,6 +17,7 @@ use crate::{
     cpu::Precision,
     layers::Packing,
     lora::{AdapterLayout, FrozenAdapter},
+    size,
 };
 
 /// Sizes of a pass: samples, latent grids, text tokens.
@@ -28,7 +29,7 @@ pub(super) struct Sizes<'a> {
 }
 
 /// Rows of the pass.
-struct Rows {
+struct PassRows {
     batch: f64,
     text: f64,
     target: f64,
@@ -37,7 +38,7 @@ struct Rows {
 }
 
 struct Counter<'a> {
-    rows: Rows,
+    rows: PassRows,
     width: f64,
     rank: f64,
     /// An adapter of the frozen network that is a branch.
@@ -106,7 +107,7 @@ pub(super) fn cost(
     let joint = image + n * text as f64;
     let width = config.width() as f64;
     let mut c = Counter {
-        rows: Rows { batch: n, text: n * text as f64, target, image, joint },
+        rows: PassRows { batch: n, text: n * text as f64, target, image, joint },
         width,
         rank: adapter.map_or(0.0, |a| a.rank as f64),
         frozen: frozen.filter(|_| options.adapter.as_ref().is_some_and(|a| a.1 == super::FrozenUse::Branch)),
@@ -146,12 +147,13 @@ pub(super) fn cost(
         c.kept = 0.0;
     }
     let packed = streamed(config, options);
-    c.cost.saved_bytes = (c.kept * 4.0) as usize;
-    c.cost.scratch_bytes = (largest * 4.0) as usize + packed;
+    c.cost.saved_bytes = size::bytes(c.kept * 4.0);
+    c.cost.scratch_bytes = size::sum([size::bytes(largest * 4.0), packed]);
     c.cost.backward_scratch_bytes = c.cost.scratch_bytes;
     if options.checkpointing == Checkpointing::Blocks {
         // A block's forward again: a copy of its input, and all that its backward needs.
-        c.cost.backward_scratch_bytes += ((most_kept + joint * width) * 4.0) as usize;
+        let again = size::bytes((most_kept + joint * width) * 4.0);
+        c.cost.backward_scratch_bytes = size::sum([c.cost.scratch_bytes, again]);
         c.cost.backward_flops += if first < count { c.cost.forward_flops } else { 0.0 };
     }
     c.cost

@@ -9,7 +9,7 @@
 
 use super::{
     block::{
-        Attended, Heads, Modulation, ModulationSums, Moments, Pass, attend, attend_backward, gated_add,
+        Attended, Heads, Modulation, ModulationSums, Pass, RowMoments, attend, attend_backward, gated_add,
         gated_add_backward, normed, normed_backward, split_heads, split_heads_backward,
     },
     config::MLP_RATIO,
@@ -42,8 +42,8 @@ struct StreamSaved<D: Device> {
     /// Input and, after the attention, the middle: `[R, D]`.
     x: D::Buffer,
     middle: D::Buffer,
-    moments: Moments<D>,
-    middle_moments: Moments<D>,
+    moments: RowMoments<D>,
+    middle_moments: RowMoments<D>,
     /// Queries and keys before their norm, `[R, D]`.
     q: D::Buffer,
     k: D::Buffer,
@@ -62,7 +62,7 @@ struct StreamSaved<D: Device> {
 /// A stream between its projections and the attention's result.
 struct Projected<D: Device> {
     modulation: Modulation<D>,
-    moments: Moments<D>,
+    moments: RowMoments<D>,
     q: D::Buffer,
     k: D::Buffer,
     inner: Option<D::Buffer>,

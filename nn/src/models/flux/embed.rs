@@ -1,4 +1,4 @@
-//! What every block is told of the pass: time, guidance and pooled text, as one vector for each sample.
+//! The conditioning vector of a pass: time, guidance and pooled text, one vector per sample.
 //!
 //! `N` batch, `D` width.
 

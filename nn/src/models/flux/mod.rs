@@ -278,6 +278,8 @@ impl<D: Device> Backbone for Flux<D> {
         adapter: Option<&AdapterLayout>,
     ) -> PassCost {
         let sizes = cost::Sizes { batch, grid, references, text };
-        cost::cost(&self.config, &self.options, self.adapter.as_ref().map(|a| &a.0), sizes, adapter)
+        let cost =
+            cost::cost(&self.config, &self.options, self.adapter.as_ref().map(|a| &a.0), sizes, adapter);
+        PassCost { precision: self.options.loading.precision, ..cost }
     }
 }

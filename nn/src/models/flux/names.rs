@@ -1,4 +1,4 @@
-//! Checkpoints of FLUX as people have them: every tensor by its diffusers name, whatever the layout of the file.
+//! Checkpoints of FLUX in every published layout: each tensor by its diffusers name.
 //!
 //! ```text
 //!  a folder of diffusers     config.json and diffusion_pytorch_model.safetensors, or its shards
@@ -15,15 +15,19 @@ use std::{
     sync::Arc,
 };
 
-use super::config::FluxConfig;
+use super::config::{CLASS, FluxConfig};
 use crate::{
     error::{Error, Result},
-    files::{TensorFiles, TensorView, nearest},
+    files::{TensorFiles, TensorView, nearest, no_model},
     naming::{Outside, Place, Stack, block_number},
 };
 
 /// What other programs put before the names of a transformer, longest first.
 const PREFIXES: [&str; 3] = ["model.diffusion_model.", "diffusion_model.", ""];
+
+/// What a path to weights may lead to.
+const EXPECTED: &str = "the transformer of FLUX: its folder with config.json and weights, the folder above its `transformer`, \
+                        or one safetensors file";
 
 /// The norms of queries and keys within a block: original name, diffusers name.
 const DOUBLE_NORMS: [(&str, &str); 4] = [
@@ -53,15 +57,15 @@ pub struct FluxFiles {
 }
 
 /// Rows of a tensor of the file that are a tensor of diffusers' layout.
-struct Source {
+struct FileRows {
     diffusers: String,
     shape: Vec<usize>,
     /// Without the prefix.
     file: String,
-    rows: Rows,
+    rows: RowOrder,
 }
 
-enum Rows {
+enum RowOrder {
     All,
     /// The part of a fused linear.
     Part(Place, usize),
@@ -82,12 +86,16 @@ impl FluxFiles {
         if path.is_dir() {
             return Self::open_folder(path);
         }
+        if !path.exists() {
+            return Err(no_model(path, EXPECTED));
+        }
         let files = TensorFiles::open(path)?;
         let (layout, prefix) = recognise(&files)?;
-        let config = match config_beside(path)? {
-            Some(config) => config,
-            None => measure(&files, layout, prefix)?,
+        let (config, stated) = match config_beside(path)? {
+            Some(config) => (config, path.with_file_name("config.json")),
+            None => (measure(&files, layout, prefix)?, path.to_owned()),
         };
+        config.bound(&stated, &files)?;
         let files = Self::new(files, layout, prefix, &config)?;
         Ok((config, files))
     }
@@ -107,9 +115,14 @@ impl FluxFiles {
                 ),
             ));
         }
-        let config = FluxConfig::read(&folder.join("config.json"))?;
+        let stated = folder.join("config.json");
+        if !stated.exists() {
+            return Err(no_model(folder, EXPECTED));
+        }
+        let config = FluxConfig::read(&stated)?;
         let files = TensorFiles::open_in(folder, "diffusion_pytorch_model")?;
         let (layout, prefix) = recognise(&files)?;
+        config.bound(&stated, &files)?;
         let files = Self::new(files, layout, prefix, &config)?;
         Ok((config, files))
     }
@@ -121,7 +134,7 @@ impl FluxFiles {
             let name = format!("{prefix}{}", source.file);
             match (&source.rows, expected.last_mut()) {
                 // The parts of a fused tensor follow each other.
-                (Rows::Part(..), Some((last, shape))) if *last == name => shape[0] += source.shape[0],
+                (RowOrder::Part(..), Some((last, shape))) if *last == name => shape[0] += source.shape[0],
                 _ => expected.push((name, source.shape.clone())),
             }
         }
@@ -130,12 +143,12 @@ impl FluxFiles {
         files.expect_exactly_under(under, &expected)?;
         let files = Arc::new(files);
         let mut views = HashMap::with_capacity(sources.len());
-        for Source { diffusers, shape, file, rows } in sources {
+        for FileRows { diffusers, shape, file, rows } in sources {
             let whole = TensorView::whole(&files, &format!("{prefix}{file}"))?;
             let view = match rows {
-                Rows::All => whole,
-                Rows::SwappedHalves => whole.swapped_halves()?,
-                Rows::Part(place, part) => {
+                RowOrder::All => whole,
+                RowOrder::SwappedHalves => whole.swapped_halves()?,
+                RowOrder::Part(place, part) => {
                     let rows = whole.shape().first().copied().unwrap_or(0);
                     let ranges = place.rows(rows).ok_or_else(|| {
                         Error::Internal(format!("{rows} rows of `{file}` cannot be shared out"))
@@ -181,28 +194,28 @@ impl FluxFiles {
 }
 
 /// Where every tensor of the model stands in a file of this layout; parts of one tensor follow each other.
-fn sources(config: &FluxConfig, layout: FluxLayout) -> Vec<Source> {
+fn sources(config: &FluxConfig, layout: FluxLayout) -> Vec<FileRows> {
     let shapes = config.tensors();
     if layout == FluxLayout::Diffusers {
-        let same = |(name, shape): (String, Vec<usize>)| Source {
+        let same = |(name, shape): (String, Vec<usize>)| FileRows {
             diffusers: name.clone(),
             shape,
             file: name,
-            rows: Rows::All,
+            rows: RowOrder::All,
         };
         return shapes.into_iter().map(same).collect();
     }
     let shapes: HashMap<String, Vec<usize>> = shapes.into_iter().collect();
     let mut sources = Vec::with_capacity(shapes.len());
     // The order of the tables, so that parts follow each other; tensors that this model lacks are left out.
-    let mut add = |diffusers: String, file: String, rows: Rows| {
+    let mut add = |diffusers: String, file: String, rows: RowOrder| {
         if let Some(shape) = shapes.get(&diffusers) {
-            sources.push(Source { shape: shape.clone(), diffusers, file, rows });
+            sources.push(FileRows { shape: shape.clone(), diffusers, file, rows });
         }
     };
     for Outside { original, diffusers, swapped } in &Outside::ALL {
         for kind in ["weight", "bias"] {
-            let rows = if *swapped { Rows::SwappedHalves } else { Rows::All };
+            let rows = if *swapped { RowOrder::SwappedHalves } else { RowOrder::All };
             add(format!("{diffusers}.{kind}"), format!("{original}.{kind}"), rows);
         }
     }
@@ -214,13 +227,13 @@ fn sources(config: &FluxConfig, layout: FluxLayout) -> Vec<Source> {
                 for kind in ["weight", "bias"] {
                     for (part, name) in place.diffusers().iter().enumerate() {
                         let file = format!("{}.{kind}", place.original());
-                        add(format!("{name}.{kind}"), file, Rows::Part(place, part));
+                        add(format!("{name}.{kind}"), file, RowOrder::Part(place, part));
                     }
                 }
             }
             for (original, diffusers) in norms {
                 let file = format!("{}.{block}.{original}.scale", stack.original());
-                add(format!("{}.{block}.{diffusers}.weight", stack.diffusers()), file, Rows::All);
+                add(format!("{}.{block}.{diffusers}.weight", stack.diffusers()), file, RowOrder::All);
             }
         }
     }
@@ -304,7 +317,7 @@ fn config_beside(path: &Path) -> Result<Option<FluxConfig>> {
     let beside = path.parent().unwrap_or(Path::new("")).join("config.json");
     let Ok(text) = std::fs::read_to_string(&beside) else { return Ok(None) };
     let value: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    let ours = value.get("_class_name").and_then(|n| n.as_str()) == Some("FluxTransformer2DModel");
+    let ours = value.get("_class_name").and_then(|n| n.as_str()) == Some(CLASS);
     ours.then(|| FluxConfig::read(&beside)).transpose()
 }
 

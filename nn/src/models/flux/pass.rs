@@ -1,4 +1,4 @@
-//! A whole pass: from latents to the prediction, and from its derivative to that by the adapter.
+//! A whole pass: from latents to the prediction, and from its cotangent to the gradient of the adapter.
 //!
 //! `N` batch, `D` width, `M` rows of all tokens, `G` rows of the targets.
 
@@ -173,7 +173,7 @@ impl<D: Device> Flux<D> {
         let mut single = Vec::new();
         for (i, block) in weights.double.iter().enumerate() {
             let pass = Pass { saving: saving && i >= first, ..pass };
-            weights.will_need(i + 1);
+            weights.will_need(i + 1)?;
             weights.check(i)?;
             let run = |pass: Pass<'_, D>, x: &mut D::Buffer| double::forward(pass, block, x);
             double.push(keeping(pass, self.options.checkpointing, &mut x, run)?);
@@ -186,7 +186,7 @@ impl<D: Device> Flux<D> {
                 (true, true) => IMAGE,
                 (true, false) => TARGETS,
             };
-            weights.will_need(number + 1);
+            weights.will_need(number + 1)?;
             weights.check(number)?;
             let pass = Pass { saving: saving && number >= first, ..pass };
             let run = |pass: Pass<'_, D>, x: &mut D::Buffer| single::forward(pass, block, span, x);
@@ -242,7 +242,7 @@ impl<D: Device> Flux<D> {
         };
         for (i, block) in weights.double.iter().enumerate() {
             if i + 1 < weights.double.len() {
-                weights.will_need(i + 1);
+                weights.will_need(i + 1)?;
             }
             weights.check(i)?;
             double::forward(pass, block, &mut x)?;
@@ -310,7 +310,7 @@ impl<D: Device> Flux<D> {
                 break;
             }
             if count + i > first {
-                weights.will_need(count + i - 1);
+                weights.will_need(count + i - 1)?;
             }
             let kept = single.pop().flatten().ok_or_else(gone)?;
             let span = if i + 1 == weights.single.len() { TARGETS } else { ALL };
@@ -323,7 +323,7 @@ impl<D: Device> Flux<D> {
                 break;
             }
             if i > first {
-                weights.will_need(i - 1);
+                weights.will_need(i - 1)?;
             }
             let kept = double.pop().flatten().ok_or_else(gone)?;
             let saved = kept.saved(|x| double::forward(saving, block, x))?.ok_or_else(gone)?;

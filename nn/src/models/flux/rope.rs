@@ -1,4 +1,4 @@
-//! Where tokens stand, and the rotary tables that follow from it.
+//! Positions of tokens, and the rotary tables derived from them.
 //!
 //! Positions have three axes. Text stands at zero. The target's token in row y, column x stands at (0, y, x). A
 //! reference starts where the target and the references before it end, in rows and in columns alike, so that no

@@ -1,6 +1,6 @@
-//! How the tokens of a pass lie in memory.
+//! The memory layout of the tokens of a pass.
 //!
-//! Rows of the stream lie in three segments, each with all samples: text, targets, references. So a linear of the
+//! The rows of the stream form three segments, each with all samples: text, targets, references. So a linear of the
 //! image stream is one product over two segments, one of the last block over the targets alone is a product over
 //! neighbouring rows, and the joint stream of the single blocks is the whole buffer, without a copy between. Only
 //! attention sees the joint order of a sample: text, target, references.

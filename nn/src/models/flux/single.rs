@@ -9,7 +9,7 @@
 
 use super::{
     block::{
-        Attended, Heads, Modulation, ModulationSums, Moments, Pass, attend, attend_backward, gated_add,
+        Attended, Heads, Modulation, ModulationSums, Pass, RowMoments, attend, attend_backward, gated_add,
         gated_add_backward, normed, normed_backward, split_heads, split_heads_backward,
     },
     config::MLP_RATIO,
@@ -31,7 +31,7 @@ pub(super) struct SingleSaved<D: Device> {
     /// Input, `[M, D]`.
     x: D::Buffer,
     modulation: Modulation<D>,
-    moments: Moments<D>,
+    moments: RowMoments<D>,
     /// Queries `[K, D]` and keys `[M, D]` before their norm.
     q: D::Buffer,
     k: D::Buffer,

@@ -104,8 +104,13 @@ impl<D: Device> Weights<D> {
     }
 
     /// This block runs next: where weights are streamed, the system reads them while another one is computed.
-    pub fn will_need(&self, number: usize) {
+    ///
+    /// # Errors
+    /// If a mapped file was truncated: a pass may take minutes, and touching a missing page would end the process.
+    pub fn will_need(&self, number: usize) -> Result<()> {
+        check_lengths()?;
         self.block(number).into_iter().for_each(Linear::will_need);
+        Ok(())
     }
 }
 

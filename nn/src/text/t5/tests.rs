@@ -16,7 +16,7 @@ fn without_weights() -> T5 {
     let path = dir.path().join("w.safetensors");
     crate::files::write_safetensors(&path, &[], &[]).unwrap();
     let files = crate::files::TensorFiles::open(&path).unwrap();
-    T5 { config: published(), source: Source::new(Arc::new(files), "", &[]), table: TABLES[0] }
+    T5 { config: published(), source: PrefixedFiles::new(Arc::new(files), "", &[]), table: TABLES[0] }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `lora`: what is trained, before the first step.
+//! `lora`: the adapter before the first step.
 
 mod start;
 #[cfg(test)]
@@ -16,6 +16,7 @@ use crate::{
     choices,
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{AdapterShape, BackboneHandle},
+    resume::External,
     settings,
     settings::DataPath,
 };
@@ -132,6 +133,10 @@ impl Operator for Lora {
             ));
         }
         notes
+    }
+
+    fn external(&self) -> Vec<External> {
+        self.settings.from.iter().map(|path| External::file("from", path.as_path())).collect()
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (backbone,): Self::In) -> Result<(Self::Out, ()), OpError> {

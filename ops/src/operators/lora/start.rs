@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use prefgraph_nn::{Adapter, AdapterLayout, LinearLayout, lora::AdapterFile};
 
-use crate::operator::OpError;
+use crate::error::OpError;
 
 /// An open file, in the names of any known tool.
 pub(super) struct Start(AdapterFile);

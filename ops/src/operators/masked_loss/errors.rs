@@ -1,4 +1,4 @@
-//! The errors of a sample, summed in f64, and their derivative by the policy's prediction.
+//! The errors of a sample, summed in f64, and their gradient with respect to the policy's prediction.
 //!
 //! Shape letters: `C` latent channels, `H` `W` latent grid; a sample is `[C, H, W]`, a weight `[H, W]`.
 
@@ -37,6 +37,8 @@ pub(super) struct Errors {
     pub difference: f64,
     /// The policy's mean squared error without a mask.
     pub plain: f64,
+    /// The same less the reference's; the same itself where there is no reference.
+    pub plain_difference: f64,
     /// Mean squared distance of policy and reference without a mask.
     pub drift: f64,
 }
@@ -81,17 +83,20 @@ impl Sample<'_> {
                 let step = policy - reference;
                 sums.reference += weight * (reference - target) * (reference - target);
                 sums.difference += weight * step * (policy + reference - 2.0 * target);
+                sums.plain_difference += step * (policy + reference - 2.0 * target);
                 sums.drift += step * step;
             }
         }
         let divisor = reduction.divisor(self.policy.len() / cells, self.weight);
         let all = self.policy.len() as f64;
-        let policy = over(sums.policy, divisor);
+        let (policy, plain) = (over(sums.policy, divisor), sums.plain / all);
+        let compared = self.reference.is_some();
         Errors {
             policy,
             reference: over(sums.reference, divisor),
-            difference: if self.reference.is_some() { over(sums.difference, divisor) } else { policy },
-            plain: sums.plain / all,
+            difference: if compared { over(sums.difference, divisor) } else { policy },
+            plain,
+            plain_difference: if compared { sums.plain_difference / all } else { plain },
             drift: sums.drift / all,
         }
     }

@@ -4,6 +4,7 @@
 //! `h` `w` focus grid.
 
 mod errors;
+mod metrics;
 mod objective;
 #[cfg(test)]
 mod tests;
@@ -21,7 +22,8 @@ use super::tensors::{Fixed, same, tensor};
 use crate::{
     operator::{Cost, Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Wanted},
     port::Scalar,
-    ports::{Latents, Mask, Metric, Metrics, MetricsShape, Texts, Timesteps},
+    ports::{Latents, Mask, Metric, MetricDoc, Metrics, MetricsShape, Prediction, Target, Texts, Timesteps},
+    role::As,
     settings,
     shape::Axis,
 };
@@ -37,7 +39,7 @@ settings! {
         pub reduction: Reduction = Reduction::FullMean,
         /// Weight of an anchor: half the mean squared distance of policy and reference, over both sides, without the mask.
         pub anchor: f64 = 0.0,
-        /// Weight of the winner's plain error, without the mask.
+        /// Weight of the winner's plain error, without the mask; where there is a reference, less the reference's, so that the first loss is that of the objective alone.
         pub sft_weight: f64 = 0.0,
         /// Of `cdpo`: the share of flipped labels.
         pub epsilon: f64 = 0.1,
@@ -73,7 +75,7 @@ pub struct SavedLoss<C: Axis, H: Axis, W: Axis> {
 }
 
 /// The rows of predictions and targets as samples.
-struct Rows<'a> {
+struct PairRows<'a> {
     policy: &'a [f32],
     target: &'a [f32],
     reference: Option<&'a [f32]>,
@@ -82,7 +84,7 @@ struct Rows<'a> {
     batch: usize,
 }
 
-impl<'a> Rows<'a> {
+impl<'a> PairRows<'a> {
     fn row(&self, row: usize) -> Sample<'a> {
         let at = row * self.size..(row + 1) * self.size;
         Sample {
@@ -152,7 +154,7 @@ impl<C: Axis, H: Axis, W: Axis> MaskedLoss<C, H, W> {
         let share = 1.0 / batch as f64;
         let mut loss = 0.0;
         for (i, term) in terms.iter().enumerate() {
-            loss += term.loss + s.sft_weight * rows[i].plain;
+            loss += term.loss + s.sft_weight * rows[i].plain_difference;
             loss += 0.5 * s.anchor * (rows[i].drift + loser(i).drift);
         }
         let pull = |row: usize| {
@@ -164,6 +166,12 @@ impl<C: Axis, H: Axis, W: Axis> MaskedLoss<C, H, W> {
             }
         };
         (loss * share, (0..rows.len()).map(pull).collect(), terms)
+    }
+
+    /// The loss of a policy that is the reference: where training begins.
+    fn loss_of_reference(&self, rows: &[Errors], batch: usize) -> f64 {
+        let same = |e: &Errors| Errors { policy: e.reference, reference: e.reference, ..Errors::default() };
+        self.loss(&rows.iter().map(same).collect::<Vec<_>>(), batch).0
     }
 
     fn metrics(
@@ -194,6 +202,7 @@ impl<C: Axis, H: Axis, W: Axis> MaskedLoss<C, H, W> {
             m.per_sample("ref_l", of(1, |e| e.reference));
             m.per_sample("w_diff", of(0, |e| e.difference));
             m.per_sample("l_diff", of(1, |e| e.difference));
+            m.number("ref_loss", self.loss_of_reference(rows, batch));
         }
         let preferred = |i: usize| {
             let margin = if has_reference {
@@ -230,11 +239,12 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
                                FocusDPO (Eq. 10) with one; the objective and the reduction are settings.";
     const IN: [&'static str; 6] = ["policy", "target", "reference", "mask", "t", "ids"];
     const OUT: [&'static str; 2] = ["loss", "metrics"];
+    const METRICS: &'static [MetricDoc] = &metrics::DOCS;
     type Settings = MaskedLossSettings;
     type In = (
-        Latents<C, H, W>,
-        Latents<C, H, W>,
-        Option<Latents<C, H, W>>,
+        Prediction<C, H, W>,
+        Target<C, H, W>,
+        Option<Prediction<C, H, W>>,
         Option<Mask>,
         Option<Timesteps>,
         Option<Texts>,
@@ -328,8 +338,9 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
     fn forward(
         &self,
         ctx: &Ctx<'_>,
-        (policy, target, reference, mask, time, ids): Self::In,
+        (As(_, policy), As(_, target), reference, mask, time, ids): Self::In,
     ) -> Result<(Self::Out, Self::Saved), OpError> {
+        let reference = reference.map(|As(_, reference)| reference);
         let &(rows, channels, height, width) = HasShape::shape(&policy);
         let (channels, grid) = (channels.size(), (height.size(), width.size()));
         let batch = self.batch(rows)?;
@@ -342,7 +353,8 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
         };
         let (p, t, r) = (policy.as_vec(), target.as_vec(), reference.as_ref().map(|r| r.as_vec()));
         let size = channels * grid.0 * grid.1;
-        let all = Rows { policy: &p, target: &t, reference: r.as_deref(), weights: &weights, size, batch };
+        let all =
+            PairRows { policy: &p, target: &t, reference: r.as_deref(), weights: &weights, size, batch };
         let errors: Vec<Errors> = (0..rows).map(|row| all.row(row).errors(self.settings.reduction)).collect();
         for (row, e) in errors.iter().enumerate() {
             for (what, value) in
@@ -350,7 +362,9 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
             {
                 if !value.is_finite() {
                     let side = if row < batch { "winner" } else { "loser" };
-                    return Err(OpError::new(format!(
+                    // A reference that is not finite is no fault of what is trained.
+                    let error = if e.reference.is_finite() { OpError::diverged } else { OpError::new };
+                    return Err(error(format!(
                         "{}: the {what}'s error on the {side} is {value}: the training has diverged, or an input \
                          holds values that are not finite",
                         name_of(row % batch, ids.as_ref(), time.as_ref())
@@ -361,6 +375,11 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
         let (loss, pulls, terms) = self.loss(&errors, batch);
         let mut metrics = self.metrics(loss, &errors, &terms, &weights, channels);
         if mask.is_some() {
+            if reference.is_some() && self.settings.objective.needs_reference() {
+                let plain = |side: usize| errors[side * batch..(side + 1) * batch].iter();
+                metrics.per_sample("plain_w_diff", plain(0).map(|e| e.plain_difference).collect());
+                metrics.per_sample("plain_l_diff", plain(1).map(|e| e.plain_difference).collect());
+            }
             let empty = weights.iter().filter(|w| w.iter().all(|x| *x == 0.0)).count();
             metrics.number("empty_mask", empty as f64);
         }
@@ -394,7 +413,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
         let shape @ (rows, ..) = *HasShape::shape(&saved.policy);
         let (p, t) = (saved.policy.as_vec(), saved.target.as_vec());
         let r = saved.reference.as_ref().map(|r| r.as_vec());
-        let all = Rows {
+        let all = PairRows {
             policy: &p,
             target: &t,
             reference: r.as_deref(),

@@ -13,6 +13,7 @@ use crate::{
     operators::testing::{Bench, assert_close, case, latents, mask_of},
     port::{T, take},
     ports::Process,
+    testing::GradientCheck,
     vjp::Traced,
 };
 
@@ -37,12 +38,60 @@ fn with_equal_networks_the_logit_is_zero_and_the_loss_ln_2() {
     let ctx = bench.ctx();
     let [policy, target, _] = predictions(&ctx);
     for mask in [None, Some(mask(&ctx))] {
-        let inputs = (policy.clone(), target.clone(), Some(policy.clone()), mask, None, None);
+        let inputs =
+            (policy.clone().into(), target.clone().into(), Some(policy.clone().into()), mask, None, None);
         let ((loss, metrics), _) = op(Default::default()).forward(&ctx, inputs).unwrap();
         assert_eq!(loss.as_vec(), [std::f32::consts::LN_2]);
         assert_eq!(metrics.get("logit"), Some(&Metric::PerSample(vec![0.0, 0.0])));
         assert_eq!(metrics.get("implicit_acc").unwrap().mean(), Some(0.5));
     }
+}
+
+#[test]
+fn with_equal_networks_the_loss_is_that_of_the_reference_to_the_bit_for_every_objective_and_batch() {
+    use Objective::*;
+    let bench = Bench::new();
+    let ctx = bench.ctx();
+    for objective in [Dpo, Cdpo, Ipo, Hinge, Dpop, Kto, Dmpo] {
+        for pairs in [1, 2, 3, 5, 6, 7, 10, 12] {
+            let shape = (2 * pairs, 3, 4, 4);
+            let policy: Latents = latents(&ctx, shape, 1);
+            let target: Target = latents(&ctx, shape, 2);
+            let settings =
+                MaskedLossSettings { objective, anchor: 0.3, sft_weight: 0.7, ..Default::default() };
+            let loss = |reference: &Latents| {
+                let (policy, reference) = (policy.clone().into(), Some(reference.clone().into()));
+                let inputs = (policy, target.clone(), reference, None, None, None);
+                let ((_, metrics), _) = op(settings.clone()).forward(&ctx, inputs).unwrap();
+                ["loss", "ref_loss"].map(|name| metrics.get(name).unwrap().mean().unwrap())
+            };
+            let [found, expected] = loss(&policy);
+            assert_eq!(found.to_bits(), expected.to_bits(), "{objective:?}, {pairs} pairs");
+            let [elsewhere, beginning] = loss(&latents(&ctx, shape, 3));
+            assert!(elsewhere != beginning && beginning == expected, "{objective:?}");
+        }
+    }
+}
+
+#[test]
+fn the_plain_error_counts_from_the_references_where_there_is_one() {
+    let bench = Bench::new();
+    let ctx = bench.ctx();
+    let [policy, target, reference] = predictions(&ctx);
+    let loss = |sft_weight, objective, reference: Option<&Latents>| {
+        let reference = reference.cloned().map(Prediction::from);
+        let inputs = (policy.clone().into(), target.clone().into(), reference, None, None, None);
+        let settings = MaskedLossSettings { sft_weight, objective, ..Default::default() };
+        op(settings).forward(&ctx, inputs).unwrap().0.1.get("loss").unwrap().mean().unwrap()
+    };
+    let error = |x: &Latents| {
+        let winners = x.as_vec().into_iter().zip(target.as_vec()).take(2 * 48);
+        winners.map(|(x, t)| f64::from(x - t).powi(2)).sum::<f64>() / 96.0
+    };
+    let added = loss(1.0, Objective::Dpo, Some(&reference)) - loss(0.0, Objective::Dpo, Some(&reference));
+    assert!((added - (error(&policy) - error(&reference))).abs() < 1e-5, "{added}");
+    let added = loss(1.0, Objective::Simpo, None) - loss(0.0, Objective::Simpo, None);
+    assert!((added - error(&policy)).abs() < 1e-5, "{added}");
 }
 
 /// The loss as a dfdx expression, for predictions whose batch is winners or losers only.
@@ -77,7 +126,7 @@ fn loss_and_gradient_are_those_of_dfdx() {
         };
         let margin = (error(w, &constants[0]) - frozen(0)) - (error(l, &constants[2]) - frozen(1));
         // Cross-entropy with ones is -log sigmoid.
-        let ones: T<(usize,)> = crate::port::host().ones_like(&(2,));
+        let ones: T<(usize,)> = crate::tensor::host().ones_like(&(2,));
         (margin * (-0.5 * beta)).bce_with_logits(ones).mean()
     });
     let inputs: Vec<Vec<crate::Value>> =
@@ -87,8 +136,9 @@ fn loss_and_gradient_are_those_of_dfdx() {
     let grads = crate::DynOperator::backward(&description, &ctx, &[true, true], saved, &[Some(one)]).unwrap();
 
     let op = op(MaskedLossSettings { beta: f64::from(beta), ..Default::default() });
-    let ((loss, _), saved) =
-        op.forward(&ctx, (policy, target, Some(reference), Some(mask(&ctx)), None, None)).unwrap();
+    let ((loss, _), saved) = op
+        .forward(&ctx, (policy.into(), target.into(), Some(reference.into()), Some(mask(&ctx)), None, None))
+        .unwrap();
     assert_close(loss.as_vec()[0], take::<Scalar>(&out[0]).as_vec()[0], 1e-5);
     let wanted = [true, false, false, false, false, false];
     let one = tensor(&ctx, (), vec![1.0]).unwrap();
@@ -124,31 +174,18 @@ fn the_gradient_is_that_of_finite_differences_for_every_objective_reduction_and_
             let op = op(settings);
             let mask =
                 if objective == Sft { mask_of(&ctx, (4, 1, 1), &[1.0, 0.5, 0.0, 0.75]) } else { mask(&ctx) };
-            let run = |policy: Latents| {
-                let inputs =
-                    (policy, target.clone(), Some(reference.clone()), Some(mask.clone()), None, None);
-                op.forward(&ctx, inputs).unwrap()
-            };
-            // The metric is f64, the loss f32.
-            let exact = |policy: Latents| run(policy).0.1.get("loss").and_then(Metric::mean).unwrap();
-            let one = tensor(&ctx, (), vec![1.0]).unwrap();
-            let wanted = [true, false, false, false, false, false];
-            let saved = run(policy.clone()).1;
-            let grad = op.backward(&ctx, &wanted, saved, (Some(one), None)).unwrap().0.unwrap().as_vec();
-            for i in (0..192).step_by(7) {
-                let moved = |by: f32| {
-                    let mut values = policy.as_vec();
-                    values[i] += by;
-                    (f64::from(values[i]), exact(tensor(&ctx, SHAPE, values).unwrap()))
-                };
-                let ((x1, y1), (x0, y0)) = (moved(2e-3), moved(-2e-3));
-                let slope = ((y1 - y0) / (x1 - x0)) as f32;
-                assert!(
-                    (grad[i] - slope).abs() < 2e-3 * slope.abs().max(1e-3),
-                    "{objective:?} {reduction:?} {i}: {} {slope}",
-                    grad[i]
-                );
-            }
+            let inputs = (
+                policy.clone().into(),
+                target.clone().into(),
+                Some(reference.clone().into()),
+                Some(mask),
+                None,
+                None,
+            );
+            GradientCheck::default()
+                .inputs(&["policy"])
+                .run(&op, inputs)
+                .unwrap_or_else(|e| panic!("{objective:?} {reduction:?}: {e}"));
         }
     }
 }
@@ -174,7 +211,7 @@ fn the_reference_errors_of_a_golden_case_come_out_under_its_mask_and_reduction()
             |name: &str| -> Latents { tensor(&ctx, (3, 16, 12, 16), forward.read(name).unwrap()).unwrap() };
         let mask = mask_of(&ctx, (3, 12, 16), &log.read("mask0").unwrap());
         let op = op(MaskedLossSettings { reduction, objective: Objective::Sft, ..Default::default() });
-        let inputs = (golden("pred"), golden("target"), None, Some(mask), None, None);
+        let inputs = (golden("pred").into(), golden("target").into(), None, Some(mask), None, None);
         let ((_, metrics), _) = op.forward(&ctx, inputs).unwrap();
         let Some(Metric::PerSample(found)) = metrics.get("err_w") else { panic!("no err_w") };
         let expected = log.read("log.err_w_ref").unwrap();
@@ -194,7 +231,7 @@ fn an_error_that_is_not_finite_names_the_sample_and_its_time() {
     let policy = tensor(&ctx, SHAPE, values).unwrap();
     let ids = Texts(vec!["a".to_string(), "dip-7".to_string()].into());
     let time = Timesteps::new(Process::Flow, vec![0.5, 0.25, 0.5, 0.25]);
-    let inputs = (policy, target, Some(reference), None, Some(time), Some(ids));
+    let inputs = (policy.into(), target.into(), Some(reference.into()), None, Some(time), Some(ids));
     let error = op(Default::default()).forward(&ctx, inputs).err().unwrap().to_string();
     assert!(error.contains("sample 1 (`dip-7`) at time 0.25") && error.contains("loser"), "{error}");
 }

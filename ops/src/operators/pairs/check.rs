@@ -1,4 +1,4 @@
-//! Decoding everything once, before a run: what a data set holds, and what is wrong with it.
+//! Decodes every sample once, before a run: statistics of a data set, and its faults.
 
 use std::{collections::BTreeMap, num::NonZero, path::Path, thread};
 

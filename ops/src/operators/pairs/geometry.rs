@@ -1,4 +1,4 @@
-//! How a picture and its masks come to the size of training: scaled until it covers it, then cut out of the middle.
+//! Scaling pictures and masks to the training size: scaled to cover it, then cropped at the centre.
 //!
 //! Shape letters: `h` `w` focus grid; a cell is 16x16 pixels.
 
@@ -11,7 +11,7 @@ pub const CELL: usize = 16;
 
 /// The part of a picture that is kept, in its own pixels.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Window {
+struct Crop {
     top: f64,
     left: f64,
     height: f64,
@@ -19,12 +19,12 @@ struct Window {
 }
 
 /// The largest part in the middle, of the shape of the target.
-fn window((height, width): (usize, usize), target: (usize, usize)) -> Window {
+fn window((height, width): (usize, usize), target: (usize, usize)) -> Crop {
     let (height, width) = (height as f64, width as f64);
     // Pixels of the picture for one of the target's.
     let step = (height / target.0 as f64).min(width / target.1 as f64);
     let (kept_height, kept_width) = (step * target.0 as f64, step * target.1 as f64);
-    Window {
+    Crop {
         top: (height - kept_height) / 2.0,
         left: (width - kept_width) / 2.0,
         height: kept_height,

@@ -1,4 +1,4 @@
-//! A whole `pairs.jsonl`: where it is, its lines, and what is said of a file of another kind.
+//! A whole `pairs.jsonl`: finding it, splitting it into lines, and recognising files of other kinds.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -9,6 +9,7 @@ use serde::de::IgnoredAny;
 
 use super::{
     picture::file,
+    request::Request,
     row::{self, BadRow, Row},
 };
 use crate::settings::expand_home;
@@ -59,6 +60,18 @@ pub fn locate(path: &Path) -> Result<PathBuf, String> {
 /// # Errors
 /// If the file cannot be read, or is of another kind.
 pub fn read(path: &Path) -> Result<(Vec<Row>, Vec<BadRow>), String> {
+    read_as(path, row::parse, |row| &row.id)
+}
+
+/// [`read`] for lines that only ask for pictures.
+pub(super) fn read_requests(path: &Path) -> Result<(Vec<Request>, Vec<BadRow>), String> {
+    read_as(path, Request::parse, |request| &request.id)
+}
+
+/// What a line holds.
+type Parse<R> = fn(usize, &str, &Path) -> Result<R, BadRow>;
+
+fn read_as<R>(path: &Path, parse: Parse<R>, id: fn(&R) -> &String) -> Result<(Vec<R>, Vec<BadRow>), String> {
     let path = locate(path)?;
     let fault = |e: String| format!("{}: {e}", path.display());
     // An empty file is a file of no samples; what that means is the caller's to say.
@@ -70,7 +83,7 @@ pub fn read(path: &Path) -> Result<(Vec<Row>, Vec<BadRow>), String> {
         return Err(fault(format!("is {kind}; {}", format_help())));
     }
     let folder = path.parent().unwrap_or(Path::new(""));
-    let found = lines(&bytes, folder);
+    let found = lines(&bytes, folder, parse, id);
     match another_text(&found, &bytes) {
         Some(kind) => Err(fault(format!("{kind}; {}", format_help()))),
         None => Ok((found.rows, found.bad)),
@@ -92,16 +105,15 @@ fn another_kind(bytes: &[u8]) -> Option<&'static str> {
 }
 
 /// What the lines of a file gave.
-#[derive(Default)]
-struct Found {
-    rows: Vec<Row>,
+struct Found<R> {
+    rows: Vec<R>,
     bad: Vec<BadRow>,
     /// Objects that run over several lines.
     spread: usize,
 }
 
-fn lines(bytes: &[u8], folder: &Path) -> Found {
-    let mut found = Found::default();
+fn lines<R>(bytes: &[u8], folder: &Path, parse: Parse<R>, id: fn(&R) -> &String) -> Found<R> {
+    let mut found = Found { rows: Vec::new(), bad: Vec::new(), spread: 0 };
     let mut first_use: HashMap<String, usize> = HashMap::new();
     let (mut at, mut line) = (0, 0);
     while at < bytes.len() {
@@ -118,11 +130,11 @@ fn lines(bytes: &[u8], folder: &Path) -> Found {
         if text.is_empty() {
             continue;
         }
-        match row::parse(line, text, folder) {
-            Ok(row) => match first_use.entry(row.id.clone()) {
+        match parse(line, text, folder) {
+            Ok(row) => match first_use.entry(id(&row).clone()) {
                 Entry::Occupied(first) => {
                     let reason = format!("the id was used in line {} already", first.get());
-                    found.bad.push(BadRow { line, id: row.id, reason });
+                    found.bad.push(BadRow { line, id: id(&row).clone(), reason });
                 }
                 Entry::Vacant(free) => {
                     free.insert(line);
@@ -172,7 +184,7 @@ fn spread_over(bytes: &[u8], line: &str) -> Option<usize> {
 }
 
 /// What a text is, if not one object a line, where that can be told.
-fn another_text(found: &Found, bytes: &[u8]) -> Option<String> {
+fn another_text<R>(found: &Found<R>, bytes: &[u8]) -> Option<String> {
     let start = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
     let array = || serde_json::from_slice::<Vec<IgnoredAny>>(start).is_ok();
     if start.starts_with(b"[") && (found.rows.is_empty() || array()) {
@@ -302,7 +314,7 @@ mod tests {
             ], 0..24),
         ) {
             let bytes = parts.concat();
-            let found = lines(&bytes, Path::new(""));
+            let found = lines(&bytes, Path::new(""), row::parse, |row| &row.id);
             let count = bytes.split(|b| *b == b'\n').count();
             for lines in [found.rows.iter().map(|r| r.line).collect(), found.bad.iter().map(|b| b.line).collect()] {
                 let lines: Vec<usize> = lines;

@@ -1,10 +1,11 @@
-//! All samples in the order of the file, whatever seed and step: what a cache is filled from.
+//! All samples in file order, independent of seed and step, for filling a cache.
 
 use super::{OnBad, Pairs, Row, sample};
 use crate::{
     identity::{ReadBatch, Sample},
     operator::{Ctx, OpError, Operator},
     ports::Metrics,
+    resume::{DataSample, External},
 };
 
 /// The version of how files become pixels and cells; raised when the same files give others.
@@ -17,6 +18,19 @@ fn facts(row: &Row, size: (usize, usize), references: (usize, usize)) -> String 
 }
 
 impl Pairs {
+    /// See [`Operator::external`].
+    pub(super) fn recorded(&self) -> Vec<External> {
+        let sample = |row: &Row| {
+            let masks: Vec<bool> = row.references.iter().map(|r| r.mask.is_some()).collect();
+            DataSample {
+                id: row.id.clone(),
+                facts: format!("{} {masks:?} {:?}", row.priors.len(), row.prompt),
+                files: row.files().map(ToOwned::to_owned).collect(),
+            }
+        };
+        vec![External::samples("path", self.rows.iter().map(sample).collect())]
+    }
+
     /// See [`Operator::samples`].
     pub(super) fn listed(&self) -> Vec<Sample> {
         let mut variants = vec![0; self.rows.len()];

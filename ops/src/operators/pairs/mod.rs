@@ -6,17 +6,23 @@
 //!  sample     the files of one sample      geometry     how they come to the size of training
 //!  select     the samples a run reads      check        everything decoded once, before a run
 //!  notes      what a run is told           listed       all samples, for a cache
+//!  decoding   the memory of pictures as they are in their files
+//!  request    a line without pictures      prompts      `prompts`, which reads such lines
 //! ```
 //!
 //! Shape letters: `B` batch, `R` references of each sample of the batch, `h` `w` focus grid of a picture.
 
+mod apart;
 mod check;
+mod decoding;
 mod geometry;
 mod lines;
 mod listed;
 mod notes;
 mod order;
 mod picture;
+mod prompts;
+mod request;
 mod row;
 mod sample;
 mod select;
@@ -35,6 +41,7 @@ pub use self::{
     lines::{EXAMPLE, locate, read},
     order::{Batch, Group, Order},
     picture::{Foreground, MAX_PIXELS, Rgb},
+    prompts::{Prompts, PromptsSettings},
     row::{BadRow, Reference, Row},
     settings::{OnBad, PairsSettings},
 };
@@ -48,9 +55,10 @@ use crate::{
     identity,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{
-        ImageShape, Images, List, ListShape, Mask, Metric, Metrics, MetricsShape, PerSample, Texts,
-        TextsShape,
+        ImageShape, Images, List, ListShape, Mask, Metric, MetricDoc, Metrics, MetricsShape, PerSample,
+        Texts, TextsShape,
     },
+    resume::External,
 };
 
 /// Batches of preference pairs. A picture is scaled until it covers its size and cut out of the middle, and its masks
@@ -181,6 +189,14 @@ impl Operator for Pairs {
         "has_prior",
         "metrics",
     ];
+    const METRICS: &'static [MetricDoc] = &[
+        MetricDoc::number("references", "References of each sample of the batch."),
+        MetricDoc::number("epoch", "Completed passes over all samples."),
+        MetricDoc::number(
+            "skipped",
+            "Samples of the batch that could not be used and were replaced (`on_bad: skip`).",
+        ),
+    ];
     type Settings = PairsSettings;
     type In = ();
     type Out = (Images, Images, List<Images>, List<Mask>, List<Mask>, Texts, Texts, PerSample, Metrics);
@@ -209,6 +225,9 @@ impl Operator for Pairs {
         if rows.is_empty() {
             let why = no_samples(&settings, all, bad.len());
             return Err(OpError::new(format!("{}: {why}", path.display())));
+        }
+        if let Some(trained) = &settings.apart_from {
+            apart::check(&rows, path, trained.as_path())?;
         }
         let order = Order::new(rows.iter().map(|r| r.references.len()), settings.batch, settings.shuffle);
         Ok(Self { left_out: all - rows.len(), rows, order, bad, settings })
@@ -244,8 +263,13 @@ impl Operator for Pairs {
     fn cost(&self, (): &InShapes<Self>, outputs: &OutShapes<Self>) -> Cost {
         use crate::shape::PortShape;
         let pixels = (outputs.0.bytes() + outputs.1.bytes() + outputs.2.bytes()) / 3;
-        // Decoding and scaling, some hundred operations a pixel.
-        Cost { forward_flops: 100.0 * pixels as f64, moved_bytes: 12.0 * pixels as f64, ..Cost::default() }
+        Cost {
+            // Decoding and scaling, some hundred operations a pixel.
+            forward_flops: 100.0 * pixels as f64,
+            moved_bytes: 12.0 * pixels as f64,
+            scratch_bytes: self.decoding_bytes(),
+            ..Cost::default()
+        }
     }
 
     fn notes(&self, (): &InShapes<Self>) -> Vec<String> {
@@ -258,6 +282,10 @@ impl Operator for Pairs {
             ("batches_per_epoch".into(), self.order.epoch().into()),
             ("left_out".into(), self.left_out.into()),
         ]
+    }
+
+    fn external(&self) -> Vec<External> {
+        self.recorded()
     }
 
     fn samples(&self) -> Option<Vec<identity::Sample>> {

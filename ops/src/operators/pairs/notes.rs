@@ -1,7 +1,7 @@
-//! What is said of a data set before the first step, as far as it can be told without reading a picture.
+//! Notes on a data set before the first step, without reading a picture.
 
 use super::{
-    OnBad, Pairs, Row,
+    OnBad, Pairs, Row, apart,
     picture::size_text,
     words::{count, lines},
 };
@@ -39,6 +39,8 @@ impl Pairs {
             let samples = count(self.left_out, "sample");
             notes.push(format!("{samples} left out by `reference_counts` or `first`"));
         }
+        let trained = s.apart_from.as_ref();
+        notes.extend(trained.and_then(|trained| apart::note(s.path.as_path(), trained.as_path())));
         notes.extend(self.warnings().into_iter().map(|w| format!("warning: {w}")));
         notes
     }

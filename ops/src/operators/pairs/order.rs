@@ -1,4 +1,4 @@
-//! Which samples a step sees: a pure function of (seed, node, step).
+//! The samples of each step: a pure function of (seed, node, step).
 
 use std::collections::BTreeMap;
 

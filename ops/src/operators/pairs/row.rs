@@ -6,21 +6,35 @@ use serde::Deserialize;
 
 use crate::settings::expand_home;
 
-/// One line, as it is written.
+/// One line, as it is written. Winner and loser are missing where a line only asks for pictures.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
-    id: String,
-    prompt: String,
+pub(super) struct Line {
+    pub id: String,
+    pub prompt: String,
     #[serde(default)]
-    refs: Option<Vec<RefLine>>,
-    win: SideLine,
-    lose: SideLine,
+    pub refs: Option<Vec<RefLine>>,
+    #[serde(default)]
+    win: Option<SideLine>,
+    #[serde(default)]
+    lose: Option<SideLine>,
+}
+
+impl Line {
+    pub(super) fn read(line: usize, text: &str) -> Result<Self, BadRow> {
+        serde_json::from_str(text).map_err(|e| {
+            // serde_json's own line number is always 1 here.
+            let message = e.to_string();
+            let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
+            let reason = format!("{}, at column {}", shortened(message, SHOWN_REASON), e.column());
+            BadRow { line, id: String::new(), reason }
+        })
+    }
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RefLine {
+pub(super) struct RefLine {
     image: PathBuf,
     #[serde(default)]
     subject: Option<String>,
@@ -102,24 +116,44 @@ impl std::fmt::Display for BadRow {
     }
 }
 
+/// Refuse a line without a name.
+pub(super) fn name_of(line: usize, parsed: &Line) -> Result<(), BadRow> {
+    match parsed.id.trim().is_empty() {
+        true => Err(BadRow { line, id: String::new(), reason: "the id is empty".into() }),
+        false => Ok(()),
+    }
+}
+
+fn at(folder: &Path, path: &Path) -> PathBuf {
+    folder.join(expand_home(path))
+}
+
+/// References with paths that are those of the file's folder.
+pub(super) fn references_at(refs: Vec<RefLine>, folder: &Path) -> Vec<Reference> {
+    let reference = |r: RefLine| Reference {
+        image: at(folder, &r.image),
+        subject: r.subject,
+        mask: r.mask.map(|mask| at(folder, &mask)),
+    };
+    refs.into_iter().map(reference).collect()
+}
+
 /// The sample in a line.
 ///
 /// # Errors
 /// If the line is not a sample.
 pub(super) fn parse(line: usize, text: &str, folder: &Path) -> Result<Row, BadRow> {
     let bad = |id: &str, reason: String| BadRow { line, id: id.into(), reason };
-    let parsed: Line = serde_json::from_str(text).map_err(|e| {
-        // serde_json's own line number is always 1 here.
-        let message = e.to_string();
-        let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
-        bad("", format!("{}, at column {}", shortened(message, SHOWN_REASON), e.column()))
-    })?;
+    let parsed = Line::read(line, text)?;
+    name_of(line, &parsed)?;
     let id = parsed.id.as_str();
-    if id.trim().is_empty() {
-        return Err(bad("", "the id is empty".into()));
-    }
+    let (winner, loser) = match (parsed.win, parsed.lose) {
+        (Some(win), Some(lose)) => (win, lose),
+        (None, _) => return Err(bad(id, "missing field `win`".into())),
+        (_, None) => return Err(bad(id, "missing field `lose`".into())),
+    };
     let references = parsed.refs.unwrap_or_default();
-    let (win, lose) = (parsed.win.prior.unwrap_or_default(), parsed.lose.prior.unwrap_or_default());
+    let (win, lose) = (winner.prior.unwrap_or_default(), loser.prior.unwrap_or_default());
     for (side, priors) in [("win", &win), ("lose", &lose)] {
         if !priors.is_empty() && priors.len() != references.len() {
             return Err(bad(
@@ -133,22 +167,19 @@ pub(super) fn parse(line: usize, text: &str, folder: &Path) -> Result<Row, BadRo
             ));
         }
     }
-    let named = [&parsed.win.image, &parsed.lose.image].into_iter().chain(&win).chain(&lose);
+    let named = [&winner.image, &loser.image].into_iter().chain(&win).chain(&lose);
     let of_references = references.iter().flat_map(|r| std::iter::once(&r.image).chain(&r.mask));
     if named.chain(of_references).any(|path| path.as_os_str().is_empty()) {
         return Err(bad(id, "the path of a file is empty".into()));
     }
-    let at = |path: PathBuf| folder.join(expand_home(&path));
+    let at_all = |paths: Vec<PathBuf>| paths.iter().map(|path| at(folder, path)).collect();
     Ok(Row {
         line,
-        references: references
-            .into_iter()
-            .map(|r| Reference { image: at(r.image), subject: r.subject, mask: r.mask.map(at) })
-            .collect(),
-        winner: at(parsed.win.image),
-        loser: at(parsed.lose.image),
-        priors: win.into_iter().map(at).collect(),
-        loser_priors: lose.into_iter().map(at).collect(),
+        references: references_at(references, folder),
+        winner: at(folder, &winner.image),
+        loser: at(folder, &loser.image),
+        priors: at_all(win),
+        loser_priors: at_all(lose),
         prompt: parsed.prompt,
         id: parsed.id,
     })

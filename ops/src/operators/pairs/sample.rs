@@ -1,4 +1,4 @@
-//! The pictures and masks of one sample, read and, for a run, brought to the size of training.
+//! The pictures and masks of one sample: read and, for a run, scaled to the training size.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Which samples of a file a run reads.
+//! Selects the samples of a file that a run uses.
 
 use super::{row::Row, settings::PairsSettings};
 

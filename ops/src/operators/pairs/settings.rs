@@ -1,7 +1,7 @@
-//! What a graph file may say about `pairs`, and which of it is refused.
+//! Settings of `pairs`, and their checks.
 
 use super::{geometry::CELL, picture::MAX_PIXELS};
-use crate::{choices, operator::OpError, settings, settings::DataPath};
+use crate::{choices, error::OpError, settings, settings::DataPath};
 
 choices! {
     /// What becomes of a sample that cannot be used, because of its line or its pictures.
@@ -38,6 +38,8 @@ settings! {
         pub on_bad: OnBad = OnBad::Fail,
         /// Most pixels of a picture or a mask in a file; a larger one cannot be used, and no memory is asked for it.
         pub max_pixels: usize = MAX_PIXELS,
+        /// For held-out pairs: the file that is trained on. A sample that shares a winner with it is refused.
+        pub apart_from: Option<DataPath> = None,
     }
 }
 

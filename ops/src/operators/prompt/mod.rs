@@ -12,6 +12,7 @@ use crate::{
     choices,
     identity::Identity,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
+    part::{Part, Toy},
     ports::{BackboneHandle, Pooled, TextTokens, Texts},
     settings,
     settings::DataPath,
@@ -46,6 +47,8 @@ settings! {
         pub clip_tokenizer: DataPath = DataPath::default(),
         /// Folder of T5's tokeniser; the neighbour `tokenizer_2` of its encoder where it is not given. Needed where the encoder is a single file without that neighbour.
         pub t5_tokenizer: DataPath = DataPath::default(),
+        /// Is kind `hash` meant, even under a network of FLUX.1's shapes?
+        pub allow_toy: bool = false,
     }
 }
 
@@ -148,13 +151,27 @@ impl Operator for Prompt {
         self.encoders.iter().map(|e| e.note()).collect()
     }
 
+    fn part(&self) -> Part {
+        match self.settings.kind {
+            TextKind::Hash => {
+                let instead = &["kind=clip_t5", "clip=FOLDER_OF_CLIP", "t5=FOLDER_OF_T5"];
+                Part::of_toy(Toy { chosen_by: "kind: hash", instead }, self.settings.allow_toy)
+            }
+            TextKind::ClipT5 => Part::Ordinary,
+        }
+    }
+
     fn cacheable(&self) -> Option<Identity> {
         // Of the backbone only the widths are asked for, and they are the outputs' own.
         let length = match &self.encoders {
             Some(encoders) => encoders.shape().0,
             None => self.settings.length.unwrap_or(HASHED_WORDS),
         };
-        let identity = Identity::of(&self.settings).ok()?.setting("length", length).shape_only("backbone");
+        let identity = Identity::of(&self.settings)
+            .ok()?
+            .without("allow_toy")
+            .setting("length", length)
+            .shape_only("backbone");
         let paths = self.encoders.iter().flat_map(|e| e.paths());
         Some(paths.fold(identity, |identity, (name, path)| identity.file(name, path)))
     }

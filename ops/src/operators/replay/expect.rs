@@ -1,4 +1,4 @@
-//! What a graph fixes against what a case was computed with.
+//! Checks the settings of a graph against those that a case was computed with.
 
 use serde_json::{Map, Value, json};
 

@@ -1,4 +1,4 @@
-//! `replay`: batches from a file instead of data: golden cases, parity with other frameworks.
+//! `replay`: batches from a file instead of data, for golden cases and parity with other frameworks.
 //!
 //! Shape letters: `B` batch, `C` latent channels, `H` `W` latent grid, `R` references, `h` `w` focus grid, `F` feature
 //! width.
@@ -22,8 +22,10 @@ use super::{
 use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{
-        ImageShape, Images, Latents, List, ListShape, Mask, Pooled, Process, TextTokens, TimeShape, Timesteps,
+        Clean, Features, ImageShape, Images, Latents, List, ListShape, Mask, Noise, Pooled, Process,
+        TextTokens, TimeShape, Timesteps,
     },
+    resume::External,
     settings,
     settings::DataPath,
 };
@@ -160,17 +162,17 @@ impl Operator for Replay {
     type Settings = ReplaySettings;
     type In = ();
     type Out = (
-        Latents,
-        Latents,
+        Clean,
+        Clean,
         List<Latents>,
-        Latents,
+        Noise,
         Timesteps,
         TextTokens,
         Pooled,
         List<Mask>,
         Images,
-        Latents,
-        Latents,
+        Features,
+        Features,
     );
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
@@ -244,6 +246,11 @@ impl Operator for Replay {
         all
     }
 
+    fn external(&self) -> Vec<External> {
+        let constants = self.folder.join("case.json");
+        vec![External::files("path", self.files.paths().into_iter().chain([constants]).collect())]
+    }
+
     fn forward(&self, ctx: &Ctx<'_>, (): Self::In) -> Result<(Self::Out, ()), OpError> {
         if ctx.step >= self.steps {
             return Err(self.fault(format!(
@@ -268,17 +275,17 @@ impl Operator for Replay {
         let ImageShape { batch, height, width } = shapes.8;
         let rgb = self.files.bytes(&name("rgb_w"))?.to_vec();
         let out = (
-            tensor(ctx, shapes.0, read("x0_w")?)?,
-            tensor(ctx, shapes.1, read("x0_l")?)?,
+            tensor(ctx, shapes.0, read("x0_w")?)?.into(),
+            tensor(ctx, shapes.1, read("x0_l")?)?.into(),
             List(references.collect::<Result<_, _>>()?),
-            tensor(ctx, shapes.3, read("eps")?)?,
+            tensor(ctx, shapes.3, read("eps")?)?.into(),
             Timesteps::new(Process::Flow, read("sigma")?),
             tensor(ctx, shapes.5, read("prompt_embeds")?)?,
             tensor(ctx, shapes.6, read("pooled")?)?,
             List(priors.collect::<Result<_, _>>()?),
             Images { batch, height, width, rgb: rgb.into() },
-            features(shapes.9, "f_gen")?,
-            features(shapes.10, "f_ref")?,
+            features(shapes.9, "f_gen")?.into(),
+            features(shapes.10, "f_ref")?.into(),
         );
         Ok((out, ()))
     }

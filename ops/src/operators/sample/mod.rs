@@ -1,4 +1,4 @@
-//! `sample`: pictures of a network, as latents.
+//! `sample`: latents drawn by a network.
 //!
 //! Shape letters: `B` samples, `C` latent channels, `H` `W` latent grid, `L` text tokens, `E` text width, `P` pooled width.
 
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     choices,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
-    ports::{BackboneHandle, Latents, List, Pooled, Process, TextTokens, TimeShape, Timesteps},
+    ports::{BackboneHandle, Clean, Latents, List, Pooled, Process, TextTokens, TimeShape, Timesteps},
     random::Random,
     settings,
     shape::Axis,
@@ -105,7 +105,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
     const OUT: [&'static str; 1] = ["latents"];
     type Settings = SampleSettings;
     type In = (BackboneHandle, Option<Adapter>, Latents<C, H, W>, TextTokens, Pooled, Option<List<Latents>>);
-    type Out = (Latents<C, H, W>,);
+    type Out = (Clean<C, H, W>,);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
 
@@ -151,6 +151,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
         Cost {
             forward_flops: passes * pass.forward_flops,
             moved_bytes: passes * (backbone.layout().parameters * size_of::<f32>()) as f64,
+            precision: pass.precision,
             scratch_bytes: pass.scratch_bytes,
             ..Cost::default()
         }
@@ -188,6 +189,6 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
             let found = backbone.0.predict(&inputs, adapter.as_ref(), &Probe::NOTHING)?.latents;
             Ok(prediction(ctx, shape, found)?.as_vec())
         })?;
-        Ok(((super::tensors::tensor(ctx, shape, latents)?,), ()))
+        Ok(((super::tensors::tensor(ctx, shape, latents)?.into(),), ()))
     }
 }

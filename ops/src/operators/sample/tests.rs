@@ -1,4 +1,4 @@
-//! Samples are made of the very passes that training makes.
+//! Sampling makes exactly the passes that training makes.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ fn open(name: &str) -> Case {
     let settings = BackboneSettings { weights: path, ..Default::default() };
     let backbone = Backbone::new(settings).unwrap().forward(&bench.ctx(), ()).unwrap().0.0;
     let guidance = backbone.0.layout().guidance.then_some(3.5);
-    Case { bench, backbone, guidance, like, text, pooled, references }
+    Case { bench, backbone, guidance, like: like.1, text, pooled, references }
 }
 
 impl Case {
@@ -71,7 +71,7 @@ impl Case {
     fn predict(&self, process: Process, x: &[f32], time: f32, adapter: Option<&Adapter>) -> Vec<f32> {
         let ctx = self.bench.ctx();
         let shape = *HasShape::shape(&self.like);
-        let x = tensor(&ctx, shape, x.to_vec()).unwrap();
+        let x = tensor(&ctx, shape, x.to_vec()).unwrap().into();
         let t = Timesteps::new(process, vec![time; shape.0]);
         let (text, pooled) = (self.text.clone(), self.pooled.clone());
         let references = Some(self.references.clone());

@@ -1,4 +1,4 @@
-//! Reading whole files, and only files that have an end.
+//! Reads whole regular files; refuses pipes and devices.
 
 use std::{
     fs::{self, File, Metadata},

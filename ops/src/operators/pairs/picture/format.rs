@@ -1,4 +1,4 @@
-//! What a file is, by its first bytes; its name does not count.
+//! The format of a file by its first bytes, whatever its name.
 
 /// A format that is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Which pixels of a mask are the subject.
+//! From the pixels of a mask file to the subject.
 //!
 //! A mask is grey and bright where the subject is. A picture whose alpha is opaque here and clear there is a cut-out, as
 //! removers of backgrounds write it: its alpha is the mask. What can be read in two ways, or in none, is refused: a mask

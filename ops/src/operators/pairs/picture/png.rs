@@ -1,4 +1,4 @@
-//! What a PNG says of itself before it is decoded.
+//! The header of a PNG, before decoding.
 
 /// Facts of a whole PNG.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Where a WebP ends, and whether it is one picture.
+//! Where a WebP ends, and whether it is a still picture.
 
 /// Bytes before the first chunk: `RIFF`, the length of the rest, `WEBP`.
 const SIGNATURE: usize = 12;

@@ -205,3 +205,24 @@ fn samples_are_listed_in_the_order_of_the_file_and_read_in_any_number() {
     assert_eq!((read, &out.6.0[..]), (vec![2, 0, 2], &["row-2", "row-0", "row-2"].map(String::from)[..]));
     assert_eq!(out.0.batch, 3);
 }
+
+#[test]
+fn pictures_as_they_are_in_their_files_are_counted_in_memory_before_one_is_decoded() {
+    let mut data = Data::new();
+    for _ in 0..20 {
+        data.row(1, true);
+    }
+    let scratch = |settings| {
+        let op = Pairs::new(settings).unwrap();
+        let shapes = Operator::shapes(&op, (), 0).unwrap();
+        Operator::cost(&op, &(), &shapes).scratch_bytes
+    };
+    assert_eq!(scratch(data.settings()), 32 * 48 * 8);
+    plain(300, 200, [1, 2, 3]).save(data.path("lose.png")).unwrap();
+    assert_eq!(scratch(data.settings()), 300 * 200 * 8);
+    assert_eq!(
+        scratch(PairsSettings { max_pixels: 2000, ..data.settings() }),
+        2000 * 8,
+        "a larger one is not decoded"
+    );
+}

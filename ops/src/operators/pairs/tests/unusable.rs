@@ -1,4 +1,4 @@
-//! Lines, pictures and settings that cannot be used, and what is said of them.
+//! Unusable lines, pictures and settings, and the messages about them.
 
 use proptest::prelude::*;
 
@@ -20,7 +20,7 @@ fn every_bad_line_is_listed_with_its_number() {
         "line 3 (`row-0`): the id was used in line 1",
         "line 4 (`row-3`): ",
         "gone.png: there is no such file",
-        "line 5: missing field `win`",
+        "line 5 (`row-4`): missing field `win`",
         "line 6: unknown field `wim`",
     ] {
         assert!(error.contains(expected), "{expected} is not in:\n{error}");

@@ -1,0 +1,98 @@
+//! What a folder of a model is, by the configurations that diffusers and transformers write.
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// The field that names the kind of a model, and the name: diffusers has `_class_name`, transformers `model_type`.
+fn stated_kind(config: &Value) -> Option<(&'static str, &str)> {
+    ["_class_name", "model_type"].into_iter().find_map(|field| Some((field, config.get(field)?.as_str()?)))
+}
+
+fn json(path: &Path) -> Option<Value> {
+    serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()
+}
+
+/// Read a configuration that describes a model of `class`, if it states a kind at all; `what` names the model for people.
+///
+/// # Errors
+/// If the file cannot be read, states another kind of model, or is no such configuration.
+pub(crate) fn read_model_config<C: DeserializeOwned>(path: &Path, class: &str, what: &str) -> Result<C> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
+    let not = |e: serde_json::Error| Error::file(path, format!("is not the configuration of {what}: {e}"));
+    let value: Value = serde_json::from_str(&text).map_err(not)?;
+    match stated_kind(&value) {
+        Some((field, found)) if found != class => {
+            Err(Error::file(path, format!("{field} is {found}: expected {class}")))
+        }
+        _ => serde_json::from_value(value).map_err(not),
+    }
+}
+
+/// The error for a path that was to lead to a model and does not: nothing is there, or something else.
+pub(crate) fn no_model(path: &Path, expected: &str) -> Error {
+    if !path.exists() {
+        let above = path.ancestors().skip(1).find(|p| !p.as_os_str().is_empty() && p.exists());
+        let above = above.and_then(|above| {
+            let next = path.strip_prefix(above).ok()?.components().next()?;
+            Some(format!(" (`{}` has no `{}`)", above.display(), next.as_os_str().display()))
+        });
+        return Error::file(
+            path,
+            format!("does not exist{}: expected {expected}", above.unwrap_or_default()),
+        );
+    }
+    let kind = |name: &str| Some(stated_kind(&json(&path.join(name))?)?.1.to_owned());
+    let is = match (kind("model_index.json"), kind("config.json")) {
+        (Some(pipeline), _) => format!("is the folder of a pipeline, {pipeline}"),
+        (None, Some(model)) => format!("is the folder of another model, {model}"),
+        (None, None) if path.is_file() => "is a file".into(),
+        (None, None) => "has no config.json".into(),
+    };
+    Error::file(path, format!("{is}: expected {expected}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_path_that_leads_to_no_model_is_called_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = |path: &Path| no_model(path, "a model").to_string();
+        let gone = said(&dir.path().join("a/b"));
+        assert!(
+            gone.contains("does not exist (`") && gone.ends_with("has no `a`): expected a model"),
+            "{gone}"
+        );
+        assert!(said(dir.path()).ends_with("has no config.json: expected a model"));
+        fs::write(dir.path().join("config.json"), r#"{"model_type": "t5"}"#).unwrap();
+        assert!(said(dir.path()).contains("is the folder of another model, t5: expected"));
+        fs::write(dir.path().join("model_index.json"), r#"{"_class_name": "StableDiffusionXLPipeline"}"#)
+            .unwrap();
+        assert!(
+            said(dir.path()).contains("is the folder of a pipeline, StableDiffusionXLPipeline: expected")
+        );
+    }
+
+    #[test]
+    fn another_kind_of_model_is_named_before_its_fields_are_missed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        let read = |text: &str| {
+            fs::write(&path, text).unwrap();
+            read_model_config::<Vec<u8>>(&path, "Mine", "my model").map_err(|e| e.to_string())
+        };
+        assert!(
+            read(r#"{"_class_name": "Other"}"#).unwrap_err().contains("_class_name is Other: expected Mine")
+        );
+        assert!(read(r#"{"model_type": "t5"}"#).unwrap_err().contains("model_type is t5: expected Mine"));
+        assert!(read("{").unwrap_err().contains("is not the configuration of my model"));
+        assert_eq!(read("[1]"), Ok(vec![1]));
+    }
+}

@@ -1,0 +1,100 @@
+//! Checks that held-out pairs share no winner with the training pairs.
+
+use std::{collections::HashSet, fs, path::Path, path::PathBuf};
+
+use super::{lines::read, row::Row};
+use crate::error::OpError;
+
+/// Samples that a message names.
+const NAMED: usize = 4;
+
+/// A file is the same file under every name.
+fn identity(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// No winner of `rows`, which are those of `path`, is a winner of `trained`.
+///
+/// # Errors
+/// If one is, or `trained` cannot be read.
+pub(super) fn check(rows: &[Row], path: &Path, trained: &Path) -> Result<(), OpError> {
+    let (others, _) = read(trained).map_err(|e| OpError::new(format!("apart_from: {e}")))?;
+    let winners: HashSet<PathBuf> = others.iter().map(|row| identity(&row.winner)).collect();
+    let shared: Vec<&str> = rows
+        .iter()
+        .filter(|row| winners.contains(&identity(&row.winner)))
+        .map(|row| row.id.as_str())
+        .collect();
+    if shared.is_empty() {
+        return Ok(());
+    }
+    let named: Vec<String> = shared.iter().take(NAMED).map(|id| format!("`{id}`")).collect();
+    let more = if shared.len() > NAMED { ", ..." } else { "" };
+    Err(OpError::new(format!(
+        "{} of {} samples of {} are trained on, too: {}{more} have the winners of samples in {}; keep them in one of the two \
+         files, or set `apart_from` to None to measure on them all the same",
+        shared.len(),
+        rows.len(),
+        path.display(),
+        named.join(", "),
+        trained.display()
+    )))
+}
+
+/// A remark where the two files lie in different folders: most likely, one was changed and the other forgotten.
+pub(super) fn note(path: &Path, trained: &Path) -> Option<String> {
+    let folder = |path: &Path| identity(path).parent().map(Path::to_owned);
+    (folder(path) != folder(trained)).then(|| {
+        format!(
+            "{} is in another folder than the pairs trained on ({}): if that is not what you want, set `path` to pairs of your own \
+             that are not trained on",
+            path.display(),
+            trained.display()
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of samples with these winners, which need not exist.
+    fn list(folder: &Path, name: &str, winners: &[&str]) -> PathBuf {
+        let line = |(i, winner): (usize, &&str)| {
+            format!(
+                r#"{{"id": "{name}-{i}", "prompt": "", "win": {{"image": "{winner}"}}, "lose": {{"image": "l.png"}}}}"#
+            ) + "\n"
+        };
+        let path = folder.join(name);
+        fs::create_dir_all(folder).unwrap();
+        fs::write(&path, winners.iter().enumerate().map(line).collect::<String>()).unwrap();
+        path
+    }
+
+    #[test]
+    fn samples_that_are_trained_on_are_refused_by_name_and_the_rest_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let trained = list(dir.path(), "pairs", &["a.png", "b.png", "c.png"]);
+        for name in ["a.png", "b.png", "c.png"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        let apart = list(dir.path(), "apart", &["d.png", "e.png"]);
+        check(&read(&apart).unwrap().0, &apart, &trained).unwrap();
+        // The same file by another name.
+        let shared = list(dir.path(), "shared", &["d.png", "./b.png"]);
+        let error = check(&read(&shared).unwrap().0, &shared, &trained).unwrap_err().to_string();
+        assert!(error.contains("1 of 2 samples") && error.contains("`shared-1`"), "{error}");
+        let error = check(&[], &apart, &dir.path().join("nothing")).unwrap_err().to_string();
+        assert!(error.contains("apart_from") && error.contains("nothing"), "{error}");
+    }
+
+    #[test]
+    fn pairs_of_another_folder_are_remarked_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let trained = list(&dir.path().join("mine"), "pairs", &["a.png"]);
+        let beside = list(&dir.path().join("mine"), "held", &["b.png"]);
+        let elsewhere = list(&dir.path().join("demo"), "held", &["c.png"]);
+        assert_eq!(note(&beside, &trained), None);
+        assert!(note(&elsewhere, &trained).unwrap().contains("set `path`"));
+    }
+}

@@ -1,0 +1,73 @@
+//! Guards against writing values that training has driven out of range, which would replace good ones.
+
+use prefgraph_ops::NamedState;
+
+/// The largest useful factor of an adapter: the product of two larger ones would leave the range of f32.
+pub const LARGEST_FACTOR: f32 = 1e18;
+
+/// Are all values of a cell finite?
+///
+/// # Errors
+/// Naming the first that is not.
+pub fn check_finite(cell: &str, state: &NamedState) -> Result<(), String> {
+    state.tensors.iter().try_for_each(|t| check(&t.values, f32::MAX, || format!("`{cell}`, `{}`", t.name)))
+}
+
+/// Are all factors of an adapter within [`LARGEST_FACTOR`]? `name` gives the place of a value.
+///
+/// # Errors
+/// Naming the first that is not.
+pub fn check_range(values: &[f32], name: impl Fn(usize) -> String) -> Result<(), String> {
+    check(values, LARGEST_FACTOR, String::new).map_err(|_| {
+        let at = values.iter().position(|v| !within(*v, LARGEST_FACTOR)).unwrap_or_default();
+        format!("`{}` holds {:e}", name(at), values.get(at).copied().unwrap_or_default())
+    })
+}
+
+/// False for NaN, too.
+fn within(value: f32, largest: f32) -> bool {
+    value.abs() <= largest
+}
+
+fn check(values: &[f32], largest: f32, name: impl Fn() -> String) -> Result<(), String> {
+    // Parts are searched to their end: a loop with an early exit is not vectorised.
+    const PART: usize = 1 << 12;
+    let good = |part: &[f32]| part.iter().fold(true, |good, v| good & within(*v, largest));
+    let Some(part) = values.chunks(PART).position(|part| !good(part)) else { return Ok(()) };
+    let at = part * PART;
+    let inside = values[at..].iter().position(|v| !within(*v, largest)).unwrap_or_default();
+    Err(format!("{} holds {} at element {}", name(), values[at + inside], at + inside))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use prefgraph_ops::NamedTensor;
+
+    use super::*;
+
+    #[test]
+    fn the_first_value_out_of_range_is_named() {
+        let state = |values: Vec<f32>| {
+            let tensor =
+                NamedTensor { name: "m.a".into(), dims: vec![values.len()], values: Arc::new(values) };
+            NamedState { tensors: vec![tensor], counters: vec![] }
+        };
+        let mut values = vec![f32::MAX; 10_000];
+        assert!(check_finite("moments", &state(values.clone())).is_ok());
+        values[9_999] = f32::NAN;
+        let error = check_finite("moments", &state(values.clone())).unwrap_err();
+        assert_eq!(error, "`moments`, `m.a` holds NaN at element 9999");
+        values[5_000] = f32::INFINITY;
+        assert!(check_finite("moments", &state(values)).unwrap_err().contains("inf at element 5000"));
+    }
+
+    #[test]
+    fn a_factor_that_is_finite_and_absurd_is_named_by_its_linear() {
+        let name = |at: usize| format!("linear {at}");
+        assert!(check_range(&[0.0, -1e18], name).is_ok());
+        assert_eq!(check_range(&[0.0, -1e30], name).unwrap_err(), "`linear 1` holds -1e30");
+        assert!(check_range(&[f32::NAN], name).unwrap_err().contains("NaN"));
+    }
+}

@@ -1,0 +1,124 @@
+//! The newest measurement of every held-out pair.
+//!
+//! Held-out metrics are those with a prefix, e.g. `held_out.w_diff`. A set is measured batch by batch, over some steps in a row.
+
+use std::collections::BTreeMap;
+
+use prefgraph_ops::ports::{Metric, Metrics};
+
+use super::change::{Change, Pair};
+
+/// All pairs of one prefix.
+#[derive(Clone, Debug, Default)]
+pub(super) struct HeldOut {
+    /// Under the mask, or of the whole picture where there is no mask.
+    pairs: BTreeMap<String, Pair>,
+    /// Of the whole picture, where there is a mask.
+    plain: BTreeMap<String, Pair>,
+    /// The last step at which some of them were measured.
+    step: u64,
+}
+
+impl HeldOut {
+    /// Note what a step has measured, by prefix.
+    pub fn observe(all: &mut BTreeMap<String, Self>, step: u64, metrics: &Metrics) {
+        for prefix in metrics.0.iter().filter_map(|(name, _)| name.strip_suffix(".w_diff")) {
+            let numbers = |name: &str| match metrics.get(&format!("{prefix}.{name}")) {
+                Some(Metric::PerSample(values)) => Some(values.as_slice()),
+                _ => None,
+            };
+            let Some(Metric::Texts(ids)) = metrics.get(&format!("{prefix}.id")) else { continue };
+            let pairs = |w: &str, l: &str| -> Option<Vec<(String, Pair)>> {
+                let (w, l) = (numbers(w)?, numbers(l)?);
+                let pair = |(i, id): (usize, &String)| {
+                    Some((id.clone(), Pair { w_diff: *w.get(i)?, l_diff: *l.get(i)? }))
+                };
+                ids.iter().enumerate().map(pair).collect()
+            };
+            let Some(masked) = pairs("w_diff", "l_diff") else { continue };
+            let found = all.entry(prefix.to_owned()).or_default();
+            found.step = step;
+            found.pairs.extend(masked);
+            found.plain.extend(pairs("plain_w_diff", "plain_l_diff").unwrap_or_default());
+        }
+    }
+
+    /// How many pairs there are.
+    pub fn len(&self) -> usize {
+        self.pairs.len()
+    }
+
+    /// The last step at which some of them were measured.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// How they have changed: under the mask first where there is one, then the whole picture. Empty before the first
+    /// measurement.
+    pub fn changes(&self) -> Vec<Change> {
+        let of = |pairs: &BTreeMap<String, Pair>| Change::of(pairs.values().copied());
+        let whole = |change: Change| Change { masked: false, ..change };
+        match of(&self.plain) {
+            Some(plain) => of(&self.pairs)
+                .map(|c| Change { masked: true, ..c })
+                .into_iter()
+                .chain([whole(plain)])
+                .collect(),
+            None => of(&self.pairs).map(whole).into_iter().collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(ids: &[&str], w_diff: &[f64], l_diff: &[f64]) -> Metrics {
+        let mut metrics = Metrics::default();
+        metrics.per_sample("w_diff", vec![9.0; w_diff.len()]);
+        metrics.per_sample("held_out.w_diff", w_diff.to_vec());
+        metrics.per_sample("held_out.l_diff", l_diff.to_vec());
+        let ids = ids.iter().map(|id| (*id).to_owned()).collect();
+        metrics.0.push(("held_out.id".into(), Metric::Texts(ids)));
+        metrics
+    }
+
+    #[test]
+    fn a_pair_counts_once_with_its_newest_measurement() {
+        let mut all = BTreeMap::new();
+        HeldOut::observe(&mut all, 46, &measured(&["a", "b"], &[7.0, 1.0], &[0.0, 0.0]));
+        HeldOut::observe(&mut all, 47, &measured(&["c", "a"], &[-1.0, -3.0], &[1.0, -3.0]));
+        let found = &all["held_out"];
+        assert_eq!((all.len(), found.len(), found.step()), (1, 3, 47));
+        let [change] = found.changes()[..] else { panic!("one change") };
+        assert_eq!((change.w_diff.value, change.masked), (-1.0, false));
+        // Margins -1, 2 and 0.
+        assert_eq!(change.accuracy, 0.5);
+        assert!((change.margin.value - 1.0 / 3.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn under_a_mask_the_whole_picture_is_measured_as_well() {
+        let mut all = BTreeMap::new();
+        let mut metrics = measured(&["a", "b"], &[-1.0, -1.0], &[0.0, 0.0]);
+        metrics.per_sample("held_out.plain_w_diff", vec![2.0, 4.0]);
+        metrics.per_sample("held_out.plain_l_diff", vec![2.0, 2.0]);
+        HeldOut::observe(&mut all, 0, &metrics);
+        let [masked, whole] = all["held_out"].changes()[..] else { panic!("two changes") };
+        assert_eq!(
+            (masked.masked, masked.w_diff.value, whole.masked, whole.w_diff.value),
+            (true, -1.0, false, 3.0)
+        );
+        assert_eq!((masked.accuracy, whole.accuracy), (1.0, 0.25));
+    }
+
+    #[test]
+    fn what_has_no_prefix_or_no_ids_is_not_held_out() {
+        let mut all = BTreeMap::new();
+        let mut metrics = measured(&["a"], &[1.0], &[0.0]);
+        metrics.0.retain(|(name, _)| name != "held_out.id");
+        HeldOut::observe(&mut all, 0, &metrics);
+        assert!(all.is_empty());
+        assert!(HeldOut::default().changes().is_empty());
+    }
+}

@@ -1,0 +1,223 @@
+//! Where a resumed run continues, and what has changed since. Nothing here writes to disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use prefgraph_ops::{Restart, Restated, guard};
+
+use super::{Failure, interrupt, prepare::Prepared, progress::Counter, say::say};
+use crate::{
+    checkpoint::Checkpoint,
+    folder::{Accepted, Command, RunFolder},
+    graph::{Endpoint, Tap},
+    registry::Registry,
+    sources::{Comparison, Survey},
+    spec::{Change, diff, nodes},
+};
+
+/// Where a run starts.
+pub(super) enum Found {
+    /// At the beginning: the folder holds no run.
+    Nothing,
+    /// At a checkpoint, with changes that were accepted.
+    At(Box<Checkpoint>, Option<Accepted>),
+    /// Interrupted while the data was being compared.
+    Interrupted,
+}
+
+/// What a resumed run is compared with.
+pub(super) struct Resuming<'a> {
+    pub folder: &'a RunFolder,
+    pub prepared: &'a Prepared,
+    pub registry: &'a Registry,
+    /// Settings and accepted changes of earlier command lines.
+    pub command: &'a Command,
+    /// Was `--accept-changes` given?
+    pub accept: bool,
+}
+
+/// Changes, by how much they matter.
+#[derive(Default)]
+struct Changes {
+    /// No effect on what is trained.
+    free: Vec<String>,
+    /// A consequence of the number of steps: shown, and not asked about.
+    follow: Vec<String>,
+    /// To be accepted.
+    grave: Vec<String>,
+    /// Their effects, in words.
+    effects: Vec<String>,
+}
+
+impl Resuming<'_> {
+    /// The newest intact checkpoint, if the changes since are acceptable.
+    pub fn find(&self, survey: &mut Survey) -> Result<Found, Failure> {
+        let (found, notes) = Checkpoint::newest(&self.folder.checkpoints())
+            .map_err(|e| Failure::new(format!("{e}\nnothing was changed; {NEW_RUN}")))?;
+        for note in notes {
+            say!("warning: {note}");
+        }
+        let Some(found) = found else { return self.nothing() };
+        let comparison = match &found.sources {
+            Some(old) => self.compare(old, survey),
+            None => {
+                say!(
+                    "note: the checkpoint was written by a version that recorded neither data nor weights; they are not compared"
+                );
+                Some(Comparison::default())
+            }
+        };
+        let Some(comparison) = comparison else { return Ok(Found::Interrupted) };
+        self.note_graph(&found)?;
+        let changes = self.changes(&found, &comparison)?;
+        let accepted = self.judge(&found, changes)?;
+        Ok(Found::At(Box::new(found), accepted))
+    }
+
+    /// Without a checkpoint a run starts at step 0, unless that would overwrite one.
+    fn nothing(&self) -> Result<Found, Failure> {
+        let remains = self.folder.remains().map_err(Failure::new)?;
+        let path = self.folder.path().display();
+        if remains.is_empty() {
+            say!("note: `{path}` holds no run yet; starting at step 0");
+            return Ok(Found::Nothing);
+        }
+        Err(Failure::new(format!(
+            "`{path}` holds a run ({}) but no checkpoint; starting at step 0 would overwrite it\nnothing was changed; put its \
+             `checkpoints` back, or use --out to start a new run elsewhere",
+            remains.join(", ")
+        )))
+    }
+
+    fn compare(&self, old: &crate::sources::Sources, survey: &mut Survey) -> Option<Comparison> {
+        let mut counter: Option<Counter> = None;
+        let comparison = survey.compare(old, &mut |done, all| {
+            counter.get_or_insert_with(|| Counter::new("comparing data with the checkpoint", all)).at(done);
+            !interrupt::interrupted()
+        });
+        if let Some(counter) = counter {
+            counter.end();
+        }
+        comparison
+    }
+
+    /// Mention a third graph: the run was resumed with it and killed before the next checkpoint.
+    fn note_graph(&self, found: &Checkpoint) -> Result<(), Failure> {
+        let last = self.folder.graph().map_err(Failure::new)?;
+        if last.is_some_and(|last| last != found.graph && last != self.prepared.resolved) {
+            say!(
+                "note: graph.ron differs from the graph of the checkpoint of step {}: the run was resumed with another graph \
+                 after it, and those steps are lost",
+                found.step
+            );
+        }
+        Ok(())
+    }
+
+    fn changes(&self, found: &Checkpoint, comparison: &Comparison) -> Result<Changes, Failure> {
+        let mut all = Changes::default();
+        let restated = self.restated(found);
+        let explained = |change: &Change| {
+            restated.iter().find(|(node, what)| {
+                what.settings.iter().any(|setting| format!("{node}.{setting}") == change.what)
+            })
+        };
+        let idle = self.idle();
+        for change in diff(&found.graph, &self.prepared.resolved)? {
+            let line = format!("  {change}");
+            let node = change.what.split_once('.').map_or(change.what.as_str(), |(node, _)| node);
+            if comparison.same.contains(&change.what) {
+                all.free.push(format!("{line} (moved: same contents)"));
+            } else if change.harmless || idle.contains(node) || self.is_new_default(&change) {
+                all.free.push(line);
+            } else if explained(&change).is_some_and(|(_, what)| what.follows) {
+                all.follow.push(line);
+            } else {
+                all.grave.push(line);
+            }
+        }
+        all.grave.extend(comparison.changes.iter().map(|change| format!("  {change}")));
+        all.effects = restated.into_iter().map(|(node, what)| format!("  {node}: {}", what.effect)).collect();
+        Ok(all)
+    }
+
+    /// Report the changes; returns those that were accepted.
+    fn judge(&self, found: &Checkpoint, changes: Changes) -> Result<Option<Accepted>, Failure> {
+        let Changes { free, follow, grave, effects } = changes;
+        if !free.is_empty() {
+            say!("changed since the checkpoint, without effect on what is trained:\n{}", free.join("\n"));
+        }
+        if !follow.is_empty() {
+            say!("changed since the checkpoint, following the number of steps:\n{}", follow.join("\n"));
+        }
+        let shown: Vec<String> = grave.iter().map(|line| line.trim().to_owned()).collect();
+        let accepted = (!shown.is_empty()).then_some(Accepted { step: found.step, changes: shown });
+        let before = accepted.is_some() && accepted == self.command.accepted;
+        let effects = effects.join("\n");
+        if !grave.is_empty() && !self.accept && !before {
+            let mut list = grave.join("\n");
+            if !effects.is_empty() {
+                list += &format!("\nas a result\n{effects}");
+            }
+            return Err(Failure::new(format!(
+                "the checkpoint of step {} was trained with something else:\n{list}\nnothing was changed; --accept-changes \
+                 continues with the changes, {NEW_RUN}",
+                found.step
+            )));
+        }
+        if !grave.is_empty() {
+            let when = if before { "accepted before" } else { "accepted" };
+            say!("warning: changed since the checkpoint, and {when}:\n{}", grave.join("\n"));
+        }
+        if !effects.is_empty() {
+            say!("{effects}");
+        }
+        Ok(accepted)
+    }
+
+    /// What operators say about their old settings.
+    fn restated(&self, found: &Checkpoint) -> Vec<(String, Restated)> {
+        let graph = &self.prepared.graph;
+        let mut all = Vec::new();
+        for (id, op, settings) in nodes(&found.graph) {
+            let Ok(node) = graph.find(&id) else { continue };
+            let node = &graph[node];
+            let Some(entry) = self.registry.get(&op).filter(|_| node.op.name() == op) else { continue };
+            let Some(old) = entry.json(&settings) else { continue };
+            let mut cells = BTreeMap::new();
+            for (input, wires) in node.inputs.iter().zip(&node.wires) {
+                if let [Endpoint { tap: Tap::Value, .. }] = wires[..]
+                    && let Some(state) = found.cells.get(&graph.path(wires[0]))
+                {
+                    cells.insert(input.name.to_owned(), state);
+                }
+            }
+            let restart = Restart { step: found.step, steps: self.prepared.run.steps, cells };
+            // A courtesy: a panic here must not stop the run.
+            let said = guard::catch(|| node.op.restated(&old, &restart)).ok().flatten();
+            all.extend(said.map(|restated| (id, restated)));
+        }
+        all
+    }
+
+    /// Nodes that do not influence the carried state.
+    fn idle(&self) -> BTreeSet<&str> {
+        let graph = &self.prepared.graph;
+        let counts = graph.shapes_state();
+        graph.nodes().filter(|(id, _)| !counts[id.index()]).map(|(_, node)| node.id.as_str()).collect()
+    }
+
+    /// A setting that older versions lacked, at its default.
+    fn is_new_default(&self, change: &Change) -> bool {
+        let (None, Some(new), Some((node, setting))) =
+            (&change.old, &change.new, change.what.split_once('.'))
+        else {
+            return false;
+        };
+        let graph = &self.prepared.graph;
+        let Ok(node) = graph.find(node) else { return false };
+        let entry = self.registry.get(graph[node].op.name());
+        entry.and_then(|entry| entry.setting(setting)).is_some_and(|known| known.default == *new)
+    }
+}
+
+const NEW_RUN: &str = "--out starts a new run elsewhere";

@@ -1,0 +1,161 @@
+//! The graph that draws one picture, made of the networks of another graph.
+//!
+//! ```text
+//!  prompts ─► prompt ───────────────┐
+//!     └─► encode-references ────────┤
+//!  backbone ─► lora (the adapter) ──┼─► sample ─► decode
+//!  blank (the size) ────────────────┘
+//! ```
+
+use std::{collections::HashSet, path::Path, sync::Arc};
+
+use prefgraph_nn::{LinearLayout, lora::AdapterFile};
+use prefgraph_ops::{
+    DataPath, OpError, Operator,
+    operators::{
+        backbone::Backbone,
+        blank::{Blank, BlankSettings},
+        decode::{Decode, DecodeSettings},
+        encode::EncodeReferences,
+        lora::{Lora, LoraSettings},
+        pairs::{Prompts, PromptsSettings},
+        prompt::Prompt,
+        sample::{Sample, SampleSettings},
+    },
+    ports::Images,
+};
+
+use super::parts::Parts;
+use crate::{
+    cli::Failure,
+    graph::{Graph, Wire},
+};
+
+/// What is to be drawn.
+pub(super) struct Wanted<'a> {
+    pub prompt: &'a str,
+    pub references: &'a [std::path::PathBuf],
+    pub adapter: Option<&'a Path>,
+    /// Height and width in pixels.
+    pub size: (usize, usize),
+    pub steps: Option<usize>,
+    pub guidance: Option<f64>,
+}
+
+/// A graph whose every step is one picture.
+pub(super) struct Drawing {
+    pub graph: Arc<Graph>,
+    pub images: Wire<Images>,
+    /// Passes for a picture.
+    pub steps: usize,
+    pub guidance: Option<f64>,
+    /// What was chosen that nobody stated.
+    pub notes: Vec<String>,
+}
+
+/// Ids that the new graph has: those of the nodes that settings come from, so that what is refused names what can be set.
+#[derive(Default)]
+struct Ids(HashSet<String>);
+
+impl Ids {
+    fn take(&mut self, wanted: &str) -> String {
+        let mut id = wanted.to_owned();
+        while !self.0.insert(id.clone()) {
+            id.push('_');
+        }
+        id
+    }
+}
+
+/// Build an operator; what it refuses names the node.
+fn op<O: Operator>(node: &str, settings: O::Settings) -> Result<O, Failure> {
+    O::new(settings).map_err(|e| refused(node, &e))
+}
+
+fn refused(node: &str, e: &OpError) -> Failure {
+    Failure::new(format!("node `{node}`: {e}"))
+}
+
+pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failure> {
+    let (mut graph, mut ids) = (Graph::new("sample"), Ids::default());
+    let mut notes = Vec::new();
+
+    let id = ids.take(&parts.backbone.0);
+    let backbone: Backbone = op(&id, parts.backbone.1.clone())?;
+    let network = Operator::shapes(&backbone, (), 0).map_err(|e| refused(&id, &e))?.0;
+    let layout = network.layout().clone();
+    let (backbone,) = graph.add(&id, backbone, ());
+
+    let id = ids.take(&parts.prompt.0);
+    let prompt: Prompt = op(&id, parts.prompt.1.clone())?;
+    let asked = ids.take("asked");
+    let settings = PromptsSettings {
+        prompt: Some(wanted.prompt.to_owned()),
+        references: wanted.references.iter().map(|path| DataPath(path.clone())).collect(),
+        reference_height: parts.reference_size.0,
+        reference_width: parts.reference_size.1,
+        ..Default::default()
+    };
+    // Without its name: what is wrong with a prompt was said on the command line, not at a node.
+    let asked_op = Prompts::new(settings).map_err(Failure::new)?;
+    let (pictures, prompts, _) = graph.add(&asked, asked_op, ());
+    let (text, pooled) = graph.add(&id, prompt, (prompts, backbone));
+
+    let decode = ids.take(&parts.autoencoder.0);
+    let references = match wanted.references.is_empty() {
+        true => None,
+        false => {
+            let id = ids.take(&parts.references.0);
+            let encode: EncodeReferences = op(&id, parts.references.1.clone())?;
+            Some(graph.add(&id, encode, (pictures,)).0)
+        }
+    };
+    let adapter = match wanted.adapter {
+        None => None,
+        Some(path) => {
+            let settings = of_file(path, &layout.linears)?;
+            notes.push(format!("{} linears of rank {}", settings.targets.len(), settings.rank));
+            let lora = Lora::new(settings).map_err(Failure::new)?;
+            Some(graph.add(&ids.take("adapter"), lora, (backbone,)).0)
+        }
+    };
+
+    let (kind, weights) = (parts.autoencoder.1.kind, parts.autoencoder.1.weights.clone());
+    let (height, width) = wanted.size;
+    let blank = BlankSettings { height, width, kind, weights: weights.clone() };
+    let blank = Blank::new(blank).map_err(|e| Failure::new(format!("the size: {e}")))?;
+    let (like,) = graph.add(&ids.take("blank"), blank, (prompts,));
+
+    let guidance = wanted.guidance.or(parts.sample.guidance).or_else(|| {
+        let published = parts.published_guidance();
+        layout.guidance.then(|| {
+            notes
+                .push(format!("guidance {published}: the graph says nothing, and this is the published one"));
+            published
+        })
+    });
+    let steps = wanted.steps.unwrap_or(parts.sample.steps);
+    if !parts.states_sample && wanted.steps.is_none() {
+        notes.push(format!("{steps} passes: the graph says nothing of sampling; --steps N sets it"));
+    }
+    let settings = SampleSettings { steps, guidance, seed: None, ..parts.sample.clone() };
+    let sample = Sample::<usize, usize, usize>::new(settings).map_err(Failure::new)?;
+    let wires = (backbone, adapter, like, text, pooled, references);
+    let (latents,) = graph.add(&ids.take("sample"), sample, wires);
+    let settings = DecodeSettings { kind, weights, allow_toy: parts.autoencoder.1.allow_toy };
+    let (images,) = graph.add(&decode, op::<Decode>(&decode, settings)?, (latents,));
+    Ok(Drawing { graph: Arc::new(graph), images, steps, guidance, notes })
+}
+
+/// The adapter in a file, as it is: its linears, its rank and its scale.
+fn of_file(path: &Path, linears: &[LinearLayout]) -> Result<LoraSettings, Failure> {
+    let file = AdapterFile::open(path, "").map_err(Failure::new)?;
+    let layout = file.layout(Some(linears)).map_err(Failure::new)?;
+    Ok(LoraSettings {
+        rank: layout.rank,
+        alpha: Some(f64::from(layout.alpha)),
+        targets: layout.modules.into_iter().map(|m| m.name).collect(),
+        from: Some(DataPath(path.to_owned())),
+        ..Default::default()
+    })
+}

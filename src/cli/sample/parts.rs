@@ -1,0 +1,142 @@
+//! What a graph says of its networks, whatever else it does.
+//!
+//! Everything is found from the pass that has an adapter: what a recipe trains, or what a sampling graph draws with. Data are
+//! not touched, so that a recipe can be sampled on a machine that has none of its pairs.
+
+use prefgraph_ops::{
+    Operator,
+    operators::{
+        backbone::{Backbone, BackboneSettings},
+        blank::Blank,
+        decode::Decode,
+        encode::{Encode, EncodeReferences, EncodeSettings},
+        forward::Forward,
+        pairs::{Pairs, Prompts},
+        prompt::{Prompt, PromptSettings},
+        sample::{Sample, SampleSchedule, SampleSettings},
+    },
+};
+
+use crate::{cli::Failure, spec::Outline};
+
+/// Settings, and the id of the node that states them.
+pub(super) type Stated<S> = (String, S);
+
+/// Rows and columns of pixels.
+pub(super) type Size = (usize, usize);
+
+/// See the head of the file.
+pub(super) struct Parts {
+    pub backbone: Stated<BackboneSettings>,
+    pub prompt: Stated<PromptSettings>,
+    /// What pictures are decoded with.
+    pub autoencoder: Stated<EncodeSettings>,
+    /// What references are encoded with.
+    pub references: Stated<EncodeSettings>,
+    pub sample: SampleSettings,
+    /// Does the graph itself say how to sample?
+    pub states_sample: bool,
+    pub size: Size,
+    pub reference_size: Size,
+}
+
+/// Pixels along each side where a graph says nothing of it.
+const SIDE: usize = 512;
+
+impl Parts {
+    pub(super) fn of(outline: &Outline<'_>) -> Result<Self, Failure> {
+        let samples = outline.settings_of::<Sample>()?;
+        let forwards = outline.settings_of::<Forward>()?;
+        let adapted = |id: &&String| outline.source(id, "adapter").is_some();
+        let sampled = samples.iter().map(|(id, _)| id);
+        let sample = sampled.clone().find(adapted).or_else(|| sampled.clone().next());
+        let pass = forwards.iter().map(|(id, _)| id).find(adapted).or(sample).ok_or_else(|| {
+            Failure::new(format!(
+                "`{}` has no node that trains a network (`forward`) or draws with one (`sample`)",
+                outline.name()
+            ))
+        })?;
+        let backbone = read_by::<Backbone>(outline, pass, "backbone")?;
+        let prompt = read_by::<Prompt>(outline, pass, "text")?;
+
+        let decoders = outline.settings_of::<Decode>()?.into_iter().map(|(id, s)| {
+            (
+                id,
+                EncodeSettings {
+                    kind: s.kind,
+                    weights: s.weights,
+                    allow_toy: s.allow_toy,
+                    ..Default::default()
+                },
+            )
+        });
+        let (encoders, decoders) = (outline.settings_of::<Encode>()?, decoders.collect());
+        let of_references = outline.settings_of::<EncodeReferences>()?;
+        let autoencoder = [encoders, decoders, of_references.clone()].into_iter().find(|all| !all.is_empty());
+        let autoencoder = one_autoencoder(autoencoder.unwrap_or_default())?;
+        let references = match of_references.is_empty() {
+            true => autoencoder.clone(),
+            false => one_autoencoder(of_references)?,
+        };
+        let (size, reference_size) = sizes(outline)?;
+        let states_sample = sample.is_some();
+        let stated = sample.and_then(|id| samples.iter().find(|(other, _)| other == id));
+        // UNO as it was published, where its adapter is part of the network.
+        let uno = !backbone.1.adapter.is_empty();
+        let schedule = if uno { SampleSchedule::Uno } else { SampleSchedule::Dynamic };
+        let sample = stated.map_or(SampleSettings { schedule, ..Default::default() }, |(_, s)| s.clone());
+        Ok(Self { backbone, prompt, autoencoder, references, sample, states_sample, size, reference_size })
+    }
+
+    /// The guidance where nobody states one: what FLUX.1 and UNO were published with.
+    pub(super) fn published_guidance(&self) -> f64 {
+        if self.backbone.1.adapter.is_empty() { 3.5 } else { 4.0 }
+    }
+}
+
+/// The settings of the node, of operator `O`, that `pass` reads as `input`.
+fn read_by<O: Operator>(
+    outline: &Outline<'_>,
+    pass: &str,
+    input: &str,
+) -> Result<Stated<O::Settings>, Failure> {
+    let source = outline.source(pass, input);
+    let found = outline.settings_of::<O>()?.into_iter().find(|(id, _)| Some(id.as_str()) == source);
+    found.ok_or_else(|| {
+        Failure::new(format!(
+            "`{pass}` of `{}` does not read its `{input}` from a node with the operator `{}`, so there is nowhere to put a \
+             prompt: use a recipe or a sampling graph",
+            outline.name(),
+            O::NAME
+        ))
+    })
+}
+
+/// The autoencoder that all of these nodes have.
+fn one_autoencoder(all: Vec<Stated<EncodeSettings>>) -> Result<Stated<EncodeSettings>, Failure> {
+    let mut all = all.into_iter();
+    let first =
+        all.next().ok_or_else(|| Failure::new("the graph has no autoencoder (`encode` or `decode`)"))?;
+    let same = |s: &EncodeSettings| s.kind == first.1.kind && s.weights == first.1.weights;
+    match all.find(|(_, settings)| !same(settings)) {
+        Some((other, _)) => Err(Failure::new(format!(
+            "`{}` and `{other}` have different autoencoders: set `kind` and `weights` of one of them",
+            first.0
+        ))),
+        None => Ok(first),
+    }
+}
+
+/// The size of a picture and that of a reference.
+fn sizes(outline: &Outline<'_>) -> Result<(Size, Size), Failure> {
+    if let Some((_, pairs)) = outline.settings_of::<Pairs>()?.into_iter().next() {
+        let size = (pairs.height, pairs.width);
+        let reference =
+            (pairs.reference_height.unwrap_or(pairs.height), pairs.reference_width.unwrap_or(pairs.width));
+        return Ok((size, reference));
+    }
+    let blank = outline.settings_of::<Blank>()?.into_iter().next();
+    let size = blank.map_or((SIDE, SIDE), |(_, blank)| (blank.height, blank.width));
+    let prompts = outline.settings_of::<Prompts>()?.into_iter().next();
+    Ok((size, prompts.map_or(size, |(_, p)| (p.reference_height, p.reference_width))))
+}

@@ -1,0 +1,129 @@
+//! The loop over steps.
+//!
+//! Results reach the disk before a line about them reaches the terminal, which may be gone.
+
+use std::path::PathBuf;
+
+use prefgraph_nn::{self as nn, Adapter, cpu::map};
+use prefgraph_ops::{
+    Fault,
+    ports::{Metric, Metrics},
+};
+
+use super::{
+    INTERRUPTED, first, health::Health, interrupt, progress::Progress, session::Session, stop::Stop, system,
+};
+use crate::run::{RunError, Runner, StepOutput};
+
+pub(super) struct Loop {
+    pub runner: Runner,
+    pub session: Session,
+    pub progress: Progress,
+    pub health: Health,
+    /// Are metrics printed on standard output?
+    pub json: bool,
+}
+
+impl Loop {
+    /// All steps up to `steps`; the exit code.
+    pub fn go(&mut self, steps: u64) -> Result<u8, Stop> {
+        while self.runner.next_step() < steps {
+            if interrupt::interrupted() {
+                self.progress.say("interrupted before the first step; --resume starts it");
+                return Ok(INTERRUPTED);
+            }
+            map::check_lengths().map_err(|e: nn::Error| Stop::Failed(e.to_string()))?;
+            let output = self.runner.step().map_err(stop)?;
+            self.session.check()?;
+            let (metrics, line) = self.session.effects(&output)?;
+            if let Some(loss) = output.loss.filter(|l| !l.is_finite()) {
+                return Err(Stop::Diverged(
+                    output.step,
+                    format!(
+                        "step {}: the loss is {loss}; the run stops before it spoils the adapter. metrics.jsonl holds the \
+                         numbers of the step",
+                        output.step
+                    ),
+                ));
+            }
+            self.session.prove(output.step);
+            let made = output.step + 1;
+            let interrupted = interrupt::interrupted();
+            let ends = interrupted || made == steps;
+            let mut adapters = Vec::new();
+            if ends || self.session.is_due(made) {
+                self.session.checkpoint(&self.runner)?;
+                if ends || self.session.run.checkpoint_adapter {
+                    adapters = self.session.export(&output)?;
+                }
+            }
+            self.tell(&output, &metrics, &format!("{line}\n"));
+            if ends {
+                self.tell_end(made, steps, &metrics, &adapters);
+            }
+            if made < steps && interrupted {
+                return Ok(INTERRUPTED);
+            }
+        }
+        self.session.prune();
+        Ok(0)
+    }
+
+    fn tell(&mut self, output: &StepOutput, metrics: &Metrics, line: &str) {
+        if self.json
+            && let Err(super::Failure::Message(message)) = system::print(line)
+        {
+            self.json = false;
+            self.progress.say(&format!("warning: {message}; metrics.jsonl has every line"));
+        }
+        let adapters = || {
+            let cells = self.session.adapters.iter();
+            let values = cells.filter_map(|cell| output.kept(cell.value)?.downcast_ref::<Adapter>());
+            values.cloned().collect::<Vec<_>>()
+        };
+        if output.step == 0
+            && let Some((warning, text)) = first::check(&adapters(), metrics)
+        {
+            self.progress.say(&if warning { format!("WARNING: {text}") } else { text });
+        }
+        self.progress.step(output.step, metrics, output.seconds, output.data_seconds);
+        for warning in self.health.observe(output.step, metrics) {
+            self.progress.say(&format!("WARNING: {warning}"));
+        }
+    }
+
+    fn tell_end(&self, made: u64, steps: u64, metrics: &Metrics, adapters: &[PathBuf]) {
+        for path in adapters {
+            self.progress.say(&format!("the adapter is in `{}`, read back and compared", path.display()));
+        }
+        if let Some(left) = left_over(metrics) {
+            self.progress.say(&left);
+        }
+        self.health.summary().iter().for_each(|line| self.progress.say(line));
+        self.progress.say(&match made == steps {
+            true => format!("complete: {steps} steps"),
+            false => format!("interrupted after {made} of {steps} steps; --resume continues from there"),
+        });
+    }
+}
+
+/// A note about gradients that the run ends without using.
+fn left_over(metrics: &Metrics) -> Option<String> {
+    let number = |name: &str| metrics.get(name).and_then(Metric::mean);
+    let (batch, of) = (number("micro_batch")?, number("micro_batches")?);
+    (batch < of).then(|| {
+        format!(
+            "note: the run ends {batch} micro-batches into an update of {of}: their gradients are in the checkpoint and \
+             count if the run is continued; the adapter does not include them"
+        )
+    })
+}
+
+fn stop(e: RunError) -> Stop {
+    match &e {
+        RunError::Node { step, source, .. } if source.fault() == Fault::Training => {
+            Stop::Diverged(*step, e.to_string())
+        }
+        _ => Stop::Failed(e.to_string()),
+    }
+}

@@ -1,0 +1,60 @@
+//! What a graph file states of its nodes, without building them.
+
+use std::path::Path;
+
+use prefgraph_ops::Operator;
+
+use super::{
+    merge::Merged,
+    merged,
+    parse::Wiring,
+    read,
+    resolve::Resolver,
+    source::{Sources, SpecError},
+};
+use crate::registry::Registry;
+
+/// The nodes of a graph file with their settings and wires. What an operator would refuse, such as a file that is absent,
+/// can be looked at here.
+pub struct Outline<'r> {
+    sources: Sources,
+    merged: Merged,
+    registry: &'r Registry,
+}
+
+impl<'r> Outline<'r> {
+    /// Read the graph file at `path`, with settings `node.setting=VALUE` over it.
+    ///
+    /// # Errors
+    /// If a file cannot be read or is no graph.
+    pub fn open(path: &Path, sets: &[String], registry: &'r Registry) -> Result<Self, Box<SpecError>> {
+        let (text, folder) = read(path)?;
+        let mut sources = Sources::default();
+        let name = path.display().to_string();
+        let (merged, _) = merged(&mut sources, &name, &text, folder, Some(path), sets, registry)?;
+        Ok(Self { sources, merged, registry })
+    }
+
+    /// The name of the graph.
+    pub fn name(&self) -> &str {
+        &self.merged.name.value
+    }
+
+    /// The settings of every node whose operator is `O`, by the node's id, in the order of the file: with references followed,
+    /// paths absolute and defaults filled in.
+    ///
+    /// # Errors
+    /// If a setting is none of its operator, or a reference leads nowhere.
+    pub fn settings_of<O: Operator>(&self) -> Result<Vec<(String, O::Settings)>, Box<SpecError>> {
+        Resolver::new(&self.sources, &self.merged, self.registry)?.settings_of::<O>()
+    }
+
+    /// The id of the node that `node` reads as `input`; `None` if it reads nothing there, or several.
+    pub fn source(&self, node: &str, input: &str) -> Option<&str> {
+        let inputs = &self.merged.node(node)?.inputs;
+        match inputs.iter().find(|(name, _)| name.value == input) {
+            Some((_, Wiring::One(path))) => path.value.split('.').next(),
+            _ => None,
+        }
+    }
+}
