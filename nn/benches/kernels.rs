@@ -12,7 +12,7 @@ use std::{hint::black_box, time::Instant};
 
 use prefgraph_nn::cpu::{
     AdamW, Attention, AttentionBackward, AttentionShape, Cpu, Gemm, GemmTn, HeadLayout, Matrix, Memory,
-    NormRotary, Packed, Precision, TokenRows, Values, Window, adamw, attention, attention_backward,
+    NormRotary, Packed, Precision, SubMatrix, TokenRows, Values, adamw, attention, attention_backward,
     cosine_scores, gated_add, gelu, gelu_backward, gemm, gemm_tn, norm_modulate, norm_modulate_backward,
     split_heads, split_heads_backward,
 };

@@ -72,7 +72,7 @@ pub mod text;
 /// kept from before is not taken for what they give now.
 pub const ARITHMETIC: u32 = 2;
 
-pub use backbone::{Backbone, BackboneLayout, Inputs, LinearLayout, Prediction, Probe};
+pub use backbone::{Backbone, BackboneLayout, Inputs, Prediction, Probe};
 pub use cpu::Cpu;
 pub use device::Device;
 pub use error::{Error, Result};

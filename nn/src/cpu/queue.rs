@@ -327,7 +327,7 @@ impl Queue<Cpu> for CpuQueue {
 
     fn gelu(&self, (rows, width): (usize, usize), x: View<'_, Cpu>, y: ViewMut<'_, Cpu>) {
         let stride = y.stride;
-        cpu::gelu(&self.cpu, cpu::Window { rows, width }, x.values(), x.stride, y.values(), stride);
+        cpu::gelu(&self.cpu, cpu::SubMatrix { rows, width }, x.values(), x.stride, y.values(), stride);
     }
 
     fn gelu_backward(
@@ -338,7 +338,7 @@ impl Queue<Cpu> for CpuQueue {
         dx: ViewMut<'_, Cpu>,
     ) {
         let stride = dx.stride;
-        let window = cpu::Window { rows, width };
+        let window = cpu::SubMatrix { rows, width };
         cpu::gelu_backward(
             &self.cpu,
             window,

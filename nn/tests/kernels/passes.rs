@@ -3,7 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "expected values: their last bits do not matter")]
 
 use prefgraph_nn::cpu::{
-    AdamW, Cpu, GateGrad, HeadLayout, ModulationGrad, NormRotary, TokenRows, Window, adamw, add_scaled,
+    AdamW, Cpu, GateGrad, HeadLayout, ModulationGrad, NormRotary, SubMatrix, TokenRows, adamw, add_scaled,
     cosine_scores, gated_add, gated_add_backward, gelu, gelu_backward, masked_mean, norm_modulate,
     norm_modulate_backward, scale, silu, silu_backward, split_heads, split_heads_backward, sum_of_squares,
 };

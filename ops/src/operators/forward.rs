@@ -223,7 +223,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
             .into_iter()
             .map(|s| tensor(ctx, (samples, tokens), s))
             .collect::<Result<Vec<_>, _>>()?;
-        let out = (prediction(ctx, shape, found.latents)?, List(scores));
+        let out = (prediction(ctx, shape, found.latents)?.into(), List(scores));
         Ok((out, SavedForward { backbone: backbone.0, adapter, saved }))
     }
 

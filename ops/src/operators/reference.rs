@@ -97,6 +97,6 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
         };
         let inputs = conditions.inputs(ctx, &x_t)?;
         let found = backbone.0.predict(&inputs, None, &Probe::NOTHING)?.latents;
-        Ok(((prediction(ctx, *HasShape::shape(&x_t), found)?,), ()))
+        Ok(((prediction(ctx, *HasShape::shape(&x_t), found)?.into(),), ()))
     }
 }

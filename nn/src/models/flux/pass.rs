@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{
     Checkpointing, Flux,
-    block::{Modulation, Moments, Normed, Pass, normed, normed_backward},
+    block::{Modulation, Normed, Pass, RowMoments, normed, normed_backward},
     config::PATCH,
     double::{self, DoubleSaved},
     embed::{embed, sinusoid},
@@ -82,7 +82,7 @@ fn keeping<D: Device, S>(
 struct EndSaved<D: Device> {
     /// `[G, D]`.
     x: D::Buffer,
-    moments: Moments<D>,
+    moments: RowMoments<D>,
     modulation: Modulation<D>,
 }
 

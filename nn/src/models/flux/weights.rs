@@ -108,7 +108,7 @@ impl<D: Device> Weights<D> {
     /// # Errors
     /// If a mapped file was truncated: a pass may take minutes, and touching a missing page would end the process.
     pub fn will_need(&self, number: usize) -> Result<()> {
-        check_lengths()?;
+        crate::cpu::map::check_lengths()?;
         self.block(number).into_iter().for_each(Linear::will_need);
         Ok(())
     }
