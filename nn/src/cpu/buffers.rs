@@ -38,17 +38,55 @@ impl Free {
     }
 }
 
-/// A run of `f32` values that is lent by a [`Buffers`].
+/// A run of `f32` values in the host's memory.
+#[derive(Clone, Debug)]
+pub struct Buffer(Store);
+
+/// Whose the memory is.
+#[derive(Clone, Debug)]
+enum Store {
+    /// Lent by a pool.
+    Lent(Lent),
+    /// Shared with others, so that nothing is copied to be read.
+    Shared(Arc<Vec<f32>>),
+    /// The buffer's own, so that nothing is copied to be kept.
+    Owned(Vec<f32>),
+}
+
 #[derive(Debug)]
-pub struct Buffer {
+struct Lent {
     memory: Memory,
     len: usize,
     pool: Buffers,
 }
 
+impl Buffer {
+    /// These values, shared: they are copied only if somebody writes to the buffer.
+    pub fn shared(values: Arc<Vec<f32>>) -> Self {
+        Self(Store::Shared(values))
+    }
+
+    /// These values.
+    pub fn owned(values: Vec<f32>) -> Self {
+        Self(Store::Owned(values))
+    }
+
+    /// The values; those of an [`owned`](Self::owned) buffer are not copied.
+    pub fn into_values(self) -> Vec<f32> {
+        match self.0 {
+            Store::Owned(values) => values,
+            other => Self(other).to_vec(),
+        }
+    }
+}
+
 impl Buffers {
     /// A buffer whose values are unspecified: whoever takes it writes before reading.
     pub fn take(&self, len: usize) -> Buffer {
+        Buffer(Store::Lent(Lent { memory: self.memory(len), len, pool: self.clone() }))
+    }
+
+    fn memory(&self, len: usize) -> Memory {
         let mut free = self.lock();
         // A buffer of up to twice the length will do: it is better than asking the system for fresh pages.
         let fitting = free.by_length.range(len..=2 * len).next().map(|(length, _)| *length);
@@ -60,7 +98,7 @@ impl Buffers {
             // So that a value read before it is written shows.
             memory.fill(f32::NAN);
         }
-        Buffer { memory, len, pool: self.clone() }
+        memory
     }
 
     /// A buffer of zeros.
@@ -106,21 +144,29 @@ impl Buffers {
 impl Deref for Buffer {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.memory[..self.len]
+        match &self.0 {
+            Store::Lent(lent) => &lent.memory[..lent.len],
+            Store::Shared(values) => values,
+            Store::Owned(values) => values,
+        }
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.memory[..self.len]
+        match &mut self.0 {
+            Store::Lent(lent) => &mut lent.memory[..lent.len],
+            Store::Shared(values) => Arc::make_mut(values).as_mut_slice(),
+            Store::Owned(values) => values,
+        }
     }
 }
 
-impl Clone for Buffer {
+impl Clone for Lent {
     fn clone(&self) -> Self {
-        let mut copy = self.pool.take(self.len);
-        copy.copy_from_slice(self);
-        copy
+        let mut memory = self.pool.memory(self.len);
+        memory[..self.len].copy_from_slice(&self.memory[..self.len]);
+        Self { memory, len: self.len, pool: self.pool.clone() }
     }
 }
 
@@ -130,7 +176,7 @@ impl PartialEq for Buffer {
     }
 }
 
-impl Drop for Buffer {
+impl Drop for Lent {
     fn drop(&mut self) {
         self.pool.give_back(std::mem::take(&mut self.memory));
     }
@@ -158,6 +204,28 @@ mod tests {
             drop(pool.take(len));
         }
         assert!((2 * SPARE..=3 * SPARE).contains(&pool.lock().idle), "{:?}", pool.lock().idle);
+    }
+
+    #[test]
+    fn shared_values_are_read_in_place_and_copied_before_they_are_written() {
+        let values = Arc::new(vec![1.0, 2.0]);
+        let mut buffer = Buffer::shared(values.clone());
+        assert_eq!(buffer.as_ptr(), values.as_ptr());
+        buffer[0] = 3.0;
+        assert_eq!((values.as_slice(), &*buffer), (&[1.0, 2.0][..], &[3.0, 2.0][..]));
+    }
+
+    #[test]
+    fn owned_values_come_back_without_a_copy() {
+        let values = vec![1.0, 2.0];
+        let place = values.as_ptr();
+        let back = Buffer::owned(values).into_values();
+        assert_eq!(back.as_ptr(), place);
+        let pool = Buffers::default();
+        let mut lent = pool.take(2);
+        lent.copy_from_slice(&[4.0, 5.0]);
+        assert_eq!((lent.clone().into_values(), lent.into_values()), (vec![4.0, 5.0], vec![4.0, 5.0]));
+        assert_eq!(pool.lent(), 0);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The processor as a [`Device`]: an operation runs at once, on the pool, by the kernel of its name.
 
+use std::sync::Arc;
+
 use super::{Buffer, Cpu, Packed};
 use crate::{
     cpu,
@@ -124,6 +126,18 @@ impl Queue<Cpu> for CpuQueue {
         let mut buffer = self.take(len, kind);
         write(&mut buffer);
         buffer
+    }
+
+    fn share(&self, values: &Arc<Vec<f32>>, _: Kind) -> Buffer {
+        Buffer::shared(values.clone())
+    }
+
+    fn zeros_to_keep(&self, len: usize) -> Buffer {
+        Buffer::owned(vec![0.0; len])
+    }
+
+    fn keep(&self, buffer: Buffer, _: usize) -> Result<Vec<f32>> {
+        Ok(buffer.into_values())
     }
 
     fn download(&self, buffer: &Buffer, start: usize, len: usize) -> Result<Vec<f32>> {

@@ -1,6 +1,6 @@
 //! The operations of a device.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use super::{
     Attention, AttentionBackward, CopyTokens, Device, Direction, GateGrad, Gemm, GemmTn, HeadLayout, Kind,
@@ -26,6 +26,25 @@ pub trait Queue<D: Device<Queue = Self>>: fmt::Debug + Send + Sync + Sized + 'st
     /// A buffer with these values.
     fn upload(&self, values: &[f32], kind: Kind) -> D::Buffer {
         self.fill(values.len(), kind, |to| to.copy_from_slice(values))
+    }
+
+    /// A buffer with these values, only to be read. A device that works in the host's memory does not copy them.
+    fn share(&self, values: &Arc<Vec<f32>>, kind: Kind) -> D::Buffer {
+        self.upload(values, kind)
+    }
+
+    /// A buffer of zeros whose values the host will [`keep`](Self::keep).
+    fn zeros_to_keep(&self, len: usize) -> D::Buffer {
+        self.zeros(len, Kind::Exact)
+    }
+
+    /// All values of a buffer that is needed no more. A device that works in the host's memory does not copy those of
+    /// [`zeros_to_keep`](Self::zeros_to_keep).
+    ///
+    /// # Errors
+    /// The first one of the queue.
+    fn keep(&self, buffer: D::Buffer, len: usize) -> Result<Vec<f32>> {
+        self.download(&buffer, 0, len)
     }
 
     /// `len` values of a buffer, from `start` on.

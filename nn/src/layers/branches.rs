@@ -60,7 +60,7 @@ impl<D: Device> Branches<D> {
                 return Err(Error::Setting(format!("the adapter has `{}` twice", module.name)));
             }
         }
-        let values = queue.upload(&adapter.values, Kind::Exact);
+        let values = queue.share(&adapter.values, Kind::Exact);
         Ok(Self { rank: layout.rank, scale: layout.scale(), values, places })
     }
 

@@ -293,7 +293,7 @@ impl<D: Device> Flux<D> {
         };
         // Of blocks that run again.
         let saving = Pass { saving: true, ..pass };
-        let mut grads = queue.zeros(adapter.values.len(), Kind::Exact);
+        let mut grads = queue.zeros_to_keep(adapter.values.len());
         let mut dx = if weights.single.is_empty() {
             // The last block has two streams: it takes the derivative of all rows, of which most are zero.
             queue.zeros(sequence.rows() * width, Kind::Activation)
@@ -329,7 +329,7 @@ impl<D: Device> Flux<D> {
             let saved = kept.saved(|x| double::forward(saving, block, x))?.ok_or_else(gone)?;
             double::backward(pass, block, saved, i > first, &mut dx, &mut grads)?;
         }
-        let values = queue.download(&grads, 0, adapter.values.len())?;
+        let values = queue.keep(grads, adapter.values.len())?;
         Ok(AdapterGrad { layout: Arc::clone(&adapter.layout), values: Arc::new(values) })
     }
 }
