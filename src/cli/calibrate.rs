@@ -205,12 +205,10 @@ mod tests {
     }
 
     #[test]
-    fn a_measurement_is_short_and_gives_possible_rates() {
-        let start = Instant::now();
+    fn a_measurement_gives_possible_rates() {
         let machine = measured("x", 1, "1").machine;
         let found = measure(&Cpu::new(1).unwrap(), machine);
         assert!(found.is_possible() && found.flops > 1e8 && found.bytes > 1e7, "{found:?}");
-        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
         assert_eq!(found.rates().flops, found.flops * SHARE);
     }
 }
