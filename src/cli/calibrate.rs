@@ -12,7 +12,7 @@ use std::{
 use prefgraph_nn::{
     Cpu,
     cpu::{Gemm, Matrix, Packed, Precision, gemm},
-    files::write_atomically,
+    files::{read_regular, write_atomically},
 };
 use serde::{Deserialize, Serialize};
 
@@ -75,7 +75,7 @@ impl Measured {
     }
 
     fn is_possible(&self) -> bool {
-        [self.flops, self.flops_bf16, self.bytes].iter().all(|rate| rate.is_finite() && *rate > 0.0)
+        [self.flops, self.flops_bf16, self.bytes].iter().all(|rate| (1e6..1e18).contains(rate))
     }
 }
 
@@ -104,7 +104,7 @@ fn file() -> Option<PathBuf> {
 
 /// What is kept; nothing where it cannot be read: it is only a cache.
 fn read(path: &Path) -> Vec<Measured> {
-    let all = fs::read(path).ok().and_then(|text| serde_json::from_slice::<Vec<Measured>>(&text).ok());
+    let all = read_regular(path).ok().and_then(|text| serde_json::from_slice::<Vec<Measured>>(&text).ok());
     all.unwrap_or_default().into_iter().filter(Measured::is_possible).collect()
 }
 

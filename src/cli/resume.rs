@@ -135,7 +135,12 @@ impl Resuming<'_> {
                 all.grave.push(line);
             }
         }
-        all.grave.extend(comparison.changes.iter().map(|change| format!("  {change}")));
+        for change in &comparison.changes {
+            // Data of nodes that train nothing, such as held-out pairs.
+            let node = change.split_once('.').map_or(change.as_str(), |(node, _)| node);
+            let list = if idle.contains(node) { &mut all.free } else { &mut all.grave };
+            list.push(format!("  {change}"));
+        }
         all.effects = restated.into_iter().map(|(node, what)| format!("  {node}: {}", what.effect)).collect();
         Ok(all)
     }

@@ -67,7 +67,12 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     };
     let start = found.as_ref().map_or(0, |c| c.step);
     let mut updates = Updates::default();
-    let lines = Lines::of(folder.path(), start, &mut |line| updates.recall(line)).map_err(Failure::new)?;
+    let mut health = Health::new(&prepared.graph);
+    let lines = Lines::of(folder.path(), start, &mut |line| {
+        updates.recall(line);
+        health.recall(line);
+    });
+    let lines = lines.map_err(Failure::new)?;
     for damage in lines.damage() {
         say!("warning: {damage}");
     }
@@ -93,7 +98,7 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
         .map_err(|e| Failure::new(format!("cannot start a thread to read the data: {e}")))?;
     let begin = Begin { command, accepted, newest, lines, updates };
     let session = begin.write(folder, &prepared, args, reader)?;
-    begin_loop(prepared, session, runner, args.json)
+    begin_loop(prepared, session, runner, health, args.json)
 }
 
 /// The folder of the run to resume, if it exists, and the settings it remembers.
@@ -213,7 +218,13 @@ fn mark(folder: &RunFolder, prepared: &Prepared, reader: &mut Reader) -> Result<
     Ok(0)
 }
 
-fn begin_loop(prepared: Prepared, session: Session, mut runner: Runner, json: bool) -> Result<u8, Failure> {
+fn begin_loop(
+    prepared: Prepared,
+    session: Session,
+    mut runner: Runner,
+    health: Health,
+    json: bool,
+) -> Result<u8, Failure> {
     let (steps, start) = (prepared.run.steps, runner.next_step());
     for cell in &session.adapters {
         runner.keep(cell.next).map_err(Failure::new)?;
@@ -222,7 +233,6 @@ fn begin_loop(prepared: Prepared, session: Session, mut runner: Runner, json: bo
         }
     }
     let progress = Progress::new(start, steps, prepared.run.log_every);
-    let health = Health::new(&prepared.graph);
     let mut running = Loop { runner, session, progress, health, json };
     let done = running.go(steps);
     running.progress.end();

@@ -146,3 +146,14 @@ fn settings_of_what_is_written_beside_training_need_no_word() {
     assert!(said.contains("without effect on what is trained"), "{said}");
     assert!(said.contains("export.formats: "), "{said}");
 }
+
+#[test]
+fn other_held_out_pairs_are_shown_and_need_not_be_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    runs(&out, &[&DEMO, &["--steps", "2", "--set", "held_out.first=4"]]);
+    let said = runs(&out, &[&DEMO, &["--steps", "3", "--set", "held_out.first=8", "--resume"]]);
+    let (shown, rest) = said.split_once("without effect on what is trained").unwrap();
+    assert!(!shown.contains("held_out.first") && rest.contains("held_out.first: 4 -> 8"), "{said}");
+    assert!(rest.contains("held_out.path: 4 samples were added"), "{said}");
+}

@@ -140,10 +140,12 @@ fn restated(now: &LoraUpdate, old: &LoraUpdateSettings, restart: &Restart<'_>) -
     let end =
         |op: &LoraUpdate| format!("the {} schedule ends at update {}", op.0.schedule.name(), op.updates());
     let effect = match (over(&before), over(now)) {
-        (_, true) => format!(
+        (_, true) if restart.step < restart.steps => format!(
             "{}, and {update} have been made, so the learning rate stays 0: set `steps` to the steps of the run",
             end(now)
         ),
+        // A run that has ended needs no rate.
+        (_, true) => return None,
         _ if settings.is_empty() => return None,
         (true, false) if old.schedule == new.schedule => format!(
             "the {} schedule had ended at update {} and now ends at update {}: the learning rate jumps from {was:e} to \
