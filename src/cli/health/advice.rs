@@ -44,6 +44,9 @@ impl Health {
             ),
             Sign::Still => {
                 let seen = match self.logit_size.mean() {
+                    _ if self.latest.gradient == Some(0.0) => {
+                        return "nothing moves: every gradient has been 0. Does the loss depend on the adapter?".into();
+                    }
                     Some(size) => format!("the mean size of a logit is {:.1e}", size.value),
                     None => format!(
                         "no weight can have moved further than {:.1e}",

@@ -55,6 +55,8 @@ impl Names {
 struct Latest {
     updates: Option<f64>,
     travel: Option<f64>,
+    /// The largest so far.
+    gradient: Option<f64>,
     ref_loss: Option<f64>,
     /// The highest so far: a schedule ends at zero.
     lr: f64,
@@ -136,6 +138,8 @@ impl Health {
         let latest = &mut self.latest;
         latest.updates = mean("update").or(latest.updates);
         latest.travel = mean("travel").or(latest.travel);
+        latest.gradient =
+            mean("grad_norm").map(|norm| norm.max(latest.gradient.unwrap_or(0.0))).or(latest.gradient);
         latest.ref_loss = mean("ref_loss").or(latest.ref_loss);
         latest.lr = latest.lr.max(mean("lr").unwrap_or(0.0));
         HeldOut::observe(&mut self.held_out, step, metrics);
@@ -158,6 +162,7 @@ impl Health {
             logit_size: value(&self.logit_size),
             updates: self.latest.updates,
             travel: self.latest.travel,
+            gradient: self.latest.gradient,
             held_out: self.held_out.values().filter(settled).flat_map(HeldOut::changes).collect(),
         }
     }
