@@ -40,7 +40,8 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
         (None, Some(graph)) => PathBuf::from("runs").join(spec::name(graph)?),
         (None, None) => return Err(Failure::new("no graph was named")),
     };
-    let (existing, command) = existing(&path, args.resume)?;
+    let (existing, mut command) = existing(&path, args.resume)?;
+    forget(&mut command, args, registry);
     let mut prepared = prepare(&args.graph.recalling(&command.set), registry)?;
     prepared.check_memory(registry)?;
     let mut folder = match existing {
@@ -115,6 +116,19 @@ fn existing(path: &Path, resume: bool) -> Result<(Option<RunFolder>, Command), F
         say!("settings of this run: {}", sets.join(" "));
     }
     Ok((Some(folder), command))
+}
+
+/// Forget settings of nodes that the graph no longer has. What else is wrong with the graph is said when it is built.
+fn forget(command: &mut Command, args: &args::Run, registry: &Registry) {
+    let Some(path) = args.graph.graph.as_deref().filter(|_| !command.set.is_empty()) else { return };
+    let Ok(outline) = spec::Outline::open(path, &[], registry) else { return };
+    command.set.retain(|set| {
+        let kept = outline.has_place_for(set);
+        if !kept {
+            say!("note: `--set {set}` of this run is forgotten: the graph has no such node any more");
+        }
+        kept
+    });
 }
 
 /// A run that has all its steps: write the adapter if it is missing.

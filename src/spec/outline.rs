@@ -40,6 +40,12 @@ impl<'r> Outline<'r> {
         &self.merged.name.value
     }
 
+    /// Does the setting of this `node.setting=VALUE` belong to the graph, to one of its nodes or to all of it?
+    pub fn has_place_for(&self, set: &str) -> bool {
+        let owner = set.split(['.', '=']).next().unwrap_or(set).trim();
+        matches!(owner, "run" | "cache") || self.merged.node(owner).is_some()
+    }
+
     /// The settings of every node whose operator is `O`, by the node's id, in the order of the file: with references followed,
     /// paths absolute and defaults filled in.
     ///
