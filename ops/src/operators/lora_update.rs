@@ -428,9 +428,19 @@ mod tests {
     }
 
     fn resumed(old: LoraUpdateSettings, new: LoraUpdateSettings, step: u64) -> Option<Restated> {
+        let steps = new.steps;
+        resumed_in_a_run_of(steps, old, new, step)
+    }
+
+    fn resumed_in_a_run_of(
+        steps: u64,
+        old: LoraUpdateSettings,
+        new: LoraUpdateSettings,
+        step: u64,
+    ) -> Option<Restated> {
         let moments = NamedState { counters: vec![("updates".into(), step)], ..Default::default() };
         let cells = [("moments".to_owned(), &moments)].into();
-        op(new.clone()).restated(&old, &Restart { step, steps: new.steps, cells })
+        op(new.clone()).restated(&old, &Restart { step, steps, cells })
     }
 
     #[test]
@@ -445,9 +455,11 @@ mod tests {
         let running = told(Schedule::Linear, 6);
         assert!(running.follows && running.effect.contains("jumps from 5.000e-1 to 7.500e-1"), "{running:?}");
         assert_eq!(running.settings, ["steps"]);
-        let over = resumed(with(Schedule::Cosine, 12), with(Schedule::Cosine, 12), 12).unwrap();
+        let ended = || with(Schedule::Cosine, 12);
+        let over = resumed_in_a_run_of(20, ended(), ended(), 12).unwrap();
         assert!(over.effect.contains("the learning rate stays 0"), "{over:?}");
-        assert_eq!(resumed(with(Schedule::Cosine, 12), with(Schedule::Cosine, 12), 11), None);
+        assert_eq!(resumed(ended(), ended(), 11), None);
+        assert_eq!(resumed(ended(), ended(), 12), None, "a run that has ended needs no rate");
     }
 
     #[test]
