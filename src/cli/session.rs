@@ -87,11 +87,9 @@ impl Session {
                     self.folder.write_preview(name, picture).map_err(|e| self.folder_fault(e))?;
                 }
                 Effect::Export(adapter, formats) => {
-                    // One of several adapters must not replace another's file.
-                    let several = format!("adapter-{node}");
-                    let stem = if self.adapters.len() > 1 { &several } else { "adapter" };
+                    let stem = stem(node, self.adapters.len());
                     for format in formats {
-                        self.write_adapter(stem, adapter, *format, output.step)?;
+                        self.write_adapter(&stem, adapter, *format, output.step)?;
                     }
                 }
             }
@@ -163,7 +161,7 @@ impl Session {
         for cell in &self.adapters {
             let kept = output.kept(cell.next);
             let Some(adapter) = kept.and_then(|v| v.downcast_ref::<Adapter>()) else { continue };
-            let stem = stem(cell, self.adapters.len());
+            let stem = stem(&cell.node, self.adapters.len());
             written.push(self.write_adapter(&stem, adapter, AdapterFormat::Diffusers, output.step)?);
         }
         Ok(written)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use prefgraph_nn::{
-    Adapter, AdapterGrad, AdapterLayout,
+    Adapter, AdapterGrad,
     optim::{AdamW, OptimizerState},
 };
 
@@ -170,12 +170,6 @@ fn restated(now: &LoraUpdate, old: &LoraUpdateSettings, restart: &Restart<'_>) -
     Some(Restated { settings, effect, follows })
 }
 
-/// The name of the linear whose factor holds a value.
-fn module_of(layout: &AdapterLayout, at: usize) -> &str {
-    let found = layout.ranges().iter().position(|(a, b)| a.contains(&at) || b.contains(&at));
-    found.map_or("?", |i| layout.modules[i].name.as_str())
-}
-
 impl Operator for LoraUpdate {
     const NAME: &'static str = "lora-update";
     const DOC: &'static str = "Move the adapter by AdamW: clipping, learning-rate schedule, gradient accumulation. \
@@ -303,7 +297,7 @@ impl Operator for LoraUpdate {
         if !norm.is_finite() {
             let at = sum.iter().position(|g| !g.is_finite());
             let place = at.map_or("its norm overflows".into(), |at| {
-                format!("the factors of `{}` got {}", module_of(&adapter.layout, at), sum[at])
+                format!("the factors of `{}` got {}", adapter.layout.module_at(at), sum[at])
             });
             return Err(OpError::diverged(format!("the gradient is not finite: {place}")));
         }
@@ -350,7 +344,7 @@ impl Operator for LoraUpdate {
 
 #[cfg(test)]
 mod tests {
-    use prefgraph_nn::lora::AdaptedLinear;
+    use prefgraph_nn::{AdapterLayout, lora::AdaptedLinear};
 
     use super::*;
     use crate::{operators::testing::Bench, port::NamedState, random::Random};
