@@ -64,7 +64,7 @@ traced() {
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     run "$work/whole" env 2>/dev/null
-    cases=0 faults=0
+    cases=0 faults=0 loader=0
     for call in openat write pwrite64 fsync fdatasync rename renameat renameat2 unlink unlinkat rmdir mkdir ftruncate flock mmap read; do
         for end in $([ "$1" = kill ] && echo signal=SIGKILL || echo error=EIO error=ENOSPC error=EMFILE); do
             when=1
@@ -74,9 +74,11 @@ traced() {
                 run "$work/run" strace -f -qq -o "$work/trace" -e "trace=$call" -e "inject=$call:$end:when=$when" >"$work/said" 2>&1 || code=$?
                 grep -q 'INJECTED\|SIGKILL' "$work/trace" || break
                 cases=$((cases + 1))
-                case "$1$code" in
-                kill137 | inject0 | inject1) ;;
-                kill0) ;; # It had nothing left to do but end.
+                if [ $((cases % 50)) = 0 ]; then echo "$cases cases" >&2; fi
+                case "$1 $code $call" in
+                "kill 137 "* | "inject 0 "* | "inject 1 "*) ;;
+                "kill 0 "*) ;; # It had nothing left to do but end.
+                "inject 127 "* | "inject 139 mmap") loader=$((loader + 1)) ;; # Before the program began.
                 *) fail "$call $when, $end: exit code $code" ;;
                 esac
                 if grep -q panicked "$work/said"; then fail "$call $when, $end: a panic"; fi
@@ -85,7 +87,7 @@ traced() {
             done
         done
     done
-    echo "$1: $cases cases, $faults faults"
+    echo "$1: $cases cases, $loader of them in the system's loader, $faults faults"
     [ "$faults" -eq 0 ]
 }
 

@@ -1,5 +1,7 @@
 //! `graph-run` on a golden case: folders, metrics, checkpoints, resuming, interruptions.
 
+mod copy;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -8,6 +10,7 @@ use std::{
 };
 
 use assert_cmd::cargo::cargo_bin;
+use copy::copy;
 use serde_json::Value;
 
 fn root() -> &'static Path {
@@ -51,17 +54,6 @@ fn metrics(out: &Path) -> Vec<Value> {
         line
     });
     lines.collect()
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let target = to.join(entry.file_name());
-        match entry.path().is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(fs::copy(entry.path(), target).unwrap()),
-        }
-    }
 }
 
 /// The run in `from` as it was when it had made `step` steps and was killed in the next.

@@ -2,6 +2,8 @@
 //!
 //! The golden cases are too small for that: their kernels run on the caller's own thread.
 
+mod wide;
+
 use std::{
     path::Path,
     sync::{Arc, Barrier, mpsc},
@@ -9,45 +11,14 @@ use std::{
     time::Duration,
 };
 
-use prefgraph_nn::{
-    Adapter, Backbone, Cpu, Inputs, Probe, Tensor,
-    files::{Dtype, NamedTensor, write_safetensors},
-    lora::AdapterLayout,
-    models::{FluxUno, flux::FluxConfig},
-};
+use prefgraph_nn::{Adapter, Backbone, Cpu, Inputs, Probe, Tensor, lora::AdapterLayout, models::FluxUno};
+use wide::{numbers, write_model};
 
 const THREADS: usize = 2;
 /// Models that are opened anew: a race is not lost every time.
 const ROUNDS: usize = 4;
 /// A round takes a fraction of a second.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Numbers without pattern, in +-`scale`.
-fn numbers(count: usize, salt: u64, scale: f32) -> Vec<f32> {
-    let mixed = |i: usize| (i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15 ^ (salt << 7));
-    (0..count).map(|i| (((mixed(i) >> 40) & 0xFFFF) as f32 / 32768.0 - 1.0) * scale).collect()
-}
-
-/// A model of few blocks, each large enough for packing it to take the pool some time: a narrow one hides the race.
-fn write_model(folder: &Path) {
-    let config = serde_json::json!({
-        "_class_name": "FluxTransformer2DModel", "patch_size": 1, "in_channels": 64,
-        "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 64, "num_attention_heads": 16,
-        "joint_attention_dim": 64, "pooled_projection_dim": 32, "guidance_embeds": false,
-        "axes_dims_rope": [16, 24, 24],
-    });
-    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    let config: FluxConfig = serde_json::from_value(config).unwrap();
-    let tensor = |(salt, (name, shape)): (u64, (String, Vec<usize>))| {
-        let count = shape.iter().product();
-        let norm = shape.len() == 1 && name.contains("norm_");
-        let values = if norm { vec![1.0; count] } else { numbers(count, salt, 0.05) };
-        let bytes: Vec<u8> = values.iter().flat_map(|v| [v.to_le_bytes()[2], v.to_le_bytes()[3]]).collect();
-        NamedTensor { name, dtype: Dtype::BF16, shape, bytes: bytes.into() }
-    };
-    let tensors: Vec<NamedTensor<'_>> = (0..).zip(config.tensors()).map(tensor).collect();
-    write_safetensors(&folder.join("diffusion_pytorch_model.safetensors"), &tensors, &[]).unwrap();
-}
 
 fn inputs(cpu: &Cpu) -> Inputs {
     let latents = |h, w, salt| Tensor::new(cpu, (1, 16, h, w), numbers(16 * h * w, salt, 1.0)).unwrap();

@@ -43,6 +43,14 @@ pub fn catch<R>(body: impl FnOnce() -> R) -> Result<R, String> {
     result.map_err(|payload| message(&*payload))
 }
 
+/// The same for a body that gives reasons: a panic is one that says whose fault it is.
+///
+/// # Errors
+/// If `body` fails or panics.
+pub(crate) fn reason<T>(body: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch(body).unwrap_or_else(|panic| Err(format!("internal error, please report it: {panic}")))
+}
+
 fn message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("(no message)").to_owned()

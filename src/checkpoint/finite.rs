@@ -10,7 +10,10 @@ pub const LARGEST_FACTOR: f32 = 1e18;
 /// # Errors
 /// Naming the first that is not.
 pub fn check_finite(cell: &str, state: &NamedState) -> Result<(), String> {
-    state.tensors.iter().try_for_each(|t| check(&t.values, f32::MAX, || format!("`{cell}`, `{}`", t.name)))
+    state.tensors.iter().try_for_each(|t| match beyond(&t.values, f32::MAX) {
+        Some(at) => Err(format!("`{cell}`, `{}` holds {} at element {at}", t.name, t.values[at])),
+        None => Ok(()),
+    })
 }
 
 /// Are all factors of an adapter within [`LARGEST_FACTOR`]? `name` gives the place of a value.
@@ -18,25 +21,21 @@ pub fn check_finite(cell: &str, state: &NamedState) -> Result<(), String> {
 /// # Errors
 /// Naming the first that is not.
 pub fn check_range(values: &[f32], name: impl Fn(usize) -> String) -> Result<(), String> {
-    check(values, LARGEST_FACTOR, String::new).map_err(|_| {
-        let at = values.iter().position(|v| !within(*v, LARGEST_FACTOR)).unwrap_or_default();
-        format!("`{}` holds {:e}", name(at), values.get(at).copied().unwrap_or_default())
-    })
+    match beyond(values, LARGEST_FACTOR) {
+        Some(at) => Err(format!("`{}` holds {:e}", name(at), values[at])),
+        None => Ok(()),
+    }
 }
 
-/// False for NaN, too.
-fn within(value: f32, largest: f32) -> bool {
-    value.abs() <= largest
-}
-
-fn check(values: &[f32], largest: f32, name: impl Fn() -> String) -> Result<(), String> {
+/// The place of the first value that is larger than `largest`, or NaN.
+fn beyond(values: &[f32], largest: f32) -> Option<usize> {
     // Parts are searched to their end: a loop with an early exit is not vectorised.
     const PART: usize = 1 << 12;
-    let good = |part: &[f32]| part.iter().fold(true, |good, v| good & within(*v, largest));
-    let Some(part) = values.chunks(PART).position(|part| !good(part)) else { return Ok(()) };
-    let at = part * PART;
-    let inside = values[at..].iter().position(|v| !within(*v, largest)).unwrap_or_default();
-    Err(format!("{} holds {} at element {}", name(), values[at + inside], at + inside))
+    // False for NaN, too.
+    let within = |value: f32| value.abs() <= largest;
+    let good = |part: &[f32]| part.iter().fold(true, |good, v| good & within(*v));
+    let start = PART * values.chunks(PART).position(|part| !good(part))?;
+    values[start..].iter().position(|v| !within(*v)).map(|inside| start + inside)
 }
 
 #[cfg(test)]

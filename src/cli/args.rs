@@ -267,7 +267,7 @@ pub(super) struct Run {
     #[arg(long)]
     pub resume: bool,
     /// Resume although settings have changed that change results
-    #[arg(long)]
+    #[arg(long, requires = "resume")]
     pub accept_changes: bool,
     /// Print the metrics of every step as JSON lines
     #[arg(long)]

@@ -12,7 +12,7 @@ use std::{
 use prefgraph_nn::{
     Cpu,
     cpu::{Gemm, Matrix, Packed, Precision, gemm},
-    files::write_atomically,
+    files::{read_regular, write_atomically},
 };
 use serde::{Deserialize, Serialize};
 
@@ -75,7 +75,7 @@ impl Measured {
     }
 
     fn is_possible(&self) -> bool {
-        [self.flops, self.flops_bf16, self.bytes].iter().all(|rate| rate.is_finite() && *rate > 0.0)
+        [self.flops, self.flops_bf16, self.bytes].iter().all(|rate| (1e6..1e18).contains(rate))
     }
 }
 
@@ -104,7 +104,7 @@ fn file() -> Option<PathBuf> {
 
 /// What is kept; nothing where it cannot be read: it is only a cache.
 fn read(path: &Path) -> Vec<Measured> {
-    let all = fs::read(path).ok().and_then(|text| serde_json::from_slice::<Vec<Measured>>(&text).ok());
+    let all = read_regular(path).ok().and_then(|text| serde_json::from_slice::<Vec<Measured>>(&text).ok());
     all.unwrap_or_default().into_iter().filter(Measured::is_possible).collect()
 }
 
@@ -205,12 +205,10 @@ mod tests {
     }
 
     #[test]
-    fn a_measurement_is_short_and_gives_possible_rates() {
-        let start = Instant::now();
+    fn a_measurement_gives_possible_rates() {
         let machine = measured("x", 1, "1").machine;
         let found = measure(&Cpu::new(1).unwrap(), machine);
         assert!(found.is_possible() && found.flops > 1e8 && found.bytes > 1e7, "{found:?}");
-        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
         assert_eq!(found.rates().flops, found.flops * SHARE);
     }
 }

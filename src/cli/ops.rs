@@ -28,7 +28,9 @@ fn list(registry: &Registry) -> String {
 
 fn first_sentence(doc: &str) -> String {
     let doc = one_line(doc);
-    doc.split_once(". ").map_or(doc.clone(), |(first, _)| first.to_owned())
+    // A reference to an equation does not end a sentence.
+    let end = doc.match_indices(". ").find(|(at, _)| !doc[..*at].ends_with("Eq"));
+    end.map_or(doc.trim_end_matches('.'), |(at, _)| &doc[..at]).to_owned()
 }
 
 fn one_line(doc: &str) -> String {

@@ -124,7 +124,7 @@ impl Resuming<'_> {
         let idle = self.idle();
         for change in diff(&found.graph, &self.prepared.resolved)? {
             let line = format!("  {change}");
-            let node = change.what.split_once('.').map_or(change.what.as_str(), |(node, _)| node);
+            let node = node_of(&change.what);
             if comparison.same.contains(&change.what) {
                 all.free.push(format!("{line} (moved: same contents)"));
             } else if change.harmless || idle.contains(node) || self.is_new_default(&change) {
@@ -135,7 +135,11 @@ impl Resuming<'_> {
                 all.grave.push(line);
             }
         }
-        all.grave.extend(comparison.changes.iter().map(|change| format!("  {change}")));
+        for change in &comparison.changes {
+            // Data of nodes that train nothing, such as held-out pairs.
+            let list = if idle.contains(node_of(change)) { &mut all.free } else { &mut all.grave };
+            list.push(format!("  {change}"));
+        }
         all.effects = restated.into_iter().map(|(node, what)| format!("  {node}: {}", what.effect)).collect();
         Ok(all)
     }
@@ -221,3 +225,8 @@ impl Resuming<'_> {
 }
 
 const NEW_RUN: &str = "--out starts a new run elsewhere";
+
+/// The node of a setting, or of a sentence that starts with one.
+fn node_of(change: &str) -> &str {
+    change.split_once('.').map_or(change, |(node, _)| node)
+}

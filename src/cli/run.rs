@@ -40,7 +40,8 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
         (None, Some(graph)) => PathBuf::from("runs").join(spec::name(graph)?),
         (None, None) => return Err(Failure::new("no graph was named")),
     };
-    let (existing, command) = existing(&path, args.resume)?;
+    let (existing, mut command) = existing(&path, args.resume)?;
+    forget(&mut command, args, registry);
     let mut prepared = prepare(&args.graph.recalling(&command.set), registry)?;
     prepared.check_memory(registry)?;
     let mut folder = match existing {
@@ -67,7 +68,12 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     };
     let start = found.as_ref().map_or(0, |c| c.step);
     let mut updates = Updates::default();
-    let lines = Lines::of(folder.path(), start, &mut |line| updates.recall(line)).map_err(Failure::new)?;
+    let mut health = Health::new(&prepared.graph);
+    let lines = Lines::of(folder.path(), start, &mut |line| {
+        updates.recall(line);
+        health.recall(line);
+    });
+    let lines = lines.map_err(Failure::new)?;
     for damage in lines.damage() {
         say!("warning: {damage}");
     }
@@ -93,7 +99,7 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
         .map_err(|e| Failure::new(format!("cannot start a thread to read the data: {e}")))?;
     let begin = Begin { command, accepted, newest, lines, updates };
     let session = begin.write(folder, &prepared, args, reader)?;
-    begin_loop(prepared, session, runner, args.json)
+    begin_loop(prepared, session, runner, health, args.json)
 }
 
 /// The folder of the run to resume, if it exists, and the settings it remembers.
@@ -110,6 +116,19 @@ fn existing(path: &Path, resume: bool) -> Result<(Option<RunFolder>, Command), F
         say!("settings of this run: {}", sets.join(" "));
     }
     Ok((Some(folder), command))
+}
+
+/// Forget settings of nodes that the graph no longer has. What else is wrong with the graph is said when it is built.
+fn forget(command: &mut Command, args: &args::Run, registry: &Registry) {
+    let Some(path) = args.graph.graph.as_deref().filter(|_| !command.set.is_empty()) else { return };
+    let Ok(outline) = spec::Outline::open(path, &[], registry) else { return };
+    command.set.retain(|set| {
+        let kept = outline.has_place_for(set);
+        if !kept {
+            say!("note: `--set {set}` of this run is forgotten: the graph has no such node any more");
+        }
+        kept
+    });
 }
 
 /// A run that has all its steps: write the adapter if it is missing.
@@ -213,7 +232,13 @@ fn mark(folder: &RunFolder, prepared: &Prepared, reader: &mut Reader) -> Result<
     Ok(0)
 }
 
-fn begin_loop(prepared: Prepared, session: Session, mut runner: Runner, json: bool) -> Result<u8, Failure> {
+fn begin_loop(
+    prepared: Prepared,
+    session: Session,
+    mut runner: Runner,
+    health: Health,
+    json: bool,
+) -> Result<u8, Failure> {
     let (steps, start) = (prepared.run.steps, runner.next_step());
     for cell in &session.adapters {
         runner.keep(cell.next).map_err(Failure::new)?;
@@ -222,7 +247,6 @@ fn begin_loop(prepared: Prepared, session: Session, mut runner: Runner, json: bo
         }
     }
     let progress = Progress::new(start, steps, prepared.run.log_every);
-    let health = Health::new(&prepared.graph);
     let mut running = Loop { runner, session, progress, health, json };
     let done = running.go(steps);
     running.progress.end();

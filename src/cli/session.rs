@@ -77,16 +77,19 @@ impl Session {
     pub fn effects(&mut self, output: &StepOutput) -> Result<(Metrics, Line), Stop> {
         let good = output.loss.is_none_or(f32::is_finite);
         let mut metrics = Metrics::default();
-        for (_, effect) in &output.effects {
+        for (node, effect) in &output.effects {
             match effect {
-                Effect::Record(record) => metrics.0.extend(record.0.iter().cloned()),
+                Effect::Record(record) => record.0.iter().for_each(|(name, value)| {
+                    metrics.push_unique(name, value.clone());
+                }),
                 _ if !good => {}
                 Effect::Preview(name, picture) => {
                     self.folder.write_preview(name, picture).map_err(|e| self.folder_fault(e))?;
                 }
                 Effect::Export(adapter, formats) => {
+                    let stem = stem(node, self.adapters.len());
                     for format in formats {
-                        self.write_adapter("adapter", adapter, *format, output.step)?;
+                        self.write_adapter(&stem, adapter, *format, output.step)?;
                     }
                 }
             }
@@ -158,7 +161,7 @@ impl Session {
         for cell in &self.adapters {
             let kept = output.kept(cell.next);
             let Some(adapter) = kept.and_then(|v| v.downcast_ref::<Adapter>()) else { continue };
-            let stem = stem(cell, self.adapters.len());
+            let stem = stem(&cell.node, self.adapters.len());
             written.push(self.write_adapter(&stem, adapter, AdapterFormat::Diffusers, output.step)?);
         }
         Ok(written)

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use prefgraph_nn::{
-    Adapter, AdapterLayout,
+    Adapter,
     lora::{AdapterFile, AdapterFormat},
 };
 use prefgraph_ops::{NamedState, PortType};
@@ -65,9 +65,9 @@ pub(super) fn origin(graph: &Graph) -> Vec<(String, String)> {
 /// Key of an adapter's header: the steps that made it.
 const STEP: &str = "prefgraph.step";
 
-/// Name of the file of an adapter, without the suffix, where a run has so many.
-pub(super) fn stem(cell: &AdapterCell, adapters: usize) -> String {
-    if adapters == 1 { "adapter".into() } else { format!("adapter-{}", cell.node) }
+/// Name of the file of a node's adapter, without the suffix, where a run has so many: one of several must not replace another's.
+pub(super) fn stem(node: &str, adapters: usize) -> String {
+    if adapters <= 1 { "adapter".into() } else { format!("adapter-{node}") }
 }
 
 /// What the header of an adapter says of where it comes from, after so many steps.
@@ -77,13 +77,7 @@ pub(super) fn about(origin: &[(String, String)], made: u64) -> Vec<(String, Stri
 
 /// Are all its factors in range?
 pub(super) fn check_adapter(adapter: &Adapter) -> Result<(), String> {
-    check_range(&adapter.values, |at| module_of(&adapter.layout, at).to_owned())
-}
-
-/// The linear whose factors hold a value.
-fn module_of(layout: &AdapterLayout, at: usize) -> &str {
-    let found = layout.ranges().iter().position(|(a, b)| a.contains(&at) || b.contains(&at));
-    found.map_or("?", |i| layout.modules[i].name.as_str())
+    check_range(&adapter.values, |at| adapter.layout.module_at(at).to_owned())
 }
 
 /// Write the adapters that a complete run lacks, or has from an earlier step; returns their files.
@@ -96,7 +90,7 @@ pub(super) fn complete(
     let cells = adapter_cells(graph);
     let mut written = Vec::new();
     for cell in &cells {
-        let stem = stem(cell, cells.len());
+        let stem = stem(&cell.node, cells.len());
         let path = folder.path().join(AdapterFormat::Diffusers.file_name(&stem));
         let made = checkpoint.step.to_string();
         let there = AdapterFile::open(&path, "").is_ok_and(|file| file.metadata().get(STEP) == Some(&made));

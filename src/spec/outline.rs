@@ -10,6 +10,7 @@ use super::{
     parse::Wiring,
     read,
     resolve::Resolver,
+    set,
     source::{Sources, SpecError},
 };
 use crate::registry::Registry;
@@ -38,6 +39,12 @@ impl<'r> Outline<'r> {
     /// The name of the graph.
     pub fn name(&self) -> &str {
         &self.merged.name.value
+    }
+
+    /// Does the setting of this `node.setting=VALUE` belong to the graph, to one of its nodes or to all of it?
+    pub fn has_place_for(&self, set: &str) -> bool {
+        set::parts(set)
+            .is_none_or(|(owner, ..)| matches!(owner, "run" | "cache") || self.merged.node(owner).is_some())
     }
 
     /// The settings of every node whose operator is `O`, by the node's id, in the order of the file: with references followed,

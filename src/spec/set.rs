@@ -32,6 +32,13 @@ pub(super) fn apply(
     sets.iter().map(one).collect()
 }
 
+/// The three parts of `node.setting=VALUE`.
+pub(super) fn parts(set: &str) -> Option<(&str, &str, &str)> {
+    let (path, value) = set.split_once('=')?;
+    let (node, field) = path.split_once('.')?;
+    Some((node, field, value))
+}
+
 fn apply_one(
     sources: &mut Sources,
     merged: &mut Merged,
@@ -40,11 +47,7 @@ fn apply_one(
 ) -> Result<String, Box<SpecError>> {
     let set = sources.text(file).to_owned();
     let at = |start: usize, part: &str| Span { file, start, end: start + part.len() };
-    let parts = set.split_once('=').and_then(|(path, value)| {
-        let (node, field) = path.split_once('.')?;
-        Some((node, field, value))
-    });
-    let Some((node, field, value)) = parts else {
+    let Some((node, field, value)) = parts(&set) else {
         let error = sources.error(format!("`{set}` sets nothing"), at(0, &set), "not `node.setting=VALUE`");
         let names = setting_entries::<RunSettings>();
         let of_run = set.split_once('=').filter(|(name, _)| names.iter().any(|s| s.doc.name == *name));

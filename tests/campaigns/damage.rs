@@ -8,8 +8,9 @@ use std::{
 
 use crate::{
     campaign::{Outcome, is_whole, run},
+    copy::copy,
     random::Choices,
-    runs::{STEPS, command, copy, ended_well, files, is_exact, stderr, undisturbed},
+    runs::{STEPS, command, ended_well, files, is_exact, stderr, undisturbed},
 };
 
 /// Damage a file in one of the ways that disks, copies and people do; what was done.

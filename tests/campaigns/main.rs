@@ -12,6 +12,8 @@
 mod campaign;
 #[cfg(unix)]
 mod configurations;
+#[path = "../copy/mod.rs"]
+mod copy;
 mod damage;
 mod graphs;
 #[cfg(unix)]

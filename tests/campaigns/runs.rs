@@ -73,19 +73,6 @@ pub fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-/// Copy a folder.
-pub fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a folder");
-    for entry in fs::read_dir(from).expect("a folder").map(|e| e.expect("an entry")) {
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).expect("a copy");
-        }
-    }
-}
-
 /// The lines of the metrics from step `first` on, without what a clock says.
 fn metrics(out: &Path, first: usize) -> Result<Vec<Value>, String> {
     let text = fs::read_to_string(out.join("metrics.jsonl")).map_err(|e| format!("metrics.jsonl: {e}"))?;

@@ -146,3 +146,32 @@ fn settings_of_what_is_written_beside_training_need_no_word() {
     assert!(said.contains("without effect on what is trained"), "{said}");
     assert!(said.contains("export.formats: "), "{said}");
 }
+
+#[test]
+fn other_held_out_pairs_are_shown_and_need_not_be_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    runs(&out, &[&DEMO, &["--steps", "2", "--set", "held_out.first=4"]]);
+    let said = runs(&out, &[&DEMO, &["--steps", "3", "--set", "held_out.first=8", "--resume"]]);
+    let (_, harmless) = said.split_once("without effect on what is trained").unwrap();
+    for part in ["held_out.first: 4 -> 8", "held_out.path: 4 samples were added"] {
+        assert!(harmless.contains(part), "{part} in {said}");
+    }
+}
+
+#[test]
+fn a_remembered_setting_of_a_node_that_was_removed_is_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    runs(&out, &[&DEMO, &["--steps", "2", "--set", "held_out_log.every=40"]]);
+    let graph = dir.path().join("sft.ron");
+    let parent = root().join("graphs/sft.ron");
+    let text = format!("Graph(extends: {parent:?}, name: \"sft\", remove: [\"held_out*\"])");
+    fs::write(&graph, text).unwrap();
+    let resume = [graph.to_str().unwrap(), "--resume", "--accept-changes", "--steps"];
+    let said = runs(&out, &[&resume, &["3"]]);
+    assert!(said.contains("`--set held_out_log.every=40` of this run is forgotten"), "{said}");
+    assert!(said.contains("complete: 3 steps"), "{said}");
+    let again = runs(&out, &[&resume, &["4"]]);
+    assert!(!again.contains("forgotten"), "{again}");
+}

@@ -33,7 +33,15 @@ fn a_run_with_a_constant_rate_that_goes_on_is_the_longer_run() {
     runs(&out, &[&DEMO, &constant, &["--steps", "11"]]);
     let said = runs(&out, &[&DEMO, &constant, &["--steps", "14", "--resume"]]);
     assert!(said.contains("the learning rate stays 1.000e-4"), "{said}");
-    assert_eq!(metrics(&out), metrics(&whole));
+    // Held-out pairs are measured when a run ends, and the shorter one ended earlier.
+    let trained = |out: &Path| {
+        let mut lines = metrics(out);
+        for line in &mut lines {
+            line.as_object_mut().unwrap().retain(|name, _| !name.starts_with("held_out."));
+        }
+        lines
+    };
+    assert!(trained(&out) == trained(&whole), "the longer run has other metrics");
     assert!(adapter(&out) == adapter(&whole));
 }
 

@@ -2,6 +2,8 @@
 //! what they say must be true.
 
 mod changes;
+#[path = "../copy/mod.rs"]
+mod copy;
 mod faults;
 mod folders;
 mod longer;
@@ -21,6 +23,7 @@ use std::{
 };
 
 use assert_cmd::cargo::cargo_bin;
+use copy::copy;
 use serde_json::Value;
 
 fn root() -> &'static Path {
@@ -129,17 +132,6 @@ fn checkpoints(out: &Path) -> Vec<u64> {
         entries.filter_map(|n| n.to_str()?.strip_prefix("step-")?.parse().ok()).collect();
     steps.sort_unstable();
     steps
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let target = to.join(entry.file_name());
-        match entry.path().is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(fs::copy(entry.path(), target).unwrap()),
-        }
-    }
 }
 
 /// A run in `from` that made a checkpoint after every step, as it was when it was killed after `step` steps.

@@ -55,6 +55,12 @@ impl AdapterLayout {
             })
             .collect()
     }
+
+    /// The name of the module whose factors hold the value at this place; `?` beyond all of them.
+    pub fn module_at(&self, at: usize) -> &str {
+        let found = self.ranges().iter().position(|(a, b)| a.contains(&at) || b.contains(&at));
+        found.map_or("?", |i| self.modules[i].name.as_str())
+    }
 }
 
 /// The factors of an adapter. Cloning is cheap.

@@ -86,7 +86,13 @@ impl Operator for Decode {
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (latents,): Self::In) -> Result<(Self::Out, ()), OpError> {
-        let pictures = self.autoencoder.decode(ctx.cpu, &latents_to_nn(ctx, &latents)?)?;
+        let latents = latents_to_nn(ctx, &latents)?;
+        if let Some(value) = latents.values().iter().find(|value| !value.is_finite()) {
+            return Err(OpError::new(format!(
+                "latents hold {value}: the network or an adapter has values far out of range, and there is no picture to show"
+            )));
+        }
+        let pictures = self.autoencoder.decode(ctx.cpu, &latents)?;
         let (batch, channels, height, width) = pictures.shape();
         let size = height * width;
         let mut rgb = vec![0; batch * size * channels];

@@ -29,12 +29,7 @@ impl Log {
         let prefix = if self.0.prefix.is_empty() { String::new() } else { format!("{}.", self.0.prefix) };
         let mut all = Metrics::default();
         for (name, metric) in metrics.into_iter().flat_map(|m| m.0) {
-            let name = format!("{prefix}{name}");
-            let name = match (2..).map(|n| format!("{name}_{n}")).find(|n| all.get(n).is_none()) {
-                Some(numbered) if all.get(&name).is_some() => numbered,
-                _ => name,
-            };
-            all.0.push((name, metric));
+            all.push_unique(&format!("{prefix}{name}"), metric);
         }
         all
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use prefgraph_nn::{
-    Adapter, AdapterGrad, AdapterLayout,
+    Adapter, AdapterGrad,
     optim::{AdamW, OptimizerState},
 };
 
@@ -140,10 +140,12 @@ fn restated(now: &LoraUpdate, old: &LoraUpdateSettings, restart: &Restart<'_>) -
     let end =
         |op: &LoraUpdate| format!("the {} schedule ends at update {}", op.0.schedule.name(), op.updates());
     let effect = match (over(&before), over(now)) {
-        (_, true) => format!(
+        (_, true) if restart.step < restart.steps => format!(
             "{}, and {update} have been made, so the learning rate stays 0: set `steps` to the steps of the run",
             end(now)
         ),
+        // A run that has ended needs no rate.
+        (_, true) => return None,
         _ if settings.is_empty() => return None,
         (true, false) if old.schedule == new.schedule => format!(
             "the {} schedule had ended at update {} and now ends at update {}: the learning rate jumps from {was:e} to \
@@ -166,12 +168,6 @@ fn restated(now: &LoraUpdate, old: &LoraUpdateSettings, restart: &Restart<'_>) -
     // A schedule that ends with the run moves with its end.
     let follows = settings == ["steps"] && (new.steps == restart.steps || new.schedule == Schedule::Constant);
     Some(Restated { settings, effect, follows })
-}
-
-/// The name of the linear whose factor holds a value.
-fn module_of(layout: &AdapterLayout, at: usize) -> &str {
-    let found = layout.ranges().iter().position(|(a, b)| a.contains(&at) || b.contains(&at));
-    found.map_or("?", |i| layout.modules[i].name.as_str())
 }
 
 impl Operator for LoraUpdate {
@@ -301,7 +297,7 @@ impl Operator for LoraUpdate {
         if !norm.is_finite() {
             let at = sum.iter().position(|g| !g.is_finite());
             let place = at.map_or("its norm overflows".into(), |at| {
-                format!("the factors of `{}` got {}", module_of(&adapter.layout, at), sum[at])
+                format!("the factors of `{}` got {}", adapter.layout.module_at(at), sum[at])
             });
             return Err(OpError::diverged(format!("the gradient is not finite: {place}")));
         }
@@ -348,7 +344,7 @@ impl Operator for LoraUpdate {
 
 #[cfg(test)]
 mod tests {
-    use prefgraph_nn::lora::AdaptedLinear;
+    use prefgraph_nn::{AdapterLayout, lora::AdaptedLinear};
 
     use super::*;
     use crate::{operators::testing::Bench, port::NamedState, random::Random};
@@ -426,9 +422,19 @@ mod tests {
     }
 
     fn resumed(old: LoraUpdateSettings, new: LoraUpdateSettings, step: u64) -> Option<Restated> {
+        let steps = new.steps;
+        resumed_in_a_run_of(steps, old, new, step)
+    }
+
+    fn resumed_in_a_run_of(
+        steps: u64,
+        old: LoraUpdateSettings,
+        new: LoraUpdateSettings,
+        step: u64,
+    ) -> Option<Restated> {
         let moments = NamedState { counters: vec![("updates".into(), step)], ..Default::default() };
         let cells = [("moments".to_owned(), &moments)].into();
-        op(new.clone()).restated(&old, &Restart { step, steps: new.steps, cells })
+        op(new.clone()).restated(&old, &Restart { step, steps, cells })
     }
 
     #[test]
@@ -443,9 +449,11 @@ mod tests {
         let running = told(Schedule::Linear, 6);
         assert!(running.follows && running.effect.contains("jumps from 5.000e-1 to 7.500e-1"), "{running:?}");
         assert_eq!(running.settings, ["steps"]);
-        let over = resumed(with(Schedule::Cosine, 12), with(Schedule::Cosine, 12), 12).unwrap();
+        let ended = || with(Schedule::Cosine, 12);
+        let over = resumed_in_a_run_of(20, ended(), ended(), 12).unwrap();
         assert!(over.effect.contains("the learning rate stays 0"), "{over:?}");
-        assert_eq!(resumed(with(Schedule::Cosine, 12), with(Schedule::Cosine, 12), 11), None);
+        assert_eq!(resumed(ended(), ended(), 11), None);
+        assert_eq!(resumed(ended(), ended(), 12), None, "a run that has ended needs no rate");
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub mod pick;
 pub mod pictures;
 pub mod preview;
 pub mod prompt;
+mod recorded;
 pub mod reference;
 pub mod refine;
 pub mod replay;

@@ -5,15 +5,15 @@
 
 use dfdx::shapes::{HasShape, Shape};
 
-use super::tensors::{dims, same, tensor};
+use super::{
+    recorded,
+    tensors::{dims, same, tensor},
+};
 use crate::{
     inputs::Inputs,
     operator::{Cost, Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Wanted},
     port::Scalar,
-    ports::{
-        Latents, Mask, Metric, MetricDoc, Metrics, MetricsShape, Prediction, Quality, Target, Texts,
-        Timesteps,
-    },
+    ports::{Latents, Mask, MetricDoc, Metrics, MetricsShape, Prediction, Quality, Target, Texts, Timesteps},
     role::As,
     settings::Nothing,
 };
@@ -135,9 +135,9 @@ impl Operator for WeightedLoss {
             "quality_ref",
             "Mean quality of the reference's patches: how well the generated picture has them.",
         ),
-        MetricDoc::per_sample("sigma", "Time of a sample of a flow, in [0, 1]: the share of noise."),
-        MetricDoc::per_sample("timestep", "Time of a sample of DDPM, 0 to 999, instead of `sigma`."),
-        MetricDoc::texts("id", "The samples of the batch, by the ids of their pairs file."),
+        recorded::SIGMA,
+        recorded::TIMESTEP,
+        recorded::ID,
     ];
     type Settings = Nothing;
     type In = (Prediction, Target, Quality, Prediction, Target, Quality, Option<Timesteps>, Option<Texts>);
@@ -200,13 +200,8 @@ impl Operator for WeightedLoss {
             let mean = |m: &[f32]| m.iter().map(|v| f64::from(*v)).sum::<f64>() / m.len() as f64;
             metrics.per_sample(name, values.chunks_exact(values.len() / batch).map(mean).collect());
         }
-        if let Some(time) = time {
-            let name = if time.process.is_discrete() { "timestep" } else { "sigma" };
-            metrics.per_sample(name, time.values.iter().map(|t| f64::from(*t)).collect());
-        }
-        if let Some(ids) = ids {
-            metrics.0.push(("id".into(), Metric::Texts(ids.0.to_vec())));
-        }
+        let times = time.as_ref().map(|time| (time.process, &time.values[..]));
+        recorded::record(&mut metrics, times, ids.as_ref());
         Ok(((tensor(ctx, (), vec![loss as f32])?, metrics), SavedPasses(passes)))
     }
 

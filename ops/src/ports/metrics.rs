@@ -98,6 +98,14 @@ impl Metrics {
         self.0.iter().find(|(n, _)| n == name).map(|(_, m)| m)
     }
 
+    /// Add a metric; a name that is taken gets a number, `loss_2`.
+    pub fn push_unique(&mut self, name: &str, metric: Metric) {
+        let free = |name: &String| self.get(name).is_none();
+        let mut names = std::iter::once(name.to_owned()).chain((2..).map(|n| format!("{name}_{n}")));
+        let name = names.find(free).unwrap_or_else(|| name.to_owned());
+        self.0.push((name, metric));
+    }
+
     /// Add a number for the step.
     pub fn number(&mut self, name: &str, value: f64) {
         self.0.push((name.into(), Metric::Number(value)));

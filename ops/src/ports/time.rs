@@ -28,6 +28,11 @@ impl Process {
         self != Self::Flow
     }
 
+    /// What its times are called in metrics and listings.
+    pub fn time_name(self) -> &'static str {
+        if self.is_discrete() { "timestep" } else { "sigma" }
+    }
+
     /// The time that a network takes which was trained on it.
     pub fn time(self) -> Time {
         if self.is_discrete() { Time::Step } else { Time::Sigma }
@@ -61,7 +66,7 @@ pub struct TimeShape {
 
 impl PortShape for TimeShape {
     fn describe(&self) -> String {
-        format!("{}[{}]", if self.process.is_discrete() { "timestep" } else { "sigma" }, self.batch)
+        format!("{}[{}]", self.process.time_name(), self.batch)
     }
     fn bytes(&self) -> usize {
         self.batch.saturating_mul(size_of::<f32>())

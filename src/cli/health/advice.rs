@@ -22,20 +22,20 @@ impl Health {
                 value(&self.recent_loss),
             ),
             Sign::WinnerWorse => format!(
-                "the winner's error has been above the frozen network's for {WINDOW} steps ({}): the policy unlearns what it \
+                "the winner's error is above the frozen network's on average over {WINDOW} steps ({}): the policy unlearns what it \
                  should draw. To help, {lower}, or hold the winner: {hold}",
-                diffs(&self.trained),
+                diffs(&self.trained, ""),
             ),
             Sign::WholeWorse => format!(
-                "outside the mask the policy gets worse: the error of the whole winner has been above the frozen network's for \
+                "the policy gets worse outside the mask: the error of the whole winner is above the frozen network's on average over \
                  {WINDOW} steps ({}). To help, raise `{loss}.sft_weight` or `{loss}.anchor`, which look at the whole picture, or \
                  {lower}",
-                diffs(&self.whole),
+                diffs(&self.whole, "plain_"),
             ),
             Sign::LoserAlone => format!(
                 "accuracy comes from the loser alone ({} over {WINDOW} steps): pairs are told apart, but the winner has not become \
                  more likely. What helps: {hold}, or a lower `{update}.lr` (it reached {lr:e})",
-                diffs(&self.trained),
+                diffs(&self.trained, ""),
             ),
             Sign::Saturated => format!(
                 "logits saturate: the gradient factor is {:.3} over {WINDOW} steps, so that pairs hardly pull any more. Lower \
@@ -44,6 +44,9 @@ impl Health {
             ),
             Sign::Still => {
                 let seen = match self.logit_size.mean() {
+                    _ if self.latest.gradient == Some(0.0) => {
+                        return "nothing moves: every gradient has been 0. Does the loss depend on the adapter?".into();
+                    }
                     Some(size) => format!("the mean size of a logit is {:.1e}", size.value),
                     None => format!(
                         "no weight can have moved further than {:.1e}",
@@ -57,14 +60,16 @@ impl Health {
                 )
             }
             Sign::HeldOutWorse => {
-                let found = self
-                    .held_out
-                    .iter()
-                    .flat_map(|(name, h)| h.changes().into_iter().map(move |change| (name, h.len(), change)));
-                let worst = found.max_by(|a, b| height(&a.2).total_cmp(&height(&b.2)));
-                let place = worst.map_or_else(String::new, |(name, count, c)| {
+                let found = self.held_out.iter().flat_map(|(name, h)| {
+                    let changes = h.changes();
+                    let alone = changes.len() == 1;
+                    changes.into_iter().map(move |change| (name, h.len(), alone, change))
+                });
+                let worst = found.max_by(|a, b| height(&a.3).total_cmp(&height(&b.3)));
+                let place = worst.map_or_else(String::new, |(name, count, alone, c)| {
                     format!(
-                        "{count} pairs of `{name}` (w_diff {} ± {:.1e})",
+                        "{count} pairs ({name}.{}w_diff {} ± {:.1e})",
+                        if c.masked || alone { "" } else { "plain_" },
                         signed(c.w_diff.value),
                         c.w_diff.error
                     )
@@ -84,10 +89,11 @@ fn height(change: &Change) -> f64 {
     change.w_diff.value / change.w_diff.error.max(f64::MIN_POSITIVE)
 }
 
-fn diffs(steps: &Steps) -> String {
+/// The differences under the names of their metrics.
+fn diffs(steps: &Steps, prefix: &str) -> String {
     steps.change().map_or_else(String::new, |c| {
         format!(
-            "w_diff {}, l_diff {}, accuracy {:.2}",
+            "{prefix}w_diff {}, {prefix}l_diff {}, accuracy {:.2}",
             signed(c.w_diff.value),
             signed(c.l_diff.value),
             c.accuracy

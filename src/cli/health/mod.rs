@@ -55,6 +55,8 @@ impl Names {
 struct Latest {
     updates: Option<f64>,
     travel: Option<f64>,
+    /// The largest so far.
+    gradient: Option<f64>,
     ref_loss: Option<f64>,
     /// The highest so far: a schedule ends at zero.
     lr: f64,
@@ -95,6 +97,24 @@ impl Health {
         }
     }
 
+    /// A step from before the run was resumed, from its line of metrics.jsonl: what was said of it then is not said again.
+    pub fn recall(&mut self, line: &serde_json::Value) {
+        let (Some(step), Some(fields)) = (line["step"].as_u64(), line.as_object()) else { return };
+        let metric = |value: &serde_json::Value| match value {
+            serde_json::Value::Number(number) => number.as_f64().map(Metric::Number),
+            serde_json::Value::Array(all) => {
+                let numbers = all.iter().map(serde_json::Value::as_f64).collect::<Option<Vec<f64>>>();
+                let texts = || {
+                    all.iter().map(|text| text.as_str().map(str::to_owned)).collect::<Option<Vec<String>>>()
+                };
+                numbers.map(Metric::PerSample).or_else(|| texts().map(Metric::Texts))
+            }
+            _ => None,
+        };
+        let metrics = fields.iter().filter_map(|(name, value)| Some((name.clone(), metric(value)?)));
+        self.observe(step, &Metrics(metrics.collect()));
+    }
+
     /// A step has finished. What is to be said of it now: every sign that was not there before.
     pub fn observe(&mut self, step: u64, metrics: &Metrics) -> Vec<String> {
         let mean = |name: &str| metrics.get(name).and_then(Metric::mean).filter(|v| v.is_finite());
@@ -118,6 +138,8 @@ impl Health {
         let latest = &mut self.latest;
         latest.updates = mean("update").or(latest.updates);
         latest.travel = mean("travel").or(latest.travel);
+        latest.gradient =
+            mean("grad_norm").map(|norm| norm.max(latest.gradient.unwrap_or(0.0))).or(latest.gradient);
         latest.ref_loss = mean("ref_loss").or(latest.ref_loss);
         latest.lr = latest.lr.max(mean("lr").unwrap_or(0.0));
         HeldOut::observe(&mut self.held_out, step, metrics);
@@ -140,6 +162,7 @@ impl Health {
             logit_size: value(&self.logit_size),
             updates: self.latest.updates,
             travel: self.latest.travel,
+            gradient: self.latest.gradient,
             held_out: self.held_out.values().filter(settled).flat_map(HeldOut::changes).collect(),
         }
     }

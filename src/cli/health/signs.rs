@@ -44,6 +44,8 @@ pub(super) struct Moment {
     pub logit_size: Option<f64>,
     /// Updates made.
     pub updates: Option<f64>,
+    /// The largest norm of a gradient so far.
+    pub gradient: Option<f64>,
     /// Sum of the learning rates so far.
     pub travel: Option<f64>,
     /// What has changed on held-out pairs by the newest measurement, under the mask and of whole pictures.
@@ -99,6 +101,9 @@ fn is_still(m: &Moment) -> bool {
     if !m.updates.is_some_and(|updates| updates >= STILL_UPDATES) {
         return false;
     }
+    if m.gradient == Some(0.0) {
+        return true;
+    }
     match (m.logit_size, m.travel) {
         (Some(size), _) => size < STILL,
         (None, Some(travel)) => travel < STILL_TRAVEL,
@@ -133,6 +138,7 @@ mod tests {
             gradient_factor: Some(0.2),
             logit_size: Some(2.0),
             updates: Some(200.0),
+            gradient: Some(1.0),
             travel: Some(1e-2),
             held_out: vec![good, good],
         }
@@ -180,6 +186,7 @@ mod tests {
         let still = Moment { logit_size: Some(1e-5), ..healthy() };
         assert_eq!(Sign::of(&still), [Sign::Still]);
         assert_eq!(Sign::of(&Moment { updates: Some(49.0), ..still }), []);
+        assert_eq!(Sign::of(&Moment { gradient: Some(0.0), ..healthy() }), [Sign::Still]);
         let without_logits = Moment { logit_size: None, travel: Some(1e-6), ..healthy() };
         assert_eq!(Sign::of(&without_logits), [Sign::Still]);
         assert_eq!(Sign::of(&Moment { travel: Some(1e-3), ..without_logits }), []);

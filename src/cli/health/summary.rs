@@ -1,7 +1,7 @@
 //! The summary at the end of a run.
 
 use super::{
-    Health,
+    ENOUGH_PAIRS, Health,
     change::Change,
     held_out::HeldOut,
     signs::{LOSS_WINDOW, WINDOW},
@@ -10,6 +10,8 @@ use crate::cli::recent::Mean;
 
 /// A change is called one if it is off zero by more than this many of its standard errors.
 const CLEAR: f64 = 2.0;
+/// Columns of a screen.
+const COLUMNS: usize = 100;
 
 /// Which way something has gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +58,10 @@ impl Row {
 /// The rows of the same pairs: under the mask first where there is one, then whole pictures.
 struct Group {
     place: String,
+    /// Are they pairs that are not trained on?
+    held_out: bool,
+    /// Are there enough for a verdict?
+    enough: bool,
     rows: Vec<Row>,
 }
 
@@ -77,7 +83,7 @@ impl Group {
             match found(way)[..] {
                 [] => {}
                 [masked] if self.rows.len() > 1 => {
-                    return (way, if masked { " under the mask" } else { " on the whole" });
+                    return (way, if masked { " under the mask" } else { " over the whole picture" });
                 }
                 _ => return (way, ""),
             }
@@ -96,7 +102,7 @@ impl Group {
             Way::Fell => "the winner is preferred less than before",
             Way::Unclear => "the preference shows no clear change",
         };
-        format!("on {} {winner} and {preference}", self.place)
+        format!("on {}, {winner} and {preference}", self.place)
     }
 }
 
@@ -110,8 +116,24 @@ fn verdict(groups: &[&Group]) -> Option<String> {
         (Way::Unclear, Way::Unclear) => "nothing has clearly improved",
         (Way::Fell, Way::Unclear) | (Way::Unclear, Way::Rose) => "better in part",
     };
+    let head = if first.held_out { head } else { "no held-out pairs were measured" };
     let parts: Vec<String> = groups.iter().map(|group| group.sentence()).collect();
     Some(format!("{head}: {}", parts.join("; ")))
+}
+
+/// The text in lines that fit a screen.
+fn wrapped(text: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= COLUMNS => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 impl Health {
@@ -126,7 +148,7 @@ impl Health {
             (Some(change), None) => vec![row(change, false, "")],
             _ => Vec::new(),
         };
-        Group { place: "pairs trained on".into(), rows }
+        Group { place: "the training pairs".into(), held_out: false, enough: count >= LOSS_WINDOW, rows }
     }
 
     fn held_out(&self) -> Vec<Group> {
@@ -143,7 +165,8 @@ impl Health {
                 };
                 Row { name: format!("{name}, {count} pairs{what}"), change }
             };
-            Group { place: format!("`{name}`"), rows: changes.into_iter().map(row).collect() }
+            let rows = changes.into_iter().map(row).collect();
+            Group { place: format!("`{name}`"), held_out: true, enough: count >= ENOUGH_PAIRS, rows }
         };
         self.held_out.iter().map(group).collect()
     }
@@ -162,13 +185,19 @@ impl Health {
         )];
         lines.extend(groups.iter().rev().flat_map(|group| &group.rows).map(Row::line));
         lines.extend(self.loss_alone().filter(|_| trained.rows.is_empty()));
-        lines.extend(verdict(&groups));
+        let enough: Vec<&Group> = groups.into_iter().filter(|group| group.enough).collect();
+        lines.extend(
+            verdict(&enough).map_or_else(
+                || vec!["too few pairs or steps for a verdict".to_owned()],
+                |text| wrapped(&text),
+            ),
+        );
         lines
     }
 
     /// Of a run without a reference: the loss at its ends.
     fn loss_alone(&self) -> Option<String> {
-        let (first, last) = (self.first_loss.full()?, self.loss.mean()?);
+        let (first, last) = (self.first_loss.full()?, self.loss.full()?);
         (self.loss.len() >= 2 * LOSS_WINDOW).then(|| {
             format!(
                 "  loss: {:.4} ± {:.4} in the first {LOSS_WINDOW} steps, {:.4} ± {:.4} in the last {}",
@@ -194,7 +223,7 @@ mod tests {
     }
 
     fn group(place: &str, w_diff: f64, margin: f64) -> Group {
-        Group { place: place.into(), rows: vec![row(w_diff, margin, false)] }
+        Group { place: place.into(), held_out: true, enough: true, rows: vec![row(w_diff, margin, false)] }
     }
 
     #[test]
@@ -202,11 +231,11 @@ mod tests {
         let (better, worse) = (group("`a`", -1e-3, 2e-3), group("`b`", 1e-3, 2e-3));
         assert_eq!(
             verdict(&[&better, &worse]).unwrap(),
-            "better: on `a` the winner's error fell and the winner is preferred more than before; on `b` the winner's error rose and \
-             the winner is preferred more than before"
+            "better: on `a`, the winner's error fell and the winner is preferred more than before; on `b`, the winner's error rose \
+             and the winner is preferred more than before"
         );
         assert!(
-            verdict(&[&worse, &better]).unwrap().starts_with("not better: on `b` the winner's error rose")
+            verdict(&[&worse, &better]).unwrap().starts_with("not better: on `b`, the winner's error rose")
         );
         for (w_diff, margin, head) in [
             (1e-5, -1e-5, "nothing has clearly improved"),
@@ -215,7 +244,7 @@ mod tests {
             (-1e-3, -1e-3, "not better"),
         ] {
             let said = verdict(&[&group("`a`", w_diff, margin)]).unwrap();
-            assert!(said.starts_with(&format!("{head}: on `a` ")), "{said}");
+            assert!(said.starts_with(&format!("{head}: on `a`, ")), "{said}");
         }
         assert_eq!(verdict(&[]), None);
     }
@@ -224,14 +253,19 @@ mod tests {
     fn a_whole_picture_that_gets_worse_is_not_better_whatever_the_mask_says() {
         let both = |masked: f64, whole: f64| Group {
             place: "`a`".into(),
+            held_out: true,
+            enough: true,
             rows: vec![row(masked, 1e-3, true), row(whole, 1e-3, false)],
         };
         let said = verdict(&[&both(-1e-3, 1e-3)]).unwrap();
-        assert!(said.starts_with("not better: on `a` the winner's error rose on the whole"), "{said}");
+        assert!(
+            said.starts_with("not better: on `a`, the winner's error rose over the whole picture"),
+            "{said}"
+        );
         let said = verdict(&[&both(-1e-3, 0.0)]).unwrap();
-        assert!(said.starts_with("better: on `a` the winner's error fell under the mask"), "{said}");
+        assert!(said.starts_with("better: on `a`, the winner's error fell under the mask"), "{said}");
         let said = verdict(&[&both(-1e-3, -1e-3)]).unwrap();
-        assert!(said.starts_with("better: on `a` the winner's error fell and"), "{said}");
+        assert!(said.starts_with("better: on `a`, the winner's error fell and"), "{said}");
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl Numbers {
             .filter_map(|(key, title, form)| {
                 let value = Self::value(self.windows.get(key))?;
                 Some(match form {
-                    Form::Plain => Cell::new(title, number(value), 5),
+                    Form::Plain => Cell::new(title, number(value), 6),
                     Form::Share => Cell::new(title, format!("{value:.2}"), 4),
                     Form::Signed => Cell::new(title, signed(value), 7),
                 })

@@ -76,6 +76,8 @@ pub(super) fn sample(args: &args::Sample, registry: &Registry) -> Result<u8, Fai
             guidance: drawing.guidance,
             graph: outline.name(),
         };
+        // Another command may have written it since the beginning.
+        files::check(std::slice::from_ref(&path), args.overwrite)?;
         files::write(&path, &images, &about)?;
         say!("`{}` ({})", path.display(), system::seconds(output.seconds));
     }

@@ -1,5 +1,6 @@
 //! Documentation of the metrics of `masked-loss`.
 
+use super::super::recorded::{ID, SIGMA, TIMESTEP};
 use crate::ports::MetricDoc;
 
 /// In the order in which they are recorded.
@@ -53,7 +54,7 @@ pub(super) const DOCS: [MetricDoc; 18] = [
         "empty_mask",
         "Samples of the batch whose mask is 0 everywhere: they give no gradient.",
     ),
-    MetricDoc::per_sample("sigma", "Time of a sample of a flow, in [0, 1]: the share of noise."),
-    MetricDoc::per_sample("timestep", "Time of a sample of DDPM, 0 to 999, instead of `sigma`."),
-    MetricDoc::texts("id", "The samples of the batch, by the ids of their pairs file."),
+    SIGMA,
+    TIMESTEP,
+    ID,
 ];

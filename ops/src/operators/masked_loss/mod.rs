@@ -18,11 +18,14 @@ pub use self::{
     errors::Reduction,
     objective::{Objective, PairErrors, Term, terms},
 };
-use super::tensors::{Fixed, same, tensor};
+use super::{
+    recorded,
+    tensors::{Fixed, same, tensor},
+};
 use crate::{
     operator::{Cost, Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Wanted},
     port::Scalar,
-    ports::{Latents, Mask, Metric, MetricDoc, Metrics, MetricsShape, Prediction, Target, Texts, Timesteps},
+    ports::{Latents, Mask, MetricDoc, Metrics, MetricsShape, Prediction, Target, Texts, Timesteps},
     role::As,
     settings,
     shape::Axis,
@@ -383,13 +386,8 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
             let empty = weights.iter().filter(|w| w.iter().all(|x| *x == 0.0)).count();
             metrics.number("empty_mask", empty as f64);
         }
-        if let Some(time) = time {
-            let name = if time.process.is_discrete() { "timestep" } else { "sigma" };
-            metrics.per_sample(name, time.values[..batch].iter().map(|t| f64::from(*t)).collect());
-        }
-        if let Some(ids) = ids {
-            metrics.0.push(("id".into(), Metric::Texts(ids.0.to_vec())));
-        }
+        let times = time.as_ref().map(|time| (time.process, &time.values[..batch]));
+        recorded::record(&mut metrics, times, ids.as_ref());
         let loss = tensor(ctx, (), vec![loss as f32])?;
         Ok(((loss, metrics), SavedLoss { policy, target, reference, weights, pulls }))
     }

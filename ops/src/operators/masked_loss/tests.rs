@@ -12,7 +12,7 @@ use crate::{
     closure::Closure,
     operators::testing::{Bench, assert_close, case, latents, mask_of},
     port::{T, take},
-    ports::Process,
+    ports::{Metric, Process},
     testing::GradientCheck,
     vjp::Traced,
 };

@@ -46,7 +46,7 @@ pub(super) fn note(path: &Path, trained: &Path) -> Option<String> {
     let folder = |path: &Path| identity(path).parent().map(Path::to_owned);
     (folder(path) != folder(trained)).then(|| {
         format!(
-            "{} is in another folder than the pairs trained on ({}): if that is not what you want, set `path` to pairs of your own \
+            "warning: {} is in another folder than the pairs trained on ({}): if that is not what you want, set `path` to pairs of your own \
              that are not trained on",
             path.display(),
             trained.display()

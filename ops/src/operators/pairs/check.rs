@@ -107,10 +107,7 @@ impl Reader {
     fn read_all<'a>(&self, rows: &'a [Row]) -> Vec<(&'a Row, Result<Sample, String>)> {
         let workers = thread::available_parallelism().map_or(1, NonZero::get);
         let share = rows.len().div_ceil(workers).max(1);
-        let guarded = |row: &Row| {
-            let read = guard::catch(|| self.read(row));
-            read.unwrap_or_else(|panic| Err(format!("internal error, please report it: {panic}")))
-        };
+        let guarded = |row: &Row| guard::reason(|| self.read(row));
         let run = |rows: &'a [Row]| rows.iter().map(|row| (row, guarded(row))).collect::<Vec<_>>();
         thread::scope(|scope| {
             let parts: Vec<_> =

@@ -3,12 +3,13 @@
 //! Shape letters: `B` batch, `R` references of each prompt of the batch.
 
 use super::{
-    CELL, Order,
+    Order,
     geometry::fitted,
     lines,
     picture::{self, MAX_PIXELS, Rgb},
     request::Request,
     row::{BadRow, Reference},
+    settings::{is_possible, whole_cells},
     words::count,
 };
 use crate::{
@@ -62,19 +63,9 @@ impl PromptsSettings {
         if self.batch == 0 || self.max_pixels == 0 {
             return refuse("batch and max_pixels: at least 1 is needed");
         }
-        for (name, side) in
-            [("reference_height", self.reference_height), ("reference_width", self.reference_width)]
-        {
-            if side == 0 || !side.is_multiple_of(CELL) {
-                return Err(OpError::new(format!(
-                    "{name} is {side}: a positive multiple of {CELL} is needed"
-                )));
-            }
-        }
-        let bytes = [self.reference_height, self.reference_width, 3]
-            .iter()
-            .try_fold(self.batch, |bytes, n| bytes.checked_mul(*n));
-        match bytes.is_some_and(|bytes| isize::try_from(bytes).is_ok()) {
+        whole_cells("reference_height", self.reference_height)?;
+        whole_cells("reference_width", self.reference_width)?;
+        match is_possible(self.batch, (self.reference_height, self.reference_width)) {
             true => Ok(()),
             false => refuse("a batch of references of this size is larger than any memory"),
         }
@@ -86,9 +77,7 @@ impl Prompts {
         let path = &request.references[reference].image;
         let size = (self.settings.reference_height, self.settings.reference_width);
         let read = || Rgb::open(path, self.settings.max_pixels).map(|picture| fitted(picture, size));
-        let read = guard::catch(read)
-            .unwrap_or_else(|panic| Err(format!("internal error, please report it: {panic}")));
-        read.map_err(|reason| unusable(&self.settings, request, reason))
+        guard::reason(read).map_err(|reason| unusable(&self.settings, request, reason))
     }
 }
 

@@ -58,8 +58,7 @@ impl Sample {
     /// # Errors
     /// If one of them cannot be used; the message names it.
     pub fn read(row: &Row, settings: &PairsSettings) -> Result<Self, String> {
-        let read = || Self::read_all(row, settings);
-        guard::catch(read).unwrap_or_else(|panic| Err(format!("internal error, please report it: {panic}")))
+        guard::reason(|| Self::read_all(row, settings))
     }
 
     fn read_all(row: &Row, settings: &PairsSettings) -> Result<Self, String> {

@@ -76,15 +76,10 @@ impl PairsSettings {
             ("reference_height", self.reference_height),
             ("reference_width", self.reference_width),
         ] {
-            if let Some(side) = side.filter(|side| *side == 0 || !side.is_multiple_of(CELL)) {
-                return Err(OpError::new(format!(
-                    "{name} is {side}: a positive multiple of {CELL} is needed"
-                )));
-            }
+            side.map_or(Ok(()), |side| whole_cells(name, side))?;
         }
         for (height, width) in [self.size(), self.reference_size()] {
-            let bytes = [height, width, 3].iter().try_fold(self.batch, |bytes, n| bytes.checked_mul(*n));
-            if bytes.is_none_or(|bytes| isize::try_from(bytes).is_err()) {
+            if !is_possible(self.batch, (height, width)) {
                 return Err(OpError::new(format!(
                     "a batch of {} pictures of {width} x {height} pixels (width x height) is larger than any memory",
                     self.batch
@@ -93,6 +88,23 @@ impl PairsSettings {
         }
         Ok(())
     }
+}
+
+/// A side of a picture is made of whole cells.
+///
+/// # Errors
+/// Naming the setting.
+pub(super) fn whole_cells(name: &str, side: usize) -> Result<(), OpError> {
+    if side == 0 || !side.is_multiple_of(CELL) {
+        return Err(OpError::new(format!("{name} is {side}: a positive multiple of {CELL} is needed")));
+    }
+    Ok(())
+}
+
+/// Could any memory hold a batch of pictures of this size?
+pub(super) fn is_possible(batch: usize, (height, width): Size) -> bool {
+    let bytes = [height, width, 3].iter().try_fold(batch, |bytes, n| bytes.checked_mul(*n));
+    bytes.is_some_and(|bytes| isize::try_from(bytes).is_ok())
 }
 
 /// Height and width in cells of the focus grid.
