@@ -233,12 +233,15 @@ pub fn linears_backward<D: Device>(
     Ok(())
 }
 
+/// Cotangents `[M, R]` of inner values, each with the matrix D that made them.
+type InnerCotangents<D> = Vec<(Arc<Frozen<D>>, <D as Device>::Buffer)>;
+
 /// `f dy U` of the frozen branches of a group, summed where linears share their D.
 fn frozen_gradients<D: Device>(
     queue: &D::Queue,
     m: usize,
     outputs: &[(&Linear<D>, View<'_, D>)],
-) -> Result<Vec<(Arc<Frozen<D>>, D::Buffer)>> {
+) -> Result<InnerCotangents<D>> {
     let mut all: Vec<(&FrozenBranch<D>, D::Buffer)> = Vec::new();
     for (linear, dy) in outputs {
         let Some(branch) = &linear.branch else { continue };
