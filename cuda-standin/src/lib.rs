@@ -1,23 +1,33 @@
-//! A stand-in for the CUDA driver, NVRTC and cuBLASLt on the CPU: those functions that cudarc's safe layer calls.
+//! A stand-in for the CUDA driver, NVRTC and cuBLASLt on the CPU: one library with the names of all three.
 //!
-//! Device memory is host memory in one arena. Work is queued per stream and run inside API calls, in an order that is
-//! adversarial but allowed by the recorded events. Kernels are the project's CUDA C, compiled by g++ (`host/emu.h`).
+//! Device memory is host memory in one arena. Work is queued by stream and runs inside the calls of the host, in an order that
+//! is as bad as the recorded events allow. Kernels are the project's CUDA C, compiled by g++ with `host/emu.h`. `README.md`
+//! says how to run it and lists the settings.
 //!
-//! ```text
-//! STANDIN_ORDER    eager (default) | latest | random:SEED      when queued work runs
-//! STANDIN_CHECK    1: every access of kernels is checked: bounds, first writes, races in blocks, between blocks and streams
-//! STANDIN_SEED     order of a block's threads, and when asynchronous copies land
-//! STANDIN_THREADS  OS threads that run blocks (default: all; 1 with checks)
-//! STANDIN_SOURCES  folder of .cu files whose kernels modules of real PTX refer to
-//! ```
-
+//! | module | what it is |
+//! | --- | --- |
+//! | `driver`, `nvrtc`, `blaslt` | the functions that are called from outside, by their names |
+//! | `device` | what one device is: its memory, streams, events, modules and its error |
+//! | `queue`, `events`, `work` | when queued work runs, what orders it, and what each kind of work does |
+//! | `memory`, `pinned` | the arena of a device, and page-locked memory of the host |
+//! | `checker` | whether each access is inside an allocation, reads what was written, and is ordered |
+//! | `kernels` | compiles kernels, loads them and runs their blocks |
+//! | `image` | what "PTX" is here: the source and its options, as text |
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
-#![allow(unsafe_code, reason = "the functions of a driver are called from outside and work on addresses")]
+#![allow(unsafe_code, reason = "a driver is called from outside and works on addresses")]
 
 mod blaslt;
-mod check;
+mod checker;
+mod codes;
+mod device;
 mod driver;
+mod events;
+mod foreign;
+mod image;
 mod kernels;
 mod memory;
 mod nvrtc;
-mod state;
+mod pinned;
+mod queue;
+mod settings;
+mod work;

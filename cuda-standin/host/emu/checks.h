@@ -1,0 +1,49 @@
+// Each access of a kernel goes to the stand-in, which knows allocations, and orders accesses by barriers, events and streams.
+//
+// g++ -fsanitize=thread calls a function before each access. Those functions are here, in the place of libtsan.
+#pragma once
+#include "runner.h"
+
+#ifdef EMU_CHECK
+namespace emu {
+extern "C" const char __ehdr_start __attribute__((visibility("hidden")));
+extern "C" char _end __attribute__((visibility("hidden")));
+
+EMU_RUNTIME void check(const void* p, unsigned bytes, Kind kind, const void* pc) {
+  const char* at = static_cast<const char*>(p);
+  if (block == nullptr || (at >= self->low && at < self->low + STACK)) return;  // its own stack
+  if (at >= &__ehdr_start && at < &_end) return;                                // constants
+  const Request request = {p, bytes, kind, block->linear, self->linear, block->epoch, block->warp[self->linear / LANES].epoch,
+                           block->shared, block->launch->shared_bytes, pc};
+  if (block->launch->access(&request)) fail("access to memory that is not the kernel's", FOREIGN);
+}
+}  // namespace emu
+
+#define EMU_CALLBACK extern "C" __attribute__((visibility("hidden"), no_sanitize("thread"))) void
+#define EMU_ACCESSES(bytes)                                                                                       \
+  EMU_CALLBACK __tsan_read##bytes(void* p) { ::emu::check(p, bytes, ::emu::READ, __builtin_return_address(0)); } \
+  EMU_CALLBACK __tsan_write##bytes(void* p) { ::emu::check(p, bytes, ::emu::WRITE, __builtin_return_address(0)); }
+#define EMU_UNALIGNED_ACCESSES(bytes)                                                                                       \
+  EMU_CALLBACK __tsan_unaligned_read##bytes(void* p) { ::emu::check(p, bytes, ::emu::READ, __builtin_return_address(0)); } \
+  EMU_CALLBACK __tsan_unaligned_write##bytes(void* p) { ::emu::check(p, bytes, ::emu::WRITE, __builtin_return_address(0)); }
+EMU_ACCESSES(1)
+EMU_ACCESSES(2)
+EMU_ACCESSES(4)
+EMU_ACCESSES(8)
+EMU_ACCESSES(16)
+EMU_UNALIGNED_ACCESSES(2)
+EMU_UNALIGNED_ACCESSES(4)
+EMU_UNALIGNED_ACCESSES(8)
+EMU_UNALIGNED_ACCESSES(16)
+EMU_CALLBACK __tsan_read_range(void* p, unsigned long n) { ::emu::check(p, n, ::emu::READ, __builtin_return_address(0)); }
+EMU_CALLBACK __tsan_write_range(void* p, unsigned long n) { ::emu::check(p, n, ::emu::WRITE, __builtin_return_address(0)); }
+EMU_CALLBACK __tsan_func_entry(void*) {}
+EMU_CALLBACK __tsan_func_exit() {}
+EMU_CALLBACK __tsan_init() {}
+#else
+namespace emu {
+inline void check(const void*, unsigned, Kind, const void*) {}
+}  // namespace emu
+#endif
+
+#define EMU_ACCESS(p, bytes, kind) ::emu::check(p, bytes, kind, __builtin_return_address(0))

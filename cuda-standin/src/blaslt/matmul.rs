@@ -1,0 +1,254 @@
+//! A product as it is asked for: whether cuBLASLt does such a one, what it reads and writes, and its place in a stream.
+//!
+//! D = epilogue(alpha * op(A) op(B) + beta * C). What the library refuses is refused here, so that a layer above meets it.
+
+use std::ffi::c_int;
+
+use super::{
+    EXECUTION_FAILED, INVALID_VALUE, NOT_SUPPORTED, Status, Type,
+    algorithms::Algorithm,
+    layouts::Layout,
+    objects::{self, Kind, Object},
+    product::{Epilogue, Product},
+    refuse, status,
+};
+use crate::{
+    device,
+    foreign::In,
+    memory,
+    work::{Range, Work},
+};
+
+// cublasComputeType_t
+const COMPUTE_F32: c_int = 68;
+const COMPUTE_F32_PEDANTIC: c_int = 69;
+const COMPUTE_F32_FAST_TF32: c_int = 77;
+
+// cublasLtMatmulDescAttributes_t
+const POINTER_MODE: c_int = 2;
+const TRANSPOSE_A: c_int = 3;
+const TRANSPOSE_B: c_int = 4;
+const TRANSPOSE_C: c_int = 5;
+const EPILOGUE: c_int = 7;
+const BIAS: c_int = 8;
+const BIAS_BATCH_STRIDE: c_int = 10;
+const AUXILIARY: c_int = 11;
+const AUXILIARY_LEADING: c_int = 12;
+const AUXILIARY_BATCH_STRIDE: c_int = 13;
+const AUXILIARY_TYPE: c_int = 22;
+const BIAS_TYPE: c_int = 26;
+
+/// Scalars in the host's memory.
+const POINTER_MODE_HOST: i64 = 0;
+/// What a GELU's input is aligned to, in values.
+const AUXILIARY_LEADING_MULTIPLE: usize = 8;
+/// As much of the workspace as the stand-in spoils: enough to show that two streams share one.
+const WORKSPACE_TOUCHED: usize = 256;
+
+/// A product without its addresses.
+pub struct Matmul {
+    product: Product,
+    description: Object,
+}
+
+/// Whether cuBLASLt multiplies such types, and whether as TF32. The table is that of `cublasLtMatmul`.
+pub fn supported(compute: c_int, scale: c_int, types: [c_int; 4]) -> Result<bool, Status> {
+    let tf32 = compute == COMPUTE_F32_FAST_TF32;
+    if !tf32 && compute != COMPUTE_F32 && compute != COMPUTE_F32_PEDANTIC {
+        return refuse(NOT_SUPPORTED, &format!("compute type {compute}: only sums in f32"));
+    }
+    if Type::from_number(scale) != Some(Type::F32) {
+        return refuse(NOT_SUPPORTED, &format!("scale type {scale}: only f32"));
+    }
+    match types.map(Type::from_number) {
+        [Some(a), Some(b), Some(c), Some(d)] if a == b && c == d && (a == Type::Bf16 || d == Type::F32) => {
+            Ok(tf32 && a == Type::F32)
+        }
+        [a, b, c, d] => refuse(
+            NOT_SUPPORTED,
+            &format!(
+                "A {a:?}, B {b:?}, C {c:?}, D {d:?}: A and B must be of one type, C and D too, and D of f32 A is f32"
+            ),
+        ),
+    }
+}
+
+impl Matmul {
+    pub fn of(description: usize, layouts: [usize; 4]) -> Result<Matmul, Status> {
+        let description = objects::object(description)?;
+        let Kind::Description { compute, scale } = description.kind else { return Err(INVALID_VALUE) };
+        let mut types = [0; 4];
+        for (number, layout) in types.iter_mut().zip(layouts) {
+            let Kind::Layout { kind, .. } = objects::object(layout)?.kind else { return Err(INVALID_VALUE) };
+            *number = kind;
+        }
+        let tf32 = supported(compute, scale, types)?;
+        let [a, b, c, d] = [
+            Layout::of(layouts[0])?,
+            Layout::of(layouts[1])?,
+            Layout::of(layouts[2])?,
+            Layout::of(layouts[3])?,
+        ];
+        let set = &description.attributes;
+        if set.number(POINTER_MODE).unwrap_or(POINTER_MODE_HOST) != POINTER_MODE_HOST {
+            return refuse(NOT_SUPPORTED, "scalars on the device");
+        }
+        if set.count(TRANSPOSE_C) != 0 {
+            return refuse(NOT_SUPPORTED, "a transposed C");
+        }
+        let [transpose_a, transpose_b] = [TRANSPOSE_A, TRANSPOSE_B].map(|key| set.count(key) != 0);
+        let turned = |layout: &Layout, turned: bool| {
+            if turned { (layout.cols, layout.rows) } else { (layout.rows, layout.cols) }
+        };
+        let ((rows, inner), (inner_b, cols)) = (turned(&a, transpose_a), turned(&b, transpose_b));
+        if inner != inner_b || (rows, cols) != (d.rows, d.cols) || (rows, cols) != (c.rows, c.cols) {
+            return refuse(
+                INVALID_VALUE,
+                &format!(
+                    "op(A) is {rows} x {inner}, op(B) {inner_b} x {cols}, C {} x {}, D {} x {}",
+                    c.rows, c.cols, d.rows, d.cols
+                ),
+            );
+        }
+        if [a.batch, b.batch, c.batch].iter().any(|batch| *batch != d.batch) {
+            return refuse(INVALID_VALUE, "batches of different sizes");
+        }
+        let number = set.number(EPILOGUE).unwrap_or(1);
+        let Some(epilogue) = Epilogue::from_number(number) else {
+            return refuse(NOT_SUPPORTED, &format!("epilogue {number}"));
+        };
+        // A type that is not set, or is -1, is that of D.
+        let type_of = |key| match set.number(key).unwrap_or(-1) {
+            -1 => Ok(d.kind),
+            number => Type::from_number(number as c_int).ok_or(NOT_SUPPORTED),
+        };
+        let product = Product {
+            a,
+            b,
+            c,
+            d,
+            transpose_a,
+            transpose_b,
+            inner,
+            tf32,
+            epilogue,
+            bias_type: type_of(BIAS_TYPE)?,
+            auxiliary_type: type_of(AUXILIARY_TYPE)?,
+            auxiliary_leading: set.count(AUXILIARY_LEADING),
+            bias_stride: set.count(BIAS_BATCH_STRIDE),
+            auxiliary_stride: set.count(AUXILIARY_BATCH_STRIDE),
+            alpha: 1.0,
+            beta: 0.0,
+            a_at: 0,
+            b_at: 0,
+            c_at: 0,
+            d_at: 0,
+            bias_at: 0,
+            auxiliary_at: 0,
+        };
+        if epilogue.auxiliary() {
+            let leading = product.auxiliary_leading;
+            if leading < rows || leading % AUXILIARY_LEADING_MULTIPLE != 0 {
+                return refuse(
+                    INVALID_VALUE,
+                    &format!(
+                        "an auxiliary matrix with a column each {leading} values: at least {rows}, and a multiple of 8"
+                    ),
+                );
+            }
+        }
+        Ok(Matmul { product, description })
+    }
+}
+
+/// The call, with its parameters by name.
+struct Call {
+    library: usize,
+    description: usize,
+    layouts: [usize; 4],
+    addresses: [usize; 4],
+    alpha: In<f32>,
+    beta: In<f32>,
+    algorithm: In<Algorithm>,
+    workspace: Range,
+    stream: usize,
+}
+
+fn run(call: Call) -> Result<(), Status> {
+    objects::open(call.library)?;
+    let Matmul { mut product, description } = Matmul::of(call.description, call.layouts)?;
+    product.alpha = call.alpha.get().map_err(|_| INVALID_VALUE)?;
+    product.beta = call.beta.get().map_err(|_| INVALID_VALUE)?;
+    [product.a_at, product.b_at, product.c_at, product.d_at] = call.addresses;
+    product.bias_at = description.attributes.count(BIAS);
+    product.auxiliary_at = description.attributes.count(AUXILIARY);
+    let alignments = Algorithm::alignments(call.algorithm)?;
+    for ((name, at), alignment) in ["A", "B", "C", "D"].iter().zip(call.addresses).zip(alignments) {
+        if alignment != 0 && at % alignment as usize != 0 {
+            return refuse(
+                INVALID_VALUE,
+                &format!("{name} is not aligned to {alignment} bytes, as was promised"),
+            );
+        }
+    }
+    let mut device = device::current().map_err(|_| EXECUTION_FAILED)?;
+    if device.error.is_some() {
+        return Err(EXECUTION_FAILED);
+    }
+    let Ok(stream) = device.stream(call.stream) else {
+        return refuse(EXECUTION_FAILED, "a stream that is not open");
+    };
+    let (reads, mut writes) = product.ranges();
+    if call.workspace.0 != 0 && call.workspace.1 > 0 {
+        writes.push((call.workspace.0, call.workspace.1.min(WORKSPACE_TOUCHED)));
+    }
+    if let Some((at, bytes)) =
+        reads.iter().chain(&writes).find(|(at, bytes)| !device.memory.holds(*at, *bytes))
+    {
+        return refuse(INVALID_VALUE, &format!("{bytes} bytes at {at:#x} are not in one allocation"));
+    }
+    let name = format!("matmul {}x{}x{}", product.d.rows, product.d.cols, product.inner);
+    let spoiled =
+        (call.workspace.0 != 0).then(|| (call.workspace.0, call.workspace.1.min(WORKSPACE_TOUCHED)));
+    let run = Box::new(move || {
+        if let Some((at, bytes)) = spoiled {
+            memory::fill_undefined(at, bytes);
+        }
+        product.run();
+    });
+    device.enqueue(stream, || name, Work::Task { reads, writes, run });
+    device.launched();
+    Ok(())
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cublasLtMatmul(
+    library: usize,
+    description: usize,
+    alpha: In<f32>,
+    a: usize,
+    a_layout: usize,
+    b: usize,
+    b_layout: usize,
+    beta: In<f32>,
+    c: usize,
+    c_layout: usize,
+    d: usize,
+    d_layout: usize,
+    algorithm: In<Algorithm>,
+    workspace: usize,
+    workspace_bytes: usize,
+    stream: usize,
+) -> Status {
+    status(run(Call {
+        library,
+        description,
+        layouts: [a_layout, b_layout, c_layout, d_layout],
+        addresses: [a, b, c, d],
+        alpha,
+        beta,
+        algorithm,
+        workspace: (workspace, workspace_bytes),
+        stream,
+    }))
+}

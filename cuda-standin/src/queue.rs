@@ -1,0 +1,214 @@
+//! Streams, and when queued work runs.
+//!
+//! Work runs inside calls of the host, one operation after the other, in an order that stream order and the recorded events
+//! allow. So streams never race in real time: a missing event gives the same wrong result in every run. `latest` runs nothing
+//! before something waits for it, and then only what that needs: work that forgot to wait finds nothing done.
+//!
+//! Each operation has a vector clock: of each stream, the last operation that is known to be before it. The checker asks these.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::{checker::Stamp, device::Device, settings::Order, work::Work};
+
+/// The handles that a caller may use without opening them: none, the legacy default stream, that of the thread.
+const DEFAULT_STREAMS: [usize; 3] = [0, 1, 2];
+/// With random orders, up to one operation less than this runs at each call.
+const RANDOM_STEPS: usize = 3;
+/// The odd constant nearest to 2^64 over the golden ratio: spreads small seeds.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Of each stream, the place up to which everything is known to be before.
+pub type Clock = Vec<u32>;
+
+pub fn join(into: &mut Clock, from: &Clock) {
+    if into.len() < from.len() {
+        into.resize(from.len(), 0);
+    }
+    for (place, other) in into.iter_mut().zip(from) {
+        *place = (*place).max(*other);
+    }
+}
+
+/// Work that has not run yet.
+pub struct Operation {
+    after: Vec<u32>,
+    pub clock: Clock,
+    pub work: Work,
+}
+
+#[derive(Default)]
+struct Stream {
+    last: u32,
+    place: u32,
+    clock: Clock,
+    /// Operations of other streams that the next one waits for.
+    waits: Vec<u32>,
+}
+
+pub struct Queue {
+    order: Order,
+    random: u64,
+    streams: Vec<Stream>,
+    /// Open streams by handle.
+    handles: HashMap<usize, usize>,
+    pending: BTreeMap<u32, Operation>,
+    next: u32,
+    /// What the host has waited for: every later operation is after it.
+    host: Clock,
+}
+
+impl Queue {
+    pub fn new(order: Order) -> Queue {
+        let seed = if let Order::Random(seed) = order { seed } else { 0 };
+        Queue {
+            order,
+            random: seed.wrapping_mul(SPREAD) | 1,
+            streams: vec![Stream::default()],
+            handles: DEFAULT_STREAMS.map(|handle| (handle, 0)).into(),
+            pending: BTreeMap::new(),
+            next: 1,
+            host: Clock::new(),
+        }
+    }
+
+    pub fn open(&mut self, handle: usize) {
+        self.handles.insert(handle, self.streams.len());
+        self.streams.push(Stream::default());
+    }
+    /// `false`: no such stream, or one that cannot be closed. What is queued there still runs.
+    pub fn close(&mut self, handle: usize) -> bool {
+        !DEFAULT_STREAMS.contains(&handle) && self.handles.remove(&handle).is_some()
+    }
+    pub fn stream(&self, handle: usize) -> Option<usize> {
+        self.handles.get(&handle).copied()
+    }
+
+    pub fn is_pending(&self, operation: u32) -> bool {
+        self.pending.contains_key(&operation)
+    }
+    pub fn last(&self, stream: usize) -> u32 {
+        self.streams[stream].last
+    }
+    pub fn clock(&self, stream: usize) -> Clock {
+        self.streams[stream].clock.clone()
+    }
+    /// The next operation of a stream waits for one of another.
+    pub fn wait(&mut self, stream: usize, operation: u32, clock: &Clock) {
+        let stream = &mut self.streams[stream];
+        stream.waits.push(operation);
+        join(&mut stream.clock, clock);
+    }
+    /// The host has seen that everything up to a clock is done.
+    pub fn seen_by_host(&mut self, clock: &Clock) {
+        join(&mut self.host, clock);
+    }
+
+    /// xorshift64
+    fn dice(&mut self, sides: usize) -> usize {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 33) as usize % sides
+    }
+
+    /// Adds an operation at the end of a stream: its number and its place there.
+    fn push(&mut self, stream: usize, work: Work) -> (u32, u32) {
+        let number = self.next;
+        self.next += 1;
+        let at_end = &mut self.streams[stream];
+        at_end.place += 1;
+        let mut after = std::mem::take(&mut at_end.waits);
+        after.push(at_end.last);
+        at_end.last = number;
+        join(&mut at_end.clock, &self.host);
+        if at_end.clock.len() <= stream {
+            at_end.clock.resize(stream + 1, 0);
+        }
+        at_end.clock[stream] = at_end.place;
+        after.retain(|before| self.pending.contains_key(before));
+        let place = at_end.place;
+        self.pending.insert(number, Operation { after, clock: at_end.clock.clone(), work });
+        (number, place)
+    }
+
+    fn blocker(&self, operation: u32) -> Option<u32> {
+        self.pending.get(&operation)?.after.iter().copied().find(|before| self.is_pending(*before))
+    }
+    fn ready(&self) -> Vec<u32> {
+        self.pending.keys().copied().filter(|operation| self.blocker(*operation).is_none()).collect()
+    }
+}
+
+impl Device {
+    /// Queues work at the end of a stream. `name`: what findings call it.
+    pub fn enqueue(&mut self, stream: usize, name: impl FnOnce() -> String, work: Work) -> u32 {
+        let (operation, place) = self.queue.push(stream, work);
+        if let Some(checker) = &mut self.checker {
+            checker.stamps.push(Stamp { stream, place, name: name() });
+        }
+        match self.queue.order {
+            Order::Eager => self.force(operation),
+            Order::Latest => {}
+            Order::Random(_) => {
+                for _ in 0..self.queue.dice(RANDOM_STEPS) {
+                    self.run_any();
+                }
+            }
+        }
+        operation
+    }
+
+    pub fn sync_stream(&mut self, stream: usize) {
+        for before in std::mem::take(&mut self.queue.streams[stream].waits) {
+            self.finish(before);
+        }
+        self.finish(self.queue.last(stream));
+        let clock = self.queue.clock(stream);
+        self.queue.seen_by_host(&clock);
+        let Device { memory, queue, .. } = self;
+        memory.trim(|operation| queue.is_pending(operation));
+    }
+    pub fn sync_all(&mut self) {
+        if matches!(self.queue.order, Order::Random(_)) {
+            while self.run_any() {}
+        }
+        for stream in (0..self.queue.streams.len()).rev() {
+            self.sync_stream(stream);
+        }
+    }
+
+    /// Runs until an operation has run: what it needs, or with random orders anything that may run.
+    pub fn finish(&mut self, operation: u32) {
+        while matches!(self.queue.order, Order::Random(_)) && self.queue.is_pending(operation) {
+            self.run_any();
+        }
+        self.force(operation);
+    }
+    /// Runs an operation, after all that must be before it and nothing else.
+    fn force(&mut self, operation: u32) {
+        let mut stack = vec![operation];
+        while let Some(&top) = stack.last() {
+            match self.queue.blocker(top) {
+                Some(before) => stack.push(before),
+                None => {
+                    stack.pop();
+                    self.run_pending(top);
+                }
+            }
+        }
+    }
+    fn run_any(&mut self) -> bool {
+        let ready = self.queue.ready();
+        if ready.is_empty() {
+            return false;
+        }
+        let pick = ready[self.queue.dice(ready.len())];
+        self.run_pending(pick);
+        true
+    }
+    fn run_pending(&mut self, number: u32) {
+        if let Some(operation) = self.queue.pending.remove(&number) {
+            self.run(number, operation);
+        }
+    }
+}
