@@ -29,6 +29,14 @@ pub enum Error {
     /// A value that is not finite, with the place where it was found.
     #[error("{0}")]
     NotFinite(String),
+    /// A device that is missing, full or lost.
+    #[error("{device}: {message}")]
+    Device {
+        /// Its name, such as `cuda:0`.
+        device: String,
+        /// What happened, and what can be done.
+        message: String,
+    },
     /// A defect of this library: no input should be able to cause it.
     #[error("internal error, please report it: {0}")]
     Internal(String),

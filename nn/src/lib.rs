@@ -54,6 +54,7 @@
 pub mod autoencoders;
 pub mod backbone;
 pub mod cpu;
+pub mod cuda;
 pub mod device;
 pub mod error;
 pub mod files;

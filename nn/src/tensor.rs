@@ -4,7 +4,7 @@ use dfdx::shapes::Shape;
 
 use crate::{
     cpu::Cpu,
-    device::{Device, Kind},
+    device::{Device, Kind, Precision},
     error::{Error, Result},
 };
 
@@ -34,7 +34,7 @@ impl<S: Shape, D: Device> Tensor<S, D> {
         if values.len() != shape.num_elements() {
             return Err(Error::shape("number of values", shape.num_elements(), values.len()));
         }
-        Ok(Self { shape, buffer: device.upload(values, Kind::Exact)? })
+        Ok(Self { shape, buffer: device.upload(values, Kind::Exact, Precision::F32)? })
     }
 
     /// The axes.

@@ -92,7 +92,7 @@ impl Device for Cpu {
     }
 
     /// Not from the pool: it counts what passes hold, and these values belong to the model.
-    fn upload(&self, values: &[f32], _: Kind) -> Result<Buffer> {
+    fn upload(&self, values: &[f32], _: Kind, _: Precision) -> Result<Buffer> {
         Ok(Buffer::owned(values.to_vec()))
     }
 
@@ -201,7 +201,7 @@ impl Queue<Cpu> for CpuQueue {
     }
 
     fn gemm(&self, call: Gemm<'_, Cpu>) {
-        let Gemm { m, x, weight, extra, bias, accumulate, out } = call;
+        let Gemm { m, x, weight, direction: _, extra, bias, accumulate, out } = call;
         let out_stride = out.stride;
         cpu::gemm(
             &self.cpu,

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::{Device, View, ViewMut};
+use super::{Device, Direction, View, ViewMut};
 
 /// `out = start + x * weight + extra`, where `start` is `out`, the bias or zero.
 ///
@@ -22,6 +22,8 @@ pub struct Gemm<'a, D: Device> {
     pub x: View<'a, D>,
     /// `[K, N]`.
     pub weight: &'a D::Matrix,
+    /// The direction that the weight is a factor of: a device may keep one copy for both.
+    pub direction: Direction,
     /// A second product to add.
     pub extra: Option<Extra<'a, D>>,
     /// `[N]`; only without `accumulate`.
@@ -39,6 +41,8 @@ pub struct Extra<'a, D: Device> {
     pub x: View<'a, D>,
     /// `[R, N]`.
     pub weight: &'a D::Matrix,
+    /// The direction that the weight is a factor of.
+    pub direction: Direction,
 }
 
 impl<D: Device> Clone for Extra<'_, D> {

@@ -102,11 +102,11 @@ pub trait Device: Clone + fmt::Debug + Send + Sync + 'static {
         passing: bool,
     ) -> Result<Self::Matrix>;
 
-    /// A buffer with these values.
+    /// A buffer with these values, for queues whose products have this precision. It belongs to a model: any queue may read it.
     ///
     /// # Errors
     /// If the device has no room for it.
-    fn upload(&self, values: &[f32], kind: Kind) -> Result<Self::Buffer>;
+    fn upload(&self, values: &[f32], kind: Kind, precision: Precision) -> Result<Self::Buffer>;
 
     /// The values of a buffer.
     ///

@@ -52,7 +52,7 @@ impl<D: Device> Linear<D> {
         if bias.len() != layout.outputs {
             return Err(Error::shape(format!("bias of `{}`", layout.name), layout.outputs, bias.len()));
         }
-        let bias = device.upload(&bias, Kind::Activation)?;
+        let bias = device.upload(&bias, Kind::Activation, loading.precision)?;
         let weight = Frozen::new(device, weight, (layout.outputs, layout.inputs), loading, merged)?;
         Ok(Self { index, weight, bias, branch })
     }
@@ -100,11 +100,11 @@ fn product<D: Device>(
     queue: &D::Queue,
     m: usize,
     x: View<'_, D>,
-    weight: &D::Matrix,
+    (weight, direction): (&D::Matrix, Direction),
     accumulate: bool,
     out: ViewMut<'_, D>,
 ) {
-    queue.gemm(Gemm { m, x, weight, extra: None, bias: None, accumulate, out });
+    queue.gemm(Gemm { m, x, weight, direction, extra: None, bias: None, accumulate, out });
 }
 
 /// Apply linears to the same `m` rows. Returns `h [M, J R]` for the backward, if any of them is adapted.
@@ -122,7 +122,7 @@ pub fn linears<D: Device>(
         ctx.branches.and_then(|b| b.stacked_a(queue, outputs.iter().map(|o| o.0), Direction::Forward));
     let inner = stacked.map(|(a, width)| {
         let mut h = queue.take(m * width, Kind::Activation);
-        product(queue, m, x, &a, false, ViewMut::new(&mut h, width));
+        product(queue, m, x, (&a, Direction::Forward), false, ViewMut::new(&mut h, width));
         (h, width)
     });
     let mut column = 0;
@@ -136,7 +136,7 @@ pub fn linears<D: Device>(
             (Some((h, width)), Some((b, rank))) => {
                 let x = View::new(h, *width).skip(column);
                 column += rank;
-                Some(Extra { x, weight: b })
+                Some(Extra { x, weight: b, direction: Direction::Forward })
             }
             _ => None,
         };
@@ -145,6 +145,7 @@ pub fn linears<D: Device>(
                 m,
                 x,
                 weight,
+                direction: Direction::Forward,
                 extra: trained,
                 bias: Some(&linear.bias),
                 accumulate: false,
@@ -156,7 +157,7 @@ pub fn linears<D: Device>(
         if !frozen.as_ref().is_some_and(|(down, _)| Arc::ptr_eq(down, &branch.down)) {
             let mut h = queue.take(m * rank, Kind::Activation);
             branch.down.with(Direction::Forward, |down| {
-                product(queue, m, x, down, false, ViewMut::new(&mut h, rank));
+                product(queue, m, x, (down, Direction::Forward), false, ViewMut::new(&mut h, rank));
             })?;
             if branch.scale != 1.0 {
                 queue.scale(branch.scale, ViewMut::new(&mut h, rank), m * rank);
@@ -165,7 +166,7 @@ pub fn linears<D: Device>(
         }
         if let Some((_, h)) = &frozen {
             branch.up.with(Direction::Forward, |up| {
-                product(queue, m, View::new(h, rank), up, true, out.again());
+                product(queue, m, View::new(h, rank), (up, Direction::Forward), true, out.again());
             })?;
         }
     }
@@ -209,16 +210,18 @@ pub fn linears_backward<D: Device>(
     let Some(InputGrad { values: mut dx, accumulate }) = dx else { return Ok(()) };
     let linears = outputs.iter().map(|(linear, _)| *linear);
     let a = branches.and_then(|b| b.stacked_a(queue, linears, Direction::Backward));
-    let trained = inner_grad
-        .as_ref()
-        .zip(a.as_ref())
-        .map(|(dh, (a, width))| Extra { x: View::new(dh, *width), weight: a });
+    let trained = inner_grad.as_ref().zip(a.as_ref()).map(|(dh, (a, width))| Extra {
+        x: View::new(dh, *width),
+        weight: a,
+        direction: Direction::Backward,
+    });
     for (i, (linear, dy)) in outputs.iter().enumerate() {
         linear.weight.with(Direction::Backward, |weight| {
             queue.gemm(Gemm {
                 m,
                 x: *dy,
                 weight,
+                direction: Direction::Backward,
                 extra: trained.filter(|_| i == 0),
                 bias: None,
                 accumulate: accumulate || i > 0,
@@ -228,7 +231,9 @@ pub fn linears_backward<D: Device>(
     }
     for (down, t) in frozen_gradients(queue, m, outputs)? {
         let t = View::new(&t, down.outputs());
-        down.with(Direction::Backward, |down| product(queue, m, t, down, true, dx.again()))?;
+        down.with(Direction::Backward, |down| {
+            product(queue, m, t, (down, Direction::Backward), true, dx.again())
+        })?;
     }
     Ok(())
 }
@@ -253,7 +258,7 @@ fn frozen_gradients<D: Device>(
         });
         let t = &mut all[at].1;
         branch.up.with(Direction::Backward, |up| {
-            product(queue, m, *dy, up, known.is_some(), ViewMut::new(t, rank));
+            product(queue, m, *dy, (up, Direction::Backward), known.is_some(), ViewMut::new(t, rank));
         })?;
     }
     // Linears that share D come from one branch, and so have one scale.
@@ -293,7 +298,8 @@ fn factor_gradients<D: Device>(
         queue.gemm_tn(GemmTn { m, p, q, a: *dy, b, out: db.again() });
         queue.scale(branches.scale, db, p * q);
         if let Some(b) = branches.scaled_b(queue, linear, Direction::Backward) {
-            product(queue, m, *dy, &b, false, ViewMut::new(&mut dh, width).skip(j * rank));
+            let to = ViewMut::new(&mut dh, width).skip(j * rank);
+            product(queue, m, *dy, (&b, Direction::Backward), false, to);
         }
     }
     let inputs = adapted.first().map_or(0, |(linear, ..)| linear.inputs());

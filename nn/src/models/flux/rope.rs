@@ -5,7 +5,7 @@
 //! two images share a position (UnoPE: Wu et al. 2025, "Less-to-More Generalization", section 3.3).
 
 use crate::{
-    device::{Device, Kind},
+    device::{Device, Kind, Precision},
     error::Result,
 };
 
@@ -42,7 +42,9 @@ impl<D: Device> RotaryTables<D> {
     /// If the device has no room for them.
     pub fn new(device: &D, positions: &[[usize; 3]], axes: &[usize]) -> Result<Self> {
         let (cos, sin) = tables(positions, axes);
-        Ok(Self { cos: device.upload(&cos, Kind::Exact)?, sin: device.upload(&sin, Kind::Exact)? })
+        // Always f32, whatever the precision of products.
+        let upload = |values: &[f32]| device.upload(values, Kind::Exact, Precision::F32);
+        Ok(Self { cos: upload(&cos)?, sin: upload(&sin)? })
     }
 }
 

@@ -169,7 +169,7 @@ impl<D: Device> Reader<'_, D> {
         if weight.len() != self.head {
             return Err(Error::shape(format!("values of `{name}.weight`"), self.head, weight.len()));
         }
-        self.device.upload(&weight, Kind::Exact)
+        self.device.upload(&weight, Kind::Exact, self.loading.precision)
     }
 
     fn double(&self, block: usize) -> Result<DoubleBlock<D>> {

@@ -1,0 +1,80 @@
+// The type of activations, and how threads read and write several of them at once.
+//
+// Every file is compiled once for each precision of products: activations are bf16 with -DACTIVATION_BF16, f32 without.
+// Statistics, adapters, gradients and moments are f32 in either case.
+#pragma once
+#include "device.cuh"
+
+#if defined(ACTIVATION_BF16)
+typedef bf16 activation;
+#else
+typedef float activation;
+#endif
+
+DEVICE float to_float(float v) { return v; }
+template <class T> DEVICE T from_float(float v) {
+  if constexpr (sizeof(T) == 2) return to_bf16(v);
+  else return v;
+}
+
+// Values that a thread reads or writes at once: sixteen bytes of them.
+template <class T> struct Wide { static constexpr int count = 16 / sizeof(T); };
+constexpr int WIDE = Wide<activation>::count;
+
+// `left` of the values from `p` on, at most a thread's; others are zero. `wide`: p is a multiple of 16 bytes, and all are there.
+DEVICE void load_wide(const float* p, float (&v)[4], int left, bool wide) {
+  if (wide) {
+    const float4 x = *reinterpret_cast<const float4*>(p);
+    v[0] = x.x, v[1] = x.y, v[2] = x.z, v[3] = x.w;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) v[i] = i < left ? p[i] : 0.0f;
+}
+DEVICE void load_wide(const bf16* p, float (&v)[8], int left, bool wide) {
+  if (wide) {
+    const uint4 x = *reinterpret_cast<const uint4*>(p);
+    const unsigned words[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      v[2 * i] = __uint_as_float(words[i] << 16);
+      v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) v[i] = i < left ? to_float(p[i]) : 0.0f;
+}
+DEVICE void store_wide(float* p, const float (&v)[4], int left, bool wide) {
+  if (wide) {
+    *reinterpret_cast<float4*>(p) = float4{v[0], v[1], v[2], v[3]};
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (i < left) p[i] = v[i];
+}
+DEVICE void store_wide(bf16* p, const float (&v)[8], int left, bool wide) {
+  if (wide) {
+    *reinterpret_cast<uint4*>(p) =
+        uint4{pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    if (i < left) p[i] = to_bf16(v[i]);
+}
+
+// Where a thread works in rows of `width` values: one row, and the first of WIDE columns.
+struct Place {
+  int row, column, left;
+  bool there;
+};
+template <int Count> DEVICE Place place_in_rows(int rows, int width) {
+  const int chunks = (width + Count - 1) / Count;
+  const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const long long row = i / chunks;
+  const int column = static_cast<int>(i - row * chunks) * Count;
+  return Place{static_cast<int>(row), column, width - column, row < rows};
+}
+DEVICE long long at(int row, int stride, int column) { return static_cast<long long>(row) * stride + column; }

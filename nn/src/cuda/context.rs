@@ -1,0 +1,295 @@
+//! One GPU.
+
+#![allow(unsafe_code, reason = "calls of the driver")]
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+
+use super::{
+    driver::{self, GpuInfo, device_error},
+    launch::Function,
+    memory::Memory,
+    modules::{self, Cache, Source},
+    products::{Products, WORKSPACE},
+    queue::CudaQueue,
+    values::{CudaBuffer, CudaMatrix, Element},
+};
+use crate::{
+    device::{Device, Direction, Kind, Matrix, Merge, Precision},
+    error::{Error, Result},
+};
+
+/// A GPU. Cloning gives another handle on the same one.
+#[derive(Clone)]
+pub struct Cuda(pub(super) Arc<Gpu>);
+
+impl fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cuda:{} ({})", self.0.info.ordinal, self.0.info.name)
+    }
+}
+
+/// A stream with what products on it need.
+#[derive(Debug)]
+pub(super) struct Lane {
+    // Freed in the order of the stream, so before it.
+    pub workspace: Memory,
+    pub stream: Arc<CudaStream>,
+}
+
+/// What all handles on a GPU share. Fields are dropped in their order: the context last.
+pub(super) struct Gpu {
+    pub info: GpuInfo,
+    pub products: Products,
+    lanes: Mutex<Vec<Lane>>,
+    modules: Mutex<HashMap<(Source, Precision), Module>>,
+    cache: Cache,
+    /// Where what belongs to models is written.
+    loading: Arc<CudaStream>,
+    pub context: Arc<CudaContext>,
+}
+
+/// A module that is loaded until the process ends, and its kernels by their names.
+struct Module {
+    module: sys::CUmodule,
+    functions: HashMap<&'static str, (Function, usize)>,
+}
+
+// SAFETY: a module is a handle that the driver's calls take on any thread.
+unsafe impl Send for Module {}
+
+impl Cuda {
+    /// The GPU of this number.
+    ///
+    /// # Errors
+    /// If there is no driver, or no such GPU; if either is too old.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        let all = driver::devices()?;
+        let Some(info) = all.iter().find(|d| d.ordinal == ordinal) else {
+            let there = match all.as_slice() {
+                [] => "the driver shows no GPU".to_owned(),
+                [one] => format!("there is one GPU, cuda:0 ({})", one.name),
+                all => format!("there are {} GPUs, cuda:0 to cuda:{}", all.len(), all.len() - 1),
+            };
+            return Err(device_error(ordinal, format!("there is no such GPU: {there}")));
+        };
+        info.usable()?;
+        let failed =
+            |e: DriverError| device_error(ordinal, format!("it cannot be used: {}", driver::text(e)));
+        let context = CudaContext::new(ordinal).map_err(failed)?;
+        // SAFETY: memory is used in the order of the stream that it was allocated on; what belongs to the model is waited for
+        // when it is written, and freed when nothing runs.
+        unsafe { context.disable_event_tracking() };
+        keep_freed_memory(&context).map_err(failed)?;
+        let loading = context.new_stream().map_err(failed)?;
+        let products =
+            Products::new().map_err(|e| device_error(ordinal, format!("cuBLASLt does not start: {e:?}")))?;
+        Ok(Self(Arc::new(Gpu {
+            info: info.clone(),
+            products,
+            lanes: Mutex::default(),
+            modules: Mutex::default(),
+            cache: Cache::of_the_user(),
+            loading,
+            context,
+        })))
+    }
+
+    /// What is known of it.
+    pub fn info(&self) -> &GpuInfo {
+        &self.0.info
+    }
+}
+
+/// Memory that was freed stays with the process until something else does not fit: asking the system each time is slow.
+fn keep_freed_memory(context: &CudaContext) -> Result<(), DriverError> {
+    // SAFETY: the context is current, and the attribute is a number of 64 bits.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device())?;
+        let mut all = u64::MAX;
+        result::mem_pool::set_attribute(
+            pool,
+            sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+            (&raw mut all).cast(),
+        )
+    }
+}
+
+impl Gpu {
+    /// An error of this GPU.
+    pub fn error(&self, message: impl Into<String>) -> Error {
+        device_error(self.info.ordinal, message)
+    }
+
+    /// A failing call of the driver.
+    pub fn failed(&self, what: &str, error: DriverError) -> Error {
+        match error.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let room = self.context.mem_get_info().map_or(String::new(), |(free, total)| {
+                    format!(" ({} of {} MB are free)", free >> 20, total >> 20)
+                });
+                self.error(format!(
+                    "it has no room to {what}{room}: checkpointing, bf16, streamed weights or a smaller batch need less; \
+                     another process may hold memory, too"
+                ))
+            }
+            _ => self.error(format!(
+                "it failed to {what}: {}; what was trained since the last checkpoint is lost, and the run can be resumed \
+                 from there",
+                driver::text(error)
+            )),
+        }
+    }
+
+    /// A stream that nobody uses.
+    pub fn lane(&self) -> Result<Lane> {
+        let idle = self.lanes.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        if let Some(lane) = idle {
+            return Ok(lane);
+        }
+        let new = || {
+            let stream = self.context.new_stream()?;
+            Ok(Lane { workspace: Memory::new(&stream, WORKSPACE)?, stream })
+        };
+        new().map_err(|e| self.failed("begin a stream", e))
+    }
+
+    /// A stream that is used no more. Work may still be under way on it: whatever comes next is behind that.
+    pub fn idle(&self, lane: Lane) {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner).push(lane);
+    }
+
+    /// A kernel, compiled and loaded where it is not yet, for launches with so much shared memory.
+    pub fn function(
+        &self,
+        source: Source,
+        precision: Precision,
+        name: &'static str,
+        shared: usize,
+    ) -> Result<Function> {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let load = |what: &str, e| self.failed(what, e);
+        let module = match modules.entry((source, precision)) {
+            std::collections::hash_map::Entry::Occupied(module) => module.into_mut(),
+            std::collections::hash_map::Entry::Vacant(place) => {
+                let (major, minor) = self.info.capability;
+                let gpu = (self.info.ordinal, 10 * major + minor);
+                let image = modules::image(source, precision, gpu, &self.cache)?;
+                self.context.bind_to_thread().map_err(|e| load("load kernels", e))?;
+                // SAFETY: an image that NVRTC wrote; PTX ends with a zero.
+                let module = unsafe { result::module::load_data(image.as_ptr().cast()) }
+                    .map_err(|e| load("load kernels", e))?;
+                place.insert(Module { module, functions: HashMap::new() })
+            }
+        };
+        let (function, allowed) = match module.functions.entry(name) {
+            std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
+            std::collections::hash_map::Entry::Vacant(place) => {
+                let text = std::ffi::CString::new(name).map_err(|e| Error::Internal(e.to_string()))?;
+                // SAFETY: the module is loaded.
+                let found = unsafe { result::module::get_function(module.module, text) }
+                    .map_err(|e| load(&format!("find the kernel {name}"), e))?;
+                place.insert((Function(found), WITHOUT_ASKING))
+            }
+        };
+        if shared > *allowed {
+            function
+                .allow_shared(shared)
+                .map_err(|e| load(&format!("give {name} {shared} bytes of shared memory"), e))?;
+            *allowed = shared;
+        }
+        Ok(*function)
+    }
+
+    /// Write what belongs to a model, and wait until it is there.
+    pub fn write(&self, bytes: &[u8]) -> Result<Memory> {
+        let write = || {
+            let memory = Memory::shared(&self.loading, bytes.len())?;
+            // SAFETY: the memory is as long as the bytes, which live until the stream is done.
+            unsafe { result::memcpy_htod_async(memory.pointer(), bytes, self.loading.cu_stream()) }?;
+            self.loading.synchronize()?;
+            Ok(memory)
+        };
+        write().map_err(|e| self.failed(&format!("hold {} bytes of a model", bytes.len()), e))
+    }
+}
+
+/// Bytes of shared memory that a launch may have without asking.
+const WITHOUT_ASKING: usize = 48 << 10;
+
+impl Device for Cuda {
+    type Buffer = CudaBuffer;
+    type Matrix = CudaMatrix;
+    type Queue = CudaQueue;
+
+    const ONE_COPY: bool = true;
+
+    fn name(&self) -> String {
+        format!("cuda:{}", self.0.info.ordinal)
+    }
+
+    fn queue(&self, precision: Precision) -> Result<CudaQueue> {
+        CudaQueue::new(self.clone(), precision)
+    }
+
+    /// On the caller's own thread: it only asks for work.
+    fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
+        body()
+    }
+
+    fn frozen(
+        &self,
+        rows: &Matrix<'_>,
+        merge: Option<&Merge<'_>>,
+        _: Direction,
+        precision: Precision,
+        _: bool,
+    ) -> Result<CudaMatrix> {
+        let (n, k) = (rows.rows(), rows.columns());
+        let mut values = vec![0.0; n * k];
+        for (i, row) in values.chunks_exact_mut(k.max(1)).enumerate() {
+            rows.read(i, 0, row);
+        }
+        if let Some(merge) = merge {
+            add_merged(&mut values, merge, k);
+        }
+        let element = Element::of(Kind::Activation, precision);
+        let memory = self.0.write(&element.bytes(&values))?;
+        Ok(CudaMatrix { memory: Some(memory), rows: n, columns: k, element })
+    }
+
+    fn upload(&self, values: &[f32], kind: Kind, precision: Precision) -> Result<CudaBuffer> {
+        let element = Element::of(kind, precision);
+        let memory = self.0.write(&element.bytes(values))?;
+        Ok(CudaBuffer { memory: Some(memory), len: values.len(), element })
+    }
+
+    fn download(&self, buffer: &CudaBuffer) -> Result<Vec<f32>> {
+        let queue = self.queue(Precision::F32)?;
+        crate::device::Queue::download(&queue, buffer, 0, buffer.len)
+    }
+}
+
+/// Adds `scale up down` to `[N, K]`, on the host: weights are merged once, when they are read.
+fn add_merged(values: &mut [f32], merge: &Merge<'_>, k: usize) {
+    let rank = merge.down.rows();
+    let mut down = vec![0.0; rank * k];
+    for (r, row) in down.chunks_exact_mut(k.max(1)).enumerate() {
+        merge.down.read(r, 0, row);
+    }
+    let mut up = vec![0.0; rank];
+    for (i, row) in values.chunks_exact_mut(k.max(1)).enumerate() {
+        merge.up.read(i, 0, &mut up);
+        for (factor, down) in up.iter().zip(down.chunks_exact(k.max(1))) {
+            let factor = factor * merge.scale;
+            for (value, d) in row.iter_mut().zip(down) {
+                *value = factor.mul_add(*d, *value);
+            }
+        }
+    }
+}

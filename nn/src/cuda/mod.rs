@@ -1,0 +1,26 @@
+//! NVIDIA GPUs as a [`Device`](crate::device::Device), by the driver's API: no toolkit is needed to build.
+//!
+//! ```text
+//!  driver   which libraries and GPUs are there      context  one GPU: its kernels, products and streams
+//!  modules  kernels compiled, and kept on the disk  launch   how a kernel is launched
+//!  memory   memory in the order of a stream         values   buffers and matrices
+//!  products matrix products, by cuBLASLt            queue    the operations of a device, on one stream
+//! ```
+//!
+//! Nothing is loaded before [`Cuda::open`] or [`devices`]. A queue is a stream with a workspace of its own, so that passes of
+//! several lanes overlap; all memory of a pass is allocated and freed in the order of its stream, and no memory crosses streams.
+//! What belongs to the model is written before anything reads it and freed when nothing runs any more.
+
+mod context;
+mod driver;
+mod launch;
+mod memory;
+mod modules;
+mod products;
+mod queue;
+mod values;
+
+pub use context::Cuda;
+pub use driver::{GpuInfo, devices, is_there};
+pub use queue::CudaQueue;
+pub use values::{CudaBuffer, CudaMatrix};

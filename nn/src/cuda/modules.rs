@@ -1,0 +1,275 @@
+//! Kernels, compiled where they run and kept on the disk.
+//!
+//! A source is compiled by NVRTC for the GPU at hand. Where the GPU is newer than NVRTC, its newest PTX is compiled instead, which
+//! the driver translates.
+
+#![allow(unsafe_code, reason = "calls of NVRTC")]
+
+use std::{
+    ffi::{CStr, CString, c_char},
+    fs,
+    hash::Hasher,
+    path::{Path, PathBuf},
+};
+
+use cudarc::nvrtc::{result, sys};
+
+use super::driver::device_error;
+use crate::{device::Precision, error::Result};
+
+/// Kernels that are compiled together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Source {
+    Pointwise,
+    Norm,
+    Heads,
+    AttentionPlain,
+    Scores,
+}
+
+impl Source {
+    /// Name and text of its file.
+    fn file(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Pointwise => ("pointwise.cu", include_str!("../../kernels/pointwise.cu")),
+            Self::Norm => ("norm.cu", include_str!("../../kernels/norm.cu")),
+            Self::Heads => ("heads.cu", include_str!("../../kernels/heads.cu")),
+            Self::AttentionPlain => ("attention_plain.cu", include_str!("../../kernels/attention_plain.cu")),
+            Self::Scores => ("scores.cu", include_str!("../../kernels/scores.cu")),
+        }
+    }
+}
+
+const HEADERS: [(&str, &str); 3] = [
+    ("device.cuh", include_str!("../../kernels/device.cuh")),
+    ("values.cuh", include_str!("../../kernels/values.cuh")),
+    ("sums.cuh", include_str!("../../kernels/sums.cuh")),
+];
+
+/// One text of a file and of the headers that it includes, each once, in their places.
+fn assemble(name: &str, text: &str, seen: &mut Vec<String>) -> String {
+    let mut all = format!("#line 1 \"{name}\"\n");
+    for (number, line) in text.lines().enumerate() {
+        let included = line.strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"'));
+        match HEADERS.iter().find(|(header, _)| Some(*header) == included) {
+            Some((header, text)) => {
+                if !seen.iter().any(|s| s == header) {
+                    seen.push((*header).to_owned());
+                    all.push_str(&assemble(header, text, seen));
+                }
+                all.push_str(&format!("#line {} \"{name}\"\n", number + 2));
+            }
+            None if line == "#pragma once" => all.push('\n'),
+            None => {
+                all.push_str(line);
+                all.push('\n');
+            }
+        }
+    }
+    all
+}
+
+/// What the driver loads: machine code, or PTX with a zero at its end.
+pub(super) type Image = Vec<u8>;
+
+/// Capabilities that some NVRTC knows, for GPUs that are newer.
+const KNOWN: [i32; 5] = [120, 100, 90, 89, 80];
+
+/// The image of a source for a GPU.
+///
+/// # Errors
+/// If NVRTC refuses the source: a defect of this library, or an NVRTC that is too old.
+pub(super) fn image(
+    source: Source,
+    precision: Precision,
+    (ordinal, capability): (usize, i32),
+    cache: &Cache,
+) -> Result<Image> {
+    let (name, text) = source.file();
+    let text = assemble(name, text, &mut Vec::new());
+    let mut version = (0, 0);
+    // SAFETY: writes two numbers.
+    unsafe { sys::nvrtcVersion(&raw mut version.0, &raw mut version.1) };
+    let mut options = vec!["--std=c++17".to_owned(), "-lineinfo".to_owned()];
+    if precision == Precision::Bf16 {
+        options.push("-DACTIVATION_BF16".to_owned());
+    }
+    let key = key(&text, &options, version, capability);
+    if let Some(image) = cache.read(&key) {
+        return Ok(image);
+    }
+    let machine = (format!("sm_{capability}"), true);
+    let older = KNOWN.iter().filter(|k| **k < capability).map(|k| (format!("compute_{k}"), false));
+    let mut refused = String::new();
+    for (architecture, machine_code) in std::iter::once(machine).chain(older) {
+        let mut options = options.clone();
+        options.push(format!("--gpu-architecture={architecture}"));
+        match compile(name, &text, &options, machine_code) {
+            Ok(image) => {
+                cache.write(&key, &image);
+                return Ok(image);
+            }
+            // NVRTC does not know the GPU: an older one's PTX will do.
+            Err(log) if log.contains("--gpu-architecture") => refused = log,
+            Err(log) => {
+                return Err(device_error(
+                    ordinal,
+                    format!(
+                        "NVRTC {}.{} does not compile {name} for {architecture}:\n{log}",
+                        version.0, version.1
+                    ),
+                ));
+            }
+        }
+    }
+    Err(device_error(
+        ordinal,
+        format!("NVRTC {}.{} compiles for no GPU like this one: {refused}", version.0, version.1),
+    ))
+}
+
+fn compile(name: &str, text: &str, options: &[String], machine_code: bool) -> Result<Image, String> {
+    let source = CString::new(text).map_err(|e| e.to_string())?;
+    let file = CString::new(name).map_err(|e| e.to_string())?;
+    let program = result::create_program(&source, Some(&file)).map_err(|e| format!("{e:?}"))?;
+    // SAFETY: the program lives until the end of this function, and the buffers have the lengths that NVRTC asks for.
+    unsafe {
+        let done = result::compile_program(program, options);
+        let image = match done {
+            Ok(()) if machine_code => {
+                let mut bytes = 0;
+                let mut image = Vec::new();
+                let mut got = sys::nvrtcGetCUBINSize(program, &raw mut bytes).result();
+                if got.is_ok() {
+                    image = vec![0u8; bytes];
+                    got = sys::nvrtcGetCUBIN(program, image.as_mut_ptr().cast()).result();
+                }
+                got.map(|()| image).map_err(|e| format!("{e:?}"))
+            }
+            Ok(()) => result::get_ptx(program)
+                .map(|ptx| ptx.iter().map(|c| c.cast_unsigned()).collect())
+                .map_err(|e| format!("{e:?}")),
+            Err(error) => Err(log(program).unwrap_or_else(|| format!("{error:?}"))),
+        };
+        let _ = result::destroy_program(program);
+        image
+    }
+}
+
+/// What the compiler said.
+///
+/// # Safety
+/// The program lives.
+unsafe fn log(program: sys::nvrtcProgram) -> Option<String> {
+    // SAFETY: by the caller.
+    let log: Vec<c_char> = unsafe { result::get_program_log(program) }.ok()?;
+    let bytes: Vec<u8> = log.iter().map(|c| c.cast_unsigned()).collect();
+    let text = CStr::from_bytes_until_nul(&bytes).ok()?.to_string_lossy().trim().to_owned();
+    (!text.is_empty()).then_some(text)
+}
+
+/// FNV-1a, which is the same in every build; 64 bits.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for Fnv {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+fn sum(bytes: &[u8]) -> u64 {
+    let mut hasher = Fnv::default();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
+/// By source, options, compiler and GPU.
+fn key(text: &str, options: &[String], version: (i32, i32), capability: i32) -> String {
+    let all = format!("{text}\0{}\0{version:?}\0{capability}", options.join(" "));
+    format!("{:016x}", sum(all.as_bytes()))
+}
+
+/// Compiled kernels on the disk. One that cannot be read, or is not what was written, is compiled again; a folder that cannot be
+/// written costs a compilation in every process.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Cache(Option<PathBuf>);
+
+impl Cache {
+    /// `$PREFGRAPH_CACHE/kernels`, or else a folder of the user's cache.
+    pub fn of_the_user() -> Self {
+        let set = |name: &str| std::env::var_os(name).map(PathBuf::from);
+        let folder = set("PREFGRAPH_CACHE")
+            .or_else(|| set("XDG_CACHE_HOME").map(|p| p.join("prefgraph")))
+            .or_else(|| set("HOME").map(|p| p.join(".cache/prefgraph")));
+        Self(folder.map(|f| f.join("kernels")))
+    }
+
+    fn file(&self, key: &str) -> Option<PathBuf> {
+        self.0.as_ref().map(|folder| folder.join(format!("{key}.kernel")))
+    }
+
+    /// An image after the sum of its bytes.
+    fn read(&self, key: &str) -> Option<Image> {
+        let bytes = fs::read(self.file(key)?).ok()?;
+        let (head, image) = bytes.split_first_chunk::<8>()?;
+        (u64::from_le_bytes(*head) == sum(image)).then(|| image.to_vec())
+    }
+
+    fn write(&self, key: &str, image: &[u8]) {
+        let Some(file) = self.file(key) else { return };
+        // Written beside and renamed: another process may read at the same time. Failing costs time only.
+        let _ = write_beside(&file, image);
+    }
+}
+
+fn write_beside(file: &Path, image: &[u8]) -> std::io::Result<()> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let mut new = tempfile::NamedTempFile::new_in(folder)?;
+    std::io::Write::write_all(&mut new, &sum(image).to_le_bytes())?;
+    std::io::Write::write_all(&mut new, image)?;
+    new.persist(file)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_stand_once_in_the_place_of_their_includes() {
+        let text =
+            assemble("x.cu", "#include \"sums.cuh\"\n#include \"values.cuh\"\nint x;\n", &mut Vec::new());
+        for (header, _) in HEADERS {
+            assert_eq!(text.matches(&format!("#line 1 \"{header}\"")).count(), 1, "{header}");
+        }
+        assert!(text.ends_with("#line 3 \"x.cu\"\nint x;\n"), "{text}");
+        assert!(!text.contains("#include \"values.cuh\""));
+    }
+
+    #[test]
+    fn a_damaged_kernel_of_the_cache_is_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache(Some(folder.path().join("kernels")));
+        assert_eq!(cache.read("k"), None);
+        cache.write("k", b"image");
+        assert_eq!(cache.read("k").as_deref(), Some(&b"image"[..]));
+        let file = cache.file("k").unwrap();
+        let mut bytes = fs::read(&file).unwrap();
+        bytes[10] ^= 1;
+        fs::write(&file, bytes).unwrap();
+        assert_eq!(cache.read("k"), None);
+    }
+}

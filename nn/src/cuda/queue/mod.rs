@@ -1,0 +1,403 @@
+//! The operations of a device, on one stream.
+//!
+//! ```text
+//!  mod         the stream, its errors, memory and copies     products   matrix products and factors
+//!  pointwise   sums, activation functions, gates, norms      attention  heads and attention
+//! ```
+//!
+//! `B` samples, `T` tokens, `D` width.
+
+#![allow(unsafe_code, reason = "launches of kernels and copies of memory")]
+
+mod attention;
+mod pointwise;
+mod products;
+
+use std::{
+    mem::ManuallyDrop,
+    sync::{Mutex, PoisonError},
+};
+
+use cudarc::driver::{DriverError, result, sys::CUdeviceptr};
+
+use super::{
+    context::{Cuda, Lane},
+    launch::{Argument, Grid, int, pointer},
+    memory::Memory,
+    modules::Source,
+    values::{CudaBuffer, CudaMatrix, Element},
+};
+use crate::{
+    device::{
+        Attention, AttentionBackward, CopyTokens, Direction, GateGrad, Gemm, GemmTn, HeadLayout, Kind,
+        NormModulate, NormModulateBackward, NormRotary, Precision, Queue, TokenRows, View, ViewMut,
+    },
+    error::{Error, Result},
+};
+
+/// A stream of a GPU, with the precision of its products.
+///
+/// Calls return at once; the stream does the work in their order. After the first error nothing more is done, and whoever waits
+/// is told.
+#[derive(Debug)]
+pub struct CudaQueue {
+    cuda: Cuda,
+    precision: Precision,
+    /// Given back when the queue is dropped.
+    lane: ManuallyDrop<Lane>,
+    failed: Mutex<Option<Error>>,
+}
+
+/// Where rows lie, and how their values are stored.
+#[derive(Clone, Copy, Debug)]
+struct Rows {
+    pointer: CUdeviceptr,
+    stride: usize,
+    element: Element,
+}
+
+impl Rows {
+    /// `rows` rows of `width` values.
+    ///
+    /// # Panics
+    /// If the view is too short: a defect of the layer that calls.
+    fn of(view: View<'_, Cuda>, rows: usize, width: usize) -> Self {
+        let CudaBuffer { memory, len, element } = view.buffer;
+        let end = view.start + rows.saturating_sub(1) * view.stride + width;
+        assert!(rows == 0 || end <= *len, "{rows} rows of {width} end at {end} in a buffer of {len}");
+        let base = memory.as_ref().map_or(0, Memory::pointer);
+        Self { pointer: base + (view.start * element.size()) as u64, stride: view.stride, element: *element }
+    }
+
+    /// The same for rows that are written.
+    fn of_mut(view: &ViewMut<'_, Cuda>, rows: usize, width: usize) -> Self {
+        Self::of(view.read(), rows, width)
+    }
+
+    /// `len` values without gaps.
+    fn flat(buffer: &CudaBuffer, len: usize) -> Self {
+        Self::of(View::new(buffer, len), 1, len)
+    }
+
+    fn argument(self) -> Argument {
+        pointer(self.pointer)
+    }
+
+    /// Can every row be read sixteen bytes at a time?
+    fn is_wide(self, width: usize) -> bool {
+        let bytes = |values: usize| (values * self.element.size()) as u64;
+        (self.pointer | bytes(self.stride) | bytes(width)).is_multiple_of(16)
+    }
+}
+
+/// The number of values that a thread reads at once.
+fn wide(element: Element) -> usize {
+    16 / element.size()
+}
+
+impl CudaQueue {
+    pub(super) fn new(cuda: Cuda, precision: Precision) -> Result<Self> {
+        let lane = ManuallyDrop::new(cuda.0.lane()?);
+        Ok(Self { cuda, precision, lane, failed: Mutex::new(None) })
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Keep the first error.
+    fn note<T>(&self, result: Result<T>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                None
+            }
+        }
+    }
+
+    /// The first error, for whoever waits. What follows is told that there was one.
+    fn outcome(&self) -> Result<()> {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(error) = failed.take() else { return Ok(()) };
+        *failed = Some(self.cuda.0.error(format!("an operation before has failed: {error}")));
+        Err(error)
+    }
+
+    fn driver<T>(&self, what: &str, result: Result<T, DriverError>) -> Option<T> {
+        self.note(result.map_err(|e| self.cuda.0.failed(what, e)))
+    }
+
+    fn buffer(&self, len: usize, element: Element) -> CudaBuffer {
+        let memory = if self.has_failed() {
+            None
+        } else {
+            let bytes = len * element.size();
+            let what = format!("hold {} MB more", bytes.div_ceil(1 << 20));
+            self.driver(&what, Memory::new(&self.lane.stream, bytes))
+        };
+        CudaBuffer { memory, len, element }
+    }
+
+    /// How activations are stored.
+    fn activation(&self) -> Element {
+        Element::of(Kind::Activation, self.precision)
+    }
+
+    /// Ask for a kernel's work. The arguments are the kernel's, and views among them are long enough for its shape.
+    fn launch(&self, source: Source, name: &'static str, grid: Grid, arguments: &[Argument]) {
+        if self.has_failed() || grid.blocks.0 == 0 || grid.blocks.1 == 0 {
+            return;
+        }
+        let Some(function) = self.note(self.cuda.0.function(source, self.precision, name, grid.shared))
+        else {
+            return;
+        };
+        // SAFETY: the operations of this module give the arguments of the kernel that they name; `Rows` has checked their
+        // views; memory is of this stream or of the model.
+        let launched = unsafe { function.launch(&self.lane.stream, grid, arguments) };
+        self.driver(&format!("run {name}"), launched);
+    }
+
+    /// Rows as they are stored elsewhere: from activations to f32, or back.
+    fn convert(&self, from: Rows, to: Rows, rows: usize, width: usize) {
+        let name = if to.element == Element::F32 { "to_exact" } else { "to_activation" };
+        let arguments =
+            [from.argument(), to.argument(), int(rows), int(width), int(from.stride), int(to.stride)];
+        self.launch(Source::Pointwise, name, Grid::threads_for(rows * width), &arguments);
+    }
+
+    /// Rows as activations: themselves, or a copy that the caller keeps until the work is asked for.
+    fn as_activations(&self, from: Rows, rows: usize, width: usize) -> (Rows, Option<CudaBuffer>) {
+        if from.element == self.activation() {
+            return (from, None);
+        }
+        let copy = self.buffer(rows * width, self.activation());
+        let to = Rows::of(View::new(&copy, width), rows, width);
+        self.convert(from, to, rows, width);
+        (to, Some(copy))
+    }
+
+    /// Write bytes from the host. They may be dropped when this returns.
+    fn write(&self, bytes: &[u8], to: &CudaBuffer) {
+        let Some(memory) = to.memory.as_ref().filter(|_| !self.has_failed()) else { return };
+        let write = || {
+            self.lane.stream.context().bind_to_thread()?;
+            // SAFETY: the memory is as long as the bytes; from memory that is not pinned the driver copies before it
+            // returns.
+            unsafe { result::memcpy_htod_async(memory.pointer(), bytes, self.lane.stream.cu_stream()) }
+        };
+        self.driver("read the host's memory", write());
+    }
+
+    /// An error if rows are not stored as activations are: kernels read nothing else.
+    fn expect_activations<const N: usize>(&self, name: &str, rows: [Rows; N]) {
+        if rows.iter().any(|r| r.element != self.activation()) {
+            let message = format!("{name} takes activations of {:?} only", self.activation());
+            self.note::<()>(Err(Error::Internal(message)));
+        }
+    }
+}
+
+impl Drop for CudaQueue {
+    fn drop(&mut self) {
+        // SAFETY: taken once, here.
+        let lane = unsafe { ManuallyDrop::take(&mut self.lane) };
+        self.cuda.0.idle(lane);
+    }
+}
+
+impl Queue<Cuda> for CudaQueue {
+    fn take(&self, len: usize, kind: Kind) -> CudaBuffer {
+        self.buffer(len, Element::of(kind, self.precision))
+    }
+
+    fn zeros(&self, len: usize, kind: Kind) -> CudaBuffer {
+        let buffer = self.take(len, kind);
+        if let Some(memory) = buffer.memory.as_ref().filter(|_| !self.has_failed()) {
+            let write = || {
+                self.lane.stream.context().bind_to_thread()?;
+                // SAFETY: all bytes of the memory; zeros are 0.0 in f32 and in bf16.
+                unsafe {
+                    result::memset_d8_async(memory.pointer(), 0, memory.bytes(), self.lane.stream.cu_stream())
+                }
+            };
+            self.driver("write zeros", write());
+        }
+        buffer
+    }
+
+    fn fill(&self, len: usize, kind: Kind, write: impl FnOnce(&mut [f32])) -> CudaBuffer {
+        let mut values = vec![0.0; len];
+        write(&mut values);
+        self.upload(&values, kind)
+    }
+
+    fn upload(&self, values: &[f32], kind: Kind) -> CudaBuffer {
+        let buffer = self.take(values.len(), kind);
+        self.write(&buffer.element.bytes(values), &buffer);
+        buffer
+    }
+
+    fn download(&self, buffer: &CudaBuffer, start: usize, len: usize) -> Result<Vec<f32>> {
+        assert!(start + len <= buffer.len, "{len} values from {start} on in a buffer of {}", buffer.len);
+        let size = buffer.element.size();
+        let mut bytes = vec![0u8; len * size];
+        if let Some(memory) = buffer.memory.as_ref().filter(|_| !self.has_failed()) {
+            let from = memory.pointer() + (start * size) as u64;
+            let mut read = || {
+                self.lane.stream.context().bind_to_thread()?;
+                // SAFETY: within the memory; the bytes live until the stream is done.
+                unsafe { result::memcpy_dtoh_async(&mut bytes, from, self.lane.stream.cu_stream()) }?;
+                self.lane.stream.synchronize()
+            };
+            let read = read();
+            self.driver("finish its work", read);
+        }
+        self.outcome()?;
+        Ok(buffer.element.values(&bytes))
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.driver("finish its work", self.lane.stream.synchronize());
+        self.outcome()
+    }
+
+    fn factor(
+        &self,
+        parts: &[View<'_, Cuda>],
+        rows: usize,
+        columns: usize,
+        scale: f32,
+        _: Direction,
+    ) -> CudaMatrix {
+        self.scaled_factor(parts, rows, columns, scale)
+    }
+
+    fn copy_to(&self, from: View<'_, Cuda>, len: usize, to: ViewMut<'_, Cuda>) {
+        let (from, to) = (Rows::of(from, 1, len), Rows::of_mut(&to, 1, len));
+        if from.element != to.element {
+            return self.convert(from, to, 1, len);
+        }
+        if self.has_failed() {
+            return;
+        }
+        let copy = || {
+            self.lane.stream.context().bind_to_thread()?;
+            let bytes = len * from.element.size();
+            // SAFETY: both ranges were checked, and a view that is written overlaps no other.
+            unsafe {
+                result::memcpy_dtod_async(to.pointer, from.pointer, bytes, self.lane.stream.cu_stream())
+            }
+        };
+        self.driver("copy", copy());
+    }
+
+    fn copy_tokens(&self, call: CopyTokens<'_, Cuda>) {
+        self.token_copy(call);
+    }
+
+    fn add_scaled(&self, a: f32, x: View<'_, Cuda>, y: ViewMut<'_, Cuda>, len: usize) {
+        self.scaled_sum(a, Rows::of(x, 1, len), Rows::of_mut(&y, 1, len), len);
+    }
+
+    fn scale(&self, a: f32, x: ViewMut<'_, Cuda>, len: usize) {
+        self.scaled(a, Rows::of_mut(&x, 1, len), len);
+    }
+
+    fn gemm(&self, call: Gemm<'_, Cuda>) {
+        self.product_with_weight(call);
+    }
+
+    fn gemm_tn(&self, call: GemmTn<'_, Cuda>) {
+        self.sum_of_products(call);
+    }
+
+    fn split_heads(
+        &self,
+        layout: HeadLayout,
+        x: View<'_, Cuda>,
+        norm_rotary: Option<NormRotary<'_, Cuda>>,
+        out: &mut CudaBuffer,
+    ) {
+        self.heads_from_tokens(layout, x, norm_rotary, out);
+    }
+
+    fn split_heads_backward(
+        &self,
+        layout: HeadLayout,
+        d_out: &CudaBuffer,
+        x: Option<(View<'_, Cuda>, NormRotary<'_, Cuda>)>,
+        dx: ViewMut<'_, Cuda>,
+    ) {
+        self.tokens_from_heads(layout, d_out, x, &dx);
+    }
+
+    fn attention(&self, call: Attention<'_, Cuda>) {
+        self.attend(call);
+    }
+
+    fn attention_backward(&self, call: AttentionBackward<'_, Cuda>) {
+        self.attend_backward(call);
+    }
+
+    fn norm_modulate(&self, call: NormModulate<'_, Cuda>) {
+        self.modulated_norm(call);
+    }
+
+    fn norm_modulate_backward(&self, call: NormModulateBackward<'_, Cuda>) {
+        self.modulated_norm_backward(call);
+    }
+
+    fn gelu(&self, (rows, width): (usize, usize), x: View<'_, Cuda>, y: ViewMut<'_, Cuda>) {
+        self.gelu_rows(rows, width, Rows::of(x, rows, width), Rows::of_mut(&y, rows, width));
+    }
+
+    fn gelu_backward(
+        &self,
+        (rows, width): (usize, usize),
+        x: View<'_, Cuda>,
+        dy: View<'_, Cuda>,
+        dx: ViewMut<'_, Cuda>,
+    ) {
+        let [x, dy, dx] =
+            [Rows::of(x, rows, width), Rows::of(dy, rows, width), Rows::of_mut(&dx, rows, width)];
+        self.gelu_rows_backward(rows, width, x, dy, dx);
+    }
+
+    fn silu(&self, x: View<'_, Cuda>, y: ViewMut<'_, Cuda>, len: usize) {
+        let (x, y) = (Rows::of(x, 1, len), Rows::of_mut(&y, 1, len));
+        self.expect_activations("silu", [x, y]);
+        self.launch(
+            Source::Pointwise,
+            "silu",
+            Grid::threads_for(len),
+            &[x.argument(), y.argument(), int(len)],
+        );
+    }
+
+    fn gated_add(&self, rows: TokenRows, x: ViewMut<'_, Cuda>, gate: View<'_, Cuda>, y: View<'_, Cuda>) {
+        self.add_gated(rows, &x, gate, y);
+    }
+
+    fn gated_add_backward(
+        &self,
+        rows: TokenRows,
+        dx: View<'_, Cuda>,
+        gate: View<'_, Cuda>,
+        dy: ViewMut<'_, Cuda>,
+        gate_grad: Option<GateGrad<'_, Cuda>>,
+    ) {
+        self.add_gated_backward(rows, dx, gate, &dy, gate_grad);
+    }
+
+    fn scores(
+        &self,
+        width: usize,
+        (rows, mask): (View<'_, Cuda>, &[f32]),
+        (targets, count): (View<'_, Cuda>, usize),
+        out: ViewMut<'_, Cuda>,
+    ) {
+        self.cosine_scores(width, (rows, mask), (targets, count), &out);
+    }
+}

@@ -1,0 +1,133 @@
+//! Matrix products, and factors made of an adapter's values.
+//!
+//! `M` rows, `K` summed axis, `N` columns of a result, `R` rank.
+
+#![allow(unsafe_code, reason = "products on memory of the stream")]
+
+use super::{CudaQueue, Rows};
+use crate::{
+    cuda::{
+        Cuda,
+        launch::{Grid, float, int},
+        modules::Source,
+        products::{Operand, Product},
+        values::{CudaMatrix, Element},
+    },
+    device::{Direction, Gemm, GemmTn, View},
+};
+
+impl Rows {
+    fn operand(self, transposed: bool) -> Operand {
+        Operand { pointer: self.pointer, stride: self.stride, transposed }
+    }
+}
+
+impl CudaMatrix {
+    /// As the right factor of a product of one direction: its sizes K and N, and where it lies.
+    fn right(&self, direction: Direction) -> (usize, usize, Operand) {
+        let pointer = self.memory.as_ref().map_or(0, crate::cuda::memory::Memory::pointer);
+        let operand = |transposed| Operand { pointer, stride: self.columns, transposed };
+        match direction {
+            Direction::Forward => (self.columns, self.rows, operand(true)),
+            Direction::Backward => (self.rows, self.columns, operand(false)),
+        }
+    }
+}
+
+impl CudaQueue {
+    fn product(&self, call: &Product) {
+        let (m, n, k) = call.sizes;
+        if self.has_failed() || m == 0 || n == 0 || k == 0 {
+            return;
+        }
+        let run = || {
+            let stream = &self.lane.stream;
+            stream.context().bind_to_thread().map_err(|e| self.cuda.0.failed("multiply", e))?;
+            // SAFETY: views were checked against the sizes; memory is of this stream or of the model; the workspace is this
+            // stream's.
+            let done =
+                unsafe { self.cuda.0.products.run(call, &self.lane.workspace, stream.cu_stream().cast()) };
+            done.map_err(|e| {
+                self.cuda.0.error(format!("cuBLASLt does not multiply [{m}, {k}] by [{k}, {n}]: {:?}", e.0))
+            })
+        };
+        self.note(run());
+    }
+
+    pub(super) fn scaled_factor(
+        &self,
+        parts: &[View<'_, Cuda>],
+        rows: usize,
+        columns: usize,
+        scale: f32,
+    ) -> CudaMatrix {
+        let each = rows * columns;
+        let element = self.activation();
+        let all = self.buffer(parts.len() * each, element);
+        for (i, part) in parts.iter().enumerate() {
+            let from = Rows::of(*part, 1, each);
+            let to = Rows::of(View::new(&all, each).skip(i * each), 1, each);
+            debug_assert_eq!(from.element, Element::F32, "factors are made of an adapter's values");
+            self.launch(
+                Source::Pointwise,
+                "scaled_factor",
+                Grid::threads_for(each),
+                &[from.argument(), to.argument(), float(scale), int(each)],
+            );
+        }
+        CudaMatrix { memory: all.memory, rows: parts.len() * rows, columns, element }
+    }
+
+    pub(super) fn product_with_weight(&self, call: Gemm<'_, Cuda>) {
+        let Gemm { m, x, weight, direction, extra, bias, accumulate, out } = call;
+        let (k, n, right) = weight.right(direction);
+        let (x, _copy) = self.as_activations(Rows::of(x, m, k), m, k);
+        let result = Rows::of_mut(&out, m, n);
+        // The epilogue's bias is stored as the result is; another one is where the sum begins.
+        let bias = bias.map(|bias| Rows::flat(bias, n));
+        let (bias, begun) = match bias {
+            Some(bias) if bias.element == result.element => (Some(bias.pointer), false),
+            Some(bias) => {
+                self.convert(Rows { stride: 0, ..bias }, result, m, n);
+                (None, true)
+            }
+            None => (None, false),
+        };
+        let product = Product {
+            sizes: (m, n, k),
+            left: x.operand(false),
+            right,
+            out: result.operand(false),
+            bias,
+            accumulate: accumulate || begun,
+            factors: weight.element,
+            result: result.element,
+        };
+        self.product(&product);
+        if let Some(extra) = extra {
+            let (k, _, right) = extra.weight.right(extra.direction);
+            let (x, _copy) = self.as_activations(Rows::of(extra.x, m, k), m, k);
+            let sizes = (m, n, k);
+            let left = x.operand(false);
+            let factors = extra.weight.element;
+            self.product(&Product { sizes, left, right, bias: None, accumulate: true, factors, ..product });
+        }
+    }
+
+    pub(super) fn sum_of_products(&self, call: GemmTn<'_, Cuda>) {
+        let GemmTn { m, p, q, a, b, out } = call;
+        let (a, _copy_a) = self.as_activations(Rows::of(a, m, p), m, p);
+        let (b, _copy_b) = self.as_activations(Rows::of(b, m, q), m, q);
+        let out = Rows { stride: q, ..Rows::of_mut(&out, 1, p * q) };
+        self.product(&Product {
+            sizes: (p, q, m),
+            left: a.operand(true),
+            right: b.operand(false),
+            out: out.operand(false),
+            bias: None,
+            accumulate: false,
+            factors: self.activation(),
+            result: out.element,
+        });
+    }
+}

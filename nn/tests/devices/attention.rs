@@ -1,0 +1,106 @@
+//! Heads and attention.
+
+use std::ops::Range;
+
+use prefgraph_nn::device::{
+    Attention, AttentionBackward, AttentionShape, Device, HeadLayout, Kind, NormRotary, Precision, Queue,
+    View, ViewMut,
+};
+
+use crate::{
+    agree, devices,
+    numbers::{activations, exact, numbers},
+};
+
+fn heads<D: Device>(device: &D, precision: Precision, layout: HeadLayout, normed: bool) -> Vec<Vec<f32>> {
+    let queue = device.queue(precision).unwrap();
+    let HeadLayout { batch, heads, dim, stream_tokens, tokens, .. } = layout;
+    let (rows, width) = (batch * stream_tokens, heads * dim);
+    let x = activations::<D>(&queue, rows * (width + 8), 1);
+    let x = View::new(&x, width + 8);
+    let weight = exact::<D>(&queue, dim, 2);
+    let angles: Vec<f32> = numbers(tokens * dim / 2, 3);
+    let table =
+        |f: fn(f32) -> f32| queue.upload(&angles.iter().map(|a| f(3.0 * a)).collect::<Vec<_>>(), Kind::Exact);
+    let (cos, sin) = (table(f32::cos), table(f32::sin));
+    let norm = normed.then_some(NormRotary { weight: &weight, cos: &cos, sin: &sin });
+    let all = batch * heads * tokens * dim;
+    let mut out = activations::<D>(&queue, all, 4);
+    queue.split_heads(layout, x, norm, &mut out);
+    let d_out = activations::<D>(&queue, all, 5);
+    let mut dx = activations::<D>(&queue, rows * (width + 2), 6);
+    queue.split_heads_backward(layout, &d_out, norm.map(|n| (x, n)), ViewMut::new(&mut dx, width + 2));
+    vec![queue.download(&out, 0, all).unwrap(), queue.download(&dx, 0, rows * (width + 2)).unwrap()]
+}
+
+#[test]
+fn heads_agree_with_and_without_norm_and_rotation() {
+    let Some(devices) = devices() else { return };
+    for (batch, heads_, dim, stream_tokens, tokens, offset) in
+        [(1, 1, 2, 1, 1, 0), (2, 3, 16, 5, 9, 4), (2, 2, 64, 7, 7, 0), (1, 2, 130, 3, 8, 2)]
+    {
+        let layout = HeadLayout { batch, heads: heads_, dim, stream_tokens, tokens, offset };
+        for normed in [false, true] {
+            agree!(devices, [2e-6, 1.2e-2], heads(layout, normed));
+        }
+    }
+}
+
+fn attention<D: Device>(
+    device: &D,
+    precision: Precision,
+    shape: AttentionShape,
+    query_rows: Range<usize>,
+) -> Vec<Vec<f32>> {
+    let queue = device.queue(precision).unwrap();
+    let AttentionShape { batch, heads, tokens, dim } = shape;
+    let (all, width, sums) = (batch * heads * tokens * dim, heads * dim, batch * heads * tokens);
+    let [q, k, v] = [1, 2, 3].map(|seed| activations::<D>(&queue, all, seed));
+    let stride = width + 8;
+    let mut out = queue.zeros(batch * tokens * stride, Kind::Activation);
+    let mut lse = queue.zeros(sums, Kind::Exact);
+    queue.attention(Attention {
+        shape,
+        query_rows: query_rows.clone(),
+        q: &q,
+        k: &k,
+        v: &v,
+        out: ViewMut::new(&mut out, stride),
+        lse: &mut lse,
+    });
+    let d_out = activations::<D>(&queue, batch * tokens * width, 4);
+    let [mut dq, mut dk, mut dv] = [5, 6, 7].map(|seed| activations::<D>(&queue, all, seed));
+    queue.attention_backward(AttentionBackward {
+        shape,
+        query_rows,
+        q: &q,
+        k: &k,
+        v: &v,
+        out: View::new(&out, stride),
+        lse: &lse,
+        d_out: View::new(&d_out, width),
+        dq: &mut dq,
+        dk: &mut dk,
+        dv: &mut dv,
+    });
+    let read = |buffer, len| queue.download(buffer, 0, len).unwrap();
+    vec![
+        read(&out, batch * tokens * stride),
+        read(&lse, sums),
+        read(&dq, all),
+        read(&dk, all),
+        read(&dv, all),
+    ]
+}
+
+#[test]
+fn attention_and_its_cotangents_agree() {
+    let Some(devices) = devices() else { return };
+    for (batch, heads, tokens, dim) in
+        [(1, 1, 1, 8), (2, 2, 5, 12), (1, 3, 33, 16), (2, 2, 70, 64), (1, 2, 130, 128), (1, 1, 40, 160)]
+    {
+        let shape = AttentionShape { batch, heads, tokens, dim };
+        agree!(devices, [2e-5, 2e-2], attention(shape, 0..tokens));
+        agree!(devices, [2e-5, 2e-2], attention(shape, tokens / 3..tokens));
+    }
+}

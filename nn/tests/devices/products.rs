@@ -1,0 +1,153 @@
+//! Products with frozen matrices and with an adapter's factors.
+//!
+//! `M` rows, `K` inputs, `N` outputs, `R` rank.
+
+use prefgraph_nn::device::{
+    Device, Direction, Extra, Gemm, GemmTn, Kind, Matrix, Merge, Precision, Queue, View, ViewMut,
+};
+
+use crate::{
+    agree, devices,
+    numbers::{activations, exact, numbers},
+};
+
+/// M, K, N, R.
+const SIZES: [(usize, usize, usize, usize); 4] =
+    [(1, 8, 8, 1), (5, 24, 40, 4), (37, 65, 33, 3), (70, 128, 256, 16)];
+
+/// `out = x weight`
+fn plain<'a, D: Device>(
+    m: usize,
+    x: View<'a, D>,
+    (weight, direction): (&'a D::Matrix, Direction),
+    out: ViewMut<'a, D>,
+) -> Gemm<'a, D> {
+    Gemm { m, x, weight, direction, extra: None, bias: None, accumulate: false, out }
+}
+
+/// Both directions of a linear with its low-rank branch, in rows with gaps.
+fn linear<D: Device>(
+    device: &D,
+    precision: Precision,
+    (m, k, n, r): (usize, usize, usize, usize),
+    into_exact: bool,
+    with_bias: bool,
+) -> Vec<Vec<f32>> {
+    let queue = device.queue(precision).unwrap();
+    let weight = numbers(n * k, 1);
+    let adapter = exact::<D>(&queue, r * (n + k), 2);
+    let (a, b) = (View::new(&adapter, 0), View::new(&adapter, 0).skip(r * k));
+    let bias = device.upload(&numbers(n, 3), Kind::Activation, precision).unwrap();
+    let mut results = Vec::new();
+    for direction in [Direction::Forward, Direction::Backward] {
+        let frozen = device.frozen(&Matrix::of(&weight, n, k), None, direction, precision, false).unwrap();
+        let first = queue.factor(&[a], r, k, 1.0, direction);
+        let second = queue.factor(&[b], n, r, 0.5, direction);
+        let (inputs, outputs) = if direction == Direction::Forward { (k, n) } else { (n, k) };
+        let (into, from) =
+            if direction == Direction::Forward { (&first, &second) } else { (&second, &first) };
+        let x = activations::<D>(&queue, m * (inputs + 8), 4);
+        let x = View::new(&x, inputs + 8);
+        let mut h = queue.zeros(m * r, Kind::Activation);
+        queue.gemm(plain(m, x, (into, direction), ViewMut::new(&mut h, r)));
+        let kind = if into_exact { Kind::Exact } else { Kind::Activation };
+        let mut y = queue.upload(&numbers(m * (outputs + 4), 5), kind);
+        let extra = Extra { x: View::new(&h, r), weight: from, direction };
+        let biased = with_bias && direction == Direction::Forward;
+        queue.gemm(Gemm {
+            extra: Some(extra),
+            bias: biased.then_some(&bias),
+            accumulate: !biased,
+            ..plain(m, x, (&frozen, direction), ViewMut::new(&mut y, outputs + 4))
+        });
+        results.push(queue.download(&h, 0, m * r).unwrap());
+        results.push(queue.download(&y, 0, m * (outputs + 4)).unwrap());
+    }
+    results
+}
+
+#[test]
+fn a_linear_with_its_branch_agrees_in_both_directions() {
+    let Some(devices) = devices() else { return };
+    for sizes in SIZES {
+        for (into_exact, with_bias) in [(false, true), (true, true), (false, false)] {
+            agree!(devices, [5e-6, 1.2e-2], linear(sizes, into_exact, with_bias));
+        }
+    }
+}
+
+fn factor_gradient<D: Device>(
+    device: &D,
+    precision: Precision,
+    (m, p, q, _): (usize, usize, usize, usize),
+    from_exact: bool,
+) -> Vec<Vec<f32>> {
+    let queue = device.queue(precision).unwrap();
+    let kind = if from_exact { Kind::Exact } else { Kind::Activation };
+    let a = queue.upload(&numbers(m * p, 1), kind);
+    let b = activations::<D>(&queue, m * (q + 8), 2);
+    let mut out = exact::<D>(&queue, p * q + 3, 3);
+    let (a, b) = (View::new(&a, p), View::new(&b, q + 8).skip(8));
+    // Begins at an odd place, as factors in the values of an adapter do.
+    queue.gemm_tn(GemmTn { m, p, q, a, b, out: ViewMut::new(&mut out, q).skip(3) });
+    vec![queue.download(&out, 0, p * q + 3).unwrap()]
+}
+
+#[test]
+fn gradients_of_factors_agree_and_stay_in_their_place() {
+    let Some(devices) = devices() else { return };
+    for sizes in SIZES {
+        for from_exact in [false, true] {
+            agree!(devices, [5e-6, 5e-6], factor_gradient(sizes, from_exact));
+        }
+    }
+}
+
+fn merged<D: Device>(
+    device: &D,
+    precision: Precision,
+    (m, k, n, r): (usize, usize, usize, usize),
+) -> Vec<Vec<f32>> {
+    let queue = device.queue(precision).unwrap();
+    let (weight, down, up) = (numbers(n * k, 1), numbers(r * k, 2), numbers(n * r, 3));
+    let merge = Merge { down: Matrix::of(&down, r, k), up: Matrix::of(&up, n, r), scale: 0.25 };
+    let direction = Direction::Forward;
+    let frozen =
+        device.frozen(&Matrix::of(&weight, n, k), Some(&merge), direction, precision, false).unwrap();
+    let x = activations::<D>(&queue, m * k, 4);
+    let mut y = queue.zeros(m * n, Kind::Activation);
+    queue.gemm(plain(m, View::new(&x, k), (&frozen, direction), ViewMut::new(&mut y, n)));
+    vec![queue.download(&y, 0, m * n).unwrap()]
+}
+
+#[test]
+fn merged_weights_agree() {
+    let Some(devices) = devices() else { return };
+    for sizes in SIZES {
+        agree!(devices, [5e-6, 1.5e-2], merged(sizes));
+    }
+}
+
+/// A row's bits are the same in every batch: policy and reference, winner and loser differ by nothing else.
+#[test]
+fn a_row_of_a_product_has_the_same_bits_whatever_the_number_of_rows() {
+    let Some((_, cuda)) = devices() else { return };
+    for precision in crate::PRECISIONS {
+        let queue = cuda.queue(precision).unwrap();
+        let (k, n) = (96, 80);
+        let weight = numbers(n * k, 1);
+        let frozen =
+            cuda.frozen(&Matrix::of(&weight, n, k), None, Direction::Forward, precision, false).unwrap();
+        let rows = |m: usize| {
+            let x = activations::<prefgraph_nn::cuda::Cuda>(&queue, m * k, 2);
+            let mut y = queue.zeros(m * n, Kind::Activation);
+            let weight = (&frozen, Direction::Forward);
+            queue.gemm(plain(m, View::new(&x, k), weight, ViewMut::new(&mut y, n)));
+            queue.download(&y, 0, m * n).unwrap()
+        };
+        let many = rows(200);
+        for m in [1, 7, 64, 129] {
+            assert!(rows(m).iter().zip(&many).all(|(a, b)| a.to_bits() == b.to_bits()), "{m} rows");
+        }
+    }
+}
