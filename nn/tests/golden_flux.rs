@@ -15,38 +15,44 @@ use prefgraph_nn::{Backbone, Cpu, Probe, backbone::Scoring};
 #[test]
 fn a_pass_of_the_frozen_base_gives_the_tokens_scores_and_prediction_of_the_reference() {
     for case in cases() {
-        let model = case.model(2);
-        let values = case.file("forward.safetensors");
-        let inputs = case.inputs(&values, "", &["x_t"]);
-        let blocks = 0..model.layout().blocks;
-        let masks = whole_references(&inputs);
-        let scoring = Scoring { blocks: blocks.clone(), samples: inputs.t.len(), masks: &masks };
-        let probe = Probe { scores: Some(scoring), tokens: blocks.clone() };
-        let found = model.predict(&inputs, None, &probe).unwrap();
-        assert_eq!(found.tokens.len(), blocks.len());
-        let tokens: Vec<Vec<f32>> = found.tokens.iter().map(|t| by_sample(t, inputs.t.len())).collect();
-        for (i, tokens) in tokens.iter().enumerate() {
-            let name = format!("layer{i}.image_tokens");
-            assert_near(&format!("{} {name}", case.name), tokens, &values.read(&name).unwrap(), 5e-5);
+        for (device, model) in case.on_every_device() {
+            follows_the_reference(&case, &device, &*model);
         }
-        let prediction = found.latents.values();
-        assert_near(&format!("{} pred", case.name), prediction, &values.read("pred").unwrap(), 5e-5);
-        for (k, scores) in found.scores.iter().enumerate() {
-            let name = format!("scores.ref{k}");
-            assert_near(&format!("{} {name}", case.name), scores, &values.read(&name).unwrap(), 5e-5);
-        }
-        assert_eq!(found.scores.len(), inputs.references.len());
-
-        let features = model.features(&inputs).unwrap();
-        let last = &tokens[model.config().num_layers - 1];
-        let (batch, tokens, width) = features.shape();
-        for sample in 0..batch {
-            let targets = &last[sample * last.len() / batch..][..tokens * width];
-            assert_eq!(targets, &features.values()[sample * tokens * width..][..tokens * width]);
-        }
-        let again = model.predict(&inputs, None, &probe).unwrap();
-        assert_eq!(again.latents.values(), prediction, "a pass is a function of its inputs");
     }
+}
+
+fn follows_the_reference(case: &Case, device: &str, model: &dyn Backbone) {
+    let of = format!("{} on {device}:", case.name);
+    let values = case.file("forward.safetensors");
+    let inputs = case.inputs(&values, "", &["x_t"]);
+    let blocks = 0..model.layout().blocks;
+    let masks = whole_references(&inputs);
+    let scoring = Scoring { blocks: blocks.clone(), samples: inputs.t.len(), masks: &masks };
+    let probe = Probe { scores: Some(scoring), tokens: blocks.clone() };
+    let found = model.predict(&inputs, None, &probe).unwrap();
+    assert_eq!(found.tokens.len(), blocks.len());
+    let tokens: Vec<Vec<f32>> = found.tokens.iter().map(|t| by_sample(t, inputs.t.len())).collect();
+    for (i, tokens) in tokens.iter().enumerate() {
+        let name = format!("layer{i}.image_tokens");
+        assert_near(&format!("{of} {name}"), tokens, &values.read(&name).unwrap(), 5e-5);
+    }
+    let prediction = found.latents.values();
+    assert_near(&format!("{of} pred"), prediction, &values.read("pred").unwrap(), 5e-5);
+    for (k, scores) in found.scores.iter().enumerate() {
+        let name = format!("scores.ref{k}");
+        assert_near(&format!("{of} {name}"), scores, &values.read(&name).unwrap(), 5e-5);
+    }
+    assert_eq!(found.scores.len(), inputs.references.len());
+
+    let features = model.features(&inputs).unwrap();
+    let last = &tokens[case.model(1).config().num_layers - 1];
+    let (batch, tokens, width) = features.shape();
+    for sample in 0..batch {
+        let targets = &last[sample * last.len() / batch..][..tokens * width];
+        assert_eq!(targets, &features.values()[sample * tokens * width..][..tokens * width]);
+    }
+    let again = model.predict(&inputs, None, &probe).unwrap();
+    assert_eq!(again.latents.values(), prediction, "{of} a pass is a function of its inputs");
 }
 
 #[test]
@@ -54,18 +60,21 @@ fn a_prediction_does_not_depend_on_the_threads_on_the_probe_or_on_an_adapter_who
     for case in cases() {
         let values = case.file("forward.safetensors");
         let inputs = case.inputs(&values, "", &["x_t"]);
-        let model = case.model(1);
-        let expected = model.predict(&inputs, None, &Probe::NOTHING).unwrap().latents;
-        let probe = Probe { tokens: 0..model.layout().blocks, ..Probe::NOTHING };
-        let seen = model.predict(&inputs, None, &probe).unwrap().latents;
-        assert_eq!(seen.values(), expected.values(), "{}: with a probe", case.name);
-        let threads = case.model(3).predict(&inputs, None, &Probe::NOTHING).unwrap().latents;
-        assert_eq!(threads.values(), expected.values(), "{}: on three threads", case.name);
-        let adapter = case.adapter_with_zero_b(&model);
-        let adapted = model.predict(&inputs, Some(&adapter), &Probe::NOTHING).unwrap().latents;
-        assert_eq!(adapted.values(), expected.values(), "{}: with B = 0", case.name);
-        let (saving, _) = model.predict_saving(&inputs, &adapter, &Probe::NOTHING).unwrap();
-        assert_eq!(saving.latents.values(), expected.values(), "{}: while saving", case.name);
+        let [one, three] =
+            [1, 3].map(|n| case.model(n).predict(&inputs, None, &Probe::NOTHING).unwrap().latents);
+        assert_eq!(one.values(), three.values(), "{}: on three threads", case.name);
+        for (device, model) in case.on_every_device() {
+            let of = format!("{} on {device}", case.name);
+            let expected = model.predict(&inputs, None, &Probe::NOTHING).unwrap().latents;
+            let probe = Probe { tokens: 0..model.layout().blocks, ..Probe::NOTHING };
+            let seen = model.predict(&inputs, None, &probe).unwrap().latents;
+            assert_eq!(seen.values(), expected.values(), "{of}: with a probe");
+            let adapter = case.adapter_with_zero_b(&*model);
+            let adapted = model.predict(&inputs, Some(&adapter), &Probe::NOTHING).unwrap().latents;
+            assert_eq!(adapted.values(), expected.values(), "{of}: with B = 0");
+            let (saving, _) = model.predict_saving(&inputs, &adapter, &Probe::NOTHING).unwrap();
+            assert_eq!(saving.latents.values(), expected.values(), "{of}: while saving");
+        }
     }
 }
 

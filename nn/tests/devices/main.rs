@@ -3,7 +3,6 @@
 //! The same cases run on a GPU and on the stand-in: `scripts/standin.sh cargo test -p prefgraph-nn --test devices`.
 
 mod attention;
-mod network;
 mod numbers;
 mod pointwise;
 mod products;

@@ -9,9 +9,13 @@ use std::{
 use prefgraph_nn::{
     Adapter, Backbone, Cpu, Inputs, Tensor,
     backbone::{BlockTokens, Latents},
+    cuda,
     files::TensorFiles,
     lora::AdapterLayout,
-    models::FluxUno,
+    models::{
+        FluxUno,
+        flux::{Flux, FluxOptions},
+    },
 };
 
 /// One folder of golden values.
@@ -48,6 +52,25 @@ impl Case {
 
     pub fn model(&self, threads: usize) -> FluxUno {
         FluxUno::open(Cpu::new(threads).unwrap(), &self.folder.join("transformer")).unwrap()
+    }
+
+    /// The model on the processor and, where there is one, on the first GPU; with the names of the devices.
+    pub fn on_every_device(&self) -> Vec<(String, Box<dyn Backbone>)> {
+        let path = self.folder.join("transformer");
+        let mut models: Vec<(String, Box<dyn Backbone>)> = vec![("cpu".into(), Box::new(self.model(2)))];
+        match cuda::is_there() {
+            Ok(()) => {
+                let host = Cpu::new(2).unwrap();
+                let gpu = cuda::Cuda::open(0).unwrap();
+                let model = Flux::open_on(gpu, host, &path, FluxOptions::default()).unwrap();
+                models.push(("cuda:0".into(), Box::new(model)));
+            }
+            Err(why) => {
+                let line = format!("SKIPPED: {} on a GPU: {why}\n", self.name);
+                std::io::stderr().write_all(line.as_bytes()).unwrap();
+            }
+        }
+        models
     }
 
     /// A file of the case, if it was copied with it.
@@ -109,7 +132,7 @@ impl Case {
     }
 
     /// The layout that the case's targets name.
-    pub fn adapter_layout(&self, model: &FluxUno) -> Arc<AdapterLayout> {
+    pub fn adapter_layout(&self, model: &dyn Backbone) -> Arc<AdapterLayout> {
         let (layout, _) = AdapterLayout::matching(
             &model.layout().linears,
             &self.strings("lora_targets"),
@@ -130,7 +153,7 @@ impl Case {
         names.flat_map(|name| file.read(&name).unwrap()).collect()
     }
 
-    pub fn adapter_with_zero_b(&self, model: &FluxUno) -> Adapter {
+    pub fn adapter_with_zero_b(&self, model: &dyn Backbone) -> Adapter {
         let layout = self.adapter_layout(model);
         let mut values: Vec<f32> =
             (0..layout.len()).map(|i| ((i * 37 % 101) as f32 - 50.0) / 100.0).collect();

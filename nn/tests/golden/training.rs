@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use prefgraph_nn::{
-    Adapter, Backbone, Probe,
+    Adapter, Backbone, Cpu, Probe,
     backbone::Latents,
     files::TensorFiles,
     optim::{AdamW, OptimizerState},
@@ -28,8 +28,15 @@ pub enum Objective {
 /// Repeat a run, and compare first gradient, losses, logits and the adapter's change.
 pub fn follow(case: &Case, name: &str, objective: Objective) {
     let Some(run) = case.try_file(name) else { return };
-    let model = case.model(2);
-    let layout = case.adapter_layout(&model);
+    for (device, model) in case.on_every_device() {
+        eprintln!("{} on {device}:", case.name);
+        follow_on(case, name, objective, &run, &*model);
+    }
+}
+
+fn follow_on(case: &Case, name: &str, objective: Objective, run: &TensorFiles, model: &dyn Backbone) {
+    let host = Cpu::new(2).unwrap();
+    let layout = case.adapter_layout(model);
     let batches = case.file("batches.safetensors");
     let settings = AdamW {
         lr: case.number("lr"),
@@ -38,7 +45,7 @@ pub fn follow(case: &Case, name: &str, objective: Objective) {
         eps: case.number("eps"),
         weight_decay: case.number("weight_decay"),
     };
-    let initial = case.factors(&layout, &run, "init.");
+    let initial = case.factors(&layout, run, "init.");
     let mut adapter = Adapter { layout: Arc::clone(&layout), values: Arc::new(initial.clone()) };
     let mut state = OptimizerState::new(layout.len());
     let mut faint = Faint::default();
@@ -46,7 +53,7 @@ pub fn follow(case: &Case, name: &str, objective: Objective) {
     for (step, expected) in losses.iter().enumerate() {
         let prefix = format!("step{step}.");
         let sample = Step::read(case, &batches, &prefix, objective);
-        let (found, logits, cotangent, saved) = sample.loss(case, &model, &adapter, objective);
+        let (found, logits, cotangent, saved) = sample.loss(case, model, &adapter, objective);
         let error = (found - f64::from(*expected)).abs() / f64::from(expected.abs()).max(1e-2);
         assert!(error < 1e-3, "{} {name} step {step}: loss {found}, expected {expected}", case.name);
         if objective == Objective::Preference {
@@ -60,7 +67,7 @@ pub fn follow(case: &Case, name: &str, objective: Objective) {
             );
         }
         let gradient = model.backward(saved, &adapter, &cotangent).unwrap();
-        let norm = gradient.norm(model.device());
+        let norm = gradient.norm(&host);
         let expected_norm = f64::from(run.read("log.grad_norm").unwrap()[step]);
         assert!(
             (norm - expected_norm).abs() < 5e-3 * expected_norm,
@@ -68,20 +75,20 @@ pub fn follow(case: &Case, name: &str, objective: Objective) {
             case.name
         );
         if step == 0 {
-            let error = relative(&gradient.values, &case.factors(&layout, &run, "grad0."));
+            let error = relative(&gradient.values, &case.factors(&layout, run, "grad0."));
             let bar = if objective == Objective::Supervised { 1e-5 } else { 1e-3 };
             eprintln!("{} {name}: first gradient off by {error:.1e}", case.name);
             assert!(error < bar, "{} {name}: first gradient off by {error:e}", case.name);
         }
         faint.see(&gradient, settings.lr);
-        state.step(model.device(), &settings, &mut adapter, &gradient).unwrap();
+        state.step(&host, &settings, &mut adapter, &gradient).unwrap();
     }
     let change = |to: &[f32]| -> Vec<f64> {
         to.iter().zip(&initial).map(|(t, i)| f64::from(*t) - f64::from(*i)).collect()
     };
     let bar = if objective == Objective::Supervised { 1e-4 } else { 5e-3 };
     let found = change(&adapter.values);
-    let error = faint.compare(&found, &change(&case.factors(&layout, &run, "final.")), bar);
+    let error = faint.compare(&found, &change(&case.factors(&layout, run, "final.")), bar);
     eprintln!("{} {name}: change off by {error:.1e}", case.name);
 }
 
@@ -113,7 +120,7 @@ impl Step {
     fn loss(
         &self,
         case: &Case,
-        model: &impl Backbone,
+        model: &dyn Backbone,
         adapter: &Adapter,
         objective: Objective,
     ) -> (f64, Vec<f32>, Latents, prefgraph_nn::backbone::Saved) {
