@@ -66,8 +66,8 @@ fn ops_lists_every_operator_and_shows_ports_and_settings_with_defaults() {
 
 #[test]
 fn mistakes_on_the_command_line_say_what_would_have_been_accepted() {
-    let (code, _, err) = graph_run(&[SFT, "--device", "cuda:0"]);
-    assert!(code == 2 && err.contains("computes on the CPU only") && err.contains("--device cpu"), "{err}");
+    let (code, _, err) = graph_run(&[SFT, "--device", "gpu"]);
+    assert!(code == 2 && err.contains("cpu, and cuda:0") && err.contains("auto"), "{err}");
     let (code, _, err) = graph_run(&["plan", SFT, "--set", "noise.proces=flow"]);
     assert!(code == 1 && err.contains("did you mean `process`?") && err.contains("--set:1:7"), "{err}");
     let (code, _, err) = graph_run(&["graphs/none.ron"]);

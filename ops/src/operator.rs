@@ -27,6 +27,8 @@ pub struct Ctx<'a> {
     pub node: &'a str,
     /// Kernels and worker threads, shared by all nodes.
     pub cpu: &'a nn::Cpu,
+    /// The GPU that networks run on; without one they run on the processor.
+    pub gpu: Option<&'a nn::cuda::Cuda>,
     /// Where dfdx tensors live.
     pub host: &'a dfdx::tensor::Cpu,
 }

@@ -51,7 +51,7 @@ impl Cache {
         &mut self,
         graph: &Graph,
         plan: &Plan,
-        cpu: &nn::Cpu,
+        (cpu, gpu): (&nn::Cpu, Option<&nn::cuda::Cuda>),
         go_on: &mut dyn FnMut(Filling) -> bool,
     ) -> Result<Filled, CacheError> {
         let mut filled = Filled::default();
@@ -66,7 +66,7 @@ impl Cache {
         }
         let host = tensor::host();
         for source in &work {
-            let ctx = |node| Ctx { step: 0, seed: 0, node, cpu, host: &host };
+            let ctx = |node| Ctx { step: 0, seed: 0, node, cpu, gpu, host: &host };
             for batch in self.batches(source, plan) {
                 if !go_on(progress) {
                     return Ok(filled);

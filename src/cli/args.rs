@@ -8,7 +8,11 @@ use std::{
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use prefgraph_nn::lora::AdapterFormat;
 
-use crate::{plan::MOST_LANES, spec::advice};
+use super::device;
+use crate::{
+    plan::MOST_LANES,
+    spec::{CPU, DEVICES, RunSettings, advice},
+};
 
 /// Runs a graph of preference optimisation, or shows what it would do.
 #[derive(Debug, Parser)]
@@ -43,6 +47,8 @@ pub(super) enum Command {
     },
     /// Draw pictures from a prompt, with the networks of a graph and an adapter that it trained
     Sample(Sample),
+    /// List the devices that networks can run on
+    Devices,
     /// List the operators, or show one with its ports and settings
     Ops {
         /// An operator
@@ -100,6 +106,9 @@ pub(super) struct Sample {
     /// Worker threads of the kernels; 0 is one a core
     #[arg(long)]
     pub threads: Option<usize>,
+    /// Where networks run: cpu, cuda:0 for the first GPU, or auto for the first GPU where there is one [default: cpu]
+    #[arg(long, value_parser = device_name)]
+    pub device: Option<String>,
 }
 
 /// Pixels along the sides of a picture.
@@ -251,9 +260,9 @@ pub(super) struct Graph {
     /// Worker threads of the kernels; 0 is one a core
     #[arg(long, value_parser = threads, allow_negative_numbers = true)]
     pub threads: Option<usize>,
-    /// Where to compute: cpu
-    #[arg(long, default_value = "cpu", value_parser = device)]
-    pub device: String,
+    /// Where networks run: cpu, cuda:0 for the first GPU, or auto for the first GPU where there is one [default: the graph's, else cpu]
+    #[arg(long, value_parser = device_name)]
+    pub device: Option<String>,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -333,13 +342,14 @@ pub(super) fn meant(typed: &[String]) -> Option<String> {
 }
 
 /// The only device of this build, or why another is none.
-fn device(text: &str) -> Result<String, String> {
+/// A device by its name; `auto` is the first GPU where there is one, and says why not where there is none.
+fn device_name(text: &str) -> Result<String, String> {
+    let named = RunSettings { device: text.to_owned(), ..RunSettings::default() };
     match text {
-        "cpu" => Ok(text.to_owned()),
-        _ if text.starts_with("cuda") => {
-            Err("this build computes on the CPU only: say `--device cpu`, or leave it out".into())
-        }
-        _ => Err("the devices are: cpu".into()),
+        "auto" => Ok(device::automatic()),
+        "cuda" => Ok("cuda:0".to_owned()),
+        _ if text == CPU || named.gpu().is_some() => Ok(text.to_owned()),
+        _ => Err(format!("{DEVICES}; auto takes the first GPU where there is one")),
     }
 }
 
@@ -356,6 +366,7 @@ impl Graph {
         sets.extend(self.seed.map(|n| format!("run.seed={n}")));
         sets.extend(self.lanes.map(|n| format!("run.lanes={n}")));
         sets.extend(self.threads.map(|n| format!("run.threads={n}")));
+        sets.extend(self.device.as_ref().map(|device| format!("run.device=\"{device}\"")));
         sets
     }
 }

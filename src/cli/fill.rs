@@ -9,10 +9,14 @@ use crate::cache::{Cache, Filled};
 const SHOWN: usize = 5;
 
 /// Make what is missing and drop the encoders; false if somebody interrupted.
-pub(super) fn fill(prepared: &mut Prepared, cpu: &nn::Cpu) -> Result<bool, Failure> {
+pub(super) fn fill(
+    prepared: &mut Prepared,
+    cpu: &nn::Cpu,
+    gpu: Option<&nn::cuda::Cuda>,
+) -> Result<bool, Failure> {
     let Some((cache, _)) = &mut prepared.cache else { return Ok(true) };
     let mut counter: Option<Counter> = None;
-    let filled = cache.fill(&prepared.graph, &prepared.plan, cpu, &mut |at| {
+    let filled = cache.fill(&prepared.graph, &prepared.plan, (cpu, gpu), &mut |at| {
         counter.get_or_insert_with(|| Counter::new("filling the cache", at.samples)).at(at.done);
         !interrupt::interrupted()
     });

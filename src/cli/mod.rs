@@ -24,6 +24,7 @@ mod args;
 mod cache;
 mod calibrate;
 mod data;
+mod device;
 mod dot;
 mod fill;
 mod first;
@@ -113,6 +114,7 @@ pub fn main_with(registry: Registry) -> ExitCode {
         Some(Command::Plan { graph, json, calibrate }) => plan::plan(&graph, json, calibrate, &registry),
         Some(Command::Dot { graph, format }) => dot::dot(&graph, format, &registry),
         Some(Command::Sample(wanted)) => sample::sample(&wanted, &registry),
+        Some(Command::Devices) => device::list(),
         Some(Command::Ops { name }) => ops::ops(name.as_deref(), &registry),
         Some(Command::Data(args::Data::Check { path, sets, max_pixels, bad, json })) => {
             let wanted = data::Wanted { path: &path, sets: &sets, max_pixels, bad: bad.as_deref(), json };

@@ -11,7 +11,7 @@ use crate::{
     graph::{Endpoint, Tap},
     registry::Registry,
     sources::{Comparison, Survey},
-    spec::{Change, diff, nodes},
+    spec::{Change, RunSettings, diff, nodes},
 };
 
 /// Where a run starts.
@@ -217,6 +217,9 @@ impl Resuming<'_> {
         else {
             return false;
         };
+        if change.what == "run.device" {
+            return RunSettings::default().device == new.trim_matches('"');
+        }
         let graph = &self.prepared.graph;
         let Ok(node) = graph.find(node) else { return false };
         let entry = self.registry.get(graph[node].op.name());

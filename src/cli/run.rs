@@ -11,7 +11,7 @@ use std::{
 use prefgraph_nn as nn;
 
 use super::{
-    Failure, INTERRUPTED, args, fill,
+    Failure, INTERRUPTED, args, device, fill,
     health::Health,
     interrupt,
     prepare::{Prepared, prepare},
@@ -44,6 +44,7 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     forget(&mut command, args, registry);
     let mut prepared = prepare(&args.graph.recalling(&command.set), registry)?;
     prepared.check_memory(registry)?;
+    let gpu = device::open(&prepared.run)?;
     let mut folder = match existing {
         Some(folder) => folder,
         None => RunFolder::open(&path, args.resume).map_err(Failure::new)?,
@@ -82,8 +83,11 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     }
     introduce(&prepared, &path);
     let cpu = nn::Cpu::new(prepared.run.threads).map_err(Failure::new)?;
-    let options =
-        RunOptions { last: Some(prepared.run.steps - 1), ..RunOptions::new(prepared.run.seed, cpu.clone()) };
+    let options = RunOptions {
+        last: Some(prepared.run.steps - 1),
+        gpu: gpu.clone(),
+        ..RunOptions::new(prepared.run.seed, cpu.clone())
+    };
     let runner = Runner::new(prepared.graph.clone(), prepared.plan.clone(), options);
     let mut runner = runner.map_err(Failure::new)?;
     if let Some(checkpoint) = &found {
@@ -92,7 +96,7 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     }
     let newest = found.map(|c| c.step);
     // Before the run writes anything: interrupting this leaves the folder as it was.
-    if !fill::fill(&mut prepared, &cpu)? {
+    if !fill::fill(&mut prepared, &cpu, gpu.as_ref())? {
         return Ok(INTERRUPTED);
     }
     let reader = Reader::start(survey)

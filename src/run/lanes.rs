@@ -33,6 +33,7 @@ pub(super) struct Shared {
     pub plan: Arc<Plan>,
     pub seed: u64,
     pub cpu: nn::Cpu,
+    pub gpu: Option<nn::cuda::Cuda>,
 }
 
 /// Start a lane. It ends when the sender of its work is dropped.
@@ -69,7 +70,8 @@ fn run(
     job: Job,
 ) -> Result<Product, OpError> {
     let node = &shared.graph[task.node()];
-    let ctx = Ctx { step, seed: shared.seed, node: &node.id, cpu: &shared.cpu, host };
+    let (cpu, gpu) = (&shared.cpu, shared.gpu.as_ref());
+    let ctx = Ctx { step, seed: shared.seed, node: &node.id, cpu, gpu, host };
     match job {
         Job::Forward(inputs) => forward(shared, &ctx, task.node(), inputs),
         Job::Backward(saved, cotangents) => backward(shared, &ctx, task.node(), saved, cotangents),

@@ -43,6 +43,8 @@ pub struct RunOptions {
     pub seed: u64,
     /// Kernels and their worker threads, shared by all lanes.
     pub cpu: nn::Cpu,
+    /// The GPU that networks run on; without one they run on the processor.
+    pub gpu: Option<nn::cuda::Cuda>,
     /// The last step of the run, if it is known: nothing runs beyond it.
     pub last: Option<u64>,
     /// After how many timed steps lanes are planned again by measured times; zero for never.
@@ -50,9 +52,9 @@ pub struct RunOptions {
 }
 
 impl RunOptions {
-    /// With this seed, on these threads.
+    /// With this seed, on these threads, without a GPU.
     pub fn new(seed: u64, cpu: nn::Cpu) -> Self {
-        Self { seed, cpu, last: None, replan_after: 3 }
+        Self { seed, cpu, gpu: None, last: None, replan_after: 3 }
     }
 }
 
@@ -123,8 +125,8 @@ impl Runner {
             return Err(RunError::Plan { planned: plan.node_count(), nodes: graph.len() });
         }
         let plan = Arc::new(plan);
-        let RunOptions { seed, cpu, last, replan_after } = options;
-        let shared = Arc::new(Shared { graph: graph.clone(), plan: plan.clone(), seed, cpu });
+        let RunOptions { seed, cpu, gpu, last, replan_after } = options;
+        let shared = Arc::new(Shared { graph: graph.clone(), plan: plan.clone(), seed, cpu, gpu });
         let (messages, inbox) = unbounded();
         let mut runner = Self { graph, plan, next: 0, messages, threads: Vec::new() };
         let mut work = Vec::new();

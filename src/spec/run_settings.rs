@@ -23,6 +23,8 @@ prefgraph_ops::settings! {
         pub lanes: usize = 0,
         /// Worker threads of the kernels; 0 is one a core.
         pub threads: usize = 0,
+        /// Where networks run: `cpu`, or a GPU such as `cuda:0`.
+        pub device: String = "cpu".to_owned(),
         /// Steps from one line on the terminal to the next, where there is no progress bar.
         pub log_every: u64 = 1,
     }
@@ -31,7 +33,19 @@ prefgraph_ops::settings! {
 /// The most steps that a run may be ahead: every one of them holds its values.
 const MOST_AHEAD: usize = 1024;
 
+/// The name of the processor.
+pub(crate) const CPU: &str = "cpu";
+/// What a device may be.
+pub(crate) const DEVICES: &str = "the devices are cpu, and cuda:0, cuda:1 and so on";
+
 impl RunSettings {
+    /// The number of the GPU that networks run on; none where they run on the processor.
+    #[must_use]
+    pub fn gpu(&self) -> Option<usize> {
+        let number = self.device.strip_prefix("cuda:")?;
+        number.parse().ok().filter(|n: &usize| n.to_string() == number)
+    }
+
     /// The name of a setting that no run can have, and what it may be.
     pub(super) fn fault(&self) -> Option<(&'static str, String)> {
         let minutes = self.checkpoint_minutes;
@@ -39,6 +53,8 @@ impl RunSettings {
             ("steps", "a run has at least 1 step".to_owned())
         } else if !(minutes >= 0.0 && minutes.is_finite()) {
             ("checkpoint_minutes", "0 or a positive number of minutes is needed".to_owned())
+        } else if self.gpu().is_none() && self.device != CPU {
+            ("device", DEVICES.to_owned())
         } else if self.lanes > MOST_LANES {
             ("lanes", format!("at most {MOST_LANES} nodes can run at the same time; 0 chooses"))
         } else if self.ahead > MOST_AHEAD {

@@ -177,9 +177,7 @@ impl Gpu {
         let module = match modules.entry((source, precision)) {
             std::collections::hash_map::Entry::Occupied(module) => module.into_mut(),
             std::collections::hash_map::Entry::Vacant(place) => {
-                let (major, minor) = self.info.capability;
-                let gpu = (self.info.ordinal, 10 * major + minor);
-                let image = modules::image(source, precision, gpu, &self.cache)?;
+                let image = modules::image(source, precision, &self.info, &self.cache)?;
                 self.context.bind_to_thread().map_err(|e| load("load kernels", e))?;
                 // SAFETY: an image that NVRTC wrote; PTX ends with a zero.
                 let module = unsafe { result::module::load_data(image.as_ptr().cast()) }

@@ -14,7 +14,7 @@ use std::{
 
 use cudarc::nvrtc::{result, sys};
 
-use super::driver::device_error;
+use super::driver::{GpuInfo, device_error};
 use crate::{device::Precision, error::Result};
 
 /// Kernels that are compiled together.
@@ -82,10 +82,11 @@ const KNOWN: [i32; 5] = [120, 100, 90, 89, 80];
 pub(super) fn image(
     source: Source,
     precision: Precision,
-    (ordinal, capability): (usize, i32),
+    gpu: &GpuInfo,
     cache: &Cache,
 ) -> Result<Image> {
     let (name, text) = source.file();
+    let (ordinal, capability) = (gpu.ordinal, 10 * gpu.capability.0 + gpu.capability.1);
     let text = assemble(name, text, &mut Vec::new());
     let mut version = (0, 0);
     // SAFETY: writes two numbers.
@@ -94,7 +95,7 @@ pub(super) fn image(
     if precision == Precision::Bf16 {
         options.push("-DACTIVATION_BF16".to_owned());
     }
-    let key = key(&text, &options, version, capability);
+    let key = key(&text, &options, version, gpu);
     if let Some(image) = cache.read(&key) {
         return Ok(image);
     }
@@ -196,8 +197,8 @@ fn sum(bytes: &[u8]) -> u64 {
 }
 
 /// By source, options, compiler and GPU.
-fn key(text: &str, options: &[String], version: (i32, i32), capability: i32) -> String {
-    let all = format!("{text}\0{}\0{version:?}\0{capability}", options.join(" "));
+fn key(text: &str, options: &[String], version: (i32, i32), gpu: &GpuInfo) -> String {
+    let all = format!("{text}\0{}\0{version:?}\0{}\0{:?}", options.join(" "), gpu.name, gpu.capability);
     format!("{:016x}", sum(all.as_bytes()))
 }
 

@@ -8,7 +8,7 @@ use std::{
 use prefgraph_nn::{
     self as nn, Backbone as _, cpu,
     layers::{self, Loading},
-    models::{self, FluxOptions, FluxUno},
+    models::{self, FluxOptions, FluxUno, flux::Flux},
 };
 use serde_json::json;
 
@@ -97,7 +97,7 @@ pub struct Backbone {
     options: FluxOptions,
     /// Counts, checks and shapes; never runs.
     described: Arc<FluxUno>,
-    running: OnceLock<Arc<FluxUno>>,
+    running: OnceLock<Arc<dyn nn::Backbone>>,
 }
 
 impl Operator for Backbone {
@@ -175,7 +175,7 @@ impl Operator for Backbone {
         let running = match self.running.get() {
             Some(running) => running.clone(),
             None => {
-                let opened = Arc::new(FluxUno::open_with(ctx.cpu.clone(), &self.path, self.options.clone())?);
+                let opened = self.open(ctx)?;
                 self.running.get_or_init(|| opened).clone()
             }
         };
@@ -185,6 +185,15 @@ impl Operator for Backbone {
 }
 
 impl Backbone {
+    /// The network where it will run.
+    fn open(&self, ctx: &Ctx<'_>) -> Result<Arc<dyn nn::Backbone>, OpError> {
+        let (host, options) = (ctx.cpu.clone(), self.options.clone());
+        Ok(match ctx.gpu {
+            None => Arc::new(FluxUno::open_with(host, &self.path, options)?),
+            Some(gpu) => Arc::new(Flux::open_on(gpu.clone(), host, &self.path, options)?),
+        })
+    }
+
     /// How it is run, for people.
     fn how(&self) -> String {
         let Loading { precision, packing } = self.options.loading;

@@ -28,7 +28,7 @@ impl Bench {
     }
 
     pub(crate) fn at(&self, step: u64) -> Ctx<'_> {
-        Ctx { step, seed: 7, node: "node", cpu: &self.cpu, host: &self.host }
+        Ctx { step, seed: 7, node: "node", cpu: &self.cpu, gpu: None, host: &self.host }
     }
 }
 

@@ -19,12 +19,12 @@ use self::{
     files::About,
     parts::Parts,
 };
-use super::{Failure, args, say::say, system, threads};
+use super::{Failure, args, device, say::say, system, threads};
 use crate::{
     plan::{Plan, PlanOptions},
     registry::Registry,
     run::{RunOptions, Runner},
-    spec::Outline,
+    spec::{RunSettings, Outline},
 };
 
 /// Draw the pictures that were asked for.
@@ -50,6 +50,8 @@ pub(super) fn sample(args: &args::Sample, registry: &Registry) -> Result<u8, Fai
     if let Some(fewer) = fewer {
         say!("note: {fewer}");
     }
+    let device = args.device.clone().unwrap_or_else(|| RunSettings::default().device);
+    let gpu = device::open(&RunSettings { device, ..RunSettings::default() })?;
     let options =
         PlanOptions { ahead: 0, process: system::process_memory(threads), ..PlanOptions::default() };
     let plan = Plan::new(&drawing.graph, &options);
@@ -60,7 +62,7 @@ pub(super) fn sample(args: &args::Sample, registry: &Registry) -> Result<u8, Fai
     files::make_folder(&args.out)?;
     let cpu = nn::Cpu::new(threads).map_err(Failure::new)?;
     for (seed, path) in seeds.into_iter().zip(paths) {
-        let options = RunOptions { last: Some(0), ..RunOptions::new(seed, cpu.clone()) };
+        let options = RunOptions { last: Some(0), gpu: gpu.clone(), ..RunOptions::new(seed, cpu.clone()) };
         let runner = Runner::new(drawing.graph.clone(), plan.clone(), options);
         let mut runner = runner.map_err(Failure::new)?;
         runner.keep(drawing.images.endpoint()).map_err(Failure::new)?;

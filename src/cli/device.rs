@@ -1,0 +1,59 @@
+//! Where networks run.
+
+use prefgraph_nn::cuda::{Cuda, GpuInfo, devices};
+
+use super::{Failure, say::say, system};
+use crate::spec::{CPU, RunSettings};
+
+/// The GPU that a run's networks run on; none on the processor.
+///
+/// # Errors
+/// If there is no driver or no such GPU, or if one is too old: what is missing, and that the processor can be used.
+pub(super) fn open(run: &RunSettings) -> Result<Option<Cuda>, Failure> {
+    let Some(number) = run.gpu() else { return Ok(None) };
+    let gpu = Cuda::open(number)
+        .map_err(|e| Failure::new(format!("{e}\n--device cpu runs the networks on the processor")))?;
+    Ok(Some(gpu))
+}
+
+/// The first GPU that can be used, or the processor, with a sentence that says why.
+pub(super) fn automatic() -> String {
+    let usable = |gpus: Vec<GpuInfo>| {
+        gpus.iter().find(|gpu| gpu.usable().is_ok()).map(|gpu| format!("cuda:{}", gpu.ordinal))
+    };
+    match devices().map(usable) {
+        Ok(Some(gpu)) => gpu,
+        Ok(None) => {
+            say!("note: there is no GPU that can be used; networks run on the processor");
+            CPU.to_owned()
+        }
+        Err(why) => {
+            say!("note: {why}; networks run on the processor");
+            CPU.to_owned()
+        }
+    }
+}
+
+/// `graph-run devices`: what there is.
+pub(super) fn list() -> Result<u8, Failure> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let memory = system::machine_memory().map_or(String::new(), |m| format!(", {}", system::bytes(m)));
+    let mut text = format!("cpu      {cores} cores{memory}\n");
+    match devices() {
+        Ok(gpus) if gpus.is_empty() => text.push_str("cuda     the driver shows no GPU\n"),
+        Ok(gpus) => {
+            for gpu in gpus {
+                let (major, minor) = gpu.capability;
+                let memory = system::bytes(gpu.memory as u64);
+                let unfit = gpu.usable().err().map_or(String::new(), |_| ", too old".to_owned());
+                text.push_str(&format!(
+                    "cuda:{:<3} {}, {memory}, compute capability {major}.{minor}{unfit}\n",
+                    gpu.ordinal, gpu.name
+                ));
+            }
+        }
+        Err(why) => text.push_str(&format!("{why}\n")),
+    }
+    system::print(&text)?;
+    Ok(0)
+}
