@@ -10,7 +10,12 @@ use std::{
 };
 
 use crate::{
-    checker::Checker, codes::Code, events::Event, kernels::Kernel, memory::Memory, queue::Queue,
+    checker::Checker,
+    codes::{Answer, Code},
+    events::Event,
+    kernels::Kernel,
+    memory::Memory,
+    queue::Queue,
     settings::settings,
 };
 
@@ -103,7 +108,7 @@ impl Device {
             retained: 0,
             next_handle: FIRST_HANDLE + ordinal * HANDLES_PER_DEVICE,
             launches: 0,
-            error: (settings.lose_after == Some(0)).then_some(Code::DEVICE_UNAVAILABLE),
+            error: None,
             calls: BTreeMap::new(),
         }
     }
@@ -127,12 +132,17 @@ impl Device {
         self.queue.stream(handle).ok_or(Code::INVALID_HANDLE)
     }
 
-    /// A kernel or a library's work was queued. After `STANDIN_LOSE_AFTER` of them the device is lost.
+    /// A kernel or a library's work was queued.
     pub fn launched(&mut self) {
         self.launches += 1;
+    }
+
+    /// Refuses a call after a failure. After `STANDIN_LOSE_AFTER` launches the device is lost, and the next call is told.
+    pub fn usable(&mut self) -> Answer {
         if settings().lose_after.is_some_and(|last| self.launches >= last) {
             self.fail(Code::DEVICE_UNAVAILABLE);
         }
+        self.error.map_or(Ok(()), Err)
     }
 
     pub fn fail(&mut self, code: Code) {

@@ -124,10 +124,10 @@ pub fn open(library: usize) -> Result<(), Status> {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cublasLtCreate(out: Out<usize>) -> Status {
-    match device::current() {
+    match device::current().map(|mut device| device.usable()) {
         Err(_) => return NOT_INITIALIZED,
-        Ok(device) if device.error.is_some() => return EXECUTION_FAILED,
-        Ok(_) => {}
+        Ok(Err(_)) => return EXECUTION_FAILED,
+        Ok(Ok(())) => {}
     }
     let mut objects = objects();
     let handle = objects.handle();
