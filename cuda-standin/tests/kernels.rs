@@ -4,6 +4,7 @@
 mod common;
 
 use common::{CudaSlice, Gpu, LaunchConfig, PushKernelArg, bf16, difference, noise, shape, sys, wide};
+use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
 /// Every test of this file that needs a device, for the orders in which the stand-in can run it.
 const PROGRAMS: &[(&str, fn())] = &[
@@ -87,16 +88,13 @@ fn attention_by_mma_is_right() {
 }
 
 /// Runs a kernel of `correct.cu` that has one list to read and one to write, and then perhaps a number.
-fn map<I: cudarc::driver::DeviceRepr + Clone, O: cudarc::driver::DeviceRepr + Default + Clone>(
+fn map<I: DeviceRepr, O: DeviceRepr + ValidAsZeroBits + Clone>(
     name: &str,
     input: &[I],
     outputs: usize,
     number: Option<i32>,
     shape: LaunchConfig,
-) -> Vec<O>
-where
-    O: cudarc::driver::ValidAsZeroBits,
-{
+) -> Vec<O> {
     let gpu = Gpu::device();
     let stream = gpu.stream();
     let x = stream.clone_htod(input).expect("memory");
@@ -159,9 +157,9 @@ fn positions() {
     for (place, value) in got.chunks(4).enumerate() {
         let (b, t) = (place as u32 / threads, place as u32 % threads);
         let wanted = [
-            b % grid.0 | (t % block.0) << 16,
-            b / grid.0 % grid.1 | (t / block.0 % block.1) << 16,
-            b / grid.0 / grid.1 | (t / block.0 / block.1) << 16,
+            (b % grid.0) | ((t % block.0) << 16),
+            (b / grid.0 % grid.1) | ((t / block.0 % block.1) << 16),
+            (b / grid.0 / grid.1) | ((t / block.0 / block.1) << 16),
             b,
         ];
         assert_eq!(value, wanted);

@@ -4,11 +4,14 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(unsafe_code, reason = "kernels are launched and the driver is asked for names")]
 
+pub mod products;
+
 use std::{
     collections::HashMap,
     env,
+    io::Write,
     process::Command,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Once},
 };
 
 #[allow(unused_imports, reason = "each test file uses a part of it")]
@@ -28,6 +31,17 @@ const SOURCES: [(&str, &str); 4] = [
     ("streams.cu", include_str!("../kernels/streams.cu")),
 ];
 
+/// Says once why tests are skipped. Not by `eprintln`, which the test runner keeps to itself.
+fn skip(why: &str) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        let path = env::args().next().unwrap_or_default();
+        let name = path.rsplit('/').next().unwrap_or(&path);
+        // Who has closed stderr does not want to know.
+        let _ = writeln!(std::io::stderr(), "{name}: skipped: {why}");
+    });
+}
+
 /// Whether there is a driver, or its stand-in. Says on stderr what is skipped where there is none.
 pub fn driver() -> bool {
     // SAFETY: loads libraries by name, as the first real call would.
@@ -37,7 +51,7 @@ pub fn driver() -> bool {
             && cudarc::cublaslt::sys::is_culib_present()
     };
     if !present {
-        eprintln!("no CUDA driver and no stand-in: skipped (scripts/standin.sh runs this)");
+        skip("no CUDA driver and no stand-in (scripts/standin.sh runs a command with it)");
     }
     present
 }
@@ -51,7 +65,7 @@ pub fn standin() -> bool {
     let ours =
         unsafe { sys::culib().get::<unsafe extern "C" fn(i32) -> u32>(b"standin_take_findings").is_ok() };
     if !ours {
-        eprintln!("the driver is not the stand-in: skipped");
+        skip("the driver is not the stand-in");
     }
     ours
 }
