@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(unsafe_code, reason = "kernels are launched and the driver is asked for names")]
 
+pub mod attention;
 pub mod products;
 
 use std::{
@@ -72,10 +73,16 @@ pub fn standin() -> bool {
 
 /// One translation unit: the header in the place of its include.
 pub fn source(file: &str) -> String {
+    changed_source(file, &|_, text| text)
+}
+
+/// The same of changed texts; `change` gets each file with its name.
+pub fn changed_source(file: &str, change: &dyn Fn(&str, String) -> String) -> String {
     let text = SOURCES.iter().find(|(name, _)| *name == file).expect("a kernel file").1;
+    let text = change(file, text.to_owned());
     let (before, after) = text.split_once(INCLUDE).expect("the include");
     let line = before.lines().count() + 2;
-    let header = HEADER.replace("#pragma once\n", "\n");
+    let header = change("device.cuh", HEADER.replace("#pragma once\n", "\n"));
     format!("#line 1 \"device.cuh\"\n{header}\n#line {line} \"{file}\"\n{after}")
 }
 
