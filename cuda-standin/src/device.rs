@@ -25,6 +25,8 @@ const FIRST_HANDLE: usize = 0x1000;
 const HANDLE_STEP: usize = 16;
 /// The context of device 0; the next devices' follow.
 const FIRST_CONTEXT: usize = 0x77;
+/// The default memory pool of device 0; the next devices' follow.
+pub const FIRST_POOL: usize = 0x700;
 /// Dynamic shared memory of a block where a kernel asked for no more.
 pub const SHARED_BYTES: u32 = 48 * 1024;
 
@@ -46,8 +48,8 @@ pub struct Device {
     pub events: HashMap<usize, Event>,
     pub modules: HashMap<usize, Vec<&'static Kernel>>,
     pub functions: HashMap<usize, Function>,
-    /// Attributes of the memory pool that were set.
-    pub pool: HashMap<i32, u64>,
+    /// Memory pools, with the attributes that were set.
+    pub pools: HashMap<usize, HashMap<i32, u64>>,
     /// How often the primary context was retained and not released.
     pub retained: usize,
     next_handle: usize,
@@ -104,7 +106,7 @@ impl Device {
             events: HashMap::new(),
             modules: HashMap::new(),
             functions: HashMap::new(),
-            pool: HashMap::new(),
+            pools: HashMap::from([(FIRST_POOL + ordinal, HashMap::new())]),
             retained: 0,
             next_handle: FIRST_HANDLE + ordinal * HANDLES_PER_DEVICE,
             launches: 0,

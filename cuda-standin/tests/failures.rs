@@ -222,6 +222,28 @@ fn functions_and_occupancy_are_told() {
 }
 
 #[test]
+fn memory_comes_from_a_pool_with_attributes() {
+    let Some(gpu) = Gpu::open() else { return };
+    let stream = gpu.stream();
+    // SAFETY: numbers of the types that the attributes want, and memory that is freed once.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(gpu.context.cu_device()).expect("a pool");
+        let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        let mut value = 1u64 << 30;
+        sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut value).cast()).result().expect("an attribute");
+        value = 0;
+        sys::cuMemPoolGetAttribute(pool, threshold, (&raw mut value).cast()).result().expect("an attribute");
+        assert_eq!(value, 1 << 30);
+        let mut at = 0;
+        sys::cuMemAllocFromPoolAsync(&mut at, 4096, pool, stream.cu_stream()).result().expect("memory");
+        let used = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT;
+        sys::cuMemPoolGetAttribute(pool, used, (&raw mut value).cast()).result().expect("an attribute");
+        assert!(value >= 4096);
+        result::free_async(at, stream.cu_stream()).expect("it was allocated");
+    }
+}
+
+#[test]
 fn codes_have_names_and_sentences() {
     if common::driver() {
         let _gpu = Gpu::device();

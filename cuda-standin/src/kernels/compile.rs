@@ -48,7 +48,7 @@ const GXX_WARNINGS: [&str; 4] = [
     "-Werror=frame-larger-than=32768",
 ];
 /// g++ calls before each access; the callbacks are in `host/emu/checks.h`, and nothing of the sanitizer itself is linked.
-const GXX_CHECKED: [&str; 3] = ["-DEMU_CHECK", "-fsanitize=thread", "-O1"];
+const GXX_CHECKED: [&str; 3] = ["-DEMU_CHECK", "-fsanitize=thread,alignment", "-O1"];
 
 fn host_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("host")
