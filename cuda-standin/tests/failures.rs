@@ -269,6 +269,15 @@ fn the_compilers_log_comes_back() {
 }
 
 #[test]
+fn a_source_that_only_gxx_takes_is_refused_where_the_real_nvrtc_is_asked() {
+    if common::standin() {
+        let text = "#include <vector>\nextern \"C\" __global__ void f(float* x) { x[0] = 1.0f; }";
+        let asked = std::env::var_os("STANDIN_NVRTC").is_some();
+        assert_eq!(compile("vector.cu", text, "compute_80").is_err(), asked);
+    }
+}
+
+#[test]
 fn static_shared_variables_are_refused_with_a_reason() {
     if common::standin() {
         let text = source("streams.cu")

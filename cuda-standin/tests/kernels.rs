@@ -40,6 +40,7 @@ fn right(program: &str) {
     if !common::standin() {
         return;
     }
+    let mut bits: Option<Vec<String>> = None;
     for settings in [
         &[("STANDIN_SEED", "1"), ("STANDIN_ORDER", "latest")][..],
         &[("STANDIN_SEED", "2"), ("STANDIN_THREADS", "1")],
@@ -52,6 +53,10 @@ fn right(program: &str) {
             "{program}, {settings:?}:\n{}",
             ended.text
         );
+        // The same bits in every order, with checks and without.
+        let now: Vec<String> =
+            ended.text.lines().filter(|line| line.starts_with("bits")).map(str::to_owned).collect();
+        assert_eq!(*bits.get_or_insert(now.clone()), now, "{program}, {settings:?}");
     }
 }
 
@@ -309,6 +314,7 @@ fn attention() {
     for case in CASES {
         let apart = attention::apart(&gpu, case, &gpu.kernel("attention.cu", case.name)).expect("no failure");
         assert!(attention::right(apart), "{case:?}: {apart:?}");
+        eprintln!("bits of {case:?}: {:x}", apart.bits);
     }
 }
 

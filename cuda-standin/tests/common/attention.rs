@@ -3,6 +3,7 @@
 use super::{
     CudaFunction, DriverError, Gpu, LaunchConfig, PushKernelArg, bf16, difference, noise, sys, wide,
 };
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 // Threads of a block, rows of a tile, and tiles of queries, keys and values in shared memory.
 const THREADS: u32 = 128;
@@ -24,8 +25,15 @@ pub const CASES: [Case; 3] = [
     Case { name: "attention_128", heads: 2, tokens: 75, width: 128 },
 ];
 
-/// Largest differences from the reference: of the result, and of the logarithms of the sums.
-pub fn apart(gpu: &Gpu, case: Case, kernel: &CudaFunction) -> Result<(f64, f64), DriverError> {
+/// Largest differences from the reference, and something that all bits of the results decide.
+#[derive(Clone, Copy, Debug)]
+pub struct Apart {
+    out: f64,
+    lse: f64,
+    pub bits: u64,
+}
+
+pub fn apart(gpu: &Gpu, case: Case, kernel: &CudaFunction) -> Result<Apart, DriverError> {
     let Case { heads, tokens, width, .. } = case;
     let stream = gpu.stream();
     let count = heads * tokens * width;
@@ -50,12 +58,19 @@ pub fn apart(gpu: &Gpu, case: Case, kernel: &CudaFunction) -> Result<(f64, f64),
     let (out, lse) = (stream.clone_dtoh(&out)?, stream.clone_dtoh(&lse)?);
     stream.synchronize()?;
     let (wanted, wanted_lse) = reference(inputs.each_ref().map(|values| &values[..]), case, f64::from(scale));
-    Ok((difference(wide(&out), &wanted), difference(lse.into_iter().map(f64::from), &wanted_lse)))
+    let mut bits = DefaultHasher::new();
+    out.iter().for_each(|value| value.to_bits().hash(&mut bits));
+    lse.iter().for_each(|value| value.to_bits().hash(&mut bits));
+    Ok(Apart {
+        out: difference(wide(&out), &wanted),
+        lse: difference(lse.into_iter().map(f64::from), &wanted_lse),
+        bits: bits.finish(),
+    })
 }
 
 /// bf16 weights and results, f32 sums.
-pub fn right(apart: (f64, f64)) -> bool {
-    apart.0 < 1e-2 && apart.1 < 1e-3
+pub fn right(apart: Apart) -> bool {
+    apart.out < 1e-2 && apart.lse < 1e-3
 }
 
 #[allow(clippy::disallowed_methods, reason = "a reference with a tolerance, not bits")]
