@@ -10,7 +10,12 @@ use std::{
 };
 
 use crate::{
-    checker::Checker, codes::Code, events::Event, kernels::Kernel, memory::Memory, queue::Queue,
+    checker::Checker,
+    codes::{Answer, Code},
+    events::Event,
+    kernels::Kernel,
+    memory::Memory,
+    queue::Queue,
     settings::settings,
 };
 
@@ -20,6 +25,8 @@ const FIRST_HANDLE: usize = 0x1000;
 const HANDLE_STEP: usize = 16;
 /// The context of device 0; the next devices' follow.
 const FIRST_CONTEXT: usize = 0x77;
+/// The default memory pool of device 0; the next devices' follow.
+pub const FIRST_POOL: usize = 0x700;
 /// Dynamic shared memory of a block where a kernel asked for no more.
 pub const SHARED_BYTES: u32 = 48 * 1024;
 
@@ -41,8 +48,8 @@ pub struct Device {
     pub events: HashMap<usize, Event>,
     pub modules: HashMap<usize, Vec<&'static Kernel>>,
     pub functions: HashMap<usize, Function>,
-    /// Attributes of the memory pool that were set.
-    pub pool: HashMap<i32, u64>,
+    /// Memory pools, with the attributes that were set.
+    pub pools: HashMap<usize, HashMap<i32, u64>>,
     /// How often the primary context was retained and not released.
     pub retained: usize,
     next_handle: usize,
@@ -99,11 +106,11 @@ impl Device {
             events: HashMap::new(),
             modules: HashMap::new(),
             functions: HashMap::new(),
-            pool: HashMap::new(),
+            pools: HashMap::from([(FIRST_POOL + ordinal, HashMap::new())]),
             retained: 0,
             next_handle: FIRST_HANDLE + ordinal * HANDLES_PER_DEVICE,
             launches: 0,
-            error: (settings.lose_after == Some(0)).then_some(Code::DEVICE_UNAVAILABLE),
+            error: None,
             calls: BTreeMap::new(),
         }
     }
@@ -127,12 +134,17 @@ impl Device {
         self.queue.stream(handle).ok_or(Code::INVALID_HANDLE)
     }
 
-    /// A kernel or a library's work was queued. After `STANDIN_LOSE_AFTER` of them the device is lost.
+    /// A kernel or a library's work was queued.
     pub fn launched(&mut self) {
         self.launches += 1;
+    }
+
+    /// Refuses a call after a failure. After `STANDIN_LOSE_AFTER` launches the device is lost, and the next call is told.
+    pub fn usable(&mut self) -> Answer {
         if settings().lose_after.is_some_and(|last| self.launches >= last) {
             self.fail(Code::DEVICE_UNAVAILABLE);
         }
+        self.error.map_or(Ok(()), Err)
     }
 
     pub fn fail(&mut self, code: Code) {

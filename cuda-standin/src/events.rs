@@ -2,10 +2,12 @@
 
 use std::time::Instant;
 
-use crate::{codes::Code, device::Device, queue::Clock, work::Work};
-
-/// A host that asks again and again whether work is done gets a yes at this question.
-const PATIENCE: u32 = 3;
+use crate::{
+    codes::Code,
+    device::Device,
+    queue::{Clock, PATIENCE},
+    work::Work,
+};
 
 #[derive(Default)]
 pub struct Event {

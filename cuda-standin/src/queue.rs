@@ -12,6 +12,8 @@ use crate::{checker::Stamp, device::Device, settings::Order, work::Work};
 
 /// The handles that a caller may use without opening them: none, the legacy default stream, that of the thread.
 const DEFAULT_STREAMS: [usize; 3] = [0, 1, 2];
+/// A host that asks again and again whether work is done gets a yes at this question: it may wait for that alone.
+pub const PATIENCE: u32 = 3;
 /// With random orders, up to one operation less than this runs at each call.
 const RANDOM_STEPS: usize = 3;
 /// The odd constant nearest to 2^64 over the golden ratio: spreads small seeds.
@@ -43,6 +45,8 @@ struct Stream {
     clock: Clock,
     /// Operations of other streams that the next one waits for.
     waits: Vec<u32>,
+    /// Questions since the last operation was queued.
+    asked: u32,
 }
 
 pub struct Queue {
@@ -117,6 +121,7 @@ impl Queue {
         self.next += 1;
         let at_end = &mut self.streams[stream];
         at_end.place += 1;
+        at_end.asked = 0;
         let mut after = std::mem::take(&mut at_end.waits);
         after.push(at_end.last);
         at_end.last = number;
@@ -158,6 +163,16 @@ impl Device {
         operation
     }
 
+    /// Whether all work of a stream is done.
+    pub fn stream_done(&mut self, stream: usize) -> bool {
+        let asked = &mut self.queue.streams[stream].asked;
+        *asked += 1;
+        if *asked < PATIENCE && self.queue.is_pending(self.queue.last(stream)) {
+            return false;
+        }
+        self.sync_stream(stream);
+        true
+    }
     pub fn sync_stream(&mut self, stream: usize) {
         for before in std::mem::take(&mut self.queue.streams[stream].waits) {
             self.finish(before);

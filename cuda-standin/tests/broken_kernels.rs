@@ -77,6 +77,8 @@ fn program_of_another_test() {
             launch("missing_barrier_after_wait", Some(true), shape(1, 32, 512))
         }),
         ("misaligned_row", || launch("misaligned_row", None, shape(1, 32, 1024))),
+        ("misaligned_vector", || launch("misaligned_vector", None, shape(1, 32, 0))),
+        ("wild_pointer", || launch("wild_pointer", None, shape(1, 32, 0))),
         ("stack_overflow", || launch_with_number("stack_overflow", true, 40, shape(1, 64, 0))),
     ]);
 }
@@ -175,6 +177,19 @@ fn a_missing_barrier_after_an_asynchronous_copy_is_noticed() {
 fn a_misaligned_row_of_a_matrix_is_noticed() {
     noticed("misaligned_row", "not aligned to 16 bytes");
     noticed_without_checks("misaligned_row", "not aligned to 16 bytes");
+}
+#[test]
+fn a_misaligned_vector_is_noticed() {
+    noticed("misaligned_vector", "an address that is not aligned as its type needs");
+}
+#[test]
+fn a_wild_pointer_is_noticed_and_without_checks_ends_the_process_with_a_sentence() {
+    noticed("wild_pointer", "write out of bounds in wild_pointer");
+    if common::standin() {
+        let ended = common::run("wild_pointer", &[]);
+        let sentence = "the process ends in the kernel wild_pointer";
+        assert!(!ended.success && ended.text.contains(sentence), "{}", ended.text);
+    }
 }
 #[test]
 fn a_stack_that_overflows_is_noticed() {

@@ -3,12 +3,18 @@
 
 mod common;
 
-use common::{CudaSlice, Gpu, LaunchConfig, PushKernelArg, bf16, difference, noise, shape, sys, wide};
+use common::{
+    CudaSlice, Gpu, LaunchConfig, PushKernelArg,
+    attention::{self, CASES},
+    bf16, difference, noise, shape, wide,
+};
+use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
 /// Every test of this file that needs a device, for the orders in which the stand-in can run it.
 const PROGRAMS: &[(&str, fn())] = &[
     ("gated_sum", gated_sum),
     ("row_sums", row_sums),
+    ("warp_sums", warp_sums),
     ("positions", positions),
     ("lanes", lanes),
     ("functions", functions),
@@ -34,6 +40,7 @@ fn right(program: &str) {
     if !common::standin() {
         return;
     }
+    let mut bits: Option<Vec<String>> = None;
     for settings in [
         &[("STANDIN_SEED", "1"), ("STANDIN_ORDER", "latest")][..],
         &[("STANDIN_SEED", "2"), ("STANDIN_THREADS", "1")],
@@ -46,6 +53,10 @@ fn right(program: &str) {
             "{program}, {settings:?}:\n{}",
             ended.text
         );
+        // The same bits in every order, with checks and without.
+        let now: Vec<String> =
+            ended.text.lines().filter(|line| line.starts_with("bits")).map(str::to_owned).collect();
+        assert_eq!(*bits.get_or_insert(now.clone()), now, "{program}, {settings:?}");
     }
 }
 
@@ -56,6 +67,10 @@ fn an_elementwise_kernel_is_right() {
 #[test]
 fn a_reduction_of_blocks_is_right() {
     right("row_sums");
+}
+#[test]
+fn barriers_of_a_warp_are_enough_for_the_warp() {
+    right("warp_sums");
 }
 #[test]
 fn threads_know_where_they_are() {
@@ -87,16 +102,13 @@ fn attention_by_mma_is_right() {
 }
 
 /// Runs a kernel of `correct.cu` that has one list to read and one to write, and then perhaps a number.
-fn map<I: cudarc::driver::DeviceRepr + Clone, O: cudarc::driver::DeviceRepr + Default + Clone>(
+fn map<I: DeviceRepr, O: DeviceRepr + ValidAsZeroBits + Clone>(
     name: &str,
     input: &[I],
     outputs: usize,
     number: Option<i32>,
     shape: LaunchConfig,
-) -> Vec<O>
-where
-    O: cudarc::driver::ValidAsZeroBits,
-{
+) -> Vec<O> {
     let gpu = Gpu::device();
     let stream = gpu.stream();
     let x = stream.clone_htod(input).expect("memory");
@@ -145,6 +157,13 @@ fn row_sums() {
     assert!(difference(got.into_iter().map(f64::from), &wanted) < 1e-6);
 }
 
+fn warp_sums() {
+    let x: Vec<i32> = (0..128).map(|index: i32| index * index % 97).collect();
+    let got: Vec<i32> = map("warp_sums", &x, 128, None, shape(1, 128, 512));
+    let wanted: Vec<i32> = x.chunks(32).flat_map(|warp| [warp.iter().sum::<i32>(); 32]).collect();
+    assert_eq!(got, wanted);
+}
+
 fn positions() {
     let gpu = Gpu::device();
     let stream = gpu.stream();
@@ -159,9 +178,9 @@ fn positions() {
     for (place, value) in got.chunks(4).enumerate() {
         let (b, t) = (place as u32 / threads, place as u32 % threads);
         let wanted = [
-            b % grid.0 | (t % block.0) << 16,
-            b / grid.0 % grid.1 | (t / block.0 % block.1) << 16,
-            b / grid.0 / grid.1 | (t / block.0 / block.1) << 16,
+            (b % grid.0) | ((t % block.0) << 16),
+            (b / grid.0 % grid.1) | ((t / block.0 % block.1) << 16),
+            (b / grid.0 / grid.1) | ((t / block.0 / block.1) << 16),
             b,
         ];
         assert_eq!(value, wanted);
@@ -291,69 +310,12 @@ fn one_mma() {
 }
 
 fn attention() {
-    // Threads of a block, rows of a tile, and tiles of queries, keys and values in shared memory.
-    const THREADS: u32 = 128;
-    const ROWS: u32 = 64;
-    const TILES: u32 = 5;
     let gpu = Gpu::device();
-    let stream = gpu.stream();
-    for (name, heads, tokens, width) in
-        [("attention_64", 2, 64, 64), ("attention_64", 1, 100, 64), ("attention_128", 2, 75, 128)]
-    {
-        let count = heads * tokens * width;
-        let [q, k, v] = [8, 9, 10].map(|seed| noise(count, seed));
-        let [dq, dk, dv] = [&q, &k, &v].map(|values| stream.clone_htod(values).expect("memory"));
-        let mut out = stream.alloc_zeros::<bf16>(count).expect("memory");
-        let mut lse = stream.alloc_zeros::<f32>(heads * tokens).expect("memory");
-        let kernel = gpu.kernel("attention.cu", name);
-        let shared = TILES * ROWS * width as u32 * 2;
-        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        kernel.set_attribute(attribute, shared as i32).expect("as much shared memory");
-        let scale = 2.0 / (width as f32).sqrt();
-        let shape = LaunchConfig {
-            grid_dim: ((tokens as u32).div_ceil(ROWS), heads as u32, 1),
-            block_dim: (THREADS, 1, 1),
-            shared_mem_bytes: shared,
-        };
-        let length = tokens as i32;
-        let mut builder = stream.launch_builder(&kernel);
-        builder.arg(&dq).arg(&dk).arg(&dv).arg(&mut out).arg(&mut lse).arg(&length).arg(&scale);
-        // SAFETY: the parameters are the kernel's.
-        unsafe { builder.launch(shape) }.expect("a launch");
-        let (out, lse) = (stream.clone_dtoh(&out).expect("a copy"), stream.clone_dtoh(&lse).expect("a copy"));
-        let (wanted, wanted_lse) = attention_reference([&q, &k, &v], heads, tokens, width, f64::from(scale));
-        let apart =
-            (difference(wide(&out), &wanted), difference(lse.into_iter().map(f64::from), &wanted_lse));
-        assert!(apart.0 < 1e-2 && apart.1 < 1e-3, "{name} {heads}x{tokens}x{width}: {apart:?}");
+    for case in CASES {
+        let apart = attention::apart(&gpu, case, &gpu.kernel("attention.cu", case.name)).expect("no failure");
+        assert!(attention::right(apart), "{case:?}: {apart:?}");
+        eprintln!("bits of {case:?}: {:x}", apart.bits);
     }
-}
-
-#[allow(clippy::disallowed_methods, reason = "a reference with a tolerance, not bits")]
-fn attention_reference(
-    inputs: [&[bf16]; 3],
-    heads: usize,
-    tokens: usize,
-    width: usize,
-    scale: f64,
-) -> (Vec<f64>, Vec<f64>) {
-    let [q, k, v] = inputs.map(wide);
-    let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; heads * tokens]);
-    for head in 0..heads {
-        let at = |token: usize| (head * tokens + token) * width;
-        for query in 0..tokens {
-            let score =
-                |key: usize| (0..width).map(|c| q[at(query) + c] * k[at(key) + c]).sum::<f64>() * scale;
-            let scores: Vec<f64> = (0..tokens).map(score).collect();
-            let largest = scores.iter().copied().fold(f64::MIN, f64::max);
-            let sum: f64 = scores.iter().map(|score| (score - largest).exp()).sum();
-            lse[head * tokens + query] = largest + sum.ln();
-            for (key, score) in scores.iter().enumerate() {
-                let weight = (score - largest).exp() / sum;
-                (0..width).for_each(|c| out[at(query) + c] += weight * v[at(key) + c]);
-            }
-        }
-    }
-    (out, lse)
 }
 
 #[test]

@@ -187,6 +187,42 @@ fn closed_stream() {
     tell(&b, &x, 4.0);
 }
 
+/// Two streams without an event of one's own: cudarc places them.
+fn tracked() {
+    let gpu = Gpu::device();
+    // SAFETY: nothing has been allocated yet.
+    unsafe { gpu.context.enable_event_tracking() };
+    let kernel = gpu.kernel("streams.cu", "scale_add");
+    let (a, b) = (gpu.stream(), gpu.stream());
+    let mut x = a.clone_htod(&vec![1.0f32; VALUES]).expect("memory");
+    scale_add(&kernel, &a, &mut x, 3.0, 0.0);
+    let mut y = b.alloc_zeros::<f32>(VALUES).expect("memory");
+    b.memcpy_dtod(&x, &mut y).expect("a copy");
+    scale_add(&kernel, &a, &mut x, 10.0, 0.0);
+    scale_add(&kernel, &b, &mut y, 1.0, 1.0);
+    drop(x);
+    tell(&b, &y, 4.0);
+}
+
+/// Threads of the host, each with a stream of its own.
+fn threads_of_the_host() {
+    let gpu = Gpu::device();
+    let kernel = gpu.kernel("streams.cu", "scale_add");
+    let right = std::thread::scope(|scope| {
+        let work = || {
+            let stream = gpu.stream();
+            let mut x = stream.clone_htod(&vec![0.0f32; VALUES]).expect("memory");
+            (0..50).for_each(|_| scale_add(&kernel, &stream, &mut x, 1.0, 1.0));
+            let values = stream.clone_dtoh(&x).expect("a copy");
+            stream.synchronize().expect("no failure");
+            values.iter().all(|value| *value == 50.0)
+        };
+        let threads = [(); 4].map(|()| scope.spawn(work));
+        threads.into_iter().all(|thread| thread.join().expect("no panic"))
+    });
+    eprintln!("ended {}", if right { "right" } else { "wrong" });
+}
+
 #[test]
 #[ignore = "other tests start it"]
 fn program_of_another_test() {
@@ -203,6 +239,8 @@ fn program_of_another_test() {
         ("pinned_upload_overwritten", || pinned_upload(false)),
         ("pageable_upload", pageable_upload),
         ("closed_stream", closed_stream),
+        ("tracked", tracked),
+        ("threads_of_the_host", threads_of_the_host),
     ]);
 }
 
@@ -299,6 +337,15 @@ fn a_closed_stream_still_ends_its_work() {
 }
 
 #[test]
+fn events_that_cudarc_places_are_enough() {
+    right_in_every_order("tracked");
+}
+#[test]
+fn threads_of_the_host_may_share_a_device() {
+    right_in_every_order("threads_of_the_host");
+}
+
+#[test]
 fn events_tell_whether_work_is_done_and_how_long_it_took() {
     let Some(gpu) = Gpu::open() else { return };
     let kernel = gpu.kernel("streams.cu", "scale_add");
@@ -311,6 +358,12 @@ fn events_tell_whether_work_is_done_and_how_long_it_took() {
     let milliseconds = start.elapsed_ms(&end).expect("both were recorded");
     assert!((0.0..60_000.0).contains(&milliseconds));
     assert!(end.is_complete());
+    // A host may ask until the answer is yes, whatever the order.
+    let mut answers = std::iter::repeat_with(|| {
+        // SAFETY: asks about an open stream.
+        unsafe { sys::cuStreamQuery(stream.cu_stream()) }.result().is_ok()
+    });
+    assert!(answers.any(|done| done));
     let untimed = stream.record_event(None).expect("an event");
     assert!(start.elapsed_ms(&untimed).is_err());
 }

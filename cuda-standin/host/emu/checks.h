@@ -1,6 +1,6 @@
 // Each access of a kernel goes to the stand-in, which knows allocations, and orders accesses by barriers, events and streams.
 //
-// g++ -fsanitize=thread calls a function before each access. Those functions are here, in the place of libtsan.
+// g++ -fsanitize=thread calls a function before each access. Those functions are here, in the place of libtsan's.
 #pragma once
 #include "runner.h"
 
@@ -20,12 +20,11 @@ EMU_RUNTIME void check(const void* p, unsigned bytes, Kind kind, const void* pc)
 }  // namespace emu
 
 #define EMU_CALLBACK extern "C" __attribute__((visibility("hidden"), no_sanitize("thread"))) void
-#define EMU_ACCESSES(bytes)                                                                                       \
-  EMU_CALLBACK __tsan_read##bytes(void* p) { ::emu::check(p, bytes, ::emu::READ, __builtin_return_address(0)); } \
-  EMU_CALLBACK __tsan_write##bytes(void* p) { ::emu::check(p, bytes, ::emu::WRITE, __builtin_return_address(0)); }
-#define EMU_UNALIGNED_ACCESSES(bytes)                                                                                       \
-  EMU_CALLBACK __tsan_unaligned_read##bytes(void* p) { ::emu::check(p, bytes, ::emu::READ, __builtin_return_address(0)); } \
-  EMU_CALLBACK __tsan_unaligned_write##bytes(void* p) { ::emu::check(p, bytes, ::emu::WRITE, __builtin_return_address(0)); }
+#define EMU_READ_AND_WRITE(read, write, bytes)                                                            \
+  EMU_CALLBACK read##bytes(void* p) { ::emu::check(p, bytes, ::emu::READ, __builtin_return_address(0)); } \
+  EMU_CALLBACK write##bytes(void* p) { ::emu::check(p, bytes, ::emu::WRITE, __builtin_return_address(0)); }
+#define EMU_ACCESSES(bytes) EMU_READ_AND_WRITE(__tsan_read, __tsan_write, bytes)
+#define EMU_UNALIGNED_ACCESSES(bytes) EMU_READ_AND_WRITE(__tsan_unaligned_read, __tsan_unaligned_write, bytes)
 EMU_ACCESSES(1)
 EMU_ACCESSES(2)
 EMU_ACCESSES(4)
@@ -40,6 +39,15 @@ EMU_CALLBACK __tsan_write_range(void* p, unsigned long n) { ::emu::check(p, n, :
 EMU_CALLBACK __tsan_func_entry(void*) {}
 EMU_CALLBACK __tsan_func_exit() {}
 EMU_CALLBACK __tsan_init() {}
+
+// g++ -fsanitize=alignment calls this where an address is not what its type needs: on the device such a vector is an error.
+struct EmuMisaligned { const char* file; unsigned line; };  // the first of what g++ says
+EMU_CALLBACK __ubsan_handle_type_mismatch_v1(EmuMisaligned* place, unsigned long) {
+  if (emu::block == nullptr) return;
+  static thread_local char what[emu::MESSAGE];
+  snprintf(what, sizeof what, "an access at %s:%u to an address that is not aligned as its type needs", place->file, place->line);
+  emu::fail(what);
+}
 #else
 namespace emu {
 inline void check(const void*, unsigned, Kind, const void*) {}

@@ -89,8 +89,17 @@ typedef float Row __attribute__((vector_size(32)));
 struct Mma { float* c; const unsigned* a; unsigned b0, b1; };
 EMU_RUNTIME float low_half(unsigned w) { return __uint_as_float(w << 16); }
 EMU_RUNTIME float high_half(unsigned w) { return __uint_as_float(w & 0xffff0000u); }
-// Products are exact on the device too, so they are fused with the sums here.
-__attribute__((optimize("fp-contract=fast"))) EMU_RUNTIME void mma_warp(void** slot, unsigned) {
+// a * b + c with one rounding: products are exact on the device too. Spelled out, so that the bits do not depend on whether the
+// compiler fuses, which it does with one level of optimisation and not with another.
+EMU_RUNTIME Row fused(float a, Row b, Row c) {
+#ifdef __FMA__
+  return __builtin_ia32_vfmaddps256(Row{a, a, a, a, a, a, a, a}, b, c);
+#else
+  for (int i = 0; i < 8; ++i) c[i] = fmaf(a, b[i], c[i]);
+  return c;
+#endif
+}
+EMU_RUNTIME void mma_warp(void** slot, unsigned) {
   float a[16][16];
   Row b[16], c[16];
   for (unsigned l = 0; l < LANES; ++l) {
@@ -106,7 +115,7 @@ __attribute__((optimize("fp-contract=fast"))) EMU_RUNTIME void mma_warp(void** s
   }
   for (int i = 0; i < 16; ++i) {
     Row sum = c[i];
-    for (int k = 0; k < 16; ++k) sum += a[i][k] * b[k];
+    for (int k = 0; k < 16; ++k) sum = fused(a[i][k], b[k], sum);
     c[i] = sum;
   }
   for (unsigned l = 0; l < LANES; ++l) {

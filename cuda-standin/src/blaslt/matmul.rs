@@ -148,7 +148,7 @@ impl Matmul {
         };
         if epilogue.auxiliary() {
             let leading = product.auxiliary_leading;
-            if leading < rows || leading % AUXILIARY_LEADING_MULTIPLE != 0 {
+            if leading < rows || !leading.is_multiple_of(AUXILIARY_LEADING_MULTIPLE) {
                 return refuse(
                     INVALID_VALUE,
                     &format!(
@@ -184,7 +184,7 @@ fn run(call: Call) -> Result<(), Status> {
     product.auxiliary_at = description.attributes.count(AUXILIARY);
     let alignments = Algorithm::alignments(call.algorithm)?;
     for ((name, at), alignment) in ["A", "B", "C", "D"].iter().zip(call.addresses).zip(alignments) {
-        if alignment != 0 && at % alignment as usize != 0 {
+        if !at.is_multiple_of((alignment as usize).max(1)) {
             return refuse(
                 INVALID_VALUE,
                 &format!("{name} is not aligned to {alignment} bytes, as was promised"),
@@ -192,9 +192,7 @@ fn run(call: Call) -> Result<(), Status> {
         }
     }
     let mut device = device::current().map_err(|_| EXECUTION_FAILED)?;
-    if device.error.is_some() {
-        return Err(EXECUTION_FAILED);
-    }
+    device.usable().map_err(|_| EXECUTION_FAILED)?;
     let Ok(stream) = device.stream(call.stream) else {
         return refuse(EXECUTION_FAILED, "a stream that is not open");
     };

@@ -116,18 +116,17 @@ pub fn object(handle: usize) -> Result<Object, Status> {
 
 /// Whether a library handle is open, and this thread has a device to work on.
 pub fn open(library: usize) -> Result<(), Status> {
-    if !objects().libraries.contains(&library) || device::current().is_err() {
-        return Err(NOT_INITIALIZED);
-    }
-    Ok(())
+    let known = objects().libraries.contains(&library);
+    // Asked after the objects are free again: a device may be busy for long.
+    if known && device::current().is_ok() { Ok(()) } else { Err(NOT_INITIALIZED) }
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cublasLtCreate(out: Out<usize>) -> Status {
-    match device::current() {
+    match device::current().map(|mut device| device.usable()) {
         Err(_) => return NOT_INITIALIZED,
-        Ok(device) if device.error.is_some() => return EXECUTION_FAILED,
-        Ok(_) => {}
+        Ok(Err(_)) => return EXECUTION_FAILED,
+        Ok(Ok(())) => {}
     }
     let mut objects = objects();
     let handle = objects.handle();

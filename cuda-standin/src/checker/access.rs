@@ -1,6 +1,6 @@
 //! One access: where it is, what it meets there, and what it leaves.
 
-use std::{cell::Cell as Slot, ffi::c_int, ptr::null_mut};
+use std::{cell::Cell as Slot, ffi::c_int, fmt, ptr::null_mut};
 
 use super::{CELL_BYTES, Cell, Checker, Seen};
 use crate::{kernels::Access, memory::Memory};
@@ -32,10 +32,45 @@ pub struct Request {
 /// The access must not be made.
 struct Refused;
 
-/// Cells of an access, and how a finding names the place.
+/// Cells of an access, and what they are of.
 struct Place {
     cells: *mut Cell,
-    wherein: String,
+    byte: usize,
+    /// Of the allocation; `None`: shared memory.
+    bytes: Option<usize>,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.bytes {
+            Some(bytes) => write!(f, "byte {} of an allocation of {bytes}", self.byte),
+            None => write!(f, "shared memory at byte {}", self.byte),
+        }
+    }
+}
+
+/// An allocation that the running operation may use.
+#[derive(Clone, Copy, Default)]
+pub struct Known {
+    start: usize,
+    bytes: usize,
+}
+
+/// The allocations that the running operation used last. A kernel has few; to look one up takes longer than all else.
+#[derive(Default)]
+pub struct Recent {
+    known: [Known; 8],
+    next: usize,
+}
+
+impl Recent {
+    fn find(&self, at: usize, end: usize) -> Option<Known> {
+        self.known.iter().copied().find(|known| at >= known.start && end <= known.start + known.bytes)
+    }
+    fn add(&mut self, known: Known) {
+        self.known[self.next % self.known.len()] = known;
+        self.next += 1;
+    }
 }
 
 impl Checker {
@@ -61,8 +96,7 @@ impl Checker {
                     (false, _) => "race between streams",
                 };
                 let detail = format!(
-                    "{}; block {}, thread {}, against {}",
-                    place.wherein,
+                    "{place}; block {}, thread {}, against {}",
                     now.block,
                     now.thread(),
                     self.told(other)
@@ -70,7 +104,7 @@ impl Checker {
                 self.report(&format!("{who} ({how})"), pc, &detail);
             }
             if matches!(kind, ACCESS_READ | ACCESS_ATOMIC) && cell.write.op == 0 {
-                let detail = format!("{}; block {}, thread {}", place.wherein, now.block, now.thread());
+                let detail = format!("{place}; block {}, thread {}", now.block, now.thread());
                 self.report("read of memory never written", pc, &detail);
                 cell.write = now;
             }
@@ -86,9 +120,8 @@ impl Checker {
     }
 
     fn place(&mut self, memory: &Memory, request: Request, now: Seen) -> Result<Place, Refused> {
-        let Request { at, pc, shared, shared_bytes, .. } = request;
-        let bytes = request.bytes as usize;
-        let end = at.saturating_add(bytes);
+        let Request { at, shared, shared_bytes, .. } = request;
+        let end = at.saturating_add(request.bytes as usize);
         if at >= shared && end <= shared + shared_bytes {
             if self.shared_of != (now.op, now.block) {
                 self.shared_of = (now.op, now.block);
@@ -97,8 +130,25 @@ impl Checker {
             }
             let byte = at - shared;
             let cells = &raw mut self.shared[byte / CELL_BYTES];
-            return Ok(Place { cells, wherein: format!("shared memory at byte {byte}") });
+            return Ok(Place { cells, byte, bytes: None });
         }
+        let known = match self.recent.find(at, end) {
+            Some(known) => known,
+            None => self.allocation(memory, request, now, end)?,
+        };
+        let cells = self.cell_of(at) as *mut Cell;
+        Ok(Place { cells, byte: at - known.start, bytes: Some(known.bytes) })
+    }
+
+    /// The allocation that an access is in, if the running operation may use it.
+    fn allocation(
+        &mut self,
+        memory: &Memory,
+        request: Request,
+        now: Seen,
+        end: usize,
+    ) -> Result<Known, Refused> {
+        let Request { at, bytes, pc, .. } = request;
         let (start, allocation) = match memory.find(at) {
             Some((start, allocation)) if end <= start + allocation.bytes => (start, allocation),
             _ => {
@@ -118,13 +168,15 @@ impl Checker {
             self.report("use after free", pc, &detail);
             return Err(Refused);
         }
-        if !self.before(allocation.op) {
+        let known = Known { start, bytes: allocation.bytes };
+        if self.before(allocation.op) {
+            self.recent.add(known);
+        } else {
             let stream = self.stamps[allocation.op as usize].stream;
             let detail = format!("allocated on stream {stream}, which was not waited for");
             self.report("use before allocation", pc, &detail);
         }
-        let wherein = format!("byte {} of an allocation of {}", at - start, allocation.bytes);
-        Ok(Place { cells: self.cell_of(at) as *mut Cell, wherein })
+        Ok(known)
     }
 
     /// An earlier access that this one is not ordered with.

@@ -7,6 +7,7 @@ pub const CELL_BYTES: usize = 2;
 pub const SEVERAL_BLOCKS: u32 = u32::MAX;
 const THREAD: u16 = 0x3ff;
 const SEVERAL_THREADS: u16 = 1 << 15;
+const SEVERAL_WARPS: u16 = 1 << 12;
 const ATOMIC: u16 = 1 << 14;
 const IN_FLIGHT: u16 = 1 << 13;
 const WARP: u16 = 32;
@@ -62,16 +63,30 @@ impl Seen {
         self.thread & IN_FLIGHT != 0
     }
 
-    /// This access and an earlier one of the same operation, as one.
+    fn warp(self) -> u16 {
+        self.thread() / WARP
+    }
+    fn by_several_warps(self) -> bool {
+        self.thread & SEVERAL_WARPS != 0
+    }
+
+    /// This access and an earlier one, as one: ordered before a later access where both are. An earlier access of another
+    /// operation, or from before a barrier, is before all that this one is before.
     pub fn merged(mut self, earlier: Seen) -> Seen {
         if earlier.op != self.op {
             return self;
         }
         if earlier.block != self.block {
             self.block = SEVERAL_BLOCKS;
-            self.thread |= SEVERAL_THREADS;
-        } else if earlier.epoch == self.epoch && earlier.thread() != self.thread() {
-            self.thread |= SEVERAL_THREADS;
+            self.thread |= SEVERAL_WARPS | SEVERAL_THREADS;
+        } else if earlier.epoch == self.epoch {
+            if earlier.by_several_warps() || earlier.warp() != self.warp() {
+                self.thread |= SEVERAL_WARPS | SEVERAL_THREADS;
+            } else if earlier.warp_epoch == self.warp_epoch
+                && (earlier.by_several_threads() || earlier.thread() != self.thread())
+            {
+                self.thread |= SEVERAL_THREADS;
+            }
         }
         self
     }
@@ -81,9 +96,40 @@ impl Seen {
         if self.block != now.block {
             return false;
         }
-        let one = !self.by_several_threads();
         self.epoch != now.epoch
-            || (one && self.thread() == now.thread())
-            || (one && self.thread() / WARP == now.thread() / WARP && self.warp_epoch != now.warp_epoch)
+            || (!self.by_several_threads() && self.thread() == now.thread())
+            || (!self.by_several_warps() && self.warp() == now.warp() && self.warp_epoch != now.warp_epoch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(thread: u32, epoch: u32, warp_epoch: u32) -> Seen {
+        Seen::new(7, 0, thread, epoch, warp_epoch)
+    }
+
+    #[test]
+    fn barriers_order_a_block_and_those_of_a_warp_the_warp() {
+        assert!(seen(1, 1, 1).ordered_inside(seen(1, 1, 1)));
+        assert!(!seen(1, 1, 1).ordered_inside(seen(2, 1, 1)));
+        assert!(seen(1, 1, 1).ordered_inside(seen(2, 1, 2)));
+        assert!(!seen(1, 1, 1).ordered_inside(seen(40, 1, 2)));
+        assert!(seen(1, 1, 1).ordered_inside(seen(40, 2, 1)));
+        assert!(!seen(1, 1, 1).ordered_inside(Seen::new(7, 1, 1, 2, 2)));
+    }
+
+    #[test]
+    fn accesses_that_were_merged_are_ordered_where_all_are() {
+        let lanes = seen(2, 1, 1).merged(seen(1, 1, 1));
+        assert!(!lanes.ordered_inside(seen(2, 1, 1)), "lane 1 is not before");
+        assert!(!lanes.merged(seen(2, 1, 1)).ordered_inside(seen(40, 1, 2)));
+        assert!(lanes.ordered_inside(seen(2, 1, 2)), "a barrier of the warp");
+        assert!(!seen(2, 1, 1).merged(lanes).ordered_inside(seen(2, 1, 1)), "it stays several");
+        let warps = seen(40, 1, 1).merged(seen(1, 1, 1));
+        assert!(!warps.ordered_inside(seen(40, 1, 2)) && warps.ordered_inside(seen(3, 2, 1)));
+        let blocks = Seen::new(7, 1, 1, 1, 1).merged(seen(1, 1, 1));
+        assert!(!blocks.ordered_inside(Seen::new(7, 1, 1, 2, 2)));
     }
 }

@@ -9,6 +9,7 @@ mod cells;
 
 use std::collections::HashSet;
 
+use access::Recent;
 pub use access::Request;
 use cells::{CELL_BYTES, Cell, SEVERAL_BLOCKS, Seen};
 
@@ -41,6 +42,7 @@ pub struct Checker {
     /// The running operation.
     op: u32,
     clock: Clock,
+    recent: Recent,
     /// What was reported: an operation's name, the kind, the instruction.
     said: HashSet<(String, String, usize)>,
     pub findings: u32,
@@ -56,6 +58,7 @@ impl Checker {
             stamps: vec![Stamp::default()],
             op: 0,
             clock: Clock::new(),
+            recent: Recent::default(),
             said: HashSet::new(),
             findings: 0,
         }
@@ -63,7 +66,7 @@ impl Checker {
 
     /// What comes now is of this operation.
     pub fn begin(&mut self, op: u32, clock: Clock) {
-        (self.op, self.clock) = (op, clock);
+        (self.op, self.clock, self.recent) = (op, clock, Recent::default());
     }
 
     /// The findings so far, which are forgotten.

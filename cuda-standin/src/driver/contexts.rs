@@ -16,7 +16,7 @@ pub const GREATEST_PRIORITY: c_int = -5;
 api! {
     fn cuDevicePrimaryCtxRetain(; context: Out<Handle>, device: c_int) {
         let mut device = numbered(unsigned(device)?)?;
-        device.error.map_or(Ok(()), Err)?;
+        device.usable()?;
         device.retained += 1;
         context.set(context_of(device.ordinal()))
     }

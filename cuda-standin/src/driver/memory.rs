@@ -70,7 +70,7 @@ fn copy(device: &mut Device, to: usize, from: usize, bytes: usize, stream: usize
 
 fn fill(device: &mut Device, to: usize, value: &[u8], count: usize, stream: usize) -> Answer {
     on_device(device, to, value.len() * count)?;
-    if to % value.len() != 0 {
+    if !to.is_multiple_of(value.len()) {
         return Err(Code::INVALID_VALUE);
     }
     device.enqueue(stream, || "fill".into(), Work::Fill { to, value: value.to_vec(), count });

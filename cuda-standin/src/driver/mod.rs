@@ -22,7 +22,7 @@ type Handle = usize;
 fn on_device(name: &'static str, body: impl FnOnce(&mut Device) -> Answer) -> u32 {
     codes::number(device::current().and_then(|mut device| {
         *device.calls.entry(name).or_default() += 1;
-        device.error.map_or(Ok(()), Err)?;
+        device.usable()?;
         body(&mut device)?;
         // Work that ran inside this call may have failed.
         device.error.map_or(Ok(()), Err)

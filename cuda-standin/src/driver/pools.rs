@@ -1,16 +1,16 @@
-//! Memory pools: each device has one, the default.
+//! Memory pools: where allocations come from. All of a device's share its memory, and differ in their attributes only.
 
-use std::ffi::{c_int, c_void};
+use std::{
+    collections::HashMap,
+    ffi::{c_int, c_void},
+};
 
 use super::{Handle, api, memory::allocate, unsigned};
 use crate::{
     codes::{Answer, Code},
-    device::numbered,
+    device::{Device, FIRST_POOL, numbered},
     foreign::{In, Out},
 };
-
-/// The default pool of device 0; the next devices' follow.
-const FIRST_POOL: Handle = 0x700;
 
 // CUmemPool_attribute: whole numbers of the C type int up to 3, of 64 bits from 4.
 const LAST_INT: c_int = 3;
@@ -26,34 +26,48 @@ fn default_pool(out: Out<Handle>, device: c_int) -> Answer {
     out.set(FIRST_POOL + ordinal)
 }
 
-fn known(pool: Handle, ordinal: usize) -> Answer {
-    if pool == FIRST_POOL + ordinal { Ok(()) } else { Err(Code::INVALID_VALUE) }
+fn attributes(device: &mut Device, pool: Handle) -> Result<&mut HashMap<c_int, u64>, Code> {
+    device.pools.get_mut(&pool).ok_or(Code::INVALID_VALUE)
 }
 
 api! {
     fn cuDeviceGetDefaultMemPool(; out: Out<Handle>, device: c_int) { default_pool(out, device) }
     fn cuDeviceGetMemPool(; out: Out<Handle>, device: c_int) { default_pool(out, device) }
-    fn cuDeviceSetMemPool(; device: c_int, pool: Handle) { known(pool, unsigned(device)?) }
+    fn cuDeviceSetMemPool(; device: c_int, pool: Handle) {
+        attributes(&mut *numbered(unsigned(device)?)?, pool).map(|_| ())
+    }
+    fn cuMemPoolCreate(device; out: Out<Handle>, _properties: In<c_void>) {
+        let pool = device.handle();
+        device.pools.insert(pool, HashMap::new());
+        out.set(pool)
+    }
+    fn cuMemPoolDestroy(device; pool: Handle) {
+        if pool == FIRST_POOL + device.ordinal() {
+            return Err(Code::INVALID_VALUE);
+        }
+        device.pools.remove(&pool).map(|_| ()).ok_or(Code::INVALID_VALUE)
+    }
     fn cuMemAllocFromPoolAsync(device; out: Out<usize>, bytes: usize, pool: Handle, stream: Handle) {
-        known(pool, device.ordinal())?;
+        attributes(device, pool)?;
         let stream = device.stream(stream)?;
         allocate(device, out, bytes, stream)
     }
     fn cuMemPoolSetAttribute(device; pool: Handle, attribute: c_int, value: In<c_void>) {
-        known(pool, device.ordinal())?;
         let value = match attribute {
             1..=LAST_INT => u64::from(value.cast::<u32>().get()?),
             RELEASE_THRESHOLD => value.cast::<u64>().get()?,
             // The high marks can be set back, to now.
-            RESERVED_MOST | USED_MOST => { device.memory.most = device.memory.used; 0 }
+            RESERVED_MOST | USED_MOST => {
+                device.memory.most = device.memory.used;
+                0
+            }
             _ => return Err(Code::INVALID_VALUE),
         };
-        device.pool.insert(attribute, value);
+        attributes(device, pool)?.insert(attribute, value);
         Ok(())
     }
     fn cuMemPoolGetAttribute(device; pool: Handle, attribute: c_int, out: Out<c_void>) {
-        known(pool, device.ordinal())?;
-        let set = device.pool.get(&attribute).copied();
+        let set = attributes(device, pool)?.get(&attribute).copied();
         match attribute {
             // All three reuses are on where nothing was said.
             1..=LAST_INT => out.cast::<u32>().set(set.unwrap_or(1) as u32),
@@ -63,5 +77,5 @@ api! {
             _ => Err(Code::INVALID_VALUE),
         }
     }
-    fn cuMemPoolTrimTo(device; pool: Handle, _bytes: usize) { known(pool, device.ordinal()) }
+    fn cuMemPoolTrimTo(device; pool: Handle, _bytes: usize) { attributes(device, pool).map(|_| ()) }
 }

@@ -27,8 +27,8 @@ api! {
         Ok(())
     }
     fn cuStreamQuery(device; stream: Handle) {
-        let last = device.queue.last(device.stream(stream)?);
-        if device.queue.is_pending(last) { Err(Code::NOT_READY) } else { Ok(()) }
+        let stream = device.stream(stream)?;
+        if device.stream_done(stream) { Ok(()) } else { Err(Code::NOT_READY) }
     }
     fn cuStreamWaitEvent(device; stream: Handle, event: Handle, _flags: c_uint) {
         let stream = device.stream(stream)?;

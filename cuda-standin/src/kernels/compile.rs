@@ -48,13 +48,13 @@ const GXX_WARNINGS: [&str; 4] = [
     "-Werror=frame-larger-than=32768",
 ];
 /// g++ calls before each access; the callbacks are in `host/emu/checks.h`, and nothing of the sanitizer itself is linked.
-const GXX_CHECKED: [&str; 3] = ["-DEMU_CHECK", "-fsanitize=thread", "-O1"];
+const GXX_CHECKED: [&str; 3] = ["-DEMU_CHECK", "-fsanitize=thread,alignment", "-O1"];
 
 fn host_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("host")
 }
 
-/// What besides the unit decides what g++ makes: the headers, g++ itself, the processor.
+/// What besides the unit decides what g++ makes: this file, the headers, g++ itself, the processor.
 fn surroundings() -> &'static str {
     static TEXT: OnceLock<String> = OnceLock::new();
     TEXT.get_or_init(|| {
@@ -63,6 +63,7 @@ fn surroundings() -> &'static str {
         headers.extend(parts.map(|entry| entry.path()));
         headers.sort();
         let mut text: String = headers.iter().filter_map(|header| fs::read_to_string(header).ok()).collect();
+        text += include_str!("compile.rs");
         let version = Command::new("g++").arg("-dumpfullversion").output();
         text += &version.map(|done| String::from_utf8_lossy(&done.stdout).into_owned()).unwrap_or_default();
         let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -84,7 +85,7 @@ fn shared_options(options: &[String]) -> impl Iterator<Item = String> + '_ {
 pub fn compile(unit: &Unit) -> Result<PathBuf, Failure> {
     let checked = settings().check;
     let mut hasher = DefaultHasher::new();
-    (unit, checked, surroundings(), GXX, GXX_WARNINGS, GXX_CHECKED).hash(&mut hasher);
+    (unit, checked, surroundings()).hash(&mut hasher);
     let stem = settings().cache.join(format!("{:016x}", hasher.finish()));
     let library = stem.with_extension("so");
     if library.exists() {
@@ -115,6 +116,8 @@ fn build(unit: &Unit, folder: &Path, checked: bool) -> Result<(), Failure> {
         let mut gxx = Command::new("g++");
         gxx.args(GXX).args(GXX_WARNINGS).args(if checked { &GXX_CHECKED[..] } else { &[] });
         gxx.args(shared_options(&unit.options)).arg("-I").arg(folder).arg("-I").arg(host_folder());
+        // What NVRTC knows without a header.
+        gxx.args(["-include", "emu.h"]);
         gxx
     };
     let marks = [

@@ -1,6 +1,7 @@
 //! Kernels: compiled for the host by g++, loaded, and run block by block.
 
 mod compile;
+mod crash;
 mod lines;
 mod run;
 mod scan;

@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, OnceLock, mpsc},
 };
 
-use super::{Kernel, Launch};
+use super::{Kernel, Launch, crash::Running};
 use crate::settings::settings;
 
 /// Room for what went wrong in a kernel, as `host/emu/runner.h` has it.
@@ -52,6 +52,7 @@ fn helpers() -> &'static [Mutex<mpsc::Sender<Share>>] {
 fn run_share(kernel: &Kernel, mut launch: Launch) -> Result<(), Stop> {
     let mut message = [0 as c_char; MESSAGE_BYTES];
     launch.message = message.as_mut_ptr();
+    let _running = Running::new(kernel.name);
     // SAFETY: the runner of `host/emu/runner.h`, with a launch that fits the kernel's parameters.
     match unsafe { (kernel.run)(&launch) } {
         0 => Ok(()),

@@ -124,24 +124,29 @@ pub extern "C" fn nvrtcCompileProgram(handle: usize, count: c_int, options: In<I
     for option in options.list(usize::try_from(count).unwrap_or(0)) {
         texts.push(given!(option.text()));
     }
-    with_program(handle, |program| {
+    let mut unit = None;
+    let known = with_program(handle, |program| {
         program.unit.options = texts;
-        let done = real::refuses(&program.unit).and_then(|()| kernels::compile(&program.unit).map(|_| ()));
-        match done {
-            Ok(()) => {
-                program.image = CString::new(program.unit.to_image()).unwrap_or_default();
-                program.log = CString::default();
-                SUCCESS
-            }
-            Err(failure) => {
-                program.log = CString::new(failure.log).unwrap_or_default();
-                COMPILATION
-            }
+        unit = Some(program.unit.clone());
+        SUCCESS
+    });
+    let Some(unit) = unit else { return known };
+    // Without the lock: threads may compile side by side.
+    let done = real::refuses(&unit).and_then(|()| kernels::compile(&unit));
+    with_program(handle, |program| match done {
+        Ok(_) => {
+            program.image = CString::new(unit.to_image()).unwrap_or_default();
+            program.log = CString::default();
+            SUCCESS
+        }
+        Err(failure) => {
+            program.log = CString::new(failure.log).unwrap_or_default();
+            COMPILATION
         }
     })
 }
 
-/// The four pairs of size and text: all of them are the image or the log.
+/// Pairs of a size and a text, which is the image or the log.
 macro_rules! texts {
     ($($size:ident, $get:ident: $text:expr;)*) => { $(
         #[unsafe(no_mangle)]

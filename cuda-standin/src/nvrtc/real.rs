@@ -7,7 +7,7 @@ use std::{
     fs,
     hash::{Hash, Hasher},
     path::Path,
-    ptr::{null, null_mut},
+    ptr::null,
 };
 
 use crate::{image::Unit, kernels::Failure, settings::settings};
@@ -62,9 +62,11 @@ impl Nvrtc {
         // SAFETY: loads a library; nothing of ours is in its way, since ours was loaded without global names.
         let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
         let symbol = |name: &CStr| -> Result<*mut c_void, Failure> {
+            if handle.is_null() {
+                return Err(Failure { log: format!("standin: {} does not load", library.display()) });
+            }
             // SAFETY: asks for an address in an open library.
-            let at =
-                if handle.is_null() { null_mut() } else { unsafe { libc::dlsym(handle, name.as_ptr()) } };
+            let at = unsafe { libc::dlsym(handle, name.as_ptr()) };
             if at.is_null() {
                 let log = format!("standin: {} gives no {}", library.display(), name.to_string_lossy());
                 return Err(Failure { log });

@@ -4,11 +4,15 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(unsafe_code, reason = "kernels are launched and the driver is asked for names")]
 
+pub mod attention;
+pub mod products;
+
 use std::{
     collections::HashMap,
     env,
+    io::Write,
     process::Command,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Once},
 };
 
 #[allow(unused_imports, reason = "each test file uses a part of it")]
@@ -28,6 +32,17 @@ const SOURCES: [(&str, &str); 4] = [
     ("streams.cu", include_str!("../kernels/streams.cu")),
 ];
 
+/// Says once why tests are skipped. Not by `eprintln`, which the test runner keeps to itself.
+fn skip(why: &str) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        let path = env::args().next().unwrap_or_default();
+        let name = path.rsplit('/').next().unwrap_or(&path);
+        // Who has closed stderr does not want to know.
+        let _ = writeln!(std::io::stderr(), "{name}: skipped: {why}");
+    });
+}
+
 /// Whether there is a driver, or its stand-in. Says on stderr what is skipped where there is none.
 pub fn driver() -> bool {
     // SAFETY: loads libraries by name, as the first real call would.
@@ -37,7 +52,7 @@ pub fn driver() -> bool {
             && cudarc::cublaslt::sys::is_culib_present()
     };
     if !present {
-        eprintln!("no CUDA driver and no stand-in: skipped (scripts/standin.sh runs this)");
+        skip("no CUDA driver and no stand-in (scripts/standin.sh runs a command with it)");
     }
     present
 }
@@ -51,17 +66,23 @@ pub fn standin() -> bool {
     let ours =
         unsafe { sys::culib().get::<unsafe extern "C" fn(i32) -> u32>(b"standin_take_findings").is_ok() };
     if !ours {
-        eprintln!("the driver is not the stand-in: skipped");
+        skip("the driver is not the stand-in");
     }
     ours
 }
 
 /// One translation unit: the header in the place of its include.
 pub fn source(file: &str) -> String {
+    changed_source(file, &|_, text| text)
+}
+
+/// The same of changed texts; `change` gets each file with its name.
+pub fn changed_source(file: &str, change: &dyn Fn(&str, String) -> String) -> String {
     let text = SOURCES.iter().find(|(name, _)| *name == file).expect("a kernel file").1;
+    let text = change(file, text.to_owned());
     let (before, after) = text.split_once(INCLUDE).expect("the include");
     let line = before.lines().count() + 2;
-    let header = HEADER.replace("#pragma once\n", "\n");
+    let header = change("device.cuh", HEADER.replace("#pragma once\n", "\n"));
     format!("#line 1 \"device.cuh\"\n{header}\n#line {line} \"{file}\"\n{after}")
 }
 

@@ -23,6 +23,31 @@ extern "C" __global__ void __launch_bounds__(256) row_sums(const float* x, float
   if (threadIdx.x == 0) out[blockIdx.x] = sums;
 }
 
+// The same sums twice, added: the scratch is used again.
+extern "C" __global__ void __launch_bounds__(256) row_sums_twice(const float* x, float2* out, int width) {
+  const float* row = x + static_cast<long long>(blockIdx.x) * width;
+  float2 first = {0.0f, 0.0f};
+  for (int i = threadIdx.x; i < width; i += blockDim.x) first.x += row[i], first.y += row[i];
+  const float2 second = block_sum2(first, shared_memory<float>());
+  first = block_sum2(first, shared_memory<float>());
+  if (threadIdx.x == 0) out[blockIdx.x] = float2{first.x + second.x, first.y + second.y};
+}
+
+// A sum of each warp by shared memory and barriers of the warp alone: values that several lanes read are written again.
+extern "C" __global__ void __launch_bounds__(128) warp_sums(const int* x, int* out) {
+  int* s = shared_memory<int>() + threadIdx.x / 32 * 32;
+  const int lane = threadIdx.x % 32;
+  s[lane] = x[threadIdx.x];
+  __syncwarp();
+  for (int step = 1; step < 32; step *= 2) {
+    const int sum = s[lane] + s[lane ^ step];
+    __syncwarp();
+    s[lane] = sum;
+    __syncwarp();
+  }
+  out[threadIdx.x] = s[lane];
+}
+
 // Where a thread is, in three dimensions.
 extern "C" __global__ void __launch_bounds__(64) positions(uint4* out) {
   const unsigned block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
