@@ -79,12 +79,7 @@ const KNOWN: [i32; 5] = [120, 100, 90, 89, 80];
 ///
 /// # Errors
 /// If NVRTC refuses the source: a defect of this library, or an NVRTC that is too old.
-pub(super) fn image(
-    source: Source,
-    precision: Precision,
-    gpu: &GpuInfo,
-    cache: &Cache,
-) -> Result<Image> {
+pub(super) fn image(source: Source, precision: Precision, gpu: &GpuInfo, cache: &Cache) -> Result<Image> {
     let (name, text) = source.file();
     let (ordinal, capability) = (gpu.ordinal, 10 * gpu.capability.0 + gpu.capability.1);
     let text = assemble(name, text, &mut Vec::new());

@@ -24,7 +24,7 @@ use crate::{
     plan::{Plan, PlanOptions},
     registry::Registry,
     run::{RunOptions, Runner},
-    spec::{RunSettings, Outline},
+    spec::{Outline, RunSettings},
 };
 
 /// Draw the pictures that were asked for.
