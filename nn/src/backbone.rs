@@ -11,7 +11,10 @@ use crate::{
     tensor::Tensor,
 };
 
-pub use crate::{cost::PassCost, linears::LinearLayout};
+pub use crate::{
+    cost::PassCost,
+    linears::{LinearLayout, Linears},
+};
 
 /// Latents, `[N, C, H, W]`.
 pub type Latents = Tensor<(usize, usize, usize, usize)>;
@@ -48,8 +51,8 @@ pub struct BackboneLayout {
     pub time: Time,
     /// Does it take a guidance value?
     pub guidance: bool,
-    /// The linears an adapter may have factors for, in the order of the model.
-    pub linears: Vec<LinearLayout>,
+    /// The linears an adapter may have factors for, and their names in files.
+    pub linears: Linears,
     /// Number of frozen parameters.
     pub parameters: usize,
 }

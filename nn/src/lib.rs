@@ -78,6 +78,6 @@ pub use cost::PassCost;
 pub use cpu::Cpu;
 pub use device::Device;
 pub use error::{Error, Result};
-pub use linears::LinearLayout;
+pub use linears::{LinearLayout, Linears};
 pub use lora::{Adapter, AdapterGrad, AdapterLayout};
 pub use tensor::Tensor;
