@@ -25,6 +25,8 @@ pub(super) enum Source {
     Heads,
     AttentionPlain,
     Scores,
+    NormRows,
+    Windows,
 }
 
 impl Source {
@@ -35,6 +37,8 @@ impl Source {
             Self::Norm => ("norm.cu", include_str!("../../kernels/norm.cu")),
             Self::Heads => ("heads.cu", include_str!("../../kernels/heads.cu")),
             Self::AttentionPlain => ("attention_plain.cu", include_str!("../../kernels/attention_plain.cu")),
+            Self::NormRows => ("norm_rows.cu", include_str!("../../kernels/norm_rows.cu")),
+            Self::Windows => ("windows.cu", include_str!("../../kernels/windows.cu")),
             Self::Scores => ("scores.cu", include_str!("../../kernels/scores.cu")),
         }
     }

@@ -9,7 +9,6 @@ use crate::{
     files::{TensorFiles, no_model, read_model_config},
 };
 
-mod attention;
 pub mod clip;
 pub mod hash;
 mod measure;
@@ -17,19 +16,10 @@ pub mod t5;
 pub mod tokenizer;
 mod weights;
 
-pub use clip::Clip;
+pub use clip::{Clip, ClipEncoder};
 pub use hash::Hash;
-pub use t5::T5;
+pub use t5::{T5, T5Encoder};
 pub use tokenizer::{ClipTokenizer, T5Tokenizer};
-
-/// What a pass of a text encoder takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct TextCost {
-    /// Floating-point operations.
-    pub flops: f64,
-    /// Most bytes of values alive at once.
-    pub scratch_bytes: usize,
-}
 
 /// Read a configuration of transformers, which always states the kind of its model.
 fn read_config<C: DeserializeOwned>(path: &Path, kind: &str, what: &str) -> Result<C> {

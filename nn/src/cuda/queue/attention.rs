@@ -6,7 +6,7 @@ use super::{CudaQueue, Rows};
 use crate::{
     cuda::{
         Cuda,
-        launch::{Argument, Grid, float, int},
+        launch::{Argument, Grid, flag, float, int, pointer},
         modules::Source,
         values::CudaBuffer,
     },
@@ -39,9 +39,14 @@ fn plain_grid(shape: AttentionShape, rows: usize) -> Grid {
 }
 
 impl AttentionShape {
-    /// Values of the queries.
-    fn values(&self) -> usize {
+    /// Numbers of the queries.
+    fn query_values(&self) -> usize {
         self.batch * self.heads * self.tokens * self.dim
+    }
+
+    /// Numbers of the keys, and of the values.
+    fn values(&self) -> usize {
+        self.batch * self.heads * self.keys * self.dim
     }
 
     /// Rows of the result, and values of each.
@@ -114,11 +119,14 @@ impl CudaQueue {
     }
 
     pub(super) fn attend(&self, call: Attention<'_, Cuda>) {
-        let Attention { shape, query_rows, q, k, v, out, lse } = call;
-        let [q, k, v] = [q, k, v].map(|b| Rows::flat(b, shape.values()));
+        let Attention { shape, query_rows, scores, q, k, v, out, lse } = call;
+        let q = Rows::flat(q, shape.query_values());
+        let [k, v] = [k, v].map(|b| Rows::flat(b, shape.values()));
         let (rows, width) = shape.result();
         let out = Rows::of_mut(&out, rows, width);
         let lse = Rows::flat(lse, shape.batch * shape.heads * shape.tokens);
+        let (tokens, keys) = (shape.heads * shape.tokens, shape.keys);
+        let bias = scores.bias.map_or(pointer(0), |bias| Rows::flat(bias, tokens * keys).argument());
         self.expect_activations("attention", [q, k, v, out]);
         self.launch(
             Source::AttentionPlain,
@@ -132,19 +140,22 @@ impl CudaQueue {
                 lse.argument(),
                 int(shape.heads),
                 int(shape.tokens),
+                int(shape.keys),
                 int(shape.dim),
                 int(query_rows.start),
                 int(query_rows.len()),
                 int(out.stride),
-                float(shape.scale()),
+                float(scores.scale.unwrap_or(shape.scale())),
+                bias,
+                flag(scores.causal),
             ],
         );
     }
 
     pub(super) fn attend_backward(&self, call: AttentionBackward<'_, Cuda>) {
         let AttentionBackward { shape, query_rows, q, k, v, out, lse, d_out, dq, dk, dv } = call;
-        let [q, k, v] = [q, k, v].map(|b| Rows::flat(b, shape.values()));
-        let [dq, dk, dv] = [&*dq, &*dk, &*dv].map(|b| Rows::flat(b, shape.values()));
+        let [q, dq] = [q, &*dq].map(|b| Rows::flat(b, shape.query_values()));
+        let [k, v, dk, dv] = [k, v, &*dk, &*dv].map(|b| Rows::flat(b, shape.values()));
         let (rows, width) = shape.result();
         let (out, d_out) = (Rows::of(out, rows, width), Rows::of(d_out, rows, width));
         let sums = shape.batch * shape.heads * shape.tokens;
@@ -162,10 +173,13 @@ impl CudaQueue {
         self.launch(Source::AttentionPlain, "attention_delta", delta_grid, &arguments.concat());
         let inputs = [q, k, v, d_out, lse, delta].map(Rows::argument);
         let end = [int(d_out.stride), float(shape.scale())];
-        let grid = plain_grid(shape, shape.tokens);
+        let sizes =
+            [shape.heads, shape.tokens, shape.keys, shape.dim, query_rows.start, query_rows.len()].map(int);
         let arguments = [&inputs[..], &[dq.argument()], &sizes, &end].concat();
+        let grid = plain_grid(shape, shape.tokens);
         self.launch(Source::AttentionPlain, "attention_plain_queries", grid, &arguments);
         let arguments = [&inputs[..], &[dk.argument(), dv.argument()], &sizes, &end].concat();
+        let grid = plain_grid(shape, shape.keys);
         self.launch(Source::AttentionPlain, "attention_plain_keys", grid, &arguments);
     }
 }

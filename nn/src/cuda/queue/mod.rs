@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  mod         the stream, its errors, memory and copies     products   matrix products and factors
-//!  pointwise   sums, activation functions, gates, norms      attention  heads and attention
+//!  pointwise   sums, activation functions, gates, windows    norms      norms and scores
+//!  attention   heads and attention
 //! ```
 //!
 //! `B` samples, `T` tokens, `D` width.
@@ -10,6 +11,7 @@
 #![allow(unsafe_code, reason = "launches of kernels and copies of memory")]
 
 mod attention;
+mod norms;
 mod pointwise;
 mod products;
 
@@ -29,8 +31,9 @@ use super::{
 };
 use crate::{
     device::{
-        Attention, AttentionBackward, CopyTokens, Direction, GateGrad, Gemm, GemmTn, HeadLayout, Kind,
-        NormModulate, NormModulateBackward, NormRotary, Precision, Queue, TokenRows, View, ViewMut,
+        Activation, Attention, AttentionBackward, CopyTokens, Direction, GateGrad, Gemm, GemmTn, GroupNorm,
+        HeadLayout, Kind, Norm, NormModulate, NormModulateBackward, NormRotary, Precision, Queue, TokenRows,
+        View, ViewMut, Windows,
     },
     error::{Error, Result},
 };
@@ -349,8 +352,30 @@ impl Queue<Cuda> for CudaQueue {
         self.modulated_norm_backward(call);
     }
 
-    fn gelu(&self, (rows, width): (usize, usize), x: View<'_, Cuda>, y: ViewMut<'_, Cuda>) {
-        self.gelu_rows(rows, width, Rows::of(x, rows, width), Rows::of_mut(&y, rows, width));
+    fn norm(&self, call: Norm<'_, Cuda>) {
+        self.norm_of_rows(call);
+    }
+
+    fn group_norm(&self, call: GroupNorm<'_, Cuda>) {
+        self.norm_of_groups(call);
+    }
+
+    fn activate(
+        &self,
+        f: Activation,
+        (rows, width): (usize, usize),
+        x: View<'_, Cuda>,
+        y: ViewMut<'_, Cuda>,
+    ) {
+        self.function(f, rows, width, Rows::of(x, rows, width), Rows::of_mut(&y, rows, width));
+    }
+
+    fn multiply(&self, (rows, width): (usize, usize), x: View<'_, Cuda>, y: ViewMut<'_, Cuda>) {
+        self.product_of_values(rows, width, Rows::of(x, rows, width), Rows::of_mut(&y, rows, width));
+    }
+
+    fn windows(&self, call: Windows<'_, Cuda>) {
+        self.windows_of(call);
     }
 
     fn gelu_backward(
@@ -363,17 +388,6 @@ impl Queue<Cuda> for CudaQueue {
         let [x, dy, dx] =
             [Rows::of(x, rows, width), Rows::of(dy, rows, width), Rows::of_mut(&dx, rows, width)];
         self.gelu_rows_backward(rows, width, x, dy, dx);
-    }
-
-    fn silu(&self, x: View<'_, Cuda>, y: ViewMut<'_, Cuda>, len: usize) {
-        let (x, y) = (Rows::of(x, 1, len), Rows::of_mut(&y, 1, len));
-        self.expect_activations("silu", [x, y]);
-        self.launch(
-            Source::Pointwise,
-            "silu",
-            Grid::threads_for(len),
-            &[x.argument(), y.argument(), int(len)],
-        );
     }
 
     fn gated_add(&self, rows: TokenRows, x: ViewMut<'_, Cuda>, gate: View<'_, Cuda>, y: View<'_, Cuda>) {

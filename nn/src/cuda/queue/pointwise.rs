@@ -1,4 +1,4 @@
-//! Sums, activation functions, gates, norms and scores.
+//! Copies, sums, activation functions, gates and windows.
 //!
 //! `B` samples, `T` tokens of each, `D` width.
 
@@ -10,21 +10,16 @@ use crate::{
         modules::Source,
         values::Element,
     },
-    device::{
-        CopyTokens, GateGrad, Kind, ModulationGrad, NormModulate, NormModulateBackward, Queue, TokenRows,
-        View, ViewMut,
-    },
+    device::{Activation, CopyTokens, GateGrad, TokenRows, View, ViewMut, Windows},
     error::Error,
 };
 
 /// Columns of a block that sums over tokens, and slices of the tokens (`sums.cuh`).
 const COLUMNS: usize = 32;
 const SLICES: usize = 8;
-/// Shared memory in which a block sums two values of each thread.
-const BLOCK_SUMS: usize = 2 * 32 * 4;
 
 /// A block for 32 columns of each sample, with this many sums of so many bytes.
-fn column_sums(width: usize, samples: usize, bytes: usize) -> Grid {
+pub(super) fn column_sums(width: usize, samples: usize, bytes: usize) -> Grid {
     Grid { blocks: (width.div_ceil(COLUMNS), samples), threads: 256, shared: COLUMNS * SLICES * bytes }
 }
 
@@ -87,11 +82,39 @@ impl CudaQueue {
         self.launch(Source::Pointwise, name, Grid::threads_for(len), &[float(a), x.argument(), int(len)]);
     }
 
-    pub(super) fn gelu_rows(&self, rows: usize, width: usize, x: Rows, y: Rows) {
-        self.expect_activations("gelu", [x, y]);
+    pub(super) fn function(&self, f: Activation, rows: usize, width: usize, x: Rows, y: Rows) {
+        self.expect_activations("activate", [x, y]);
+        // In the order of `Function` in pointwise.cu.
+        let number = match f {
+            Activation::Silu => 0,
+            Activation::Gelu => 1,
+            Activation::GeluErf => 2,
+            Activation::QuickGelu => 3,
+            Activation::Relu => 4,
+            Activation::Tanh => 5,
+        };
         self.launch(
             Source::Pointwise,
-            "gelu",
+            "activate",
+            self.chunks(rows, width),
+            &[
+                x.argument(),
+                y.argument(),
+                int(number),
+                int(rows),
+                int(width),
+                int(x.stride),
+                int(y.stride),
+                flag(x.is_wide(width) && y.is_wide(width)),
+            ],
+        );
+    }
+
+    pub(super) fn product_of_values(&self, rows: usize, width: usize, x: Rows, y: Rows) {
+        self.expect_activations("multiply", [x, y]);
+        self.launch(
+            Source::Pointwise,
+            "multiply",
             self.chunks(rows, width),
             &[
                 x.argument(),
@@ -103,6 +126,19 @@ impl CudaQueue {
                 flag(x.is_wide(width) && y.is_wide(width)),
             ],
         );
+    }
+
+    pub(super) fn windows_of(&self, call: Windows<'_, Cuda>) {
+        let Windows { window, size: (height, width), channels, pixels, x, out } = call;
+        let (side, count) = (window.side(), pixels.len());
+        let row = side * side * channels;
+        let x = Rows::of(x, 1, height * width * channels);
+        let out = Rows::of_mut(&out, 1, count * row);
+        self.expect_activations("windows", [x, out]);
+        let sizes = [height, width, channels, pixels.start, count, window.output(width)];
+        let seen = [side, window.stride(), window.before(), window.repeats()];
+        let arguments = [&[x.argument(), out.argument()][..], &sizes.map(int), &seen.map(int)].concat();
+        self.launch(Source::Windows, "windows", Grid::threads_for(count * row), &arguments);
     }
 
     pub(super) fn gelu_rows_backward(&self, rows: usize, width: usize, x: Rows, dy: Rows, dx: Rows) {
@@ -198,125 +234,13 @@ impl CudaQueue {
             );
         }
     }
-
-    pub(super) fn modulated_norm(&self, call: NormModulate<'_, Cuda>) {
-        let NormModulate { rows, x, shift, scale, y, mean, reciprocal } = call;
-        let TokenRows { batch, tokens, width } = rows;
-        let (x, y) = (dense(x, rows), dense(y.read(), rows));
-        let (shift, scale) = (Rows::of(shift, batch, width), Rows::of(scale, batch, width));
-        let count = batch * tokens;
-        let (mean, reciprocal) = (Rows::of_mut(&mean, 1, count), Rows::of_mut(&reciprocal, 1, count));
-        self.expect_activations("norm_modulate", [x, shift, scale, y]);
-        assert_eq!(shift.stride, scale.stride, "shift and scale are parts of the same rows");
-        self.launch(
-            Source::Norm,
-            "norm_modulate",
-            Grid { blocks: (count, 1), threads: 256, shared: BLOCK_SUMS },
-            &[
-                x.argument(),
-                shift.argument(),
-                scale.argument(),
-                y.argument(),
-                mean.argument(),
-                reciprocal.argument(),
-                int(tokens),
-                int(width),
-                int(scale.stride),
-                flag([x, shift, scale, y].iter().all(|r| r.is_wide(width))),
-            ],
-        );
-    }
-
-    pub(super) fn modulated_norm_backward(&self, call: NormModulateBackward<'_, Cuda>) {
-        let NormModulateBackward { rows, x, mean, reciprocal, scale, dy, dx, accumulate, modulation } = call;
-        let TokenRows { batch, tokens, width } = rows;
-        let (x, dy, dx) = (dense(x, rows), dense(dy, rows), dense(dx.read(), rows));
-        let scale = Rows::of(scale, batch, width);
-        let count = batch * tokens;
-        let (mean, reciprocal) = (Rows::of(mean, 1, count), Rows::of(reciprocal, 1, count));
-        self.expect_activations("norm_modulate_backward", [x, scale, dy, dx]);
-        self.launch(
-            Source::Norm,
-            "norm_modulate_backward",
-            Grid { blocks: (count, 1), threads: 256, shared: BLOCK_SUMS },
-            &[
-                x.argument(),
-                mean.argument(),
-                reciprocal.argument(),
-                scale.argument(),
-                dy.argument(),
-                dx.argument(),
-                int(tokens),
-                int(width),
-                int(scale.stride),
-                flag(accumulate),
-                flag([x, scale, dy, dx].iter().all(|r| r.is_wide(width))),
-            ],
-        );
-        if let Some(ModulationGrad { d_shift, d_scale }) = modulation {
-            let (d_shift, d_scale) =
-                (Rows::of_mut(&d_shift, batch, width), Rows::of_mut(&d_scale, batch, width));
-            assert_eq!(d_shift.stride, d_scale.stride, "both sums are parts of the same rows");
-            self.launch(
-                Source::Norm,
-                "norm_modulate_sums",
-                column_sums(width, batch, 2 * 4),
-                &[
-                    x.argument(),
-                    mean.argument(),
-                    reciprocal.argument(),
-                    dy.argument(),
-                    d_shift.argument(),
-                    d_scale.argument(),
-                    int(tokens),
-                    int(width),
-                    int(d_shift.stride),
-                ],
-            );
-        }
-    }
-
-    pub(super) fn cosine_scores(
-        &self,
-        width: usize,
-        (rows, mask): (View<'_, Cuda>, &[f32]),
-        (targets, count): (View<'_, Cuda>, usize),
-        out: &ViewMut<'_, Cuda>,
-    ) {
-        let rows = Rows::of(rows, mask.len(), width);
-        let targets = Rows::of(targets, count, width);
-        let out = Rows::of_mut(out, 1, count);
-        self.expect_activations("scores", [rows, targets]);
-        let mask_values = self.upload(mask, Kind::Exact);
-        let mean = self.take(width, Kind::Exact);
-        let (mask_rows, mean) = (Rows::flat(&mask_values, mask.len()), Rows::flat(&mean, width));
-        self.launch(
-            Source::Scores,
-            "masked_mean",
-            column_sums(width, 1, 2 * 8),
-            &[
-                rows.argument(),
-                mask_rows.argument(),
-                mean.argument(),
-                int(mask.len()),
-                int(width),
-                int(rows.stride),
-            ],
-        );
-        self.launch(
-            Source::Scores,
-            "cosines",
-            Grid { blocks: (count, 1), threads: 128, shared: 3 * 128 * 8 },
-            &[targets.argument(), mean.argument(), out.argument(), int(width), int(targets.stride)],
-        );
-    }
 }
 
 /// Token rows without gaps.
 ///
 /// # Panics
 /// If they have gaps: the kernels that take token rows are given none.
-fn dense(view: View<'_, Cuda>, rows: TokenRows) -> Rows {
+pub(super) fn dense(view: View<'_, Cuda>, rows: TokenRows) -> Rows {
     let count = rows.batch * rows.tokens;
     assert!(
         view.stride == rows.width || count <= 1,

@@ -133,7 +133,7 @@ impl<D: Device> Reader<'_, D> {
             .get(name)
             .ok_or_else(|| Error::Internal(format!("`{name}` is not among the model's linears")))?;
         let view = |what: &str| self.files.view(&format!("{name}.{what}"));
-        let tensors = (view("weight")?, view("bias")?);
+        let tensors = (view("weight")?, Some(view("bias")?));
         let (branch, merged) = match self.adapter.and_then(|(a, how)| Some((a.get(name)?, how))) {
             None => (None, None),
             Some((factors, FrozenUse::Branch)) => (Some(self.branch(factors, layout)?), None),
