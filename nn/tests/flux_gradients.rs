@@ -141,7 +141,7 @@ fn the_declared_memory_is_what_a_pass_holds() {
         }
         // The last and largest: a fresh model, so that no other pass is counted.
         let model = case.model(2);
-        model.predict(&inputs, None, &Probe::NOTHING).unwrap().latents;
+        model.predict(&inputs, None, &Probe::NOTHING).unwrap();
         let cost = model.cost(n, (h, w), &grids, text, None);
         let (_, most) = model.working_memory();
         let ratio = most as f64 / cost.scratch_bytes as f64;
