@@ -42,7 +42,7 @@ fn write(path: &Path, tensors: Vec<(String, Vec<usize>)>, half: bool, numbers: &
             }
             let bytes: Vec<u8> =
                 values.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect();
-            NamedTensor { name: name.into(), dtype: Dtype::BF16, shape, bytes: bytes.into() }
+            NamedTensor { name, dtype: Dtype::BF16, shape, bytes: bytes.into() }
         })
         .collect();
     write_safetensors(path, &tensors, &[]).unwrap();

@@ -73,6 +73,7 @@ impl<D: Device> Network<D> {
 
 /// A [`Step`] with its weights.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a network has a few dozen stages")]
 enum Stage<D: Device> {
     Conv(Conv<D>),
     Residual { norms: [GroupNorm<D>; 2], convs: [Conv<D>; 2], shortcut: Option<Conv<D>> },

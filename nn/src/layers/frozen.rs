@@ -5,9 +5,9 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::{
-    device::{Device, Direction, Matrix, Merge, Precision, Values},
+    device::{Device, Direction, Matrix, Merge, Precision},
     error::Result,
-    files::{Dtype, TensorView},
+    files::TensorView,
     lora::FrozenFactors,
 };
 
@@ -203,13 +203,7 @@ fn taps_first(stored: &[f32], taps: usize, channels: usize) -> Vec<f32> {
 
 /// A view as the kernels read it, without a copy.
 fn matrix(view: &TensorView, (rows, columns): (usize, usize)) -> Matrix<'_> {
-    let values = |dtype, bytes| match dtype {
-        Dtype::F16 => Values::F16Bytes(bytes),
-        Dtype::BF16 => Values::Bf16Bytes(bytes),
-        // A view is of f32, f16 or bf16.
-        _ => Values::F32Bytes(bytes),
-    };
-    Matrix::new(view.pieces().map(|p| values(p.dtype, p.bytes)).collect(), rows, columns)
+    Matrix::new(view.pieces().map(|piece| piece.values()).collect(), rows, columns)
 }
 
 /// A low-rank branch that belongs to the frozen network, such as UNO's own adapter: `y += scale (x down^T) up^T`.
