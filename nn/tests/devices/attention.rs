@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use prefgraph_nn::device::{
     Attention, AttentionBackward, AttentionShape, Device, HeadLayout, Kind, NormRotary, Precision, Queue,
-    View, ViewMut,
+    Scores, View, ViewMut,
 };
 
 use crate::{
@@ -53,15 +53,18 @@ fn attention<D: Device>(
     query_rows: Range<usize>,
 ) -> Vec<Vec<f32>> {
     let queue = device.queue(precision).unwrap();
-    let AttentionShape { batch, heads, tokens, dim } = shape;
+    let AttentionShape { batch, heads, tokens, keys, dim } = shape;
+    let others = batch * heads * keys * dim;
     let (all, width, sums) = (batch * heads * tokens * dim, heads * dim, batch * heads * tokens);
-    let [q, k, v] = [1, 2, 3].map(|seed| activations::<D>(&queue, all, seed));
+    let q = activations::<D>(&queue, all, 1);
+    let [k, v] = [2, 3].map(|seed| activations::<D>(&queue, others, seed));
     let stride = width + 8;
     let mut out = queue.zeros(batch * tokens * stride, Kind::Activation);
     let mut lse = queue.zeros(sums, Kind::Exact);
     queue.attention(Attention {
         shape,
         query_rows: query_rows.clone(),
+        scores: Scores::PLAIN,
         q: &q,
         k: &k,
         v: &v,
@@ -69,7 +72,8 @@ fn attention<D: Device>(
         lse: &mut lse,
     });
     let d_out = activations::<D>(&queue, batch * tokens * width, 4);
-    let [mut dq, mut dk, mut dv] = [5, 6, 7].map(|seed| activations::<D>(&queue, all, seed));
+    let mut dq = activations::<D>(&queue, all, 5);
+    let [mut dk, mut dv] = [6, 7].map(|seed| activations::<D>(&queue, others, seed));
     queue.attention_backward(AttentionBackward {
         shape,
         query_rows,
@@ -88,8 +92,8 @@ fn attention<D: Device>(
         read(&out, batch * tokens * stride),
         read(&lse, sums),
         read(&dq, all),
-        read(&dk, all),
-        read(&dv, all),
+        read(&dk, others),
+        read(&dv, others),
     ]
 }
 
@@ -99,8 +103,51 @@ fn attention_and_its_cotangents_agree() {
     for (batch, heads, tokens, dim) in
         [(1, 1, 1, 8), (2, 2, 5, 12), (1, 3, 33, 16), (2, 2, 70, 64), (1, 2, 130, 128), (1, 1, 40, 160)]
     {
-        let shape = AttentionShape { batch, heads, tokens, dim };
+        let shape = AttentionShape { batch, heads, tokens, keys: tokens, dim };
+        let across = AttentionShape { keys: tokens + 5, ..shape };
+        agree!(devices, [2e-5, 2e-2], attention(across, 0..tokens));
         agree!(devices, [2e-5, 2e-2], attention(shape, 0..tokens));
         agree!(devices, [2e-5, 2e-2], attention(shape, tokens / 3..tokens));
+    }
+}
+
+/// As text encoders have it: with a scale and a bias, or causal. One head of the autoencoder's width.
+fn scored<D: Device>(
+    device: &D,
+    precision: Precision,
+    shape: AttentionShape,
+    biased: bool,
+    causal: bool,
+) -> Vec<Vec<f32>> {
+    let queue = device.queue(precision).unwrap();
+    let AttentionShape { batch, heads, tokens, keys, dim } = shape;
+    let q = activations::<D>(&queue, batch * heads * tokens * dim, 1);
+    let [k, v] = [2, 3].map(|seed| activations::<D>(&queue, batch * heads * keys * dim, seed));
+    let bias = exact::<D>(&queue, heads * tokens * keys, 4);
+    let scores = Scores { scale: biased.then_some(0.5), bias: biased.then_some(&bias), causal };
+    let (width, sums) = (heads * dim, batch * heads * tokens);
+    let mut out = queue.zeros(batch * tokens * width, Kind::Activation);
+    let mut lse = queue.zeros(sums, Kind::Exact);
+    queue.attention(Attention {
+        shape,
+        query_rows: 0..tokens,
+        scores,
+        q: &q,
+        k: &k,
+        v: &v,
+        out: ViewMut::new(&mut out, width),
+        lse: &mut lse,
+    });
+    vec![queue.download(&out, 0, batch * tokens * width).unwrap()]
+}
+
+#[test]
+fn attention_with_a_bias_or_causal_agrees() {
+    let Some(devices) = devices() else { return };
+    for (batch, heads, tokens, dim) in [(2, 3, 9, 8), (1, 2, 77, 64), (1, 1, 40, 512)] {
+        let shape = AttentionShape { batch, heads, tokens, keys: tokens, dim };
+        for (biased, causal) in [(true, false), (false, true), (true, true), (false, false)] {
+            agree!(devices, [2e-5, 2e-2], scored(shape, biased, causal));
+        }
     }
 }
