@@ -44,7 +44,7 @@ DEVICE void attention_delta(const bf16* out, const bf16* d_out, float* delta, in
 template <int D>
 DEVICE void attention_queries(const bf16* q, const bf16* k, const bf16* v, const bf16* d_out, const float* lse, const float* delta,
                               bf16* dq, int heads, int tokens, int first_query, int queries, int d_out_stride, float scale) {
-  constexpr int TALL = 2, ROWS = TALL * 64, TILE = 4096 / D, BYTES = TILE * 2 * D;
+  constexpr int TALL = 2, ROWS = TALL * 64, TILE = 32, BYTES = TILE * 2 * D;
   char* qs = shared_memory<char>();
   char* ds = qs + ROWS * 2 * D;
   char* stages = ds + ROWS * 2 * D;  // keys and values
@@ -180,8 +180,8 @@ DEVICE void attention_keys(const bf16* q, const bf16* k, const bf16* v, const bf
 #pragma unroll
         for (int i = 0; i < 4; ++i) p[m][n][i] = exp2_approx(fmaf(p[m][n][i], exponent, i % 2 == 0 ? s.x : s.y));
     }
-    add_weighted_rows<D, TALL, TILE>(d_value, p, ds, lane);
     multiply_rows<D, TALL, TILE>(dp, my_v, ds, lane);
+    add_weighted_rows<D, TALL, TILE>(d_value, p, ds, lane);
 #pragma unroll
     for (int n = 0; n < TILE / 8; ++n) {
       const float2 t = *reinterpret_cast<const float2*>(taken + n * 8);

@@ -21,17 +21,16 @@ constexpr int ROWS = 128, TALL = 2;
 template <int D>
 DEVICE void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse, int heads, int tokens, int first_query,
                       int queries, int out_stride, float scale) {
-  constexpr int TILE = 8192 / D;
+  constexpr int TILE = 64;
   char* qs = shared_memory<char>();
   char* ks = qs + ROWS * 2 * D;
   char* vs = ks + TILE * 2 * D;
   const Lane lane = lane_of_thread<D>();
   const long long head = at(blockIdx.y, tokens * D, 0);
   const int first = first_query + blockIdx.x * ROWS, there = first_query + queries - first;
-  k += head, v += head;
 
   fetch<D, ROWS>(qs, q + head + at(first, D, 0), D, 0, there);
-  fetch<D, TILE>(ks, k, D, 0, tokens);
+  fetch<D, TILE>(ks, k + head, D, 0, tokens);
   copy_async_commit();
 
   float acc[TALL][D / 8][4], top[TALL][2], sum[TALL][2];  // the largest score without the scale
@@ -47,13 +46,13 @@ DEVICE void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, fl
   for (int key = 0; key < tokens; key += TILE) {
     copy_async_wait<0>();
     __syncthreads();  // keys are there, and everyone has left the values
-    fetch<D, TILE>(vs, v + at(key, D, 0), D, 0, tokens - key);
+    fetch<D, TILE>(vs, v + head + at(key, D, 0), D, 0, tokens - key);
     copy_async_commit();
     float scores[TALL][TILE / 8][4];
     multiply_rows<D, TALL, TILE>(scores, mine, ks, lane);
     copy_async_wait<0>();
     __syncthreads();  // values are there, and everyone has left the keys
-    if (key + TILE < tokens) fetch<D, TILE>(ks, k + at(key + TILE, D, 0), D, 0, tokens - key - TILE);
+    if (key + TILE < tokens) fetch<D, TILE>(ks, k + head + at(key + TILE, D, 0), D, 0, tokens - key - TILE);
     copy_async_commit();
 
     if (tokens - key < TILE) {

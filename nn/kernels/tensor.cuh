@@ -33,7 +33,7 @@ template <int D, int R> DEVICE void fetch(char* tile, const bf16* from, int stri
   char* to = tile + r * (2 * D) + (c ^ (r & 7)) * 16;
   const bf16* mine = from + at(r, stride, c * 8);
 #pragma unroll
-  for (int i = 0; i < R; i += STEP) copy_async_16(to + i * (2 * D), mine + at(i, stride, 0), r + i >= low && r + i < high);
+  for (int i = 0; i < R; i += STEP) copy_async_16(to + i * (2 * D), mine + at(i, stride, 0), r >= low - i && r < high - i);
 }
 
 // scores = a b^T over D, for TALL times 16 rows of `a` and N rows of `b`.
