@@ -1,11 +1,13 @@
 //! Kernels, compiled where they run and kept on the disk.
 //!
 //! A source is compiled by NVRTC for the GPU at hand. Where the GPU is newer than NVRTC, its newest PTX is compiled instead, which
-//! the driver translates.
+//! the driver translates. Sources are part of the library; while kernels are developed, `PREFGRAPH_KERNELS=<folder>` reads them from
+//! a folder instead.
 
 #![allow(unsafe_code, reason = "calls of NVRTC")]
 
 use std::{
+    borrow::Cow,
     ffi::{CStr, CString, c_char},
     fs,
     hash::Hasher,
@@ -17,6 +19,9 @@ use cudarc::nvrtc::{result, sys};
 use super::driver::{GpuInfo, device_error};
 use crate::{device::Precision, error::Result};
 
+/// Name and text.
+type File = (&'static str, &'static str);
+
 /// Kernels that are compiled together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Source {
@@ -24,6 +29,9 @@ pub(super) enum Source {
     Norm,
     Heads,
     AttentionPlain,
+    AttentionForward,
+    AttentionBackward,
+    Optimizer,
     Scores,
     NormRows,
     Windows,
@@ -31,7 +39,7 @@ pub(super) enum Source {
 
 impl Source {
     /// Name and text of its file.
-    fn file(self) -> (&'static str, &'static str) {
+    fn file(self) -> File {
         match self {
             Self::Pointwise => ("pointwise.cu", include_str!("../../kernels/pointwise.cu")),
             Self::Norm => ("norm.cu", include_str!("../../kernels/norm.cu")),
@@ -39,27 +47,46 @@ impl Source {
             Self::AttentionPlain => ("attention_plain.cu", include_str!("../../kernels/attention_plain.cu")),
             Self::NormRows => ("norm_rows.cu", include_str!("../../kernels/norm_rows.cu")),
             Self::Windows => ("windows.cu", include_str!("../../kernels/windows.cu")),
+            Self::AttentionForward => {
+                ("attention_forward.cu", include_str!("../../kernels/attention_forward.cu"))
+            }
+            Self::AttentionBackward => {
+                ("attention_backward.cu", include_str!("../../kernels/attention_backward.cu"))
+            }
+            Self::Optimizer => ("optimizer.cu", include_str!("../../kernels/optimizer.cu")),
             Self::Scores => ("scores.cu", include_str!("../../kernels/scores.cu")),
         }
     }
 }
 
-const HEADERS: [(&str, &str); 3] = [
+const HEADERS: [File; 4] = [
     ("device.cuh", include_str!("../../kernels/device.cuh")),
     ("values.cuh", include_str!("../../kernels/values.cuh")),
     ("sums.cuh", include_str!("../../kernels/sums.cuh")),
+    ("tensor.cuh", include_str!("../../kernels/tensor.cuh")),
 ];
 
+/// A tool for developing kernels: a folder whose sources are read in the place of those that were built in.
+const OTHER_SOURCES: &str = "PREFGRAPH_KERNELS";
+
+/// The text of a file: as built in, or of the folder that replaces it.
+fn text_of((name, built_in): File) -> std::io::Result<Cow<'static, str>> {
+    match std::env::var_os(OTHER_SOURCES) {
+        Some(folder) => fs::read_to_string(Path::new(&folder).join(name)).map(Cow::Owned),
+        None => Ok(Cow::Borrowed(built_in)),
+    }
+}
+
 /// One text of a file and of the headers that it includes, each once, in their places.
-fn assemble(name: &str, text: &str, seen: &mut Vec<String>) -> String {
+fn assemble(name: &str, text: &str, seen: &mut Vec<String>) -> std::io::Result<String> {
     let mut all = format!("#line 1 \"{name}\"\n");
     for (number, line) in text.lines().enumerate() {
         let included = line.strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"'));
         match HEADERS.iter().find(|(header, _)| Some(*header) == included) {
-            Some((header, text)) => {
-                if !seen.iter().any(|s| s == header) {
-                    seen.push((*header).to_owned());
-                    all.push_str(&assemble(header, text, seen));
+            Some(header) => {
+                if !seen.iter().any(|s| s == header.0) {
+                    seen.push(header.0.to_owned());
+                    all.push_str(&assemble(header.0, &text_of(*header)?, seen)?);
                 }
                 all.push_str(&format!("#line {} \"{name}\"\n", number + 2));
             }
@@ -70,7 +97,7 @@ fn assemble(name: &str, text: &str, seen: &mut Vec<String>) -> String {
             }
         }
     }
-    all
+    Ok(all)
 }
 
 /// What the driver loads: machine code, or PTX with a zero at its end.
@@ -84,9 +111,11 @@ const KNOWN: [i32; 5] = [120, 100, 90, 89, 80];
 /// # Errors
 /// If NVRTC refuses the source: a defect of this library, or an NVRTC that is too old.
 pub(super) fn image(source: Source, precision: Precision, gpu: &GpuInfo, cache: &Cache) -> Result<Image> {
-    let (name, text) = source.file();
     let (ordinal, capability) = (gpu.ordinal, 10 * gpu.capability.0 + gpu.capability.1);
-    let text = assemble(name, text, &mut Vec::new());
+    let name = source.file().0;
+    let text = text_of(source.file())
+        .and_then(|text| assemble(name, &text, &mut Vec::new()))
+        .map_err(|e| device_error(ordinal, format!("{OTHER_SOURCES} has no {name}: {e}")))?;
     let mut version = (0, 0);
     // SAFETY: writes two numbers.
     unsafe { sys::nvrtcVersion(&raw mut version.0, &raw mut version.1) };
@@ -251,8 +280,9 @@ mod tests {
     #[test]
     fn headers_stand_once_in_the_place_of_their_includes() {
         let text =
-            assemble("x.cu", "#include \"sums.cuh\"\n#include \"values.cuh\"\nint x;\n", &mut Vec::new());
-        for (header, _) in HEADERS {
+            assemble("x.cu", "#include \"sums.cuh\"\n#include \"values.cuh\"\nint x;\n", &mut Vec::new())
+                .unwrap();
+        for header in ["device.cuh", "values.cuh", "sums.cuh"] {
             assert_eq!(text.matches(&format!("#line 1 \"{header}\"")).count(), 1, "{header}");
         }
         assert!(text.ends_with("#line 3 \"x.cu\"\nint x;\n"), "{text}");

@@ -8,7 +8,7 @@ use crate::{
         Cuda,
         launch::{Argument, Grid, flag, float, int, pointer},
         modules::Source,
-        values::CudaBuffer,
+        values::{CudaBuffer, Element},
     },
     device::{
         Attention, AttentionBackward, AttentionShape, HeadLayout, Kind, NormRotary, Queue, View, ViewMut,
@@ -20,6 +20,8 @@ const WARPS: usize = 8;
 /// Rows of a block of the plain attention, and rows of a tile (`attention_plain.cu`).
 const ROWS: usize = 4;
 const TILE: usize = 32;
+/// Threads of a block of the attention on tensor cores (`tensor.cuh`).
+const THREADS: usize = 128;
 
 fn heads_grid(layout: HeadLayout) -> Grid {
     let count = layout.batch * layout.stream_tokens * layout.heads;
@@ -36,6 +38,53 @@ fn head_sizes(layout: HeadLayout) -> [Argument; 6] {
 fn plain_grid(shape: AttentionShape, rows: usize) -> Grid {
     let shared = (TILE * (shape.dim + 1) + 2 * ROWS * shape.dim + ROWS * TILE) * 4;
     Grid { blocks: (rows.div_ceil(ROWS), shape.batch * shape.heads), threads: 128, shared }
+}
+
+/// The kernels of attention for one width of a head, on tensor cores: names, rows of a block, and rows of the other side's tile.
+struct TensorCores {
+    dim: usize,
+    forward: (&'static str, usize, usize),
+    delta: &'static str,
+    queries: (&'static str, usize, usize),
+    keys: (&'static str, usize, usize),
+}
+
+const TENSOR_CORES: [TensorCores; 2] = [
+    TensorCores {
+        dim: 64,
+        forward: ("attention_64", 128, 64),
+        delta: "attention_delta_64",
+        queries: ("attention_queries_64", 128, 32),
+        keys: ("attention_keys_64", 128, 32),
+    },
+    TensorCores {
+        dim: 128,
+        forward: ("attention_128", 128, 64),
+        delta: "attention_delta_128",
+        queries: ("attention_queries_128", 128, 32),
+        keys: ("attention_keys_128", 64, 64),
+    },
+];
+
+impl TensorCores {
+    /// Where tensor cores can do it: bf16, tokens over themselves, a width that there are kernels for, and rows of whole sixteen
+    /// bytes.
+    fn for_rows(shape: AttentionShape, rows: &[Rows]) -> Option<&'static Self> {
+        let fit = |r: &Rows| r.element == Element::Bf16 && r.is_wide(shape.dim);
+        TENSOR_CORES.iter().find(|t| t.dim == shape.dim && shape.keys == shape.tokens && rows.iter().all(fit))
+    }
+
+    /// `own` tiles of a block's rows and `other` tiles of the other side in shared memory, and `more` bytes.
+    fn grid(
+        &self,
+        shape: AttentionShape,
+        rows: usize,
+        (block, tile): (usize, usize),
+        (own, other, more): (usize, usize, usize),
+    ) -> Grid {
+        let shared = (own * block + other * tile) * 2 * self.dim + more;
+        Grid { blocks: (rows.div_ceil(block), shape.batch * shape.heads), threads: THREADS as u32, shared }
+    }
 }
 
 impl AttentionShape {
@@ -128,28 +177,22 @@ impl CudaQueue {
         let (tokens, keys) = (shape.heads * shape.tokens, shape.keys);
         let bias = scores.bias.map_or(pointer(0), |bias| Rows::flat(bias, tokens * keys).argument());
         self.expect_activations("attention", [q, k, v, out]);
-        self.launch(
-            Source::AttentionPlain,
-            "attention_plain",
-            plain_grid(shape, query_rows.len()),
-            &[
-                q.argument(),
-                k.argument(),
-                v.argument(),
-                out.argument(),
-                lse.argument(),
-                int(shape.heads),
-                int(shape.tokens),
-                int(shape.keys),
-                int(shape.dim),
-                int(query_rows.start),
-                int(query_rows.len()),
-                int(out.stride),
-                float(scores.scale.unwrap_or(shape.scale())),
-                bias,
-                flag(scores.causal),
-            ],
-        );
+        let rows = [q, k, v, out, lse].map(Rows::argument);
+        let queries = [query_rows.start, query_rows.len()].map(int);
+        let end = [int(out.stride), float(scores.scale.unwrap_or(shape.scale()))];
+        let Some(tensor_cores) = TensorCores::for_rows(shape, &[q, k, v, out]).filter(|_| scores.are_plain())
+        else {
+            let sizes = [shape.heads, shape.tokens, shape.keys, shape.dim].map(int);
+            let more = [bias, flag(scores.causal)];
+            let arguments = [&rows[..], &sizes, &queries, &end, &more].concat();
+            let grid = plain_grid(shape, query_rows.len());
+            return self.launch(Source::AttentionPlain, "attention_plain", grid, &arguments);
+        };
+        let (name, block, tile) = tensor_cores.forward;
+        let grid = tensor_cores.grid(shape, query_rows.len(), (block, tile), (1, 2, 0));
+        let sizes = [shape.heads, shape.tokens].map(int);
+        let arguments = [&rows[..], &sizes, &queries, &end].concat();
+        self.launch(Source::AttentionForward, name, grid, &arguments);
     }
 
     pub(super) fn attend_backward(&self, call: AttentionBackward<'_, Cuda>) {
@@ -163,23 +206,40 @@ impl CudaQueue {
         self.expect_activations("attention_backward", [q, k, v, out, d_out, dq, dk, dv]);
         let delta = self.take(sums, Kind::Exact);
         let delta = Rows::flat(&delta, sums);
-        let sizes = [shape.heads, shape.tokens, shape.dim, query_rows.start, query_rows.len()].map(int);
-        let delta_grid = Grid { shared: 0, ..plain_grid(shape, query_rows.len()) };
-        let arguments = [
-            &[out.argument(), d_out.argument(), delta.argument()][..],
-            &sizes,
-            &[int(out.stride), int(d_out.stride)],
-        ];
-        self.launch(Source::AttentionPlain, "attention_delta", delta_grid, &arguments.concat());
+        let queries = [query_rows.start, query_rows.len()].map(int);
+        let sums = [out, d_out, delta].map(Rows::argument);
+        let strides = [out.stride, d_out.stride].map(int);
         let inputs = [q, k, v, d_out, lse, delta].map(Rows::argument);
         let end = [int(d_out.stride), float(shape.scale())];
-        let sizes =
-            [shape.heads, shape.tokens, shape.keys, shape.dim, query_rows.start, query_rows.len()].map(int);
-        let arguments = [&inputs[..], &[dq.argument()], &sizes, &end].concat();
-        let grid = plain_grid(shape, shape.tokens);
-        self.launch(Source::AttentionPlain, "attention_plain_queries", grid, &arguments);
-        let arguments = [&inputs[..], &[dk.argument(), dv.argument()], &sizes, &end].concat();
-        let grid = plain_grid(shape, shape.keys);
-        self.launch(Source::AttentionPlain, "attention_plain_keys", grid, &arguments);
+        let to_queries = [dq.argument()];
+        let to_keys = [dk.argument(), dv.argument()];
+        let Some(tensor_cores) = TensorCores::for_rows(shape, &[q, k, v, out, d_out, dq, dk, dv]) else {
+            let [heads, tokens, keys, dim] = [shape.heads, shape.tokens, shape.keys, shape.dim].map(int);
+            let sizes = [&[heads, tokens, keys, dim][..], &queries].concat();
+            let launch = |name, grid, arguments: &[&[Argument]]| {
+                self.launch(Source::AttentionPlain, name, grid, &arguments.concat());
+            };
+            let delta_grid = Grid { shared: 0, ..plain_grid(shape, query_rows.len()) };
+            launch("attention_delta", delta_grid, &[&sums, &[heads, tokens, dim], &queries, &strides]);
+            let grid = plain_grid(shape, shape.tokens);
+            launch("attention_plain_queries", grid, &[&inputs, &to_queries, &sizes, &end]);
+            let grid = plain_grid(shape, shape.keys);
+            launch("attention_plain_keys", grid, &[&inputs, &to_keys, &sizes, &end]);
+            return;
+        };
+        let sizes = [&[shape.heads, shape.tokens].map(int)[..], &queries].concat();
+        let launch = |name, grid, arguments: &[&[Argument]]| {
+            self.launch(Source::AttentionBackward, name, grid, &arguments.concat());
+        };
+        let rows_of_delta = THREADS / (shape.dim / 8);
+        let grid = tensor_cores.grid(shape, query_rows.len(), (rows_of_delta, 0), (0, 0, 0));
+        launch(tensor_cores.delta, grid, &[&sums, &sizes, &strides]);
+        let (name, block, tile) = tensor_cores.queries;
+        let grid = tensor_cores.grid(shape, shape.tokens, (block, tile), (2, 4, 0));
+        launch(name, grid, &[&inputs, &to_queries, &sizes, &end]);
+        let (name, block, tile) = tensor_cores.keys;
+        // And lse and delta of both stages.
+        let grid = tensor_cores.grid(shape, shape.tokens, (block, tile), (2, 4, 4 * tile * 4));
+        launch(name, grid, &[&inputs, &to_keys, &sizes, &end]);
     }
 }

@@ -1,0 +1,225 @@
+// Backward of attention on tensor cores, for heads of 64 and 128 in bf16: the same bits in every run, without atomics.
+//
+//   B samples   H heads   T tokens   D width of a head
+//   q, k, v, dq, dk, dv  [B, H, T, D]     out, d_out  [B, T, H D] with a stride     lse, delta  [B, H, T]
+//   all but lse and delta, and the strides, are multiples of 16 bytes
+//
+// With P the probabilities and dP = dO V^T: dV = P^T dO, dS = P (dP - delta), dQ = scale dS K, dK = scale dS^T Q, where delta is the
+// product of a row of dO with that row of the result. One kernel has queries and goes over keys (S, dP, dQ), the other has keys and
+// goes over queries (S^T, dP^T, dV, dK): seven products where atomic sums would need five. Both have their scores with the rows that
+// they own as rows, so that P and dS are factors of the next product as they stand in registers.
+//
+// Blocks have four warps, and the other side comes in two stages: a tile is fetched while the one before it is in use, with one barrier
+// for each. Two blocks fit on a multiprocessor of an H100 (255 registers a thread).
+//
+//   kernel    D     rows of a block, of a tile   shared memory: own two + 2 stages of two   sums + scores of a thread
+//   queries   64    128, 64                      2 * 16 + 2 * 2 * 8  = 64 KiB               64 + 128 registers
+//   queries   128   128, 32                      2 * 32 + 2 * 2 * 8  = 96 KiB               128 + 64 registers
+//   keys      64    128, 32                      2 * 16 + 2 * 2 * 4  = 48 KiB               128 + 64 registers
+//   keys      128   64, 64                       2 * 16 + 2 * 2 * 16 = 96 KiB               128 + 64 registers
+//
+// and lse and delta of the queries of both stages (keys: 0.5 and 1 KiB).
+#include "tensor.cuh"
+
+// delta: D / 8 lanes have one query of one head.
+template <int D>
+DEVICE void attention_delta(const bf16* out, const bf16* d_out, float* delta, int heads, int tokens, int first_query, int queries,
+                            int out_stride, int d_out_stride) {
+  constexpr int LANES = D / 8;
+  const int index = blockIdx.x * (THREADS / LANES) + threadIdx.x / LANES, lane = threadIdx.x % LANES;
+  const bool there = index < queries;
+  const int query = first_query + (there ? index : 0), row = blockIdx.y / heads * tokens + query;
+  const int column = static_cast<int>(blockIdx.y) % heads * D + lane * 8;
+  float o[8], d[8], sum = 0.0f;
+  load_wide(out + at(row, out_stride, column), o, 8, true);
+  load_wide(d_out + at(row, d_out_stride, column), d, 8, true);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sum = fmaf(o[i], d[i], sum);
+#pragma unroll
+  for (int offset = LANES / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+  if (there && lane == 0) delta[at(blockIdx.y, tokens, query)] = sum;
+}
+
+// dq. Tiles begin at the first token, so that every row of dq belongs to a block: rows without a cotangent are zero.
+template <int D>
+DEVICE void attention_queries(const bf16* q, const bf16* k, const bf16* v, const bf16* d_out, const float* lse, const float* delta,
+                              bf16* dq, int heads, int tokens, int first_query, int queries, int d_out_stride, float scale) {
+  constexpr int TALL = 2, ROWS = TALL * 64, TILE = 32, BYTES = TILE * 2 * D;
+  char* qs = shared_memory<char>();
+  char* ds = qs + ROWS * 2 * D;
+  char* stages = ds + ROWS * 2 * D;  // keys and values
+  const Lane lane = lane_of_thread<D>();
+  const long long head = at(blockIdx.y, tokens * D, 0);
+  const int sample = blockIdx.y / heads, column = static_cast<int>(blockIdx.y) % heads * D;
+  const int first = blockIdx.x * ROWS, low = first_query - first, high = first_query + queries - first;
+  const int row = lane.warp * (TALL * 16), end = low < ROWS && high > 0 ? tokens : 0;
+  k += head, v += head;
+
+  fetch<D, ROWS>(qs, q + head + at(first, D, 0), D, low, high);
+  fetch<D, ROWS>(ds, d_out + at(sample * tokens + first, d_out_stride, column), d_out_stride, low, high);
+  fetch<D, TILE>(stages, k, D, 0, tokens);
+  fetch<D, TILE>(stages + BYTES, v, D, 0, tokens);
+  copy_async_commit();
+
+  float acc[TALL][D / 8][4], shift[TALL][2], taken[TALL][2], factor[TALL][2];
+  clear(acc);
+#pragma unroll
+  for (int m = 0; m < TALL; ++m)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int r = row + m * 16 + h * 8 + lane.group;
+      const bool there = r >= low && r < high;
+      // A row without a cotangent has no probabilities.
+      shift[m][h] = there ? -LOG2_E * lse[at(blockIdx.y, tokens, first + r)] : -infinity();
+      taken[m][h] = there ? delta[at(blockIdx.y, tokens, first + r)] : 0.0f;
+      factor[m][h] = scale;
+    }
+  const float exponent = scale * LOG2_E;
+  char *my_q = qs + row * 2 * D, *my_d = ds + row * 2 * D;
+
+  int stage = 0;
+  for (int key = 0; key < end; key += TILE, stage ^= 1) {
+    copy_async_wait<0>();
+    __syncthreads();  // this stage is there, and everyone has left the other one
+    const char *ks = stages + stage * (2 * BYTES), *vs = ks + BYTES;
+    if (key + TILE < tokens) {
+      char* next = stages + (stage ^ 1) * (2 * BYTES);
+      fetch<D, TILE>(next, k + at(key + TILE, D, 0), D, 0, tokens - key - TILE);
+      fetch<D, TILE>(next + BYTES, v + at(key + TILE, D, 0), D, 0, tokens - key - TILE);
+    }
+    copy_async_commit();
+    float p[TALL][TILE / 8][4], dp[TALL][TILE / 8][4];
+    multiply_rows<D, TALL, TILE>(p, my_q, ks, lane);
+    multiply_rows<D, TALL, TILE>(dp, my_d, vs, lane);
+#pragma unroll
+    for (int m = 0; m < TALL; ++m)
+#pragma unroll
+      for (int n = 0; n < TILE / 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          p[m][n][i] = exp2_approx(fmaf(p[m][n][i], exponent, shift[m][i / 2])) * (dp[m][n][i] - taken[m][i / 2]);
+    if (tokens - key < TILE) {
+      // The keys beyond the end are zeros, but a weight may be infinite there.
+      const int left = tokens - key - 2 * lane.pair;
+#pragma unroll
+      for (int m = 0; m < TALL; ++m)
+#pragma unroll
+        for (int n = 0; n < TILE / 8; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            if (n * 8 + i % 2 >= left) p[m][n][i] = 0.0f;
+    }
+    add_weighted_rows<D, TALL, TILE>(acc, p, ks, lane);
+  }
+  copy_async_wait<0>();
+  store_rows<D, TALL>(dq + head + at(first + row, D, 0), D, 0, tokens - first - row, acc, factor, my_q, lane);
+}
+
+// dk and dv.
+template <int D, int TALL, int TILE>
+DEVICE void attention_keys(const bf16* q, const bf16* k, const bf16* v, const bf16* d_out, const float* lse, const float* delta,
+                           bf16* dk, bf16* dv, int heads, int tokens, int first_query, int queries, int d_out_stride, float scale) {
+  constexpr int ROWS = TALL * 64, BYTES = TILE * 2 * D;
+  static_assert(2 * TILE <= THREADS);
+  char* ks = shared_memory<char>();
+  char* vs = ks + ROWS * 2 * D;
+  char* stages = vs + ROWS * 2 * D;                                 // queries and cotangents
+  float* sums = reinterpret_cast<float*>(stages + 2 * (2 * BYTES));  // of each stage: -log2(e) lse, then delta
+  const Lane lane = lane_of_thread<D>();
+  const long long head = at(blockIdx.y, tokens * D, 0);
+  const int sample = blockIdx.y / heads, column = static_cast<int>(blockIdx.y) % heads * D;
+  const int first = blockIdx.x * ROWS, row = lane.warp * (TALL * 16);
+  q += head + at(first_query, D, 0);
+  d_out += at(sample * tokens + first_query, d_out_stride, column);
+  lse += at(blockIdx.y, tokens, first_query);
+  delta += at(blockIdx.y, tokens, first_query);
+
+  // A thread's share of lse and delta. A query beyond the end has no probabilities.
+  const int mine = threadIdx.x % TILE;
+  const bool is_lse = threadIdx.x < TILE, is_delta = !is_lse && threadIdx.x < 2 * TILE;
+  const auto share = [&](int query) {
+    if (is_lse) return query + mine < queries ? -LOG2_E * lse[query + mine] : -infinity();
+    return is_delta && query + mine < queries ? delta[query + mine] : 0.0f;
+  };
+
+  fetch<D, ROWS>(ks, k + head + at(first, D, 0), D, 0, tokens - first);
+  fetch<D, ROWS>(vs, v + head + at(first, D, 0), D, 0, tokens - first);
+  fetch<D, TILE>(stages, q, D, 0, queries);
+  fetch<D, TILE>(stages + BYTES, d_out, d_out_stride, 0, queries);
+  copy_async_commit();
+  if (threadIdx.x < 2 * TILE) sums[threadIdx.x] = share(0);
+
+  float d_key[TALL][D / 8][4], d_value[TALL][D / 8][4];
+  clear(d_key);
+  clear(d_value);
+  const float exponent = scale * LOG2_E;
+  char *my_k = ks + row * 2 * D, *my_v = vs + row * 2 * D;
+
+  int stage = 0;
+  for (int query = 0; query < queries; query += TILE, stage ^= 1) {
+    copy_async_wait<0>();
+    __syncthreads();  // this stage is there, and everyone has left the other one
+    const char *qs = stages + stage * (2 * BYTES), *ds = qs + BYTES;
+    const float *shift = sums + stage * (2 * TILE) + 2 * lane.pair, *taken = shift + TILE;
+    const int after = query + TILE;
+    float next_sum = 0.0f;
+    if (after < queries) {
+      char* next = stages + (stage ^ 1) * (2 * BYTES);
+      fetch<D, TILE>(next, q + at(after, D, 0), D, 0, queries - after);
+      fetch<D, TILE>(next + BYTES, d_out + at(after, d_out_stride, 0), d_out_stride, 0, queries - after);
+      next_sum = share(after);
+    }
+    copy_async_commit();
+    float p[TALL][TILE / 8][4], dp[TALL][TILE / 8][4];
+    multiply_rows<D, TALL, TILE>(p, my_k, qs, lane);
+#pragma unroll
+    for (int n = 0; n < TILE / 8; ++n) {
+      const float2 s = *reinterpret_cast<const float2*>(shift + n * 8);
+#pragma unroll
+      for (int m = 0; m < TALL; ++m)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) p[m][n][i] = exp2_approx(fmaf(p[m][n][i], exponent, i % 2 == 0 ? s.x : s.y));
+    }
+    multiply_rows<D, TALL, TILE>(dp, my_v, ds, lane);
+    add_weighted_rows<D, TALL, TILE>(d_value, p, ds, lane);
+#pragma unroll
+    for (int n = 0; n < TILE / 8; ++n) {
+      const float2 t = *reinterpret_cast<const float2*>(taken + n * 8);
+#pragma unroll
+      for (int m = 0; m < TALL; ++m)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) p[m][n][i] *= dp[m][n][i] - (i % 2 == 0 ? t.x : t.y);
+    }
+    add_weighted_rows<D, TALL, TILE>(d_key, p, qs, lane);
+    if (threadIdx.x < 2 * TILE) sums[(stage ^ 1) * (2 * TILE) + threadIdx.x] = next_sum;
+  }
+  copy_async_wait<0>();
+  float scaled[TALL][2], plain[TALL][2];
+#pragma unroll
+  for (int m = 0; m < TALL; ++m) {
+    scaled[m][0] = scaled[m][1] = scale;
+    plain[m][0] = plain[m][1] = 1.0f;
+  }
+  const long long to = head + at(first + row, D, 0);
+  store_rows<D, TALL>(dk + to, D, 0, tokens - first - row, d_key, scaled, my_k, lane);
+  store_rows<D, TALL>(dv + to, D, 0, tokens - first - row, d_value, plain, my_v, lane);
+}
+
+#define BACKWARD(D, TALL, TILE)                                                                                                       \
+  extern "C" __global__ void __launch_bounds__(THREADS)                                                                               \
+      attention_delta_##D(const bf16* out, const bf16* d_out, float* delta, int heads, int tokens, int first_query, int queries,      \
+                          int out_stride, int d_out_stride) {                                                                         \
+    attention_delta<D>(out, d_out, delta, heads, tokens, first_query, queries, out_stride, d_out_stride);                             \
+  }                                                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                                            \
+      attention_queries_##D(const bf16* q, const bf16* k, const bf16* v, const bf16* d_out, const float* lse, const float* delta,     \
+                            bf16* dq, int heads, int tokens, int first_query, int queries, int d_out_stride, float scale) {           \
+    attention_queries<D>(q, k, v, d_out, lse, delta, dq, heads, tokens, first_query, queries, d_out_stride, scale);                   \
+  }                                                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                                            \
+      attention_keys_##D(const bf16* q, const bf16* k, const bf16* v, const bf16* d_out, const float* lse, const float* delta,        \
+                         bf16* dk, bf16* dv, int heads, int tokens, int first_query, int queries, int d_out_stride, float scale) {    \
+    attention_keys<D, TALL, TILE>(q, k, v, d_out, lse, delta, dk, dv, heads, tokens, first_query, queries, d_out_stride, scale);      \
+  }
+BACKWARD(64, 2, 32)
+BACKWARD(128, 1, 64)
