@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # Kernels that were compiled for another setting of the stand-in are not looked for.
-export PREFGRAPH_CACHE="${CARGO_TARGET_DIR:-target}/standin-images"
+export PREFGRAPH_CACHE="$PWD/target/standin-images"
 
 step() {
     echo "== $*"

@@ -236,13 +236,13 @@ fn key(text: &str, options: &[String], version: (i32, i32), gpu: &GpuInfo) -> St
 pub(super) struct Cache(Option<PathBuf>);
 
 impl Cache {
-    /// `$PREFGRAPH_CACHE/kernels`, or else a folder of the user's cache.
+    /// `$PREFGRAPH_CACHE/kernels`, or else a folder of the user's cache; none where that is no absolute path.
     pub fn of_the_user() -> Self {
         let set = |name: &str| std::env::var_os(name).map(PathBuf::from);
         let folder = set("PREFGRAPH_CACHE")
             .or_else(|| set("XDG_CACHE_HOME").map(|p| p.join("prefgraph")))
             .or_else(|| set("HOME").map(|p| p.join(".cache/prefgraph")));
-        Self(folder.map(|f| f.join("kernels")))
+        Self(folder.filter(|f| f.is_absolute()).map(|f| f.join("kernels")))
     }
 
     fn file(&self, key: &str) -> Option<PathBuf> {
