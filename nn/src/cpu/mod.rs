@@ -52,6 +52,7 @@ pub use heads::{NormRotary, split_heads, split_heads_backward};
 pub use isa::Isa;
 pub use memory::Memory;
 pub use norm::{ModulationGrad, norm_modulate, norm_modulate_backward};
+pub(crate) use optimizer::Step;
 pub use optimizer::{AdamW, adamw, sum_of_squares};
 pub use packed::Packed;
 pub use pointwise::{

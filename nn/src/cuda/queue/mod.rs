@@ -3,6 +3,7 @@
 //! ```text
 //!  mod         the stream, its errors, memory and copies     products   matrix products and factors
 //!  pointwise   sums, activation functions, gates, norms      attention  heads and attention
+//!  optimizer   AdamW, and questions about gradients
 //! ```
 //!
 //! `B` samples, `T` tokens, `D` width.
@@ -10,6 +11,7 @@
 #![allow(unsafe_code, reason = "launches of kernels and copies of memory")]
 
 mod attention;
+mod optimizer;
 mod pointwise;
 mod products;
 
