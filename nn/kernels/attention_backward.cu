@@ -111,7 +111,8 @@ DEVICE void attention_queries(const bf16* q, const bf16* k, const bf16* v, const
     }
     add_weighted_rows<D, TALL, TILE>(acc, p, ks, lane);
   }
-  copy_async_wait<0>();
+  copy_async_wait<0>();  // where there was no tile, the own rows are still on their way
+  __syncthreads();
   store_rows<D, TALL>(dq + head + at(first + row, D, 0), D, 0, tokens - first - row, acc, factor, my_q, lane);
 }
 
@@ -193,7 +194,8 @@ DEVICE void attention_keys(const bf16* q, const bf16* k, const bf16* v, const bf
     add_weighted_rows<D, TALL, TILE>(d_key, p, qs, lane);
     if (threadIdx.x < 2 * TILE) sums[(stage ^ 1) * (2 * TILE) + threadIdx.x] = next_sum;
   }
-  copy_async_wait<0>();
+  copy_async_wait<0>();  // where there was no tile, the own rows are still on their way
+  __syncthreads();
   float scaled[TALL][2], plain[TALL][2];
 #pragma unroll
   for (int m = 0; m < TALL; ++m) {

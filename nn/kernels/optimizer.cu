@@ -1,2 +1,71 @@
-// placeholder
+// AdamW and what a step looks at before it: the sum of squares of a gradient, and whether its values are finite. All in f32.
+//
+//   N values   P parts of 4096 values
+//
+// A sum and a search are two launches: a block for each part, then one block for what the parts gave. The order depends on N alone.
 #include "values.cuh"
+
+constexpr int PART = 4096, THREADS = 256;
+
+// The block's threads' values made one, in thread 0. `scratch [256]`.
+template <class T, class Join> DEVICE T join_block(T value, T* scratch, const Join& join) {
+  scratch[threadIdx.x] = value;
+  for (int half = THREADS / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) scratch[threadIdx.x] = join(scratch[threadIdx.x], scratch[threadIdx.x + half]);
+  }
+  return scratch[0];
+}
+struct Sum {
+  __device__ __forceinline__ double operator()(double a, double b) const { return a + b; }
+};
+struct Smaller {
+  __device__ __forceinline__ int operator()(int a, int b) const { return a < b ? a : b; }
+};
+
+// `sums [P]`, f64. The square of an f32 value is exact in f64.
+extern "C" __global__ void __launch_bounds__(THREADS) squares_of_parts(const float* x, double* sums, int count) {
+  const int end = min(count - static_cast<int>(blockIdx.x) * PART, PART);
+  x += at(blockIdx.x, PART, 0);
+  double sum = 0.0;
+  for (int i = threadIdx.x; i < end; i += THREADS) sum += static_cast<double>(x[i]) * x[i];
+  sum = join_block(sum, shared_memory<double>(), Sum());
+  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+extern "C" __global__ void __launch_bounds__(THREADS) sum_of_parts(const double* sums, double* total, int parts) {
+  double sum = 0.0;
+  for (int i = threadIdx.x; i < parts; i += THREADS) sum += sums[i];
+  sum = join_block(sum, shared_memory<double>(), Sum());
+  if (threadIdx.x == 0) *total = sum;
+}
+
+// `places [P]`: of the first value that is not finite, or `count`.
+extern "C" __global__ void __launch_bounds__(THREADS) not_finite_of_parts(const float* x, int* places, int count) {
+  const int first = blockIdx.x * PART, end = min(count - first, PART);
+  int place = count;
+  for (int i = threadIdx.x; i < end && place == count; i += THREADS)
+    if ((__float_as_uint(x[first + i]) & 0x7f800000u) == 0x7f800000u) place = first + i;
+  place = join_block(place, shared_memory<int>(), Smaller());
+  if (threadIdx.x == 0) places[blockIdx.x] = place;
+}
+extern "C" __global__ void __launch_bounds__(THREADS) first_of_parts(const int* places, int* first, int parts, int count) {
+  int place = count;
+  for (int i = threadIdx.x; i < parts; i += THREADS) place = min(place, places[i]);
+  place = join_block(place, shared_memory<int>(), Smaller());
+  if (threadIdx.x == 0) *first = place;
+}
+
+// One step of AdamW. The factors are the host's, and each rounding is that of the processor.
+extern "C" __global__ void __launch_bounds__(THREADS) adamw(float* parameters, const float* gradient, float* first_moment,
+                                                            float* second_moment, int count, float keep, float step_size, float root2,
+                                                            float eps, float beta1, float beta2, float rest1, float rest2) {
+  const int i = blockIdx.x * THREADS + threadIdx.x;
+  if (i >= count) return;
+  const float g = gradient[i];
+  const float first = __fmaf_rn(rest1, g, __fmul_rn(beta1, first_moment[i]));
+  const float second = __fmaf_rn(rest2, __fmul_rn(g, g), __fmul_rn(beta2, second_moment[i]));
+  const float direction = __fdiv_rn(first, __fadd_rn(__fdiv_rn(__fsqrt_rn(second), root2), eps));
+  parameters[i] = __fmaf_rn(-step_size, direction, __fmul_rn(parameters[i], keep));
+  first_moment[i] = first;
+  second_moment[i] = second;
+}

@@ -94,12 +94,11 @@ template <int TALL, int N> DEVICE void clear(float (&acc)[TALL][N][4]) {
 }
 
 // The warp's rows of sums, each with a factor of its own ([m][0] for row `group`, [m][1] for row `group + 8`), as bf16 to `to` in rows
-// `stride` apart, where a row is in `low..high`. `tile`: the warp's rows of a tile that the warp alone still uses; they carry the
-// values from where the sums stand to sixteen bytes a lane.
+// `stride` apart, where a row is in `low..high`. `tile`: the warp's rows of a tile that nobody has used since a barrier; they carry
+// the values from where the sums stand to sixteen bytes a lane.
 template <int D, int TALL>
 DEVICE void store_rows(bf16* to, int stride, int low, int high, const float (&acc)[TALL][D / 8][4], const float (&factor)[TALL][2],
                        char* tile, const Lane& lane) {
-  __syncwarp();
 #pragma unroll
   for (int m = 0; m < TALL; ++m)
 #pragma unroll

@@ -59,6 +59,7 @@ pub use isa::Isa;
 pub use memory::Memory;
 pub use norm::{ModulationGrad, norm_modulate, norm_modulate_backward};
 pub use norm_weighted::{GroupNorm, group_norm, layer_norm, rms_norm};
+pub(crate) use optimizer::Step;
 pub use optimizer::{AdamW, adamw, sum_of_squares};
 pub use packed::Packed;
 pub use pointwise::{

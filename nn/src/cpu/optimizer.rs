@@ -39,20 +39,8 @@ pub fn adamw(
     second_moment: &mut [f32],
 ) {
     let n = parameters.len();
-    assert!(step > 0, "steps of AdamW count from 1");
     assert!(gradient.len() == n && first_moment.len() == n && second_moment.len() == n, "values of AdamW");
-    let correction1 = 1.0 - libm::pow(settings.beta1, step as f64);
-    let correction2 = 1.0 - libm::pow(settings.beta2, step as f64);
-    let pass = Step {
-        keep: (1.0 - settings.lr * settings.weight_decay) as f32,
-        step_size: (settings.lr / correction1) as f32,
-        root2: correction2.sqrt() as f32,
-        eps: settings.eps as f32,
-        beta1: settings.beta1 as f32,
-        beta2: settings.beta2 as f32,
-        rest1: (1.0 - settings.beta1) as f32,
-        rest2: (1.0 - settings.beta2) as f32,
-    };
+    let pass = Step::new(settings, step);
     sweep_flat(cpu, pass, [gradient], [parameters, first_moment, second_moment]);
 }
 
@@ -64,16 +52,36 @@ pub fn sum_of_squares(cpu: &Cpu, x: &[f32]) -> f64 {
 }
 
 /// One step, with the corrections of the moments worked out.
-#[derive(Clone, Copy)]
-struct Step {
-    keep: f32,
-    step_size: f32,
-    root2: f32,
-    eps: f32,
-    beta1: f32,
-    beta2: f32,
-    rest1: f32,
-    rest2: f32,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    pub keep: f32,
+    pub step_size: f32,
+    pub root2: f32,
+    pub eps: f32,
+    pub beta1: f32,
+    pub beta2: f32,
+    pub rest1: f32,
+    pub rest2: f32,
+}
+
+impl Step {
+    /// # Panics
+    /// If the step is zero.
+    pub(crate) fn new(settings: &AdamW, step: u64) -> Self {
+        assert!(step > 0, "steps of AdamW count from 1");
+        let correction1 = 1.0 - libm::pow(settings.beta1, step as f64);
+        let correction2 = 1.0 - libm::pow(settings.beta2, step as f64);
+        Self {
+            keep: (1.0 - settings.lr * settings.weight_decay) as f32,
+            step_size: (settings.lr / correction1) as f32,
+            root2: correction2.sqrt() as f32,
+            eps: settings.eps as f32,
+            beta1: settings.beta1 as f32,
+            beta2: settings.beta2 as f32,
+            rest1: (1.0 - settings.beta1) as f32,
+            rest2: (1.0 - settings.beta2) as f32,
+        }
+    }
 }
 
 impl Pass<1, 3> for Step {

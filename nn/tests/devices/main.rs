@@ -4,6 +4,7 @@
 
 mod attention;
 mod numbers;
+mod optimizer;
 mod pointwise;
 mod products;
 

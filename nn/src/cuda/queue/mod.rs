@@ -3,7 +3,7 @@
 //! ```text
 //!  mod         the stream, its errors, memory and copies     products   matrix products and factors
 //!  pointwise   sums, activation functions, gates, windows    norms      norms and scores
-//!  attention   heads and attention
+//!  attention   heads and attention                          optimizer  AdamW, and questions about gradients
 //! ```
 //!
 //! `B` samples, `T` tokens, `D` width.
@@ -12,6 +12,7 @@
 
 mod attention;
 mod norms;
+mod optimizer;
 mod pointwise;
 mod products;
 
