@@ -22,5 +22,6 @@ standin=scripts/standin.sh
 step scripts/nvrtc-check.sh
 step "$standin" cargo test --quiet --locked -p cuda-standin
 step env STANDIN_CHECK=1 "$standin" cargo test --quiet --locked -p prefgraph-nn --test devices
+step env STANDIN_CAPABILITY=100 "$standin" cargo test --quiet --locked -p prefgraph-nn --test devices attention
 step env STANDIN_ORDER=latest "$standin" cargo test --locked -p prefgraph-nn --test devices --test golden_flux
 step "$standin" cargo test --locked --test cli_cuda

@@ -136,6 +136,8 @@ fn compile(file: &Path, arch: &str, define: Option<&str>) -> Result<Vec<Usage>, 
     let mut options =
         vec![format!("--gpu-architecture={arch}"), "--std=c++17".to_owned(), "--ptxas-options=-v".to_owned()];
     options.extend(define.map(str::to_owned));
+    // As the project does for GPUs from compute capability 10 on.
+    options.extend((arch == "sm_100").then(|| "-DBLACKWELL".to_owned()));
     // SAFETY: the program is open until the end of this function, and its log ends with a zero.
     let (done, log) = unsafe {
         let done = result::compile_program(program, &options);

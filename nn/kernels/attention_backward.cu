@@ -223,5 +223,5 @@ DEVICE void attention_keys(const bf16* q, const bf16* k, const bf16* v, const bf
                          bf16* dk, bf16* dv, int heads, int tokens, int first_query, int queries, int d_out_stride, float scale) {    \
     attention_keys<D, TALL, TILE>(q, k, v, d_out, lse, delta, dk, dv, heads, tokens, first_query, queries, d_out_stride, scale);      \
   }
-BACKWARD(64, 2, 32)
-BACKWARD(128, 1, 64)
+BACKWARD(64, 2, (SHORT_TILES ? 16 : 32))
+BACKWARD(128, 1, (SHORT_TILES ? 16 : 64))

@@ -21,7 +21,7 @@ constexpr int ROWS = 128, TALL = 2;
 template <int D>
 DEVICE void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse, int heads, int tokens, int first_query,
                       int queries, int out_stride, float scale) {
-  constexpr int TILE = 64;
+  constexpr int TILE = SHORT_TILES && D == 128 ? 32 : 64;
   char* qs = shared_memory<char>();
   char* ks = qs + ROWS * 2 * D;
   char* vs = ks + TILE * 2 * D;

@@ -10,6 +10,13 @@
 #include "values.cuh"
 
 constexpr int THREADS = 128;
+// For Blackwell (-DBLACKWELL) the compiler needs a few registers more than there are, and would spill: tiles of the other side are shorter
+// there. The host asks for the shared memory of long ones.
+#if defined(BLACKWELL)
+constexpr bool SHORT_TILES = true;
+#else
+constexpr bool SHORT_TILES = false;
+#endif
 constexpr float LOG2_E = 1.4426950408889634f;
 
 // Where a thread stands in operands and in sums. The sums of a tile of 16 rows and eight columns that a thread has: [0] and [1] of

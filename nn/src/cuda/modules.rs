@@ -123,6 +123,9 @@ pub(super) fn image(source: Source, precision: Precision, gpu: &GpuInfo, cache: 
     if precision == Precision::Bf16 {
         options.push("-DACTIVATION_BF16".to_owned());
     }
+    if gpu.capability.0 >= 10 {
+        options.push("-DBLACKWELL".to_owned());
+    }
     let key = key(&text, &options, version, gpu);
     if let Some(image) = cache.read(&key) {
         return Ok(image);
