@@ -115,7 +115,8 @@ fn a_run_on_a_gpu_follows_the_processors_and_resumes_where_it_was() {
     let small = Small::new();
     let good = |(code, said): (i32, String)| assert!(code == 0, "{said}");
     good(small.run(&[], "cpu", &["--steps", "3"]));
-    good(small.run(&[], "gpu", &["--steps", "3", "--device", "cuda:0"]));
+    let (code, said) = small.run(&[], "gpu", &["--steps", "3", "--device", "cuda:0"]);
+    assert!(code == 0 && said.contains("networks run on cuda:0"), "{said}");
     let (cpu, gpu) = (small.losses("cpu"), small.losses("gpu"));
     assert_eq!(cpu.len(), 3);
     for (c, g) in cpu.iter().zip(&gpu) {

@@ -82,6 +82,9 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
         return finished(&mut folder, &prepared, checkpoint);
     }
     introduce(&prepared, &path);
+    if let Some(gpu) = &gpu {
+        device::introduce(gpu, &prepared.graph);
+    }
     let cpu = nn::Cpu::new(prepared.run.threads).map_err(Failure::new)?;
     let options = RunOptions {
         last: Some(prepared.run.steps - 1),
