@@ -112,7 +112,7 @@ fn attention<D: Device>(
 fn attention_and_its_cotangents_agree() {
     let Some(devices) = devices() else { return };
     for (batch, heads, tokens, dim) in
-        [(1, 1, 1, 8), (2, 2, 5, 12), (1, 3, 33, 16), (2, 2, 70, 64), (1, 2, 130, 128), (1, 1, 40, 160)]
+        [(1, 1, 1, 8), (2, 2, 5, 12), (1, 3, 33, 16), (2, 2, 37, 64), (1, 1, 67, 128), (1, 1, 34, 160)]
     {
         let shape = (AttentionShape { batch, heads, tokens, keys: tokens, dim }, 0);
         let across = (AttentionShape { keys: tokens + 5, ..shape.0 }, 0);
@@ -132,9 +132,7 @@ fn attention_of_wide_heads_agrees_in_bf16() {
     {
         for dim in [64, 128] {
             let shape = (AttentionShape { batch, heads, tokens, keys: tokens, dim }, 0);
-            for rows in
-                [0..tokens, tokens / 3..tokens, tokens / 5..tokens - tokens / 4, tokens / 2..tokens / 2]
-            {
+            for rows in [0..tokens, tokens / 5..tokens - tokens / 4, tokens / 2..tokens / 2] {
                 let expected = attention(&cpu, Precision::Bf16, shape, rows.clone());
                 let found = attention(&cuda, Precision::Bf16, shape, rows.clone());
                 for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
@@ -154,34 +152,30 @@ fn attention_of_wide_heads_agrees_in_bf16() {
 fn attention_has_the_same_bits_alone_and_among_others_and_twice() {
     let Some((_, cuda)) = devices() else { return };
     let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-    for precision in crate::PRECISIONS {
-        for dim in [16, 64, 128] {
-            let shape = AttentionShape { batch: 3, heads: 2, tokens: 150, keys: 150, dim };
-            let run = |batch, first, rows| {
-                attention(&cuda, precision, (AttentionShape { batch, ..shape }, first), rows)
-            };
-            let all = run(3, 0, 0..150);
-            let again = run(3, 0, 0..150);
-            for sample in 0..3 {
-                let alone = run(1, sample, 0..150);
-                let some = run(1, sample, 37..141);
-                for (result, alone) in alone.iter().enumerate() {
-                    let part = sample * alone.len()..(sample + 1) * alone.len();
-                    let what = format!("result {result} of sample {sample}, heads of {dim}, {precision:?}");
-                    assert!(bits(&all[result][part.clone()]) == bits(alone), "alone: {what}");
-                    assert!(bits(&all[result][part.clone()]) == bits(&again[result][part]), "twice: {what}");
-                }
-                let values = [2 * dim + 8, 1, dim];
-                for (result, values) in values.into_iter().enumerate() {
-                    let rows = |all: &[f32]| -> Vec<u32> {
-                        let rows = all.chunks_exact(values).enumerate();
-                        rows.filter(|(row, _)| (37..141).contains(&(row % 150)))
-                            .flat_map(|r| bits(r.1))
-                            .collect()
-                    };
-                    let what = format!("result {result} of sample {sample}, heads of {dim}, {precision:?}");
-                    assert!(rows(&alone[result]) == rows(&some[result]), "some rows: {what}");
-                }
+    for (precision, dim) in [(Precision::F32, 12), (Precision::Bf16, 64), (Precision::Bf16, 128)] {
+        let shape = AttentionShape { batch: 2, heads: 1, tokens: 150, keys: 150, dim };
+        let run = |batch, first, rows| {
+            attention(&cuda, precision, (AttentionShape { batch, ..shape }, first), rows)
+        };
+        let all = run(2, 0, 0..150);
+        let again = run(2, 0, 0..150);
+        for sample in 0..2 {
+            let alone = run(1, sample, 0..150);
+            let some = run(1, sample, 37..141);
+            for (result, alone) in alone.iter().enumerate() {
+                let part = sample * alone.len()..(sample + 1) * alone.len();
+                let what = format!("result {result} of sample {sample}, heads of {dim}, {precision:?}");
+                assert!(bits(&all[result][part.clone()]) == bits(alone), "alone: {what}");
+                assert!(bits(&all[result][part.clone()]) == bits(&again[result][part]), "twice: {what}");
+            }
+            let values = [dim + 8, 1, dim];
+            for (result, values) in values.into_iter().enumerate() {
+                let rows = |all: &[f32]| -> Vec<u32> {
+                    let rows = all.chunks_exact(values).enumerate();
+                    rows.filter(|(row, _)| (37..141).contains(&(row % 150))).flat_map(|r| bits(r.1)).collect()
+                };
+                let what = format!("result {result} of sample {sample}, heads of {dim}, {precision:?}");
+                assert!(rows(&alone[result]) == rows(&some[result]), "some rows: {what}");
             }
         }
     }

@@ -1,0 +1,269 @@
+#!/usr/bin/env python3
+"""Breaks the kernels of nn/kernels in one place at a time, and says whether nn/tests/devices notices.
+
+    scripts/mutate-kernels.py [--jobs N] [--only TEXT] [--list]
+
+Each mutant runs on the stand-in for the CUDA driver twice: as it is ("values": do the tests see wrong numbers?) and with every access
+checked ("checks": does the stand-in find the access?). A mutant that neither notices is a test that is missing, or a line that is not
+needed. --only takes the mutants whose file or name has this text. Ends with 1 where a mutant is not noticed.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "nn" / "kernels"
+SECONDS = 600
+
+# Tests for each file. Those of the headers are the ones that use most of them.
+TESTS = {
+    "attention_forward.cu": ["attention::attention"],
+    "attention_backward.cu": ["attention::attention"],
+    "tensor.cuh": ["attention::attention"],
+    "attention_plain.cu": ["attention::attention"],
+    "heads.cu": ["attention::heads"],
+    "norm.cu": ["pointwise::"],
+    "sums.cuh": ["pointwise::"],
+    "values.cuh": ["pointwise::"],
+    "device.cuh": ["pointwise::", "attention::heads"],
+    "pointwise.cu": ["pointwise::", "products::"],
+    "scores.cu": ["pointwise::cosine"],
+    "norm_rows.cu": ["pointwise::norms_with"],
+    "windows.cu": ["pointwise::windows"],
+    "optimizer.cu": ["optimizer::"],
+}
+
+# File, what is broken, which occurrence of the text, the text, and what takes its place.
+F, B, T, P = "attention_forward.cu", "attention_backward.cu", "tensor.cuh", "attention_plain.cu"
+WAIT = "copy_async_wait<0>();"
+BARRIER = "__syncthreads();"
+MUTANTS = [
+    (F, "no barrier after the keys", 0, BARRIER, ""),
+    (F, "no barrier after the values", 1, BARRIER, ""),
+    (F, "keys not waited for", 0, WAIT, "copy_async_wait<1>();"),
+    (F, "values not waited for", 1, WAIT, "copy_async_wait<1>();"),
+    (F, "the next keys are these", 0, "k + head + at(key + TILE, D, 0)", "k + head + at(key, D, 0)"),
+    (F, "rows past the end of the keys", 0, "0, tokens - key - TILE);", "0, TILE);"),
+    (F, "rows past the end of the values", 0, "0, tokens - key);", "0, TILE);"),
+    (F, "rows past the queries read", 0, "at(first, D, 0), D, 0, there)", "at(first, D, 0), D, 0, ROWS)"),
+    (F, "no tail mask", 0, "if (tokens - key < TILE)", "if (false)"),
+    (F, "one key too many", 0, "if (n * 8 + i % 2 >= left)", "if (n * 8 + i % 2 > left)"),
+    (F, "sums not rescaled", 0, "acc[m][n][2 * h] *= shrink, acc[m][n][2 * h + 1] *= shrink;", ""),
+    (F, "total not rescaled", 0, "sum[m][h] * shrink;", "sum[m][h];"),
+    (F, "largest score of two lanes", 0, "high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));", ""),
+    (F, "total of two lanes", 0, "sum[m][h] += __shfl_xor_sync(0xffffffffu, sum[m][h], 1);", ""),
+    (F, "scores not shifted", 0, "shift = -high * factor;", "shift = -top[m][h] * factor;"),
+    (F, "lse in base 2", 0, "logf(sum[m][h])", "log2f(sum[m][h])"),
+    (F, "lse without the scale", 0, "fmaf(top[m][h], scale,", "fmaf(top[m][h], 1.0f,"),
+    (F, "lse past the queries", 0, "&& r < there)", ")"),
+    (F, "rows past the queries written", 0, "0, there - row, acc", "0, 32, acc"),
+    (F, "another sample", 0, "const int sample = blockIdx.y / heads,", "const int sample = 0,"),
+    (F, "queries from the start", 0, "q + head + at(first, D, 0)", "q + head + at(first - first_query, D, 0)"),
+    (T, "swizzle of a fetch", 0, "(c ^ (r & 7)) * 16;", "(c ^ (r & 3)) * 16;"),
+    (T, "swizzle of a result", 1, "(c ^ (r & 7)) * 16", "(c ^ (r & 3)) * 16"),
+    (T, "lanes of the left factor", 0, "lane / 16 ^ row", "lane / 8 % 2 ^ row"),
+    (T, "lanes of the right factor", 0, "lane / 8 % 2 ^ row", "lane / 16 ^ row"),
+    (T, "operands swapped", 0, "left[m], right[0], right[1])", "left[m], right[1], right[0])"),
+    (T, "operands of sums swapped", 1, "left[m], right[2], right[3])", "left[m], right[3], right[2])"),
+    (T, "halves of weights swapped", 0, "left[m][1] = pack_bf16(lo[2], lo[3]);", "left[m][1] = pack_bf16(lo[3], lo[2]);"),
+    (T, "rows of weights swapped", 0, "left[m][2] = pack_bf16(hi[0], hi[1])", "left[m][2] = pack_bf16(hi[2], hi[3])"),
+    (T, "a step along the row missing", 0, "d < D / 16", "d < D / 16 - 1"),
+    (T, "rows before the first read", 0, "r >= low - i && ", ""),
+    (T, "rows before the first written", 0, "r < low || r >= high", "r < low || r > high"),
+    (T, "no order before the result", 0, "__syncwarp();", ""),
+    (T, "a factor of another row", 0, "acc[m][n][2 * h + 1] * factor[m][h]", "acc[m][n][2 * h + 1] * factor[m][0]"),
+    (B, "no barrier: queries", 0, BARRIER, ""),
+    (B, "no barrier at the end: queries", 1, BARRIER, ""),
+    (B, "no barrier: keys", 2, BARRIER, ""),
+    (B, "no barrier at the end: keys", 3, BARRIER, ""),
+    (B, "tile not waited for: queries", 0, WAIT, "copy_async_wait<1>();"),
+    (B, "own rows not waited for: queries", 1, WAIT, ""),
+    (B, "tile not waited for: keys", 2, WAIT, "copy_async_wait<1>();"),
+    (B, "own rows not waited for: keys", 3, WAIT, ""),
+    (B, "next tile into this stage: queries", 0, "char* next = stages + (stage ^ 1)", "char* next = stages + stage"),
+    (B, "next tile into this stage: keys", 1, "char* next = stages + (stage ^ 1)", "char* next = stages + stage"),
+    (B, "next sums into this stage", 0, "sums[(stage ^ 1)", "sums[stage"),
+    (B, "sums of the first tile", 0, "next_sum = share(after);", "next_sum = share(0);"),
+    (B, "weights past the keys", 0, "if (tokens - key < TILE)", "if (false)"),
+    (B, "delta not taken: queries", 0, "(dp[m][n][i] - taken[m][i / 2])", "dp[m][n][i]"),
+    (B, "delta not taken: keys", 0, "dp[m][n][i] - (i % 2 == 0 ? t.x : t.y)", "dp[m][n][i]"),
+    (B, "lse of the neighbour", 0, "i % 2 == 0 ? s.x : s.y", "i % 2 == 0 ? s.y : s.x"),
+    (B, "lse read past the queries", 0, "query + mine < queries ? -LOG2_E", "true ? -LOG2_E"),
+    (B, "delta read past the queries", 0, "is_delta && query + mine < queries", "is_delta"),
+    (B, "rows without a cotangent have one", 0, "r >= low && r < high", "r < high"),
+    (B, "dq without the scale", 0, "factor[m][h] = scale;", "factor[m][h] = 1.0f;"),
+    (B, "dk without the scale", 0, "scaled[m][1] = scale;", "scaled[m][1] = 1.0f;"),
+    (B, "keys and values swapped", 0, "add_weighted_rows<D, TALL, TILE>(acc, p, ks, lane)", "add_weighted_rows<D, TALL, TILE>(acc, p, vs, lane)"),
+    (B, "dk of the cotangents", 0, "(d_key, p, qs, lane)", "(d_key, p, ds, lane)"),
+    (B, "dv of changed weights", 0, "(d_value, p, ds, lane)", "(d_value, dp, ds, lane)"),
+    (B, "rows past the tokens: dq", 0, "0, tokens - first - row, acc", "0, 32, acc"),
+    (B, "rows past the tokens: dk", 0, "0, tokens - first - row, d_key", "0, 16 * TALL, d_key"),
+    (B, "rows past the tokens: keys", 0, "k + head + at(first, D, 0), D, 0, tokens - first", "k + head + at(first, D, 0), D, 0, ROWS"),
+    (B, "queries past the end", 0, "D, 0, queries - after);", "D, 0, TILE);"),
+    (B, "cotangents of another sample", 0, "at(sample * tokens + first_query,", "at(first_query,"),
+    (B, "delta of half a head", 0, "offset > 0; offset /= 2", "offset > 1; offset /= 2"),
+    (B, "delta past the queries", 0, "if (there && lane == 0)", "if (lane == 0)"),
+    (B, "a block without queries goes on", 0, "low < ROWS && high > 0 ? tokens : 0", "tokens"),
+    (P, "no barrier before a tile", 0, BARRIER, ""),
+    (P, "no barrier after a tile", 1, BARRIER, ""),
+    (P, "weights read too early", 1, "__syncwarp();", ""),
+    (P, "weights written too early", 0, "__syncwarp();", ""),
+    (P, "a score too many", 0, "seen = key < keys &&", "seen = key <= keys &&"),
+    (P, "a query sees what comes after it", 0, "causal && key > query", "causal && key > query + 1"),
+    (P, "the bias of another query", 0, "heads * tokens + (there ? query : 0), keys, 0)", "heads * tokens, keys, 0)"),
+    (P, "sums not rescaled", 0, "acc[n] *= shrink;", ""),
+    (P, "columns past the width", 0, "if (column >= s.dim) break;", ""),
+    (P, "delta of the neighbour", 0, "delta[at(blockIdx.y, tokens, query)] : 0.0f;", "delta[at(blockIdx.y, tokens, query - 1)] : 0.0f;"),
+    (P, "keys past the tokens written", 1, "if (!there) return;", ""),
+    ("heads.cu", "rows past the end", 0, "row < rows}", "true}"),
+    ("heads.cu", "a token of another place", 0, "offset + row % stream_tokens", "row % stream_tokens"),
+    ("heads.cu", "rotated the wrong way", 0, "x0 * c - x1 * s", "x0 * c + x1 * s"),
+    ("heads.cu", "the norm's weight missing", 0, "* r * weight[2 * i],", "* r,"),
+    ("heads.cu", "the part along x stays", 0, "(g0 - x0 * along)", "(g0)"),
+    ("norm.cu", "the deviation of columns past the width", 0, "i + k < width ? v[k] - m : 0.0f", "v[k] - m"),
+    ("norm.cu", "modulation of the wrong sample", 0, "at(row / tokens, modulation_stride, 0)", "at(0, modulation_stride, 0)"),
+    ("norm.cu", "what is there is ignored", 0, "accumulate ? old[k] : 0.0f", "0.0f"),
+    ("norm.cu", "the mean cotangent stays", 0, "d - mean_d - n * along", "d - n * along"),
+    ("norm.cu", "one more than the scale missing", 0, "1.0f + s[k], h[k]", "s[k], h[k]"),
+    ("sums.cuh", "no barrier", 0, BARRIER, ""),
+    ("sums.cuh", "a slice missing", 0, "for (int s = 1; s < SLICES; ++s)", "for (int s = 1; s < SLICES - 1; ++s)"),
+    ("sums.cuh", "columns past the width", 0, "if (column < width)", "if (true)"),
+    ("sums.cuh", "columns past the width written", 0, "slice != 0 || column >= width", "slice != 0"),
+    ("values.cuh", "values past the end read", 0, "v[i] = i < left ? p[i] : 0.0f", "v[i] = p[i]"),
+    ("values.cuh", "bf16 values past the end read", 0, "i < left ? to_float(p[i]) : 0.0f", "to_float(p[i])"),
+    ("values.cuh", "values past the end written", 0, "if (i < left) p[i] = v[i];", "p[i] = v[i];"),
+    ("values.cuh", "bf16 values past the end written", 0, "if (i < left) p[i] = to_bf16(v[i]);", "p[i] = to_bf16(v[i]);"),
+    ("values.cuh", "halves of a word swapped", 0, "pack_bf16(v[0], v[1])", "pack_bf16(v[1], v[0])"),
+    ("values.cuh", "rows past the end", 0, "width - column, row < rows}", "width - column, true}"),
+    ("device.cuh", "sums read too early", 0, "  __syncthreads();\n", ""),
+    ("device.cuh", "scratch free too early", 1, "  __syncthreads();\n", ""),
+    ("device.cuh", "a step of a sum missing", 0, "offset > 0", "offset > 1"),
+    ("device.cuh", "rounded down", 0, "pack_bf16(v, 0.0f) & 0xffffu", "__float_as_uint(v) >> 16"),
+    ("pointwise.cu", "tokens of the wrong sample", 0, "sample * from_tokens + token", "token"),
+    ("pointwise.cu", "the factor missing", 0, "fmaf(a, u[i], v[i])", "u[i] + v[i]"),
+    ("pointwise.cu", "wide where it is not", 0, "u, p.left, wide && p.left >= N", "u, p.left, wide"),
+    ("pointwise.cu", "scaled past the end", 0, "if (i < count) x[i]", "if (i <= count) x[i]"),
+    ("pointwise.cu", "a term of the slope missing", 0, "0.5f * (1.0f + t) + ", ""),
+    ("pointwise.cu", "the gate of the wrong sample", 0, "at(p.row / tokens, gate_stride, p.column)", "at(0, gate_stride, p.column)"),
+    ("pointwise.cu", "the gate of the wrong sample, backward", 1, "at(p.row / tokens, gate_stride, p.column)", "at(0, gate_stride, p.column)"),
+    ("pointwise.cu", "the factor of an adapter missing", 0, "(scale * from[i])", "(from[i])"),
+    ("pointwise.cu", "another function", 0, "case QUICK_GELU: return x / (1.0f + expf(-1.702f * x));", "case QUICK_GELU: return x / (1.0f + expf(-x));"),
+    ("windows.cu", "zeros not before the picture", 0, "stride * at + tap - before", "stride * at + tap"),
+    ("windows.cu", "columns from rows", 0, "source(pixel % columns, tap % side, width", "source(pixel % columns, tap / side, width"),
+    ("norm_rows.cu", "the mean left in", 0, "const float d = to_float(xr[i]) - mean;", "const float d = to_float(xr[i]);"),
+    ("norm_rows.cu", "groups summed too early", 0, BARRIER, ""),
+    ("norm_rows.cu", "the last slice left out", 0, "for (int s = 0; s < slices; ++s)", "for (int s = 0; s + 1 < slices; ++s)"),
+    ("scores.cu", "no barrier", 0, BARRIER, ""),
+    ("scores.cu", "halves summed too early", 1, BARRIER, ""),
+    ("scores.cu", "the mask ignored", 0, "sum += m * to_float", "sum += to_float"),
+    ("scores.cu", "columns past the width", 0, "if (column < width) sum", "if (true) sum"),
+    ("scores.cu", "a mask of nothing", 0, "weight == 0.0 ? 0.0f : ", ""),
+    ("optimizer.cu", "halves joined too early", 0, BARRIER, ""),
+    ("optimizer.cu", "half of the threads", 0, "half = THREADS / 2", "half = THREADS / 4"),
+    ("optimizer.cu", "a value too many", 0, "i < end; i += THREADS) sum", "i <= end; i += THREADS) sum"),
+    ("optimizer.cu", "parts past the first threads", 0, "i < parts; i += THREADS) sum", "i < parts; i += parts) sum"),
+    ("optimizer.cu", "places past the first threads", 0, "i < parts; i += THREADS) place", "i < parts; i += parts) place"),
+    ("optimizer.cu", "the last value that is not finite", 0, " && place == count; i", "; i"),
+    ("optimizer.cu", "the largest is not finite", 0, "& 0x7f800000u) == 0x7f800000u", "& 0x7f000000u) == 0x7f000000u"),
+    ("optimizer.cu", "no bias correction", 0, "__fdiv_rn(__fsqrt_rn(second), root2)", "__fsqrt_rn(second)"),
+    ("optimizer.cu", "no decay", 0, "__fmul_rn(parameters[i], keep)", "parameters[i]"),
+    ("optimizer.cu", "eps below the root", 0, "__fadd_rn(__fdiv_rn(__fsqrt_rn(second), root2), eps)", "__fdiv_rn(__fsqrt_rn(__fadd_rn(second, eps)), root2)"),
+    ("optimizer.cu", "a value past the end", 0, "if (i >= count) return;", "if (i > count) return;"),
+]
+
+
+def environment(folder, **more):
+    """Sources from a folder, and compiled kernels that nobody else uses."""
+    found = {**os.environ, "PREFGRAPH_KERNELS": str(folder), "PREFGRAPH_CACHE": str(folder / "cache"), "RUST_BACKTRACE": "0"}
+    found["STANDIN_CACHE"] = str(folder / "standin")
+    return {**found, "STANDIN_THREADS": "1", **more}
+
+
+def test_program():
+    build = ["cargo", "test", "--quiet", "--locked", "-p", "prefgraph-nn", "--test", "devices", "--no-run", "--message-format=json"]
+    lines = subprocess.run(build, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    found = [m["executable"] for m in map(json.loads, lines) if m.get("executable") and m["target"]["name"] == "devices"]
+    return found[-1]
+
+
+def run(program, folder, tests, **more):
+    """Whether a test fails, and whether the stand-in finds something. Stops at the first test that fails."""
+    with tempfile.TemporaryFile("w+") as out:
+        command = [str(ROOT / "scripts" / "standin.sh"), program, *tests, "--test-threads=1"]
+        process = subprocess.Popen(command, cwd=ROOT / "nn", env=environment(folder, **more), stdout=out, stderr=subprocess.STDOUT)
+
+        def text():
+            out.flush()
+            return os.pread(out.fileno(), 1 << 24, 0).decode(errors="replace")
+
+        end = time.monotonic() + SECONDS
+        while process.poll() is None and "FAILED" not in text() and time.monotonic() < end:
+            time.sleep(0.2)
+        ended = process.poll()
+        if ended is None:
+            process.kill()
+            process.wait()
+        return ended != 0, "standin: " in text(), text()
+
+
+def judge(program, mutant):
+    file, name, occurrence, old, new = mutant
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        for source in KERNELS.iterdir():
+            shutil.copy(source, folder)
+        text = (folder / file).read_text()
+        parts = text.split(old)
+        (folder / file).write_text(old.join(parts[: occurrence + 1]) + new + old.join(parts[occurrence + 1 :]))
+        values, _, _ = run(program, folder, TESTS[file])
+        checks, found, _ = run(program, folder, TESTS[file], STANDIN_CHECK="1", STANDIN_SEED="2")
+        return mutant, values, checks, found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--list", action="store_true")
+    arguments = parser.parse_args()
+    mutants = [m for m in MUTANTS if arguments.only in m[0] or arguments.only in m[1]]
+    for file, name, occurrence, old, _ in mutants:
+        if (KERNELS / file).read_text().count(old) <= occurrence:
+            sys.exit(f"{file}, {name}: the text to change is not there: {old!r}")
+    if arguments.list:
+        for file, name, *_ in mutants:
+            print(f"{file:22} {name}")
+        return
+    program = test_program()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        for source in KERNELS.iterdir():
+            shutil.copy(source, folder)
+        failed, _, text = run(program, folder, sorted({t for m in mutants for t in TESTS[m[0]]}))
+        if failed:
+            sys.exit(f"the tests fail without a change:\n{text}")
+    print(f"{'file':22} {'what is broken':42} {'values':10} checks", flush=True)
+    missed, by_values, by_checks = [], 0, 0
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        for mutant, values, checks, found in pool.map(lambda m: judge(program, m), mutants):
+            told = "a finding" if found else "values" if checks else "-"
+            print(f"{mutant[0]:22} {mutant[1]:42} {'noticed' if values else '-':10} {told}", flush=True)
+            by_values, by_checks = by_values + values, by_checks + found
+            if not values and not checks:
+                missed.append(mutant)
+    print(f"{len(mutants)} mutants: {by_values} noticed by values, {by_checks} by findings, {len(missed)} by neither")
+    for file, name, *_ in missed:
+        print(f"not noticed: {file}, {name}")
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
