@@ -19,9 +19,10 @@ step() {
 }
 
 standin=scripts/standin.sh
+# Of the whole workspace, so that nothing is compiled again for other features than before.
 step scripts/nvrtc-check.sh
 step "$standin" cargo test --quiet --locked -p cuda-standin
-step env STANDIN_CHECK=1 "$standin" cargo test --quiet --locked -p prefgraph-nn --test devices
-step env STANDIN_CAPABILITY=100 "$standin" cargo test --quiet --locked -p prefgraph-nn --test devices attention
-step env STANDIN_ORDER=latest "$standin" cargo test --locked -p prefgraph-nn --test devices --test golden_flux
-step "$standin" cargo test --locked --test cli_cuda
+step env STANDIN_CHECK=1 "$standin" cargo test --quiet --locked --workspace --test devices
+step env STANDIN_CAPABILITY=100 "$standin" cargo test --quiet --locked --workspace --test devices attention
+step env STANDIN_ORDER=latest "$standin" cargo test --locked --workspace --test devices --test golden_flux
+step "$standin" cargo test --locked --workspace --test cli_cuda
