@@ -14,7 +14,7 @@ template <class T, class Join> DEVICE T join_block(T value, T* scratch, const Jo
     __syncthreads();
     if (threadIdx.x < half) scratch[threadIdx.x] = join(scratch[threadIdx.x], scratch[threadIdx.x + half]);
   }
-  return scratch[0];
+  return scratch[threadIdx.x];
 }
 struct Sum {
   __device__ __forceinline__ double operator()(double a, double b) const { return a + b; }
