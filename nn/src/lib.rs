@@ -59,6 +59,7 @@ pub mod cuda;
 pub mod device;
 pub mod error;
 pub mod files;
+mod fnv;
 pub mod layers;
 pub mod linears;
 pub mod lora;

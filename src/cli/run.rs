@@ -44,7 +44,7 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     forget(&mut command, args, registry);
     let mut prepared = prepare(&args.graph.recalling(&command.set), registry)?;
     prepared.check_memory(registry)?;
-    let gpu = device::open(&prepared.run)?;
+    let gpu = device::open(&prepared.run.device)?;
     let mut folder = match existing {
         Some(folder) => folder,
         None => RunFolder::open(&path, args.resume).map_err(Failure::new)?,

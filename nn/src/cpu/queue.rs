@@ -67,15 +67,11 @@ impl Device for Cpu {
         };
         let (n, k) = (rows.rows(), rows.columns());
         let mut values = self.buffers().take(n * k);
-        for (i, row) in values.chunks_exact_mut(k.max(1)).enumerate() {
-            rows.read(i, 0, row);
-        }
+        rows.read_all(&mut values);
         let rank = down.rows();
         let mut scaled = self.buffers().take(n * rank);
-        for (i, row) in scaled.chunks_exact_mut(rank.max(1)).enumerate() {
-            up.read(i, 0, row);
-            row.iter_mut().for_each(|v| *v *= scale);
-        }
+        up.read_all(&mut scaled);
+        scaled.iter_mut().for_each(|v| *v *= scale);
         let call = cpu::Gemm {
             m: n,
             x: &scaled,
@@ -94,10 +90,6 @@ impl Device for Cpu {
     /// Not from the pool: it counts what passes hold, and these values belong to the model.
     fn upload(&self, values: &[f32], _: Kind, _: Precision) -> Result<Buffer> {
         Ok(Buffer::owned(values.to_vec()))
-    }
-
-    fn download(&self, buffer: &Buffer) -> Result<Vec<f32>> {
-        Ok(buffer.to_vec())
     }
 }
 
@@ -156,22 +148,17 @@ impl Queue<Cpu> for CpuQueue {
         direction: Direction,
     ) -> Packed {
         let len = rows * columns;
-        let values = |scaled: &mut Vec<Buffer>| {
-            if scale != 1.0 {
-                scaled.extend(parts.iter().map(|part| {
-                    let mut values = self.cpu.buffers().take(len);
-                    for (to, from) in values.iter_mut().zip(&part.values()[..len]) {
-                        *to = from * scale;
-                    }
-                    values
-                }));
-            }
-        };
-        let mut scaled = Vec::new();
-        values(&mut scaled);
+        let plain = parts.iter().map(|part| &part.values()[..len]);
+        let scaled: Vec<Buffer>;
         let runs = if scale == 1.0 {
-            parts.iter().map(|part| Values::F32(&part.values()[..len])).collect()
+            plain.map(Values::F32).collect()
         } else {
+            let times = |values: &[f32]| {
+                let mut scaled = self.cpu.buffers().take(len);
+                scaled.iter_mut().zip(values).for_each(|(to, from)| *to = from * scale);
+                scaled
+            };
+            scaled = plain.map(times).collect();
             scaled.iter().map(|values| Values::F32(values)).collect()
         };
         self.cpu.pack(&Matrix::new(runs, parts.len() * rows, columns), direction, self.precision, true)

@@ -10,14 +10,13 @@ use std::{
     borrow::Cow,
     ffi::{CStr, CString, c_char},
     fs,
-    hash::Hasher,
     path::{Path, PathBuf},
 };
 
 use cudarc::nvrtc::{result, sys};
 
 use super::driver::{GpuInfo, device_error};
-use crate::{device::Precision, error::Result};
+use crate::{device::Precision, error::Result, fnv::fnv1a};
 
 /// Name and text.
 type File = (&'static str, &'static str);
@@ -200,37 +199,10 @@ unsafe fn log(program: sys::nvrtcProgram) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// FNV-1a, which is the same in every build; 64 bits.
-struct Fnv(u64);
-
-impl Default for Fnv {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Hasher for Fnv {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-fn sum(bytes: &[u8]) -> u64 {
-    let mut hasher = Fnv::default();
-    hasher.write(bytes);
-    hasher.finish()
-}
-
 /// By source, options, compiler and GPU.
 fn key(text: &str, options: &[String], version: (i32, i32), gpu: &GpuInfo) -> String {
     let all = format!("{text}\0{}\0{version:?}\0{}\0{:?}", options.join(" "), gpu.name, gpu.capability);
-    format!("{:016x}", sum(all.as_bytes()))
+    format!("{:016x}", fnv1a(all.as_bytes()))
 }
 
 /// Compiled kernels on the disk. One that cannot be read, or is not what was written, is compiled again; a folder that cannot be
@@ -256,7 +228,7 @@ impl Cache {
     fn read(&self, key: &str) -> Option<Image> {
         let bytes = fs::read(self.file(key)?).ok()?;
         let (head, image) = bytes.split_first_chunk::<8>()?;
-        (u64::from_le_bytes(*head) == sum(image)).then(|| image.to_vec())
+        (u64::from_le_bytes(*head) == fnv1a(image)).then(|| image.to_vec())
     }
 
     fn write(&self, key: &str, image: &[u8]) {
@@ -270,7 +242,7 @@ fn write_beside(file: &Path, image: &[u8]) -> std::io::Result<()> {
     let folder = file.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let mut new = tempfile::NamedTempFile::new_in(folder)?;
-    std::io::Write::write_all(&mut new, &sum(image).to_le_bytes())?;
+    std::io::Write::write_all(&mut new, &fnv1a(image).to_le_bytes())?;
     std::io::Write::write_all(&mut new, image)?;
     new.persist(file)?;
     Ok(())

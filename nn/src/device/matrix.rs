@@ -40,6 +40,13 @@ impl<'a> Matrix<'a> {
         self.columns
     }
 
+    /// All values, row by row, widened.
+    pub(crate) fn read_all(&self, to: &mut [f32]) {
+        for (row, to) in to.chunks_exact_mut(self.columns.max(1)).enumerate() {
+            self.read(row, 0, to);
+        }
+    }
+
     /// Some values of a row, widened.
     #[inline(always)]
     pub(crate) fn read(&self, row: usize, first: usize, to: &mut [f32]) {

@@ -114,10 +114,4 @@ pub trait Device: Clone + fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// If the device has no room for it.
     fn upload(&self, values: &[f32], kind: Kind, precision: Precision) -> Result<Self::Buffer>;
-
-    /// The values of a buffer.
-    ///
-    /// # Errors
-    /// If an operation before has failed.
-    fn download(&self, buffer: &Self::Buffer) -> Result<Vec<f32>>;
 }

@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 
-use super::{Branches, Context, Frozen, FrozenBranch, Loading};
+use super::{Branches, Context, Frozen, FrozenBranch, Loading, vector};
 use crate::{
     backbone::LinearLayout,
     device::{Device, Direction, Extra, Gemm, GemmTn, Kind, Queue, View, ViewMut},
@@ -57,17 +57,8 @@ impl<D: Device> Linear<D> {
     /// # Errors
     /// If the bias has another shape or holds a value that is not finite; if the device has no room.
     pub fn plain(device: &D, weight: Frozen<D>, bias: Option<TensorView>) -> Result<Self> {
-        let upload = |view: TensorView| {
-            let values = view.read_finite()?;
-            if values.len() != weight.outputs() {
-                return Err(Error::shape(
-                    format!("values of `{}`", view.name()),
-                    weight.outputs(),
-                    values.len(),
-                ));
-            }
-            device.upload(&values, Kind::Activation, weight.precision())
-        };
+        let (width, precision) = (weight.outputs(), weight.precision());
+        let upload = |view: TensorView| vector(device, &view, width, Kind::Activation, precision);
         let bias = bias.map(upload).transpose()?;
         Ok(Self { index: None, weight, bias, branch: None })
     }

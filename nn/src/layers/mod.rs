@@ -10,6 +10,7 @@ pub mod linear;
 mod map;
 mod norm;
 mod stored;
+mod vector;
 
 pub use attention::{Attention, attention_flops};
 pub use branches::Branches;
@@ -20,3 +21,4 @@ pub use linear::{InputGrad, Linear, Output, linears, linears_backward};
 pub use map::Map;
 pub use norm::{GroupNorm, Norm};
 pub use stored::stored;
+pub use vector::vector;

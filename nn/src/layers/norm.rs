@@ -4,33 +4,16 @@
 //! M  rows (tokens or pixels)    D  width    G  groups of channels
 //! ```
 
-use super::Map;
+use super::{Map, vector};
 use crate::{
     device::{self, Device, Kind, NormKind, Precision, Queue, View, ViewMut},
     error::{Error, Result},
     files::TensorView,
 };
 
-/// Weight `[D]` and bias `[D]` on a device, in f32.
-#[derive(Debug)]
-struct Affine<D: Device> {
-    width: usize,
-    weight: D::Buffer,
-    bias: Option<D::Buffer>,
-}
-
-impl<D: Device> Affine<D> {
-    fn new(device: &D, width: usize, weight: &TensorView, bias: Option<&TensorView>) -> Result<Self> {
-        let upload = |view: &TensorView| {
-            let values = view.read_finite()?;
-            if values.len() != width {
-                return Err(Error::shape(format!("values of `{}`", view.name()), width, values.len()));
-            }
-            // Always f32, whatever the precision of products.
-            device.upload(&values, Kind::Exact, Precision::F32)
-        };
-        Ok(Self { width, weight: upload(weight)?, bias: bias.map(upload).transpose()? })
-    }
+/// A weight or a bias `[D]` on a device: f32, whatever the precision of products.
+fn exact<D: Device>(device: &D, view: &TensorView, width: usize) -> Result<D::Buffer> {
+    vector(device, view, width, Kind::Exact, Precision::F32)
 }
 
 /// A layer norm or an RMS norm of rows.
@@ -38,7 +21,9 @@ impl<D: Device> Affine<D> {
 pub struct Norm<D: Device> {
     kind: NormKind,
     eps: f64,
-    affine: Affine<D>,
+    width: usize,
+    weight: D::Buffer,
+    bias: Option<D::Buffer>,
 }
 
 impl<D: Device> Norm<D> {
@@ -54,22 +39,24 @@ impl<D: Device> Norm<D> {
         bias: Option<&TensorView>,
         eps: f64,
     ) -> Result<Self> {
-        Ok(Self { kind, eps, affine: Affine::new(device, width, weight, bias)? })
+        let weight = exact(device, weight, width)?;
+        let bias = bias.map(|bias| exact(device, bias, width)).transpose()?;
+        Ok(Self { kind, eps, width, weight, bias })
     }
 
     /// `[M, D]` of `x [M, D]`.
     pub fn run(&self, queue: &D::Queue, rows: usize, x: View<'_, D>) -> D::Buffer {
-        let Affine { width, weight, bias } = &self.affine;
+        let width = self.width;
         let mut y = queue.take(rows * width, Kind::Activation);
         queue.norm(device::Norm {
             rows,
-            width: *width,
+            width,
             kind: self.kind,
             eps: self.eps,
             x,
-            weight,
-            bias: bias.as_ref(),
-            y: ViewMut::new(&mut y, *width),
+            weight: &self.weight,
+            bias: self.bias.as_ref(),
+            y: ViewMut::new(&mut y, width),
         });
         y
     }
@@ -104,8 +91,7 @@ impl<D: Device> GroupNorm<D> {
                 width,
             ));
         }
-        let Affine { weight, bias, .. } = Affine::new(device, width, weight, Some(bias))?;
-        let bias = bias.ok_or_else(|| Error::Internal("a bias that was given is missing".into()))?;
+        let (weight, bias) = (exact(device, weight, width)?, exact(device, bias, width)?);
         Ok(Self { groups, eps, width, weight, bias })
     }
 

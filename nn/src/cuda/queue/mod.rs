@@ -128,8 +128,9 @@ impl CudaQueue {
         Err(error)
     }
 
-    fn driver<T>(&self, what: &str, result: Result<T, DriverError>) -> Option<T> {
-        self.note(result.map_err(|e| self.cuda.0.failed(what, e)))
+    /// Keep the driver's error, with what was asked of it: in words only where it failed, since this is asked for every kernel.
+    fn driver<T>(&self, what: impl FnOnce() -> String, result: Result<T, DriverError>) -> Option<T> {
+        self.note(result.map_err(|e| self.cuda.0.failed(&what(), e)))
     }
 
     fn buffer(&self, len: usize, element: Element) -> CudaBuffer {
@@ -137,8 +138,8 @@ impl CudaQueue {
             None
         } else {
             let bytes = len * element.size();
-            let what = format!("hold {} MB more", bytes.div_ceil(1 << 20));
-            self.driver(&what, Memory::new(&self.lane.stream, bytes))
+            let what = || format!("hold {} MB more", bytes.div_ceil(1 << 20));
+            self.driver(what, Memory::new(&self.lane.stream, bytes))
         };
         CudaBuffer { memory, len, element }
     }
@@ -160,7 +161,7 @@ impl CudaQueue {
         // SAFETY: the operations of this module give the arguments of the kernel that they name; `Rows` has checked their
         // views; memory is of this stream or of the model.
         let launched = unsafe { function.launch(&self.lane.stream, grid, arguments) };
-        self.driver(&format!("run {name}"), launched);
+        self.driver(|| format!("run {name}"), launched);
     }
 
     /// Rows as they are stored elsewhere: from activations to f32, or back.
@@ -191,7 +192,7 @@ impl CudaQueue {
             // returns.
             unsafe { result::memcpy_htod_async(memory.pointer(), bytes, self.lane.stream.cu_stream()) }
         };
-        self.driver("read the host's memory", write());
+        self.driver(|| "read the host's memory".into(), write());
     }
 
     /// An error if rows are not stored as activations are: kernels read nothing else.
@@ -226,7 +227,7 @@ impl Queue<Cuda> for CudaQueue {
                     result::memset_d8_async(memory.pointer(), 0, memory.bytes(), self.lane.stream.cu_stream())
                 }
             };
-            self.driver("write zeros", write());
+            self.driver(|| "write zeros".into(), write());
         }
         buffer
     }
@@ -256,14 +257,14 @@ impl Queue<Cuda> for CudaQueue {
                 self.lane.stream.synchronize()
             };
             let read = read();
-            self.driver("finish its work", read);
+            self.driver(|| "finish its work".into(), read);
         }
         self.outcome()?;
         Ok(buffer.element.values(&bytes))
     }
 
     fn finish(&self) -> Result<()> {
-        self.driver("finish its work", self.lane.stream.synchronize());
+        self.driver(|| "finish its work".into(), self.lane.stream.synchronize());
         self.outcome()
     }
 
@@ -294,7 +295,7 @@ impl Queue<Cuda> for CudaQueue {
                 result::memcpy_dtod_async(to.pointer, from.pointer, bytes, self.lane.stream.cu_stream())
             }
         };
-        self.driver("copy", copy());
+        self.driver(|| "copy".into(), copy());
     }
 
     fn copy_tokens(&self, call: CopyTokens<'_, Cuda>) {
@@ -368,11 +369,11 @@ impl Queue<Cuda> for CudaQueue {
         x: View<'_, Cuda>,
         y: ViewMut<'_, Cuda>,
     ) {
-        self.function(f, rows, width, Rows::of(x, rows, width), Rows::of_mut(&y, rows, width));
+        self.function(f, (rows, width), Rows::of(x, rows, width), Rows::of_mut(&y, rows, width));
     }
 
     fn multiply(&self, (rows, width): (usize, usize), x: View<'_, Cuda>, y: ViewMut<'_, Cuda>) {
-        self.product_of_values(rows, width, Rows::of(x, rows, width), Rows::of_mut(&y, rows, width));
+        self.product_of_values((rows, width), Rows::of(x, rows, width), Rows::of_mut(&y, rows, width));
     }
 
     fn windows(&self, call: Windows<'_, Cuda>) {
@@ -388,7 +389,7 @@ impl Queue<Cuda> for CudaQueue {
     ) {
         let [x, dy, dx] =
             [Rows::of(x, rows, width), Rows::of(dy, rows, width), Rows::of_mut(&dx, rows, width)];
-        self.gelu_rows_backward(rows, width, x, dy, dx);
+        self.gelu_rows_backward((rows, width), x, dy, dx);
     }
 
     fn gated_add(&self, rows: TokenRows, x: ViewMut<'_, Cuda>, gate: View<'_, Cuda>, y: View<'_, Cuda>) {

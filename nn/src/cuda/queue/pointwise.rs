@@ -6,7 +6,7 @@ use super::{CudaQueue, Rows, wide};
 use crate::{
     cuda::{
         Cuda,
-        launch::{Grid, flag, float, int},
+        launch::{Argument, Grid, flag, float, int},
         modules::Source,
         values::Element,
     },
@@ -82,8 +82,27 @@ impl CudaQueue {
         self.launch(Source::Pointwise, name, Grid::threads_for(len), &[float(a), x.argument(), int(len)]);
     }
 
-    pub(super) fn function(&self, f: Activation, rows: usize, width: usize, x: Rows, y: Rows) {
-        self.expect_activations("activate", [x, y]);
+    /// A kernel over `[rows, width]` of each operand, with `more` arguments between operands and sizes.
+    fn over_rows<const N: usize>(
+        &self,
+        name: &'static str,
+        (rows, width): (usize, usize),
+        operands: [Rows; N],
+        more: &[Argument],
+    ) {
+        self.expect_activations(name, operands);
+        let wide = operands.iter().all(|r| r.is_wide(width));
+        let arguments = [
+            &operands.map(Rows::argument)[..],
+            more,
+            &[rows, width].map(int),
+            &operands.map(|r| int(r.stride)),
+            &[flag(wide)],
+        ];
+        self.launch(Source::Pointwise, name, self.chunks(rows, width), &arguments.concat());
+    }
+
+    pub(super) fn function(&self, f: Activation, size: (usize, usize), x: Rows, y: Rows) {
         // In the order of `Function` in pointwise.cu.
         let number = match f {
             Activation::Silu => 0,
@@ -93,39 +112,15 @@ impl CudaQueue {
             Activation::Relu => 4,
             Activation::Tanh => 5,
         };
-        self.launch(
-            Source::Pointwise,
-            "activate",
-            self.chunks(rows, width),
-            &[
-                x.argument(),
-                y.argument(),
-                int(number),
-                int(rows),
-                int(width),
-                int(x.stride),
-                int(y.stride),
-                flag(x.is_wide(width) && y.is_wide(width)),
-            ],
-        );
+        self.over_rows("activate", size, [x, y], &[int(number)]);
     }
 
-    pub(super) fn product_of_values(&self, rows: usize, width: usize, x: Rows, y: Rows) {
-        self.expect_activations("multiply", [x, y]);
-        self.launch(
-            Source::Pointwise,
-            "multiply",
-            self.chunks(rows, width),
-            &[
-                x.argument(),
-                y.argument(),
-                int(rows),
-                int(width),
-                int(x.stride),
-                int(y.stride),
-                flag(x.is_wide(width) && y.is_wide(width)),
-            ],
-        );
+    pub(super) fn product_of_values(&self, size: (usize, usize), x: Rows, y: Rows) {
+        self.over_rows("multiply", size, [x, y], &[]);
+    }
+
+    pub(super) fn gelu_rows_backward(&self, size: (usize, usize), x: Rows, dy: Rows, dx: Rows) {
+        self.over_rows("gelu_backward", size, [x, dy, dx], &[]);
     }
 
     pub(super) fn windows_of(&self, call: Windows<'_, Cuda>) {
@@ -141,24 +136,15 @@ impl CudaQueue {
         self.launch(Source::Windows, "windows", Grid::threads_for(count * row), &arguments);
     }
 
-    pub(super) fn gelu_rows_backward(&self, rows: usize, width: usize, x: Rows, dy: Rows, dx: Rows) {
-        self.expect_activations("gelu_backward", [x, dy, dx]);
-        self.launch(
-            Source::Pointwise,
-            "gelu_backward",
-            self.chunks(rows, width),
-            &[
-                x.argument(),
-                dy.argument(),
-                dx.argument(),
-                int(rows),
-                int(width),
-                int(x.stride),
-                int(dy.stride),
-                int(dx.stride),
-                flag([x, dy, dx].iter().all(|r| r.is_wide(width))),
-            ],
-        );
+    /// A kernel over token rows and the gates of their samples.
+    fn with_gates(&self, name: &'static str, rows: TokenRows, operands: [Rows; 3]) {
+        let TokenRows { batch, tokens, width } = rows;
+        self.expect_activations(name, operands);
+        let [_, gate, _] = operands;
+        let wide = operands.iter().all(|r| r.is_wide(width));
+        let arguments =
+            [&operands.map(Rows::argument)[..], &[batch, tokens, width, gate.stride].map(int), &[flag(wide)]];
+        self.launch(Source::Pointwise, name, self.chunks(batch * tokens, width), &arguments.concat());
     }
 
     pub(super) fn add_gated(
@@ -168,25 +154,8 @@ impl CudaQueue {
         gate: View<'_, Cuda>,
         y: View<'_, Cuda>,
     ) {
-        let TokenRows { batch, tokens, width } = rows;
-        let (x, y) = (dense(x.read(), rows), dense(y, rows));
-        let gate = Rows::of(gate, batch, width);
-        self.expect_activations("gated_add", [x, gate, y]);
-        self.launch(
-            Source::Pointwise,
-            "gated_add",
-            self.chunks(batch * tokens, width),
-            &[
-                x.argument(),
-                gate.argument(),
-                y.argument(),
-                int(batch),
-                int(tokens),
-                int(width),
-                int(gate.stride),
-                flag([x, gate, y].iter().all(|r| r.is_wide(width))),
-            ],
-        );
+        let gate = Rows::of(gate, rows.batch, rows.width);
+        self.with_gates("gated_add", rows, [dense(x.read(), rows), gate, dense(y, rows)]);
     }
 
     pub(super) fn add_gated_backward(
@@ -200,22 +169,7 @@ impl CudaQueue {
         let TokenRows { batch, tokens, width } = rows;
         let (dx, dy) = (dense(dx, rows), dense(dy.read(), rows));
         let gate = Rows::of(gate, batch, width);
-        self.expect_activations("gated_add_backward", [dx, gate, dy]);
-        self.launch(
-            Source::Pointwise,
-            "gated_add_backward",
-            self.chunks(batch * tokens, width),
-            &[
-                dx.argument(),
-                gate.argument(),
-                dy.argument(),
-                int(batch),
-                int(tokens),
-                int(width),
-                int(gate.stride),
-                flag([dx, gate, dy].iter().all(|r| r.is_wide(width))),
-            ],
-        );
+        self.with_gates("gated_add_backward", rows, [dx, gate, dy]);
         if let Some(GateGrad { y, d_gate }) = gate_grad {
             let (y, d_gate) = (dense(y, rows), Rows::of_mut(&d_gate, batch, width));
             self.expect_activations("gate_sums", [y]);

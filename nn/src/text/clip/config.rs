@@ -7,10 +7,12 @@ use std::path::Path;
 use crate::{
     error::{Error, Result},
     files::TensorFiles,
-    text::{measure, read_config},
+    text::{
+        config::{EncoderConfig, read_config},
+        measure,
+    },
 };
 
-const KIND: &str = "clip_text_model";
 /// Widths of the text encoders of OpenCLIP that other diffusion models have, ViT-H and ViT-bigG.
 const OPEN_CLIP: [usize; 2] = [1024, 1280];
 /// The id that means "the largest id of the prompt" in configurations which were written before transformers 4.31.
@@ -50,63 +52,9 @@ fn published_eos() -> u32 {
     49407
 }
 
-impl ClipConfig {
-    /// Read and check `config.json`.
-    ///
-    /// # Errors
-    /// If the file is missing, is no such configuration, or describes a model that this library does not run.
-    pub fn read(path: &Path) -> Result<Self> {
-        let config: Self = read_config(path, KIND, "a CLIP text encoder")?;
-        config.check().map_err(|message| Error::file(path, message))?;
-        Ok(config)
-    }
-
-    pub(super) fn beside(file: &Path) -> Result<Option<Self>> {
-        let config: Option<Self> = measure::config_beside(file, KIND, "a CLIP text encoder")?;
-        if let Some(config) = &config {
-            config.check().map_err(|message| Error::file(file.with_file_name("config.json"), message))?;
-        }
-        Ok(config)
-    }
-
-    /// The sizes of an encoder in one file, without a configuration: heads are 64 wide, as those of CLIP-L are.
-    pub(super) fn measured(files: &TensorFiles, prefix: &str) -> Result<Self> {
-        const WHAT: &str = "a CLIP text encoder";
-        const HEAD: usize = 64;
-        let fault = |message: String| Error::file(files.path(), message);
-        let matrix = |name: &str| measure::matrix(files, &format!("{prefix}{name}"), WHAT);
-        let [vocab_size, hidden_size] = matrix("embeddings.token_embedding.weight")?;
-        let [max_position_embeddings, _] = matrix("embeddings.position_embedding.weight")?;
-        let [intermediate_size, _] = matrix("encoder.layers.0.mlp.fc1.weight")?;
-        if OPEN_CLIP.contains(&hidden_size) {
-            return Err(fault(format!(
-                "is an OpenCLIP text encoder by its width, {hidden_size}, with another activation: expected CLIP-L, 768 \
-                 wide (`clip_l.safetensors`)"
-            )));
-        }
-        if !hidden_size.is_multiple_of(HEAD) {
-            return Err(fault(format!(
-                "has no config.json beside it, and a width of {hidden_size} is no multiple of {HEAD}, the width of a head \
-                 of CLIP-L: put the configuration beside the file"
-            )));
-        }
-        let config = Self {
-            model_type: KIND.into(),
-            vocab_size,
-            hidden_size,
-            intermediate_size,
-            num_hidden_layers: measure::blocks(files, |i| {
-                format!("{prefix}encoder.layers.{i}.mlp.fc1.weight")
-            }),
-            num_attention_heads: hidden_size / HEAD,
-            max_position_embeddings,
-            hidden_act: "quick_gelu".into(),
-            layer_norm_eps: published_eps(),
-            eos_token_id: LEGACY_EOS,
-        };
-        config.check().map_err(fault)?;
-        Ok(config)
-    }
+impl EncoderConfig for ClipConfig {
+    const KIND: &'static str = "clip_text_model";
+    const WHAT: &'static str = "a CLIP text encoder";
 
     fn check(&self) -> Result<(), String> {
         let heads = self.num_attention_heads;
@@ -123,6 +71,54 @@ impl ClipConfig {
             return Ok(());
         };
         Err(fault)
+    }
+}
+
+impl ClipConfig {
+    /// Read and check `config.json`.
+    ///
+    /// # Errors
+    /// If the file is missing, is no such configuration, or describes a model that this library does not run.
+    pub fn read(path: &Path) -> Result<Self> {
+        read_config(path)
+    }
+
+    /// The sizes of an encoder in one file, without a configuration: heads are 64 wide, as those of CLIP-L are.
+    pub(super) fn measured(files: &TensorFiles, prefix: &str) -> Result<Self> {
+        const HEAD: usize = 64;
+        let fault = |message: String| Error::file(files.path(), message);
+        let matrix = |name: &str| measure::matrix(files, &format!("{prefix}{name}"), Self::WHAT);
+        let [vocab_size, hidden_size] = matrix("embeddings.token_embedding.weight")?;
+        let [max_position_embeddings, _] = matrix("embeddings.position_embedding.weight")?;
+        let [intermediate_size, _] = matrix("encoder.layers.0.mlp.fc1.weight")?;
+        if OPEN_CLIP.contains(&hidden_size) {
+            return Err(fault(format!(
+                "is an OpenCLIP text encoder by its width, {hidden_size}, with another activation: expected CLIP-L, 768 \
+                 wide (`clip_l.safetensors`)"
+            )));
+        }
+        if !hidden_size.is_multiple_of(HEAD) {
+            return Err(fault(format!(
+                "has no config.json beside it, and a width of {hidden_size} is no multiple of {HEAD}, the width of a head \
+                 of CLIP-L: put the configuration beside the file"
+            )));
+        }
+        let config = Self {
+            model_type: Self::KIND.into(),
+            vocab_size,
+            hidden_size,
+            intermediate_size,
+            num_hidden_layers: measure::blocks(files, |i| {
+                format!("{prefix}encoder.layers.{i}.mlp.fc1.weight")
+            }),
+            num_attention_heads: hidden_size / HEAD,
+            max_position_embeddings,
+            hidden_act: "quick_gelu".into(),
+            layer_norm_eps: published_eps(),
+            eos_token_id: LEGACY_EOS,
+        };
+        config.check().map_err(fault)?;
+        Ok(config)
     }
 
     /// Refuse sizes that no model in these files can have; `path` states them.

@@ -16,7 +16,9 @@ pub use config::ClipConfig;
 use config::LEGACY_EOS;
 
 use super::{
-    check_finite, measure,
+    check_finite,
+    config::{configuration, open_stated},
+    measure,
     weights::{LOADING, PrefixedFiles},
 };
 use crate::{
@@ -24,7 +26,6 @@ use crate::{
     cpu::{Cpu, map::check_lengths},
     device::{Activation, Device, Kind, NormKind, Queue, Scores, View, ViewMut},
     error::{Error, Result},
-    files::TensorFiles,
     layers::{Attention, Linear, Norm, attention_flops},
     size,
     tensor::Tensor,
@@ -76,20 +77,11 @@ impl<D: Device> ClipEncoder<D> {
     /// in fp8.
     pub fn open(path: &Path) -> Result<Self> {
         super::must_be_model(path, "the CLIP text encoder", "text_encoder")?;
-        let folder = path.is_dir();
-        // Before the weights, so that a folder of another kind is known by its configuration.
-        let stated = if folder { Some(ClipConfig::read(&path.join("config.json"))?) } else { None };
-        let files = if folder { super::open_weights(path)? } else { TensorFiles::open(path)? };
+        let (stated, files) = open_stated(path)?;
         let with_prefix = files.names().any(|n| n.starts_with("text_model."));
         let prefix = if with_prefix { "text_model." } else { "" };
         measure::no_fp8(&files, prefix, "e.g. `clip_l.safetensors`")?;
-        let (config, source) = match stated {
-            Some(config) => (config, path.join("config.json")),
-            None => match ClipConfig::beside(path)? {
-                Some(config) => (config, path.with_file_name("config.json")),
-                None => (ClipConfig::measured(&files, prefix)?, path.to_owned()),
-            },
-        };
+        let (config, source) = configuration(path, stated, || ClipConfig::measured(&files, prefix))?;
         config.bound(&source, &files)?;
         let expected: Vec<_> =
             config.tensors().into_iter().map(|(n, shape)| (format!("{prefix}{n}"), shape)).collect();

@@ -7,10 +7,12 @@ use std::path::Path;
 use crate::{
     error::{Error, Result},
     files::TensorFiles,
-    text::{measure, read_config},
+    text::{
+        config::{EncoderConfig, read_config},
+        measure,
+    },
 };
 
-const KIND: &str = "t5";
 /// The bias that all blocks share stands in the first.
 pub(super) const BIAS: &str = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
 /// Names that the table of tokens is published under.
@@ -63,64 +65,11 @@ fn published_eps() -> f64 {
     1e-6
 }
 
-impl T5Config {
-    /// Read and check `config.json`.
-    ///
-    /// # Errors
-    /// If the file is missing, is no such configuration, or describes a model that this library does not run.
-    pub fn read(path: &Path) -> Result<Self> {
-        let config: Self = read_config(path, KIND, "a T5 encoder")?;
-        config.check().map_err(|message| Error::file(path, message))?;
-        Ok(config)
-    }
+impl EncoderConfig for T5Config {
+    const KIND: &'static str = "t5";
+    const WHAT: &'static str = "a T5 encoder";
 
-    pub(super) fn beside(file: &Path) -> Result<Option<Self>> {
-        let config: Option<Self> = measure::config_beside(file, KIND, "a T5 encoder")?;
-        if let Some(config) = &config {
-            config.check().map_err(|message| Error::file(file.with_file_name("config.json"), message))?;
-        }
-        Ok(config)
-    }
-
-    /// The sizes of an encoder in one file, without a configuration. What tensors do not tell is as published.
-    pub(super) fn measured(files: &TensorFiles, table: &str) -> Result<Self> {
-        const WHAT: &str = "a T5 encoder";
-        let fault = |message: String| Error::file(files.path(), message);
-        let block = |name: &str| format!("encoder.block.0.layer.{name}.weight");
-        let [vocab_size, d_model] = measure::matrix(files, table, WHAT)?;
-        let [relative_attention_num_buckets, num_heads] = measure::matrix(files, BIAS, WHAT)?;
-        let [inner, _] = measure::matrix(files, &block("0.SelfAttention.q"), WHAT)?;
-        if files.info(&block("1.DenseReluDense.wi")).is_some() {
-            return Err(fault(
-                "is a T5 of version 1.0, whose MLPs have no gate: expected version 1.1".into(),
-            ));
-        }
-        let [d_ff, _] = measure::matrix(files, &block("1.DenseReluDense.wi_0"), WHAT)?;
-        if num_heads == 0 || !inner.is_multiple_of(num_heads) {
-            return Err(fault(format!("has queries {inner} wide, which {num_heads} heads cannot share")));
-        }
-        let config = Self {
-            model_type: KIND.into(),
-            vocab_size,
-            d_model,
-            d_kv: inner / num_heads,
-            d_ff,
-            num_layers: measure::blocks(files, |i| {
-                format!("encoder.block.{i}.layer.0.SelfAttention.q.weight")
-            }),
-            num_heads,
-            relative_attention_num_buckets,
-            relative_attention_max_distance: published_distance(),
-            layer_norm_epsilon: published_eps(),
-            feed_forward_proj: Some("gated-gelu".into()),
-            dense_act_fn: None,
-            is_gated_act: None,
-        };
-        config.check().map_err(fault)?;
-        Ok(config)
-    }
-
-    pub(super) fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), String> {
         let buckets = self.relative_attention_num_buckets;
         let activation = self.dense_act_fn.as_deref();
         let feed_forward = self.feed_forward_proj.as_deref();
@@ -150,6 +99,53 @@ impl T5Config {
             return Ok(());
         };
         Err(fault)
+    }
+}
+
+impl T5Config {
+    /// Read and check `config.json`.
+    ///
+    /// # Errors
+    /// If the file is missing, is no such configuration, or describes a model that this library does not run.
+    pub fn read(path: &Path) -> Result<Self> {
+        read_config(path)
+    }
+
+    /// The sizes of an encoder in one file, without a configuration. What tensors do not tell is as published.
+    pub(super) fn measured(files: &TensorFiles, table: &str) -> Result<Self> {
+        let fault = |message: String| Error::file(files.path(), message);
+        let block = |name: &str| format!("encoder.block.0.layer.{name}.weight");
+        let [vocab_size, d_model] = measure::matrix(files, table, Self::WHAT)?;
+        let [relative_attention_num_buckets, num_heads] = measure::matrix(files, BIAS, Self::WHAT)?;
+        let [inner, _] = measure::matrix(files, &block("0.SelfAttention.q"), Self::WHAT)?;
+        if files.info(&block("1.DenseReluDense.wi")).is_some() {
+            return Err(fault(
+                "is a T5 of version 1.0, whose MLPs have no gate: expected version 1.1".into(),
+            ));
+        }
+        let [d_ff, _] = measure::matrix(files, &block("1.DenseReluDense.wi_0"), Self::WHAT)?;
+        if num_heads == 0 || !inner.is_multiple_of(num_heads) {
+            return Err(fault(format!("has queries {inner} wide, which {num_heads} heads cannot share")));
+        }
+        let config = Self {
+            model_type: Self::KIND.into(),
+            vocab_size,
+            d_model,
+            d_kv: inner / num_heads,
+            d_ff,
+            num_layers: measure::blocks(files, |i| {
+                format!("encoder.block.{i}.layer.0.SelfAttention.q.weight")
+            }),
+            num_heads,
+            relative_attention_num_buckets,
+            relative_attention_max_distance: published_distance(),
+            layer_norm_epsilon: published_eps(),
+            feed_forward_proj: Some("gated-gelu".into()),
+            dense_act_fn: None,
+            is_gated_act: None,
+        };
+        config.check().map_err(fault)?;
+        Ok(config)
     }
 
     /// Refuse sizes that no model in these files can have; `path` states them.

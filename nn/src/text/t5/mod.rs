@@ -18,7 +18,9 @@ pub use config::T5Config;
 use config::{BIAS, TABLES};
 
 use super::{
-    check_finite, measure,
+    check_finite,
+    config::{configuration, open_stated},
+    measure,
     weights::{LOADING, PrefixedFiles},
 };
 use crate::{
@@ -26,7 +28,6 @@ use crate::{
     cpu::{Cpu, map::check_lengths},
     device::{Activation, Device, Kind, NormKind, Queue, Scores, View, ViewMut},
     error::Result,
-    files::TensorFiles,
     layers::{Attention, Linear, Norm, attention_flops},
     size,
     tensor::Tensor,
@@ -70,19 +71,10 @@ impl<D: Device> T5Encoder<D> {
     /// in fp8.
     pub fn open(path: &Path) -> Result<Self> {
         super::must_be_model(path, "the T5 encoder", "text_encoder_2")?;
-        let folder = path.is_dir();
-        // Before the weights, so that a folder of another kind is known by its configuration.
-        let stated = if folder { Some(T5Config::read(&path.join("config.json"))?) } else { None };
-        let files = if folder { super::open_weights(path)? } else { TensorFiles::open(path)? };
+        let (stated, files) = open_stated(path)?;
         let table = TABLES.into_iter().find(|name| files.info(name).is_some()).unwrap_or(TABLES[0]);
         measure::no_fp8(&files, "encoder.", "e.g. `t5xxl_fp16.safetensors`")?;
-        let (config, source) = match stated {
-            Some(config) => (config, path.join("config.json")),
-            None => match T5Config::beside(path)? {
-                Some(config) => (config, path.with_file_name("config.json")),
-                None => (T5Config::measured(&files, table)?, path.to_owned()),
-            },
-        };
+        let (config, source) = configuration(path, stated, || T5Config::measured(&files, table))?;
         config.bound(&source, &files)?;
         let mut expected = config.tensors();
         expected.push((table.into(), vec![config.vocab_size, config.d_model]));

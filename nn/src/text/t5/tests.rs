@@ -1,6 +1,6 @@
 //! What the configuration of a T5 encoder decides.
 
-use super::*;
+use super::{super::config::EncoderConfig, *};
 
 fn published() -> T5Config {
     serde_json::from_str(
