@@ -22,5 +22,6 @@ mod values;
 
 pub use context::Cuda;
 pub use driver::{GpuInfo, devices, is_there};
+pub(crate) use products::WORKSPACE;
 pub use queue::CudaQueue;
 pub use values::{CudaBuffer, CudaMatrix};
