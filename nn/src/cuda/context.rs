@@ -17,7 +17,8 @@ use super::{
     modules::{self, Cache, Source},
     products::{Products, WORKSPACE},
     queue::CudaQueue,
-    values::{CudaBuffer, CudaMatrix, Element},
+    values::{CudaBuffer, CudaMatrix, Element, MatrixMemory},
+    window::{self, Window},
 };
 use crate::{
     device::{Device, Direction, Kind, Matrix, Merge, Precision},
@@ -39,6 +40,8 @@ impl fmt::Debug for Cuda {
 pub(super) struct Lane {
     // Freed in the order of the stream, so before it.
     pub workspace: Memory,
+    /// Of streamed weights, from their first use on.
+    pub window: Mutex<Option<Window>>,
     pub stream: Arc<CudaStream>,
 }
 
@@ -104,6 +107,55 @@ impl Cuda {
     pub fn info(&self) -> &GpuInfo {
         &self.0.info
     }
+
+    /// Memory that buffers, weights and workspaces hold.
+    ///
+    /// # Errors
+    /// If the driver does not tell.
+    pub fn memory_use(&self) -> Result<MemoryUse> {
+        use sys::CUmemPool_attribute_enum::{
+            CU_MEMPOOL_ATTR_USED_MEM_CURRENT as NOW, CU_MEMPOOL_ATTR_USED_MEM_HIGH as MOST,
+        };
+        let read = |attribute| {
+            let mut bytes = 0u64;
+            self.0.context.bind_to_thread()?;
+            // SAFETY: the context is current, and both attributes are numbers of 64 bits.
+            unsafe {
+                let pool = result::device::get_default_mem_pool(self.0.context.cu_device())?;
+                result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast())?;
+            }
+            Ok(bytes as usize)
+        };
+        let both = || Ok(MemoryUse { now: read(NOW)?, most: read(MOST)? });
+        both().map_err(|e| self.0.failed("tell what memory is used", e))
+    }
+
+    /// Let the fullest moment be now.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn reset_most(&self) -> Result<()> {
+        let reset = || {
+            self.0.context.bind_to_thread()?;
+            let mut zero = 0u64;
+            // SAFETY: the context is current, and the attribute is a number of 64 bits.
+            unsafe {
+                let pool = result::device::get_default_mem_pool(self.0.context.cu_device())?;
+                let most = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+                result::mem_pool::set_attribute(pool, most, (&raw mut zero).cast())
+            }
+        };
+        reset().map_err(|e| self.0.failed("reset what memory was used", e))
+    }
+}
+
+/// Memory of a GPU that this process has allocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Bytes now.
+    pub now: usize,
+    /// Bytes at the fullest moment so far, or since [`Cuda::reset_most`].
+    pub most: usize,
 }
 
 /// Memory that was freed stays with the process until something else does not fit: asking the system each time is slow.
@@ -154,7 +206,7 @@ impl Gpu {
         }
         let new = || {
             let stream = self.context.new_stream()?;
-            Ok(Lane { workspace: Memory::new(&stream, WORKSPACE)?, stream })
+            Ok(Lane { workspace: Memory::new(&stream, WORKSPACE)?, window: Mutex::default(), stream })
         };
         new().map_err(|e| self.failed("begin a stream", e))
     }
@@ -226,6 +278,7 @@ impl Device for Cuda {
     type Queue = CudaQueue;
 
     const ONE_COPY: bool = true;
+    const BLOCKS_AHEAD: usize = window::AHEAD;
 
     fn name(&self) -> String {
         format!("cuda:{}", self.0.info.ordinal)
@@ -256,7 +309,7 @@ impl Device for Cuda {
         }
         let element = Element::of(Kind::Activation, precision);
         let memory = self.0.write(&element.bytes(&values))?;
-        Ok(CudaMatrix { memory: Some(memory), rows: n, columns: k, element })
+        Ok(CudaMatrix { memory: MatrixMemory::Own(memory), rows: n, columns: k, element })
     }
 
     fn upload(&self, values: &[f32], kind: Kind, precision: Precision) -> Result<CudaBuffer> {
