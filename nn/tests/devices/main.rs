@@ -7,6 +7,7 @@ mod numbers;
 mod optimizer;
 mod pointwise;
 mod products;
+mod state;
 
 use prefgraph_nn::{
     Cpu,

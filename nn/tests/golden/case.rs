@@ -160,7 +160,7 @@ impl Case {
         for (_, b) in layout.ranges() {
             values[b].fill(0.0);
         }
-        Adapter { layout, values: Arc::new(values) }
+        Adapter { layout, values: values.into() }
     }
 }
 

@@ -46,7 +46,7 @@ fn follow_on(case: &Case, name: &str, objective: Objective, run: &TensorFiles, m
         weight_decay: case.number("weight_decay"),
     };
     let initial = case.factors(&layout, run, "init.");
-    let mut adapter = Adapter { layout: Arc::clone(&layout), values: Arc::new(initial.clone()) };
+    let mut adapter = Adapter { layout: Arc::clone(&layout), values: initial.clone().into() };
     let mut state = OptimizerState::new(layout.len());
     let mut faint = Faint::default();
     let losses = run.read("log.loss").unwrap();
@@ -67,7 +67,7 @@ fn follow_on(case: &Case, name: &str, objective: Objective, run: &TensorFiles, m
             );
         }
         let gradient = model.backward(saved, &adapter, &cotangent).unwrap();
-        let norm = gradient.norm(&host);
+        let norm = gradient.norm(&host).unwrap();
         let expected_norm = f64::from(run.read("log.grad_norm").unwrap()[step]);
         assert!(
             (norm - expected_norm).abs() < 5e-3 * expected_norm,
@@ -75,7 +75,7 @@ fn follow_on(case: &Case, name: &str, objective: Objective, run: &TensorFiles, m
             case.name
         );
         if step == 0 {
-            let error = relative(&gradient.values, &case.factors(&layout, run, "grad0."));
+            let error = relative(&gradient.values.host().unwrap(), &case.factors(&layout, run, "grad0."));
             let bar = if objective == Objective::Supervised { 1e-5 } else { 1e-3 };
             eprintln!("{} {name}: first gradient off by {error:.1e}", case.name);
             assert!(error < bar, "{} {name}: first gradient off by {error:e}", case.name);
@@ -87,7 +87,7 @@ fn follow_on(case: &Case, name: &str, objective: Objective, run: &TensorFiles, m
         to.iter().zip(&initial).map(|(t, i)| f64::from(*t) - f64::from(*i)).collect()
     };
     let bar = if objective == Objective::Supervised { 1e-4 } else { 5e-3 };
-    let found = change(&adapter.values);
+    let found = change(&adapter.values.host().unwrap());
     let error = faint.compare(&found, &change(&case.factors(&layout, run, "final.")), bar);
     eprintln!("{} {name}: change off by {error:.1e}", case.name);
 }
