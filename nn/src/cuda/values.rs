@@ -67,6 +67,11 @@ impl CudaBuffer {
     pub(super) fn share(&self) -> Self {
         Self { memory: self.memory.clone(), ..*self }
     }
+
+    /// Does somebody else read the same values?
+    pub(super) fn is_shared(&self) -> bool {
+        self.memory.as_ref().is_some_and(|memory| Arc::strong_count(memory) > 1)
+    }
 }
 
 /// A matrix on a GPU, row-major without gaps: products of both directions read it.

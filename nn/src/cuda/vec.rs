@@ -84,6 +84,10 @@ impl Remote for CudaVec {
         Ok(Arc::new(Self::new(self.cuda.clone(), buffer, values.len())))
     }
 
+    fn is_shared(&self) -> bool {
+        self.buffer.is_shared()
+    }
+
     fn is_beside(&self, other: &dyn Remote) -> bool {
         Self::on(&self.cuda, other).is_some()
     }

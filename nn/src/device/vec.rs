@@ -41,6 +41,9 @@ pub trait Remote: Any + fmt::Debug + Send + Sync {
     /// These values on the same device.
     fn beside(&self, values: &[f32]) -> Result<Arc<dyn Remote>>;
 
+    /// Does somebody else read the same memory?
+    fn is_shared(&self) -> bool;
+
     /// Does `other` live on the same device?
     fn is_beside(&self, other: &dyn Remote) -> bool;
 

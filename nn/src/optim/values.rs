@@ -97,7 +97,7 @@ pub(super) fn adamw(
 
 /// Values that nobody else holds: a copy where somebody does.
 fn own(values: &mut Arc<dyn Remote>) -> Result<&mut dyn Remote> {
-    if Arc::get_mut(values).is_none() {
+    if Arc::get_mut(values).is_none_or(|own| own.is_shared()) {
         *values = values.copy()?;
     }
     Arc::get_mut(values).ok_or_else(|| Error::Internal("a copy of values that others hold".into()))

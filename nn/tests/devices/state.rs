@@ -93,6 +93,11 @@ fn values_are_shared_until_somebody_changes_them() {
     let queue = cuda.queue(Precision::F32).unwrap();
     let shared = queue.share(&first).unwrap();
     assert_eq!(queue.download(&shared, 0, 1000).unwrap(), values);
+    // What a queue still reads is not changed under its eyes.
+    let mut kept = first;
+    kept.scale(&cpu, 2.0).unwrap();
+    assert_eq!(host(&kept), host(&second));
+    assert_eq!(queue.download(&shared, 0, 1000).unwrap(), values);
 }
 
 #[test]
