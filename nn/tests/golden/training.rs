@@ -34,6 +34,18 @@ pub fn follow(case: &Case, name: &str, objective: Objective) {
     }
 }
 
+/// How far the first gradient of a run is from the reference, relative to its norm.
+pub fn first_gradient(case: &Case, name: &str, objective: Objective, model: &dyn Backbone) -> Option<f64> {
+    let run = case.try_file(name)?;
+    let layout = case.adapter_layout(model);
+    let adapter =
+        Adapter { layout: Arc::clone(&layout), values: case.factors(&layout, &run, "init.").into() };
+    let sample = Step::read(case, &case.file("batches.safetensors"), "step0.", objective);
+    let (_, _, cotangent, saved) = sample.loss(case, model, &adapter, objective);
+    let gradient = model.backward(saved, &adapter, &cotangent).unwrap();
+    Some(relative(&gradient.values.host().unwrap(), &case.factors(&layout, &run, "grad0.")))
+}
+
 fn follow_on(case: &Case, name: &str, objective: Objective, run: &TensorFiles, model: &dyn Backbone) {
     let host = Cpu::new(2).unwrap();
     let layout = case.adapter_layout(model);
