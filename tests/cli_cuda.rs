@@ -190,8 +190,9 @@ fn a_full_or_lost_gpu_ends_the_run_with_a_sentence_and_the_last_checkpoint_can_b
         return;
     }
     let small = Small::new();
-    let (code, said) =
-        small.run(&[("STANDIN_MEMORY", "40000000")], "full", &["--device", "cuda:0", "--steps", "1"]);
+    // The plan knows the GPU's memory, and not what other processes hold of it.
+    let held = [("STANDIN_MEMORY", "8000000000"), ("STANDIN_HELD", "7960000000")];
+    let (code, said) = small.run(&held, "full", &["--device", "cuda:0", "--steps", "1"]);
     assert!(code == 1 && said.contains("cuda:0: it has no room") && said.contains("checkpointing"), "{said}");
     let gpu = ["--device", "cuda:0", "--steps", "3", "--set", "update.schedule=constant"];
     let (code, said) = small.run(&[("STANDIN_LOSE_AFTER", "3000")], "lost", &gpu);
@@ -271,4 +272,79 @@ fn every_access_of_a_focusdpo_step_is_in_bounds_written_before_it_is_read_and_in
         let (code, said) = small.run(&[("STANDIN_CHECK", "1")], out, &[&gpu[..], more].concat());
         assert!(code == 0 && said.contains("complete: 2 steps"), "{said}");
     }
+}
+
+#[test]
+fn a_plan_for_a_gpu_that_is_not_here_shows_its_memory_and_no_time() {
+    let small = Small::new();
+    let graph = small.graph.display().to_string();
+    let plan = |more: &[&str]| graph_run(&[], &[&["plan", &graph, "--device", "cuda:71"], more].concat());
+    let (code, said) = plan(&[]);
+    assert!(code == 0 && said.contains("memory of cuda:71: peak"), "{said}");
+    assert!(
+        said.contains("--gpu-memory says it") && said.contains("the speed of cuda:71 is unknown"),
+        "{said}"
+    );
+    let (code, said) = plan(&["--json", "--gpu-memory", "24GB"]);
+    assert!(code == 0, "{said}");
+    let plan_of = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    let json = plan_of(&said);
+    let places = json["places"].as_array().unwrap();
+    assert_eq!([&places[0]["place"], &places[1]["place"]], ["cpu", "cuda:71"]);
+    assert_eq!(places[1]["there"], 24_000_000_000u64);
+    assert!(places[1]["resident"].as_u64() > Some(1_000_000), "{}", places[1]);
+    assert_eq!(
+        places[0]["resident"].as_u64(),
+        Some(0),
+        "the network's weights are on the GPU: {}",
+        places[0]
+    );
+    assert!(json["seconds"].is_null() && json["tasks"][0]["seconds"].is_null());
+    let policy = json["nodes"].as_array().unwrap().iter().find(|n| n["id"] == "policy").unwrap();
+    assert_eq!(policy["place"], "cuda:71");
+
+    let (code, said) = plan(&["--gpu-memory", "600MB"]);
+    assert!(code == 1 && said.contains("of cuda:71's memory") && said.contains("what needs less:"), "{said}");
+    let (code, said) = plan(&["--gpu-memory", "24"]);
+    assert!(code == 2 && said.contains("24GB or 22.5GiB"), "{said}");
+    let (code, said) = graph_run(&[], &["plan", &graph, "--gpu-memory", "24GB"]);
+    assert!(code == 1 && said.contains("add --device cuda:0"), "{said}");
+}
+
+#[test]
+fn a_graph_that_is_too_large_for_its_gpu_is_refused_before_it_is_opened() {
+    if !there_is_the_standin() {
+        return;
+    }
+    let small = Small::new();
+    let (code, said) =
+        small.run(&[("STANDIN_MEMORY", "560000000")], "large", &["--device", "cuda:0", "--steps", "1"]);
+    assert!(code == 1 && said.contains("of cuda:0's memory") && said.contains("what needs less:"), "{said}");
+    assert!(!small.out("large").exists(), "a run that is refused leaves nothing");
+}
+
+#[test]
+fn a_run_needs_what_its_plan_says() {
+    if !there_is_the_standin() {
+        return;
+    }
+    let small = Small::new();
+    let args = ["--device", "cuda:0", "--steps", "2", "--lanes", "1", "--set", "run.ahead=0"];
+    let (code, said) = small.run(&[], "free", &args);
+    assert!(code == 0, "{said}");
+    let line = said.lines().find(|line| line.contains("of cuda:0 ")).expect("the plan's peak").to_owned();
+    let after = line.split("of cuda:0 ").nth(1).unwrap();
+    let peak: f64 = after.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(after.contains("MiB"), "{line}");
+    // What the driver holds on a device is no allocation on the stand-in.
+    let bytes = (peak - 512.0) * 1024.0 * 1024.0;
+    let with = |share: f64, out: &str| {
+        let held = 8_000_000_000 - (share * bytes) as u64;
+        let held = held.to_string();
+        small.run(&[("STANDIN_MEMORY", "8000000000"), ("STANDIN_HELD", &held)], out, &args)
+    };
+    let (code, said) = with(1.05, "enough");
+    assert!(code == 0, "{said}");
+    let (code, said) = with(0.6, "little");
+    assert!(code == 1 && said.contains("it has no room"), "{said}");
 }

@@ -76,7 +76,7 @@ pub mod text;
 pub const ARITHMETIC: u32 = 3;
 
 pub use backbone::{Backbone, BackboneLayout, Inputs, Prediction, Probe};
-pub use cost::PassCost;
+pub use cost::{DeviceKind, PassCost};
 pub use cpu::Cpu;
 pub use device::Device;
 pub use error::{Error, Result};

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use case::{Case, cases, relative};
 use prefgraph_nn::{
-    Adapter, Backbone, Inputs, Probe, Tensor, backbone::Latents, lora::AdapterLayout, models::FluxUno,
+    Adapter, Backbone, DeviceKind, Inputs, Probe, Tensor, backbone::Latents, lora::AdapterLayout,
+    models::FluxUno,
 };
 
 /// Numbers without pattern, in +-1.
@@ -123,7 +124,7 @@ fn the_declared_memory_is_what_a_pass_holds() {
         for patterns in [&["*"][..], &["attn.to_q", "proj_out"], &["single_transformer_blocks.1.proj_mlp"]] {
             let linears = &model.layout().linears;
             let layout = Arc::new(AdapterLayout::matching(linears, patterns, 3, 4.5).unwrap().0);
-            let cost = model.cost(n, (h, w), &grids, text, Some(&layout));
+            let cost = model.cost(DeviceKind::Cpu, n, (h, w), &grids, text, Some(&layout));
             let values = Arc::new(vec![0.1; layout.len()]);
             let adapter = Adapter { layout, values: values.into() };
             let (_, saved) = model.predict_saving(&inputs, &adapter, &Probe::NOTHING).unwrap();
@@ -141,7 +142,7 @@ fn the_declared_memory_is_what_a_pass_holds() {
         // The last and largest: a fresh model, so that no other pass is counted.
         let model = case.model(2);
         model.predict(&inputs, None, &Probe::NOTHING).unwrap();
-        let cost = model.cost(n, (h, w), &grids, text, None);
+        let cost = model.cost(DeviceKind::Cpu, n, (h, w), &grids, text, None);
         let (_, most) = model.working_memory();
         let ratio = most as f64 / cost.scratch_bytes as f64;
         assert!((0.7..1.1).contains(&ratio), "{}: held {most}, declared {}", case.name, cost.scratch_bytes);

@@ -9,7 +9,7 @@ use std::{path::Path, sync::Arc};
 
 use case::{Case, cases, relative};
 use prefgraph_nn::{
-    Adapter, Backbone, Cpu, Inputs, Probe,
+    Adapter, Backbone, Cpu, DeviceKind, Inputs, Probe,
     backbone::Latents,
     cpu::{Isa, Precision},
     files::{Dtype, NamedTensor, TensorFiles, write_safetensors},
@@ -76,7 +76,8 @@ fn blocks_that_run_again_give_the_same_bits_and_keep_their_inputs_only() {
             let (inputs, _) = inputs(&case);
             let (n, _, h, w) = inputs.x_t.shape();
             let grids: Vec<_> = inputs.references.iter().map(|r| (r.shape().2, r.shape().3)).collect();
-            let cost = again.cost(n, (h, w), &grids, inputs.text.shape().1, Some(&adapter.layout));
+            let cost =
+                again.cost(DeviceKind::Cpu, n, (h, w), &grids, inputs.text.shape().1, Some(&adapter.layout));
             let (_, saved) = again.predict_saving(&inputs, &adapter, &Probe::NOTHING).unwrap();
             let ratio = again.working_memory().0 as f64 / cost.saved_bytes as f64;
             assert!(
@@ -101,8 +102,11 @@ fn weights_that_are_streamed_from_the_file_give_the_bits_of_resident_ones() {
             let (expected, found) = (pass(&resident, &case, &adapter), pass(&streamed, &case, &adapter));
             assert_eq!(bits(&expected.0), bits(&found.0), "{} {precision:?}: prediction", case.name);
             assert_eq!(bits(&expected.1), bits(&found.1), "{} {precision:?}: gradient", case.name);
-            assert_eq!(streamed.resident_bytes(Some(&adapter.layout)), 0);
-            assert!(resident.resident_bytes(Some(&adapter.layout)) > resident.resident_bytes(None));
+            assert_eq!(streamed.resident_bytes(DeviceKind::Cpu, Some(&adapter.layout)), 0);
+            assert!(
+                resident.resident_bytes(DeviceKind::Cpu, Some(&adapter.layout))
+                    > resident.resident_bytes(DeviceKind::Cpu, None)
+            );
         }
     }
 }

@@ -24,5 +24,6 @@ mod vec;
 
 pub use context::Cuda;
 pub use driver::{GpuInfo, devices, is_there};
+pub(crate) use products::WORKSPACE;
 pub use queue::CudaQueue;
 pub use values::{CudaBuffer, CudaMatrix};
