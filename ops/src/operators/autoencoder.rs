@@ -8,14 +8,14 @@ use std::{
 };
 
 use prefgraph_nn::{
-    self as nn, Device,
+    self as nn, Device, DeviceKind,
     autoencoders::{Autoencoder, Batch, Dct, KlAutoencoder, Posterior, TinyAutoencoder},
     cuda::Cuda,
 };
 
 use crate::{
     choices,
-    operator::{Ctx, OpError},
+    operator::{Cost, Ctx, OpError},
     part::{Part, Toy},
     settings::DataPath,
 };
@@ -85,6 +85,12 @@ impl Coder {
         })
     }
 
+    /// What a node costs that runs it on a GPU; nothing for a kind that runs on the host in any case.
+    pub fn on_gpu_costs(&self, cost: Cost) -> Option<Cost> {
+        let runs_there = self.kind != AutoencoderKind::Dct;
+        runs_there.then_some(Cost { queue_bytes: DeviceKind::Cuda.queue_bytes(), ..cost })
+    }
+
     fn on_gpu(&self) -> Result<&dyn Autoencoder<Cuda>, OpError> {
         if let Some(opened) = self.gpu.get() {
             return Ok(&**opened);
@@ -92,6 +98,11 @@ impl Coder {
         let opened = open(self.kind, &self.weights)?;
         Ok(&**self.gpu.get_or_init(|| opened))
     }
+}
+
+/// A cost whose host bytes are in the same memory as all else.
+pub(crate) fn on_host(cost: Cost) -> Cost {
+    Cost { scratch_bytes: cost.scratch_bytes.saturating_add(cost.host_bytes), host_bytes: 0, ..cost }
 }
 
 fn open<D: Device>(kind: AutoencoderKind, weights: &DataPath) -> Result<Arc<dyn Autoencoder<D>>, OpError> {

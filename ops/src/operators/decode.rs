@@ -5,7 +5,7 @@
 use prefgraph_nn::autoencoders::Half;
 
 use super::{
-    autoencoder::{self, AutoencoderKind, Coder},
+    autoencoder::{self, AutoencoderKind, Coder, on_host},
     tensors::latents_to_nn,
 };
 use crate::{
@@ -33,6 +33,23 @@ settings! {
 pub struct Decode {
     coder: Coder,
     settings: DecodeSettings,
+}
+
+impl Decode {
+    fn cost_of(&self, images: &ImageShape) -> Cost {
+        let about = self.coder.about();
+        let one = about.decode_cost(images.height, images.width);
+        let pixels = images.batch * images.height * images.width;
+        Cost {
+            forward_flops: images.batch as f64 * one.forward_flops,
+            moved_bytes: 20.0 * pixels as f64 + images.batch as f64 * about.weight_bytes() as f64,
+            scratch_bytes: one.scratch_bytes,
+            // The pictures as planes; the network makes them one after the other.
+            host_bytes: 12 * pixels,
+            resident_bytes: about.resident_bytes(Half::Decoder),
+            ..Cost::default()
+        }
+    }
 }
 
 impl Operator for Decode {
@@ -64,17 +81,11 @@ impl Operator for Decode {
     }
 
     fn cost(&self, _: &InShapes<Self>, (images,): &OutShapes<Self>) -> Cost {
-        let one = self.coder.about().decode_cost(images.height, images.width);
-        let pixels = images.batch * images.height * images.width;
-        Cost {
-            forward_flops: images.batch as f64 * one.forward_flops,
-            moved_bytes: 20.0 * pixels as f64
-                + images.batch as f64 * self.coder.about().weight_bytes() as f64,
-            // The pictures as planes; the network makes them one after the other.
-            scratch_bytes: (12 * pixels).saturating_add(one.scratch_bytes),
-            resident_bytes: self.coder.about().resident_bytes(Half::Decoder),
-            ..Cost::default()
-        }
+        on_host(self.cost_of(images))
+    }
+
+    fn gpu_cost(&self, _: &InShapes<Self>, (images,): &OutShapes<Self>) -> Option<Cost> {
+        self.coder.on_gpu_costs(self.cost_of(images))
     }
 
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {

@@ -8,7 +8,7 @@ use prefgraph_nn::{
 };
 
 use super::{
-    autoencoder::{self, AutoencoderKind, Coder},
+    autoencoder::{self, AutoencoderKind, Coder, on_host},
     tensors::tensor,
 };
 use crate::{
@@ -116,8 +116,9 @@ impl Encoder {
             // Bytes to planes and on to latents; the weights once for every picture.
             all.moved_bytes +=
                 20.0 * pixels as f64 + image.batch as f64 * self.coder.about().weight_bytes() as f64;
-            // The pictures as planes; the network takes them one after the other.
-            all.scratch_bytes = all.scratch_bytes.max((12 * pixels).saturating_add(one.scratch_bytes));
+            // The network takes the pictures one after the other; all of them wait as planes on the host.
+            all.scratch_bytes = all.scratch_bytes.max(one.scratch_bytes);
+            all.host_bytes = all.host_bytes.max(12 * pixels);
         }
         all
     }
@@ -167,7 +168,11 @@ impl Operator for Encode {
     }
 
     fn cost(&self, (images,): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
-        self.0.cost(std::iter::once(images))
+        on_host(self.0.cost(std::iter::once(images)))
+    }
+
+    fn gpu_cost(&self, (images,): &InShapes<Self>, _: &OutShapes<Self>) -> Option<Cost> {
+        self.0.coder.on_gpu_costs(self.0.cost(std::iter::once(images)))
     }
 
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {
@@ -214,7 +219,11 @@ impl Operator for EncodeReferences {
     }
 
     fn cost(&self, (images,): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
-        self.0.cost(images.0.iter())
+        on_host(self.0.cost(images.0.iter()))
+    }
+
+    fn gpu_cost(&self, (images,): &InShapes<Self>, _: &OutShapes<Self>) -> Option<Cost> {
+        self.0.coder.on_gpu_costs(self.0.cost(images.0.iter()))
     }
 
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {

@@ -164,7 +164,7 @@ pub(super) fn cost(
         c.cost.backward_scratch_bytes = size::sum([c.cost.backward_scratch_bytes, again]);
         c.cost.backward_flops += if first < count { c.cost.forward_flops } else { 0.0 };
     }
-    c.cost.queue_bytes = weights.queue();
+    c.cost.queue_bytes = weights.on.queue_bytes();
     c.cost
 }
 

@@ -15,7 +15,6 @@ use super::{FluxOptions, FrozenUse, config::FluxConfig};
 use crate::{
     backbone::LinearLayout,
     cost::DeviceKind,
-    cuda,
     device::Precision,
     layers::Packing,
     lora::{AdapterLayout, FrozenAdapter},
@@ -152,13 +151,5 @@ impl<'a> FrozenWeights<'a> {
             DeviceKind::Cuda => self.value(),
         };
         self.config.layout().parameters as f64 * value as f64
-    }
-
-    /// Bytes of a queue besides its buffers.
-    pub fn queue(&self) -> usize {
-        match self.on {
-            DeviceKind::Cpu => 0,
-            DeviceKind::Cuda => cuda::WORKSPACE,
-        }
     }
 }

@@ -4,7 +4,7 @@
 
 mod clip_t5;
 
-use prefgraph_nn::text::hash::Hash;
+use prefgraph_nn::{DeviceKind, text::hash::Hash};
 
 use self::clip_t5::ClipT5;
 use super::tensors::tensor;
@@ -145,6 +145,11 @@ impl Operator for Prompt {
 
     fn cost(&self, (prompts, _): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
         self.encoders.as_ref().map_or_else(Cost::default, |e| e.cost(prompts.batch))
+    }
+
+    fn gpu_cost(&self, (prompts, _): &InShapes<Self>, _: &OutShapes<Self>) -> Option<Cost> {
+        let cost = self.encoders.as_ref()?.cost(prompts.batch);
+        Some(Cost { queue_bytes: DeviceKind::Cuda.queue_bytes(), ..cost })
     }
 
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {
