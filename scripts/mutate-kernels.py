@@ -13,6 +13,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "nn" / "kernels"
 SECONDS = 600
+CHECKED = {"STANDIN_CHECK": "1", "STANDIN_SEED": "2"}
 
 # Tests for each file. Those of the headers are the ones that use most of them.
 TESTS = {
@@ -185,13 +187,12 @@ def test_program():
 
 
 def run(program, folder, tests, **more):
-    """Whether a test fails, and whether the stand-in finds something. Stops at the first test that fails."""
+    """Whether a test fails, what the stand-in finds, and all that was said. Stops at the first test that fails."""
     with tempfile.TemporaryFile("w+") as out:
         command = [str(ROOT / "scripts" / "standin.sh"), program, *tests, "--test-threads=1"]
         process = subprocess.Popen(command, cwd=ROOT / "nn", env=environment(folder, **more), stdout=out, stderr=subprocess.STDOUT)
 
         def text():
-            out.flush()
             return os.pread(out.fileno(), 1 << 24, 0).decode(errors="replace")
 
         end = time.monotonic() + SECONDS
@@ -201,7 +202,11 @@ def run(program, folder, tests, **more):
         if ended is None:
             process.kill()
             process.wait()
-        return ended != 0, "standin: " in text(), text()
+        said = text()
+        if "does not compile" in said or "cannot be used" in said.split("FAILED")[0]:
+            sys.exit(f"this is no mutant:\n{said}")
+        found = re.search(r"standin: (.*?) in \w+ at ", said) or re.search(r"standin: (.*)", said)
+        return ended != 0, found.group(1) if found else "", said
 
 
 def judge(program, mutant):
@@ -214,7 +219,7 @@ def judge(program, mutant):
         parts = text.split(old)
         (folder / file).write_text(old.join(parts[: occurrence + 1]) + new + old.join(parts[occurrence + 1 :]))
         values, _, _ = run(program, folder, TESTS[file])
-        checks, found, _ = run(program, folder, TESTS[file], STANDIN_CHECK="1", STANDIN_SEED="2")
+        checks, found, _ = run(program, folder, TESTS[file], **CHECKED)
         return mutant, values, checks, found
 
 
@@ -237,16 +242,17 @@ def main():
         folder = pathlib.Path(folder)
         for source in KERNELS.iterdir():
             shutil.copy(source, folder)
-        failed, _, text = run(program, folder, sorted({t for m in mutants for t in TESTS[m[0]]}))
-        if failed:
-            sys.exit(f"the tests fail without a change:\n{text}")
+        for more in {}, CHECKED:
+            failed, _, text = run(program, folder, sorted({t for m in mutants for t in TESTS[m[0]]}), **more)
+            if failed:
+                sys.exit(f"the tests fail without a change {more}:\n{text}")
     print(f"{'file':22} {'what is broken':42} {'values':10} checks", flush=True)
     missed, by_values, by_checks = [], 0, 0
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         for mutant, values, checks, found in pool.map(lambda m: judge(program, m), mutants):
-            told = "a finding" if found else "values" if checks else "-"
+            told = found or ("values" if checks else "-")
             print(f"{mutant[0]:22} {mutant[1]:42} {'noticed' if values else '-':10} {told}", flush=True)
-            by_values, by_checks = by_values + values, by_checks + found
+            by_values, by_checks = by_values + values, by_checks + bool(found)
             if not values and not checks:
                 missed.append(mutant)
     print(f"{len(mutants)} mutants: {by_values} noticed by values, {by_checks} by findings, {len(missed)} by neither")

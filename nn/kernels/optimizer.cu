@@ -7,14 +7,15 @@
 
 constexpr int PART = 4096, THREADS = 256;
 
-// The block's threads' values made one, in thread 0. `scratch [256]`.
-template <class T, class Join> DEVICE T join_block(T value, T* scratch, const Join& join) {
+// The block's threads' values made one.
+template <class T, class Join> DEVICE void join_block(T value, T* to, const Join& join) {
+  T* scratch = shared_memory<T>();
   scratch[threadIdx.x] = value;
   for (int half = THREADS / 2; half > 0; half /= 2) {
     __syncthreads();
     if (threadIdx.x < half) scratch[threadIdx.x] = join(scratch[threadIdx.x], scratch[threadIdx.x + half]);
   }
-  return scratch[0];
+  if (threadIdx.x == 0) *to = scratch[0];
 }
 struct Sum {
   __device__ __forceinline__ double operator()(double a, double b) const { return a + b; }
@@ -29,14 +30,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) squares_of_parts(const flo
   x += at(blockIdx.x, PART, 0);
   double sum = 0.0;
   for (int i = threadIdx.x; i < end; i += THREADS) sum += static_cast<double>(x[i]) * x[i];
-  sum = join_block(sum, shared_memory<double>(), Sum());
-  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+  join_block(sum, sums + blockIdx.x, Sum());
 }
 extern "C" __global__ void __launch_bounds__(THREADS) sum_of_parts(const double* sums, double* total, int parts) {
   double sum = 0.0;
   for (int i = threadIdx.x; i < parts; i += THREADS) sum += sums[i];
-  sum = join_block(sum, shared_memory<double>(), Sum());
-  if (threadIdx.x == 0) *total = sum;
+  join_block(sum, total, Sum());
 }
 
 // `places [P]`: of the first value that is not finite, or `count`.
@@ -45,14 +44,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) not_finite_of_parts(const 
   int place = count;
   for (int i = threadIdx.x; i < end && place == count; i += THREADS)
     if ((__float_as_uint(x[first + i]) & 0x7f800000u) == 0x7f800000u) place = first + i;
-  place = join_block(place, shared_memory<int>(), Smaller());
-  if (threadIdx.x == 0) places[blockIdx.x] = place;
+  join_block(place, places + blockIdx.x, Smaller());
 }
 extern "C" __global__ void __launch_bounds__(THREADS) first_of_parts(const int* places, int* first, int parts, int count) {
   int place = count;
   for (int i = threadIdx.x; i < parts; i += THREADS) place = min(place, places[i]);
-  place = join_block(place, shared_memory<int>(), Smaller());
-  if (threadIdx.x == 0) *first = place;
+  join_block(place, first, Smaller());
 }
 
 // One step of AdamW. The factors are the host's, and each rounding is that of the processor.

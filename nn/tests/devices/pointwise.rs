@@ -10,12 +10,13 @@ use crate::{
     numbers::{activations, exact, numbers},
 };
 
-/// Sizes with and without rows of whole sixteen bytes, and more columns than a block has threads.
-const ROWS: [TokenRows; 4] = [
+/// Sizes with and without rows of whole sixteen bytes, more columns than a block has threads, and more tokens than it has slices.
+const ROWS: [TokenRows; 5] = [
     TokenRows { batch: 1, tokens: 1, width: 8 },
     TokenRows { batch: 2, tokens: 5, width: 48 },
     TokenRows { batch: 3, tokens: 7, width: 37 },
     TokenRows { batch: 1, tokens: 3, width: 2600 },
+    TokenRows { batch: 2, tokens: 17, width: 40 },
 ];
 
 fn read<D: Device>(queue: &D::Queue, buffers: &[(&D::Buffer, usize)]) -> Vec<Vec<f32>> {
@@ -64,6 +65,12 @@ fn sums<D: Device>(device: &D, precision: Precision, len: usize) -> Vec<Vec<f32>
         queue.add_scaled(0.75, View::new(&x, 1).skip(1), ViewMut::new(&mut y, 1).skip(2), len);
         queue.scale(-1.5, ViewMut::new(&mut y, 1).skip(1), len);
         results.extend(read::<D>(&queue, &[(&y, len + 3)]));
+        // From the first value to the last one, sixteen bytes at a time.
+        let x = queue.upload(&numbers(len, 3), kind);
+        let mut y = queue.upload(&numbers(len, 4), kind);
+        queue.add_scaled(0.75, View::new(&x, 1), ViewMut::new(&mut y, 1), len);
+        queue.scale(-1.5, ViewMut::new(&mut y, 1), len);
+        results.extend(read::<D>(&queue, &[(&y, len)]));
     }
     let zeros = queue.zeros(len, Kind::Exact);
     results.extend(read::<D>(&queue, &[(&zeros, len)]));
