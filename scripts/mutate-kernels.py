@@ -237,7 +237,12 @@ def main():
         for file, name, *_ in mutants:
             print(f"{file:22} {name}")
         return
-    program = test_program()
+    # A copy: somebody may build while the mutants run.
+    with tempfile.TemporaryDirectory() as own:
+        judge_all(mutants, shutil.copy(test_program(), own), arguments.jobs)
+
+
+def judge_all(mutants, program, jobs):
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         for source in KERNELS.iterdir():
@@ -248,7 +253,7 @@ def main():
                 sys.exit(f"the tests fail without a change {more}:\n{text}")
     print(f"{'file':22} {'what is broken':42} {'values':10} checks", flush=True)
     missed, by_values, by_checks = [], 0, 0
-    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         for mutant, values, checks, found in pool.map(lambda m: judge(program, m), mutants):
             told = found or ("values" if checks else "-")
             print(f"{mutant[0]:22} {mutant[1]:42} {'noticed' if values else '-':10} {told}", flush=True)

@@ -22,7 +22,7 @@ fn heads<D: Device>(device: &D, precision: Precision, layout: HeadLayout, normed
     let angles: Vec<f32> = numbers(tokens * dim / 2, 3);
     let table =
         |f: fn(f32) -> f32| queue.upload(&angles.iter().map(|a| f(3.0 * a)).collect::<Vec<_>>(), Kind::Exact);
-    let (cos, sin) = (table(f32::cos), table(f32::sin));
+    let (cos, sin) = (table(libm::cosf), table(libm::sinf));
     let norm = normed.then_some(NormRotary { weight: &weight, cos: &cos, sin: &sin });
     let all = batch * heads * tokens * dim;
     let mut out = activations::<D>(&queue, all, 4);
