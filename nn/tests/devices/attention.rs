@@ -54,13 +54,29 @@ fn attention<D: Device>(
     (shape, first_sample): (AttentionShape, usize),
     query_rows: Range<usize>,
 ) -> Vec<Vec<f32>> {
+    let factors = [1.0, 1.0].map(|factor| move |v: f32| factor * v);
+    attention_of(device, precision, (shape, first_sample), query_rows, factors)
+}
+
+/// The same of queries and keys that are functions of the numbers.
+fn attention_of<D: Device>(
+    device: &D,
+    precision: Precision,
+    (shape, first_sample): (AttentionShape, usize),
+    query_rows: Range<usize>,
+    functions: [impl Fn(f32) -> f32; 2],
+) -> Vec<Vec<f32>> {
     let queue = device.queue(precision).unwrap();
     let AttentionShape { batch, heads, tokens, dim } = shape;
     let (all, width, sums) = (batch * heads * tokens * dim, heads * dim, batch * heads * tokens);
     let of_samples =
         |seed, each: usize| numbers((first_sample + batch) * each, seed)[first_sample * each..].to_vec();
-    let [q, k, v] =
-        [1, 2, 3].map(|seed| queue.upload(&of_samples(seed, heads * tokens * dim), Kind::Activation));
+    let each = heads * tokens * dim;
+    let [q, k] = [0, 1].map(|i: usize| {
+        let values: Vec<f32> = of_samples(i as u64 + 1, each).into_iter().map(&functions[i]).collect();
+        queue.upload(&values, Kind::Activation)
+    });
+    let v = queue.upload(&of_samples(3, each), Kind::Activation);
     let stride = width + 8;
     let mut out = queue.upload(&of_samples(4, tokens * stride), Kind::Activation);
     let mut lse = queue.upload(&of_samples(5, heads * tokens), Kind::Exact);
@@ -136,6 +152,22 @@ fn attention_of_wide_heads_agrees_in_bf16() {
                     assert!(off <= bound, "{shape:?}, queries {rows:?}, result {i}: off by {off:e}");
                 }
             }
+        }
+    }
+}
+
+/// The exponential of a score of zero, which what is beyond the end has, is infinite beside such scores.
+#[test]
+fn attention_with_scores_far_below_zero_agrees() {
+    let Some((cpu, cuda)) = devices() else { return };
+    let functions = || [8.0, -8.0].map(|factor| move |v: f32| factor * v.abs());
+    for dim in [16, 64, 128] {
+        let shape = (AttentionShape { batch: 1, heads: 2, tokens: 75, dim }, 0);
+        let expected = attention_of(&cpu, Precision::Bf16, shape, 0..70, functions());
+        let found = attention_of(&cuda, Precision::Bf16, shape, 0..70, functions());
+        for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let off = difference(found, expected);
+            assert!(off <= 2e-2, "heads of {dim}, result {i}: off by {off:e}");
         }
     }
 }
