@@ -54,8 +54,7 @@ fn attention<D: Device>(
     (shape, first_sample): (AttentionShape, usize),
     query_rows: Range<usize>,
 ) -> Vec<Vec<f32>> {
-    let factors = [1.0, 1.0].map(|factor| move |v: f32| factor * v);
-    attention_of(device, precision, (shape, first_sample), query_rows, factors)
+    attention_of(device, precision, (shape, first_sample), query_rows, [|v| v; 2])
 }
 
 /// The same of queries and keys that are functions of the numbers.
