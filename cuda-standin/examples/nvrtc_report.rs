@@ -1,6 +1,6 @@
 //! Registers and spills of kernels: `nvrtc_report LIMITS FILE.cu...`, with the real NVRTC, which needs no driver.
 //!
-//! Compiles each file for each of `ARCHITECTURES` and prints a line for each kernel. Ends with 1 where a file does not compile,
+//! Compiles each file for each of `ARCHITECTURES`, in both precisions of activations, and prints a line for each kernel. Ends with 1 where a file does not compile,
 //! a kernel spills, or one is above its limit. `LIMITS` has a line for each kernel, `NAME REGISTERS`, and comments after `#`; it
 //! need not be there. `scripts/nvrtc-check.sh` gets NVRTC and runs this.
 #![allow(
@@ -21,6 +21,8 @@ use std::{
 use cudarc::nvrtc::{result, sys};
 
 const ARCHITECTURES: [&str; 3] = ["sm_80", "sm_90", "sm_100"];
+/// Every file is compiled once for each precision of activations, as the project does.
+const PRECISIONS: [(&str, Option<&str>); 2] = [("f32", None), ("bf16", Some("-DACTIVATION_BF16"))];
 const INCLUDE: &str = "#include \"device.cuh\"\n";
 
 /// What the assembler says of one kernel.
@@ -52,16 +54,16 @@ fn main() -> ExitCode {
     let mut good = true;
     let mut seen = Vec::new();
     for file in &files {
-        for arch in ARCHITECTURES {
-            match compile(Path::new(file), arch) {
+        for (arch, (precision, define)) in ARCHITECTURES.iter().flat_map(|a| PRECISIONS.map(|p| (a, p))) {
+            match compile(Path::new(file), arch, define) {
                 Ok(kernels) => {
                     for kernel in kernels {
-                        good &= judge(&kernel, arch, &limits);
+                        good &= judge(&kernel, (arch, precision), &limits);
                         seen.push(kernel.kernel);
                     }
                 }
                 Err(log) => {
-                    eprintln!("{file}, {arch}: does not compile\n{log}");
+                    eprintln!("{file}, {arch}, {precision}: does not compile\n{log}");
                     good = false;
                 }
             }
@@ -74,7 +76,7 @@ fn main() -> ExitCode {
 }
 
 /// Writes a kernel's line; whether it is within its limit and spills nothing.
-fn judge(usage: &Usage, arch: &str, limits: &BTreeMap<String, u32>) -> bool {
+fn judge(usage: &Usage, (arch, precision): (&str, &str), limits: &BTreeMap<String, u32>) -> bool {
     let Usage { kernel, registers, spilled_bytes } = usage;
     let limit = limits.get(kernel);
     let (over, spills) = (limit.is_some_and(|limit| registers > limit), *spilled_bytes > 0);
@@ -88,7 +90,7 @@ fn judge(usage: &Usage, arch: &str, limits: &BTreeMap<String, u32>) -> bool {
         (false, true) => "  SPILLS",
         (true, true) => "  ABOVE ITS LIMIT, SPILLS",
     };
-    println!("{kernel:28} {arch:7} {registers:4} {told}, {spilled_bytes} bytes spilled{fault}");
+    println!("{kernel:28} {arch:7} {precision:5} {registers:4} {told}, {spilled_bytes} bytes spilled{fault}");
     !over && !spills
 }
 
@@ -126,13 +128,16 @@ fn translation_unit(file: &Path) -> std::io::Result<String> {
 }
 
 /// What the assembler says of each kernel of a file; `Err`: what the compiler says.
-fn compile(file: &Path, arch: &str) -> Result<Vec<Usage>, String> {
+fn compile(file: &Path, arch: &str, define: Option<&str>) -> Result<Vec<Usage>, String> {
     let text = translation_unit(file).map_err(|error| error.to_string())?;
     let source = CString::new(text).map_err(|error| error.to_string())?;
     let name = CString::new(file.to_string_lossy().as_bytes()).map_err(|error| error.to_string())?;
     let program = result::create_program(&source, Some(&name)).map_err(|error| format!("{error:?}"))?;
-    let options =
-        [format!("--gpu-architecture={arch}"), "--std=c++17".to_owned(), "--ptxas-options=-v".to_owned()];
+    let mut options =
+        vec![format!("--gpu-architecture={arch}"), "--std=c++17".to_owned(), "--ptxas-options=-v".to_owned()];
+    options.extend(define.map(str::to_owned));
+    // As the project does for GPUs from compute capability 10 on.
+    options.extend((arch == "sm_100").then(|| "-DBLACKWELL".to_owned()));
     // SAFETY: the program is open until the end of this function, and its log ends with a zero.
     let (done, log) = unsafe {
         let done = result::compile_program(program, &options);

@@ -181,7 +181,7 @@ fn main() {
     }
     if "attention".contains(&filter) {
         for (batch, heads, tokens, dim) in [(4, 4, 576, 64), (2, 8, 1600, 128), (4, 4, 576, 24)] {
-            let shape = AttentionShape { batch, heads, tokens, dim };
+            let shape = AttentionShape { batch, heads, tokens, keys: tokens, dim };
             let all = batch * heads * tokens * dim;
             let [q, k, v, d_out] = [1, 2, 3, 4].map(|seed| values(all, seed));
             let (mut out, mut lse) = (Memory::zeros(all), Memory::zeros(batch * heads * tokens));

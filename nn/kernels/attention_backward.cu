@@ -13,7 +13,7 @@
 // for each. Two blocks fit on a multiprocessor of an H100 (255 registers a thread).
 //
 //   kernel    D     rows of a block, of a tile   shared memory: own two + 2 stages of two   sums + scores of a thread
-//   queries   64    128, 32                      2 * 16 + 2 * 2 * 4  = 48 KiB               64 + 64 registers
+//   queries   64    128, 64                      2 * 16 + 2 * 2 * 8  = 64 KiB               64 + 128 registers
 //   queries   128   128, 32                      2 * 32 + 2 * 2 * 8  = 96 KiB               128 + 64 registers
 //   keys      64    128, 32                      2 * 16 + 2 * 2 * 4  = 48 KiB               128 + 64 registers
 //   keys      128   64, 64                       2 * 16 + 2 * 2 * 16 = 96 KiB               128 + 64 registers
@@ -158,7 +158,6 @@ DEVICE void attention_keys(const bf16* q, const bf16* k, const bf16* v, const bf
 
   int stage = 0;
   for (int query = 0; query < queries; query += TILE, stage ^= 1) {
-    forget(stage);
     copy_async_wait<0>();
     __syncthreads();  // this stage is there, and everyone has left the other one
     const char *qs = stages + stage * (2 * BYTES), *ds = qs + BYTES;
@@ -168,7 +167,7 @@ DEVICE void attention_keys(const bf16* q, const bf16* k, const bf16* v, const bf
     if (after < queries) {
       char* next = stages + (stage ^ 1) * (2 * BYTES);
       fetch<D, TILE>(next, q + at(after, D, 0), D, 0, queries - after);
-      fetch<D, TILE, true>(next + BYTES, d_out + at(after, d_out_stride, 0), d_out_stride, 0, queries - after);
+      fetch<D, TILE>(next + BYTES, d_out + at(after, d_out_stride, 0), d_out_stride, 0, queries - after);
       next_sum = share(after);
     }
     copy_async_commit();
@@ -224,5 +223,5 @@ DEVICE void attention_keys(const bf16* q, const bf16* k, const bf16* v, const bf
                          bf16* dk, bf16* dv, int heads, int tokens, int first_query, int queries, int d_out_stride, float scale) {    \
     attention_keys<D, TALL, TILE>(q, k, v, d_out, lse, delta, dk, dv, heads, tokens, first_query, queries, d_out_stride, scale);      \
   }
-BACKWARD(64, 2, 32)
-BACKWARD(128, 1, 64)
+BACKWARD(64, 2, (SHORT_TILES ? 16 : 32))
+BACKWARD(128, 1, (SHORT_TILES ? 16 : 64))

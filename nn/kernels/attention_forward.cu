@@ -5,14 +5,14 @@
 //   q, k, v, out and the stride are multiples of 16 bytes
 //
 // A block has 128 queries of one head. Each of its four warps has 32 of them: keys and values that a warp reads from shared memory
-// serve two products of 16 rows, or shared memory would be slower than the tensor cores. Keys and values come in tiles of 64 rows, one
-// tile of each at a time: the values come while scores are computed, and the next keys during softmax and sums.
+// serve two products of 16 rows, or shared memory would be slower than the tensor cores. Keys and values come in tiles of 8192 / D
+// rows, one tile of each at a time: the values come while scores are computed, and the next keys during softmax and sums.
 //
-//   D     shared memory: queries + keys + values   sums + scores of a thread
-//   64    16 + 8 + 8 = 32 KiB                      64 + 64 registers
-//   128   32 + 16 + 16 = 64 KiB                    128 + 64 registers
+//   D     keys of a tile   shared memory: queries + keys + values   sums + scores of a thread
+//   64    128              16 + 16 + 16 = 48 KiB                    64 + 128 registers
+//   128   64               32 + 16 + 16 = 64 KiB                    128 + 64 registers
 //
-// Two blocks fit on a multiprocessor (at most 255 registers a thread); while one computes its softmax, the other one multiplies. A row's bits
+// Two blocks fit on a multiprocessor (255 registers a thread); while one computes its softmax, the other one multiplies. A row's bits
 // depend on its own query and on the keys and values: neither on its place in the block nor on other rows.
 #include "tensor.cuh"
 
@@ -21,7 +21,7 @@ constexpr int ROWS = 128, TALL = 2;
 template <int D>
 DEVICE void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse, int heads, int tokens, int first_query,
                       int queries, int out_stride, float scale) {
-  constexpr int TILE = 64;
+  constexpr int TILE = SHORT_TILES && D == 128 ? 32 : 64;
   char* qs = shared_memory<char>();
   char* ks = qs + ROWS * 2 * D;
   char* vs = ks + TILE * 2 * D;
@@ -44,9 +44,6 @@ DEVICE void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, fl
   char* mine = qs + lane.warp * (TALL * 16) * (2 * D);
 
   for (int key = 0; key < tokens; key += TILE) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-    forget(key);  // or ptxas spills, which it does elsewhere with this
-#endif
     copy_async_wait<0>();
     __syncthreads();  // keys are there, and everyone has left the values
     fetch<D, TILE>(vs, v + head + at(key, D, 0), D, 0, tokens - key);

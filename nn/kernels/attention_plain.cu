@@ -1,7 +1,7 @@
 // Softmax attention in plain f32 arithmetic, for any width of a head, and its backward. Every sum has a fixed order.
 //
-//   B samples   H heads   T tokens   D width of a head
-//   q, k, v, dq, dk, dv  [B, H, T, D]     out, d_out  [B, T, H D] with a stride     lse, delta  [B, H, T]
+//   B samples   H heads   T tokens   U keys   D width of a head
+//   q, dq  [B, H, T, D]   k, v, dk, dv  [B, H, U, D]   out, d_out  [B, T, H D] with a stride   lse, delta  [B, H, T]
 //
 // A block has four warps, and a warp one row: a query, or a key in the backward of keys and values. The other side comes in tiles of
 // 32 rows through shared memory, a lane for each row of the tile.
@@ -69,23 +69,29 @@ DEVICE float warp_max(float v) {
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_plain(const activation* q, const activation* k, const activation* v,
-                                                                  activation* out, float* lse, int heads, int tokens, int dim,
-                                                                  int first_query, int queries, int out_stride, float scale) {
+                                                                  activation* out, float* lse, int heads, int tokens, int keys, int dim,
+                                                                  int first_query, int queries, int out_stride, float scale,
+                                                                  const float* bias, int causal) {
   const Shared s = shared_of(dim);
   const int lane = threadIdx.x % 32, index = blockIdx.x * ROWS + threadIdx.x / 32, query = first_query + index;
   const bool there = index < queries;
-  const long long head = at(blockIdx.y, tokens * dim, 0);
-  load_row(s.row, q + head + at(there ? query : 0, dim, 0), dim, there);
+  const long long head = at(blockIdx.y, keys * dim, 0);
+  load_row(s.row, q + at(blockIdx.y, tokens * dim, 0) + at(there ? query : 0, dim, 0), dim, there);
+  if (bias) bias += at(static_cast<int>(blockIdx.y) % heads * tokens + (there ? query : 0), keys, 0);
   float acc[LANE_VALUES], top = -infinity(), sum = 0.0f;
 #pragma unroll
   for (int n = 0; n < LANE_VALUES; ++n) acc[n] = 0.0f;
-  for (int first = 0; first < tokens; first += TILE) {
-    load_tile(s, k + head, first, tokens, dim);
-    const float score = first + lane < tokens ? scale * dot(s, s.row) : -infinity();
-    const float high = fmaxf(top, warp_max(score)), weight = expf(score - high), shrink = expf(top - high);
+  for (int first = 0; first < keys; first += TILE) {
+    load_tile(s, k + head, first, keys, dim);
+    const int key = first + lane;
+    const float score = dot(s, s.row) * scale + (bias && key < keys ? bias[key] : 0.0f);
+    const bool seen = key < keys && !(causal && key > query);
+    const float high = fmaxf(top, warp_max(seen ? score : -infinity()));
+    // Every query sees the first key, so that `high` is finite.
+    const float weight = seen ? expf(score - high) : 0.0f, shrink = expf(top - high);
     top = high;
     sum = fmaf(sum, shrink, warp_sum(weight));
-    load_tile(s, v + head, first, tokens, dim);
+    load_tile(s, v + head, first, keys, dim);
 #pragma unroll
     for (int n = 0; n < LANE_VALUES; ++n) acc[n] *= shrink;
     add_weighted(s, weight, acc);
@@ -113,39 +119,39 @@ extern "C" __global__ void __launch_bounds__(128) attention_delta(const activati
 // A warp has one token: where it is no query with a cotangent, dq is zero.
 extern "C" __global__ void __launch_bounds__(128) attention_plain_queries(const activation* q, const activation* k, const activation* v,
                                                                           const activation* d_out, const float* lse, const float* delta,
-                                                                          activation* dq, int heads, int tokens, int dim, int first_query,
+                                                                          activation* dq, int heads, int tokens, int keys, int dim, int first_query,
                                                                           int queries, int d_out_stride, float scale) {
   const Shared s = shared_of(dim);
   const int lane = threadIdx.x % 32, query = blockIdx.x * ROWS + threadIdx.x / 32;
   const bool there = query >= first_query && query < first_query + queries;
-  const long long head = at(blockIdx.y, tokens * dim, 0);
+  const long long head = at(blockIdx.y, keys * dim, 0), mine_at = at(blockIdx.y, tokens * dim, 0);
   const int sample = blockIdx.y / heads, column = static_cast<int>(blockIdx.y) % heads * dim;
   float* cotangent = s.row + dim;
-  load_row(s.row, q + head + at(there ? query : 0, dim, 0), dim, there);
+  load_row(s.row, q + mine_at + at(there ? query : 0, dim, 0), dim, there);
   load_row(cotangent, d_out + at(sample * tokens + (there ? query : 0), d_out_stride, column), dim, there);
   const float mine = there ? lse[at(blockIdx.y, tokens, query)] : 0.0f, taken = there ? delta[at(blockIdx.y, tokens, query)] : 0.0f;
   float acc[LANE_VALUES];
 #pragma unroll
   for (int n = 0; n < LANE_VALUES; ++n) acc[n] = 0.0f;
-  for (int first = 0; first < tokens; first += TILE) {
-    load_tile(s, v + head, first, tokens, dim);
+  for (int first = 0; first < keys; first += TILE) {
+    load_tile(s, v + head, first, keys, dim);
     const float d_weight = dot(s, cotangent);
-    load_tile(s, k + head, first, tokens, dim);
-    const float weight = there && first + lane < tokens ? expf(scale * dot(s, s.row) - mine) : 0.0f;
+    load_tile(s, k + head, first, keys, dim);
+    const float weight = there && first + lane < keys ? expf(scale * dot(s, s.row) - mine) : 0.0f;
     add_weighted(s, weight * (d_weight - taken), acc);
   }
-  if (query < tokens) store_row(dq + head + at(query, dim, 0), acc, dim, scale);
+  if (query < tokens) store_row(dq + mine_at + at(query, dim, 0), acc, dim, scale);
 }
 
 // A warp has one key and its value.
 extern "C" __global__ void __launch_bounds__(128) attention_plain_keys(const activation* q, const activation* k, const activation* v,
                                                                        const activation* d_out, const float* lse, const float* delta,
-                                                                       activation* dk, activation* dv, int heads, int tokens, int dim,
+                                                                       activation* dk, activation* dv, int heads, int tokens, int keys, int dim,
                                                                        int first_query, int queries, int d_out_stride, float scale) {
   const Shared s = shared_of(dim);
   const int lane = threadIdx.x % 32, key = blockIdx.x * ROWS + threadIdx.x / 32, end = first_query + queries;
-  const bool there = key < tokens;
-  const long long head = at(blockIdx.y, tokens * dim, 0);
+  const bool there = key < keys;
+  const long long head = at(blockIdx.y, keys * dim, 0), queries_at = at(blockIdx.y, tokens * dim, 0);
   const int sample = blockIdx.y / heads, column = static_cast<int>(blockIdx.y) % heads * dim;
   float* value = s.row + dim;
   load_row(s.row, k + head + at(there ? key : 0, dim, 0), dim, there);
@@ -156,12 +162,12 @@ extern "C" __global__ void __launch_bounds__(128) attention_plain_keys(const act
   for (int first = first_query; first < end; first += TILE) {
     const int query = first + lane;
     const bool asked = query < end;
-    load_tile(s, q + head, first, end, dim);
+    load_tile(s, q + queries_at, first, end, dim);
     const float weight = asked ? expf(scale * dot(s, s.row) - lse[at(blockIdx.y, tokens, query)]) : 0.0f;
     load_tile(s, d_out + at(sample * tokens, d_out_stride, column), first, end, d_out_stride);
     const float d_score = weight * (dot(s, value) - (asked ? delta[at(blockIdx.y, tokens, query)] : 0.0f));
     add_weighted(s, weight, d_value);
-    load_tile(s, q + head, first, end, dim);
+    load_tile(s, q + queries_at, first, end, dim);
     add_weighted(s, d_score, d_key);
   }
   if (!there) return;

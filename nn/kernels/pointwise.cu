@@ -68,15 +68,42 @@ DEVICE float gelu_slope(float x) {
   return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.7978845608028654f * (1.0f + 3.0f * 0.044715f * x * x);
 }
 
-extern "C" __global__ void __launch_bounds__(256) gelu(const activation* x, activation* y, int rows, int width, int x_stride,
-                                                       int y_stride, int wide) {
+// In the order of `Activation` in queue/pointwise.rs.
+enum Function { SILU, GELU, GELU_ERF, QUICK_GELU, RELU, TANH };
+DEVICE float function_of(int function, float x) {
+  switch (function) {
+    case SILU: return x / (1.0f + expf(-x));
+    case GELU: return gelu_of(x);
+    case GELU_ERF: return 0.5f * x * (1.0f + erff(x * 0.7071067811865476f));
+    case QUICK_GELU: return x / (1.0f + expf(-1.702f * x));
+    case RELU: return fmaxf(x, 0.0f);
+    default: return tanhf(x);
+  }
+}
+
+// y = f(x)
+extern "C" __global__ void __launch_bounds__(256) activate(const activation* x, activation* y, int function, int rows, int width,
+                                                           int x_stride, int y_stride, int wide) {
   const Place p = place_in_rows<WIDE>(rows, width);
   if (!p.there) return;
   float v[WIDE];
   load_wide(x + at(p.row, x_stride, p.column), v, p.left, wide);
 #pragma unroll
-  for (int i = 0; i < WIDE; ++i) v[i] = gelu_of(v[i]);
+  for (int i = 0; i < WIDE; ++i) v[i] = function_of(function, v[i]);
   store_wide(y + at(p.row, y_stride, p.column), v, p.left, wide);
+}
+
+// y *= x
+extern "C" __global__ void __launch_bounds__(256) multiply(const activation* x, activation* y, int rows, int width, int x_stride,
+                                                           int y_stride, int wide) {
+  const Place p = place_in_rows<WIDE>(rows, width);
+  if (!p.there) return;
+  float v[WIDE], w[WIDE];
+  load_wide(x + at(p.row, x_stride, p.column), v, p.left, wide);
+  load_wide(y + at(p.row, y_stride, p.column), w, p.left, wide);
+#pragma unroll
+  for (int i = 0; i < WIDE; ++i) w[i] *= v[i];
+  store_wide(y + at(p.row, y_stride, p.column), w, p.left, wide);
 }
 
 extern "C" __global__ void __launch_bounds__(256) gelu_backward(const activation* x, const activation* dy, activation* dx, int rows,
@@ -89,14 +116,6 @@ extern "C" __global__ void __launch_bounds__(256) gelu_backward(const activation
 #pragma unroll
   for (int i = 0; i < WIDE; ++i) g[i] *= gelu_slope(v[i]);
   store_wide(dx + at(p.row, dx_stride, p.column), g, p.left, wide);
-}
-
-// y = x / (1 + exp(-x))
-extern "C" __global__ void __launch_bounds__(256) silu(const activation* x, activation* y, int count) {
-  const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i >= count) return;
-  const float v = to_float(x[i]);
-  y[i] = from_float<activation>(v / (1.0f + expf(-v)));
 }
 
 // x[b, t] += gate[b] y[b, t]

@@ -9,17 +9,14 @@
 #pragma once
 #include "values.cuh"
 
-// With every register in use, it costs more to keep what was computed ahead of a loop than to compute it again: the compiler forgets
-// where a number comes from, and what was made of it.
-#if defined(__CUDA_ARCH__)
-DEVICE void forget(int& v) { asm volatile("" : "+r"(v)); }
-DEVICE void forget(const bf16*& v) { asm volatile("" : "+l"(v)); }
-#else
-DEVICE void forget(int&) {}
-DEVICE void forget(const bf16*&) {}
-#endif
-
 constexpr int THREADS = 128;
+// For Blackwell (-DBLACKWELL) the compiler needs a few registers more than there are, and would spill: tiles of the other side are shorter
+// there. The host asks for the shared memory of long ones.
+#if defined(BLACKWELL)
+constexpr bool SHORT_TILES = true;
+#else
+constexpr bool SHORT_TILES = false;
+#endif
 constexpr float LOG2_E = 1.4426950408889634f;
 
 // Where a thread stands in operands and in sums. The sums of a tile of 16 rows and eight columns that a thread has: [0] and [1] of
@@ -36,21 +33,14 @@ template <int D> DEVICE Lane lane_of_thread() {
 }
 
 // Asks for R rows from `from` on, which stand `stride` values apart; zeros where a row is not in `low..high`. Nothing is read there.
-// `FORGET`: places of rows are not kept for the next tile.
-template <int D, int R, bool FORGET = false> DEVICE void fetch(char* tile, const bf16* from, int stride, int low, int high) {
+template <int D, int R> DEVICE void fetch(char* tile, const bf16* from, int stride, int low, int high) {
   constexpr int CHUNKS = D / 8, STEP = THREADS / CHUNKS;  // rows of a step: whole groups of eight
   static_assert(R % STEP == 0 && STEP % 8 == 0);
   const int r = threadIdx.x / CHUNKS, c = threadIdx.x % CHUNKS;
   char* to = tile + r * (2 * D) + (c ^ (r & 7)) * 16;
   const bf16* mine = from + at(r, stride, c * 8);
 #pragma unroll
-  for (int i = 0; i < R; i += STEP) {
-    copy_async_16(to + i * (2 * D), FORGET ? mine : mine + at(i, stride, 0), r >= low - i && r < high - i);
-    if constexpr (FORGET) {
-      mine += at(STEP, stride, 0);
-      forget(mine);
-    }
-  }
+  for (int i = 0; i < R; i += STEP) copy_async_16(to + i * (2 * D), mine + at(i, stride, 0), r >= low - i && r < high - i);
 }
 
 // scores = a b^T over D, for TALL times 16 rows of `a` and N rows of `b`.

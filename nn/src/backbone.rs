@@ -6,13 +6,15 @@
 use std::{any::Any, ops::Range};
 
 use crate::{
-    cpu::Precision,
     error::Result,
     lora::{Adapter, AdapterGrad},
     tensor::Tensor,
 };
 
-pub use crate::linears::LinearLayout;
+pub use crate::{
+    cost::PassCost,
+    linears::{LinearLayout, Linears},
+};
 
 /// Latents, `[N, C, H, W]`.
 pub type Latents = Tensor<(usize, usize, usize, usize)>;
@@ -49,8 +51,8 @@ pub struct BackboneLayout {
     pub time: Time,
     /// Does it take a guidance value?
     pub guidance: bool,
-    /// The linears an adapter may have factors for, in the order of the model.
-    pub linears: Vec<LinearLayout>,
+    /// The linears an adapter may have factors for, and their names in files.
+    pub linears: Linears,
     /// Number of frozen parameters.
     pub parameters: usize,
 }
@@ -135,23 +137,6 @@ pub struct BlockTokens {
 
 /// What a pass keeps for its backward; only the backbone that made it knows what is inside.
 pub struct Saved(pub Box<dyn Any + Send>);
-
-/// Floating-point operations and bytes of one pass, for planning.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct PassCost {
-    /// Of the forward.
-    pub forward_flops: f64,
-    /// Of the backward into the adapter.
-    pub backward_flops: f64,
-    /// Held from forward to backward.
-    pub saved_bytes: usize,
-    /// Held while a pass runs.
-    pub scratch_bytes: usize,
-    /// Held while a backward runs.
-    pub backward_scratch_bytes: usize,
-    /// What the operands of products are rounded to: most operations are those of products.
-    pub precision: Precision,
-}
 
 /// A frozen denoiser with room for a LoRA.
 pub trait Backbone: Send + Sync {

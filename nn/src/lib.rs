@@ -53,11 +53,13 @@
 
 pub mod autoencoders;
 pub mod backbone;
+mod cost;
 pub mod cpu;
 pub mod cuda;
 pub mod device;
 pub mod error;
 pub mod files;
+mod fnv;
 pub mod layers;
 pub mod linears;
 pub mod lora;
@@ -71,12 +73,13 @@ pub mod text;
 
 /// Version of the arithmetic of encoders and autoencoders: raised whenever the bits that they give change, so that what was
 /// kept from before is not taken for what they give now.
-pub const ARITHMETIC: u32 = 2;
+pub const ARITHMETIC: u32 = 3;
 
 pub use backbone::{Backbone, BackboneLayout, Inputs, Prediction, Probe};
+pub use cost::PassCost;
 pub use cpu::Cpu;
 pub use device::Device;
 pub use error::{Error, Result};
-pub use linears::LinearLayout;
+pub use linears::{LinearLayout, Linears};
 pub use lora::{Adapter, AdapterGrad, AdapterLayout};
 pub use tensor::Tensor;

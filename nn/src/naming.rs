@@ -1,17 +1,44 @@
-//! Names of the linears of FLUX in the two published layouts.
+//! Names of the linears of a network in the layouts of checkpoints and adapters.
 //!
-//! The original layout fuses linears that read the same input into one tensor, stacked by rows;
-//! diffusers keeps them separate. Checkpoints and adapters differ in the same way, and both use this table:
+//! An original layout may fuse linears that read the same input into one tensor, stacked by rows; diffusers keeps them
+//! separate. Checkpoints and adapters differ in the same way, and both use the table that a network has of its names, e.g.
+//! of FLUX:
 //!
 //! ```text
 //! original                      diffusers
 //! double_blocks.3.img_attn.qkv  transformer_blocks.3.attn.to_q, .to_k, .to_v
 //! single_blocks.3.linear1       single_transformer_blocks.3.attn.to_q, .to_k, .to_v, .proj_mlp
 //! ```
-//!
-//! Source: the checkpoints of FLUX.1, and the conversion script of diffusers.
 
-use std::ops::Range;
+use std::{cmp::Ordering, fmt, ops::Range};
+
+/// The table of a network's names.
+#[derive(Debug)]
+pub struct Names {
+    /// What the network is called, e.g. `a FLUX transformer`.
+    pub network: &'static str,
+    /// The same in a word, e.g. `FLUX`.
+    pub short: &'static str,
+    /// What headers of sd-scripts' files call the module that trains it, and the network.
+    pub kohya: (&'static str, &'static str),
+    /// Its kinds of blocks, in the order of the model.
+    pub stacks: &'static [Stack],
+    /// Its linears outside the blocks.
+    pub outside: &'static [Outside],
+    /// The pairs of factors that UNO and XLabs have names for.
+    pub pairs: &'static [Pair],
+}
+
+/// A kind of block.
+#[derive(Debug)]
+pub struct Stack {
+    /// What blocks are called in the original layout.
+    pub original: &'static str,
+    /// What blocks are called in diffusers' layout.
+    pub diffusers: &'static str,
+    /// The linears of a block.
+    pub linears: &'static [Fused],
+}
 
 /// A linear of the original layout, as it is called within its block.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,31 +48,6 @@ pub struct Fused {
     /// In diffusers' layout: names, and their shares of the rows, from the first row to the last.
     pub parts: &'static [(&'static str, usize)],
 }
-
-const fn one(original: &'static str, parts: &'static [(&'static str, usize)]) -> Fused {
-    Fused { original, parts }
-}
-
-/// The linears of a block with two streams.
-pub const DOUBLE: [Fused; 10] = [
-    one("img_mod.lin", &[("norm1.linear", 1)]),
-    one("img_attn.qkv", &[("attn.to_q", 1), ("attn.to_k", 1), ("attn.to_v", 1)]),
-    one("img_attn.proj", &[("attn.to_out.0", 1)]),
-    one("img_mlp.0", &[("ff.net.0.proj", 1)]),
-    one("img_mlp.2", &[("ff.net.2", 1)]),
-    one("txt_mod.lin", &[("norm1_context.linear", 1)]),
-    one("txt_attn.qkv", &[("attn.add_q_proj", 1), ("attn.add_k_proj", 1), ("attn.add_v_proj", 1)]),
-    one("txt_attn.proj", &[("attn.to_add_out", 1)]),
-    one("txt_mlp.0", &[("ff_context.net.0.proj", 1)]),
-    one("txt_mlp.2", &[("ff_context.net.2", 1)]),
-];
-
-/// The linears of a block with one stream. The MLP is four times as wide as the stream.
-pub const SINGLE: [Fused; 3] = [
-    one("modulation.lin", &[("norm.linear", 1)]),
-    one("linear1", &[("attn.to_q", 1), ("attn.to_k", 1), ("attn.to_v", 1), ("proj_mlp", 4)]),
-    one("linear2", &[("proj_out", 1)]),
-];
 
 /// A linear outside the blocks.
 #[derive(Debug, PartialEq, Eq)]
@@ -58,136 +60,114 @@ pub struct Outside {
     pub swapped: bool,
 }
 
-const fn outside(original: &'static str, diffusers: &'static str) -> Outside {
-    Outside { original, diffusers, swapped: false }
+/// A pair of factors under a name of UNO's.
+#[derive(Debug)]
+pub struct Pair {
+    /// Which of the stacks.
+    pub stack: usize,
+    /// What the pair is called.
+    pub name: &'static str,
+    /// The linear of the original layout.
+    pub original: &'static str,
 }
 
-impl Outside {
-    /// All of them.
-    pub const ALL: [Self; 10] = [
-        outside("img_in", "x_embedder"),
-        outside("txt_in", "context_embedder"),
-        outside("time_in.in_layer", "time_text_embed.timestep_embedder.linear_1"),
-        outside("time_in.out_layer", "time_text_embed.timestep_embedder.linear_2"),
-        outside("vector_in.in_layer", "time_text_embed.text_embedder.linear_1"),
-        outside("vector_in.out_layer", "time_text_embed.text_embedder.linear_2"),
-        outside("guidance_in.in_layer", "time_text_embed.guidance_embedder.linear_1"),
-        outside("guidance_in.out_layer", "time_text_embed.guidance_embedder.linear_2"),
-        outside("final_layer.linear", "proj_out"),
-        // Shift above scale in the original, scale above shift in diffusers.
-        Self { original: "final_layer.adaLN_modulation.1", diffusers: "norm_out.linear", swapped: true },
-    ];
-
-    /// The one that diffusers calls so.
-    pub fn of_diffusers(name: &str) -> Option<&'static Self> {
-        const ALL: &[Outside] = &Outside::ALL;
-        ALL.iter().find(|outside| outside.diffusers == name)
-    }
-}
-
-/// Which kind of block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Stack {
-    /// Two streams that meet in the attention.
-    Double,
-    /// One stream.
-    Single,
-}
-
-impl Stack {
-    /// Both, in the order of the model.
-    pub const ALL: [Self; 2] = [Self::Double, Self::Single];
-
-    /// What blocks are called in the original layout.
-    pub fn original(self) -> &'static str {
-        match self {
-            Self::Double => "double_blocks",
-            Self::Single => "single_blocks",
-        }
+impl Names {
+    /// The linear of a block, all by their numbers.
+    pub fn place(&'static self, stack: usize, block: usize, linear: usize) -> Place {
+        Place { names: self, stack, block, linear }
     }
 
-    /// What blocks are called in diffusers' layout.
-    pub fn diffusers(self) -> &'static str {
-        match self {
-            Self::Double => "transformer_blocks",
-            Self::Single => "single_transformer_blocks",
-        }
-    }
-
-    /// The linears of a block.
-    pub fn linears(self) -> &'static [Fused] {
-        match self {
-            Self::Double => &DOUBLE,
-            Self::Single => &SINGLE,
-        }
-    }
-}
-
-/// A linear of the original layout: which block, and which of its linears.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place {
-    /// Kind of the block.
-    pub stack: Stack,
-    /// Number of the block among its kind.
-    pub block: usize,
-    /// Number of the linear in [`Stack::linears`].
-    pub linear: usize,
-}
-
-impl Place {
     /// Where a linear of diffusers' layout stands in the original one, and which of the parts it is.
-    pub fn of_diffusers(name: &str) -> Option<(Self, usize)> {
-        Self::find_part(name, '.', Stack::diffusers)
+    pub fn of_diffusers(&'static self, name: &str) -> Option<(Place, usize)> {
+        self.find_part(name, '.')
     }
 
     /// As [`of_diffusers`](Self::of_diffusers), for a name in which every dot is an underscore.
-    pub fn of_underscored_diffusers(name: &str) -> Option<(Self, usize)> {
-        Self::find_part(name, '_', Stack::diffusers)
+    pub fn of_underscored_diffusers(&'static self, name: &str) -> Option<(Place, usize)> {
+        self.find_part(name, '_')
     }
 
     /// The place of a linear of the original layout.
-    pub fn of_original(name: &str) -> Option<Self> {
-        let (stack, block, rest) = Self::split(name, '.', Stack::original)?;
-        let linear = stack.linears().iter().position(|f| f.original == rest)?;
-        Some(Self { stack, block, linear })
+    pub fn of_original(&'static self, name: &str) -> Option<Place> {
+        self.find_fused(name, '.')
     }
 
     /// The place of a linear of the original layout whose name has every dot as an underscore.
-    pub fn of_underscored_original(name: &str) -> Option<Self> {
-        let (stack, block, rest) = Self::split(name, '_', Stack::original)?;
-        let linear = stack.linears().iter().position(|f| f.original.replace('.', "_") == rest)?;
-        Some(Self { stack, block, linear })
+    pub fn of_underscored_original(&'static self, name: &str) -> Option<Place> {
+        self.find_fused(name, '_')
     }
 
-    fn find_part(name: &str, dot: char, stacks: fn(Stack) -> &'static str) -> Option<(Self, usize)> {
-        let (stack, block, rest) = Self::split(name, dot, stacks)?;
-        let same = |part: &str| if dot == '.' { part == rest } else { part.replace('.', "_") == rest };
-        stack.linears().iter().enumerate().find_map(|(linear, fused)| {
-            let part = fused.parts.iter().position(|(name, _)| same(name))?;
-            Some((Self { stack, block, linear }, part))
+    /// The linear outside the blocks that diffusers calls so.
+    pub fn outside_of_diffusers(&self, name: &str) -> Option<&'static Outside> {
+        self.outside.iter().find(|outside| outside.diffusers == name)
+    }
+
+    fn find_fused(&'static self, name: &str, dot: char) -> Option<Place> {
+        let (stack, block, rest) = self.split(name, dot, |stack| stack.original)?;
+        let linear = self.stacks[stack].linears.iter().position(|f| same(f.original, rest, dot))?;
+        Some(self.place(stack, block, linear))
+    }
+
+    fn find_part(&'static self, name: &str, dot: char) -> Option<(Place, usize)> {
+        let (stack, block, rest) = self.split(name, dot, |stack| stack.diffusers)?;
+        self.stacks[stack].linears.iter().enumerate().find_map(|(linear, fused)| {
+            let part = fused.parts.iter().position(|(name, _)| same(name, rest, dot))?;
+            Some((self.place(stack, block, linear), part))
         })
     }
 
     /// `STACK.BLOCK.REST`, where a dot may be another character.
-    fn split(name: &str, dot: char, stacks: fn(Stack) -> &'static str) -> Option<(Stack, usize, &str)> {
-        Stack::ALL.into_iter().find_map(|stack| {
-            let (block, rest) = name.strip_prefix(stacks(stack))?.strip_prefix(dot)?.split_once(dot)?;
-            Some((stack, block_number(block)?, rest))
+    fn split<'n>(
+        &self,
+        name: &'n str,
+        dot: char,
+        of: impl Fn(&Stack) -> &'static str,
+    ) -> Option<(usize, usize, &'n str)> {
+        self.stacks.iter().enumerate().find_map(|(number, stack)| {
+            let (block, rest) = name.strip_prefix(of(stack))?.strip_prefix(dot)?.split_once(dot)?;
+            Some((number, block_number(block)?, rest))
         })
     }
+}
 
-    fn fused(&self) -> &'static Fused {
-        &self.stack.linears()[self.linear]
+/// Is a name of the table this one, in which dots may be another character?
+fn same(name: &str, other: &str, dot: char) -> bool {
+    if dot == '.' { name == other } else { name.replace('.', "_") == other }
+}
+
+/// A linear of the original layout: which block, and which of its linears.
+#[derive(Clone, Copy)]
+pub struct Place {
+    names: &'static Names,
+    stack: usize,
+    block: usize,
+    linear: usize,
+}
+
+impl Place {
+    /// Which of the network's [stacks](Names::stacks).
+    pub fn stack(&self) -> usize {
+        self.stack
+    }
+
+    /// Number of the block among its kind.
+    pub fn block(&self) -> usize {
+        self.block
+    }
+
+    /// The linear, as it is called within its block.
+    pub fn fused(&self) -> &'static Fused {
+        &self.names.stacks[self.stack].linears[self.linear]
     }
 
     /// The name in the original layout.
     pub fn original(&self) -> String {
-        format!("{}.{}.{}", self.stack.original(), self.block, self.fused().original)
+        format!("{}.{}.{}", self.names.stacks[self.stack].original, self.block, self.fused().original)
     }
 
     /// The names in diffusers' layout, in the order of the rows.
     pub fn diffusers(&self) -> Vec<String> {
-        let block = format!("{}.{}", self.stack.diffusers(), self.block);
+        let block = format!("{}.{}", self.names.stacks[self.stack].diffusers, self.block);
         self.fused().parts.iter().map(|(name, _)| format!("{block}.{name}")).collect()
     }
 
@@ -212,49 +192,41 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Of one network, places stand in the order of the model.
+    fn key(&self) -> (&'static str, usize, usize, usize) {
+        (self.names.network, self.stack, self.block, self.linear)
+    }
+}
+
+impl PartialEq for Place {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Place {}
+
+impl PartialOrd for Place {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Place {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.key().cmp(&other.key())
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.original())
+    }
+}
+
 /// The number of a block as layouts write it: digits without a leading zero.
 pub fn block_number(text: &str) -> Option<usize> {
     let digits = text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     if digits { text.parse().ok() } else { None }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_both_layouts_lead_to_the_same_place() {
-        for stack in Stack::ALL {
-            for linear in 0..stack.linears().len() {
-                let place = Place { stack, block: 17, linear };
-                let original = place.original();
-                assert_eq!(Place::of_original(&original), Some(place));
-                assert_eq!(Place::of_underscored_original(&original.replace('.', "_")), Some(place));
-                for (part, name) in place.diffusers().iter().enumerate() {
-                    assert_eq!(Place::of_diffusers(name), Some((place, part)));
-                    let underscored = name.replace('.', "_");
-                    assert_eq!(Place::of_underscored_diffusers(&underscored), Some((place, part)));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn names_that_are_none_lead_nowhere() {
-        for name in ["transformer_blocks.01.attn.to_q", "transformer_blocks.x.attn.to_q", "attn.to_q", ""] {
-            assert_eq!(Place::of_diffusers(name), None, "{name}");
-        }
-        assert_eq!(Place::of_diffusers("transformer_blocks.1.attn.to_qq"), None);
-        assert_eq!(Place::of_underscored_original("double_blocks_-1_img_attn_qkv"), None);
-    }
-
-    #[test]
-    fn rows_are_shared_out_as_wide_as_the_parts_are() {
-        let (place, part) = Place::of_diffusers("single_transformer_blocks.2.proj_mlp").unwrap();
-        assert_eq!((place.original().as_str(), part), ("single_blocks.2.linear1", 3));
-        assert_eq!(place.rows(21504).unwrap(), [0..3072, 3072..6144, 6144..9216, 9216..21504]);
-        assert_eq!(place.rows_beside(3, 12288).unwrap(), [3072, 3072, 3072, 12288]);
-        assert_eq!(place.rows(20), None);
-        assert_eq!(place.rows_beside(3, 6), None);
-    }
 }

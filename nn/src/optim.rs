@@ -117,11 +117,11 @@ impl AdapterGrad {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lora::{AdaptedLinear, AdapterLayout};
+    use crate::{linears::LinearLayout, lora::AdapterLayout, models::flux::NAMES};
 
     fn layout() -> Arc<AdapterLayout> {
-        let modules = vec![AdaptedLinear { name: "a".into(), inputs: 2, outputs: 1 }];
-        Arc::new(AdapterLayout { modules, rank: 1, alpha: 1.0 })
+        let modules = vec![LinearLayout { name: "a".into(), inputs: 2, outputs: 1 }];
+        Arc::new(AdapterLayout { names: &NAMES, modules, rank: 1, alpha: 1.0 })
     }
 
     #[test]

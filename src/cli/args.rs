@@ -11,7 +11,7 @@ use prefgraph_nn::lora::AdapterFormat;
 use super::device;
 use crate::{
     plan::MOST_LANES,
-    spec::{CPU, DEVICES, RunSettings, advice},
+    spec::{CPU, DEVICES, advice, gpu_number},
 };
 
 /// Runs a graph of preference optimisation, or shows what it would do.
@@ -344,11 +344,10 @@ pub(super) fn meant(typed: &[String]) -> Option<String> {
 /// The only device of this build, or why another is none.
 /// A device by its name; `auto` is the first GPU where there is one, and says why not where there is none.
 fn device_name(text: &str) -> Result<String, String> {
-    let named = RunSettings { device: text.to_owned(), ..RunSettings::default() };
     match text {
         "auto" => Ok(device::automatic()),
         "cuda" => Ok("cuda:0".to_owned()),
-        _ if text == CPU || named.gpu().is_some() => Ok(text.to_owned()),
+        _ if text == CPU || gpu_number(text).is_some() => Ok(text.to_owned()),
         _ => Err(format!("{DEVICES}; auto takes the first GPU where there is one")),
     }
 }

@@ -1,19 +1,32 @@
 //! Where networks run.
 
 use prefgraph_nn::cuda::{Cuda, GpuInfo, devices};
+use prefgraph_ops::{Operator, operators::backbone::Backbone};
 
 use super::{Failure, say::say, system};
-use crate::spec::{CPU, RunSettings};
+use crate::{
+    graph::Graph,
+    spec::{CPU, gpu_number},
+};
 
-/// The GPU that a run's networks run on; none on the processor.
+/// The GPU of this name; none for the processor.
 ///
 /// # Errors
 /// If there is no driver or no such GPU, or if one is too old: what is missing, and that the processor can be used.
-pub(super) fn open(run: &RunSettings) -> Result<Option<Cuda>, Failure> {
-    let Some(number) = run.gpu() else { return Ok(None) };
+pub(super) fn open(device: &str) -> Result<Option<Cuda>, Failure> {
+    let Some(number) = gpu_number(device) else { return Ok(None) };
     let gpu = Cuda::open(number)
         .map_err(|e| Failure::new(format!("{e}\n--device cpu runs the networks on the processor")))?;
     Ok(Some(gpu))
+}
+
+/// A line about the GPU of a run.
+pub(super) fn introduce(gpu: &Cuda, graph: &Graph) {
+    let has_network = graph.nodes().any(|(_, node)| node.op.name() == <Backbone as Operator>::NAME);
+    match has_network {
+        true => say!("  networks run on {gpu:?}"),
+        false => say!("  note: no node of this graph opens a network, so that nothing runs on {gpu:?}"),
+    }
 }
 
 /// The first GPU that can be used, or the processor, with a sentence that says why.

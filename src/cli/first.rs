@@ -54,13 +54,13 @@ pub(super) fn check(adapters: &[Adapter], metrics: &Metrics) -> Option<(bool, St
 mod tests {
     use std::sync::Arc;
 
-    use prefgraph_nn::{AdapterLayout, lora::AdaptedLinear};
+    use prefgraph_nn::{AdapterLayout, LinearLayout, models::flux::NAMES};
 
     use super::*;
 
     fn adapter(b: f32) -> Adapter {
-        let module = AdaptedLinear { name: "m".into(), inputs: 2, outputs: 1 };
-        let layout = Arc::new(AdapterLayout { modules: vec![module], rank: 1, alpha: 1.0 });
+        let module = LinearLayout { name: "m".into(), inputs: 2, outputs: 1 };
+        let layout = Arc::new(AdapterLayout { names: &NAMES, modules: vec![module], rank: 1, alpha: 1.0 });
         Adapter { layout, values: Arc::new(vec![0.5, 0.25, b]) }
     }
 

@@ -44,7 +44,7 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     forget(&mut command, args, registry);
     let mut prepared = prepare(&args.graph.recalling(&command.set), registry)?;
     prepared.check_memory(registry)?;
-    let gpu = device::open(&prepared.run)?;
+    let gpu = device::open(&prepared.run.device)?;
     let mut folder = match existing {
         Some(folder) => folder,
         None => RunFolder::open(&path, args.resume).map_err(Failure::new)?,
@@ -82,6 +82,9 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
         return finished(&mut folder, &prepared, checkpoint);
     }
     introduce(&prepared, &path);
+    if let Some(gpu) = &gpu {
+        device::introduce(gpu, &prepared.graph);
+    }
     let cpu = nn::Cpu::new(prepared.run.threads).map_err(Failure::new)?;
     let options = RunOptions {
         last: Some(prepared.run.steps - 1),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use prefgraph_nn::{
     Adapter,
     lora::{AdapterFile, AdapterFormat},
+    models::flux::NAMES,
 };
 use prefgraph_ops::{NamedState, PortType};
 
@@ -93,7 +94,8 @@ pub(super) fn complete(
         let stem = stem(&cell.node, cells.len());
         let path = folder.path().join(AdapterFormat::Diffusers.file_name(&stem));
         let made = checkpoint.step.to_string();
-        let there = AdapterFile::open(&path, "").is_ok_and(|file| file.metadata().get(STEP) == Some(&made));
+        let there =
+            AdapterFile::open(&path, "", &NAMES).is_ok_and(|file| file.metadata().get(STEP) == Some(&made));
         let Some(state) = checkpoint.cells.get(&cell.path).filter(|_| !there) else { continue };
         let adapter = restored(graph, plan, cell.value, state)?;
         check_adapter(&adapter)

@@ -39,7 +39,7 @@ pub(crate) use diff::nodes;
 pub use diff::{Change, diff};
 pub(crate) use nearest::advice;
 pub use outline::Outline;
-pub(crate) use run_settings::{CPU, DEVICES};
+pub(crate) use run_settings::{CPU, DEVICES, gpu_number};
 pub use run_settings::{CacheSettings, RunSettings};
 pub use source::SpecError;
 pub use stated::{Stated, StatedNode, stated};

@@ -38,14 +38,13 @@ pub(crate) const CPU: &str = "cpu";
 /// What a device may be.
 pub(crate) const DEVICES: &str = "the devices are cpu, and cuda:0, cuda:1 and so on";
 
-impl RunSettings {
-    /// The number of the GPU that networks run on; none where they run on the processor.
-    #[must_use]
-    pub fn gpu(&self) -> Option<usize> {
-        let number = self.device.strip_prefix("cuda:")?;
-        number.parse().ok().filter(|n: &usize| n.to_string() == number)
-    }
+/// The number of the GPU of this name; none of another device.
+pub(crate) fn gpu_number(device: &str) -> Option<usize> {
+    let number = device.strip_prefix("cuda:")?;
+    number.parse().ok().filter(|n: &usize| n.to_string() == number)
+}
 
+impl RunSettings {
     /// The name of a setting that no run can have, and what it may be.
     pub(super) fn fault(&self) -> Option<(&'static str, String)> {
         let minutes = self.checkpoint_minutes;
@@ -53,7 +52,7 @@ impl RunSettings {
             ("steps", "a run has at least 1 step".to_owned())
         } else if !(minutes >= 0.0 && minutes.is_finite()) {
             ("checkpoint_minutes", "0 or a positive number of minutes is needed".to_owned())
-        } else if self.gpu().is_none() && self.device != CPU {
+        } else if gpu_number(&self.device).is_none() && self.device != CPU {
             ("device", DEVICES.to_owned())
         } else if self.lanes > MOST_LANES {
             ("lanes", format!("at most {MOST_LANES} nodes can run at the same time; 0 chooses"))

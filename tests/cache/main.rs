@@ -38,7 +38,7 @@ fn cached(counts: &Counts, numbers: Numbers, folder: &Path) -> (Graph, Cache) {
 
 fn fill(graph: &Graph, cache: &mut Cache) -> Result<Filled, CacheError> {
     let plan = Plan::new(graph, &options(2, 1)).unwrap();
-    cache.fill(graph, &plan, (&cpucpu, None)(), &mut |_| true)
+    cache.fill(graph, &plan, (&cpu(), None), &mut |_| true)
 }
 
 fn trained(graph: Graph, lanes: usize, ahead: usize) -> Vec<u32> {
@@ -103,7 +103,7 @@ fn a_filling_that_is_interrupted_goes_on_with_what_is_left() {
     let (graph, mut cache) = cached(&counts, Numbers::new(8, 2), dir.path());
     let plan = Plan::new(&graph, &options(1, 0)).unwrap();
     let mut told = Vec::new();
-    let filled = cache.fill(&graph, &plan, (&cpu, None)(), &mut |at| {
+    let filled = cache.fill(&graph, &plan, (&cpu(), None), &mut |at| {
         told.push(at.done);
         at.done < 4
     });

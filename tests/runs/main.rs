@@ -121,7 +121,12 @@ fn adapter(out: &Path) -> Vec<u8> {
 
 /// The steps that made the adapter, as its header says.
 fn adapter_step(out: &Path) -> u64 {
-    let file = prefgraph_nn::lora::AdapterFile::open(&out.join("adapter.safetensors"), "").unwrap();
+    let file = prefgraph_nn::lora::AdapterFile::open(
+        &out.join("adapter.safetensors"),
+        "",
+        &prefgraph_nn::models::flux::NAMES,
+    )
+    .unwrap();
     file.metadata()["prefgraph.step"].parse().unwrap()
 }
 

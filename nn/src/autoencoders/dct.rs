@@ -9,8 +9,9 @@
 
 use std::f64::consts::PI;
 
-use super::{Autoencoder, Batch, NetworkCost, Posterior, refuse_sample};
+use super::{Autoencoder, Batch, Half, Posterior, refuse_sample};
 use crate::{
+    cost::PassCost,
     cpu::Cpu,
     error::{Error, Result},
     tensor::Tensor,
@@ -188,8 +189,12 @@ impl Autoencoder for Dct {
         0
     }
 
+    fn resident_bytes(&self, _: Half) -> usize {
+        0
+    }
+
     fn encode(&self, device: &Cpu, pictures: &Batch, posterior: Posterior<'_>) -> Result<Batch> {
-        refuse_sample(posterior, self)?;
+        refuse_sample(posterior, self.kind())?;
         Dct::encode(self, device, pictures)
     }
 
@@ -197,13 +202,13 @@ impl Autoencoder for Dct {
         Dct::decode(self, device, latents)
     }
 
-    fn encode_cost(&self, height: usize, width: usize) -> NetworkCost {
+    fn encode_cost(&self, height: usize, width: usize) -> PassCost {
         // Every kept coefficient weighs every pixel of its block; colours before that.
         let pixels = height * width;
-        NetworkCost { flops: pixels as f64 * (2.0 * CHANNELS as f64 + 18.0), scratch_bytes: 0 }
+        PassCost { forward_flops: pixels as f64 * (2.0 * CHANNELS as f64 + 18.0), ..PassCost::default() }
     }
 
-    fn decode_cost(&self, height: usize, width: usize) -> NetworkCost {
+    fn decode_cost(&self, height: usize, width: usize) -> PassCost {
         Autoencoder::encode_cost(self, height, width)
     }
 }

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use crate::{
+    cost::PassCost,
     cpu::Cpu,
     error::{Error, Result},
     tensor::Tensor,
@@ -14,13 +15,13 @@ use crate::{
 pub mod dct;
 mod files;
 pub mod kl;
+mod network;
 mod steps;
 pub mod tiny;
 
 pub use dct::Dct;
-pub use kl::Kl;
-pub use steps::NetworkCost;
-pub use tiny::Tiny;
+pub use kl::{Kl, KlAutoencoder};
+pub use tiny::{Tiny, TinyAutoencoder};
 
 /// Most resolutions of an autoencoder, each of half the side of the one before: a latent cell of 512 pixels. Published ones have
 /// four.
@@ -38,7 +39,17 @@ pub enum Posterior<'a> {
     Sample(&'a [f32]),
 }
 
-/// From pictures to latents and back. Weights, if there are any, are frozen and stay in their file.
+/// One of the two networks of an autoencoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    /// From pictures to latents.
+    Encoder,
+    /// From latents to pictures.
+    Decoder,
+}
+
+/// From pictures to latents and back. Weights, if there are any, are frozen; each half reads its own when it first runs, and
+/// keeps them.
 pub trait Autoencoder: fmt::Debug + Send + Sync {
     /// Name in messages, e.g. `kl`.
     fn kind(&self) -> &'static str;
@@ -58,6 +69,9 @@ pub trait Autoencoder: fmt::Debug + Send + Sync {
     /// Bytes of the mapped file that they are read from.
     fn weight_bytes(&self) -> usize;
 
+    /// Bytes that the weights of a half hold once it has run. Mapped files are not counted.
+    fn resident_bytes(&self, half: Half) -> usize;
+
     /// Pictures `[B, 3, P H, P W]` with values in [-1, 1] to latents `[B, C, H, W]` of roughly unit variance, shifted
     /// and scaled as the denoiser takes them.
     ///
@@ -72,16 +86,15 @@ pub trait Autoencoder: fmt::Debug + Send + Sync {
     fn decode(&self, device: &Cpu, latents: &Batch) -> Result<Batch>;
 
     /// What encoding a picture of `height` x `width` pixels takes; pictures of a batch go one after the other.
-    fn encode_cost(&self, height: usize, width: usize) -> NetworkCost;
+    fn encode_cost(&self, height: usize, width: usize) -> PassCost;
 
     /// What decoding to a picture of `height` x `width` pixels takes.
-    fn decode_cost(&self, height: usize, width: usize) -> NetworkCost;
+    fn decode_cost(&self, height: usize, width: usize) -> PassCost;
 }
 
-/// Check the axes of pictures; gives the latent grid.
-fn grid_of(pictures: &Batch, who: &dyn Autoencoder) -> Result<(usize, usize)> {
+/// Check the axes of pictures for an autoencoder of this kind with cells of this side; gives the latent grid.
+fn grid_of(pictures: &Batch, (who, cell): (&str, usize)) -> Result<(usize, usize)> {
     let (_, channels, rows, columns) = pictures.shape();
-    let cell = who.cell();
     let whole = |side: usize| side > 0 && side.is_multiple_of(cell);
     if channels != 3 || !whole(rows) || !whole(columns) {
         let expected = format!("[B, 3, a multiple of {cell}, a multiple of {cell}]");
@@ -90,41 +103,39 @@ fn grid_of(pictures: &Batch, who: &dyn Autoencoder) -> Result<(usize, usize)> {
     Ok((rows / cell, columns / cell))
 }
 
-/// Check the axes of latents.
-fn check_latents(latents: &Batch, who: &dyn Autoencoder) -> Result<()> {
+/// Check the axes of latents for an autoencoder of this kind with so many channels.
+fn check_latents(latents: &Batch, (who, expected): (&str, usize)) -> Result<()> {
     let (_, channels, height, width) = latents.shape();
-    if channels != who.channels() || height * width == 0 {
-        return Err(shape_error("latents", who, &format!("[B, {}, H, W]", who.channels()), latents));
+    if channels != expected || height * width == 0 {
+        return Err(shape_error("latents", who, &format!("[B, {expected}, H, W]"), latents));
     }
     Ok(())
 }
 
 /// An autoencoder without a posterior cannot be sampled.
-fn refuse_sample(posterior: Posterior<'_>, who: &dyn Autoencoder) -> Result<()> {
+fn refuse_sample(posterior: Posterior<'_>, who: &str) -> Result<()> {
     match posterior {
         Posterior::Mean => Ok(()),
         Posterior::Sample(_) => Err(Error::Setting(format!(
-            "the autoencoder `{}` gives latents, not a distribution of them: expected the mean, not a sample",
-            who.kind()
+            "the autoencoder `{who}` gives latents, not a distribution of them: expected the mean, not a sample"
         ))),
     }
 }
 
-fn shape_error(what: &str, who: &dyn Autoencoder, expected: &str, found: &Batch) -> Error {
+fn shape_error(what: &str, who: &str, expected: &str, found: &Batch) -> Error {
     Error::Shape {
-        what: format!("{what} for the autoencoder `{}`", who.kind()),
+        what: format!("{what} for the autoencoder `{who}`"),
         expected: expected.into(),
         found: format!("{:?}", found.dims()),
     }
 }
 
-fn check_finite(values: &[f32], what: &str, who: &dyn Autoencoder) -> Result<()> {
+fn check_finite(values: &[f32], what: &str, who: &str) -> Result<()> {
     match values.iter().position(|v| !v.is_finite()) {
         None => Ok(()),
         Some(at) => Err(Error::NotFinite(format!(
-            "the autoencoder `{}` gave {} at element {at} of its {what}: what it was given is not finite, or its \
+            "the autoencoder `{who}` gave {} at element {at} of its {what}: what it was given is not finite, or its \
              weights are damaged",
-            who.kind(),
             values[at]
         ))),
     }

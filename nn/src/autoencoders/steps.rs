@@ -1,5 +1,5 @@
-//! The building blocks of autoencoders. A network is a list of steps, which is run on a picture, compared
-//! with a file and counted for planning, so that the three cannot disagree.
+//! The building blocks of autoencoders as a checkpoint has them. A network is a list of steps, which is compared with a file,
+//! read from it and counted for planning, so that the three cannot disagree.
 //!
 //! ```text
 //! H, W  rows and columns of pixels    C  channels
@@ -8,20 +8,15 @@
 use std::sync::Arc;
 
 use crate::{
-    cpu::{self, Attention, AttentionShape, Cpu, Precision},
-    error::Result,
+    cost::PassCost,
+    device::ConvWindow,
     files::TensorFiles,
     layers::{
-        Weight,
-        conv::{Conv, ConvWindow, Map, conv_flops, conv_scratch},
-        dense,
-        norm::{GroupNorm, group_norm},
+        attention_flops,
+        conv::{conv_flops, conv_scratch},
     },
     size,
 };
-
-/// eps of every group norm of these networks.
-const EPS: f64 = 1e-6;
 
 /// One step of a network; names are those of a diffusers checkpoint, without `.weight` and `.bias`.
 #[derive(Clone, Debug)]
@@ -35,7 +30,7 @@ pub(super) enum Step {
     /// Group norm, then SiLU.
     NormSilu { name: String, channels: usize, groups: usize },
     /// `max(x, 0)`.
-    Relu,
+    Relu { channels: usize },
     /// `relu(x + conv(relu(conv(relu(conv(x))))))`.
     Plain { name: String, channels: usize },
 }
@@ -50,91 +45,10 @@ pub(super) struct RenamedFiles {
     pub levels: usize,
 }
 
-/// What a network takes for a picture.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct NetworkCost {
-    /// Floating-point operations.
-    pub flops: f64,
-    /// Most bytes of values alive at once, besides the caller's picture and the result.
-    pub scratch_bytes: usize,
-}
-
 impl RenamedFiles {
     pub(super) fn name(&self, name: &str) -> String {
         (self.rename)(name, self.levels)
     }
-
-    fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
-        self.files.read_finite(&self.name(name), &[length])
-    }
-
-    fn conv(
-        &self,
-        device: &Cpu,
-        x: &Map,
-        (name, bias): (&str, bool),
-        outputs: usize,
-        window: ConvWindow,
-    ) -> Result<Map> {
-        let weight = self.name(&format!("{name}.weight"));
-        let bias = bias.then(|| self.name(&format!("{name}.bias")));
-        let inputs = x.channels;
-        let conv =
-            Conv { files: &self.files, weight: &weight, bias: bias.as_deref(), inputs, outputs, window };
-        conv.run(device, x)
-    }
-
-    fn norm(&self, device: &Cpu, x: &mut Map, name: &str, groups: usize, silu: bool) -> Result<()> {
-        let weight = self.vector(&format!("{name}.weight"), x.channels)?;
-        let bias = self.vector(&format!("{name}.bias"), x.channels)?;
-        let norm = GroupNorm { groups, weight: &weight, bias: &bias, eps: EPS, silu };
-        group_norm(device, &mut x.values, norm);
-        Ok(())
-    }
-
-    /// `x + to_out(attention(norm(x)))`.
-    fn attention(&self, device: &Cpu, x: Map, name: &str, groups: usize) -> Result<Map> {
-        let (tokens, dim) = (x.pixels(), x.channels);
-        let mut normed = x.clone();
-        self.norm(device, &mut normed, &format!("{name}.group_norm"), groups, false)?;
-        let project = |linear: &str, from: &[f32]| -> Result<Vec<f32>> {
-            let weight = self.name(&format!("{name}.{linear}.weight"));
-            let weight = Weight::locate(&self.files, &weight, dim, dim)?;
-            let bias = self.vector(&format!("{name}.{linear}.bias"), dim)?;
-            let mut to = vec![0.0; tokens * dim];
-            dense(device, tokens, (from, dim), &weight, Some(&bias), (&mut to, dim))?;
-            Ok(to)
-        };
-        // One head: its order is that of the tokens.
-        let [q, k, v] = ["to_q", "to_k", "to_v"].map(|l| project(l, &normed.values));
-        let (q, k, v) = (q?, k?, v?);
-        let mut lse = vec![0.0; tokens];
-        let call = Attention {
-            precision: Precision::F32,
-            shape: AttentionShape { batch: 1, heads: 1, tokens, dim },
-            query_rows: 0..tokens,
-            q: &q,
-            k: &k,
-            v: &v,
-            out: &mut normed.values,
-            out_stride: dim,
-            lse: &mut lse,
-        };
-        cpu::attention(device, call);
-        drop((q, k, v));
-        let out = project("to_out.0", &normed.values)?;
-        Ok(sum(device, x, &out))
-    }
-}
-
-/// `x + y`.
-fn sum(device: &Cpu, mut x: Map, y: &[f32]) -> Map {
-    cpu::add_scaled(device, 1.0, y, &mut x.values);
-    x
-}
-
-fn relu(x: &mut Map) {
-    x.values.iter_mut().for_each(|v| *v = v.max(0.0));
 }
 
 impl Step {
@@ -172,52 +86,11 @@ impl Step {
                     .collect()
             }
             Self::NormSilu { name, channels, .. } => both(name.clone(), vec![*channels]).into(),
-            Self::Relu => Vec::new(),
+            Self::Relu { .. } => Vec::new(),
             Self::Plain { name, channels } => [0, 2, 4]
                 .into_iter()
                 .flat_map(|i| both(format!("{name}.conv.{i}"), vec![*channels, *channels, 3, 3]))
                 .collect(),
-        }
-    }
-
-    /// The picture after this step.
-    pub(super) fn run(&self, device: &Cpu, source: &RenamedFiles, mut x: Map) -> Result<Map> {
-        let three = ConvWindow::Three;
-        match self {
-            Self::Conv { name, bias, outputs, window, .. } => {
-                source.conv(device, &x, (name, *bias), *outputs, *window)
-            }
-            Self::Residual { name, inputs, outputs, groups } => {
-                let mut h = x.clone();
-                source.norm(device, &mut h, &format!("{name}.norm1"), *groups, true)?;
-                h = source.conv(device, &h, (&format!("{name}.conv1"), true), *outputs, three)?;
-                source.norm(device, &mut h, &format!("{name}.norm2"), *groups, true)?;
-                h = source.conv(device, &h, (&format!("{name}.conv2"), true), *outputs, three)?;
-                if inputs != outputs {
-                    let name = format!("{name}.conv_shortcut");
-                    x = source.conv(device, &x, (&name, true), *outputs, ConvWindow::One)?;
-                }
-                Ok(sum(device, x, &h.values))
-            }
-            Self::Attention { name, groups, .. } => source.attention(device, x, name, *groups),
-            Self::NormSilu { name, groups, .. } => {
-                source.norm(device, &mut x, name, *groups, true)?;
-                Ok(x)
-            }
-            Self::Relu => {
-                relu(&mut x);
-                Ok(x)
-            }
-            Self::Plain { name, channels } => {
-                let mut h = source.conv(device, &x, (&format!("{name}.conv.0"), true), *channels, three)?;
-                for i in [2, 4] {
-                    relu(&mut h);
-                    h = source.conv(device, &h, (&format!("{name}.conv.{i}"), true), *channels, three)?;
-                }
-                x = sum(device, x, &h.values);
-                relu(&mut x);
-                Ok(x)
-            }
         }
     }
 
@@ -235,7 +108,7 @@ impl Step {
         let (height, width) = self.output(input);
         let pixels = height as f64 * width as f64;
         let conv = |window: ConvWindow, i: usize, o: usize| {
-            (conv_flops(window, (i, o), pixels), conv_scratch(window, (i, o), pixels))
+            (conv_flops(window, (i, o), pixels), conv_scratch(window, i, pixels))
         };
         match self {
             Self::Conv { inputs, outputs, window, .. } => {
@@ -257,13 +130,14 @@ impl Step {
                 (first + second + shortcut, alive)
             }
             Self::Attention { channels, .. } => {
-                let c = *channels as f64;
-                let flops = (8.0 * c * c + 4.0 * c * pixels) * pixels;
-                // The packed keys and values of a task are counted once: tasks are as many as threads.
-                (flops, 7.0 * c * pixels + 3.0 * c * c)
+                let flops = attention_flops((*channels, *channels), 1.0, pixels);
+                // The input, its norm, queries, keys and values. The packed keys and values of a task are counted once: tasks
+                // are as many as threads.
+                (flops, 7.0 * *channels as f64 * pixels)
             }
-            Self::NormSilu { channels, .. } => (0.0, *channels as f64 * pixels),
-            Self::Relu => (0.0, 0.0),
+            Self::NormSilu { channels, .. } | Self::Relu { channels } => {
+                (0.0, 2.0 * *channels as f64 * pixels)
+            }
             Self::Plain { channels, .. } => {
                 let (flops, scratch) = conv(ConvWindow::Three, *channels, *channels);
                 (3.0 * flops, 3.0 * *channels as f64 * pixels + scratch)
@@ -272,24 +146,26 @@ impl Step {
     }
 }
 
-/// Run a network.
-pub(super) fn run(steps: &[Step], device: &Cpu, source: &RenamedFiles, mut x: Map) -> Result<Map> {
-    for step in steps {
-        x = step.run(device, source, x)?;
-    }
-    Ok(x)
-}
-
 /// What a network takes for one picture of this size.
-pub(super) fn cost(steps: &[Step], mut size: (usize, usize)) -> NetworkCost {
-    let mut all = NetworkCost::default();
+pub(super) fn cost(steps: &[Step], mut size: (usize, usize)) -> PassCost {
+    let mut all = PassCost::default();
     for step in steps {
         let (flops, values) = step.cost(size);
-        all.flops += flops;
+        all.forward_flops += flops;
         all.scratch_bytes = all.scratch_bytes.max(size::bytes(4.0 * values));
         size = step.output(size);
     }
     all
+}
+
+/// Bytes that the weights of a network hold once it has run.
+pub(super) fn resident(steps: &[Step]) -> usize {
+    size_of::<f32>()
+        * steps
+            .iter()
+            .flat_map(Step::tensors)
+            .map(|(_, shape)| shape.iter().product::<usize>())
+            .sum::<usize>()
 }
 
 /// Every tensor of some networks, with its shape in a diffusers checkpoint.

@@ -6,20 +6,22 @@
 use std::{path::Path, sync::Arc};
 
 use super::{
-    Autoencoder, Batch, MOST_LEVELS, NetworkCost, Posterior, check_finite, check_latents, files, grid_of,
+    Autoencoder, Batch, Half, MOST_LEVELS, Posterior, check_finite, check_latents, files, grid_of,
+    network::Network,
     steps::{self, RenamedFiles, Step},
 };
 use crate::{
+    cost::PassCost,
     cpu::Cpu,
+    device::{ConvWindow, Device},
     error::{Error, Result},
     files::{TensorFiles, read_model_config},
-    layers::{
-        conv::{ConvWindow, Map},
-        stored,
-    },
+    layers::stored,
     tensor::Tensor,
 };
 
+/// Name in messages.
+const KIND: &str = "tiny";
 /// What diffusers calls the model.
 const CLASS: &str = "AutoencoderTiny";
 /// Latents are squashed to plus and minus this before they are decoded.
@@ -165,7 +167,7 @@ impl TinyConfig {
         let width = self.decoder_block_out_channels[0];
         let mut list = Layers::new("decoder");
         list.conv(true, self.latent_channels, width, ConvWindow::Three);
-        list.relu();
+        list.relu(width);
         let last = self.num_decoder_blocks.len() - 1;
         for (level, blocks) in self.num_decoder_blocks.iter().enumerate() {
             list.plain(*blocks, width);
@@ -203,9 +205,9 @@ impl Layers {
         self.steps.push(Step::Conv { name, bias, inputs, outputs, window });
     }
 
-    fn relu(&mut self) {
+    fn relu(&mut self, channels: usize) {
         self.next += 1;
-        self.steps.push(Step::Relu);
+        self.steps.push(Step::Relu { channels });
     }
 
     fn plain(&mut self, blocks: usize, channels: usize) {
@@ -216,18 +218,21 @@ impl Layers {
     }
 }
 
-/// A small autoencoder whose weights stay in their file.
+/// A small autoencoder on the processor.
+pub type Tiny = TinyAutoencoder<Cpu>;
+
+/// A small autoencoder read from a file or a folder. Weights are read by the first run of each half, for its device; later
+/// runs are to be on the same one.
 #[derive(Debug)]
-pub struct Tiny {
+pub struct TinyAutoencoder<D: Device> {
     config: TinyConfig,
-    source: RenamedFiles,
-    encoder: Vec<Step>,
-    decoder: Vec<Step>,
+    encoder: Network<D>,
+    decoder: Network<D>,
     parameters: usize,
     weight_bytes: usize,
 }
 
-impl Tiny {
+impl<D: Device> TinyAutoencoder<D> {
     /// Open a folder with `config.json` and `diffusion_pytorch_model.safetensors`, the folder above its `vae`, or one
     /// safetensors file with `config.json` beside it. Only headers are read.
     ///
@@ -245,13 +250,66 @@ impl Tiny {
         let (parameters, weight_bytes) = stored(&files, &expected);
         let levels = config.num_decoder_blocks.len();
         let source = RenamedFiles { files: Arc::new(files), rename: |name, _| name.into(), levels };
-        Ok(Self { config, source, encoder, decoder, parameters, weight_bytes })
+        let source = Arc::new(source);
+        let (encoder, decoder) = (Network::new(encoder, source.clone()), Network::new(decoder, source));
+        Ok(Self { config, encoder, decoder, parameters, weight_bytes })
+    }
+
+    fn side_of_cell(&self) -> usize {
+        1 << (self.config.num_decoder_blocks.len() - 1)
+    }
+
+    /// [`Autoencoder::encode`] on a device; tensors of the caller live on `host`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn encode_on(
+        &self,
+        device: &D,
+        host: &Cpu,
+        pictures: &Batch,
+        posterior: Posterior<'_>,
+    ) -> Result<Batch> {
+        super::refuse_sample(posterior, KIND)?;
+        let (height, width) = grid_of(pictures, (KIND, self.side_of_cell()))?;
+        let (batch, _, rows, columns) = pictures.shape();
+        let channels = self.config.latent_channels;
+        let mut latents = Tensor::zeros(host, (batch, channels, height, width));
+        let samples = latents.values_mut().chunks_exact_mut(channels * height * width);
+        for (picture, latents) in pictures.values().chunks_exact(3 * rows * columns).zip(samples) {
+            // These networks see pictures in [0, 1].
+            self.encoder.run(device, (picture, (3, rows, columns)), |v| (v + 1.0) / 2.0, latents)?;
+            check_finite(latents, "latents", KIND)?;
+        }
+        let (shift, scale) = (self.config.shift_factor, self.config.scaling_factor);
+        latents.values_mut().iter_mut().for_each(|z| *z = (*z - shift) * scale);
+        Ok(latents)
+    }
+
+    /// [`Autoencoder::decode`] on a device; tensors of the caller live on `host`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn decode_on(&self, device: &D, host: &Cpu, latents: &Batch) -> Result<Batch> {
+        check_latents(latents, (KIND, self.config.latent_channels))?;
+        let (batch, channels, height, width) = latents.shape();
+        let (rows, columns) = (height * self.side_of_cell(), width * self.side_of_cell());
+        let mut pictures = Tensor::zeros(host, (batch, 3, rows, columns));
+        let (shift, scale) = (self.config.shift_factor, self.config.scaling_factor);
+        let samples = pictures.values_mut().chunks_exact_mut(3 * rows * columns);
+        for (latents, picture) in latents.values().chunks_exact(channels * height * width).zip(samples) {
+            let squashed = |z: f32| libm::tanhf((z / scale + shift) / LIMIT) * LIMIT;
+            self.decoder.run(device, (latents, (channels, height, width)), squashed, picture)?;
+            check_finite(picture, "pictures", KIND)?;
+            picture.iter_mut().for_each(|v| *v = *v * 2.0 - 1.0);
+        }
+        Ok(pictures)
     }
 }
 
 impl Autoencoder for Tiny {
     fn kind(&self) -> &'static str {
-        "tiny"
+        KIND
     }
 
     fn channels(&self) -> usize {
@@ -259,7 +317,7 @@ impl Autoencoder for Tiny {
     }
 
     fn cell(&self) -> usize {
-        1 << (self.config.num_decoder_blocks.len() - 1)
+        self.side_of_cell()
     }
 
     fn has_posterior(&self) -> bool {
@@ -274,49 +332,26 @@ impl Autoencoder for Tiny {
         self.weight_bytes
     }
 
-    fn encode(&self, device: &Cpu, pictures: &Batch, posterior: Posterior<'_>) -> Result<Batch> {
-        super::refuse_sample(posterior, self)?;
-        let (height, width) = grid_of(pictures, self)?;
-        let (batch, _, rows, columns) = pictures.shape();
-        let channels = self.config.latent_channels;
-        let mut latents = Tensor::zeros(device, (batch, channels, height, width));
-        let samples = latents.values_mut().chunks_exact_mut(channels * height * width);
-        for (picture, latents) in pictures.values().chunks_exact(3 * rows * columns).zip(samples) {
-            let mut x = Map::from_planes(picture, (3, rows, columns));
-            // These networks see pictures in [0, 1].
-            x.values.iter_mut().for_each(|v| *v = (*v + 1.0) / 2.0);
-            steps::run(&self.encoder, device, &self.source, x)?.write_planes(latents);
-            check_finite(latents, "latents", self)?;
+    fn resident_bytes(&self, half: Half) -> usize {
+        match half {
+            Half::Encoder => self.encoder.resident_bytes(),
+            Half::Decoder => self.decoder.resident_bytes(),
         }
-        let (shift, scale) = (self.config.shift_factor, self.config.scaling_factor);
-        latents.values_mut().iter_mut().for_each(|z| *z = (*z - shift) * scale);
-        Ok(latents)
+    }
+
+    fn encode(&self, device: &Cpu, pictures: &Batch, posterior: Posterior<'_>) -> Result<Batch> {
+        self.encode_on(device, device, pictures, posterior)
     }
 
     fn decode(&self, device: &Cpu, latents: &Batch) -> Result<Batch> {
-        check_latents(latents, self)?;
-        let (batch, channels, height, width) = latents.shape();
-        let (rows, columns) = (height * self.cell(), width * self.cell());
-        let mut pictures = Tensor::zeros(device, (batch, 3, rows, columns));
-        let (shift, scale) = (self.config.shift_factor, self.config.scaling_factor);
-        let samples = pictures.values_mut().chunks_exact_mut(3 * rows * columns);
-        for (latents, picture) in latents.values().chunks_exact(channels * height * width).zip(samples) {
-            let mut x = Map::from_planes(latents, (channels, height, width));
-            for z in &mut x.values {
-                *z = libm::tanhf((*z / scale + shift) / LIMIT) * LIMIT;
-            }
-            steps::run(&self.decoder, device, &self.source, x)?.write_planes(picture);
-            check_finite(picture, "pictures", self)?;
-            picture.iter_mut().for_each(|v| *v = *v * 2.0 - 1.0);
-        }
-        Ok(pictures)
+        self.decode_on(device, device, latents)
     }
 
-    fn encode_cost(&self, height: usize, width: usize) -> NetworkCost {
-        steps::cost(&self.encoder, (height, width))
+    fn encode_cost(&self, height: usize, width: usize) -> PassCost {
+        self.encoder.cost((height, width))
     }
 
-    fn decode_cost(&self, height: usize, width: usize) -> NetworkCost {
-        steps::cost(&self.decoder, (height / self.cell(), width / self.cell()))
+    fn decode_cost(&self, height: usize, width: usize) -> PassCost {
+        self.decoder.cost((height / self.cell(), width / self.cell()))
     }
 }

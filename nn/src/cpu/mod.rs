@@ -15,6 +15,7 @@ use std::{
 use self::isa::Token;
 use crate::error::{Error, Result};
 
+mod activation;
 mod attention;
 mod buffers;
 mod copy;
@@ -27,6 +28,7 @@ mod math;
 mod memory;
 mod micro;
 mod norm;
+mod norm_weighted;
 mod optimizer;
 mod packed;
 #[cfg(target_arch = "x86_64")]
@@ -41,9 +43,13 @@ mod scratch;
 mod softmax;
 mod sweep;
 mod tile;
+mod windows;
 
 pub use crate::device::{AttentionShape, HeadLayout, Matrix, Precision, TokenRows, Values};
-pub use attention::{Attention, AttentionBackward, WIDEST, attention, attention_backward};
+pub use activation::{activate, multiply};
+pub use attention::{
+    Attention, AttentionBackward, ScoredAttention, WIDEST, attention, attention_backward, scored_attention,
+};
 pub use buffers::{Buffer, Buffers};
 pub use copy::{copy, copy_tokens};
 pub use gemm::{Extra, Gemm, gemm};
@@ -52,6 +58,7 @@ pub use heads::{NormRotary, split_heads, split_heads_backward};
 pub use isa::Isa;
 pub use memory::Memory;
 pub use norm::{ModulationGrad, norm_modulate, norm_modulate_backward};
+pub use norm_weighted::{GroupNorm, group_norm, layer_norm, rms_norm};
 pub(crate) use optimizer::Step;
 pub use optimizer::{AdamW, adamw, sum_of_squares};
 pub use packed::Packed;
@@ -62,6 +69,7 @@ pub use pointwise::{
 pub use queue::CpuQueue;
 pub use scores::{cosine_scores, masked_mean};
 pub use softmax::softmax;
+pub use windows::windows;
 
 /// Is this thread a worker of a pool, which runs what other threads wait for?
 pub fn is_worker() -> bool {

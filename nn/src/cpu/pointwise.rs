@@ -153,7 +153,7 @@ fn gelu_parts<M: Machine, const N: usize>(m: M, x: Block<M, N>) -> [Block<M, N>;
 
 /// `e = exp(minus_x)` and `1 / (1 + e)`.
 #[inline(always)]
-fn logistic_parts<M: Machine, const N: usize>(m: M, minus_x: Block<M, N>) -> [Block<M, N>; 2] {
+pub(super) fn logistic_parts<M: Machine, const N: usize>(m: M, minus_x: Block<M, N>) -> [Block<M, N>; 2] {
     let one = math::splat(m, 1.0);
     let e = math::exp(m, minus_x);
     [e, math::div(m, one, math::add(m, one, e))]
@@ -200,7 +200,7 @@ impl Pass<2, 1> for GeluBackward {
 }
 
 #[derive(Clone, Copy)]
-struct Silu;
+pub(super) struct Silu;
 
 impl Pass<1, 1> for Silu {
     #[inline(always)]

@@ -6,9 +6,9 @@ use super::{Buffer, Cpu, Packed};
 use crate::{
     cpu,
     device::{
-        Attention, AttentionBackward, CopyTokens, Device, Direction, GateGrad, Gemm, GemmTn, HeadLayout,
-        Kind, Matrix, Merge, NormModulate, NormModulateBackward, NormRotary, Precision, Queue, TokenRows,
-        Values, View, ViewMut,
+        Activation, Attention, AttentionBackward, CopyTokens, Device, Direction, GateGrad, Gemm, GemmTn,
+        GroupNorm, HeadLayout, Kind, Matrix, Merge, Norm, NormKind, NormModulate, NormModulateBackward,
+        NormRotary, Precision, Queue, Scores, TokenRows, Values, View, ViewMut, Windows,
     },
     error::Result,
 };
@@ -67,15 +67,11 @@ impl Device for Cpu {
         };
         let (n, k) = (rows.rows(), rows.columns());
         let mut values = self.buffers().take(n * k);
-        for (i, row) in values.chunks_exact_mut(k.max(1)).enumerate() {
-            rows.read(i, 0, row);
-        }
+        rows.read_all(&mut values);
         let rank = down.rows();
         let mut scaled = self.buffers().take(n * rank);
-        for (i, row) in scaled.chunks_exact_mut(rank.max(1)).enumerate() {
-            up.read(i, 0, row);
-            row.iter_mut().for_each(|v| *v *= scale);
-        }
+        up.read_all(&mut scaled);
+        scaled.iter_mut().for_each(|v| *v *= scale);
         let call = cpu::Gemm {
             m: n,
             x: &scaled,
@@ -94,10 +90,6 @@ impl Device for Cpu {
     /// Not from the pool: it counts what passes hold, and these values belong to the model.
     fn upload(&self, values: &[f32], _: Kind, _: Precision) -> Result<Buffer> {
         Ok(Buffer::owned(values.to_vec()))
-    }
-
-    fn download(&self, buffer: &Buffer) -> Result<Vec<f32>> {
-        Ok(buffer.to_vec())
     }
 }
 
@@ -156,22 +148,17 @@ impl Queue<Cpu> for CpuQueue {
         direction: Direction,
     ) -> Packed {
         let len = rows * columns;
-        let values = |scaled: &mut Vec<Buffer>| {
-            if scale != 1.0 {
-                scaled.extend(parts.iter().map(|part| {
-                    let mut values = self.cpu.buffers().take(len);
-                    for (to, from) in values.iter_mut().zip(&part.values()[..len]) {
-                        *to = from * scale;
-                    }
-                    values
-                }));
-            }
-        };
-        let mut scaled = Vec::new();
-        values(&mut scaled);
+        let plain = parts.iter().map(|part| &part.values()[..len]);
+        let scaled: Vec<Buffer>;
         let runs = if scale == 1.0 {
-            parts.iter().map(|part| Values::F32(&part.values()[..len])).collect()
+            plain.map(Values::F32).collect()
         } else {
+            let times = |values: &[f32]| {
+                let mut scaled = self.cpu.buffers().take(len);
+                scaled.iter_mut().zip(values).for_each(|(to, from)| *to = from * scale);
+                scaled
+            };
+            scaled = plain.map(times).collect();
             scaled.iter().map(|values| Values::F32(values)).collect()
         };
         self.cpu.pack(&Matrix::new(runs, parts.len() * rows, columns), direction, self.precision, true)
@@ -261,20 +248,29 @@ impl Queue<Cpu> for CpuQueue {
     }
 
     fn attention(&self, call: Attention<'_, Cpu>) {
-        let Attention { shape, query_rows, q, k, v, out, lse } = call;
-        let out_stride = out.stride;
-        cpu::attention(
+        let Attention { shape, query_rows, scores, q, k, v, out, lse } = call;
+        let (precision, out_stride, out) = (self.precision, out.stride, out.values());
+        if scores.are_plain() {
+            let call = cpu::Attention { shape, precision, query_rows, q, k, v, out, out_stride, lse };
+            return cpu::attention(&self.cpu, call);
+        }
+        let Scores { scale, bias, causal } = scores;
+        let scale = scale.unwrap_or_else(|| 1.0 / (shape.dim as f32).sqrt());
+        let bias = bias.map(|b| &b[..]);
+        cpu::scored_attention(
             &self.cpu,
-            cpu::Attention {
+            cpu::ScoredAttention {
                 shape,
-                precision: self.precision,
+                precision,
                 query_rows,
+                scale,
+                bias,
+                causal,
                 q,
                 k,
                 v,
-                out: out.values(),
+                out,
                 out_stride,
-                lse,
             },
         );
     }
@@ -338,9 +334,37 @@ impl Queue<Cpu> for CpuQueue {
         );
     }
 
-    fn gelu(&self, (rows, width): (usize, usize), x: View<'_, Cpu>, y: ViewMut<'_, Cpu>) {
+    fn norm(&self, call: Norm<'_, Cpu>) {
+        let Norm { rows, width, kind, eps, x, weight, bias, y } = call;
+        let norm = match kind {
+            NormKind::Layer => cpu::layer_norm,
+            NormKind::Rms => cpu::rms_norm,
+        };
+        let (x, y) = (&x.values()[..rows * width], &mut y.values()[..rows * width]);
+        norm(&self.cpu, x, &weight[..width], bias.map(|b| &b[..]), eps, y);
+    }
+
+    fn group_norm(&self, call: GroupNorm<'_, Cpu>) {
+        let GroupNorm { rows, width, groups, eps, silu, x, weight, bias, y } = call;
+        let norm = cpu::GroupNorm { groups, weight: &weight[..width], bias, eps, silu };
+        cpu::group_norm(&self.cpu, &x.values()[..rows * width], norm, &mut y.values()[..rows * width]);
+    }
+
+    fn activate(&self, f: Activation, (rows, width): (usize, usize), x: View<'_, Cpu>, y: ViewMut<'_, Cpu>) {
         let stride = y.stride;
-        cpu::gelu(&self.cpu, cpu::SubMatrix { rows, width }, x.values(), x.stride, y.values(), stride);
+        let window = cpu::SubMatrix { rows, width };
+        cpu::activate(&self.cpu, f, window, (x.values(), x.stride), (y.values(), stride));
+    }
+
+    fn multiply(&self, (rows, width): (usize, usize), x: View<'_, Cpu>, y: ViewMut<'_, Cpu>) {
+        let stride = y.stride;
+        let window = cpu::SubMatrix { rows, width };
+        cpu::multiply(&self.cpu, window, (x.values(), x.stride), (y.values(), stride));
+    }
+
+    fn windows(&self, call: Windows<'_, Cpu>) {
+        let Windows { window, size, channels, pixels, x, out } = call;
+        cpu::windows(&self.cpu, window, size, channels, pixels, x.values(), out.values());
     }
 
     fn gelu_backward(
@@ -362,10 +386,6 @@ impl Queue<Cpu> for CpuQueue {
             dx.values(),
             stride,
         );
-    }
-
-    fn silu(&self, x: View<'_, Cpu>, y: ViewMut<'_, Cpu>, len: usize) {
-        cpu::silu(&self.cpu, &x.values()[..len], &mut y.values()[..len]);
     }
 
     fn gated_add(&self, rows: TokenRows, x: ViewMut<'_, Cpu>, gate: View<'_, Cpu>, y: View<'_, Cpu>) {

@@ -250,9 +250,7 @@ impl Device for Cuda {
     ) -> Result<CudaMatrix> {
         let (n, k) = (rows.rows(), rows.columns());
         let mut values = vec![0.0; n * k];
-        for (i, row) in values.chunks_exact_mut(k.max(1)).enumerate() {
-            rows.read(i, 0, row);
-        }
+        rows.read_all(&mut values);
         if let Some(merge) = merge {
             add_merged(&mut values, merge, k);
         }
@@ -266,20 +264,13 @@ impl Device for Cuda {
         let memory = self.0.write(&element.bytes(values))?;
         Ok(CudaBuffer { memory: Some(memory), len: values.len(), element })
     }
-
-    fn download(&self, buffer: &CudaBuffer) -> Result<Vec<f32>> {
-        let queue = self.queue(Precision::F32)?;
-        crate::device::Queue::download(&queue, buffer, 0, buffer.len)
-    }
 }
 
 /// Adds `scale up down` to `[N, K]`, on the host: weights are merged once, when they are read.
 fn add_merged(values: &mut [f32], merge: &Merge<'_>, k: usize) {
     let rank = merge.down.rows();
     let mut down = vec![0.0; rank * k];
-    for (r, row) in down.chunks_exact_mut(k.max(1)).enumerate() {
-        merge.down.read(r, 0, row);
-    }
+    merge.down.read_all(&mut down);
     let mut up = vec![0.0; rank];
     for (i, row) in values.chunks_exact_mut(k.max(1)).enumerate() {
         merge.up.read(i, 0, &mut up);

@@ -33,6 +33,11 @@ pub(super) fn float(value: f32) -> Argument {
     Argument(u64::from(value.to_bits()))
 }
 
+/// A `double`.
+pub(super) fn double(value: f64) -> Argument {
+    Argument(value.to_bits())
+}
+
 /// Blocks, threads of each, and bytes of shared memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Grid {

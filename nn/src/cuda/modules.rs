@@ -10,14 +10,13 @@ use std::{
     borrow::Cow,
     ffi::{CStr, CString, c_char},
     fs,
-    hash::Hasher,
     path::{Path, PathBuf},
 };
 
 use cudarc::nvrtc::{result, sys};
 
 use super::driver::{GpuInfo, device_error};
-use crate::{device::Precision, error::Result};
+use crate::{device::Precision, error::Result, fnv::fnv1a};
 
 /// Name and text.
 type File = (&'static str, &'static str);
@@ -33,6 +32,8 @@ pub(super) enum Source {
     AttentionBackward,
     Optimizer,
     Scores,
+    NormRows,
+    Windows,
 }
 
 impl Source {
@@ -43,6 +44,8 @@ impl Source {
             Self::Norm => ("norm.cu", include_str!("../../kernels/norm.cu")),
             Self::Heads => ("heads.cu", include_str!("../../kernels/heads.cu")),
             Self::AttentionPlain => ("attention_plain.cu", include_str!("../../kernels/attention_plain.cu")),
+            Self::NormRows => ("norm_rows.cu", include_str!("../../kernels/norm_rows.cu")),
+            Self::Windows => ("windows.cu", include_str!("../../kernels/windows.cu")),
             Self::AttentionForward => {
                 ("attention_forward.cu", include_str!("../../kernels/attention_forward.cu"))
             }
@@ -119,6 +122,9 @@ pub(super) fn image(source: Source, precision: Precision, gpu: &GpuInfo, cache: 
     if precision == Precision::Bf16 {
         options.push("-DACTIVATION_BF16".to_owned());
     }
+    if gpu.capability.0 >= 10 {
+        options.push("-DBLACKWELL".to_owned());
+    }
     let key = key(&text, &options, version, gpu);
     if let Some(image) = cache.read(&key) {
         return Ok(image);
@@ -193,37 +199,10 @@ unsafe fn log(program: sys::nvrtcProgram) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// FNV-1a, which is the same in every build; 64 bits.
-struct Fnv(u64);
-
-impl Default for Fnv {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Hasher for Fnv {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-fn sum(bytes: &[u8]) -> u64 {
-    let mut hasher = Fnv::default();
-    hasher.write(bytes);
-    hasher.finish()
-}
-
 /// By source, options, compiler and GPU.
 fn key(text: &str, options: &[String], version: (i32, i32), gpu: &GpuInfo) -> String {
     let all = format!("{text}\0{}\0{version:?}\0{}\0{:?}", options.join(" "), gpu.name, gpu.capability);
-    format!("{:016x}", sum(all.as_bytes()))
+    format!("{:016x}", fnv1a(all.as_bytes()))
 }
 
 /// Compiled kernels on the disk. One that cannot be read, or is not what was written, is compiled again; a folder that cannot be
@@ -232,13 +211,13 @@ fn key(text: &str, options: &[String], version: (i32, i32), gpu: &GpuInfo) -> St
 pub(super) struct Cache(Option<PathBuf>);
 
 impl Cache {
-    /// `$PREFGRAPH_CACHE/kernels`, or else a folder of the user's cache.
+    /// `$PREFGRAPH_CACHE/kernels`, or else a folder of the user's cache; none where that is no absolute path.
     pub fn of_the_user() -> Self {
         let set = |name: &str| std::env::var_os(name).map(PathBuf::from);
         let folder = set("PREFGRAPH_CACHE")
             .or_else(|| set("XDG_CACHE_HOME").map(|p| p.join("prefgraph")))
             .or_else(|| set("HOME").map(|p| p.join(".cache/prefgraph")));
-        Self(folder.map(|f| f.join("kernels")))
+        Self(folder.filter(|f| f.is_absolute()).map(|f| f.join("kernels")))
     }
 
     fn file(&self, key: &str) -> Option<PathBuf> {
@@ -249,7 +228,7 @@ impl Cache {
     fn read(&self, key: &str) -> Option<Image> {
         let bytes = fs::read(self.file(key)?).ok()?;
         let (head, image) = bytes.split_first_chunk::<8>()?;
-        (u64::from_le_bytes(*head) == sum(image)).then(|| image.to_vec())
+        (u64::from_le_bytes(*head) == fnv1a(image)).then(|| image.to_vec())
     }
 
     fn write(&self, key: &str, image: &[u8]) {
@@ -263,7 +242,7 @@ fn write_beside(file: &Path, image: &[u8]) -> std::io::Result<()> {
     let folder = file.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let mut new = tempfile::NamedTempFile::new_in(folder)?;
-    std::io::Write::write_all(&mut new, &sum(image).to_le_bytes())?;
+    std::io::Write::write_all(&mut new, &fnv1a(image).to_le_bytes())?;
     std::io::Write::write_all(&mut new, image)?;
     new.persist(file)?;
     Ok(())

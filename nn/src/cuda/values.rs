@@ -1,5 +1,7 @@
 //! Buffers and matrices.
 
+use std::borrow::Cow;
+
 use half::bf16;
 
 use super::memory::Memory;
@@ -30,9 +32,9 @@ impl Element {
     }
 
     /// Values as they are stored.
-    pub fn bytes(self, values: &[f32]) -> Vec<u8> {
+    pub fn bytes(self, values: &[f32]) -> Cow<'_, [u8]> {
         match self {
-            Self::F32 => bytemuck::cast_slice(values).to_vec(),
+            Self::F32 => bytemuck::cast_slice(values).into(),
             Self::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_bits().to_ne_bytes()).collect(),
         }
     }

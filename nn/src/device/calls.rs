@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! B  samples    T  tokens of the attention    S  tokens of one stream    H  heads    D  width
-//! M  rows       K  summed axis                N  columns of a result     R  rank
+//! U  keys       M  rows    K  summed axis     N  columns of a result     R  rank
 //! ```
 
 use std::ops::Range;
@@ -208,32 +208,66 @@ pub struct AttentionShape {
     pub batch: usize,
     /// Heads H.
     pub heads: usize,
-    /// Tokens T.
+    /// Tokens T that have queries.
     pub tokens: usize,
+    /// Keys and values U: T in an attention of tokens over themselves.
+    pub keys: usize,
     /// Width D of one head.
     pub dim: usize,
 }
 
-/// Softmax attention; scores are scaled by 1 / sqrt(D).
+/// What an attention does to its scores before their softmax.
+#[derive(Debug)]
+pub struct Scores<'a, D: Device> {
+    /// What they are multiplied by; 1 / sqrt(D) where nothing is said.
+    pub scale: Option<f32>,
+    /// Added then, `[H, T, U]`, to every sample alike.
+    pub bias: Option<&'a D::Buffer>,
+    /// Whether query t sees no key after the t-th.
+    pub causal: bool,
+}
+
+impl<D: Device> Scores<'_, D> {
+    /// Scaled by 1 / sqrt(D), and nothing else.
+    pub const PLAIN: Self = Self { scale: None, bias: None, causal: false };
+
+    /// Is it [`PLAIN`](Self::PLAIN)? Only such an attention has a backward.
+    pub fn are_plain(&self) -> bool {
+        self.scale.is_none() && self.bias.is_none() && !self.causal
+    }
+}
+
+impl<D: Device> Clone for Scores<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: Device> Copy for Scores<'_, D> {}
+
+/// Softmax attention: `out = softmax(scale q k^T + bias) v`.
 #[derive(Debug)]
 pub struct Attention<'a, D: Device> {
     /// The sizes.
     pub shape: AttentionShape,
     /// The query rows that are computed; rows of `out` and `lse` outside are left alone.
     pub query_rows: Range<usize>,
+    /// What is done to the scores.
+    pub scores: Scores<'a, D>,
     /// `[B, H, T, D]`.
     pub q: &'a D::Buffer,
-    /// `[B, H, T, D]`.
+    /// `[B, H, U, D]`.
     pub k: &'a D::Buffer,
-    /// `[B, H, T, D]`.
+    /// `[B, H, U, D]`.
     pub v: &'a D::Buffer,
     /// `[B, T, H D]`.
     pub out: ViewMut<'a, D>,
-    /// `[B, H, T]`: logarithm of the sum of the exponentials of the scaled scores, for the backward.
+    /// `[B, H, T]`: logarithm of the sum of the exponentials of the scaled scores, for the backward. Written where scores are
+    /// plain, else unspecified.
     pub lse: &'a mut D::Buffer,
 }
 
-/// Backward of [`Attention`].
+/// Backward of an [`Attention`] whose scores are plain.
 #[derive(Debug)]
 pub struct AttentionBackward<'a, D: Device> {
     /// The sizes.
@@ -242,9 +276,9 @@ pub struct AttentionBackward<'a, D: Device> {
     pub query_rows: Range<usize>,
     /// `[B, H, T, D]`.
     pub q: &'a D::Buffer,
-    /// `[B, H, T, D]`.
+    /// `[B, H, U, D]`.
     pub k: &'a D::Buffer,
-    /// `[B, H, T, D]`.
+    /// `[B, H, U, D]`.
     pub v: &'a D::Buffer,
     /// The forward result `[B, T, H D]`.
     pub out: View<'a, D>,
@@ -254,8 +288,8 @@ pub struct AttentionBackward<'a, D: Device> {
     pub d_out: View<'a, D>,
     /// Cotangent of the queries `[B, H, T, D]`, overwritten (zero outside `query_rows`).
     pub dq: &'a mut D::Buffer,
-    /// Cotangent of the keys `[B, H, T, D]`, overwritten.
+    /// Cotangent of the keys `[B, H, U, D]`, overwritten.
     pub dk: &'a mut D::Buffer,
-    /// Cotangent of the values `[B, H, T, D]`, overwritten.
+    /// Cotangent of the values `[B, H, U, D]`, overwritten.
     pub dv: &'a mut D::Buffer,
 }

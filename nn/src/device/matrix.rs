@@ -1,61 +1,6 @@
 //! A row-major matrix in memory or in a mapped file.
 
-use half::{bf16, f16};
-
-/// Whole rows that stand together.
-#[derive(Clone, Copy, Debug)]
-pub enum Values<'a> {
-    /// In memory.
-    F32(&'a [f32]),
-    /// Little-endian f32 of a file.
-    F32Bytes(&'a [u8]),
-    /// Little-endian f16 of a file.
-    F16Bytes(&'a [u8]),
-    /// Little-endian bf16 of a file.
-    Bf16Bytes(&'a [u8]),
-}
-
-impl Values<'_> {
-    /// Number of values.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        match self {
-            Self::F32(values) => values.len(),
-            Self::F32Bytes(bytes) => bytes.len() / 4,
-            Self::F16Bytes(bytes) | Self::Bf16Bytes(bytes) => bytes.len() / 2,
-        }
-    }
-
-    /// Are there none?
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The values from `start` on, widened.
-    #[inline(always)]
-    fn read(&self, start: usize, to: &mut [f32]) {
-        let end = start + to.len();
-        match self {
-            Self::F32(values) => to.copy_from_slice(&values[start..end]),
-            Self::F32Bytes(bytes) => {
-                for (to, from) in to.iter_mut().zip(bytes[4 * start..4 * end].as_chunks::<4>().0) {
-                    *to = f32::from_le_bytes(*from);
-                }
-            }
-            Self::F16Bytes(bytes) => {
-                for (to, from) in to.iter_mut().zip(bytes[2 * start..2 * end].as_chunks::<2>().0) {
-                    *to = f16::from_le_bytes(*from).to_f32();
-                }
-            }
-            Self::Bf16Bytes(bytes) => {
-                for (to, from) in to.iter_mut().zip(bytes[2 * start..2 * end].as_chunks::<2>().0) {
-                    *to = bf16::from_le_bytes(*from).to_f32();
-                }
-            }
-        }
-    }
-}
+pub use crate::files::Values;
 
 /// A row-major matrix in one or several runs of whole rows, without gaps between rows.
 #[derive(Clone, Debug)]
@@ -93,6 +38,13 @@ impl<'a> Matrix<'a> {
     /// Values of a row.
     pub fn columns(&self) -> usize {
         self.columns
+    }
+
+    /// All values, row by row, widened.
+    pub(crate) fn read_all(&self, to: &mut [f32]) {
+        for (row, to) in to.chunks_exact_mut(self.columns.max(1)).enumerate() {
+            self.read(row, 0, to);
+        }
     }
 
     /// Some values of a row, widened.

@@ -2,27 +2,34 @@
 //!
 //! ```text
 //!  view    parts of buffers as rows          calls   operands of the larger operations
-//!  queue   the operations                    matrix  frozen matrices as files have them
+//!  queue   the operations                    norms, windows, activation   the same of single groups of them
+//!  matrix  frozen matrices as files have them
 //! ```
 //!
 //! Layers and models are written once, over [`Device`] and its [`Queue`]; every device runs the same coarse, fused
 //! operations in its own way. A buffer belongs to one device, and only the queue's `upload`, `fill` and `download` move
 //! values between it and the host.
 
+mod activation;
 mod calls;
 mod matrix;
+mod norms;
 mod queue;
 mod view;
+mod windows;
 
 use std::fmt;
 
+pub use activation::Activation;
 pub use calls::{
     Attention, AttentionBackward, AttentionShape, CopyTokens, Extra, GateGrad, Gemm, GemmTn, HeadLayout,
-    ModulationGrad, NormModulate, NormModulateBackward, NormRotary, TokenRows,
+    ModulationGrad, NormModulate, NormModulateBackward, NormRotary, Scores, TokenRows,
 };
 pub use matrix::{Matrix, Values};
+pub use norms::{GroupNorm, Norm, NormKind};
 pub use queue::Queue;
 pub use view::{View, ViewMut};
+pub use windows::{ConvWindow, Windows};
 
 use crate::error::Result;
 
@@ -107,10 +114,4 @@ pub trait Device: Clone + fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// If the device has no room for it.
     fn upload(&self, values: &[f32], kind: Kind, precision: Precision) -> Result<Self::Buffer>;
-
-    /// The values of a buffer.
-    ///
-    /// # Errors
-    /// If an operation before has failed.
-    fn download(&self, buffer: &Self::Buffer) -> Result<Vec<f32>>;
 }

@@ -3,8 +3,9 @@
 use std::{fmt, sync::Arc};
 
 use super::{
-    Attention, AttentionBackward, CopyTokens, Device, Direction, GateGrad, Gemm, GemmTn, HeadLayout, Kind,
-    NormModulate, NormModulateBackward, NormRotary, TokenRows, View, ViewMut,
+    Activation, Attention, AttentionBackward, CopyTokens, Device, Direction, GateGrad, Gemm, GemmTn,
+    GroupNorm, HeadLayout, Kind, Norm, NormModulate, NormModulateBackward, NormRotary, TokenRows, View,
+    ViewMut, Windows,
 };
 use crate::error::Result;
 
@@ -126,14 +127,23 @@ pub trait Queue<D: Device<Queue = Self>>: fmt::Debug + Send + Sync + Sized + 'st
     /// Its backward.
     fn norm_modulate_backward(&self, call: NormModulateBackward<'_, D>);
 
-    /// `y = gelu(x)`, the tanh form, for `[rows, width]`.
-    fn gelu(&self, size: (usize, usize), x: View<'_, D>, y: ViewMut<'_, D>);
+    /// A norm of rows with its own weights.
+    fn norm(&self, call: Norm<'_, D>);
 
-    /// Its backward: `dx = dy gelu'(x)`, overwritten.
+    /// A norm of groups of a picture's channels.
+    fn group_norm(&self, call: GroupNorm<'_, D>);
+
+    /// `y = f(x)` for `[rows, width]`.
+    fn activate(&self, f: Activation, size: (usize, usize), x: View<'_, D>, y: ViewMut<'_, D>);
+
+    /// Backward of [`Activation::Gelu`]: `dx = dy gelu'(x)`, overwritten.
     fn gelu_backward(&self, size: (usize, usize), x: View<'_, D>, dy: View<'_, D>, dx: ViewMut<'_, D>);
 
-    /// `y = x / (1 + exp(-x))` for `len` neighbouring values.
-    fn silu(&self, x: View<'_, D>, y: ViewMut<'_, D>, len: usize);
+    /// `y *= x` for `[rows, width]`.
+    fn multiply(&self, size: (usize, usize), x: View<'_, D>, y: ViewMut<'_, D>);
+
+    /// The windows of a convolution, one a row.
+    fn windows(&self, call: Windows<'_, D>);
 
     /// `x += gate[b] y`; `gate` is `[B, D]`.
     fn gated_add(&self, rows: TokenRows, x: ViewMut<'_, D>, gate: View<'_, D>, y: View<'_, D>);

@@ -6,6 +6,7 @@ mod open;
 mod read;
 mod recognise;
 mod unfinished;
+mod values;
 mod view;
 mod write;
 
@@ -15,5 +16,6 @@ pub(crate) use read::nearest;
 pub use read::{TensorFiles, TensorInfo};
 pub use safetensors::Dtype;
 pub use unfinished::{UNFINISHED, Unfinished, is_at, is_unfinished, remove_abandoned, remove_if_abandoned};
+pub use values::Values;
 pub use view::{Piece, TensorView};
 pub use write::{NamedTensor, write_atomically, write_safetensors};

@@ -9,7 +9,7 @@ use std::{
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 
-use super::recognise::recognise;
+use super::{Values, recognise::recognise};
 use crate::{
     cpu::map::FileMap,
     error::{Error, Result},
@@ -281,13 +281,11 @@ impl TensorFiles {
     /// # Errors
     /// If there is no tensor of this name, or its dtype is none of these.
     pub fn read(&self, name: &str) -> Result<Vec<f32>> {
-        let bytes = self.bytes(name)?;
-        match self.entry(name)?.info.dtype {
-            Dtype::F32 => Ok(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
-            Dtype::F16 => Ok(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
-            Dtype::BF16 => Ok(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()),
-            other => Err(Error::file(&self.path, format!("`{name}` is {other}: expected f32, f16 or bf16"))),
-        }
+        let (bytes, dtype) = (self.bytes(name)?, self.entry(name)?.info.dtype);
+        let values = Values::of_file(dtype, bytes).ok_or_else(|| {
+            Error::file(&self.path, format!("`{name}` is {dtype}: expected f32, f16 or bf16"))
+        })?;
+        Ok(values.to_vec())
     }
 
     /// The value of a tensor that is one number, whole or not.

@@ -5,9 +5,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use half::{bf16, f16};
-
-use super::{Dtype, TensorFiles};
+use super::{Dtype, TensorFiles, Values};
 use crate::error::{Error, Result};
 
 /// Rows of one tensor of a mapped file, in an order of their own. It holds no values; cloning is cheap.
@@ -29,6 +27,14 @@ pub struct Piece<'a> {
     pub dtype: Dtype,
     /// Whole rows.
     pub bytes: &'a [u8],
+}
+
+impl<'a> Piece<'a> {
+    /// The same to be read as f32.
+    pub fn values(&self) -> Values<'a> {
+        // Nothing else is ever made into a view.
+        Values::of_file(self.dtype, self.bytes).unwrap_or(Values::F32Bytes(self.bytes))
+    }
 }
 
 impl TensorView {
@@ -182,18 +188,12 @@ impl TensorView {
 
     /// The values as f32, which holds each of them exactly.
     pub fn read(&self) -> Vec<f32> {
-        let mut values = Vec::with_capacity(self.len());
-        for Piece { dtype, bytes } in self.pieces() {
-            match dtype {
-                Dtype::F16 => {
-                    values.extend(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()))
-                }
-                Dtype::BF16 => {
-                    values.extend(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()))
-                }
-                // Nothing else is ever made into a view.
-                _ => values.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
-            }
+        let mut values = vec![0.0; self.len()];
+        let mut rest = &mut values[..];
+        for piece in self.pieces() {
+            let (to, after) = rest.split_at_mut(piece.values().len());
+            piece.values().read(0, to);
+            rest = after;
         }
         values
     }
@@ -241,6 +241,8 @@ impl TensorView {
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
+
     use super::*;
     use crate::files::{NamedTensor, write_safetensors};
 

@@ -1,223 +1,91 @@
-//! Convolutions of pictures, channels last, with the weights of a mapped file.
+//! Convolutions of pictures, channels last.
 //!
 //! ```text
-//! H, W  rows and columns of pixels    I  input channels    O  output channels
+//! H, W  rows and columns of pixels    I  input channels    O  output channels    S  side of a window
 //! ```
 //!
 //! A block of output pixels has its windows copied into rows, and one matrix product with the weight does the rest:
 //! memory beside input and output is bounded whatever the picture's size.
 
-use std::sync::Arc;
-
-use rayon::{
-    iter::{IndexedParallelIterator, ParallelIterator},
-    slice::ParallelSliceMut,
-};
-
-use super::{Weight, dense, product_transposed};
+use super::{Frozen, Linear, Loading, Map};
 use crate::{
-    cpu::Cpu,
+    device::{ConvWindow, Device, Kind, Queue, View, ViewMut, Windows},
     error::{Error, Result},
-    files::TensorFiles,
+    files::TensorView,
 };
 
 /// Values of the windows that are copied at a time.
 const WINDOWS: usize = 1 << 23;
-/// Pixels whose windows one task copies.
-const TASK_PIXELS: usize = 64;
+/// Fewest pixels whose windows are copied at a time.
+const BLOCK_PIXELS: usize = 64;
 
-/// One picture inside a network, `[H, W, channels]`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Map {
-    /// H.
-    pub height: usize,
-    /// W.
-    pub width: usize,
-    /// Values of a pixel.
-    pub channels: usize,
-    /// Row-major, channels last.
-    pub values: Vec<f32>,
+/// A frozen convolution, whose weight `[O, I, S, S]` is kept in the order of its windows.
+#[derive(Debug)]
+pub struct Conv<D: Device> {
+    /// `[S S I, O]`.
+    linear: Linear<D>,
+    name: String,
+    inputs: usize,
+    window: ConvWindow,
 }
 
-impl Map {
-    /// From planes `[channels, H, W]`.
+impl<D: Device> Conv<D> {
+    /// From its weight and its bias, if it has one.
     ///
-    /// # Panics
-    /// If the number of values is another.
-    pub fn from_planes(planes: &[f32], (channels, height, width): (usize, usize, usize)) -> Self {
-        assert_eq!(planes.len(), channels * height * width, "values of {channels} planes");
-        let mut values = vec![0.0; planes.len()];
-        for (channel, plane) in planes.chunks_exact((height * width).max(1)).enumerate() {
-            for (to, from) in values[channel..].iter_mut().step_by(channels).zip(plane) {
-                *to = *from;
-            }
-        }
-        Self { height, width, channels, values }
+    /// # Errors
+    /// If one of them has another shape or, of what is read here, holds a value that is not finite; if the device has no
+    /// room.
+    pub fn new(
+        device: &D,
+        (weight, bias): (TensorView, Option<TensorView>),
+        (inputs, outputs): (usize, usize),
+        window: ConvWindow,
+        loading: Loading,
+    ) -> Result<Self> {
+        let name = weight.name().to_owned();
+        let weight = Frozen::of_windows(device, weight, (outputs, inputs), window.side(), loading)?;
+        Ok(Self { linear: Linear::plain(device, weight, bias)?, name, inputs, window })
     }
 
-    /// Write the planes `[channels, H, W]`.
-    ///
-    /// # Panics
-    /// If `planes` has another number of values.
-    pub fn write_planes(&self, planes: &mut [f32]) {
-        assert_eq!(planes.len(), self.values.len(), "values of {} planes", self.channels);
-        for (channel, plane) in planes.chunks_exact_mut(self.pixels().max(1)).enumerate() {
-            for (to, from) in plane.iter_mut().zip(self.values[channel..].iter().step_by(self.channels)) {
-                *to = *from;
-            }
-        }
-    }
-
-    /// H * W.
-    pub fn pixels(&self) -> usize {
-        self.height * self.width
-    }
-}
-
-/// Which input pixels an output pixel sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConvWindow {
-    /// The pixel itself.
-    One,
-    /// The pixel and its eight neighbours; zeros outside the picture.
-    Three,
-    /// The same after every pixel has become 2x2 of its kind.
-    ThreeOfDoubled,
-    /// 3x3 at every second pixel, from that pixel on: zeros stand right and below only.
-    ThreeHalving,
-    /// 3x3 around every second pixel.
-    ThreeHalvingCentred,
-}
-
-impl ConvWindow {
-    /// Pixels along each side of what is seen.
-    pub fn side(self) -> usize {
-        if self == Self::One { 1 } else { 3 }
-    }
-
-    /// Extent of the output for an extent of the input.
-    pub fn output(self, side: usize) -> usize {
-        match self {
-            Self::One | Self::Three => side,
-            Self::ThreeOfDoubled => 2 * side,
-            // With one row of zeros below, the last window begins two rows above the end.
-            Self::ThreeHalving => side / 2,
-            Self::ThreeHalvingCentred => side.div_ceil(2),
-        }
-    }
-
-    /// The input pixel at place `tap` of the window of output pixel `at`, along one axis of `side` pixels.
-    fn source(self, at: usize, tap: usize, side: usize) -> Option<usize> {
-        match self {
-            Self::One => Some(at),
-            Self::Three => (at + tap).checked_sub(1).filter(|p| *p < side),
-            Self::ThreeOfDoubled => (at + tap).checked_sub(1).map(|p| p / 2).filter(|p| *p < side),
-            Self::ThreeHalving => Some(2 * at + tap).filter(|p| *p < side),
-            Self::ThreeHalvingCentred => (2 * at + tap).checked_sub(1).filter(|p| *p < side),
-        }
-    }
-}
-
-/// A convolution: where its weight `[O, I, side, side]` and its bias `[O]` stand in a file.
-#[derive(Clone, Debug)]
-pub struct Conv<'a> {
-    /// The file.
-    pub files: &'a Arc<TensorFiles>,
-    /// Name of the weight.
-    pub weight: &'a str,
-    /// Name of the bias, if there is one.
-    pub bias: Option<&'a str>,
-    /// I.
-    pub inputs: usize,
-    /// O.
-    pub outputs: usize,
-    /// What an output pixel sees.
-    pub window: ConvWindow,
-}
-
-impl Conv<'_> {
     /// The convolution of a picture.
     ///
     /// # Errors
-    /// If the picture has other channels, or the weights cannot be read.
-    pub fn run(&self, device: &Cpu, x: &Map) -> Result<Map> {
+    /// If the picture has other channels; if the device has no room for the weight.
+    pub fn run(&self, queue: &D::Queue, x: &Map<D>) -> Result<Map<D>> {
         if x.channels != self.inputs {
-            return Err(Error::shape(format!("channels for `{}`", self.weight), self.inputs, x.channels));
+            return Err(Error::shape(format!("channels for `{}`", self.name), self.inputs, x.channels));
         }
-        let bias = self.bias.map(|name| self.files.read_finite(name, &[self.outputs])).transpose()?;
-        let (height, width) = (self.window.output(x.height), self.window.output(x.width));
-        let mut out =
-            Map { height, width, channels: self.outputs, values: vec![0.0; height * width * self.outputs] };
-        if self.window == ConvWindow::One {
-            let weight = Weight::locate(self.files, self.weight, self.outputs, self.inputs)?;
-            let (x, out_values) = ((&x.values[..], self.inputs), (&mut out.values[..], self.outputs));
-            dense(device, height * width, x, &weight, bias.as_deref(), out_values)?;
-            return Ok(out);
+        let (window, outputs) = (self.window, self.linear.outputs());
+        let (height, width) = (window.output(x.height), window.output(x.width));
+        let pixels = height * width;
+        let mut values = queue.take(pixels * outputs, Kind::Activation);
+        if window == ConvWindow::One {
+            self.linear.write(queue, pixels, x.view(), ViewMut::new(&mut values, outputs))?;
+            return Ok(Map { height, width, channels: outputs, values });
         }
-        let weight = self.taps_first()?;
-        let terms = self.window.side().pow(2) * self.inputs;
-        let pixels = block_pixels(terms);
-        let mut windows = vec![0.0; pixels.min(height * width) * terms];
-        for (block, out) in out.values.chunks_mut(pixels * self.outputs).enumerate() {
-            let count = out.len() / self.outputs;
-            let windows = &mut windows[..count * terms];
-            self.copy_windows(device, x, block * pixels, width, windows);
-            product_transposed(device, (count, self.outputs, terms), windows, &weight, out);
-            if let Some(bias) = &bias {
-                for row in out.chunks_exact_mut(self.outputs) {
-                    row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
-                }
-            }
-        }
-        Ok(out)
-    }
-
-    /// The weight as `[O, side, side, I]`, so that a window is whole pixels.
-    fn taps_first(&self) -> Result<Vec<f32>> {
-        let side = self.window.side();
-        let stored = self.files.read_finite(self.weight, &[self.outputs, self.inputs, side, side])?;
-        let taps = side * side;
-        let mut weight = vec![0.0; stored.len()];
-        let filters = weight.chunks_exact_mut(taps * self.inputs);
-        for (to, from) in filters.zip(stored.chunks_exact(taps * self.inputs)) {
-            for (input, from) in from.chunks_exact(taps).enumerate() {
-                for (tap, value) in from.iter().enumerate() {
-                    to[tap * self.inputs + input] = *value;
-                }
-            }
-        }
-        Ok(weight)
-    }
-
-    /// The windows of output pixels from `first` on, one a row.
-    fn copy_windows(&self, device: &Cpu, x: &Map, first: usize, out_width: usize, windows: &mut [f32]) {
-        let (side, channels) = (self.window.side(), x.channels);
-        let terms = side * side * channels;
-        let copy = |pixel: usize, row: &mut [f32]| {
-            let (y, column) = (pixel / out_width, pixel % out_width);
-            for (tap, to) in row.chunks_exact_mut(channels).enumerate() {
-                let from = self.window.source(y, tap / side, x.height);
-                match from.zip(self.window.source(column, tap % side, x.width)) {
-                    Some((y, column)) => {
-                        to.copy_from_slice(&x.values[(y * x.width + column) * channels..][..channels]);
-                    }
-                    None => to.fill(0.0),
-                }
-            }
-        };
-        device.pool().install(|| {
-            windows.par_chunks_mut(TASK_PIXELS * terms).enumerate().for_each(|(task, rows)| {
-                for (row, pixel) in rows.chunks_exact_mut(terms).zip(first + task * TASK_PIXELS..) {
-                    copy(pixel, row);
-                }
+        let terms = self.linear.inputs();
+        let most = block_pixels(terms).min(pixels);
+        let mut windows = queue.take(most * terms, Kind::Activation);
+        for first in (0..pixels).step_by(most.max(1)) {
+            let count = most.min(pixels - first);
+            queue.windows(Windows {
+                window,
+                size: (x.height, x.width),
+                channels: x.channels,
+                pixels: first..first + count,
+                x: x.view(),
+                out: ViewMut::new(&mut windows, terms),
             });
-        });
+            let out = ViewMut::new(&mut values, outputs).skip(first * outputs);
+            self.linear.write(queue, count, View::new(&windows, terms), out)?;
+        }
+        Ok(Map { height, width, channels: outputs, values })
     }
 }
 
 /// Output pixels of a block whose windows have this many values each.
 fn block_pixels(terms: usize) -> usize {
-    (WINDOWS / terms.max(1)).max(TASK_PIXELS)
+    (WINDOWS / terms.max(1)).max(BLOCK_PIXELS)
 }
 
 /// Floating-point operations of a convolution of a picture of `pixels` output pixels.
@@ -225,24 +93,28 @@ pub fn conv_flops(window: ConvWindow, (inputs, outputs): (usize, usize), pixels:
     2.0 * (window.side().pow(2) * inputs * outputs) as f64 * pixels
 }
 
-/// Values of working memory that a convolution takes beside its input and its output: windows, and the weight three
-/// times (as it is stored, in the order of the windows, and packed).
-pub fn conv_scratch(window: ConvWindow, (inputs, outputs): (usize, usize), pixels: f64) -> f64 {
+/// Values of working memory that a convolution takes beside its input and its output: its windows.
+pub fn conv_scratch(window: ConvWindow, inputs: usize, pixels: f64) -> f64 {
     let terms = window.side().pow(2) * inputs;
-    let windows =
-        if window == ConvWindow::One { 0.0 } else { (block_pixels(terms) as f64).min(pixels) * terms as f64 };
-    windows + (3 * terms * outputs) as f64
+    if window == ConvWindow::One { 0.0 } else { (block_pixels(terms) as f64).min(pixels) * terms as f64 }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use super::*;
-    use crate::files::{NamedTensor, write_safetensors};
+    use crate::{
+        Cpu,
+        cpu::Buffer,
+        device::Precision,
+        files::{NamedTensor, TensorFiles, write_safetensors},
+    };
 
     /// The definition, pixel by pixel, over a picture with its zeros written out.
-    fn by_definition(x: &Map, weight: &[f32], bias: &[f32], window: ConvWindow) -> Map {
+    fn by_definition(x: &Map<Cpu>, weight: &[f32], bias: &[f32], window: ConvWindow) -> Map<Cpu> {
         let (side, outputs) = (window.side(), bias.len());
         let doubled = if window == ConvWindow::ThreeOfDoubled { 2 } else { 1 };
         let (stride, before) = match window {
@@ -276,7 +148,7 @@ mod tests {
                 values.push(sum as f32);
             }
         }
-        Map { height, width, channels: outputs, values }
+        Map { height, width, channels: outputs, values: Buffer::owned(values) }
     }
 
     fn numbers(n: usize, seed: usize) -> Vec<f32> {
@@ -304,26 +176,18 @@ mod tests {
                     [NamedTensor::f32("w", shape, &weight), NamedTensor::f32("b", vec![outputs], &bias)];
                 write_safetensors(&path, &tensors, &[]).unwrap();
                 let files = Arc::new(TensorFiles::open(&path).unwrap());
-                let x = Map { height, width, channels: inputs, values: numbers(height * width * inputs, seed + 2) };
-                let conv = Conv { files: &files, weight: "w", bias: Some("b"), inputs, outputs, window };
-                let found = conv.run(&Cpu::new(2).unwrap(), &x).unwrap();
+                let x = Map { height, width, channels: inputs, values: Buffer::owned(numbers(height * width * inputs, seed + 2)) };
+                let (cpu, view) = (Cpu::new(2).unwrap(), |name| TensorView::whole(&files, name).unwrap());
+                let tensors = (view("w"), Some(view("b")));
+                let conv = Conv::new(&cpu, tensors, (inputs, outputs), window, Loading::default()).unwrap();
+                let found = conv.run(&cpu.queue(Precision::F32).unwrap(), &x).unwrap();
                 let expected = by_definition(&x, &weight, &bias, window);
                 prop_assert_eq!((found.height, found.width), (expected.height, expected.width));
-                for (a, b) in found.values.iter().zip(&expected.values) {
+                for (a, b) in found.values.iter().zip(&*expected.values) {
                     prop_assert!((a - b).abs() < 1e-5, "{:?}: {} and {}", window, a, b);
                 }
             }
         }
-    }
-
-    #[test]
-    fn planes_become_pixels_and_planes_again() {
-        let planes = numbers(3 * 4 * 5, 3);
-        let map = Map::from_planes(&planes, (3, 4, 5));
-        assert_eq!(map.values[..3], [planes[0], planes[20], planes[40]]);
-        let mut back = vec![0.0; planes.len()];
-        map.write_planes(&mut back);
-        assert_eq!(back, planes);
     }
 
     #[test]
@@ -332,10 +196,11 @@ mod tests {
         let path = dir.path().join("w.safetensors");
         write_safetensors(&path, &[NamedTensor::f32("w", vec![1, 2, 1, 1], &[1.0, 2.0])], &[]).unwrap();
         let files = Arc::new(TensorFiles::open(&path).unwrap());
-        let conv =
-            Conv { files: &files, weight: "w", bias: None, inputs: 2, outputs: 1, window: ConvWindow::One };
-        let x = Map { height: 1, width: 1, channels: 3, values: vec![0.0; 3] };
-        let error = conv.run(&Cpu::new(1).unwrap(), &x).unwrap_err().to_string();
+        let cpu = Cpu::new(1).unwrap();
+        let tensors = (TensorView::whole(&files, "w").unwrap(), None);
+        let conv = Conv::new(&cpu, tensors, (2, 1), ConvWindow::One, Loading::default()).unwrap();
+        let x = Map { height: 1, width: 1, channels: 3, values: Buffer::owned(vec![0.0; 3]) };
+        let error = conv.run(&cpu.queue(Precision::F32).unwrap(), &x).unwrap_err().to_string();
         assert!(error.contains("`w`") && error.contains("expected 2, got 3"), "{error}");
     }
 }

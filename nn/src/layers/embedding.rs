@@ -1,10 +1,8 @@
 //! Rows of a table in a mapped file, read on demand.
 
-use half::{bf16, f16};
-
 use crate::{
     error::{Error, Result},
-    files::{Dtype, TensorFiles},
+    files::{TensorFiles, Values},
 };
 
 /// Rows `ids` of the table `name`, `[rows, width]`, one after the other.
@@ -24,15 +22,12 @@ pub fn embed(
         let what = format!("`{name}` of {}", files.path().display());
         return Err(Error::shape(what, [rows, width], &info.shape));
     }
-    let size = match info.dtype {
-        Dtype::F32 => 4,
-        Dtype::F16 | Dtype::BF16 => 2,
-        other => {
-            return Err(Error::file(files.path(), format!("`{name}` is {other}: expected f32, f16 or bf16")));
-        }
-    };
-    let mut out = Vec::with_capacity(ids.len() * width);
-    for id in ids {
+    let values = Values::of_file(info.dtype, bytes).ok_or_else(|| {
+        let message = format!("`{name}` is {}: expected f32, f16 or bf16", info.dtype);
+        Error::file(files.path(), message)
+    })?;
+    let mut out = vec![0.0; ids.len() * width];
+    for (id, to) in ids.iter().zip(out.chunks_exact_mut(width.max(1))) {
         let row = *id as usize;
         if row >= rows {
             return Err(Error::Setting(format!(
@@ -40,20 +35,17 @@ pub fn embed(
                 files.path().display()
             )));
         }
-        let row = &bytes[row * width * size..][..width * size];
-        match info.dtype {
-            Dtype::F32 => out.extend(row.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
-            Dtype::F16 => out.extend(row.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32())),
-            _ => out.extend(row.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32())),
-        }
+        values.read(row * width, to);
     }
     Ok(out)
 }
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
+
     use super::*;
-    use crate::files::{NamedTensor, write_safetensors};
+    use crate::files::{Dtype, NamedTensor, write_safetensors};
 
     #[test]
     fn rows_are_read_in_the_dtype_of_the_file_and_an_id_too_large_is_named() {

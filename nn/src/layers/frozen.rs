@@ -5,9 +5,9 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::{
-    device::{Device, Direction, Matrix, Merge, Precision, Values},
+    device::{Device, Direction, Matrix, Merge, Precision},
     error::Result,
-    files::{Dtype, TensorView},
+    files::TensorView,
     lora::FrozenFactors,
 };
 
@@ -31,12 +31,22 @@ pub struct Loading {
     pub packing: Packing,
 }
 
+/// In which order a row of the file has the inputs of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    /// As the product reads them.
+    Same,
+    /// Taps within channels, where the product reads channels within taps.
+    Taps(usize),
+}
+
 /// A frozen matrix `[N, K]`.
 #[derive(Debug)]
 pub struct Frozen<D: Device> {
     device: D,
     view: TensorView,
     inputs: usize,
+    order: Order,
     loading: Loading,
     /// Added to the values when they are packed.
     merged: Option<FrozenFactors>,
@@ -61,10 +71,38 @@ impl<D: Device> Frozen<D> {
         loading: Loading,
         merged: Option<FrozenFactors>,
     ) -> Result<Self> {
+        Self::build(device, view, (outputs, inputs), Order::Same, loading, merged)
+    }
+
+    /// The weight `[N, C, S, S]` of a convolution as the matrix that its windows are multiplied with: a row is `[S S, C]`, so
+    /// that a window is whole pixels. N is `outputs`, C `channels`, S `side`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn of_windows(
+        device: &D,
+        view: TensorView,
+        (outputs, channels): (usize, usize),
+        side: usize,
+        loading: Loading,
+    ) -> Result<Self> {
+        let taps = side * side;
+        let order = if taps == 1 { Order::Same } else { Order::Taps(taps) };
+        Self::build(device, view, (outputs, taps * channels), order, loading, None)
+    }
+
+    fn build(
+        device: &D,
+        view: TensorView,
+        (outputs, inputs): (usize, usize),
+        order: Order,
+        loading: Loading,
+        merged: Option<FrozenFactors>,
+    ) -> Result<Self> {
         view.expect_matrix(outputs, inputs)?;
         let (forward, backward, checked) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
         let device = device.clone();
-        let frozen = Self { device, view, inputs, loading, merged, forward, backward, checked };
+        let frozen = Self { device, view, inputs, order, loading, merged, forward, backward, checked };
         if loading.packing == Packing::Resident {
             frozen.check()?;
             let _ = frozen.forward.set(frozen.pack(Direction::Forward)?);
@@ -80,6 +118,11 @@ impl<D: Device> Frozen<D> {
     /// K.
     pub fn inputs(&self) -> usize {
         self.inputs
+    }
+
+    /// The precision of its products.
+    pub fn precision(&self) -> Precision {
+        self.loading.precision
     }
 
     /// Search the values, if that was not done yet. Streamed ones are searched just before they are first used, when they are
@@ -132,25 +175,35 @@ impl<D: Device> Frozen<D> {
             Merge { down: matrix(down, (rank, columns)), up: matrix(up, (rows, rank)), scale: *scale }
         });
         let passing = self.loading.packing == Packing::Streamed;
-        self.device.frozen(
-            &matrix(&self.view, (rows, columns)),
-            merge.as_ref(),
-            direction,
-            self.loading.precision,
-            passing,
-        )
+        let ordered;
+        let values = match self.order {
+            Order::Same => matrix(&self.view, (rows, columns)),
+            Order::Taps(taps) => {
+                ordered = taps_first(&self.view.read(), taps, columns / taps);
+                Matrix::of(&ordered, rows, columns)
+            }
+        };
+        self.device.frozen(&values, merge.as_ref(), direction, self.loading.precision, passing)
     }
 }
 
+/// Rows `[channels, taps]` as rows `[taps, channels]`.
+fn taps_first(stored: &[f32], taps: usize, channels: usize) -> Vec<f32> {
+    let mut ordered = vec![0.0; stored.len()];
+    let row = (taps * channels).max(1);
+    for (to, from) in ordered.chunks_exact_mut(row).zip(stored.chunks_exact(row)) {
+        for (channel, from) in from.chunks_exact(taps).enumerate() {
+            for (tap, value) in from.iter().enumerate() {
+                to[tap * channels + channel] = *value;
+            }
+        }
+    }
+    ordered
+}
+
 /// A view as the kernels read it, without a copy.
-pub(super) fn matrix(view: &TensorView, (rows, columns): (usize, usize)) -> Matrix<'_> {
-    let values = |dtype, bytes| match dtype {
-        Dtype::F16 => Values::F16Bytes(bytes),
-        Dtype::BF16 => Values::Bf16Bytes(bytes),
-        // A view is of f32, f16 or bf16.
-        _ => Values::F32Bytes(bytes),
-    };
-    Matrix::new(view.pieces().map(|p| values(p.dtype, p.bytes)).collect(), rows, columns)
+fn matrix(view: &TensorView, (rows, columns): (usize, usize)) -> Matrix<'_> {
+    Matrix::new(view.pieces().map(|piece| piece.values()).collect(), rows, columns)
 }
 
 /// A low-rank branch that belongs to the frozen network, such as UNO's own adapter: `y += scale (x down^T) up^T`.

@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 
-use super::{Branches, Context, Frozen, FrozenBranch, Loading};
+use super::{Branches, Context, Frozen, FrozenBranch, Loading, vector};
 use crate::{
     backbone::LinearLayout,
     device::{Device, Direction, Extra, Gemm, GemmTn, Kind, Queue, View, ViewMut},
@@ -28,12 +28,12 @@ pub struct Linear<D: Device> {
     /// Its number among the linears that an adapter may have factors for.
     index: Option<usize>,
     weight: Frozen<D>,
-    bias: D::Buffer,
+    bias: Option<D::Buffer>,
     branch: Option<FrozenBranch<D>>,
 }
 
 impl<D: Device> Linear<D> {
-    /// From its weight and its bias; the frozen network may have a low-rank branch there, or factors that are merged into the
+    /// From its weight and its bias, if it has one; the frozen network may have a low-rank branch there, or factors that are merged into the
     /// weight.
     ///
     /// # Errors
@@ -41,20 +41,45 @@ impl<D: Device> Linear<D> {
     /// [`check`](Self::check)); if the device has no room.
     pub fn new(
         device: &D,
-        (weight, bias): (TensorView, TensorView),
+        (weight, bias): (TensorView, Option<TensorView>),
         layout: &LinearLayout,
         index: Option<usize>,
         branch: Option<FrozenBranch<D>>,
         merged: Option<FrozenFactors>,
         loading: Loading,
     ) -> Result<Self> {
-        let bias = bias.read_finite()?;
-        if bias.len() != layout.outputs {
-            return Err(Error::shape(format!("bias of `{}`", layout.name), layout.outputs, bias.len()));
-        }
-        let bias = device.upload(&bias, Kind::Activation, loading.precision)?;
         let weight = Frozen::new(device, weight, (layout.outputs, layout.inputs), loading, merged)?;
-        Ok(Self { index, weight, bias, branch })
+        Ok(Self { index, branch, ..Self::plain(device, weight, bias)? })
+    }
+
+    /// A frozen matrix and perhaps a bias, which no adapter has factors for.
+    ///
+    /// # Errors
+    /// If the bias has another shape or holds a value that is not finite; if the device has no room.
+    pub fn plain(device: &D, weight: Frozen<D>, bias: Option<TensorView>) -> Result<Self> {
+        let (width, precision) = (weight.outputs(), weight.precision());
+        let upload = |view: TensorView| vector(device, &view, width, Kind::Activation, precision);
+        let bias = bias.map(upload).transpose()?;
+        Ok(Self { index: None, weight, bias, branch: None })
+    }
+
+    /// Its result for `m` rows, without an adapter.
+    ///
+    /// # Errors
+    /// If the device has no room for the weight.
+    pub fn run(&self, queue: &D::Queue, m: usize, x: View<'_, D>) -> Result<D::Buffer> {
+        let width = self.outputs();
+        let mut out = queue.take(m * width, Kind::Activation);
+        self.write(queue, m, x, ViewMut::new(&mut out, width))?;
+        Ok(out)
+    }
+
+    /// The same into `out [M, N]`.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn write(&self, queue: &D::Queue, m: usize, x: View<'_, D>, out: ViewMut<'_, D>) -> Result<()> {
+        linears(Context { queue, branches: None }, m, x, &mut [Output(self, out)]).map(drop)
     }
 
     /// Width of the input.
@@ -147,7 +172,7 @@ pub fn linears<D: Device>(
                 weight,
                 direction: Direction::Forward,
                 extra: trained,
-                bias: Some(&linear.bias),
+                bias: linear.bias.as_ref(),
                 accumulate: false,
                 out: out.again(),
             });

@@ -1,18 +1,24 @@
 //! Layers: functions with an explicit backward, over the kernels of a device; those of encoders have a forward only.
 
+mod attention;
 mod branches;
 mod context;
 pub mod conv;
-pub mod dense;
 pub mod embedding;
 pub mod frozen;
 pub mod linear;
-pub mod norm;
+mod map;
+mod norm;
 mod stored;
+mod vector;
 
+pub use attention::{Attention, attention_flops};
 pub use branches::Branches;
 pub use context::Context;
-pub use dense::{Weight, dense, product_plain, product_transposed};
+pub use conv::Conv;
 pub use frozen::{Frozen, FrozenBranch, Loading, Packing};
 pub use linear::{InputGrad, Linear, Output, linears, linears_backward};
+pub use map::Map;
+pub use norm::{GroupNorm, Norm};
 pub use stored::stored;
+pub use vector::vector;

@@ -1,219 +1,114 @@
-//! Norms with weights, for encoders: layer norm, RMS norm, and group norm with the SiLU that often follows it.
+//! Norms with weights of their own.
 //!
 //! ```text
 //! M  rows (tokens or pixels)    D  width    G  groups of channels
 //! ```
-//!
-//! Sums are kept in f64. A row's sum belongs to one task; a group's sum runs over blocks of rows of a fixed size, whose
-//! sums are added in order, so that no result depends on the number of threads.
 
-use rayon::{
-    iter::{IndexedParallelIterator, ParallelIterator},
-    slice::{ParallelSlice, ParallelSliceMut},
+use super::{Map, vector};
+use crate::{
+    device::{self, Device, Kind, NormKind, Precision, Queue, View, ViewMut},
+    error::{Error, Result},
+    files::TensorView,
 };
 
-use crate::cpu::{self, Cpu};
-
-/// Values in a task: enough to be worth a thread, few enough for every thread to have several.
-const TASK: usize = 1 << 15;
-/// Rows whose sums are added before those of the next block.
-const BLOCK_ROWS: usize = 256;
-/// Values that go through an activation at once: they stay in the first cache.
-const CHUNK: usize = 2048;
-
-/// `out = (x - mean) / deviation * weight + bias`, row by row; `x` and `out` are `[M, D]`.
-///
-/// # Panics
-/// If the slices do not fit each other.
-pub fn layer_norm(device: &Cpu, x: &[f32], weight: &[f32], bias: &[f32], eps: f64, out: &mut [f32]) {
-    assert_eq!(weight.len(), bias.len(), "weight and bias of a layer norm");
-    by_rows(device, x, weight.len(), out, |x, out| {
-        let mean = x.iter().map(|v| f64::from(*v)).sum::<f64>() / x.len() as f64;
-        let variance = x.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / x.len() as f64;
-        let (mean, scale) = (mean as f32, (1.0 / (variance + eps).sqrt()) as f32);
-        for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
-            *out = (x - mean) * scale * weight + bias;
-        }
-    });
+/// A weight or a bias `[D]` on a device: f32, whatever the precision of products.
+fn exact<D: Device>(device: &D, view: &TensorView, width: usize) -> Result<D::Buffer> {
+    vector(device, view, width, Kind::Exact, Precision::F32)
 }
 
-/// `out = x / root of the mean square * weight`, row by row; `x` and `out` are `[M, D]`.
-///
-/// # Panics
-/// If the slices do not fit each other.
-pub fn rms_norm(device: &Cpu, x: &[f32], weight: &[f32], eps: f64, out: &mut [f32]) {
-    by_rows(device, x, weight.len(), out, |x, out| {
-        let square = x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / x.len() as f64;
-        let scale = (1.0 / (square + eps).sqrt()) as f32;
-        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-            *out = x * scale * weight;
-        }
-    });
+/// A layer norm or an RMS norm of rows.
+#[derive(Debug)]
+pub struct Norm<D: Device> {
+    kind: NormKind,
+    eps: f64,
+    width: usize,
+    weight: D::Buffer,
+    bias: Option<D::Buffer>,
 }
 
-/// The sizes of a [`group_norm`] and its weights.
-#[derive(Clone, Copy, Debug)]
-pub struct GroupNorm<'a> {
-    /// G, which divides D.
-    pub groups: usize,
-    /// `[D]`.
-    pub weight: &'a [f32],
-    /// `[D]`.
-    pub bias: &'a [f32],
-    /// Added to the variance.
-    pub eps: f64,
-    /// Whether SiLU follows.
-    pub silu: bool,
-}
-
-/// Group norm of one picture `[M, D]`, channels last, in place: every group of D / G channels has one mean and one
-/// variance over all rows.
-///
-/// # Panics
-/// If the slices do not fit each other, or G does not divide D.
-pub fn group_norm(device: &Cpu, x: &mut [f32], norm: GroupNorm<'_>) {
-    let GroupNorm { groups, weight, bias, silu, .. } = norm;
-    let width = weight.len();
-    assert!(bias.len() == width && width.is_multiple_of(groups), "{groups} groups of {width} channels");
-    assert!(x.len().is_multiple_of(width), "{} values in rows of {width}", x.len());
-    if x.is_empty() {
-        return;
+impl<D: Device> Norm<D> {
+    /// From its weight and perhaps its bias, of rows of `width` values.
+    ///
+    /// # Errors
+    /// If one has another shape or holds a value that is not finite; if the device has no room.
+    pub fn new(
+        device: &D,
+        kind: NormKind,
+        width: usize,
+        weight: &TensorView,
+        bias: Option<&TensorView>,
+        eps: f64,
+    ) -> Result<Self> {
+        let weight = exact(device, weight, width)?;
+        let bias = bias.map(|bias| exact(device, bias, width)).transpose()?;
+        Ok(Self { kind, eps, width, weight, bias })
     }
-    let (scale, shift) = group_factors(device, x, norm);
-    device.pool().install(|| {
-        x.par_chunks_mut((TASK / width).max(1) * width).for_each(|rows| {
-            let mut normed = vec![0.0; (CHUNK / width).max(1) * width];
-            for part in rows.chunks_mut(normed.len()) {
-                let normed = &mut normed[..part.len()];
-                for (to, from) in normed.chunks_exact_mut(width).zip(part.chunks_exact(width)) {
-                    for (((to, x), scale), shift) in to.iter_mut().zip(from).zip(&scale).zip(&shift) {
-                        *to = x * scale + shift;
-                    }
-                }
-                if silu {
-                    cpu::silu(device, normed, part);
-                } else {
-                    part.copy_from_slice(normed);
-                }
-            }
+
+    /// `[M, D]` of `x [M, D]`.
+    pub fn run(&self, queue: &D::Queue, rows: usize, x: View<'_, D>) -> D::Buffer {
+        let width = self.width;
+        let mut y = queue.take(rows * width, Kind::Activation);
+        queue.norm(device::Norm {
+            rows,
+            width,
+            kind: self.kind,
+            eps: self.eps,
+            x,
+            weight: &self.weight,
+            bias: self.bias.as_ref(),
+            y: ViewMut::new(&mut y, width),
         });
-    });
+        y
+    }
 }
 
-/// What each channel is multiplied by, and what is added then.
-fn group_factors(device: &Cpu, x: &[f32], norm: GroupNorm<'_>) -> (Vec<f32>, Vec<f32>) {
-    let width = norm.weight.len();
-    let blocks: Vec<Vec<[f64; 2]>> = device.pool().install(|| {
-        x.par_chunks(BLOCK_ROWS * width)
-            .map(|rows| {
-                let mut sums = vec![[0.0; 2]; width];
-                for row in rows.chunks_exact(width) {
-                    for (sum, x) in sums.iter_mut().zip(row) {
-                        let x = f64::from(*x);
-                        *sum = [sum[0] + x, sum[1] + x * x];
-                    }
-                }
-                sums
-            })
-            .collect()
-    });
-    let mut sums = vec![[0.0; 2]; width];
-    for block in &blocks {
-        for (sum, part) in sums.iter_mut().zip(block) {
-            *sum = [sum[0] + part[0], sum[1] + part[1]];
-        }
-    }
-    let each = width / norm.groups;
-    let count = (x.len() / norm.groups) as f64;
-    let (mut scale, mut shift) = (Vec::with_capacity(width), Vec::with_capacity(width));
-    for (group, sums) in sums.chunks_exact(each).enumerate() {
-        let mean = sums.iter().map(|s| s[0]).sum::<f64>() / count;
-        let square = sums.iter().map(|s| s[1]).sum::<f64>() / count;
-        let inverse = 1.0 / ((square - mean * mean).max(0.0) + norm.eps).sqrt();
-        for c in group * each..(group + 1) * each {
-            let factor = inverse * f64::from(norm.weight[c]);
-            scale.push(factor as f32);
-            shift.push((f64::from(norm.bias[c]) - mean * factor) as f32);
-        }
-    }
-    (scale, shift)
+/// A group norm of pictures.
+#[derive(Debug)]
+pub struct GroupNorm<D: Device> {
+    groups: usize,
+    eps: f64,
+    width: usize,
+    weight: D::Buffer,
+    bias: D::Buffer,
 }
 
-fn by_rows(device: &Cpu, x: &[f32], width: usize, out: &mut [f32], row: impl Fn(&[f32], &mut [f32]) + Sync) {
-    assert_eq!(x.len(), out.len(), "values before and after a norm");
-    assert!(width > 0 && x.len().is_multiple_of(width), "{} values in rows of {width}", x.len());
-    let each = (TASK / width).max(1) * width;
-    device.pool().install(|| {
-        x.par_chunks(each).zip(out.par_chunks_mut(each)).for_each(|(x, out)| {
-            x.chunks_exact(width).zip(out.chunks_exact_mut(width)).for_each(|(x, out)| row(x, out));
+impl<D: Device> GroupNorm<D> {
+    /// From its weight and its bias, of pictures with `width` channels in `groups` groups.
+    ///
+    /// # Errors
+    /// As [`Norm::new`]; if the groups cannot share the channels.
+    pub fn new(
+        device: &D,
+        (width, groups): (usize, usize),
+        weight: &TensorView,
+        bias: &TensorView,
+        eps: f64,
+    ) -> Result<Self> {
+        if groups == 0 || !width.is_multiple_of(groups) {
+            return Err(Error::shape(
+                format!("channels of `{}` in {groups} groups", weight.name()),
+                "whole",
+                width,
+            ));
+        }
+        let (weight, bias) = (exact(device, weight, width)?, exact(device, bias, width)?);
+        Ok(Self { groups, eps, width, weight, bias })
+    }
+
+    /// The norm of a picture, and the SiLU of it if that is wanted.
+    pub fn run(&self, queue: &D::Queue, x: &Map<D>, silu: bool) -> Map<D> {
+        let mut y = queue.take(x.len(), Kind::Activation);
+        queue.group_norm(device::GroupNorm {
+            rows: x.pixels(),
+            width: self.width,
+            groups: self.groups,
+            eps: self.eps,
+            silu,
+            x: x.view(),
+            weight: &self.weight,
+            bias: &self.bias,
+            y: ViewMut::new(&mut y, self.width),
         });
-    });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ramp(n: usize) -> Vec<f32> {
-        (0..n).map(|i| ((i * 37 % 101) as f32 - 50.0) / 17.0 + 3.0).collect()
-    }
-
-    fn mean_and_variance(values: impl Iterator<Item = f32> + Clone) -> (f64, f64) {
-        let n = values.clone().count() as f64;
-        let mean = values.clone().map(f64::from).sum::<f64>() / n;
-        (mean, values.map(|v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n)
-    }
-
-    #[test]
-    fn a_row_has_mean_zero_and_variance_one_before_its_weights() {
-        let (x, ones) = (ramp(3 * 40), [1.0; 40]);
-        let mut y = vec![0.0; x.len()];
-        layer_norm(&Cpu::new(2).unwrap(), &x, &ones, &[0.25; 40], 0.0, &mut y);
-        for row in y.chunks_exact(40) {
-            let (mean, variance) = mean_and_variance(row.iter().copied());
-            assert!((mean - 0.25).abs() < 1e-6 && (variance - 1.0).abs() < 1e-5, "{mean} {variance}");
-        }
-    }
-
-    #[test]
-    fn a_row_has_mean_square_one_before_its_weights() {
-        let x = ramp(2 * 64);
-        let mut y = vec![0.0; x.len()];
-        rms_norm(&Cpu::new(1).unwrap(), &x, &[2.0; 64], 0.0, &mut y);
-        for row in y.chunks_exact(64) {
-            let square = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / 64.0;
-            assert!((square - 4.0).abs() < 1e-5, "{square}");
-        }
-    }
-
-    #[test]
-    fn a_group_has_mean_zero_and_variance_one_over_all_pixels_whatever_the_threads() {
-        let x = ramp(700 * 12);
-        let run = |threads| {
-            let mut y = x.clone();
-            let norm = GroupNorm { groups: 3, weight: &[1.0; 12], bias: &[0.0; 12], eps: 0.0, silu: false };
-            group_norm(&Cpu::new(threads).unwrap(), &mut y, norm);
-            y
-        };
-        let y = run(1);
-        assert_eq!(y, run(3));
-        for group in 0..3 {
-            let of_group = |row: &[f32]| row[group * 4..][..4].to_vec();
-            let (mean, variance) = mean_and_variance(y.chunks_exact(12).flat_map(of_group));
-            assert!(mean.abs() < 1e-6 && (variance - 1.0).abs() < 1e-5, "{mean} {variance}");
-        }
-    }
-
-    #[test]
-    fn silu_follows_a_group_norm_where_it_is_asked_for() {
-        let run = |silu| {
-            let mut x = ramp(5 * 8);
-            let norm = GroupNorm { groups: 2, weight: &[1.5; 8], bias: &[0.5; 8], eps: 1e-6, silu };
-            group_norm(&Cpu::new(1).unwrap(), &mut x, norm);
-            x
-        };
-        for (plain, found) in run(false).into_iter().zip(run(true)) {
-            assert!((found - plain / (1.0 + libm::expf(-plain))).abs() < 1e-6, "{plain} {found}");
-        }
+        x.with(self.width, y)
     }
 }

@@ -2,28 +2,26 @@
 
 use std::{ops::Range, sync::Arc};
 
-use crate::size;
-
-/// A linear that an adapter has factors for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AdaptedLinear {
-    /// Path in the model, as diffusers names it, e.g. `transformer_blocks.0.attn.to_q`.
-    pub name: String,
-    /// Width of the input: A is `[rank, inputs]`.
-    pub inputs: usize,
-    /// Width of the output: B is `[outputs, rank]`.
-    pub outputs: usize,
-}
+use crate::{linears::LinearLayout, naming::Names, size};
 
 /// Which linears an adapter has factors for, and at what rank.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct AdapterLayout {
+    /// What files call the linears of the network.
+    pub names: &'static Names,
     /// In the order of the model.
-    pub modules: Vec<AdaptedLinear>,
+    pub modules: Vec<LinearLayout>,
     /// Inner width of the factors.
     pub rank: usize,
     /// The branch is scaled by `alpha / rank`.
     pub alpha: f32,
+}
+
+impl PartialEq for AdapterLayout {
+    fn eq(&self, other: &Self) -> bool {
+        let key = |l: &Self| (l.names.network, l.rank, l.alpha);
+        key(self) == key(other) && self.modules == other.modules
+    }
 }
 
 impl AdapterLayout {

@@ -10,10 +10,11 @@
 
 use std::{ops::Range, path::Path, sync::Arc};
 
-use super::{adapter::AdaptedLinear, names::Linear};
+use super::names::Linear;
 use crate::{
     error::{Error, Result},
     files::{TensorFiles, TensorView},
+    linears::LinearLayout,
 };
 
 /// A part of a linear of a file: a linear of diffusers' layout, and its rows of `up`.
@@ -42,7 +43,7 @@ pub(super) struct Factors {
 /// The factors of one linear of diffusers' layout, as they are to be trained.
 #[derive(Clone, Debug)]
 pub(super) struct Module {
-    pub linear: AdaptedLinear,
+    pub linear: LinearLayout,
     pub rank: usize,
     /// The file's alpha is for so many times the rank.
     pub blocks: usize,
@@ -104,7 +105,7 @@ impl Factors {
         let found = if candidate { blocks(&self.up.read(), rank, &rows) } else { None };
         let module = |part: usize, rank: usize, blocks: usize, a: TensorView, columns: Range<usize>| {
             let Part { name, rows } = &self.parts[part];
-            let linear = AdaptedLinear { name: name.clone(), inputs: a.shape()[1], outputs: rows.len() };
+            let linear = LinearLayout { name: name.clone(), inputs: a.shape()[1], outputs: rows.len() };
             let up = self.up.rows(rows.clone())?;
             let key = self.key.clone();
             Ok(Module { linear, rank, blocks, alpha: self.alpha, a, up, columns, key })

@@ -16,7 +16,7 @@ use super::read::{AdapterFile, not_adapted};
 use crate::{
     error::{Error, Result},
     files::TensorView,
-    linears::LinearLayout,
+    linears::Linears,
 };
 
 /// The factors of one linear of diffusers' layout, as they stand in the file.
@@ -49,8 +49,8 @@ impl FrozenAdapter {
     ///
     /// # Errors
     /// As [`AdapterFile::open`]; if a module is none of the linears or has other widths.
-    pub fn open(path: &Path, linears: &[LinearLayout]) -> Result<Self> {
-        let file = AdapterFile::open(path, "")?;
+    pub fn open(path: &Path, linears: &Linears) -> Result<Self> {
+        let file = AdapterFile::open(path, "", linears.names)?;
         let mut factors = BTreeMap::new();
         for pair in file.factors() {
             let rank = pair.rank();
@@ -81,9 +81,9 @@ impl FrozenAdapter {
     }
 }
 
-fn check(path: &Path, name: &str, found: &FrozenFactors, linears: &[LinearLayout]) -> Result<()> {
+fn check(path: &Path, name: &str, found: &FrozenFactors, linears: &Linears) -> Result<()> {
     let Some(linear) = linears.iter().find(|l| l.name == name) else {
-        let why = not_adapted(name, linears);
+        let why = not_adapted(linears.names, name, linears);
         return Err(Error::file(path, format!("has factors for `{name}`, {why}")));
     };
     let widths = (found.down.shape()[1], found.up.shape()[0]);

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     files::TensorFiles,
+    naming::Names,
 };
 
 /// What a file holds.
@@ -60,7 +61,7 @@ struct Found<'a> {
 /// # Errors
 /// If a tensor is no factor, or its linear is unknown under the names of sd-scripts; if factors are missing or there
 /// twice; if scales are stated twice and differently.
-pub(super) fn gather(files: &Arc<TensorFiles>, under: &str) -> Result<Gathered> {
+pub(super) fn gather(files: &Arc<TensorFiles>, under: &str, names: &'static Names) -> Result<Gathered> {
     let fault = |message: String| Error::file(files.path(), message);
     let mut modules: BTreeMap<String, Found<'_>> = BTreeMap::new();
     let (mut styles, mut text_encoders, mut strange) = (Styles::default(), 0, None);
@@ -75,11 +76,11 @@ pub(super) fn gather(files: &Arc<TensorFiles>, under: &str) -> Result<Gathered> 
                 "is {method} by its `{name}`: expected a LoRA, the two factors of linears and their scale alone"
             )));
         }
-        let Some(tensor) = TensorName::parse(below) else {
+        let Some(tensor) = TensorName::parse(names, below) else {
             strange.get_or_insert(name);
             continue;
         };
-        let (mut spelling, linear) = locate(tensor.module);
+        let (mut spelling, linear) = locate(names, tensor.module);
         // Of a name without a dot the prefix tells whether it is spelled without dots.
         if tensor.is_underscored() {
             spelling = spelling.underscored();
@@ -89,7 +90,7 @@ pub(super) fn gather(files: &Arc<TensorFiles>, under: &str) -> Result<Gathered> 
             return Err(fault(format!(
                 "has `{name}`: `{}` {}",
                 tensor.module,
-                unknown_linear(tensor.module)
+                unknown_linear(names, tensor.module)
             )));
         }
         if tensor.side == Side::Down {

@@ -57,7 +57,7 @@ pub fn normal_pair(mut uniform: impl FnMut() -> f64) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lora::AdaptedLinear;
+    use crate::{linears::LinearLayout, models::flux::NAMES};
 
     /// A Weyl sequence: equidistributed, which is enough for moments.
     fn uniform() -> impl FnMut() -> f64 {
@@ -69,8 +69,8 @@ mod tests {
     }
 
     fn deviation_of_a(init: Init) -> f64 {
-        let modules = vec![AdaptedLinear { name: "a".into(), inputs: 400, outputs: 3 }];
-        let layout = Arc::new(AdapterLayout { modules, rank: 8, alpha: 8.0 });
+        let modules = vec![LinearLayout { name: "a".into(), inputs: 400, outputs: 3 }];
+        let layout = Arc::new(AdapterLayout { names: &NAMES, modules, rank: 8, alpha: 8.0 });
         let adapter = Adapter::new(layout, init, |_| uniform());
         let (a, b) = adapter.values.split_at(8 * 400);
         assert_eq!(*b, [0.0; 24]);

@@ -7,10 +7,10 @@
 
 use std::collections::BTreeSet;
 
-use super::adapter::{AdaptedLinear, AdapterLayout};
+use super::adapter::AdapterLayout;
 use crate::{
     error::{Error, Result},
-    linears::LinearLayout,
+    linears::{LinearLayout, Linears},
 };
 
 /// What one pattern named.
@@ -30,7 +30,7 @@ impl AdapterLayout {
     /// If a pattern names nothing (the nearest names are given); if the rank is zero or wider than a named linear; if
     /// alpha is not a positive number.
     pub fn matching<S: AsRef<str>>(
-        linears: &[LinearLayout],
+        linears: &Linears,
         patterns: &[S],
         rank: usize,
         alpha: f32,
@@ -55,11 +55,7 @@ impl AdapterLayout {
             [] => !is_modulation(&l.name),
             patterns => patterns.iter().any(|p| names(p.as_ref(), &l.name)),
         };
-        let modules: Vec<AdaptedLinear> = linears
-            .iter()
-            .filter(named)
-            .map(|l| AdaptedLinear { name: l.name.clone(), inputs: l.inputs, outputs: l.outputs })
-            .collect();
+        let modules: Vec<LinearLayout> = linears.iter().filter(named).cloned().collect();
         if patterns.is_empty() {
             let kinds = count_kinds(modules.iter().map(|m| kind(&m.name)));
             matches = kinds.into_iter().map(|(pattern, linears)| PatternMatch { pattern, linears }).collect();
@@ -70,7 +66,7 @@ impl AdapterLayout {
                 narrow.name, narrow.inputs, narrow.outputs
             )));
         }
-        Ok((Self { modules, rank, alpha }, matches))
+        Ok((Self { names: linears.names, modules, rank, alpha }, matches))
     }
 }
 
@@ -139,9 +135,19 @@ pub(super) fn kind(path: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::naming::Names;
 
-    fn linears() -> Vec<LinearLayout> {
-        [
+    static NAMES: Names = Names {
+        network: "a network",
+        short: "network",
+        kohya: ("", ""),
+        stacks: &[],
+        outside: &[],
+        pairs: &[],
+    };
+
+    fn linears() -> Linears {
+        let all = [
             "transformer_blocks.0.norm1.linear",
             "transformer_blocks.0.attn.to_q",
             "transformer_blocks.0.attn.to_out.0",
@@ -149,8 +155,8 @@ mod tests {
             "single_transformer_blocks.0.attn.to_q",
             "single_transformer_blocks.0.norm.linear",
         ]
-        .map(|name| LinearLayout { name: name.into(), inputs: 8, outputs: 8 })
-        .into()
+        .map(|name| LinearLayout { name: name.into(), inputs: 8, outputs: 8 });
+        Linears { names: &NAMES, all: all.into() }
     }
 
     fn matched(patterns: &[&str]) -> Vec<String> {

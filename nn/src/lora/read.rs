@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    adapter::{AdaptedLinear, Adapter, AdapterLayout},
+    adapter::{Adapter, AdapterLayout},
     factors::{Factors, Module, is_power_of_two},
     folder,
     format::AdapterFormat,
@@ -20,13 +20,15 @@ use crate::{
     error::{Error, Result},
     files::{TensorFiles, nearest},
     linears::LinearLayout,
-    naming::{Outside, Place},
+    naming::{Names, Place},
 };
 
 /// An adapter file whose names and shapes have been understood.
 #[derive(Debug)]
 pub struct AdapterFile {
     files: Arc<TensorFiles>,
+    /// Of the network that it is for.
+    names: &'static Names,
     factors: Vec<Factors>,
     modules: Vec<Module>,
     styles: Styles,
@@ -37,7 +39,7 @@ pub struct AdapterFile {
 #[derive(Clone, Debug, PartialEq)]
 pub struct FileModule {
     /// In diffusers' names, with the widths that the factors have.
-    pub linear: AdaptedLinear,
+    pub linear: LinearLayout,
     /// Inner width of the factors.
     pub rank: usize,
     /// Of this linear: the branch is scaled by alpha / rank. The rank where the file says nothing.
@@ -45,15 +47,15 @@ pub struct FileModule {
 }
 
 impl AdapterFile {
-    /// Open a file, or a folder with one, in the names of any tool that is known; only tensors whose names start with
-    /// `under` are looked at. Where PEFT's `adapter_config.json` lies beside the file, it counts.
+    /// Open a file, or a folder with one, in the names of any tool that is known, for a network whose linears have these
+    /// names; only tensors whose names start with `under` are looked at. Where PEFT's `adapter_config.json` lies beside the file, it counts.
     ///
     /// # Errors
     /// If the file cannot be read, or holds anything but the two factors of linears and their scale; if a factor is
     /// missing, there twice, or of other axes than its partner; if two places state different scales or ranks; if there
     /// are factors of text encoders, too.
-    pub fn open(path: &Path, under: &str) -> Result<Self> {
-        let file = Self::open_transformer(path, under)?;
+    pub fn open(path: &Path, under: &str, names: &'static Names) -> Result<Self> {
+        let file = Self::open_transformer(path, under, names)?;
         match &file.left_out {
             0 => Ok(file),
             count => Err(Error::file(
@@ -70,11 +72,11 @@ impl AdapterFile {
     ///
     /// # Errors
     /// As [`open`](Self::open), text encoders aside.
-    pub fn open_transformer(path: &Path, under: &str) -> Result<Self> {
+    pub fn open_transformer(path: &Path, under: &str, names: &'static Names) -> Result<Self> {
         let path = folder::file_in(path)?;
         let files = Arc::new(TensorFiles::open(&path)?);
-        let Gathered { mut factors, styles, text_encoders } = gather::gather(&files, under)?;
-        factors.sort_by_cached_key(|f| order(&f.parts[0].name));
+        let Gathered { mut factors, styles, text_encoders } = gather::gather(&files, under, names)?;
+        factors.sort_by_cached_key(|f| order(names, &f.parts[0].name));
         let mut modules = Vec::new();
         for pair in &factors {
             modules.extend(pair.modules()?);
@@ -87,7 +89,7 @@ impl AdapterFile {
                 return Err(Error::file(path, message));
             }
         }
-        Ok(Self { factors, modules, files, styles, left_out: text_encoders })
+        Ok(Self { files, names, factors, modules, styles, left_out: text_encoders })
     }
 
     /// Where it lies.
@@ -119,7 +121,7 @@ impl AdapterFile {
         &self.factors
     }
 
-    /// The linears it has factors for, in the order of the model where they are FLUX's.
+    /// The linears it has factors for, in the order of the model where they are the network's.
     pub fn modules(&self) -> Vec<FileModule> {
         let module = |m: &Module| FileModule {
             linear: m.linear.clone(),
@@ -170,7 +172,7 @@ impl AdapterFile {
     }
 
     /// The layout of the adapter, without reading its values. With the linears of a model its modules must be among
-    /// them, and are in their order; without, they must be linears of a FLUX transformer.
+    /// them, and are in their order; without, they must be linears of the network that it was opened for.
     ///
     /// # Errors
     /// If a module is none of the linears or has other widths; if ranks or alphas differ.
@@ -191,7 +193,8 @@ impl AdapterFile {
         }
         let alpha = self.alpha()?.unwrap_or(first.rank as f32);
         let rank = first.rank;
-        Ok(AdapterLayout { modules: modules.into_iter().map(|m| m.linear.clone()).collect(), rank, alpha })
+        let modules = modules.into_iter().map(|m| m.linear.clone()).collect();
+        Ok(AdapterLayout { names: self.names, modules, rank, alpha })
     }
 
     /// The adapter, with one pair of factors for each linear of diffusers' layout. As [`layout`](Self::layout).
@@ -249,7 +252,7 @@ impl AdapterFile {
         if let Some((unknown, module)) = left.iter().next() {
             let spelled =
                 if module.key == **unknown { String::new() } else { format!(" (`{}`)", module.key) };
-            let (why, count) = (not_adapted(unknown, linears), left.len());
+            let (why, count) = (not_adapted(self.names, unknown, linears), left.len());
             let more = if count > 1 { format!(" ({} more)", count - 1) } else { String::new() };
             let message = format!("has factors for `{unknown}`{spelled}, {why}{more}");
             return Err(Error::file(self.files.path(), message));
@@ -257,17 +260,19 @@ impl AdapterFile {
         Ok(ordered)
     }
 
-    /// The modules, all of which must be linears of a FLUX transformer: other names nobody would read.
+    /// The modules, all of which must be linears of the network: other names nobody would read.
     fn known(&self) -> Result<Vec<&Module>> {
         let name = |m: &Module| m.linear.name.clone();
         let known = |m: &&Module| {
-            Place::of_diffusers(&m.linear.name).is_some() || Outside::of_diffusers(&m.linear.name).is_some()
+            let name = &m.linear.name;
+            self.names.of_diffusers(name).is_some() || self.names.outside_of_diffusers(name).is_some()
         };
         match self.modules.iter().find(|m| !known(m)) {
             None => Ok(self.modules.iter().collect()),
             Some(other) => {
                 let name = name(other);
-                let message = format!("has factors for `{name}`, which {}", unknown_linear(&name));
+                let message =
+                    format!("has factors for `{name}`, which {}", unknown_linear(self.names, &name));
                 Err(Error::file(self.files.path(), message))
             }
         }
@@ -280,17 +285,18 @@ impl AdapterFile {
 }
 
 /// Why a linear that a file has factors for is none of these.
-pub(super) fn not_adapted(name: &str, linears: &[LinearLayout]) -> String {
-    if Outside::of_diffusers(name).is_some() {
-        return "which is outside the blocks of FLUX; within them alone adapters are used here".into();
+pub(super) fn not_adapted(names: &Names, name: &str, linears: &[LinearLayout]) -> String {
+    if names.outside_of_diffusers(name).is_some() {
+        let network = names.short;
+        return format!("which is outside the blocks of {network}; within them alone adapters are used here");
     }
     let near = nearest(name, linears.iter().map(|l| l.name.as_str()));
     let hint = near.map_or(String::new(), |near| format!("; nearest: `{near}`"));
     format!("which is not in the model{hint}")
 }
 
-/// The order of the model for FLUX's linears; others follow by name.
-fn order(name: &str) -> (bool, Option<(Place, usize)>, String) {
-    let place = Place::of_diffusers(name);
+/// The order of the model for its linears; others follow by name.
+fn order(names: &'static Names, name: &str) -> (bool, Option<(Place, usize)>, String) {
+    let place = names.of_diffusers(name);
     (place.is_none(), place, name.into())
 }

@@ -7,22 +7,23 @@ use half::bf16;
 use super::*;
 use crate::{
     files::{Dtype, NamedTensor, TensorFiles, write_safetensors},
-    linears::LinearLayout,
-    naming::{Place, Stack},
+    linears::{LinearLayout, Linears},
+    models::flux::NAMES,
+    naming::Place,
 };
 
 /// Width of the stream.
 const D: usize = 6;
 
 /// The linears of a FLUX of two blocks of each kind.
-fn flux() -> Vec<LinearLayout> {
+fn flux() -> Linears {
     let mut all = Vec::new();
-    for stack in Stack::ALL {
+    for (stack, of_stack) in NAMES.stacks.iter().enumerate() {
         for block in 0..2 {
-            for linear in 0..stack.linears().len() {
-                let place = Place { stack, block, linear };
+            for linear in 0..of_stack.linears.len() {
+                let place = NAMES.place(stack, block, linear);
                 for name in place.diffusers() {
-                    let inputs = match stack.linears()[linear].original {
+                    let inputs = match place.fused().original {
                         "img_mlp.2" | "txt_mlp.2" => 4 * D,
                         "linear2" => 5 * D,
                         _ => D,
@@ -38,7 +39,7 @@ fn flux() -> Vec<LinearLayout> {
             }
         }
     }
-    all
+    Linears { names: &NAMES, all }
 }
 
 /// An adapter whose values are all different.
@@ -54,7 +55,7 @@ fn with_shared_a(mut adapter: Adapter) -> Adapter {
     let values = Arc::make_mut(&mut adapter.values);
     let mut shared: std::collections::BTreeMap<Place, Vec<f32>> = Default::default();
     for (module, (a, _)) in adapter.layout.modules.iter().zip(ranges) {
-        let (place, _) = Place::of_diffusers(&module.name).unwrap();
+        let (place, _) = NAMES.of_diffusers(&module.name).unwrap();
         let first = shared.entry(place).or_insert_with(|| values[a.clone()].to_vec()).clone();
         values[a].copy_from_slice(&first);
     }
@@ -136,7 +137,7 @@ fn every_format_that_holds_an_adapter_gives_it_back_bit_by_bit_and_the_frozen_br
         for adapter in [adapter(targets, rank, alpha), with_shared_a(adapter(targets, rank, alpha))] {
             for format in [AdapterFormat::Diffusers, AdapterFormat::Kohya] {
                 let written = adapter.write(&path, format, &[]).unwrap();
-                let file = AdapterFile::open(&path, "").unwrap();
+                let file = AdapterFile::open(&path, "", &NAMES).unwrap();
                 assert_eq!(file.format(), Some(format));
                 assert_same_branches(&path, &adapter);
                 if written.rounding > 0.0 {
@@ -339,6 +340,7 @@ fn names_of_any_model_are_read_with_or_without_prefixes_and_alpha_is_then_the_ra
     let folder = Folder::new();
     let linears = [("blocks.0.to_q", 3, 2), ("blocks.1.to_q", 3, 4)]
         .map(|(name, inputs, outputs)| LinearLayout { name: name.into(), inputs, outputs });
+    let linears = Linears { names: &NAMES, all: linears.into() };
     for prefix in ["", "transformer.", "base_model.model.", "base_model.model.transformer."] {
         let path = folder.write(&[
             (&format!("{prefix}blocks.1.to_q.lora_A.weight"), &[2, 3], &[0.5; 6]),
@@ -354,9 +356,9 @@ fn names_of_any_model_are_read_with_or_without_prefixes_and_alpha_is_then_the_ra
         ("init.blocks.1.to_q.lora_B.weight", &[4, 2], &[0.5; 8]),
         ("other", &[1], &[0.0]),
     ]);
-    let file = AdapterFile::open(&path, "init.").unwrap();
+    let file = AdapterFile::open(&path, "init.", &NAMES).unwrap();
     assert_eq!(file.layout(Some(&linears)).unwrap().modules[0].outputs, 4);
-    let error = AdapterFile::open(&path, "start.").unwrap_err().to_string();
+    let error = AdapterFile::open(&path, "start.", &NAMES).unwrap_err().to_string();
     assert!(error.contains("under `start.`") && error.contains("`init.blocks.1"), "{error}");
 }
 
@@ -417,7 +419,7 @@ fn files_that_are_no_adapter_of_the_model_are_refused_by_name() {
             .map(|(n, s)| NamedTensor::f32(n, s.clone(), &ones(&s)))
             .collect();
         write_safetensors(&folder.path(), &tensors, &[("lora_adapter_metadata", config)]).unwrap();
-        let error = AdapterFile::open(&folder.path(), "").unwrap_err().to_string();
+        let error = AdapterFile::open(&folder.path(), "", &NAMES).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
 }

@@ -12,6 +12,7 @@ use std::f64::consts::TAU;
 use crate::{
     cpu::Cpu,
     error::{Error, Result},
+    fnv::fnv1a,
     tensor::Tensor,
 };
 
@@ -116,13 +117,6 @@ fn words(prompt: &str) -> Vec<String> {
         .filter(|word| !word.is_empty())
         .map(str::to_lowercase)
         .collect()
-}
-
-/// FNV-1a, 64 bits.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// The next number of a SplitMix64 sequence.

@@ -1,26 +1,9 @@
 //! Text encoders in a single file, as ComfyUI stores them: sizes come from the shapes of tensors.
 
-use std::path::Path;
-
-use serde::de::DeserializeOwned;
-
 use crate::{
     error::{Error, Result},
     files::{Dtype, TensorFiles},
 };
-
-/// The configuration beside a file, if there is one of this kind of model.
-///
-/// # Errors
-/// If it cannot be read, or is none for all that it says.
-pub(super) fn config_beside<C: DeserializeOwned>(file: &Path, kind: &str, what: &str) -> Result<Option<C>> {
-    let path = file.with_file_name("config.json");
-    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
-    let value: Option<serde_json::Value> = serde_json::from_str(&text).ok();
-    // A folder of single files has files of several models, and a configuration of at most one of them.
-    let of_kind = value.and_then(|v| Some(v.get("model_type")?.as_str()? == kind)).unwrap_or(false);
-    of_kind.then(|| super::read_config(&path, kind, what)).transpose()
-}
 
 /// Rows and columns of a matrix that every encoder of a kind has.
 ///

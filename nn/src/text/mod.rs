@@ -2,45 +2,23 @@
 
 use std::path::Path;
 
-use serde::de::DeserializeOwned;
-
 use crate::{
     error::{Error, Result},
-    files::{TensorFiles, no_model, read_model_config},
+    files::no_model,
 };
 
-mod attention;
 pub mod clip;
+mod config;
 pub mod hash;
 mod measure;
 pub mod t5;
 pub mod tokenizer;
 mod weights;
 
-pub use clip::Clip;
+pub use clip::{Clip, ClipEncoder};
 pub use hash::Hash;
-pub use t5::T5;
+pub use t5::{T5, T5Encoder};
 pub use tokenizer::{ClipTokenizer, T5Tokenizer};
-
-/// What a pass of a text encoder takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct TextCost {
-    /// Floating-point operations.
-    pub flops: f64,
-    /// Most bytes of values alive at once.
-    pub scratch_bytes: usize,
-}
-
-/// Read a configuration of transformers, which always states the kind of its model.
-fn read_config<C: DeserializeOwned>(path: &Path, kind: &str, what: &str) -> Result<C> {
-    #[derive(serde::Deserialize)]
-    struct Stated {
-        #[serde(rename = "model_type")]
-        _kind: String,
-    }
-    read_model_config::<Stated>(path, kind, what)?;
-    read_model_config(path, kind, what)
-}
 
 /// Refuse a path that leads nowhere, or to a folder of something else, before its parts are missed.
 fn must_be_model(path: &Path, what: &str, below: &str) -> Result<()> {
@@ -52,11 +30,6 @@ fn must_be_model(path: &Path, what: &str, below: &str) -> Result<()> {
                             safetensors file"
     );
     Err(no_model(path, &expected))
-}
-
-/// The weights of a transformers folder.
-fn open_weights(folder: &Path) -> Result<TensorFiles> {
-    TensorFiles::open_in(folder, "model")
 }
 
 /// Tokens of each prompt.

@@ -7,10 +7,11 @@ use std::{
 };
 
 use prefgraph_nn::{
-    Adapter, AdapterLayout,
+    Adapter, AdapterLayout, LinearLayout,
     files::{Dtype, NamedTensor, TensorFiles, write_safetensors},
-    lora::{AdaptedLinear, AdapterFile, AdapterFormat},
-    naming::{Place, Stack},
+    lora::{AdapterFile, AdapterFormat},
+    models::flux::NAMES,
+    naming::Place,
 };
 
 /// Width of the stream.
@@ -18,22 +19,22 @@ pub const D: usize = 6;
 
 /// The linears of the attention of a FLUX with two blocks of each kind, the MLPs of those with two streams, and the fused
 /// linear of those with one.
-fn linears() -> Vec<AdaptedLinear> {
+fn linears() -> Vec<LinearLayout> {
     let mut all = Vec::new();
-    for stack in Stack::ALL {
+    for (stack, of_stack) in NAMES.stacks.iter().enumerate() {
         for block in 0..2 {
-            for (linear, fused) in stack.linears().iter().enumerate() {
+            for (linear, fused) in of_stack.linears.iter().enumerate() {
                 if fused.original.contains("mod") {
                     continue;
                 }
-                for name in (Place { stack, block, linear }).diffusers() {
+                for name in NAMES.place(stack, block, linear).diffusers() {
                     let inputs = match fused.original {
                         "img_mlp.2" | "txt_mlp.2" => 4 * D,
                         "linear2" => 5 * D,
                         _ => D,
                     };
                     let wide = name.contains(".net.0.") || name.ends_with("proj_mlp");
-                    all.push(AdaptedLinear { name, inputs, outputs: if wide { 4 * D } else { D } });
+                    all.push(LinearLayout { name, inputs, outputs: if wide { 4 * D } else { D } });
                 }
             }
         }
@@ -43,11 +44,11 @@ fn linears() -> Vec<AdaptedLinear> {
 
 /// An adapter of which every layout can hold every bit: parts of one linear have one A. All other values differ.
 pub fn adapter(rank: usize, alpha: f32) -> Adapter {
-    let layout = AdapterLayout { modules: linears(), rank, alpha };
+    let layout = AdapterLayout { names: &NAMES, modules: linears(), rank, alpha };
     let mut values: Vec<f32> = (0..layout.len()).map(|i| (i as f32 + 1.0) / 7.0).collect();
     let mut first: BTreeMap<Place, Vec<f32>> = BTreeMap::new();
     for (module, (a, _)) in layout.modules.iter().zip(layout.ranges()) {
-        let (place, _) = Place::of_diffusers(&module.name).unwrap();
+        let (place, _) = NAMES.of_diffusers(&module.name).unwrap();
         let shared = first.entry(place).or_insert_with(|| values[a.clone()].to_vec());
         values[a].copy_from_slice(shared);
     }
@@ -64,7 +65,7 @@ pub struct Pair {
 /// The factors of every linear under its name in diffusers' layout.
 pub fn apart(adapter: &Adapter) -> Vec<Pair> {
     let (rank, modules) = (adapter.layout.rank, adapter.layout.modules.iter());
-    let pair = |(m, (a, b)): (&AdaptedLinear, (std::ops::Range<usize>, std::ops::Range<usize>))| Pair {
+    let pair = |(m, (a, b)): (&LinearLayout, (std::ops::Range<usize>, std::ops::Range<usize>))| Pair {
         name: m.name.clone(),
         a: NamedTensor::f32("", vec![rank, m.inputs], &adapter.values[a]),
         b: NamedTensor::f32("", vec![m.outputs, rank], &adapter.values[b]),
@@ -76,7 +77,7 @@ pub fn apart(adapter: &Adapter) -> Vec<Pair> {
 pub fn fused(adapter: &Adapter) -> Vec<Pair> {
     let mut pairs: BTreeMap<Place, Pair> = BTreeMap::new();
     for part in apart(adapter) {
-        let (place, _) = Place::of_diffusers(&part.name).unwrap();
+        let (place, _) = NAMES.of_diffusers(&part.name).unwrap();
         match pairs.get_mut(&place) {
             None => drop(pairs.insert(place, Pair { name: place.original(), ..part })),
             Some(pair) => {
@@ -153,21 +154,21 @@ pub fn assert_equal(found: &Adapter, expected: &Adapter) {
 /// The file is this adapter, and so is each file that it is converted to.
 #[track_caller]
 pub fn assert_is(path: &Path, expected: &Adapter) -> AdapterFile {
-    let file = AdapterFile::open(path, "").unwrap();
+    let file = AdapterFile::open(path, "", &NAMES).unwrap();
     let found = file.adapter(None).unwrap();
     assert_equal(&found, expected);
     let folder = Folder::new();
     for format in [AdapterFormat::Diffusers, AdapterFormat::Kohya] {
         let converted = folder.at("converted.safetensors");
         found.write(&converted, format, &[]).unwrap();
-        assert_equal(&AdapterFile::open(&converted, "").unwrap().adapter(None).unwrap(), expected);
+        assert_equal(&AdapterFile::open(&converted, "", &NAMES).unwrap().adapter(None).unwrap(), expected);
     }
     file
 }
 
 #[track_caller]
 pub fn refusal(path: &Path) -> String {
-    match AdapterFile::open(path, "").and_then(|file| file.adapter(None)) {
+    match AdapterFile::open(path, "", &NAMES).and_then(|file| file.adapter(None)) {
         Ok(_) => panic!("{} was read", path.display()),
         Err(e) => e.to_string(),
     }

@@ -1,9 +1,10 @@
 //! Every layout that is understood, value by value.
 
 use prefgraph_nn::{
-    Adapter,
+    Adapter, Linears,
     files::{Dtype, NamedTensor, TensorFiles, write_safetensors},
     lora::{AdapterFile, AdapterFormat, FrozenAdapter},
+    models::flux::NAMES,
 };
 
 use crate::files::{D, Folder, KOHYA, PEFT, adapter, apart, assert_equal, assert_is, fused, number};
@@ -142,12 +143,12 @@ fn factors_of_text_encoders_are_counted_and_left_out_only_where_that_is_asked_fo
             tensors.push(NamedTensor::f32(format!("{prefix}q_proj{ending}"), vec![1], &[1.0]));
         }
         let path = folder.tensors(&tensors, &[]);
-        let error = AdapterFile::open(&path, "").unwrap_err().to_string();
+        let error = AdapterFile::open(&path, "", &NAMES).unwrap_err().to_string();
         assert!(
             error.contains("3 tensors of text encoders") && error.contains("--drop-text-encoders"),
             "{error}"
         );
-        let file = AdapterFile::open_transformer(&path, "").unwrap();
+        let file = AdapterFile::open_transformer(&path, "", &NAMES).unwrap();
         assert_eq!(file.left_out(), 3);
         assert_equal(&file.adapter(None).unwrap(), &own);
     }
@@ -170,7 +171,8 @@ fn linears_outside_the_blocks_are_converted_and_shift_and_scale_change_places() 
         factors("lora_unet_final_layer_linear", [4, D]),
     ]
     .concat();
-    let adapter = AdapterFile::open(&folder.tensors(&tensors, &[]), "").unwrap().adapter(None).unwrap();
+    let adapter =
+        AdapterFile::open(&folder.tensors(&tensors, &[]), "", &NAMES).unwrap().adapter(None).unwrap();
     let to = folder.at("to.safetensors");
     adapter.write(&to, AdapterFormat::Diffusers, &[]).unwrap();
     let files = TensorFiles::open(&to).unwrap();
@@ -182,7 +184,7 @@ fn linears_outside_the_blocks_are_converted_and_shift_and_scale_change_places() 
     let swapped = [&up[2 * D..], &up[..2 * D]].concat();
     assert_eq!(files.read("transformer.norm_out.linear.lora_B.weight").unwrap(), swapped);
     // And back.
-    let file = AdapterFile::open(&to, "").unwrap();
+    let file = AdapterFile::open(&to, "", &NAMES).unwrap();
     assert_equal(&file.adapter(None).unwrap(), &adapter);
     adapter.write(&to, AdapterFormat::Kohya, &[]).unwrap();
     let back = TensorFiles::open(&to).unwrap();
@@ -193,11 +195,12 @@ fn linears_outside_the_blocks_are_converted_and_shift_and_scale_change_places() 
         adapter.write(&to, AdapterFormat::Uno, &[]).unwrap_err().to_string().contains("it has factors for")
     );
     // In a network adapters are for the blocks.
+    let none = Linears { names: &NAMES, all: Vec::new() };
     let message =
         "`norm_out.linear` (`lora_unet_final_layer_adaLN_modulation_1`), which is outside the blocks of FLUX";
-    let error = Adapter::read(&to, &[]).unwrap_err().to_string();
+    let error = Adapter::read(&to, &none).unwrap_err().to_string();
     assert!(error.contains(message) && error.contains("(2 more)"), "{error}");
-    let error = FrozenAdapter::open(&to, &[]).unwrap_err().to_string();
+    let error = FrozenAdapter::open(&to, &none).unwrap_err().to_string();
     assert!(error.contains("which is outside the blocks of FLUX"), "{error}");
 }
 
@@ -215,7 +218,7 @@ fn modules_whose_scales_differ_by_powers_of_two_become_one_alpha_and_others_are_
         });
         let path = folder.at("scales.safetensors");
         write_safetensors(&path, &tensors.collect::<Vec<_>>(), &[]).unwrap();
-        AdapterFile::open(&path, "").unwrap()
+        AdapterFile::open(&path, "", &NAMES).unwrap()
     };
     let adapter = write([2.0, 8.0]).adapter(None).unwrap();
     assert_eq!(adapter.layout.alpha, 2.0);

@@ -5,6 +5,7 @@ use std::{fs, path::PathBuf};
 use prefgraph_nn::{
     files::{Dtype, NamedTensor},
     lora::{AdapterFile, AdapterFormat},
+    models::flux::NAMES,
 };
 use serde_json::{Value, json};
 
@@ -78,7 +79,7 @@ fn patterns_that_say_the_same_of_all_modules_are_read_and_others_are_one_alpha_o
     }
     // Frozen, each module has the scale that its pattern says.
     saved(&folder, 4, json!({"alpha_pattern": {"attn.to_q": 3}}));
-    let modules = AdapterFile::open(folder.path(), "").unwrap().modules();
+    let modules = AdapterFile::open(folder.path(), "", &NAMES).unwrap().modules();
     let alpha = |end: &str| modules.iter().find(|m| m.linear.name.ends_with(end)).unwrap().alpha;
     assert_eq!((alpha("attn.to_q"), alpha("attn.to_k")), (3.0, 8.0));
 }
@@ -164,7 +165,7 @@ fn a_file_that_was_written_here_says_all_of_itself_whatever_lies_beside_it() {
     let own = adapter(4, 2.0);
     let path = folder.at("converted.safetensors");
     own.write(&path, AdapterFormat::Diffusers, &[]).unwrap();
-    assert_equal(&AdapterFile::open(&path, "").unwrap().adapter(None).unwrap(), &own);
+    assert_equal(&AdapterFile::open(&path, "", &NAMES).unwrap().adapter(None).unwrap(), &own);
 }
 
 #[test]

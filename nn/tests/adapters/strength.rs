@@ -6,6 +6,7 @@ use prefgraph_nn::{
     Adapter, AdapterLayout,
     files::TensorFiles,
     lora::{AdapterFile, AdapterFormat},
+    models::flux::NAMES,
 };
 
 use crate::files::{Folder, adapter, assert_equal, matrix_product, product};
@@ -37,7 +38,7 @@ fn a_program_that_reads_no_alpha_gets_the_whole_strength_from_diffusers_names_ex
             serde_json::from_str(&files.metadata()["lora_adapter_metadata"]).unwrap();
         assert_eq!((&config["transformer.r"], &config["transformer.lora_alpha"]), (&4.into(), &4.into()));
         assert_eq!(files.metadata().contains_key("prefgraph.trained_alpha"), alpha != 4.0);
-        let file = AdapterFile::open(&path, "").unwrap();
+        let file = AdapterFile::open(&path, "", &NAMES).unwrap();
         assert_equal(&file.adapter(None).unwrap(), &adapter);
         assert_eq!(file.trained_alpha(), (alpha != 4.0).then_some(alpha));
     }
@@ -55,14 +56,14 @@ fn another_scale_is_rounded_by_less_than_a_bit_and_how_much_is_said() {
     let worst = found.iter().zip(&expected).map(|(x, y)| ((x - y) / y).abs()).fold(0.0, f64::max);
     assert!(worst > 0.0 && worst <= rounding, "{worst} {rounding}");
     // What is read back is what stands in the file.
-    let back = AdapterFile::open(&path, "").unwrap();
+    let back = AdapterFile::open(&path, "", &NAMES).unwrap();
     assert_eq!((back.alpha().unwrap(), back.trained_alpha()), (Some(3.0), None));
     assert!(trained.layout.is_rounded_in(AdapterFormat::Diffusers));
     assert!(!trained.layout.is_rounded_in(AdapterFormat::Kohya));
     assert!(!adapter(4, 8.0).layout.is_rounded_in(AdapterFormat::Diffusers));
     // kohya's names keep both.
     assert_eq!(trained.write(&path, AdapterFormat::Kohya, &[]).unwrap().rounding, 0.0);
-    assert_equal(&AdapterFile::open(&path, "").unwrap().adapter(None).unwrap(), &trained);
+    assert_equal(&AdapterFile::open(&path, "", &NAMES).unwrap().adapter(None).unwrap(), &trained);
 }
 
 #[test]
@@ -80,7 +81,7 @@ fn a_strength_that_f32_cannot_hold_is_refused_and_one_that_loses_bits_is_not_div
     assert!(!path.exists());
     let tiny = with(f32::from_bits(3), 2.0);
     assert!(tiny.write(&path, AdapterFormat::Diffusers, &[]).unwrap().rounding > 0.1);
-    let back = AdapterFile::open(&path, "").unwrap();
+    let back = AdapterFile::open(&path, "", &NAMES).unwrap();
     assert_eq!(back.adapter(None).unwrap().layout.alpha, 4.0);
     assert_eq!(*back.adapter(None).unwrap().layout, AdapterLayout { alpha: 4.0, ..(*tiny.layout).clone() });
 }

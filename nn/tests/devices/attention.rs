@@ -1,10 +1,12 @@
 //! Heads and attention.
 
+#![allow(clippy::disallowed_methods, reason = "inputs of both devices: their last bits do not matter")]
+
 use std::ops::Range;
 
 use prefgraph_nn::device::{
     Attention, AttentionBackward, AttentionShape, Device, HeadLayout, Kind, NormRotary, Precision, Queue,
-    View, ViewMut,
+    Scores, View, ViewMut,
 };
 
 use crate::{
@@ -66,22 +68,24 @@ fn attention_of<D: Device>(
     functions: [impl Fn(f32) -> f32; 2],
 ) -> Vec<Vec<f32>> {
     let queue = device.queue(precision).unwrap();
-    let AttentionShape { batch, heads, tokens, dim } = shape;
+    let AttentionShape { batch, heads, tokens, keys, dim } = shape;
+    let others = batch * heads * keys * dim;
     let (all, width, sums) = (batch * heads * tokens * dim, heads * dim, batch * heads * tokens);
     let of_samples =
         |seed, each: usize| numbers((first_sample + batch) * each, seed)[first_sample * each..].to_vec();
-    let each = heads * tokens * dim;
-    let [q, k] = [0, 1].map(|i: usize| {
-        let values: Vec<f32> = of_samples(i as u64 + 1, each).into_iter().map(&functions[i]).collect();
+    let upload = |seed, rows: usize, f: &dyn Fn(f32) -> f32| {
+        let values: Vec<f32> = of_samples(seed, heads * rows * dim).into_iter().map(f).collect();
         queue.upload(&values, Kind::Activation)
-    });
-    let v = queue.upload(&of_samples(3, each), Kind::Activation);
+    };
+    let [of_queries, of_keys] = &functions;
+    let (q, k, v) = (upload(1, tokens, of_queries), upload(2, keys, of_keys), upload(3, keys, &|v| v));
     let stride = width + 8;
     let mut out = queue.upload(&of_samples(4, tokens * stride), Kind::Activation);
     let mut lse = queue.upload(&of_samples(5, heads * tokens), Kind::Exact);
     queue.attention(Attention {
         shape,
         query_rows: query_rows.clone(),
+        scores: Scores::PLAIN,
         q: &q,
         k: &k,
         v: &v,
@@ -94,7 +98,8 @@ fn attention_of<D: Device>(
         values[if asked { width } else { 0 }..].fill(f32::NAN);
     }
     let d_out = queue.upload(&d_out, Kind::Activation);
-    let [mut dq, mut dk, mut dv] = [7, 8, 9].map(|seed| activations::<D>(&queue, all, seed));
+    let mut dq = activations::<D>(&queue, all, 7);
+    let [mut dk, mut dv] = [8, 9].map(|seed| activations::<D>(&queue, others, seed));
     queue.attention_backward(AttentionBackward {
         shape,
         query_rows,
@@ -113,8 +118,8 @@ fn attention_of<D: Device>(
         read(&out, batch * tokens * stride),
         read(&lse, sums),
         read(&dq, all),
-        read(&dk, all),
-        read(&dv, all),
+        read(&dk, others),
+        read(&dv, others),
     ]
 }
 
@@ -124,7 +129,9 @@ fn attention_and_its_cotangents_agree() {
     for (batch, heads, tokens, dim) in
         [(1, 1, 1, 8), (2, 2, 5, 12), (1, 3, 33, 16), (2, 2, 37, 64), (1, 1, 67, 128), (1, 1, 34, 160)]
     {
-        let shape = (AttentionShape { batch, heads, tokens, dim }, 0);
+        let shape = (AttentionShape { batch, heads, tokens, keys: tokens, dim }, 0);
+        let across = (AttentionShape { keys: tokens + 5, ..shape.0 }, 0);
+        agree!(devices, [2e-5, 2e-2], attention(across, 0..tokens));
         agree!(devices, [2e-5, 2e-2], attention(shape, 0..tokens));
         agree!(devices, [2e-5, 2e-2], attention(shape, tokens / 3..tokens));
     }
@@ -139,7 +146,7 @@ fn attention_of_wide_heads_agrees_in_bf16() {
         [(1, 2, 3), (17, 1, 2), (63, 2, 1), (64, 1, 1), (65, 1, 2), (130, 2, 2), (200, 1, 1)]
     {
         for dim in [64, 128] {
-            let shape = (AttentionShape { batch, heads, tokens, dim }, 0);
+            let shape = (AttentionShape { batch, heads, tokens, keys: tokens, dim }, 0);
             for rows in [0..tokens, tokens / 5..tokens - tokens / 4, tokens / 2..tokens / 2] {
                 let expected = attention(&cpu, Precision::Bf16, shape, rows.clone());
                 let found = attention(&cuda, Precision::Bf16, shape, rows.clone());
@@ -161,7 +168,7 @@ fn attention_with_scores_far_below_zero_agrees() {
     let Some((cpu, cuda)) = devices() else { return };
     let functions = || [8.0, -8.0].map(|factor| move |v: f32| factor * v.abs());
     for dim in [16, 64, 128] {
-        let shape = (AttentionShape { batch: 1, heads: 2, tokens: 75, dim }, 0);
+        let shape = (AttentionShape { batch: 1, heads: 2, tokens: 75, keys: 75, dim }, 0);
         let expected = attention_of(&cpu, Precision::Bf16, shape, 0..70, functions());
         let found = attention_of(&cuda, Precision::Bf16, shape, 0..70, functions());
         for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
@@ -177,7 +184,7 @@ fn attention_has_the_same_bits_alone_and_among_others_and_twice() {
     let Some((_, cuda)) = devices() else { return };
     let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
     for (precision, dim) in [(Precision::F32, 12), (Precision::Bf16, 64), (Precision::Bf16, 128)] {
-        let shape = AttentionShape { batch: 2, heads: 1, tokens: 150, dim };
+        let shape = AttentionShape { batch: 2, heads: 1, tokens: 150, keys: 150, dim };
         let run = |batch, first, rows| {
             attention(&cuda, precision, (AttentionShape { batch, ..shape }, first), rows)
         };
@@ -201,6 +208,47 @@ fn attention_has_the_same_bits_alone_and_among_others_and_twice() {
                 let what = format!("result {result} of sample {sample}, heads of {dim}, {precision:?}");
                 assert!(rows(&alone[result]) == rows(&some[result]), "some rows: {what}");
             }
+        }
+    }
+}
+
+/// As text encoders have it: with a scale and a bias, or causal. One head of the autoencoder's width.
+fn scored<D: Device>(
+    device: &D,
+    precision: Precision,
+    shape: AttentionShape,
+    biased: bool,
+    causal: bool,
+) -> Vec<Vec<f32>> {
+    let queue = device.queue(precision).unwrap();
+    let AttentionShape { batch, heads, tokens, keys, dim } = shape;
+    let q = activations::<D>(&queue, batch * heads * tokens * dim, 1);
+    let [k, v] = [2, 3].map(|seed| activations::<D>(&queue, batch * heads * keys * dim, seed));
+    let bias = exact::<D>(&queue, heads * tokens * keys, 4);
+    let scores = Scores { scale: biased.then_some(0.5), bias: biased.then_some(&bias), causal };
+    let (width, sums) = (heads * dim, batch * heads * tokens);
+    let mut out = queue.zeros(batch * tokens * width, Kind::Activation);
+    let mut lse = queue.zeros(sums, Kind::Exact);
+    queue.attention(Attention {
+        shape,
+        query_rows: 0..tokens,
+        scores,
+        q: &q,
+        k: &k,
+        v: &v,
+        out: ViewMut::new(&mut out, width),
+        lse: &mut lse,
+    });
+    vec![queue.download(&out, 0, batch * tokens * width).unwrap()]
+}
+
+#[test]
+fn attention_with_a_bias_or_causal_agrees() {
+    let Some(devices) = devices() else { return };
+    for (batch, heads, tokens, dim) in [(2, 3, 9, 8), (1, 2, 77, 64), (1, 1, 40, 512)] {
+        let shape = AttentionShape { batch, heads, tokens, keys: tokens, dim };
+        for (biased, causal) in [(true, false), (false, true), (true, true), (false, false)] {
+            agree!(devices, [2e-5, 2e-2], scored(shape, biased, causal));
         }
     }
 }

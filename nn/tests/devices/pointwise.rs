@@ -1,8 +1,9 @@
 //! Copies, sums, activation functions, gates, norms and scores.
 
 use prefgraph_nn::device::{
-    CopyTokens, Device, GateGrad, Kind, ModulationGrad, NormModulate, NormModulateBackward, Precision, Queue,
-    TokenRows, View, ViewMut,
+    Activation::{Gelu, GeluErf, QuickGelu, Relu, Silu, Tanh},
+    ConvWindow, CopyTokens, Device, GateGrad, GroupNorm, Kind, ModulationGrad, Norm, NormKind, NormModulate,
+    NormModulateBackward, Precision, Queue, TokenRows, View, ViewMut, Windows,
 };
 
 use crate::{
@@ -93,12 +94,17 @@ fn functions<D: Device>(device: &D, precision: Precision, rows: usize, width: us
     let dy = activations::<D>(&queue, rows * width, 2);
     let mut y = queue.zeros(rows * stride, Kind::Activation);
     let mut dx = queue.zeros(rows * width, Kind::Activation);
-    let mut s = queue.zeros(rows * stride, Kind::Activation);
-    queue.gelu((rows, width), View::new(&x, stride), ViewMut::new(&mut y, stride));
+
     let (x, dy) = (View::new(&x, stride), View::new(&dy, width));
+    let mut results = Vec::new();
+    for f in [Silu, Gelu, GeluErf, QuickGelu, Relu, Tanh] {
+        queue.activate(f, (rows, width), x, ViewMut::new(&mut y, stride));
+        results.extend(read::<D>(&queue, &[(&y, rows * stride)]));
+    }
     queue.gelu_backward((rows, width), x, dy, ViewMut::new(&mut dx, width));
-    queue.silu(x, ViewMut::new(&mut s, stride), rows * stride);
-    read::<D>(&queue, &[(&y, rows * stride), (&dx, rows * width), (&s, rows * stride)])
+    queue.multiply((rows, width), x, ViewMut::new(&mut y, stride));
+    results.extend(read::<D>(&queue, &[(&y, rows * stride), (&dx, rows * width)]));
+    results
 }
 
 #[test]
@@ -215,5 +221,71 @@ fn cosine_scores_agree() {
     let Some(devices) = devices() else { return };
     for (width, tokens, count) in [(8, 1, 1), (48, 9, 5), (200, 33, 3)] {
         agree!(devices, [2e-6, 2e-6], scores(width, tokens, count));
+    }
+}
+
+fn weighted_norms<D: Device>(
+    device: &D,
+    precision: Precision,
+    rows: usize,
+    width: usize,
+    groups: usize,
+) -> Vec<Vec<f32>> {
+    let queue = device.queue(precision).unwrap();
+    let x = activations::<D>(&queue, rows * width, 1);
+    let (weight, bias) = (exact::<D>(&queue, width, 2), exact::<D>(&queue, width, 3));
+    let mut results = Vec::new();
+    for (kind, bias) in [(NormKind::Layer, Some(&bias)), (NormKind::Layer, None), (NormKind::Rms, None)] {
+        let mut y = queue.zeros(rows * width, Kind::Activation);
+        let (x, to) = (View::new(&x, width), ViewMut::new(&mut y, width));
+        queue.norm(Norm { rows, width, kind, eps: 1e-3, x, weight: &weight, bias, y: to });
+        results.extend(read::<D>(&queue, &[(&y, rows * width)]));
+    }
+    for silu in [false, true] {
+        let mut y = queue.zeros(rows * width, Kind::Activation);
+        let (x, to) = (View::new(&x, width), ViewMut::new(&mut y, width));
+        let (weight, bias) = (&weight, &bias);
+        queue.group_norm(GroupNorm { rows, width, groups, eps: 1e-3, silu, x, weight, bias, y: to });
+        results.extend(read::<D>(&queue, &[(&y, rows * width)]));
+    }
+    results
+}
+
+#[test]
+fn norms_with_weights_of_their_own_agree() {
+    let Some(devices) = devices() else { return };
+    for (rows, width, groups) in [(1, 8, 2), (7, 48, 4), (5, 520, 8), (2100, 32, 8)] {
+        agree!(devices, [2e-5, 1.5e-2], weighted_norms(rows, width, groups));
+    }
+}
+
+fn windows<D: Device>(
+    device: &D,
+    precision: Precision,
+    size: (usize, usize),
+    channels: usize,
+) -> Vec<Vec<f32>> {
+    use ConvWindow::{One, Three, ThreeHalving, ThreeHalvingCentred, ThreeOfDoubled};
+    let queue = device.queue(precision).unwrap();
+    let x = activations::<D>(&queue, size.0 * size.1 * channels, 1);
+    let mut results = Vec::new();
+    for window in [One, Three, ThreeOfDoubled, ThreeHalving, ThreeHalvingCentred] {
+        let all = window.output(size.0) * window.output(size.1);
+        for pixels in [0..all, all / 3..all - 1] {
+            let len = pixels.len() * window.side() * window.side() * channels;
+            let mut out = queue.zeros(len, Kind::Activation);
+            let (x, to) = (View::new(&x, channels), ViewMut::new(&mut out, 1));
+            queue.windows(Windows { window, size, channels, pixels, x, out: to });
+            results.extend(read::<D>(&queue, &[(&out, len)]));
+        }
+    }
+    results
+}
+
+#[test]
+fn windows_of_convolutions_are_exact() {
+    let Some(devices) = devices() else { return };
+    for (height, width, channels) in [(4, 6, 3), (7, 5, 8), (16, 16, 4)] {
+        agree!(devices, [0.0, 0.0], windows((height, width), channels));
     }
 }

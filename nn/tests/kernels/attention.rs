@@ -11,18 +11,22 @@ use prefgraph_nn::cpu::{
 
 use crate::{Numbers, assert_close, assert_same_bits, same_on_all_devices};
 
-/// B, H, T, D.
-const SIZES: [(usize, usize, usize, usize); 10] = [
-    (1, 1, 1, 1),
-    (1, 2, 5, 3),
-    (2, 1, 17, 16),
-    (1, 2, 50, 24),
-    (1, 1, 256, 8),
-    (1, 1, 257, 32),
-    (2, 2, 100, 64),
-    (1, 1, 530, 6),
-    (1, 2, 97, 128),
-    (3, 1, 96, 20),
+/// B, H, T, U, D.
+const SIZES: [(usize, usize, usize, usize, usize); 13] = [
+    (1, 1, 1, 1, 1),
+    (1, 2, 5, 5, 3),
+    (2, 1, 17, 17, 16),
+    (1, 2, 50, 50, 24),
+    (1, 1, 256, 256, 8),
+    (1, 1, 257, 257, 32),
+    (2, 2, 100, 100, 64),
+    (1, 1, 530, 530, 6),
+    (1, 2, 97, 97, 128),
+    (3, 1, 96, 96, 20),
+    // Of tokens over others, fewer and more.
+    (2, 2, 40, 77, 16),
+    (1, 2, 200, 9, 24),
+    (1, 1, 5, 400, 40),
 ];
 
 struct Case {
@@ -41,19 +45,19 @@ fn token_major(s: AttentionShape, stride: usize, head: usize, t: usize, c: usize
 }
 
 impl Case {
-    fn new((batch, heads, tokens, dim): (usize, usize, usize, usize)) -> Self {
+    fn new((batch, heads, tokens, keys, dim): (usize, usize, usize, usize, usize)) -> Self {
         let mut numbers = Numbers::new((tokens * 1009 + dim) as u64);
-        let all = batch * heads * tokens * dim;
+        let (queries, values) = (batch * heads * tokens * dim, batch * heads * keys * dim);
         let stride = heads * dim + tokens % 3;
-        let mut wide = || numbers.many(all).into_iter().map(|x| 3.0 * x).collect();
-        let (q, k) = (wide(), wide());
+        let mut wide = |count| numbers.many(count).into_iter().map(|x| 3.0 * x).collect();
+        let (q, k) = (wide(queries), wide(values));
         Self {
-            shape: AttentionShape { batch, heads, tokens, dim },
+            shape: AttentionShape { batch, heads, tokens, keys, dim },
             precision: Precision::F32,
             stride,
             q,
             k,
-            v: numbers.many(all),
+            v: numbers.many(values),
             d_out: numbers.many(batch * tokens * stride),
         }
     }
@@ -82,7 +86,7 @@ impl Case {
 
     fn backward(&self, cpu: &Cpu, query_rows: Range<usize>) -> [Vec<f32>; 3] {
         let (out, lse) = self.forward(cpu, query_rows.clone());
-        let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![9.0; self.q.len()]);
+        let [mut dq, mut dk, mut dv] = [&self.q, &self.k, &self.v].map(|v| vec![9.0; v.len()]);
         attention_backward(
             cpu,
             AttentionBackward {
@@ -111,31 +115,34 @@ impl Case {
         let scale = 1.0 / (s.dim as f64).sqrt();
         let mut out = vec![9.0; s.batch * s.tokens * self.stride];
         let mut lse = vec![9.0; s.batch * s.heads * s.tokens];
-        let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; self.q.len()]);
+        let [mut dq, mut dk, mut dv] = [&self.q, &self.k, &self.v].map(|v| vec![0.0; v.len()]);
         for head in 0..s.batch * s.heads {
             let at = |t: usize, c: usize| (head * s.tokens + t) * s.dim + c;
+            let of_key = |t: usize, c: usize| (head * s.keys + t) * s.dim + c;
             for i in query_rows.clone() {
                 let dot = |j: usize| {
-                    (0..s.dim).map(|c| f64::from(self.q[at(i, c)]) * f64::from(self.k[at(j, c)])).sum::<f64>()
+                    (0..s.dim)
+                        .map(|c| f64::from(self.q[at(i, c)]) * f64::from(self.k[of_key(j, c)]))
+                        .sum::<f64>()
                 };
-                let scores: Vec<f64> = (0..s.tokens).map(|j| dot(j) * scale).collect();
+                let scores: Vec<f64> = (0..s.keys).map(|j| dot(j) * scale).collect();
                 let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let total: f64 = scores.iter().map(|x| (x - top).exp()).sum();
                 lse[head * s.tokens + i] = top + total.ln();
                 let p: Vec<f64> = scores.iter().map(|x| (x - top).exp() / total).collect();
                 let cotangent = |c: usize| f64::from(self.d_out[token_major(s, self.stride, head, i, c)]);
-                let dp: Vec<f64> = (0..s.tokens)
-                    .map(|j| (0..s.dim).map(|c| cotangent(c) * f64::from(self.v[at(j, c)])).sum())
+                let dp: Vec<f64> = (0..s.keys)
+                    .map(|j| (0..s.dim).map(|c| cotangent(c) * f64::from(self.v[of_key(j, c)])).sum())
                     .collect();
                 let delta: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
                 for c in 0..s.dim {
                     out[token_major(s, self.stride, head, i, c)] =
-                        (0..s.tokens).map(|j| p[j] * f64::from(self.v[at(j, c)])).sum();
-                    for j in 0..s.tokens {
+                        (0..s.keys).map(|j| p[j] * f64::from(self.v[of_key(j, c)])).sum();
+                    for j in 0..s.keys {
                         let ds = p[j] * (dp[j] - delta) * scale;
-                        dq[at(i, c)] += ds * f64::from(self.k[at(j, c)]);
-                        dk[at(j, c)] += ds * f64::from(self.q[at(i, c)]);
-                        dv[at(j, c)] += p[j] * cotangent(c);
+                        dq[at(i, c)] += ds * f64::from(self.k[of_key(j, c)]);
+                        dk[of_key(j, c)] += ds * f64::from(self.q[at(i, c)]);
+                        dv[of_key(j, c)] += p[j] * cotangent(c);
                     }
                 }
             }
@@ -173,9 +180,11 @@ fn attention_backward_equals_the_derivative_in_f64_with_the_same_bits_on_all_dev
         for rows in query_ranges(size.2) {
             let expected = case.expected(rows.clone());
             let found = same_on_all_devices(|cpu| case.backward(cpu, rows.clone()).concat());
-            for (i, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
-                let found = &found[i * case.q.len()..(i + 1) * case.q.len()];
-                assert_close(found, &expected[2 + i], 5e-6, &format!("{name} of {size:?} {rows:?}"));
+            let mut rest = &found[..];
+            for (expected, name) in expected[2..].iter().zip(["dq", "dk", "dv"]) {
+                let (part, after) = rest.split_at(expected.len());
+                assert_close(part, expected, 5e-6, &format!("{name} of {size:?} {rows:?}"));
+                rest = after;
             }
         }
     }
@@ -209,7 +218,7 @@ fn attention_in_bf16_is_that_of_rounded_operands_with_the_same_bits_on_all_devic
 
 #[test]
 fn a_query_row_has_the_same_bits_whatever_the_other_queries() {
-    let case = Case::new((1, 2, 300, 32));
+    let case = Case::new((1, 2, 300, 300, 32));
     let cpu = Cpu::new(2).expect("threads");
     let (whole, lse) = case.forward(&cpu, 0..300);
     for rows in [0..1, 7..8, 49..151, 250..300] {
@@ -224,7 +233,7 @@ fn a_query_row_has_the_same_bits_whatever_the_other_queries() {
 
 #[test]
 fn scores_of_hundreds_neither_overflow_nor_lose_the_largest() {
-    let mut case = Case::new((1, 1, 300, 16));
+    let mut case = Case::new((1, 1, 300, 300, 16));
     case.q.iter_mut().for_each(|q| *q *= 40.0);
     let (out, lse) = case.forward(&Cpu::new(1).expect("threads"), 0..300);
     let expected = case.expected(0..300);
@@ -235,7 +244,7 @@ fn scores_of_hundreds_neither_overflow_nor_lose_the_largest() {
 
 #[test]
 fn a_value_that_is_not_a_number_is_not_hidden() {
-    let mut case = Case::new((1, 1, 40, 16));
+    let mut case = Case::new((1, 1, 40, 40, 16));
     case.q[3 * 16] = f32::NAN;
     let (out, _) = case.forward(&Cpu::new(1).expect("threads"), 0..40);
     assert!(out[3 * case.stride].is_nan() && out[4 * case.stride].is_finite());

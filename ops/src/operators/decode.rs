@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use prefgraph_nn::autoencoders::Autoencoder;
+use prefgraph_nn::autoencoders::{Autoencoder, Half};
 
 use super::{
     autoencoder::{self, AutoencoderKind},
@@ -69,10 +69,11 @@ impl Operator for Decode {
         let one = self.autoencoder.decode_cost(images.height, images.width);
         let pixels = images.batch * images.height * images.width;
         Cost {
-            forward_flops: images.batch as f64 * one.flops,
+            forward_flops: images.batch as f64 * one.forward_flops,
             moved_bytes: 20.0 * pixels as f64 + images.batch as f64 * self.autoencoder.weight_bytes() as f64,
             // The pictures as planes; the network makes them one after the other.
             scratch_bytes: (12 * pixels).saturating_add(one.scratch_bytes),
+            resident_bytes: self.autoencoder.resident_bytes(Half::Decoder),
             ..Cost::default()
         }
     }

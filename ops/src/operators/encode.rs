@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use prefgraph_nn::{
     self as nn,
-    autoencoders::{Autoencoder, Posterior},
+    autoencoders::{Autoencoder, Half, Posterior},
 };
 
 use super::{
@@ -109,11 +109,12 @@ impl Encoder {
     }
 
     fn cost<'a>(&self, images: impl Iterator<Item = &'a ImageShape>) -> Cost {
-        let mut all = Cost::default();
+        let resident_bytes = self.autoencoder.resident_bytes(Half::Encoder);
+        let mut all = Cost { resident_bytes, ..Cost::default() };
         for image in images {
             let one = self.autoencoder.encode_cost(image.height, image.width);
             let pixels = image.batch * image.height * image.width;
-            all.forward_flops += image.batch as f64 * one.flops;
+            all.forward_flops += image.batch as f64 * one.forward_flops;
             // Bytes to planes and on to latents; the weights once for every picture.
             all.moved_bytes +=
                 20.0 * pixels as f64 + image.batch as f64 * self.autoencoder.weight_bytes() as f64;

@@ -94,14 +94,14 @@ impl Operator for Export {
 mod tests {
     use std::sync::Arc;
 
-    use prefgraph_nn::{AdapterLayout, lora::AdaptedLinear};
+    use prefgraph_nn::{AdapterLayout, LinearLayout, models::flux::NAMES};
 
     use super::*;
     use crate::operators::testing::Bench;
 
     fn adapter(module: &str) -> Adapter {
-        let modules = vec![AdaptedLinear { name: module.into(), inputs: 4, outputs: 4 }];
-        let layout = Arc::new(AdapterLayout { modules, rank: 1, alpha: 1.0 });
+        let modules = vec![LinearLayout { name: module.into(), inputs: 4, outputs: 4 }];
+        let layout = Arc::new(AdapterLayout { names: &NAMES, modules, rank: 1, alpha: 1.0 });
         Adapter { values: Arc::new(vec![0.5; layout.len()]), layout }
     }
 

@@ -344,14 +344,15 @@ impl Operator for LoraUpdate {
 
 #[cfg(test)]
 mod tests {
-    use prefgraph_nn::{AdapterLayout, lora::AdaptedLinear};
+    use prefgraph_nn::{AdapterLayout, LinearLayout, models::flux::NAMES};
 
     use super::*;
     use crate::{operators::testing::Bench, port::NamedState, random::Random};
 
     fn layout() -> Arc<AdapterLayout> {
-        let module = |name: &str| AdaptedLinear { name: name.into(), inputs: 3, outputs: 2 };
-        Arc::new(AdapterLayout { modules: vec![module("a"), module("b")], rank: 2, alpha: 2.0 })
+        let module = |name: &str| LinearLayout { name: name.into(), inputs: 3, outputs: 2 };
+        let modules = vec![module("a"), module("b")];
+        Arc::new(AdapterLayout { names: &NAMES, modules, rank: 2, alpha: 2.0 })
     }
 
     fn start() -> (Adapter, Moments) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use prefgraph_nn::{Adapter, AdapterGrad, AdapterLayout, lora::AdaptedLinear};
+use prefgraph_nn::{Adapter, AdapterGrad, AdapterLayout, LinearLayout, naming::Names};
 
 use crate::{
     error::OpError,
@@ -91,9 +91,10 @@ fn gather(layout: &AdapterLayout, state: &NamedState, prefix: &str) -> Result<Ve
     Ok(values)
 }
 
-/// The layout of an adapter that was [saved](Carried::save), with the alpha that it is scaled by; nothing if the state is
+/// The layout of an adapter that was [saved](Carried::save), of a network with these names, with the alpha that it is scaled
+/// by; nothing if the state is
 /// that of something else.
-pub fn saved_layout(state: &NamedState, alpha: f32) -> Option<AdapterLayout> {
+pub fn saved_layout(state: &NamedState, names: &'static Names, alpha: f32) -> Option<AdapterLayout> {
     let (pairs, odd) = state.tensors.as_chunks::<2>();
     if pairs.is_empty() || !odd.is_empty() || !state.counters.is_empty() {
         return None;
@@ -102,13 +103,13 @@ pub fn saved_layout(state: &NamedState, alpha: f32) -> Option<AdapterLayout> {
         let name = a.name.strip_suffix(".lora_A.weight")?;
         let ([rank, inputs], [outputs, same]) = (&a.dims[..], &b.dims[..]) else { return None };
         let fits = b.name.strip_suffix(".lora_B.weight") == Some(name) && rank == same;
-        let linear = AdaptedLinear { name: name.into(), inputs: *inputs, outputs: *outputs };
+        let linear = LinearLayout { name: name.into(), inputs: *inputs, outputs: *outputs };
         fits.then_some((*rank, linear))
     };
-    let (ranks, modules): (Vec<usize>, Vec<AdaptedLinear>) =
+    let (ranks, modules): (Vec<usize>, Vec<LinearLayout>) =
         pairs.iter().map(module).collect::<Option<Vec<_>>>()?.into_iter().unzip();
     let rank = ranks[0];
-    ranks.iter().all(|r| *r == rank).then_some(AdapterLayout { modules, rank, alpha })
+    ranks.iter().all(|r| *r == rank).then_some(AdapterLayout { names, modules, rank, alpha })
 }
 
 impl Carried for Adapter {

@@ -1,6 +1,9 @@
 //! Converts an adapter file to another format.
 
-use prefgraph_nn::{lora::AdapterFile, models::flux::FluxFiles};
+use prefgraph_nn::{
+    lora::AdapterFile,
+    models::flux::{FluxFiles, NAMES},
+};
 
 use super::{paths, report};
 use crate::cli::{Failure, args, say::say};
@@ -10,8 +13,8 @@ pub(super) fn convert(args: &args::Convert) -> Result<u8, Failure> {
     let args::Convert { input, output, to, weights, drop_text_encoders } = args;
     paths::no_checkpoint(input)?;
     let file = match drop_text_encoders {
-        true => AdapterFile::open_transformer(input, ""),
-        false => AdapterFile::open(input, ""),
+        true => AdapterFile::open_transformer(input, "", &NAMES),
+        false => AdapterFile::open(input, "", &NAMES),
     };
     let file = file.map_err(Failure::new)?;
     paths::no_cells(&file)?;

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use prefgraph_nn::Adapter;
+use prefgraph_nn::{Adapter, models::flux::NAMES};
 use prefgraph_ops::{
     Carried, NamedState,
     ports::{AdapterShape, saved_layout},
@@ -64,7 +64,7 @@ fn step_folder(path: &Path) -> Result<PathBuf, Failure> {
 /// The cell that is asked for, or the only one with an adapter.
 fn chosen<'a>(checkpoint: &'a Checkpoint, wanted: Option<&str>) -> Result<(&'a str, &'a NamedState), String> {
     let cells = checkpoint.cells.iter().map(|(name, state)| (name.as_str(), state));
-    let adapters: Vec<_> = cells.filter(|(_, state)| saved_layout(state, 1.0).is_some()).collect();
+    let adapters: Vec<_> = cells.filter(|(_, state)| saved_layout(state, &NAMES, 1.0).is_some()).collect();
     let names = adapters.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     match (wanted, &adapters[..]) {
         (_, []) => Err("none of its cells holds an adapter".into()),
@@ -91,7 +91,8 @@ fn restored(stated: &Stated, cell: &str, state: &NamedState) -> Result<Adapter, 
     let rank: usize = spec::text::read(setting("rank")?).map_err(|e| fault("rank", &e))?;
     let alpha: Option<f64> = spec::text::read(setting("alpha")?).map_err(|e| fault("alpha", &e))?;
     let alpha = alpha.unwrap_or(rank as f64) as f32;
-    let layout = saved_layout(state, alpha).ok_or_else(|| format!("cell `{cell}` holds no adapter"))?;
+    let layout =
+        saved_layout(state, &NAMES, alpha).ok_or_else(|| format!("cell `{cell}` holds no adapter"))?;
     if layout.rank != rank {
         return Err(format!(
             "cell `{cell}` holds factors of rank {}, and its graph says {rank}: they are not of one run",

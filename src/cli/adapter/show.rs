@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use prefgraph_nn::lora::AdapterFile;
+use prefgraph_nn::{lora::AdapterFile, models::flux::NAMES};
 
 use super::paths;
 use crate::cli::{Failure, system};
@@ -10,7 +10,7 @@ use crate::cli::{Failure, system};
 /// Say what a file holds.
 pub(super) fn show(path: &Path) -> Result<u8, Failure> {
     paths::no_checkpoint(path)?;
-    let file = AdapterFile::open_transformer(path, "").map_err(Failure::new)?;
+    let file = AdapterFile::open_transformer(path, "", &NAMES).map_err(Failure::new)?;
     paths::no_cells(&file)?;
     system::print(&listing(&file))?;
     Ok(0)

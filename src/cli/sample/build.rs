@@ -9,7 +9,7 @@
 
 use std::{collections::HashSet, path::Path, sync::Arc};
 
-use prefgraph_nn::{LinearLayout, lora::AdapterFile};
+use prefgraph_nn::{Linears, lora::AdapterFile};
 use prefgraph_ops::{
     DataPath, OpError, Operator,
     operators::{
@@ -148,8 +148,8 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
 }
 
 /// The adapter in a file, as it is: its linears, its rank and its scale.
-fn of_file(path: &Path, linears: &[LinearLayout]) -> Result<LoraSettings, Failure> {
-    let file = AdapterFile::open(path, "").map_err(Failure::new)?;
+fn of_file(path: &Path, linears: &Linears) -> Result<LoraSettings, Failure> {
+    let file = AdapterFile::open(path, "", linears.names).map_err(Failure::new)?;
     let layout = file.layout(Some(linears)).map_err(Failure::new)?;
     Ok(LoraSettings {
         rank: layout.rank,

@@ -24,7 +24,7 @@ use crate::{
     plan::{Plan, PlanOptions},
     registry::Registry,
     run::{RunOptions, Runner},
-    spec::{Outline, RunSettings},
+    spec::{CPU, Outline},
 };
 
 /// Draw the pictures that were asked for.
@@ -50,8 +50,7 @@ pub(super) fn sample(args: &args::Sample, registry: &Registry) -> Result<u8, Fai
     if let Some(fewer) = fewer {
         say!("note: {fewer}");
     }
-    let device = args.device.clone().unwrap_or_else(|| RunSettings::default().device);
-    let gpu = device::open(&RunSettings { device, ..RunSettings::default() })?;
+    let gpu = device::open(args.device.as_deref().unwrap_or(CPU))?;
     let options =
         PlanOptions { ahead: 0, process: system::process_memory(threads), ..PlanOptions::default() };
     let plan = Plan::new(&drawing.graph, &options);

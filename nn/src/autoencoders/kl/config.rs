@@ -7,9 +7,9 @@ use crate::{
         MOST_LEVELS,
         steps::{self, Step},
     },
+    device::ConvWindow,
     error::{Error, Result},
     files::{TensorFiles, read_model_config},
-    layers::conv::ConvWindow,
 };
 
 /// What diffusers calls the model.
@@ -258,7 +258,7 @@ mod tests {
         let least = 512 * 512 * (2 * 256 + 128) * 4;
         assert!((least..least + (100 << 20)).contains(&cost.scratch_bytes), "{cost:?}");
         // Multiply-adds of the reference implementation's convolutions and linears, as hooks on them count; attention.
-        assert_eq!(cost.flops, 2.0 * (1_240_306_024_448.0 + 2.0 * 4096.0 * 4096.0 * 512.0));
+        assert_eq!(cost.forward_flops, 2.0 * (1_240_306_024_448.0 + 2.0 * 4096.0 * 4096.0 * 512.0));
     }
 
     #[test]

@@ -14,26 +14,33 @@ use std::{path::Path, sync::Arc};
 pub use config::KlConfig;
 
 use super::{
-    Autoencoder, Batch, NetworkCost, Posterior, check_finite, check_latents, files, grid_of,
-    steps::{self, RenamedFiles, Step},
+    Autoencoder, Batch, Half, Posterior, check_finite, check_latents, files, grid_of, network::Network,
+    steps::RenamedFiles,
 };
 use crate::{
+    cost::PassCost,
     cpu::Cpu,
+    device::Device,
     error::{Error, Result},
-    layers::{conv::Map, stored},
+    layers::stored,
     tensor::Tensor,
 };
 
+/// Name in messages.
+const KIND: &str = "kl";
 /// The logarithm of a variance is kept between these, as in the reference implementation.
 const LOG_VARIANCE: (f32, f32) = (-30.0, 20.0);
 
-/// A KL autoencoder whose weights stay in their file.
+/// A KL autoencoder on the processor.
+pub type Kl = KlAutoencoder<Cpu>;
+
+/// A KL autoencoder read from a file or a folder. Weights are read by the first run of each half, for its device; later runs
+/// are to be on the same one.
 #[derive(Debug)]
-pub struct Kl {
+pub struct KlAutoencoder<D: Device> {
     config: KlConfig,
-    source: RenamedFiles,
-    encoder: Vec<Step>,
-    decoder: Vec<Step>,
+    encoder: Network<D>,
+    decoder: Network<D>,
     parameters: usize,
     weight_bytes: usize,
 }
@@ -47,7 +54,7 @@ pub struct LatentMoments {
     pub log_variance: Batch,
 }
 
-impl Kl {
+impl<D: Device> KlAutoencoder<D> {
     /// Open a folder with `config.json` and `diffusion_pytorch_model.safetensors`, the folder above its `vae`, or one
     /// safetensors file in either layout of names, which is taken as FLUX's where no `config.json` is beside it. Only
     /// headers are read.
@@ -63,7 +70,6 @@ impl Kl {
         };
         stated.bound(&config, &files)?;
         let config = stated;
-        let (encoder, decoder) = (config.encoder(), config.decoder());
         let original = files.info("encoder.down.0.block.0.conv1.weight").is_some();
         let levels = config.block_out_channels.len();
         let rename = if original { names::original } else { names::diffusers };
@@ -80,7 +86,10 @@ impl Kl {
             .collect();
         source.files.expect(&expected)?;
         let (parameters, weight_bytes) = stored(&source.files, &expected);
-        Ok(Self { config, source, encoder, decoder, parameters, weight_bytes })
+        let source = Arc::new(source);
+        let network = |steps| Network::new(steps, source.clone());
+        let (encoder, decoder) = (network(config.encoder()), network(config.decoder()));
+        Ok(Self { config, encoder, decoder, parameters, weight_bytes })
     }
 
     /// The sizes.
@@ -96,34 +105,92 @@ impl Kl {
     ///
     /// # Errors
     /// As [`Autoencoder::encode`].
-    pub fn moments(&self, device: &Cpu, pictures: &Batch) -> Result<LatentMoments> {
-        let (height, width) = grid_of(pictures, self)?;
+    pub fn moments_on(&self, device: &D, host: &Cpu, pictures: &Batch) -> Result<LatentMoments> {
+        let (height, width) = grid_of(pictures, (KIND, self.config.cell()))?;
         let (batch, _, rows, columns) = pictures.shape();
         let channels = self.config.latent_channels;
         let values = channels * height * width;
         let shape = (batch, channels, height, width);
         let mut out =
-            LatentMoments { mean: Tensor::zeros(device, shape), log_variance: Tensor::zeros(device, shape) };
+            LatentMoments { mean: Tensor::zeros(host, shape), log_variance: Tensor::zeros(host, shape) };
         let mut planes = vec![0.0; 2 * values];
         let LatentMoments { mean, log_variance } = &mut out;
         let samples = mean.values_mut().chunks_exact_mut(values);
         let samples = samples.zip(log_variance.values_mut().chunks_exact_mut(values));
         for (picture, (mean, log_variance)) in pictures.values().chunks_exact(3 * rows * columns).zip(samples)
         {
-            let x = Map::from_planes(picture, (3, rows, columns));
-            steps::run(&self.encoder, device, &self.source, x)?.write_planes(&mut planes);
-            check_finite(&planes, "latents", self)?;
+            self.encoder.run(device, (picture, (3, rows, columns)), |v| v, &mut planes)?;
+            check_finite(&planes, "latents", KIND)?;
             mean.copy_from_slice(&planes[..values]);
             log_variance.copy_from_slice(&planes[values..]);
             log_variance.iter_mut().for_each(|v| *v = v.clamp(LOG_VARIANCE.0, LOG_VARIANCE.1));
         }
         Ok(out)
     }
+
+    /// [`Autoencoder::encode`] on a device; tensors of the caller live on `host`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn encode_on(
+        &self,
+        device: &D,
+        host: &Cpu,
+        pictures: &Batch,
+        posterior: Posterior<'_>,
+    ) -> Result<Batch> {
+        let LatentMoments { mean: mut latents, log_variance } = self.moments_on(device, host, pictures)?;
+        if let Posterior::Sample(normals) = posterior {
+            if normals.len() != latents.values().len() {
+                return Err(Error::shape(
+                    "normal numbers for a sample of latents",
+                    latents.values().len(),
+                    normals.len(),
+                ));
+            }
+            let deviations = log_variance.values().iter().map(|v| libm::expf(0.5 * v));
+            for ((z, deviation), normal) in latents.values_mut().iter_mut().zip(deviations).zip(normals) {
+                *z += deviation * normal;
+            }
+        }
+        let (shift, scale) = (self.shift(), self.config.scaling_factor);
+        latents.values_mut().iter_mut().for_each(|z| *z = (*z - shift) * scale);
+        Ok(latents)
+    }
+
+    /// [`Autoencoder::decode`] on a device; tensors of the caller live on `host`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn decode_on(&self, device: &D, host: &Cpu, latents: &Batch) -> Result<Batch> {
+        check_latents(latents, (KIND, self.config.latent_channels))?;
+        let (batch, channels, height, width) = latents.shape();
+        let (rows, columns) = (height * self.config.cell(), width * self.config.cell());
+        let mut pictures = Tensor::zeros(host, (batch, 3, rows, columns));
+        let (shift, scale) = (self.shift(), self.config.scaling_factor);
+        let samples = pictures.values_mut().chunks_exact_mut(3 * rows * columns);
+        for (latents, picture) in latents.values().chunks_exact(channels * height * width).zip(samples) {
+            let latents = (latents, (channels, height, width));
+            self.decoder.run(device, latents, |z| z / scale + shift, picture)?;
+            check_finite(picture, "pictures", KIND)?;
+        }
+        Ok(pictures)
+    }
+}
+
+impl Kl {
+    /// [`moments_on`](Self::moments_on) the processor.
+    ///
+    /// # Errors
+    /// As [`Autoencoder::encode`].
+    pub fn moments(&self, device: &Cpu, pictures: &Batch) -> Result<LatentMoments> {
+        self.moments_on(device, device, pictures)
+    }
 }
 
 impl Autoencoder for Kl {
     fn kind(&self) -> &'static str {
-        "kl"
+        KIND
     }
 
     fn channels(&self) -> usize {
@@ -146,47 +213,26 @@ impl Autoencoder for Kl {
         self.weight_bytes
     }
 
-    fn encode(&self, device: &Cpu, pictures: &Batch, posterior: Posterior<'_>) -> Result<Batch> {
-        let LatentMoments { mean: mut latents, log_variance } = self.moments(device, pictures)?;
-        if let Posterior::Sample(normals) = posterior {
-            if normals.len() != latents.values().len() {
-                return Err(Error::shape(
-                    "normal numbers for a sample of latents",
-                    latents.values().len(),
-                    normals.len(),
-                ));
-            }
-            let deviations = log_variance.values().iter().map(|v| libm::expf(0.5 * v));
-            for ((z, deviation), normal) in latents.values_mut().iter_mut().zip(deviations).zip(normals) {
-                *z += deviation * normal;
-            }
+    fn resident_bytes(&self, half: Half) -> usize {
+        match half {
+            Half::Encoder => self.encoder.resident_bytes(),
+            Half::Decoder => self.decoder.resident_bytes(),
         }
-        let (shift, scale) = (self.shift(), self.config.scaling_factor);
-        latents.values_mut().iter_mut().for_each(|z| *z = (*z - shift) * scale);
-        Ok(latents)
+    }
+
+    fn encode(&self, device: &Cpu, pictures: &Batch, posterior: Posterior<'_>) -> Result<Batch> {
+        self.encode_on(device, device, pictures, posterior)
     }
 
     fn decode(&self, device: &Cpu, latents: &Batch) -> Result<Batch> {
-        check_latents(latents, self)?;
-        let (batch, channels, height, width) = latents.shape();
-        let (rows, columns) = (height * self.cell(), width * self.cell());
-        let mut pictures = Tensor::zeros(device, (batch, 3, rows, columns));
-        let samples = pictures.values_mut().chunks_exact_mut(3 * rows * columns);
-        for (latents, picture) in latents.values().chunks_exact(channels * height * width).zip(samples) {
-            let mut x = Map::from_planes(latents, (channels, height, width));
-            let (shift, scale) = (self.shift(), self.config.scaling_factor);
-            x.values.iter_mut().for_each(|z| *z = *z / scale + shift);
-            steps::run(&self.decoder, device, &self.source, x)?.write_planes(picture);
-            check_finite(picture, "pictures", self)?;
-        }
-        Ok(pictures)
+        self.decode_on(device, device, latents)
     }
 
-    fn encode_cost(&self, height: usize, width: usize) -> NetworkCost {
-        steps::cost(&self.encoder, (height, width))
+    fn encode_cost(&self, height: usize, width: usize) -> PassCost {
+        self.encoder.cost((height, width))
     }
 
-    fn decode_cost(&self, height: usize, width: usize) -> NetworkCost {
-        steps::cost(&self.decoder, (height / self.cell(), width / self.cell()))
+    fn decode_cost(&self, height: usize, width: usize) -> PassCost {
+        self.decoder.cost((height / self.cell(), width / self.cell()))
     }
 }

@@ -43,23 +43,26 @@ pub(super) fn run(cpu: &Cpu, call: AttentionBackward<'_>) {
     let heads = shape.batch * shape.heads;
     let [dq, dk, dv] = [dq, dk, dv].map(Shared::new);
     let width = cpu.tile().1;
-    let (across, along) = (QUERIES * shape.dim, along_len(precision, shape.dim, shape.tokens));
+    let (across, along) = (QUERIES * shape.dim, along_len(precision, shape.dim, shape.keys));
     let of_queries = panels_len(precision, QUERIES, shape.dim, width);
-    let of_keys = shape.tokens.div_ceil(KEYS) * panels_len(precision, KEYS, shape.dim, width);
+    let of_keys = shape.keys.div_ceil(KEYS) * panels_len(precision, KEYS, shape.dim, width);
     let halves = if precision == Precision::Bf16 { KEYS * ROUNDED } else { 0 };
     let scores = KEYS * QUERIES;
     let lengths =
         [across, across, of_queries, of_queries, along, along, of_keys, scores, scores, halves, halves];
-    parallel::for_each(cpu, 10 * heads * query_rows.len() * shape.head(), heads, |head| {
-        let values = head * shape.head()..(head + 1) * shape.head();
+    parallel::for_each(cpu, 10 * heads * query_rows.len() * shape.keys(), heads, |head| {
+        let queries = head * shape.queries()..(head + 1) * shape.queries();
+        let values = head * shape.keys()..(head + 1) * shape.keys();
         // SAFETY: each head's values belong to one task.
-        let [dq, dk, dv] = [dq, dk, dv].map(|d| unsafe { d.part(values.start, shape.head()) });
+        let dq = unsafe { dq.part(queries.start, queries.len()) };
+        // SAFETY: as above.
+        let [dk, dv] = [dk, dv].map(|d| unsafe { d.part(values.start, values.len()) });
         with_scratch(lengths, |scratch| {
             let task = Head {
                 shape,
                 head,
                 rows: query_rows.clone(),
-                q: &q[values.clone()],
+                q: &q[queries],
                 k: &k[values.clone()],
                 v: &v[values],
                 out: (out, out_stride),
@@ -109,7 +112,7 @@ impl<const ROW: usize, const PAIRS: bool> Kernel for Aligned<'_, ROW, PAIRS> {
     #[inline(always)]
     fn run<M: Machine, const N: usize>(self, m: M) {
         let task = self.0;
-        let AttentionShape { tokens, dim, .. } = task.shape;
+        let AttentionShape { keys, dim, .. } = task.shape;
         let width = M::TILE_COLUMNS;
         let (d_out, d_out_stride) = task.d_out;
         let scale = 1.0 / (dim as f32).sqrt();
@@ -123,14 +126,14 @@ impl<const ROW: usize, const PAIRS: bool> Kernel for Aligned<'_, ROW, PAIRS> {
             task.scratch;
         let precision = if PAIRS { Precision::Bf16 } else { Precision::F32 };
         let words = precision.words(dim);
-        let k_rows = along::<ROW, PAIRS>(task.k, dim, tokens, k_rows);
-        let v_rows = along::<ROW, PAIRS>(task.v, dim, tokens, v_rows);
+        let k_rows = along::<ROW, PAIRS>(task.k, dim, keys, k_rows);
+        let v_rows = along::<ROW, PAIRS>(task.v, dim, keys, v_rows);
         let block_len = panels_len(precision, KEYS, dim, width);
-        let key_panels: Vec<_> = (0..tokens)
+        let key_panels: Vec<_> = (0..keys)
             .step_by(KEYS)
             .map(|first| {
                 let to = &mut k_panels[first / KEYS * block_len..][..block_len];
-                panels::<PAIRS>(&task.k[first * dim..], dim, KEYS.min(tokens - first), dim, width, to)
+                panels::<PAIRS>(&task.k[first * dim..], dim, KEYS.min(keys - first), dim, width, to)
             })
             .collect();
         for row in task.rows.clone().step_by(QUERIES) {
@@ -149,8 +152,8 @@ impl<const ROW: usize, const PAIRS: bool> Kernel for Aligned<'_, ROW, PAIRS> {
             }
             let cotangents = panels::<PAIRS>(cotangents, d_out_stride, rows, dim, width, d_panels);
             let start = if row == task.rows.start { Start::Zero } else { Start::Result };
-            for first in (0..tokens).step_by(KEYS) {
-                let count = KEYS.min(tokens - first);
+            for first in (0..keys).step_by(KEYS) {
+                let count = KEYS.min(keys - first);
                 let scores = Product {
                     rows: count,
                     columns,
@@ -209,15 +212,15 @@ impl<const ROW: usize, const PAIRS: bool> Kernel for Aligned<'_, ROW, PAIRS> {
                     c: task.dk[first * dim..].as_mut_ptr(),
                     ..dv
                 };
-                let keys = key_panels[first / KEYS];
+                let panel = key_panels[first / KEYS];
                 let dq = Product {
                     rows,
                     k: precision.words(count),
                     a: ds.as_ptr(),
                     a_stride: QUERIES,
-                    panels: keys.start,
-                    panel_row: keys.row,
-                    panel_stride: keys.stride,
+                    panels: panel.start,
+                    panel_row: panel.row,
+                    panel_stride: panel.stride,
                     start: if first == 0 { Start::Zero } else { Start::Result },
                     c: task.dq[row * dim..].as_mut_ptr(),
                     ..dv

@@ -30,25 +30,26 @@ pub(super) fn run(cpu: &Cpu, call: Attention<'_>) {
     let each = blocks.div_ceil(parts) * QUERIES;
     let parts = query_rows.len().div_ceil(each);
     let (out, lse) = (Shared::new(out), Shared::new(lse));
-    let operations = 4 * heads * query_rows.len() * shape.head();
+    let operations = 4 * heads * query_rows.len() * shape.keys();
     let width = cpu.tile().1;
     let value_columns = shape.dim.next_multiple_of(width);
     let lengths = [
         QUERIES * shape.dim,
-        along_len(precision, shape.dim, shape.tokens),
-        shape.tokens.div_ceil(KEYS) * panels_len(precision, KEYS, shape.dim, width),
+        along_len(precision, shape.dim, shape.keys),
+        shape.keys.div_ceil(KEYS) * panels_len(precision, KEYS, shape.dim, width),
         KEYS * QUERIES,
         QUERIES * value_columns,
     ];
     parallel::for_each(cpu, operations, heads * parts, |task| {
         let (head, first) = (task / parts, query_rows.start + task % parts * each);
-        let values = head * shape.head()..(head + 1) * shape.head();
+        let queries = head * shape.queries()..(head + 1) * shape.queries();
+        let values = head * shape.keys()..(head + 1) * shape.keys();
         with_scratch(lengths, |scratch| {
             let part = Part {
                 shape,
                 head,
                 rows: first..query_rows.end.min(first + each),
-                q: &q[values.clone()],
+                q: &q[queries],
                 k: &k[values.clone()],
                 v: &v[values],
                 out,
@@ -87,18 +88,18 @@ impl<const ROW: usize, const PAIRS: bool> Kernel for Queries<'_, ROW, PAIRS> {
     #[inline(always)]
     fn run<M: Machine, const N: usize>(self, m: M) {
         let part = self.0;
-        let AttentionShape { tokens, dim, .. } = part.shape;
+        let AttentionShape { tokens, keys: key_count, dim, .. } = part.shape;
         let width = M::TILE_COLUMNS;
         let value_columns = dim.next_multiple_of(width);
         let scale = std::f32::consts::LOG2_E / (dim as f32).sqrt();
         let [queries, keys, values, scores, sums] = part.scratch;
         let precision = if PAIRS { Precision::Bf16 } else { Precision::F32 };
         let words = precision.words(dim);
-        let keys = along::<ROW, PAIRS>(part.k, dim, tokens, keys);
+        let keys = along::<ROW, PAIRS>(part.k, dim, key_count, keys);
         let block_len = panels_len(precision, KEYS, dim, width);
         let block = |first: usize| first / KEYS * block_len..(first / KEYS + 1) * block_len;
-        let count = |first: usize| KEYS.min(tokens - first);
-        for first in (0..tokens).step_by(KEYS) {
+        let count = |first: usize| KEYS.min(key_count - first);
+        for first in (0..key_count).step_by(KEYS) {
             panels::<PAIRS>(&part.v[first * dim..], dim, count(first), dim, width, &mut values[block(first)]);
         }
         for first_row in part.rows.clone().step_by(QUERIES) {
@@ -106,7 +107,7 @@ impl<const ROW: usize, const PAIRS: bool> Kernel for Queries<'_, ROW, PAIRS> {
             let columns = rows.next_multiple_of(width);
             across::<PAIRS>(&part.q[first_row * dim..], dim, rows, dim, width, queries);
             let mut running = Running::<M, N>::new(m);
-            for first in (0..tokens).step_by(KEYS) {
+            for first in (0..key_count).step_by(KEYS) {
                 let count = count(first);
                 let s = Product {
                     rows: count,

@@ -1,10 +1,10 @@
 //! Softmax attention, fused: blocks of queries by blocks of keys, never a T x T matrix.
 //!
 //! ```text
-//! B  samples    H  heads    T  tokens    D  width of a head
+//! B  samples    H  heads    T  tokens with queries    U  keys    D  width of a head
 //! ```
 //!
-//! Queries, keys and values are head-major `[B, H, T, D]`; the result is token-major `[B, T, H * D]`, as the next
+//! Queries are head-major `[B, H, T, D]`, and so are keys and values `[B, H, U, D]`; the result is token-major `[B, T, H * D]`, as the next
 //! linear layer reads it. Scores are scaled by 1 / sqrt(D).
 //!
 //! The forward pass is the online softmax of Milakov and Gimelshein (2018), the backward pass recomputes the
@@ -14,8 +14,11 @@
 mod backward;
 mod forward;
 mod operands;
+mod scored;
 
 use std::ops::Range;
+
+pub use scored::{ScoredAttention, scored_attention};
 
 use super::{AttentionShape, Cpu, Precision};
 
@@ -40,9 +43,9 @@ pub struct Attention<'a> {
     pub query_rows: Range<usize>,
     /// `[B, H, T, D]`.
     pub q: &'a [f32],
-    /// `[B, H, T, D]`.
+    /// `[B, H, U, D]`.
     pub k: &'a [f32],
-    /// `[B, H, T, D]`.
+    /// `[B, H, U, D]`.
     pub v: &'a [f32],
     /// `[B, T, H * D]` with a row stride.
     pub out: &'a mut [f32],
@@ -63,9 +66,9 @@ pub struct AttentionBackward<'a> {
     pub query_rows: Range<usize>,
     /// `[B, H, T, D]`.
     pub q: &'a [f32],
-    /// `[B, H, T, D]`.
+    /// `[B, H, U, D]`.
     pub k: &'a [f32],
-    /// `[B, H, T, D]`.
+    /// `[B, H, U, D]`.
     pub v: &'a [f32],
     /// The forward result `[B, T, H * D]`, with a row stride.
     pub out: &'a [f32],
@@ -79,9 +82,9 @@ pub struct AttentionBackward<'a> {
     pub d_out_stride: usize,
     /// Cotangent of the queries `[B, H, T, D]`, overwritten (zero outside `query_rows`).
     pub dq: &'a mut [f32],
-    /// Cotangent of the keys `[B, H, T, D]`, overwritten.
+    /// Cotangent of the keys `[B, H, U, D]`, overwritten.
     pub dk: &'a mut [f32],
-    /// Cotangent of the values `[B, H, T, D]`, overwritten.
+    /// Cotangent of the values `[B, H, U, D]`, overwritten.
     pub dv: &'a mut [f32],
 }
 
@@ -90,7 +93,7 @@ pub struct AttentionBackward<'a> {
 /// # Panics
 /// If a slice is too short for its shape.
 pub fn attention(cpu: &Cpu, call: Attention<'_>) {
-    call.shape.check(&call.query_rows, &[call.q, call.k, call.v]);
+    call.shape.check(&call.query_rows, &[call.q], &[call.k, call.v]);
     call.shape.check_tokens("out", call.out.len(), call.out_stride);
     call.shape.check_saved(call.lse.len());
     if call.query_rows.is_empty() || call.shape.is_empty() {
@@ -104,7 +107,7 @@ pub fn attention(cpu: &Cpu, call: Attention<'_>) {
 /// # Panics
 /// If a slice is too short for its shape.
 pub fn attention_backward(cpu: &Cpu, call: AttentionBackward<'_>) {
-    call.shape.check(&call.query_rows, &[call.q, call.k, call.v, call.dq, call.dk, call.dv]);
+    call.shape.check(&call.query_rows, &[call.q, call.dq], &[call.k, call.v, call.dk, call.dv]);
     call.shape.check_tokens("out", call.out.len(), call.out_stride);
     call.shape.check_tokens("d_out", call.d_out.len(), call.d_out_stride);
     call.shape.check_saved(call.lse.len());
@@ -114,13 +117,18 @@ pub fn attention_backward(cpu: &Cpu, call: AttentionBackward<'_>) {
 }
 
 impl AttentionShape {
-    /// Values of one head.
-    fn head(&self) -> usize {
+    /// Values of one head's queries.
+    fn queries(&self) -> usize {
         self.tokens * self.dim
     }
 
+    /// Values of one head's keys.
+    fn keys(&self) -> usize {
+        self.keys * self.dim
+    }
+
     fn is_empty(&self) -> bool {
-        self.batch * self.heads * self.head() == 0
+        self.batch * self.heads * self.queries() == 0
     }
 
     /// Where the values of a token and a head start in token-major rows; heads count through all samples.
@@ -128,12 +136,13 @@ impl AttentionShape {
         (head / self.heads * self.tokens + token) * stride + head % self.heads * self.dim
     }
 
-    fn check(&self, rows: &Range<usize>, head_major: &[&[f32]]) {
+    fn check(&self, rows: &Range<usize>, queries: &[&[f32]], keys: &[&[f32]]) {
         assert!(self.dim <= WIDEST, "heads of {}: at most {WIDEST}", self.dim);
         assert!(rows.end <= self.tokens, "query rows {rows:?} of {} tokens", self.tokens);
-        let all = self.batch * self.heads * self.head();
-        for values in head_major {
-            assert!(values.len() >= all, "{} values for {self:?}", values.len());
+        assert!(self.keys > 0 || rows.is_empty(), "queries without a key");
+        for (all, each) in [(queries, self.queries()), (keys, self.keys())] {
+            let least = self.batch * self.heads * each;
+            assert!(all.iter().all(|values| values.len() >= least), "fewer than {least} values for {self:?}");
         }
     }
 

@@ -6,7 +6,7 @@ use super::{CudaQueue, Rows};
 use crate::{
     cuda::{
         Cuda,
-        launch::{Argument, Grid, float, int},
+        launch::{Argument, Grid, flag, float, int, pointer},
         modules::Source,
         values::{CudaBuffer, Element},
     },
@@ -67,10 +67,11 @@ const TENSOR_CORES: [TensorCores; 2] = [
 ];
 
 impl TensorCores {
-    /// Where tensor cores can do it: bf16, a width that there are kernels for, and rows of whole sixteen bytes.
+    /// Where tensor cores can do it: bf16, tokens over themselves, a width that there are kernels for, and rows of whole sixteen
+    /// bytes.
     fn for_rows(shape: AttentionShape, rows: &[Rows]) -> Option<&'static Self> {
         let fit = |r: &Rows| r.element == Element::Bf16 && r.is_wide(shape.dim);
-        TENSOR_CORES.iter().find(|t| t.dim == shape.dim && rows.iter().all(fit))
+        TENSOR_CORES.iter().find(|t| t.dim == shape.dim && shape.keys == shape.tokens && rows.iter().all(fit))
     }
 
     /// `own` tiles of a block's rows and `other` tiles of the other side in shared memory, and `more` bytes.
@@ -87,9 +88,14 @@ impl TensorCores {
 }
 
 impl AttentionShape {
-    /// Values of the queries.
-    fn values(&self) -> usize {
+    /// Numbers of the queries.
+    fn query_values(&self) -> usize {
         self.batch * self.heads * self.tokens * self.dim
+    }
+
+    /// Numbers of the keys, and of the values.
+    fn values(&self) -> usize {
+        self.batch * self.heads * self.keys * self.dim
     }
 
     /// Rows of the result, and values of each.
@@ -162,18 +168,23 @@ impl CudaQueue {
     }
 
     pub(super) fn attend(&self, call: Attention<'_, Cuda>) {
-        let Attention { shape, query_rows, q, k, v, out, lse } = call;
-        let [q, k, v] = [q, k, v].map(|b| Rows::flat(b, shape.values()));
+        let Attention { shape, query_rows, scores, q, k, v, out, lse } = call;
+        let q = Rows::flat(q, shape.query_values());
+        let [k, v] = [k, v].map(|b| Rows::flat(b, shape.values()));
         let (rows, width) = shape.result();
         let out = Rows::of_mut(&out, rows, width);
         let lse = Rows::flat(lse, shape.batch * shape.heads * shape.tokens);
+        let (tokens, keys) = (shape.heads * shape.tokens, shape.keys);
+        let bias = scores.bias.map_or(pointer(0), |bias| Rows::flat(bias, tokens * keys).argument());
         self.expect_activations("attention", [q, k, v, out]);
         let rows = [q, k, v, out, lse].map(Rows::argument);
         let queries = [query_rows.start, query_rows.len()].map(int);
-        let end = [int(out.stride), float(shape.scale())];
-        let Some(tensor_cores) = TensorCores::for_rows(shape, &[q, k, v, out]) else {
-            let sizes = [shape.heads, shape.tokens, shape.dim].map(int);
-            let arguments = [&rows[..], &sizes, &queries, &end].concat();
+        let end = [int(out.stride), float(scores.scale.unwrap_or(shape.scale()))];
+        let Some(tensor_cores) = TensorCores::for_rows(shape, &[q, k, v, out]).filter(|_| scores.are_plain())
+        else {
+            let sizes = [shape.heads, shape.tokens, shape.keys, shape.dim].map(int);
+            let more = [bias, flag(scores.causal)];
+            let arguments = [&rows[..], &sizes, &queries, &end, &more].concat();
             let grid = plain_grid(shape, query_rows.len());
             return self.launch(Source::AttentionPlain, "attention_plain", grid, &arguments);
         };
@@ -186,8 +197,8 @@ impl CudaQueue {
 
     pub(super) fn attend_backward(&self, call: AttentionBackward<'_, Cuda>) {
         let AttentionBackward { shape, query_rows, q, k, v, out, lse, d_out, dq, dk, dv } = call;
-        let [q, k, v] = [q, k, v].map(|b| Rows::flat(b, shape.values()));
-        let [dq, dk, dv] = [&*dq, &*dk, &*dv].map(|b| Rows::flat(b, shape.values()));
+        let [q, dq] = [q, &*dq].map(|b| Rows::flat(b, shape.query_values()));
+        let [k, v, dk, dv] = [k, v, &*dk, &*dv].map(|b| Rows::flat(b, shape.values()));
         let (rows, width) = shape.result();
         let (out, d_out) = (Rows::of(out, rows, width), Rows::of(d_out, rows, width));
         let sums = shape.batch * shape.heads * shape.tokens;
@@ -203,14 +214,16 @@ impl CudaQueue {
         let to_queries = [dq.argument()];
         let to_keys = [dk.argument(), dv.argument()];
         let Some(tensor_cores) = TensorCores::for_rows(shape, &[q, k, v, out, d_out, dq, dk, dv]) else {
-            let sizes = [&[shape.heads, shape.tokens, shape.dim].map(int)[..], &queries].concat();
+            let [heads, tokens, keys, dim] = [shape.heads, shape.tokens, shape.keys, shape.dim].map(int);
+            let sizes = [&[heads, tokens, keys, dim][..], &queries].concat();
             let launch = |name, grid, arguments: &[&[Argument]]| {
                 self.launch(Source::AttentionPlain, name, grid, &arguments.concat());
             };
             let delta_grid = Grid { shared: 0, ..plain_grid(shape, query_rows.len()) };
-            launch("attention_delta", delta_grid, &[&sums, &sizes, &strides]);
+            launch("attention_delta", delta_grid, &[&sums, &[heads, tokens, dim], &queries, &strides]);
             let grid = plain_grid(shape, shape.tokens);
             launch("attention_plain_queries", grid, &[&inputs, &to_queries, &sizes, &end]);
+            let grid = plain_grid(shape, shape.keys);
             launch("attention_plain_keys", grid, &[&inputs, &to_keys, &sizes, &end]);
             return;
         };

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  mod         the stream, its errors, memory and copies     products   matrix products and factors
-//!  pointwise   sums, activation functions, gates, norms      attention  heads and attention
-//!  optimizer   AdamW, and questions about gradients
+//!  pointwise   sums, activation functions, gates, windows    norms      norms and scores
+//!  attention   heads and attention                          optimizer  AdamW, and questions about gradients
 //! ```
 //!
 //! `B` samples, `T` tokens, `D` width.
@@ -11,6 +11,7 @@
 #![allow(unsafe_code, reason = "launches of kernels and copies of memory")]
 
 mod attention;
+mod norms;
 mod optimizer;
 mod pointwise;
 mod products;
@@ -31,8 +32,9 @@ use super::{
 };
 use crate::{
     device::{
-        Attention, AttentionBackward, CopyTokens, Direction, GateGrad, Gemm, GemmTn, HeadLayout, Kind,
-        NormModulate, NormModulateBackward, NormRotary, Precision, Queue, TokenRows, View, ViewMut,
+        Activation, Attention, AttentionBackward, CopyTokens, Direction, GateGrad, Gemm, GemmTn, GroupNorm,
+        HeadLayout, Kind, Norm, NormModulate, NormModulateBackward, NormRotary, Precision, Queue, TokenRows,
+        View, ViewMut, Windows,
     },
     error::{Error, Result},
 };
@@ -126,8 +128,9 @@ impl CudaQueue {
         Err(error)
     }
 
-    fn driver<T>(&self, what: &str, result: Result<T, DriverError>) -> Option<T> {
-        self.note(result.map_err(|e| self.cuda.0.failed(what, e)))
+    /// Keep the driver's error, with what was asked of it: in words only where it failed, since this is asked for every kernel.
+    fn driver<T>(&self, what: impl FnOnce() -> String, result: Result<T, DriverError>) -> Option<T> {
+        self.note(result.map_err(|e| self.cuda.0.failed(&what(), e)))
     }
 
     fn buffer(&self, len: usize, element: Element) -> CudaBuffer {
@@ -135,8 +138,8 @@ impl CudaQueue {
             None
         } else {
             let bytes = len * element.size();
-            let what = format!("hold {} MB more", bytes.div_ceil(1 << 20));
-            self.driver(&what, Memory::new(&self.lane.stream, bytes))
+            let what = || format!("hold {} MB more", bytes.div_ceil(1 << 20));
+            self.driver(what, Memory::new(&self.lane.stream, bytes))
         };
         CudaBuffer { memory, len, element }
     }
@@ -158,7 +161,7 @@ impl CudaQueue {
         // SAFETY: the operations of this module give the arguments of the kernel that they name; `Rows` has checked their
         // views; memory is of this stream or of the model.
         let launched = unsafe { function.launch(&self.lane.stream, grid, arguments) };
-        self.driver(&format!("run {name}"), launched);
+        self.driver(|| format!("run {name}"), launched);
     }
 
     /// Rows as they are stored elsewhere: from activations to f32, or back.
@@ -189,7 +192,7 @@ impl CudaQueue {
             // returns.
             unsafe { result::memcpy_htod_async(memory.pointer(), bytes, self.lane.stream.cu_stream()) }
         };
-        self.driver("read the host's memory", write());
+        self.driver(|| "read the host's memory".into(), write());
     }
 
     /// An error if rows are not stored as activations are: kernels read nothing else.
@@ -224,7 +227,7 @@ impl Queue<Cuda> for CudaQueue {
                     result::memset_d8_async(memory.pointer(), 0, memory.bytes(), self.lane.stream.cu_stream())
                 }
             };
-            self.driver("write zeros", write());
+            self.driver(|| "write zeros".into(), write());
         }
         buffer
     }
@@ -254,14 +257,14 @@ impl Queue<Cuda> for CudaQueue {
                 self.lane.stream.synchronize()
             };
             let read = read();
-            self.driver("finish its work", read);
+            self.driver(|| "finish its work".into(), read);
         }
         self.outcome()?;
         Ok(buffer.element.values(&bytes))
     }
 
     fn finish(&self) -> Result<()> {
-        self.driver("finish its work", self.lane.stream.synchronize());
+        self.driver(|| "finish its work".into(), self.lane.stream.synchronize());
         self.outcome()
     }
 
@@ -292,7 +295,7 @@ impl Queue<Cuda> for CudaQueue {
                 result::memcpy_dtod_async(to.pointer, from.pointer, bytes, self.lane.stream.cu_stream())
             }
         };
-        self.driver("copy", copy());
+        self.driver(|| "copy".into(), copy());
     }
 
     fn copy_tokens(&self, call: CopyTokens<'_, Cuda>) {
@@ -351,8 +354,30 @@ impl Queue<Cuda> for CudaQueue {
         self.modulated_norm_backward(call);
     }
 
-    fn gelu(&self, (rows, width): (usize, usize), x: View<'_, Cuda>, y: ViewMut<'_, Cuda>) {
-        self.gelu_rows(rows, width, Rows::of(x, rows, width), Rows::of_mut(&y, rows, width));
+    fn norm(&self, call: Norm<'_, Cuda>) {
+        self.norm_of_rows(call);
+    }
+
+    fn group_norm(&self, call: GroupNorm<'_, Cuda>) {
+        self.norm_of_groups(call);
+    }
+
+    fn activate(
+        &self,
+        f: Activation,
+        (rows, width): (usize, usize),
+        x: View<'_, Cuda>,
+        y: ViewMut<'_, Cuda>,
+    ) {
+        self.function(f, (rows, width), Rows::of(x, rows, width), Rows::of_mut(&y, rows, width));
+    }
+
+    fn multiply(&self, (rows, width): (usize, usize), x: View<'_, Cuda>, y: ViewMut<'_, Cuda>) {
+        self.product_of_values((rows, width), Rows::of(x, rows, width), Rows::of_mut(&y, rows, width));
+    }
+
+    fn windows(&self, call: Windows<'_, Cuda>) {
+        self.windows_of(call);
     }
 
     fn gelu_backward(
@@ -364,18 +389,7 @@ impl Queue<Cuda> for CudaQueue {
     ) {
         let [x, dy, dx] =
             [Rows::of(x, rows, width), Rows::of(dy, rows, width), Rows::of_mut(&dx, rows, width)];
-        self.gelu_rows_backward(rows, width, x, dy, dx);
-    }
-
-    fn silu(&self, x: View<'_, Cuda>, y: ViewMut<'_, Cuda>, len: usize) {
-        let (x, y) = (Rows::of(x, 1, len), Rows::of_mut(&y, 1, len));
-        self.expect_activations("silu", [x, y]);
-        self.launch(
-            Source::Pointwise,
-            "silu",
-            Grid::threads_for(len),
-            &[x.argument(), y.argument(), int(len)],
-        );
+        self.gelu_rows_backward((rows, width), x, dy, dx);
     }
 
     fn gated_add(&self, rows: TokenRows, x: ViewMut<'_, Cuda>, gate: View<'_, Cuda>, y: View<'_, Cuda>) {

@@ -1,4 +1,6 @@
-//! What adapter files hold besides the two factors of FLUX's linears, and what to call it.
+//! What adapter files hold besides the two factors of a network's linears, and what to call it.
+
+use crate::naming::Names;
 
 /// Names of text encoders begin so: sd-scripts and OneTrainer, diffusers, ComfyUI.
 const TEXT_ENCODERS: [&str; 4] = ["lora_te", "text_encoder", "clip_l.", "t5xxl."];
@@ -35,13 +37,13 @@ pub(in crate::lora) fn other_method(name: &str) -> Option<&'static str> {
     METHODS.iter().find(|(ending, _)| name.ends_with(ending)).map(|(_, method)| *method)
 }
 
-/// What to say of a linear that a FLUX transformer does not have.
-pub(in crate::lora) fn unknown_linear(name: &str) -> &'static str {
+/// What to say of a linear that the network with these names does not have.
+pub(in crate::lora) fn unknown_linear(names: &Names, name: &str) -> String {
     const UNET: [&str; 6] =
         ["down_blocks", "up_blocks", "mid_block", "input_blocks", "middle_block", "output_blocks"];
     if UNET.iter().any(|part| name.starts_with(part)) {
-        "is a linear of a Stable Diffusion U-Net (SD 1.5, SDXL), not of a FLUX transformer"
+        format!("is a linear of a Stable Diffusion U-Net (SD 1.5, SDXL), not of {}", names.network)
     } else {
-        "is not a linear of a FLUX transformer"
+        format!("is not a linear of {}", names.network)
     }
 }

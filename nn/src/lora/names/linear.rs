@@ -1,9 +1,9 @@
-//! Which linear of a FLUX transformer a module of an adapter file is.
+//! Which linear of a network a module of an adapter file is.
 
 use std::borrow::Cow;
 
 use super::uno;
-use crate::naming::{Outside, Place};
+use crate::naming::{Names, Outside, Place};
 
 /// How a file spells the name of a linear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,7 +13,7 @@ pub(in crate::lora) enum Spelling {
     UnderscoredOriginal,
     UnderscoredDiffusers,
     Uno,
-    /// None of a FLUX transformer.
+    /// None of the network.
     Unknown,
 }
 
@@ -44,39 +44,39 @@ pub(in crate::lora) enum Linear {
 }
 
 /// Find the linear of a module; its prefix must be off.
-pub(in crate::lora) fn locate(module: &str) -> (Spelling, Linear) {
-    if let Some(place) = uno::place(module) {
+pub(in crate::lora) fn locate(names: &'static Names, module: &str) -> (Spelling, Linear) {
+    if let Some(place) = uno::place(names, module) {
         return (Spelling::Uno, Linear::SharedA(place));
     }
     let name = without_processor(module);
-    let found = TABLES.iter().find_map(|(spelling, find)| Some((*spelling, find(&name)?)));
+    let found = TABLES.iter().find_map(|(spelling, find)| Some((*spelling, find(names, &name)?)));
     found.unwrap_or_else(|| (Spelling::Unknown, Linear::Unknown(name.into_owned())))
 }
 
-type Find = fn(&str) -> Option<Linear>;
+type Find = fn(&'static Names, &str) -> Option<Linear>;
 
 /// The spellings that names of linears are compared with, in this order.
 const TABLES: [(Spelling, Find); 4] = [
-    (Spelling::Diffusers, |name| {
-        let part = Place::of_diffusers(name).map(|(place, part)| Linear::Part(place, part));
-        part.or_else(|| outside(Spelling::Diffusers, |o| o.diffusers == name))
+    (Spelling::Diffusers, |names, name| {
+        let part = names.of_diffusers(name).map(|(place, part)| Linear::Part(place, part));
+        part.or_else(|| outside(names, Spelling::Diffusers, |o| o.diffusers == name))
     }),
-    (Spelling::Original, |name| {
-        let fused = Place::of_original(name).map(Linear::Fused);
-        fused.or_else(|| outside(Spelling::Original, |o| o.original == name))
+    (Spelling::Original, |names, name| {
+        let fused = names.of_original(name).map(Linear::Fused);
+        fused.or_else(|| outside(names, Spelling::Original, |o| o.original == name))
     }),
-    (Spelling::UnderscoredOriginal, |name| {
-        let fused = Place::of_underscored_original(name).map(Linear::Fused);
-        fused.or_else(|| outside(Spelling::Original, |o| o.original.replace('.', "_") == name))
+    (Spelling::UnderscoredOriginal, |names, name| {
+        let fused = names.of_underscored_original(name).map(Linear::Fused);
+        fused.or_else(|| outside(names, Spelling::Original, |o| o.original.replace('.', "_") == name))
     }),
-    (Spelling::UnderscoredDiffusers, |name| {
-        let part = Place::of_underscored_diffusers(name).map(|(place, part)| Linear::Part(place, part));
-        part.or_else(|| outside(Spelling::Diffusers, |o| o.diffusers.replace('.', "_") == name))
+    (Spelling::UnderscoredDiffusers, |names, name| {
+        let part = names.of_underscored_diffusers(name).map(|(place, part)| Linear::Part(place, part));
+        part.or_else(|| outside(names, Spelling::Diffusers, |o| o.diffusers.replace('.', "_") == name))
     }),
 ];
 
-fn outside(spelling: Spelling, is: impl Fn(&Outside) -> bool) -> Option<Linear> {
-    Outside::ALL.iter().find(|o| is(o)).map(|o| Linear::Outside(o, spelling))
+fn outside(names: &Names, spelling: Spelling, is: impl Fn(&Outside) -> bool) -> Option<Linear> {
+    names.outside.iter().find(|o| is(o)).map(|o| Linear::Outside(o, spelling))
 }
 
 /// diffusers once kept factors in the attention's processor, where the linear after the attention has no number.
@@ -91,41 +91,41 @@ fn without_processor(name: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::naming::Stack;
+    use crate::models::flux::NAMES;
 
     #[test]
     fn every_linear_is_found_under_each_of_its_names() {
-        for stack in Stack::ALL {
-            for linear in 0..stack.linears().len() {
-                let place = Place { stack, block: 7, linear };
+        for (stack, of_stack) in NAMES.stacks.iter().enumerate() {
+            for linear in 0..of_stack.linears.len() {
+                let place = NAMES.place(stack, 7, linear);
                 let original = place.original();
-                assert_eq!(locate(&original), (Spelling::Original, Linear::Fused(place)));
-                let found = locate(&original.replace('.', "_"));
+                assert_eq!(locate(&NAMES, &original), (Spelling::Original, Linear::Fused(place)));
+                let found = locate(&NAMES, &original.replace('.', "_"));
                 assert_eq!(found, (Spelling::UnderscoredOriginal, Linear::Fused(place)));
                 for (part, name) in place.diffusers().iter().enumerate() {
-                    assert_eq!(locate(name), (Spelling::Diffusers, Linear::Part(place, part)));
-                    let found = locate(&name.replace('.', "_"));
+                    assert_eq!(locate(&NAMES, name), (Spelling::Diffusers, Linear::Part(place, part)));
+                    let found = locate(&NAMES, &name.replace('.', "_"));
                     assert_eq!(found, (Spelling::UnderscoredDiffusers, Linear::Part(place, part)));
                 }
             }
         }
-        for outside in &Outside::ALL {
+        for outside in NAMES.outside {
             for (name, spelling) in
                 [(outside.diffusers, Spelling::Diffusers), (outside.original, Spelling::Original)]
             {
                 let expected = Linear::Outside(outside, spelling);
-                assert_eq!(locate(name), (spelling, expected.clone()));
-                assert_eq!(locate(&name.replace('.', "_")).1, expected, "{name}");
+                assert_eq!(locate(&NAMES, name), (spelling, expected.clone()));
+                assert_eq!(locate(&NAMES, &name.replace('.', "_")).1, expected, "{name}");
             }
         }
     }
 
     #[test]
     fn factors_in_a_processor_are_those_of_the_attention_beside_it() {
-        let place = Place::of_diffusers("transformer_blocks.3.attn.to_out.0").unwrap();
-        let found = locate("transformer_blocks.3.attn.processor.to_out");
+        let place = NAMES.of_diffusers("transformer_blocks.3.attn.to_out.0").unwrap();
+        let found = locate(&NAMES, "transformer_blocks.3.attn.processor.to_out");
         assert_eq!(found, (Spelling::Diffusers, Linear::Part(place.0, place.1)));
-        let unknown = locate("mid_block.attentions.0.processor.to_q").1;
+        let unknown = locate(&NAMES, "mid_block.attentions.0.processor.to_q").1;
         assert_eq!(unknown, Linear::Unknown("mid_block.attentions.0.to_q".into()));
     }
 }

@@ -1,6 +1,7 @@
 //! The name of a tensor in an adapter file, taken apart: prefix, module, ending.
 
 use super::uno;
+use crate::naming::Names;
 
 /// What may stand before the name of a linear, in any combination: parts of a pipeline, PEFT's wrapper, ComfyUI's model.
 const PREFIXES: [&str; 4] = ["transformer.", "base_model.model.", "diffusion_model.", "unet."];
@@ -48,14 +49,14 @@ pub(in crate::lora) struct TensorName<'a> {
 
 impl<'a> TensorName<'a> {
     /// Take a name apart; nothing if it does not end as those of factors do.
-    pub fn parse(name: &'a str) -> Option<Self> {
+    pub fn parse(names: &'static Names, name: &'a str) -> Option<Self> {
         let mut bare = name;
         while let Some(rest) = PREFIXES.iter().find_map(|p| bare.strip_prefix(p)) {
             bare = rest;
         }
         bare = UNDERSCORED.iter().find_map(|p| bare.strip_prefix(p)).unwrap_or(bare);
         let prefix = &name[..name.len() - bare.len()];
-        let (module, side) = module_and_side(bare)?;
+        let (module, side) = module_and_side(names, bare)?;
         Some(Self { prefix, module, ending: &bare[module.len()..], side })
     }
 
@@ -75,7 +76,7 @@ impl<'a> TensorName<'a> {
     }
 }
 
-fn module_and_side(name: &str) -> Option<(&str, Side)> {
+fn module_and_side<'n>(names: &'static Names, name: &'n str) -> Option<(&'n str, Side)> {
     let one_of = |pair: &[&str; 2]| {
         let sides = pair.iter().zip([Side::Down, Side::Up]);
         sides.into_iter().find_map(|(ending, side)| Some((name.strip_suffix(ending)?, side)))
@@ -83,7 +84,7 @@ fn module_and_side(name: &str) -> Option<(&str, Side)> {
     let short = one_of(&SHORT);
     // `single_blocks.0.processor.qkv_lora.down.weight` is UNO's, although `_lora.down.weight` is an ending, too.
     short
-        .filter(|(module, _)| uno::place(module).is_some())
+        .filter(|(module, _)| uno::place(names, module).is_some())
         .or_else(|| PAIRS.iter().find_map(one_of))
         .or_else(|| with_adapter_name(name))
         .or_else(|| Some((name.strip_suffix(ALPHA)?, Side::Alpha)))
@@ -100,6 +101,7 @@ fn with_adapter_name(name: &str) -> Option<(&str, Side)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::flux::NAMES;
 
     #[test]
     fn names_of_all_tools_come_apart_into_prefix_module_ending_and_side() {
@@ -114,10 +116,14 @@ mod tests {
             ("", "double_blocks.0.processor.qkv_lora3", ".up.weight", Side::Up),
         ] {
             let name = format!("{prefix}{module}{ending}");
-            assert_eq!(TensorName::parse(&name), Some(TensorName { prefix, module, ending, side }), "{name}");
+            assert_eq!(
+                TensorName::parse(&NAMES, &name),
+                Some(TensorName { prefix, module, ending, side }),
+                "{name}"
+            );
         }
         for name in ["transformer.proj_out.weight", "a.down.weight", "alpha", "a.lora_A", ""] {
-            assert_eq!(TensorName::parse(name), None, "{name}");
+            assert_eq!(TensorName::parse(&NAMES, name), None, "{name}");
         }
     }
 }

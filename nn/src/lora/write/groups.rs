@@ -19,20 +19,19 @@ pub(super) struct Groups {
 /// Find the linear of each module.
 ///
 /// # Errors
-/// If a module is no linear of a FLUX transformer.
+/// If a module is no linear of the network.
 pub(super) fn grouped(layout: &AdapterLayout) -> Result<Groups> {
     let mut groups = Groups { fused: BTreeMap::new(), outside: Vec::new() };
     for (number, module) in layout.modules.iter().enumerate() {
-        if let Some((place, part)) = Place::of_diffusers(&module.name) {
+        if let Some((place, part)) = layout.names.of_diffusers(&module.name) {
             let parts = groups.fused.entry(place).or_insert_with(|| vec![None; place.diffusers().len()]);
             parts[part] = Some(number);
-        } else if let Some(outside) = Outside::of_diffusers(&module.name) {
+        } else if let Some(outside) = layout.names.outside_of_diffusers(&module.name) {
             groups.outside.push((outside, number));
         } else {
             return Err(Error::Setting(format!(
-                "`{}` is no linear of a FLUX transformer, which kohya's and UNO's names are made for: write the adapter \
-                 in diffusers' names",
-                module.name
+                "`{}` is no linear of {}, which kohya's and UNO's names are made for: write the adapter in diffusers' names",
+                module.name, layout.names.network
             )));
         }
     }

@@ -18,7 +18,7 @@ const PREFIX: &str = "lora_unet_";
 /// The tensors of an adapter, and what the header says.
 ///
 /// # Errors
-/// If a module is no linear of a FLUX transformer.
+/// If a module is no linear of the network.
 pub(super) fn tensors(adapter: &Adapter) -> Result<Contents<'static>> {
     let layout = &adapter.layout;
     let mut tensors = Vec::new();
@@ -36,10 +36,10 @@ pub(super) fn tensors(adapter: &Adapter) -> Result<Contents<'static>> {
         tensors.push(NamedTensor::f32(format!("{name}.alpha"), Vec::new(), &[alpha]));
     }
     let header = [
-        ("ss_network_module", "networks.lora_flux".to_owned()),
+        ("ss_network_module", layout.names.kohya.0.to_owned()),
         ("ss_network_dim", layout.rank.to_string()),
         (header::NETWORK_ALPHA, layout.alpha.to_string()),
-        ("ss_base_model_version", "flux1".to_owned()),
+        ("ss_base_model_version", layout.names.kohya.1.to_owned()),
     ];
     Ok(Contents { tensors, header: header.map(|(k, v)| (k.to_owned(), v)).to_vec() })
 }

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     files::write_safetensors,
-    linears::LinearLayout,
+    linears::Linears,
 };
 use contents::Contents;
 use groups::grouped;
@@ -43,8 +43,8 @@ impl Adapter {
     ///
     /// # Errors
     /// As [`AdapterFile::open`] and [`AdapterFile::adapter`].
-    pub fn read(path: &Path, linears: &[LinearLayout]) -> Result<Self> {
-        AdapterFile::open(path, "")?.adapter(Some(linears))
+    pub fn read(path: &Path, linears: &Linears) -> Result<Self> {
+        AdapterFile::open(path, "", linears.names)?.adapter(Some(linears))
     }
 
     /// Write the adapter, read the file back, and compare every value.
@@ -113,12 +113,7 @@ impl Adapter {
 
     /// Does the file hold exactly this adapter?
     fn compare_with(&self, path: &Path) -> Result<()> {
-        let linears: Vec<LinearLayout> = self
-            .layout
-            .modules
-            .iter()
-            .map(|m| LinearLayout { name: m.name.clone(), inputs: m.inputs, outputs: m.outputs })
-            .collect();
+        let linears = Linears { names: self.layout.names, all: self.layout.modules.clone() };
         let back = Self::read(path, &linears)?;
         let same = self.values.iter().map(|v| v.to_bits()).eq(back.values.iter().map(|v| v.to_bits()));
         if back.layout != self.layout || !same {

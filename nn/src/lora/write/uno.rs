@@ -32,7 +32,8 @@ pub(super) fn tensors(adapter: &Adapter) -> Result<Contents<'static>> {
         let first = &layout.modules[modules[0]];
         let up: Vec<f32> =
             modules.iter().flat_map(|m| &adapter.values[ranges[*m].1.clone()]).copied().collect();
-        let name = pair_name(&place).ok_or_else(|| Error::Internal("a pair without a name".into()))?;
+        let name =
+            pair_name(layout.names, &place).ok_or_else(|| Error::Internal("a pair without a name".into()))?;
         let (inputs, rank) = (first.inputs, layout.rank);
         tensors.push(NamedTensor::f32(format!("{name}.down.weight"), vec![rank, inputs], a(modules[0])));
         tensors.push(NamedTensor::f32(format!("{name}.up.weight"), vec![up.len() / rank, rank], &up));
@@ -58,7 +59,7 @@ pub(super) fn fits(layout: &AdapterLayout) -> Result<()> {
         return Err(beyond_names(*beyond));
     }
     for (place, parts) in groups.fused {
-        let beyond = parts.get(QKV).copied().flatten().or(match pair_name(&place) {
+        let beyond = parts.get(QKV).copied().flatten().or(match pair_name(layout.names, &place) {
             Some(_) => None,
             None => parts.iter().copied().flatten().next(),
         });

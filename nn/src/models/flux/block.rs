@@ -9,7 +9,7 @@ use super::{
 use crate::{
     device::{
         self, AttentionShape, Device, GateGrad, HeadLayout, Kind, ModulationGrad, NormModulate,
-        NormModulateBackward, NormRotary, Queue, View, ViewMut,
+        NormModulateBackward, NormRotary, Queue, Scores, View, ViewMut,
     },
     error::{Error, Result},
     layers::{Context, Linear, Output, linears, linears_backward},
@@ -346,6 +346,7 @@ fn attention_shape<D: Device>(pass: Pass<'_, D>) -> AttentionShape {
         batch: pass.sequence.batch,
         heads: pass.heads,
         tokens: pass.sequence.tokens,
+        keys: pass.sequence.tokens,
         dim: pass.width / pass.heads,
     }
 }
@@ -357,6 +358,7 @@ pub(super) fn attend<D: Device>(pass: Pass<'_, D>, span: Span, heads: &Heads<D>)
     pass.ctx.queue.attention(device::Attention {
         shape: attention_shape(pass),
         query_rows: pass.sequence.span_tokens(span),
+        scores: Scores::PLAIN,
         q: &heads.q,
         k: &heads.k,
         v: &heads.v,

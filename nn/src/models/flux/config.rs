@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use super::linears::NAMES;
 use crate::{
-    backbone::{BackboneLayout, LinearLayout, Time},
+    backbone::{BackboneLayout, LinearLayout, Linears, Time},
     error::{Error, Result},
     files::{TensorFiles, read_model_config},
     size,
@@ -217,7 +218,7 @@ impl FluxConfig {
             heads: self.num_attention_heads,
             time: Time::Sigma,
             guidance: self.guidance_embeds,
-            linears: self.linears(),
+            linears: Linears { names: &NAMES, all: self.linears() },
             parameters: self.tensors().iter().map(|(_, s)| s.iter().product::<usize>()).sum(),
         }
     }

@@ -17,7 +17,7 @@ use super::{
     weights::{DoubleBlock, Stream},
 };
 use crate::{
-    device::{Device, Kind, Queue, View, ViewMut},
+    device::{Activation, Device, Kind, Queue, View, ViewMut},
     error::Result,
     layers::{InputGrad, Linear, Output, linears, linears_backward},
 };
@@ -129,7 +129,8 @@ fn attended_rows<D: Device>(pass: Pass<'_, D>, span: Span, attended: &Attended<D
 fn activated<D: Device>(pass: Pass<'_, D>, rows: usize, up: &D::Buffer) -> D::Buffer {
     let width = MLP_RATIO * pass.width;
     let mut values = pass.take(rows * width);
-    pass.ctx.queue.gelu((rows, width), View::new(up, width), ViewMut::new(&mut values, width));
+    let to = ViewMut::new(&mut values, width);
+    pass.ctx.queue.activate(Activation::Gelu, (rows, width), View::new(up, width), to);
     values
 }
 

@@ -4,7 +4,7 @@
 
 use super::{config::SINUSOID, weights::Embedder};
 use crate::{
-    device::{Device, Kind, Queue, View, ViewMut},
+    device::{Activation, Device, Kind, Queue, View, ViewMut},
     error::Result,
     layers::{Context, Output, linears},
 };
@@ -46,7 +46,8 @@ pub(super) fn embed<D: Device>(
     let inputs = queue.upload(x, Kind::Activation);
     let output = ViewMut::new(&mut hidden, width);
     linears(ctx, rows, View::new(&inputs, x.len() / rows), &mut [Output(&embedder.first, output)])?;
-    queue.silu(View::new(&hidden, width), ViewMut::new(&mut active, width), rows * width);
+    let (from, to) = (View::new(&hidden, width), ViewMut::new(&mut active, width));
+    queue.activate(Activation::Silu, (rows, width), from, to);
     let width_out = embedder.second.outputs();
     let mut out = take(width_out);
     let output = ViewMut::new(&mut out, width_out);

@@ -3,6 +3,7 @@
 //! ```text
 //! config    sizes, and from them every tensor of the checkpoint
 //! names     where those tensors stand in the files that people have
+//! linears   the names of its linears in all layouts
 //! weights   the frozen weights, packed
 //! tokens    2x2 patches of latents        sequence  where tokens lie in memory
 //! rope      where tokens stand            embed     time, guidance, pooled text
@@ -19,6 +20,7 @@ mod config;
 mod cost;
 mod double;
 mod embed;
+mod linears;
 mod names;
 mod pass;
 mod probe;
@@ -34,6 +36,7 @@ use std::{
 };
 
 pub use config::FluxConfig;
+pub use linears::NAMES;
 pub use names::{FluxFiles, FluxLayout};
 use rope::RotaryTables;
 use weights::Weights;
@@ -151,7 +154,7 @@ impl<D: Device> Flux<D> {
                         .into(),
                 ));
             }
-            Some((path, how)) => Some((FrozenAdapter::open(path, &config.linears())?, *how)),
+            Some((path, how)) => Some((FrozenAdapter::open(path, &config.layout().linears)?, *how)),
             None => None,
         };
         Ok(Self {

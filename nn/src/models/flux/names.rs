@@ -15,7 +15,10 @@ use std::{
     sync::Arc,
 };
 
-use super::config::{CLASS, FluxConfig};
+use super::{
+    config::{CLASS, FluxConfig},
+    linears::{DOUBLE_STACK, NAMES, SINGLE_STACK},
+};
 use crate::{
     error::{Error, Result},
     files::{TensorFiles, TensorView, nearest, no_model},
@@ -213,17 +216,21 @@ fn sources(config: &FluxConfig, layout: FluxLayout) -> Vec<FileRows> {
             sources.push(FileRows { shape: shape.clone(), diffusers, file, rows });
         }
     };
-    for Outside { original, diffusers, swapped } in &Outside::ALL {
+    for Outside { original, diffusers, swapped } in NAMES.outside {
         for kind in ["weight", "bias"] {
             let rows = if *swapped { RowOrder::SwappedHalves } else { RowOrder::All };
             add(format!("{diffusers}.{kind}"), format!("{original}.{kind}"), rows);
         }
     }
-    for (stack, blocks) in [(Stack::Double, config.num_layers), (Stack::Single, config.num_single_layers)] {
-        let norms = if stack == Stack::Double { &DOUBLE_NORMS[..] } else { &SINGLE_NORMS[..] };
+    let counted = [
+        (DOUBLE_STACK, config.num_layers, &DOUBLE_NORMS[..]),
+        (SINGLE_STACK, config.num_single_layers, &SINGLE_NORMS[..]),
+    ];
+    for (number, blocks, norms) in counted {
+        let stack = &NAMES.stacks[number];
         for block in 0..blocks {
-            for linear in 0..stack.linears().len() {
-                let place = Place { stack, block, linear };
+            for linear in 0..stack.linears.len() {
+                let place = NAMES.place(number, block, linear);
                 for kind in ["weight", "bias"] {
                     for (part, name) in place.diffusers().iter().enumerate() {
                         let file = format!("{}.{kind}", place.original());
@@ -232,8 +239,8 @@ fn sources(config: &FluxConfig, layout: FluxLayout) -> Vec<FileRows> {
                 }
             }
             for (original, diffusers) in norms {
-                let file = format!("{}.{block}.{original}.scale", stack.original());
-                add(format!("{}.{block}.{diffusers}.weight", stack.diffusers()), file, RowOrder::All);
+                let file = format!("{}.{block}.{original}.scale", stack.original);
+                add(format!("{}.{block}.{diffusers}.weight", stack.diffusers), file, RowOrder::All);
             }
         }
     }
@@ -255,10 +262,10 @@ fn recognise(files: &TensorFiles) -> Result<(FluxLayout, &'static str)> {
             files.names().any(|n| n.strip_prefix(prefix).is_some_and(|n| starts_block(n, stack)))
         };
         for (layout, name) in [
-            (FluxLayout::Original, Stack::original as fn(Stack) -> &'static str),
-            (FluxLayout::Diffusers, Stack::diffusers),
+            (FluxLayout::Original, (|stack| stack.original) as fn(&Stack) -> &'static str),
+            (FluxLayout::Diffusers, |stack| stack.diffusers),
         ] {
-            if Stack::ALL.into_iter().any(|stack| starts(name(stack))) {
+            if NAMES.stacks.iter().any(|stack| starts(name(stack))) {
                 return Ok((layout, prefix));
             }
         }
@@ -339,13 +346,14 @@ fn measure(files: &TensorFiles, layout: FluxLayout, prefix: &str) -> Result<Flux
             )
         })
     };
-    let blocks = |stack: Stack| {
-        let stem = format!("{prefix}{}.", pick(stack.original(), stack.diffusers()));
+    let blocks = |stack: usize| {
+        let Stack { original, diffusers, .. } = &NAMES.stacks[stack];
+        let stem = format!("{prefix}{}.", pick(original, diffusers));
         let number = |n: &str| block_number(n.strip_prefix(&stem)?.split('.').next()?);
         // Their count, not the largest number: a number that is no block's must not make a model.
         files.names().filter_map(number).collect::<BTreeSet<_>>().len()
     };
-    let (double, single) = (blocks(Stack::Double), blocks(Stack::Single));
+    let (double, single) = (blocks(DOUBLE_STACK), blocks(SINGLE_STACK));
     let norm = match (layout, double) {
         (FluxLayout::Original, 0) => "single_blocks.0.norm.query_norm.scale",
         (FluxLayout::Original, _) => "double_blocks.0.img_attn.norm.query_norm.scale",

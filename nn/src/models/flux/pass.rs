@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     backbone::{Inputs, Latents, Prediction, Probe},
-    device::{Device, Kind, Queue, View, ViewMut},
+    device::{Activation, Device, Kind, Queue, View, ViewMut},
     error::{Error, Result},
     layers::{Branches, Context, InputGrad, Output, linears, linears_backward},
     lora::{Adapter, AdapterGrad},
@@ -401,7 +401,8 @@ fn condition<D: Device>(weights: &Weights<D>, ctx: Context<'_, D>, inputs: &Inpu
     }
     add(embed(ctx, &weights.pooled, n, inputs.pooled.values())?);
     let mut condition = queue.take(n * width, Kind::Activation);
-    queue.silu(View::new(&sum, width), ViewMut::new(&mut condition, width), n * width);
+    let (from, to) = (View::new(&sum, width), ViewMut::new(&mut condition, width));
+    queue.activate(Activation::Silu, (n, width), from, to);
     Ok(condition)
 }
 

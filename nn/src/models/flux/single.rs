@@ -17,7 +17,7 @@ use super::{
     weights::SingleBlock,
 };
 use crate::{
-    device::{Device, Kind, Queue, View, ViewMut},
+    device::{Activation, Device, Kind, Queue, View, ViewMut},
     error::Result,
     layers::{InputGrad, Linear, Output, linears, linears_backward},
 };
@@ -123,7 +123,7 @@ fn joined<D: Device>(pass: Pass<'_, D>, span: Span, attended: &Attended<D>, up: 
     let mut joined = pass.take(rows * (width + mlp));
     let mut to = ViewMut::new(&mut joined, width + mlp);
     pass.sequence.copy_from_joint(pass.ctx, span, width, &attended.values, to.again());
-    pass.ctx.queue.gelu((rows, mlp), View::new(up, mlp), to.skip(width));
+    pass.ctx.queue.activate(Activation::Gelu, (rows, mlp), View::new(up, mlp), to.skip(width));
     joined
 }
 

@@ -7,7 +7,7 @@ use crate::{
     backbone::LinearLayout,
     device::{Device, Kind},
     error::{Error, Result},
-    layers::{Frozen, FrozenBranch, Linear, Loading},
+    layers::{Frozen, FrozenBranch, Linear, Loading, vector},
     lora::{FrozenAdapter, FrozenFactors},
 };
 
@@ -133,7 +133,7 @@ impl<D: Device> Reader<'_, D> {
             .get(name)
             .ok_or_else(|| Error::Internal(format!("`{name}` is not among the model's linears")))?;
         let view = |what: &str| self.files.view(&format!("{name}.{what}"));
-        let tensors = (view("weight")?, view("bias")?);
+        let tensors = (view("weight")?, Some(view("bias")?));
         let (branch, merged) = match self.adapter.and_then(|(a, how)| Some((a.get(name)?, how))) {
             None => (None, None),
             Some((factors, FrozenUse::Branch)) => (Some(self.branch(factors, layout)?), None),
@@ -165,11 +165,8 @@ impl<D: Device> Reader<'_, D> {
     }
 
     fn norm(&self, name: &str) -> Result<D::Buffer> {
-        let weight = self.files.view(&format!("{name}.weight"))?.read_finite()?;
-        if weight.len() != self.head {
-            return Err(Error::shape(format!("values of `{name}.weight`"), self.head, weight.len()));
-        }
-        self.device.upload(&weight, Kind::Exact, self.loading.precision)
+        let weight = self.files.view(&format!("{name}.weight"))?;
+        vector(self.device, &weight, self.head, Kind::Exact, self.loading.precision)
     }
 
     fn double(&self, block: usize) -> Result<DoubleBlock<D>> {

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use prefgraph_nn::{Adapter, AdapterLayout, LinearLayout, lora::AdapterFile};
+use prefgraph_nn::{Adapter, AdapterLayout, LinearLayout, lora::AdapterFile, models::flux::NAMES};
 
 use crate::error::OpError;
 
@@ -11,7 +11,7 @@ pub(super) struct Start(AdapterFile);
 
 impl Start {
     pub(super) fn open(path: &Path, under: &str) -> Result<Self, OpError> {
-        let file = AdapterFile::open(path, under);
+        let file = AdapterFile::open(path, under, &NAMES);
         file.map(Self).map_err(|e| OpError::new(format!("{e} (see `from` and `from_prefix`)")))
     }
 

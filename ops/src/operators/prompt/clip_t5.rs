@@ -89,7 +89,7 @@ impl ClipT5 {
         let clip = self.clip.cost(batch, self.clip_tokenizer.length());
         let t5 = self.t5.cost(batch, self.t5_tokenizer.length());
         Cost {
-            forward_flops: clip.flops + t5.flops,
+            forward_flops: clip.forward_flops + t5.forward_flops,
             moved_bytes: (self.clip.weight_bytes() + self.t5.weight_bytes()) as f64,
             scratch_bytes: clip.scratch_bytes.max(t5.scratch_bytes),
             ..Cost::default()

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# The GPU's half of the tests on the stand-in for its driver, and every kernel through the real compiler. A step for which something is
+# missing (g++, binutils, NVRTC from PyPI) is skipped, and says so.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# Kernels that were compiled for another setting of the stand-in are not looked for.
+export PREFGRAPH_CACHE="$PWD/target/standin-images"
+
+step() {
+    echo "== $*"
+    local code=0
+    "$@" || code=$?
+    if [ "$code" -eq 77 ]; then
+        echo "SKIPPED: $*"
+    elif [ "$code" -ne 0 ]; then
+        exit "$code"
+    fi
+}
+
+standin=scripts/standin.sh
+# Of the whole workspace, so that nothing is compiled again for other features than before.
+step scripts/nvrtc-check.sh
+step "$standin" cargo test --quiet --locked -p cuda-standin
+step env STANDIN_CHECK=1 "$standin" cargo test --quiet --locked --workspace --test devices
+step env STANDIN_CAPABILITY=100 "$standin" cargo test --quiet --locked --workspace --test devices attention
+step env STANDIN_ORDER=latest "$standin" cargo test --locked --workspace --test devices --test golden_flux
+step "$standin" cargo test --locked --workspace --test cli_cuda

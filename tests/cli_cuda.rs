@@ -1,0 +1,194 @@
+//! `--device`: what is said without a GPU; and on a GPU, or on the stand-in for its driver, whole runs.
+//!
+//! The second half runs with `scripts/standin.sh cargo test --test cli_cuda`. Some of it asks the stand-in for little memory or for a
+//! device that is lost: a real driver knows no such settings, and these tests say that they are skipped.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use assert_cmd::cargo::cargo_bin;
+use prefgraph_nn::cuda;
+
+/// Run the command in the root of the repository, with settings of the stand-in: its exit code, and what it said.
+fn graph_run(settings: &[(&str, &str)], args: &[&str]) -> (i32, String) {
+    let mut command = Command::new(cargo_bin("graph-run"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).env("NO_COLOR", "1").args(args);
+    command.envs(settings.iter().copied());
+    let output = command.output().unwrap();
+    let said = [output.stderr, output.stdout].map(|text| String::from_utf8_lossy(&text).into_owned());
+    (output.status.code().unwrap_or(-1), said.concat())
+}
+
+/// Whether there is a GPU; without one the test is skipped, and says so.
+fn there_is_a_gpu() -> bool {
+    match cuda::is_there() {
+        Ok(()) => true,
+        Err(why) => {
+            // Straight to the stream: the test harness swallows what `eprintln` writes in a test that passes.
+            std::io::stderr().write_all(format!("SKIPPED: {why}\n").as_bytes()).unwrap();
+            false
+        }
+    }
+}
+
+/// Whether the GPU is the stand-in, which can be told to misbehave.
+fn there_is_the_standin() -> bool {
+    there_is_a_gpu() && cuda::devices().unwrap().iter().any(|gpu| gpu.name.contains("stand-in"))
+}
+
+/// A small graph of preference training, with policy and reference.
+struct Small {
+    folder: tempfile::TempDir,
+    graph: PathBuf,
+}
+
+impl Small {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let graph = folder.path().join("small.ron");
+        let parent = Path::new(env!("CARGO_MANIFEST_DIR")).join("graphs/diffusion_dpo.ron");
+        let text = format!("Graph(extends: {parent:?}, name: \"small\", remove: [\"held_out*\"])");
+        fs::write(&graph, text).unwrap();
+        Self { folder, graph }
+    }
+
+    fn out(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Run it with these arguments, in pictures of 64 pixels.
+    fn run(&self, settings: &[(&str, &str)], out: &str, more: &[&str]) -> (i32, String) {
+        let out = self.out(out).display().to_string();
+        let graph = self.graph.display().to_string();
+        let mut args = vec![graph.as_str(), "--out", out.as_str()];
+        for set in [
+            "pairs.batch=1",
+            "pairs.height=64",
+            "pairs.width=64",
+            "pairs.reference_height=32",
+            "pairs.reference_width=32",
+            "update.warmup=0",
+            "run.checkpoint_every=1",
+        ] {
+            args.extend(["--set", set]);
+        }
+        args.extend(more);
+        graph_run(settings, &args)
+    }
+
+    fn adapter(&self, out: &str) -> Vec<u8> {
+        fs::read(self.out(out).join("adapter.safetensors")).unwrap()
+    }
+
+    /// The losses of all steps.
+    fn losses(&self, out: &str) -> Vec<f64> {
+        let text = fs::read_to_string(self.out(out).join("metrics.jsonl")).unwrap();
+        let rows = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        rows.filter_map(|row| row["loss"].as_f64()).collect()
+    }
+}
+
+#[test]
+fn without_a_driver_a_gpu_is_refused_and_auto_takes_the_processor() {
+    if cuda::is_there().is_ok() {
+        return;
+    }
+    let small = Small::new();
+    let (code, said) = small.run(&[], "gpu", &["--device", "cuda:0", "--steps", "1"]);
+    assert!(code == 1 && said.contains("no NVIDIA driver") && said.contains("--device cpu"), "{said}");
+    assert!(!small.out("gpu").exists(), "a run that is refused leaves nothing");
+    let (code, said) = small.run(&[], "auto", &["--device", "auto", "--steps", "1"]);
+    assert!(code == 0 && said.contains("networks run on the processor"), "{said}");
+    let (code, said) = graph_run(&[], &["devices"]);
+    assert!(code == 0 && said.contains("cpu") && said.contains("no NVIDIA driver"), "{said}");
+}
+
+#[test]
+fn a_run_on_a_gpu_follows_the_processors_and_resumes_where_it_was() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    let small = Small::new();
+    let good = |(code, said): (i32, String)| assert!(code == 0, "{said}");
+    good(small.run(&[], "cpu", &["--steps", "3"]));
+    let (code, said) = small.run(&[], "gpu", &["--steps", "3", "--device", "cuda:0"]);
+    assert!(code == 0 && said.contains("networks run on cuda:0"), "{said}");
+    let (cpu, gpu) = (small.losses("cpu"), small.losses("gpu"));
+    assert_eq!(cpu.len(), 3);
+    for (c, g) in cpu.iter().zip(&gpu) {
+        assert!((c - g).abs() < 1e-3 * c.abs(), "{cpu:?} {gpu:?}");
+    }
+    // The same bits, whatever the lanes and however far data run ahead.
+    good(small.run(
+        &[],
+        "lanes",
+        &["--steps", "3", "--device", "cuda:0", "--lanes", "4", "--set", "run.ahead=2"],
+    ));
+    good(small.run(
+        &[],
+        "lane",
+        &["--steps", "3", "--device", "cuda:0", "--lanes", "1", "--set", "run.ahead=0"],
+    ));
+    assert_eq!(small.adapter("gpu"), small.adapter("lanes"));
+    assert_eq!(small.adapter("gpu"), small.adapter("lane"));
+    // A run that continues does so on its device, to the bit; on another one it has to be accepted.
+    let constant = ["--set", "update.schedule=constant"];
+    good(small.run(&[], "whole", &[&constant[..], &["--steps", "3", "--device", "cuda:0"]].concat()));
+    good(small.run(&[], "parts", &[&constant[..], &["--steps", "2", "--device", "cuda:0"]].concat()));
+    let elsewhere = [&constant[..], &["--steps", "3", "--resume", "--device", "cpu"]].concat();
+    let (code, said) = small.run(&[], "parts", &elsewhere);
+    assert!(code == 1 && said.contains("device") && said.contains("--accept-changes"), "{said}");
+    good(small.run(&[], "parts", &[&constant[..], &["--steps", "3", "--resume"]].concat()));
+    assert_eq!(small.adapter("whole"), small.adapter("parts"));
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_refused_with_those_that_are() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    let small = Small::new();
+    let (code, said) = small.run(&[], "gpu", &["--device", "cuda:77", "--steps", "1"]);
+    assert!(code == 1 && said.contains("cuda:77: there is no such GPU") && said.contains("cuda:0"), "{said}");
+    assert!(!small.out("gpu").exists());
+    let (code, said) = graph_run(&[], &["devices"]);
+    assert!(code == 0 && said.contains("cuda:0"), "{said}");
+}
+
+#[test]
+fn a_driver_that_is_too_old_or_shows_nothing_is_named() {
+    if !there_is_the_standin() {
+        return;
+    }
+    let small = Small::new();
+    let args = ["--device", "cuda:0", "--steps", "1"];
+    let (code, said) = small.run(&[("STANDIN_DRIVER", "11040")], "old", &args);
+    assert!(code == 1 && said.contains("CUDA 11.4") && said.contains("update the driver"), "{said}");
+    let (code, said) = small.run(&[("STANDIN_DEVICES", "0")], "none", &args);
+    assert!(code == 1 && said.contains("the driver shows no GPU"), "{said}");
+    let (code, said) = small.run(&[("STANDIN_CAPABILITY", "75")], "turing", &args);
+    assert!(code == 1 && said.contains("compute capability 7.5"), "{said}");
+}
+
+#[test]
+fn a_full_or_lost_gpu_ends_the_run_with_a_sentence_and_the_last_checkpoint_can_be_resumed() {
+    if !there_is_the_standin() {
+        return;
+    }
+    let small = Small::new();
+    let (code, said) =
+        small.run(&[("STANDIN_MEMORY", "40000000")], "full", &["--device", "cuda:0", "--steps", "1"]);
+    assert!(code == 1 && said.contains("cuda:0: it has no room") && said.contains("checkpointing"), "{said}");
+    let gpu = ["--device", "cuda:0", "--steps", "3", "--set", "update.schedule=constant"];
+    let (code, said) = small.run(&[("STANDIN_LOSE_AFTER", "3000")], "lost", &gpu);
+    assert!(code == 1 && said.contains("cuda:0") && said.contains("last checkpoint"), "{said}");
+    let (code, said) = small.run(&[], "lost", &[&gpu[..], &["--resume"]].concat());
+    assert!(code == 0 && said.contains("complete: 3 steps"), "{said}");
+    let (code, said) = small.run(&[], "whole", &gpu);
+    assert!(code == 0, "{said}");
+    assert_eq!(small.adapter("lost"), small.adapter("whole"), "what was lost was done again");
+}
