@@ -10,8 +10,12 @@ use prefgraph_nn::device::{
 };
 
 use crate::{
-    agree, devices, difference,
-    numbers::{activations, exact, numbers},
+    agree,
+    cases::{
+        SMALL,
+        numbers::{activations, exact, numbers},
+    },
+    devices, difference,
 };
 
 fn heads<D: Device>(device: &D, precision: Precision, layout: HeadLayout, normed: bool) -> Vec<Vec<f32>> {
@@ -38,10 +42,7 @@ fn heads<D: Device>(device: &D, precision: Precision, layout: HeadLayout, normed
 #[test]
 fn heads_agree_with_and_without_norm_and_rotation() {
     let Some(devices) = devices() else { return };
-    for (batch, heads_, dim, stream_tokens, tokens, offset) in
-        [(1, 1, 2, 1, 1, 0), (2, 3, 16, 5, 9, 4), (2, 2, 64, 7, 7, 0), (1, 2, 130, 3, 8, 2)]
-    {
-        let layout = HeadLayout { batch, heads: heads_, dim, stream_tokens, tokens, offset };
+    for &layout in SMALL.heads {
         for normed in [false, true] {
             agree!(devices, [2e-6, 1.2e-2], heads(layout, normed));
         }
@@ -126,14 +127,10 @@ fn attention_of<D: Device>(
 #[test]
 fn attention_and_its_cotangents_agree() {
     let Some(devices) = devices() else { return };
-    for (batch, heads, tokens, dim) in
-        [(1, 1, 1, 8), (2, 2, 5, 12), (1, 3, 33, 16), (2, 2, 37, 64), (1, 1, 67, 128), (1, 1, 34, 160)]
-    {
-        let shape = (AttentionShape { batch, heads, tokens, keys: tokens, dim }, 0);
-        let across = (AttentionShape { keys: tokens + 5, ..shape.0 }, 0);
-        agree!(devices, [2e-5, 2e-2], attention(across, 0..tokens));
-        agree!(devices, [2e-5, 2e-2], attention(shape, 0..tokens));
-        agree!(devices, [2e-5, 2e-2], attention(shape, tokens / 3..tokens));
+    for &shape in SMALL.attention {
+        let tokens = shape.tokens;
+        agree!(devices, [2e-5, 2e-2], attention((shape, 0), 0..tokens));
+        agree!(devices, [2e-5, 2e-2], attention((shape, 0), tokens / 3..tokens));
     }
 }
 
