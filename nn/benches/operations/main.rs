@@ -101,10 +101,13 @@ fn main() -> ExitCode {
     }
 }
 
+/// Times a group of operations.
+type Group<D> = fn(&Table<D>, &Shapes) -> Result<()>;
+
 fn run<D: Place>(device: &D, options: &Options) -> Result<()> {
     let shapes: Shapes = if options.small { SMALL } else { FLUX_DEV };
     let table = Table::begin(device, options.precision, options.small)?;
-    let groups: [fn(&Table<D>, &Shapes) -> Result<()>; 6] =
+    let groups: [Group<D>; 6] =
         [memory::run, products::run, attention::run, norms::run, pointwise::run, pictures::run];
     for (name, group) in GROUPS.into_iter().zip(groups) {
         if options.only.is_empty() || options.only == name {
