@@ -11,6 +11,7 @@ mod optimizer;
 mod pictures;
 mod pointwise;
 mod products;
+mod state;
 
 use prefgraph_nn::{
     Cpu,

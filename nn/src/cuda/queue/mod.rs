@@ -18,7 +18,7 @@ mod products;
 
 use std::{
     mem::ManuallyDrop,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use cudarc::driver::{DriverError, result, sys::CUdeviceptr};
@@ -29,12 +29,13 @@ use super::{
     memory::Memory,
     modules::Source,
     values::{CudaBuffer, CudaMatrix, Element},
+    vec::CudaVec,
 };
 use crate::{
     device::{
-        Activation, Attention, AttentionBackward, CopyTokens, Direction, GateGrad, Gemm, GemmTn, GroupNorm,
-        HeadLayout, Kind, Norm, NormModulate, NormModulateBackward, NormRotary, Precision, Queue, TokenRows,
-        View, ViewMut, Windows,
+        Activation, Attention, AttentionBackward, CopyTokens, DeviceVec, Direction, GateGrad, Gemm, GemmTn,
+        GroupNorm, HeadLayout, Kind, Norm, NormModulate, NormModulateBackward, NormRotary, Precision, Queue,
+        TokenRows, View, ViewMut, Windows,
     },
     error::{Error, Result},
 };
@@ -69,7 +70,7 @@ impl Rows {
         let CudaBuffer { memory, len, element } = view.buffer;
         let end = view.start + rows.saturating_sub(1) * view.stride + width;
         assert!(rows == 0 || end <= *len, "{rows} rows of {width} end at {end} in a buffer of {len}");
-        let base = memory.as_ref().map_or(0, Memory::pointer);
+        let base = memory.as_ref().map_or(0, |m| m.pointer());
         Self { pointer: base + (view.start * element.size()) as u64, stride: view.stride, element: *element }
     }
 
@@ -143,7 +144,7 @@ impl CudaQueue {
         } else {
             let bytes = len * element.size();
             let what = || format!("hold {} MB more", bytes.div_ceil(1 << 20));
-            self.driver(what, Memory::new(&self.lane.stream, bytes))
+            self.driver(what, Memory::new(&self.lane.stream, bytes)).map(Arc::new)
         };
         CudaBuffer { memory, len, element }
     }
@@ -248,6 +249,20 @@ impl Queue<Cuda> for CudaQueue {
         let buffer = self.take(values.len(), kind);
         self.write(&buffer.element.bytes(values), &buffer);
         buffer
+    }
+
+    fn share(&self, values: &DeviceVec) -> Result<CudaBuffer> {
+        if let DeviceVec::Remote(values) = values
+            && let Some(here) = CudaVec::on(&self.cuda, &**values)
+        {
+            return Ok(here.buffer().share());
+        }
+        Ok(self.upload(&values.host()?, Kind::Exact))
+    }
+
+    fn keep(&self, buffer: CudaBuffer, len: usize) -> Result<DeviceVec> {
+        self.finish()?;
+        Ok(DeviceVec::Remote(Arc::new(CudaVec::new(self.cuda.clone(), buffer, len))))
     }
 
     fn download(&self, buffer: &CudaBuffer, start: usize, len: usize) -> Result<Vec<f32>> {

@@ -25,7 +25,7 @@ impl Rows {
 impl CudaMatrix {
     /// As the right factor of a product of one direction: its sizes K and N, and where it lies.
     fn right(&self, direction: Direction) -> (usize, usize, Operand) {
-        let pointer = self.memory.as_ref().map_or(0, crate::cuda::memory::Memory::pointer);
+        let pointer = self.memory.as_ref().map_or(0, |m| m.pointer());
         let operand = |transposed| Operand { pointer, stride: self.columns, transposed };
         match direction {
             Direction::Forward => (self.columns, self.rows, operand(true)),

@@ -44,7 +44,7 @@ use weights::Weights;
 use crate::{
     backbone::{Backbone, BackboneLayout, Inputs, Latents, PassCost, Prediction, Probe, Saved},
     cpu::{Cpu, WIDEST},
-    device::Device,
+    device::{Device, Queue},
     error::{Error, Result},
     layers::{Loading, Packing},
     lora::{Adapter, AdapterGrad, AdapterLayout, FrozenAdapter},
@@ -237,6 +237,12 @@ impl<D: Device> Backbone for Flux<D> {
 
     fn load(&self) -> Result<()> {
         self.weights().map(drop)
+    }
+
+    fn place(&self, adapter: Adapter) -> Result<Adapter> {
+        let queue = self.queue()?;
+        let values = queue.keep(queue.share(&adapter.values)?, adapter.values.len())?;
+        Ok(Adapter { values, ..adapter })
     }
 
     fn predict(&self, inputs: &Inputs, adapter: Option<&Adapter>, probe: &Probe<'_>) -> Result<Prediction> {

@@ -172,13 +172,14 @@ impl Operator for Prompt {
             .without("allow_toy")
             .setting("length", length)
             .shape_only("backbone");
+        let identity = if self.encoders.is_some() { identity.on_device() } else { identity };
         let paths = self.encoders.iter().flat_map(|e| e.paths());
         Some(paths.fold(identity, |identity, (name, path)| identity.file(name, path)))
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (prompts, backbone): Self::In) -> Result<(Self::Out, ()), OpError> {
         let (text, pooled) = match &self.encoders {
-            Some(encoders) => encoders.encode(ctx.cpu, &prompts.0)?,
+            Some(encoders) => encoders.encode(ctx, &prompts.0)?,
             None => {
                 let widths = backbone.as_ref().map(|b| (b.0.layout().text_width, b.0.layout().pooled_width));
                 let found = self.hash(widths)?.encode(ctx.cpu, &prompts.0)?;
