@@ -25,7 +25,7 @@ use cudarc::driver::{DriverError, result, sys::CUdeviceptr};
 
 use super::{
     context::{Cuda, Lane},
-    launch::{Argument, Grid, int, pointer},
+    launch::{Argument, Grid, flag, int, pointer},
     memory::Memory,
     modules::Source,
     values::{CudaBuffer, CudaMatrix, Element},
@@ -88,10 +88,14 @@ impl Rows {
         pointer(self.pointer)
     }
 
+    /// Can the first row be read sixteen bytes at a time?
+    fn is_aligned(self) -> bool {
+        self.pointer.is_multiple_of(16)
+    }
+
     /// Can every row be read sixteen bytes at a time?
-    fn is_wide(self, width: usize) -> bool {
-        let bytes = |values: usize| (values * self.element.size()) as u64;
-        (self.pointer | bytes(self.stride) | bytes(width)).is_multiple_of(16)
+    fn is_wide(self) -> bool {
+        self.is_aligned() && (self.stride * self.element.size()).is_multiple_of(16)
     }
 }
 
@@ -168,9 +172,11 @@ impl CudaQueue {
     /// Rows as they are stored elsewhere: from activations to f32, or back.
     fn convert(&self, from: Rows, to: Rows, rows: usize, width: usize) {
         let name = if to.element == Element::F32 { "to_exact" } else { "to_activation" };
+        let wide = |r: Rows| if rows == 1 { r.is_aligned() } else { r.is_wide() };
         let arguments =
             [from.argument(), to.argument(), int(rows), int(width), int(from.stride), int(to.stride)];
-        self.launch(Source::Pointwise, name, Grid::threads_for(rows * width), &arguments);
+        let arguments = [&arguments[..], &[flag(wide(from) && wide(to))]].concat();
+        self.launch(Source::Pointwise, name, self.chunks(rows, width), &arguments);
     }
 
     /// Rows as activations: themselves, or a copy that the caller keeps until the work is asked for.
