@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use half::bf16;
 
 use super::memory::Memory;
-use crate::device::{Kind, Precision};
+use crate::device::{Kind, Precision, Values};
 
 /// How a value is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +36,18 @@ impl Element {
         match self {
             Self::F32 => bytemuck::cast_slice(values).into(),
             Self::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_bits().to_ne_bytes()).collect(),
+        }
+    }
+
+    /// The bytes of a file that already are what would be stored: most published weights are bf16, and 24 GB are not worth
+    /// widening to be rounded again.
+    pub fn stored<'a>(self, values: &Values<'a>) -> Option<&'a [u8]> {
+        match (self, *values) {
+            (Self::F32, Values::F32(values)) => Some(bytemuck::cast_slice(values)),
+            // Files are little-endian.
+            _ if cfg!(target_endian = "big") => None,
+            (Self::Bf16, Values::Bf16Bytes(bytes)) | (Self::F32, Values::F32Bytes(bytes)) => Some(bytes),
+            _ => None,
         }
     }
 
