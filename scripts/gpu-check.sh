@@ -21,6 +21,7 @@ pack() {
     mkdir -p "$folder"/{graphs,data,fixtures,peers}
     folder=$(cd "$folder" && pwd)
     if [[ -e nn/benches/$KERNELS.rs || -d nn/benches/$KERNELS ]]; then benches+=("$KERNELS"); fi
+    # In one command, so that everything is built once; the command `graph-run` is built with its benches.
     built=$(cargo test --locked --profile "$profile" --no-run --message-format=json -p prefgraph-nn -p prefgraph \
         --test devices --test golden_flux "${benches[@]/#/--bench=}" |
         python3 -c 'import json, sys
@@ -31,8 +32,6 @@ for line in sys.stdin:
     while read -r name path; do
         cp "$path" "$folder/$name"
     done <<<"$built"
-    cargo build --locked --profile "$profile" --bin graph-run
-    cp "${CARGO_TARGET_DIR:-target}/${profile/#dev/debug}/graph-run" "$folder/"
     local programs=(devices golden_flux graph-run "${benches[@]}")
     (cd "$folder" && strip "${programs[@]}" 2>/dev/null || true)
     cp graphs/*.ron "$folder/graphs/"

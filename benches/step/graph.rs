@@ -3,7 +3,7 @@
 use prefgraph::{Graph, Wire};
 use prefgraph_nn::Adapter;
 use prefgraph_ops::{
-    OpError,
+    OpError, Operator,
     operators::{
         entropy::Entropy,
         forward::{Forward, ForwardSettings},
@@ -50,12 +50,7 @@ pub struct Wires {
 }
 
 /// A step of a shape at so many pixels, with this learning rate.
-pub fn step(
-    network: &Network,
-    shape: &Shape,
-    pixels: usize,
-    lr: f64,
-) -> Result<(Graph, Wires), OpError> {
+pub fn step(network: &Network, shape: &Shape, pixels: usize, lr: f64) -> Result<(Graph, Wires), OpError> {
     let mut g = Graph::new("step");
     let (x0_w, x0_l, references, t, text, pooled, winner, priors) =
         g.add("draw", Draw::new(shape, pixels), ());

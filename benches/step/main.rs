@@ -162,7 +162,8 @@ impl Case<'_> {
         network.set_checkpointing(self.checkpointing.into())?;
         let args = self.args;
         let (graph, wires) = graph::step(network, self.shape, self.pixels, args.lr)?;
-        let options = PlanOptions { lanes: args.lanes, ahead: args.lanes.saturating_sub(1), ..Default::default() };
+        let options =
+            PlanOptions { lanes: args.lanes, ahead: args.lanes.saturating_sub(1), ..Default::default() };
         let plan = Plan::new(&graph, &options)?;
         if let Some(gpu) = gpu {
             gpu.forget_peak_memory()?;

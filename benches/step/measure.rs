@@ -51,7 +51,8 @@ pub fn measure(
     let watched = gpu.and_then(GpuUse::watch);
     let from = began.elapsed().as_secs_f64();
     let (mut seconds, mut loss, mut times) = (Vec::new(), f32::NAN, Vec::new());
-    while seconds.len() < pace.steps.max(1) || began.elapsed().as_secs_f64() - from < pace.time.as_secs_f64() {
+    while seconds.len() < pace.steps.max(1) || began.elapsed().as_secs_f64() - from < pace.time.as_secs_f64()
+    {
         let started = Instant::now();
         let output = runner.step()?;
         seconds.push(started.elapsed().as_secs_f64());
@@ -62,10 +63,8 @@ pub fn measure(
     let idle = watched.and_then(GpuUse::idle);
     // What has run ahead is told with its own step.
     times.extend(runner.step()?.times);
-    let passes: Vec<TaskTime> = times
-        .into_iter()
-        .filter(|time| PASSES.contains(&&*runner.graph()[time.task.node()].id))
-        .collect();
+    let passes: Vec<TaskTime> =
+        times.into_iter().filter(|time| PASSES.contains(&&*runner.graph()[time.task.node()].id)).collect();
     seconds.sort_by(f64::total_cmp);
     Ok(Measured { seconds, loss, idle, without_pass: 1.0 - covered(&passes, from, to) / (to - from) })
 }

@@ -73,8 +73,8 @@ pub fn write(
                 bytes: winner.rgb.to_vec().into(),
             });
         }
-        tensors.push(tensor(&format!("x_t.{step}"), &kept(&output, *x_t)?));
-        tensors.push(tensor(&format!("target.{step}"), &kept(&output, *target)?));
+        tensors.push(tensor(&format!("x_t.{step}"), &kept(&output, *x_t)?.1));
+        tensors.push(tensor(&format!("target.{step}"), &kept(&output, *target)?.1));
         let times = kept(&output, *times)?.values;
         tensors.push(NamedTensor::f32(format!("t.{step}"), vec![times.len()], &times));
         losses.push(output.loss.unwrap_or(f32::NAN));

@@ -82,3 +82,25 @@ pub struct CudaMatrix {
     pub(super) columns: usize,
     pub(super) element: Element,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_of_a_file_that_are_taken_as_they_are_would_have_been_stored_so() {
+        let values = [0.0, -1.5, 3.0e-39, 256.0];
+        let exact = Element::F32.bytes(&values).into_owned();
+        let rounded = Element::Bf16.bytes(&values).into_owned();
+        for (element, from) in [
+            (Element::F32, Values::F32(&values)),
+            (Element::F32, Values::F32Bytes(&exact)),
+            (Element::Bf16, Values::Bf16Bytes(&rounded)),
+        ] {
+            let stored = element.stored(&from).expect("nothing is to be converted");
+            assert_eq!(stored, &*element.bytes(&from.to_vec()));
+        }
+        assert!(Element::Bf16.stored(&Values::F32(&values)).is_none());
+        assert!(Element::F32.stored(&Values::Bf16Bytes(&rounded)).is_none());
+    }
+}

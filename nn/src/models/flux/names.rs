@@ -176,7 +176,8 @@ impl FluxFiles {
         config.check().map_err(Error::Setting)?;
         let expected = config.tensors();
         for (name, shape) in &expected {
-            let view = views.get(name).ok_or_else(|| Error::Setting(format!("there is no view of `{name}`")))?;
+            let view =
+                views.get(name).ok_or_else(|| Error::Setting(format!("there is no view of `{name}`")))?;
             if view.shape() != shape {
                 return Err(Error::shape(format!("a view of `{name}`"), shape, view.shape()));
             }
