@@ -109,6 +109,46 @@ impl Cuda {
     pub fn info(&self) -> &GpuInfo {
         &self.0.info
     }
+
+    /// The most bytes of its memory that this process ever used at once, since the last
+    /// [`forget_peak_memory`](Self::forget_peak_memory). What the driver keeps for itself is not counted.
+    ///
+    /// # Errors
+    /// If the GPU is lost.
+    pub fn peak_memory(&self) -> Result<u64> {
+        let mut most = 0_u64;
+        self.pool_attribute(|pool, most_used| {
+            // SAFETY: the pool is the device's, and the attribute is a number of 64 bits.
+            unsafe { result::mem_pool::get_attribute(pool, most_used, (&raw mut most).cast()) }
+        })?;
+        Ok(most)
+    }
+
+    /// [`peak_memory`](Self::peak_memory) begins again at what is used now.
+    ///
+    /// # Errors
+    /// If the GPU is lost.
+    pub fn forget_peak_memory(&self) -> Result<()> {
+        let mut none = 0_u64;
+        self.pool_attribute(|pool, most_used| {
+            // SAFETY: the pool is the device's, and the attribute is a number of 64 bits, of which only 0 can be set.
+            unsafe { result::mem_pool::set_attribute(pool, most_used, (&raw mut none).cast()) }
+        })
+    }
+
+    fn pool_attribute(
+        &self,
+        call: impl FnOnce(sys::CUmemoryPool, sys::CUmemPool_attribute) -> Result<(), DriverError>,
+    ) -> Result<()> {
+        let context = &self.0.context;
+        let ask = || {
+            context.bind_to_thread()?;
+            // SAFETY: the device is that of a context.
+            let pool = unsafe { result::device::get_default_mem_pool(context.cu_device()) }?;
+            call(pool, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
+        };
+        ask().map_err(|e| self.0.failed("say how much memory is used", e))
+    }
 }
 
 /// Memory that was freed stays with the process until something else does not fit: asking the system each time is slow.
@@ -209,16 +249,21 @@ impl Gpu {
         Ok(*function)
     }
 
-    /// Write what belongs to a model, and wait until it is there.
-    pub fn write(&self, bytes: &[u8]) -> Result<Memory> {
+    /// Write what belongs to a model, one part behind the other, and wait until it is there.
+    pub fn write(&self, parts: &[&[u8]]) -> Result<Memory> {
+        let length = parts.iter().map(|part| part.len()).sum();
         let write = || {
-            let memory = Memory::shared(&self.loading, bytes.len())?;
-            // SAFETY: the memory is as long as the bytes, which live until the stream is done.
-            unsafe { result::memcpy_htod_async(memory.pointer(), bytes, self.loading.cu_stream()) }?;
+            let memory = Memory::shared(&self.loading, length)?;
+            let mut at = memory.pointer();
+            for part in parts {
+                // SAFETY: the memory is as long as all parts, which live until the stream is done.
+                unsafe { result::memcpy_htod_async(at, part, self.loading.cu_stream()) }?;
+                at += part.len() as u64;
+            }
             self.loading.synchronize()?;
             Ok(memory)
         };
-        write().map_err(|e| self.failed(&format!("hold {} bytes of a model", bytes.len()), e))
+        write().map_err(|e| self.failed(&format!("hold {length} bytes of a model"), e))
     }
 }
 
@@ -254,19 +299,25 @@ impl Device for Cuda {
         _: bool,
     ) -> Result<CudaMatrix> {
         let (n, k) = (rows.rows(), rows.columns());
-        let mut values = vec![0.0; n * k];
-        rows.read_all(&mut values);
-        if let Some(merge) = merge {
-            add_merged(&mut values, merge, k);
-        }
         let element = Element::of(Kind::Activation, precision);
-        let memory = self.0.write(&element.bytes(&values))?;
+        let stored = rows.parts().iter().map(|part| element.stored(part)).collect::<Option<Vec<_>>>();
+        let memory = match stored.filter(|_| merge.is_none()) {
+            Some(parts) => self.0.write(&parts)?,
+            None => {
+                let mut values = vec![0.0; n * k];
+                rows.read_all(&mut values);
+                if let Some(merge) = merge {
+                    add_merged(&mut values, merge, k);
+                }
+                self.0.write(&[&element.bytes(&values)])?
+            }
+        };
         Ok(CudaMatrix { memory: Some(Arc::new(memory)), rows: n, columns: k, element })
     }
 
     fn upload(&self, values: &[f32], kind: Kind, precision: Precision) -> Result<CudaBuffer> {
         let element = Element::of(kind, precision);
-        let memory = self.0.write(&element.bytes(values))?;
+        let memory = self.0.write(&[&element.bytes(values)])?;
         Ok(CudaBuffer { memory: Some(Arc::new(memory)), len: values.len(), element })
     }
 }

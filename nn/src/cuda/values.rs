@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use half::bf16;
 
 use super::memory::Memory;
-use crate::device::{Kind, Precision};
+use crate::device::{Kind, Precision, Values};
 
 /// How a value is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +36,18 @@ impl Element {
         match self {
             Self::F32 => bytemuck::cast_slice(values).into(),
             Self::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_bits().to_ne_bytes()).collect(),
+        }
+    }
+
+    /// The bytes of a file that already are what would be stored: most published weights are bf16, and 24 GB are not worth
+    /// widening to be rounded again.
+    pub fn stored<'a>(self, values: &Values<'a>) -> Option<&'a [u8]> {
+        match (self, *values) {
+            (Self::F32, Values::F32(values)) => Some(bytemuck::cast_slice(values)),
+            // Files are little-endian.
+            _ if cfg!(target_endian = "big") => None,
+            (Self::Bf16, Values::Bf16Bytes(bytes)) | (Self::F32, Values::F32Bytes(bytes)) => Some(bytes),
+            _ => None,
         }
     }
 
@@ -81,4 +93,26 @@ pub struct CudaMatrix {
     pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) element: Element,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_of_a_file_that_are_taken_as_they_are_would_have_been_stored_so() {
+        let values = [0.0, -1.5, 3.0e-39, 256.0];
+        let exact = Element::F32.bytes(&values).into_owned();
+        let rounded = Element::Bf16.bytes(&values).into_owned();
+        for (element, from) in [
+            (Element::F32, Values::F32(&values)),
+            (Element::F32, Values::F32Bytes(&exact)),
+            (Element::Bf16, Values::Bf16Bytes(&rounded)),
+        ] {
+            let stored = element.stored(&from).expect("nothing is to be converted");
+            assert_eq!(stored, &*element.bytes(&from.to_vec()));
+        }
+        assert!(Element::Bf16.stored(&Values::F32(&values)).is_none());
+        assert!(Element::F32.stored(&Values::Bf16Bytes(&rounded)).is_none());
+    }
 }

@@ -40,6 +40,11 @@ impl<'a> Matrix<'a> {
         self.columns
     }
 
+    /// Its runs of whole rows, from first to last.
+    pub(crate) fn parts(&self) -> &[Values<'a>] {
+        &self.parts
+    }
+
     /// All values, row by row, widened.
     pub(crate) fn read_all(&self, to: &mut [f32]) {
         for (row, to) in to.chunks_exact_mut(self.columns.max(1)).enumerate() {

@@ -10,7 +10,7 @@ use prefgraph_nn::{
     optim::{AdamW, OptimizerState},
 };
 
-use crate::{devices, difference, numbers::numbers};
+use crate::{cases::numbers::numbers, devices, difference};
 
 fn layout() -> Arc<AdapterLayout> {
     let modules = vec![LinearLayout { name: "a".into(), inputs: 1000, outputs: 501 }];
