@@ -7,6 +7,9 @@
 //! Without a configuration it is FLUX.1-dev's shape: 19 and 38 blocks of width 3072, 11.9 billion parameters, 24 GB. The
 //! same bytes every time; the folder is in diffusers' layout, in shards.
 
+#[path = "../benches/step/random.rs"]
+mod random;
+
 use std::{
     collections::BTreeMap,
     error::Error,
@@ -17,6 +20,7 @@ use prefgraph_nn::{
     files::{Dtype, NamedTensor, write_atomically, write_safetensors},
     models::FluxConfig,
 };
+use random::{fill, spread};
 
 /// The shape of FLUX.1-dev.
 const PUBLISHED: &str = r#"{
@@ -73,43 +77,22 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// One shard: matrices uniform with the deviation that keeps a product as large as its input, norms one, biases small.
+/// One shard.
 fn write(path: &Path, seed: u64, tensors: &[(String, Vec<usize>)]) -> Result<(), Box<dyn Error>> {
     let values = |i: usize, (name, shape): &(String, Vec<usize>)| {
         let seed = (seed << 32) ^ ((i as u64) << 8);
         let len: usize = shape.iter().product();
-        let (center, spread) = match shape.len() {
-            2 => (0.0, (3.0 / shape[1] as f32).sqrt()),
-            _ if name.contains("norm") && name.ends_with("weight") => (1.0, 0.1),
-            _ => (0.0, 0.02),
-        };
+        let spread = spread(name, shape);
         let mut bytes = vec![0; 2 * len];
         let half = len.div_ceil(2) * 2;
         let (one, two) = bytes.split_at_mut(half.min(2 * len));
         std::thread::scope(|scope| {
-            scope.spawn(|| fill(one, seed, center, spread));
-            fill(two, seed ^ 0xA5, center, spread);
+            scope.spawn(|| fill(one, seed, spread));
+            fill(two, seed ^ 0xA5, spread);
         });
         NamedTensor { name: name.clone(), dtype: Dtype::BF16, shape: shape.clone(), bytes: bytes.into() }
     };
     let tensors: Vec<NamedTensor<'_>> = tensors.iter().enumerate().map(|(i, t)| values(i, t)).collect();
     write_safetensors(path, &tensors, &[("format", "pt")])?;
     Ok(())
-}
-
-/// Uniform values in bf16, from a counter (SplitMix64).
-fn fill(bytes: &mut [u8], seed: u64, center: f32, spread: f32) {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    for chunk in bytes.chunks_mut(8) {
-        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^= z >> 31;
-        for (i, value) in chunk.chunks_mut(2).enumerate() {
-            let uniform = f32::from((z >> (16 * i)) as u16) / 32768.0 - 1.0;
-            let bits = (center + spread * uniform).to_bits();
-            value.copy_from_slice(&((bits >> 16) as u16).to_le_bytes()[..value.len()]);
-        }
-    }
 }

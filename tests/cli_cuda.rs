@@ -48,9 +48,14 @@ struct Small {
 
 impl Small {
     fn new() -> Self {
+        Self::of("diffusion_dpo")
+    }
+
+    /// A shipped recipe without its held-out pairs.
+    fn of(recipe: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let graph = folder.path().join("small.ron");
-        let parent = Path::new(env!("CARGO_MANIFEST_DIR")).join("graphs/diffusion_dpo.ron");
+        let parent = Path::new(env!("CARGO_MANIFEST_DIR")).join("graphs").join(recipe).with_extension("ron");
         let text = format!("Graph(extends: {parent:?}, name: \"small\", remove: [\"held_out*\"])");
         fs::write(&graph, text).unwrap();
         Self { folder, graph }
@@ -86,9 +91,14 @@ impl Small {
 
     /// The losses of all steps.
     fn losses(&self, out: &str) -> Vec<f64> {
+        self.metric(out, "loss")
+    }
+
+    /// A metric of all steps.
+    fn metric(&self, out: &str, name: &str) -> Vec<f64> {
         let text = fs::read_to_string(self.out(out).join("metrics.jsonl")).unwrap();
         let rows = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        rows.filter_map(|row| row["loss"].as_f64()).collect()
+        rows.filter_map(|row| row[name].as_f64()).collect()
     }
 }
 
@@ -192,6 +202,76 @@ fn a_full_or_lost_gpu_ends_the_run_with_a_sentence_and_the_last_checkpoint_can_b
     let (code, said) = small.run(&[], "whole", &gpu);
     assert!(code == 0, "{said}");
     assert_eq!(small.adapter("lost"), small.adapter("whole"), "what was lost was done again");
+}
+
+#[test]
+fn whatever_order_the_work_runs_in_a_run_has_the_same_bits() {
+    if !there_is_the_standin() {
+        return;
+    }
+    let small = Small::new();
+    let args = ["--device", "cuda:0", "--steps", "2", "--lanes", "3"];
+    let good = |order: &str, out: &str| {
+        let (code, said) = small.run(&[("STANDIN_ORDER", order)], out, &args);
+        assert!(code == 0, "{order}: {said}");
+    };
+    good("eager", "eager");
+    for order in ["latest", "random:1", "random:2", "random:3"] {
+        good(order, "other");
+        assert!(small.adapter("eager") == small.adapter("other"), "{order}");
+        fs::remove_dir_all(small.out("other")).unwrap();
+    }
+}
+
+#[test]
+fn a_run_in_bf16_begins_as_the_processors_in_bf16() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    let small = Small::new();
+    let bf16 = ["--steps", "3", "--set", "backbone.compute=bf16"];
+    let first = |out: &str, device: &[&str]| {
+        let (code, said) = small.run(&[], out, &[&bf16[..], device].concat());
+        assert!(code == 0, "{said}");
+        assert!(small.losses(out).iter().all(|loss| loss.is_finite()));
+        (small.losses(out)[0], small.metric(out, "grad_norm")[0])
+    };
+    let (cpu, gpu) = (first("cpu", &[]), first("gpu", &["--device", "cuda:0"]));
+    // The first loss is that of equal networks, in any precision; the strength of the loss makes later ones those of roundings.
+    assert_eq!(cpu.0, gpu.0);
+    assert!((cpu.1 - gpu.1).abs() < 1e-2 * cpu.1, "{cpu:?} {gpu:?}");
+}
+
+#[test]
+fn gradients_that_wait_for_more_are_kept_by_a_checkpoint_on_a_gpu() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    let small = Small::new();
+    let gpu = ["--device", "cuda:0", "--set", "update.accumulate=2", "--set", "update.schedule=constant"];
+    let good = |out: &str, more: &[&str]| {
+        let (code, said) = small.run(&[], out, &[&gpu[..], more].concat());
+        assert!(code == 0, "{said}");
+    };
+    good("whole", &["--steps", "4"]);
+    // After three steps one gradient waits for the second of its update.
+    good("parts", &["--steps", "3"]);
+    good("parts", &["--steps", "4", "--resume"]);
+    assert_eq!(small.adapter("whole"), small.adapter("parts"));
+}
+
+#[test]
+fn every_access_of_a_focusdpo_step_is_in_bounds_written_before_it_is_read_and_in_order() {
+    if !there_is_the_standin() {
+        return;
+    }
+    let small = Small::of("focusdpo");
+    let gpu = ["--device", "cuda:0", "--steps", "2", "--lanes", "3"];
+    let bf16 = ["--set", "backbone.compute=bf16", "--set", "backbone.checkpointing=blocks"];
+    for (out, more) in [("f32", &[][..]), ("bf16", &bf16)] {
+        let (code, said) = small.run(&[("STANDIN_CHECK", "1")], out, &[&gpu[..], more].concat());
+        assert!(code == 0 && said.contains("complete: 2 steps"), "{said}");
+    }
 }
 
 #[test]

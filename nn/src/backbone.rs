@@ -149,6 +149,12 @@ pub trait Backbone: Send + Sync {
     /// If a file is gone, torn or holds a value that is not finite.
     fn load(&self) -> Result<()>;
 
+    /// The adapter where the network runs, so that passes need not bring it there one by one.
+    ///
+    /// # Errors
+    /// If a device fails or has no room.
+    fn place(&self, adapter: Adapter) -> Result<Adapter>;
+
     /// The prediction, with nothing kept.
     ///
     /// # Errors

@@ -1,6 +1,9 @@
 //! What a pass of a network costs.
 
-use crate::device::Precision;
+use crate::{
+    cuda::{PINNED, WORKSPACE},
+    device::Precision,
+};
 
 /// The kind of device that a cost is asked for. Nothing is opened to answer, so that a graph can be planned for a GPU on a machine
 /// that has none.
@@ -11,6 +14,24 @@ pub enum DeviceKind {
     Cpu,
     /// A GPU, as [`cuda`](crate::cuda) uses it.
     Cuda,
+}
+
+impl DeviceKind {
+    /// Bytes of a queue besides its buffers.
+    pub fn queue_bytes(self) -> usize {
+        match self {
+            Self::Cpu => 0,
+            Self::Cuda => WORKSPACE,
+        }
+    }
+
+    /// Bytes of the host's memory that streamed weights pass through on their way to a queue.
+    pub fn pinned_bytes(self) -> usize {
+        match self {
+            Self::Cpu => 0,
+            Self::Cuda => PINNED,
+        }
+    }
 }
 
 /// Floating-point operations and bytes of one pass, for planning. A network without a backward leaves what belongs to it at

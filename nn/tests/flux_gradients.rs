@@ -37,7 +37,7 @@ fn everywhere(model: &FluxUno) -> Arc<AdapterLayout> {
 
 fn gradient(model: &FluxUno, inputs: &Inputs, adapter: &Adapter, cotangent: &Latents) -> Vec<f32> {
     let (_, saved) = model.predict_saving(inputs, adapter, &Probe::NOTHING).unwrap();
-    model.backward(saved, adapter, cotangent).unwrap().values.to_vec()
+    model.backward(saved, adapter, cotangent).unwrap().values.host().unwrap().to_vec()
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn the_derivative_by_the_factors_of_every_linear_is_that_of_finite_differences()
         let (model, inputs, cotangent) = setting(&case);
         let layout = everywhere(&model);
         let values: Vec<f32> = numbers(layout.len(), 2).iter().map(|v| 0.2 * v).collect();
-        let adapter = |values: Vec<f32>| Adapter { layout: Arc::clone(&layout), values: Arc::new(values) };
+        let adapter = |values: Vec<f32>| Adapter { layout: Arc::clone(&layout), values: values.into() };
         let gradient = gradient(&model, &inputs, &adapter(values.clone()), &cotangent);
         let value = |values: Vec<f32>| -> f64 {
             let prediction = model.predict(&inputs, Some(&adapter(values)), &Probe::NOTHING).unwrap().latents;
@@ -90,8 +90,8 @@ fn an_adapter_on_one_linear_has_the_derivative_that_it_has_among_all() {
             let values: Vec<f32> = numbers(alone.len(), 3).iter().map(|v| 0.2 * v).collect();
             let mut among = vec![0.0; all.len()];
             among[a.start..b.end].copy_from_slice(&values);
-            let alone = Adapter { layout: Arc::new(alone), values: Arc::new(values) };
-            let among = Adapter { layout: Arc::clone(&all), values: Arc::new(among) };
+            let alone = Adapter { layout: Arc::new(alone), values: values.into() };
+            let among = Adapter { layout: Arc::clone(&all), values: among.into() };
             let found = gradient(&model, &inputs, &alone, &cotangent);
             let expected = gradient(&model, &inputs, &among, &cotangent);
             let error = relative(&found, &expected[a.start..b.end]);
@@ -105,8 +105,7 @@ fn a_backward_with_another_adapter_or_shape_than_the_pass_is_refused() {
     let case = &cases()[0];
     let (model, inputs, cotangent) = setting(case);
     let layout = everywhere(&model);
-    let adapter =
-        |value| Adapter { layout: Arc::clone(&layout), values: Arc::new(vec![value; layout.len()]) };
+    let adapter = |value| Adapter { layout: Arc::clone(&layout), values: vec![value; layout.len()].into() };
     let (_, saved) = model.predict_saving(&inputs, &adapter(0.1), &Probe::NOTHING).unwrap();
     let error = model.backward(saved, &adapter(0.2), &cotangent).unwrap_err().to_string();
     assert!(error.contains("another adapter"), "{error}");
@@ -127,7 +126,7 @@ fn the_declared_memory_is_what_a_pass_holds() {
             let layout = Arc::new(AdapterLayout::matching(linears, patterns, 3, 4.5).unwrap().0);
             let cost = model.cost(DeviceKind::Cpu, n, (h, w), &grids, text, Some(&layout));
             let values = Arc::new(vec![0.1; layout.len()]);
-            let adapter = Adapter { layout, values };
+            let adapter = Adapter { layout, values: values.into() };
             let (_, saved) = model.predict_saving(&inputs, &adapter, &Probe::NOTHING).unwrap();
             let (kept, _) = model.working_memory();
             let near = |found: usize, declared: usize| (found as f64 / declared as f64 - 1.0).abs();

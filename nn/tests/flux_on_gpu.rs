@@ -113,8 +113,8 @@ impl Setting {
         let count = cotangent.values().len();
         cotangent.values_mut().copy_from_slice(&numbers(count, 1));
         let layout = Arc::new(AdapterLayout::matching(&model.layout().linears, &["*"], 3, 4.5).unwrap().0);
-        let values = numbers(layout.len(), 2).iter().map(|v| 0.1 * v).collect();
-        let adapter = Adapter { layout, values: Arc::new(values) };
+        let values: Vec<f32> = numbers(layout.len(), 2).iter().map(|v| 0.1 * v).collect();
+        let adapter = Adapter { layout, values: values.into() };
         Self { gpu: gpu.clone(), model, inputs, cotangent, adapter }
     }
 
@@ -126,6 +126,11 @@ impl Setting {
         self.model.cost(DeviceKind::Cuda, n, (h, w), &grids, text, Some(&self.adapter.layout))
     }
 
+    /// Bytes of the GPU's memory that are used now.
+    fn used(&self) -> usize {
+        self.gpu.used_memory().unwrap() as usize
+    }
+
     fn resident(&self) -> usize {
         self.model.resident_bytes(DeviceKind::Cuda, Some(&self.adapter.layout))
     }
@@ -133,14 +138,15 @@ impl Setting {
     /// Forward and backward; memory is counted from the loaded model on.
     fn run(&self) -> Done {
         self.model.load().unwrap();
-        self.gpu.reset_most().unwrap();
-        let before = self.gpu.memory_use().unwrap().now;
+        self.gpu.forget_peak_memory().unwrap();
+        let before = self.used();
         let (prediction, saved) =
             self.model.predict_saving(&self.inputs, &self.adapter, &Probe::NOTHING).unwrap();
-        let kept = self.gpu.memory_use().unwrap().now - before;
+        let kept = self.used() - before;
         let gradient = self.model.backward(saved, &self.adapter, &self.cotangent).unwrap();
-        let most = self.gpu.memory_use().unwrap().most - before;
-        Done { prediction: bits(prediction.latents.values()), gradient: bits(&gradient.values), kept, most }
+        let most = self.gpu.peak_memory().unwrap() as usize - before;
+        let gradient = bits(&gradient.values.host().unwrap());
+        Done { prediction: bits(prediction.latents.values()), gradient, kept, most }
     }
 }
 
@@ -220,9 +226,9 @@ fn the_declared_memory_is_what_a_pass_holds_on_a_gpu() {
         for precision in [Precision::F32, Precision::Bf16] {
             for checkpointing in [Checkpointing::None, Checkpointing::Blocks] {
                 let setting = Setting::new(&gpu, &case, options(precision, Packing::Resident, checkpointing));
-                let unloaded = gpu.memory_use().unwrap().now;
+                let unloaded = gpu.used_memory().unwrap() as usize;
                 setting.model.load().unwrap();
-                let weights = gpu.memory_use().unwrap().now - unloaded;
+                let weights = gpu.used_memory().unwrap() as usize - unloaded;
                 let (found, cost) = (setting.run(), setting.cost());
                 let name = format!("{} {precision:?} {checkpointing:?}", case.name);
                 assert_eq!(weights, setting.resident(), "{name}: weights");

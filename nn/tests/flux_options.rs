@@ -40,15 +40,18 @@ fn inputs(case: &Case) -> (Inputs, Latents) {
 
 fn adapter(model: &FluxUno, patterns: &[&str], size: f32) -> Adapter {
     let layout = Arc::new(AdapterLayout::matching(&model.layout().linears, patterns, 3, 4.5).unwrap().0);
-    let values = numbers(layout.len(), 2).into_iter().map(|v| size * v).collect();
-    Adapter { layout, values: Arc::new(values) }
+    let values = numbers(layout.len(), 2).into_iter().map(|v| size * v).collect::<Vec<_>>();
+    Adapter { layout, values: values.into() }
 }
 
 /// Prediction and gradient.
 fn pass(model: &FluxUno, case: &Case, adapter: &Adapter) -> (Vec<f32>, Vec<f32>) {
     let (inputs, cotangent) = inputs(case);
     let (prediction, saved) = model.predict_saving(&inputs, adapter, &Probe::NOTHING).unwrap();
-    (prediction.latents.into_values(), model.backward(saved, adapter, &cotangent).unwrap().values.to_vec())
+    (
+        prediction.latents.into_values(),
+        model.backward(saved, adapter, &cotangent).unwrap().values.host().unwrap().to_vec(),
+    )
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -124,7 +127,7 @@ fn products_in_bf16_stay_near_those_in_f32_and_an_adapter_whose_b_is_zero_change
         assert!((1e-5..4e-2).contains(&gradient), "{}: gradient off by {gradient:e}", case.name);
 
         let mut zero = trained.clone();
-        let values = Arc::make_mut(&mut zero.values);
+        let values = zero.values.host_mut().unwrap();
         zero.layout.ranges().into_iter().for_each(|(_, b)| values[b].fill(0.0));
         let (inputs, _) = inputs(&case);
         let with = rounded.predict(&inputs, Some(&zero), &Probe::NOTHING).unwrap().latents;
@@ -167,7 +170,7 @@ fn a_frozen_adapter_is_part_of_the_reference_as_a_branch_or_merged() {
 
             // What is trained on top: off, it leaves the frozen one on; on, its gradient is that beside merged weights.
             let mut zero = adapter(&model, &["*"], 0.2);
-            let values = Arc::make_mut(&mut zero.values);
+            let values = zero.values.host_mut().unwrap();
             zero.layout.ranges().into_iter().for_each(|(_, b)| values[b].fill(0.0));
             let off = model.predict(&inputs, Some(&zero), &Probe::NOTHING).unwrap().latents;
             assert_eq!(bits(off.values()), bits(found.values()), "{} {how:?}", case.name);

@@ -103,60 +103,69 @@ impl Cuda {
         })))
     }
 
+    /// Is this a handle on the same GPU?
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// What is known of it.
     pub fn info(&self) -> &GpuInfo {
         &self.0.info
     }
 
-    /// Memory that buffers, weights and workspaces hold.
+    /// The bytes of its memory that this process uses now. What the driver keeps for itself is not counted.
     ///
     /// # Errors
-    /// If the driver does not tell.
-    pub fn memory_use(&self) -> Result<MemoryUse> {
-        use sys::CUmemPool_attribute_enum::{
-            CU_MEMPOOL_ATTR_USED_MEM_CURRENT as NOW, CU_MEMPOOL_ATTR_USED_MEM_HIGH as MOST,
-        };
-        let read = |attribute| {
-            let mut bytes = 0u64;
-            self.0.context.bind_to_thread()?;
-            // SAFETY: the context is current, and both attributes are numbers of 64 bits.
-            unsafe {
-                let pool = result::device::get_default_mem_pool(self.0.context.cu_device())?;
-                result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast())?;
-            }
-            Ok(bytes as usize)
-        };
-        let both = || Ok(MemoryUse { now: read(NOW)?, most: read(MOST)? });
-        both().map_err(|e| self.0.failed("tell what memory is used", e))
+    /// If the GPU is lost.
+    pub fn used_memory(&self) -> Result<u64> {
+        self.read_pool(USED)
     }
 
-    /// Let the fullest moment be now.
+    /// The most bytes of its memory that this process ever used at once, since the last
+    /// [`forget_peak_memory`](Self::forget_peak_memory).
     ///
     /// # Errors
-    /// If the driver refuses.
-    pub fn reset_most(&self) -> Result<()> {
-        let reset = || {
-            self.0.context.bind_to_thread()?;
-            let mut zero = 0u64;
-            // SAFETY: the context is current, and the attribute is a number of 64 bits.
-            unsafe {
-                let pool = result::device::get_default_mem_pool(self.0.context.cu_device())?;
-                let most = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
-                result::mem_pool::set_attribute(pool, most, (&raw mut zero).cast())
-            }
+    /// If the GPU is lost.
+    pub fn peak_memory(&self) -> Result<u64> {
+        self.read_pool(MOST_USED)
+    }
+
+    /// [`peak_memory`](Self::peak_memory) begins again at what is used now.
+    ///
+    /// # Errors
+    /// If the GPU is lost.
+    pub fn forget_peak_memory(&self) -> Result<()> {
+        let mut none = 0_u64;
+        self.ask_pool(|pool| {
+            // SAFETY: the pool is the device's, and the attribute is a number of 64 bits, of which only 0 can be set.
+            unsafe { result::mem_pool::set_attribute(pool, MOST_USED, (&raw mut none).cast()) }
+        })
+    }
+
+    /// A number of 64 bits.
+    fn read_pool(&self, attribute: sys::CUmemPool_attribute) -> Result<u64> {
+        let mut value = 0_u64;
+        self.ask_pool(|pool| {
+            // SAFETY: the pool is the device's, and the attribute is a number of 64 bits.
+            unsafe { result::mem_pool::get_attribute(pool, attribute, (&raw mut value).cast()) }
+        })?;
+        Ok(value)
+    }
+
+    fn ask_pool(&self, ask: impl FnOnce(sys::CUmemoryPool) -> Result<(), DriverError>) -> Result<()> {
+        let context = &self.0.context;
+        let ask = || {
+            context.bind_to_thread()?;
+            // SAFETY: the device is that of a context.
+            ask(unsafe { result::device::get_default_mem_pool(context.cu_device()) }?)
         };
-        reset().map_err(|e| self.0.failed("reset what memory was used", e))
+        ask().map_err(|e| self.0.failed("say how much memory is used", e))
     }
 }
 
-/// Memory of a GPU that this process has allocated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryUse {
-    /// Bytes now.
-    pub now: usize,
-    /// Bytes at the fullest moment so far, or since [`Cuda::reset_most`].
-    pub most: usize,
-}
+/// Bytes of a pool's memory that are used now, and that were used at most.
+const USED: sys::CUmemPool_attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT;
+const MOST_USED: sys::CUmemPool_attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
 
 /// Memory that was freed stays with the process until something else does not fit: asking the system each time is slow.
 fn keep_freed_memory(context: &CudaContext) -> Result<(), DriverError> {
@@ -256,16 +265,21 @@ impl Gpu {
         Ok(*function)
     }
 
-    /// Write what belongs to a model, and wait until it is there.
-    pub fn write(&self, bytes: &[u8]) -> Result<Memory> {
+    /// Write what belongs to a model, one part behind the other, and wait until it is there.
+    pub fn write(&self, parts: &[&[u8]]) -> Result<Memory> {
+        let length = parts.iter().map(|part| part.len()).sum();
         let write = || {
-            let memory = Memory::shared(&self.loading, bytes.len())?;
-            // SAFETY: the memory is as long as the bytes, which live until the stream is done.
-            unsafe { result::memcpy_htod_async(memory.pointer(), bytes, self.loading.cu_stream()) }?;
+            let memory = Memory::shared(&self.loading, length)?;
+            let mut at = memory.pointer();
+            for part in parts {
+                // SAFETY: the memory is as long as all parts, which live until the stream is done.
+                unsafe { result::memcpy_htod_async(at, part, self.loading.cu_stream()) }?;
+                at += part.len() as u64;
+            }
             self.loading.synchronize()?;
             Ok(memory)
         };
-        write().map_err(|e| self.failed(&format!("hold {} bytes of a model", bytes.len()), e))
+        write().map_err(|e| self.failed(&format!("hold {length} bytes of a model"), e))
     }
 }
 
@@ -302,20 +316,26 @@ impl Device for Cuda {
         _: bool,
     ) -> Result<CudaMatrix> {
         let (n, k) = (rows.rows(), rows.columns());
-        let mut values = vec![0.0; n * k];
-        rows.read_all(&mut values);
-        if let Some(merge) = merge {
-            add_merged(&mut values, merge, k);
-        }
         let element = Element::of(Kind::Activation, precision);
-        let memory = self.0.write(&element.bytes(&values))?;
-        Ok(CudaMatrix { memory: MatrixMemory::Own(memory), rows: n, columns: k, element })
+        let stored = rows.parts().iter().map(|part| element.stored(part)).collect::<Option<Vec<_>>>();
+        let memory = match stored.filter(|_| merge.is_none()) {
+            Some(parts) => self.0.write(&parts)?,
+            None => {
+                let mut values = vec![0.0; n * k];
+                rows.read_all(&mut values);
+                if let Some(merge) = merge {
+                    add_merged(&mut values, merge, k);
+                }
+                self.0.write(&[&element.bytes(&values)])?
+            }
+        };
+        Ok(CudaMatrix { memory: MatrixMemory::Own(Arc::new(memory)), rows: n, columns: k, element })
     }
 
     fn upload(&self, values: &[f32], kind: Kind, precision: Precision) -> Result<CudaBuffer> {
         let element = Element::of(kind, precision);
-        let memory = self.0.write(&element.bytes(values))?;
-        Ok(CudaBuffer { memory: Some(memory), len: values.len(), element })
+        let memory = self.0.write(&[&element.bytes(values)])?;
+        Ok(CudaBuffer { memory: Some(Arc::new(memory)), len: values.len(), element })
     }
 }
 

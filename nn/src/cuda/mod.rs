@@ -6,12 +6,13 @@
 //!  memory   memory in the order of a stream         values   buffers and matrices
 //!  products matrix products, by cuBLASLt            queue    the operations of a device, on one stream
 //!  window   streamed weights, brought ahead         staging  pinned buffers, on the way to a GPU
+//!  vec      values that outlive a pass
 //! ```
 //!
 //! Nothing is loaded before [`Cuda::open`] or [`devices`]. A queue is a stream with a workspace of its own, so that passes of
-//! several lanes overlap; all memory of a pass is allocated and freed in the order of its stream. Of all memory only streamed weights
-//! cross streams, with events between them.
-//! What belongs to the model is written before anything reads it and freed when nothing runs any more.
+//! several lanes overlap; all memory of a pass is allocated and freed in the order of its stream. What crosses streams is complete
+//! before another one sees it: the model's weights, and the adapter with its gradient and moments. Streamed weights alone cross them
+//! while work is under way, with events between.
 
 mod context;
 mod driver;
@@ -22,9 +23,10 @@ mod products;
 mod queue;
 mod staging;
 mod values;
+mod vec;
 mod window;
 
-pub use context::{Cuda, MemoryUse};
+pub use context::Cuda;
 pub use driver::{GpuInfo, devices, is_there};
 pub(crate) use products::WORKSPACE;
 pub use queue::CudaQueue;

@@ -49,7 +49,7 @@ impl<'a> Matrix<'a> {
         self.columns
     }
 
-    /// The runs of whole rows.
+    /// Its runs of whole rows, from first to last.
     pub(crate) fn parts(&self) -> &[Values<'a>] {
         &self.parts
     }

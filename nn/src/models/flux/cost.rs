@@ -155,7 +155,7 @@ pub(super) fn cost(
         c.cost.backward_scratch_bytes = size::sum([c.cost.backward_scratch_bytes, again]);
         c.cost.backward_flops += if first < count { c.cost.forward_flops } else { 0.0 };
     }
-    (c.cost.queue_bytes, c.cost.host_bytes) = (weights.queue(), weights.pinned());
+    (c.cost.queue_bytes, c.cost.host_bytes) = (weights.on.queue_bytes(), weights.pinned());
     c.cost
 }
 

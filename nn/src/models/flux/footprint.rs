@@ -180,9 +180,9 @@ impl<'a> FrozenWeights<'a> {
 
     /// Bytes of host memory of a queue: what streamed weights pass through.
     pub fn pinned(&self) -> usize {
-        match (self.options.loading.packing, self.on) {
-            (Packing::Streamed, DeviceKind::Cuda) => cuda::PINNED,
-            _ => 0,
+        match self.options.loading.packing {
+            Packing::Resident => 0,
+            Packing::Streamed => self.on.pinned_bytes(),
         }
     }
 
@@ -193,13 +193,5 @@ impl<'a> FrozenWeights<'a> {
             DeviceKind::Cuda => self.value(),
         };
         self.config.layout().parameters as f64 * value as f64
-    }
-
-    /// Bytes of a queue besides its buffers.
-    pub fn queue(&self) -> usize {
-        match self.on {
-            DeviceKind::Cpu => 0,
-            DeviceKind::Cuda => cuda::WORKSPACE,
-        }
     }
 }

@@ -46,7 +46,7 @@ use weights::Weights;
 use crate::{
     backbone::{Backbone, BackboneLayout, DeviceKind, Inputs, Latents, PassCost, Prediction, Probe, Saved},
     cpu::{Cpu, WIDEST},
-    device::Device,
+    device::{Device, Queue},
     error::{Error, Result},
     layers::{Loading, Packing},
     lora::{Adapter, AdapterGrad, AdapterLayout, FrozenAdapter},
@@ -142,9 +142,23 @@ impl<D: Device> Flux<D> {
     /// As there.
     pub fn open_on(device: D, host: Cpu, path: &Path, options: FluxOptions) -> Result<Self> {
         let (config, files) = FluxFiles::open(path)?;
+        Self::of_files(device, host, config, files, options)
+    }
+
+    /// A model of these sizes and files, which belong together. See [`FluxUno::open_with`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of_files(
+        device: D,
+        host: Cpu,
+        config: FluxConfig,
+        files: FluxFiles,
+        options: FluxOptions,
+    ) -> Result<Self> {
         if config.attention_head_dim > WIDEST {
             return Err(Error::file(
-                path,
+                files.files().path(),
                 format!("has heads of {}: at most {WIDEST} can be run", config.attention_head_dim),
             ));
         }
@@ -191,6 +205,11 @@ impl<D: Device> Flux<D> {
     fn frozen_weights(&self, on: DeviceKind) -> FrozenWeights<'_> {
         let adapter = self.adapter.as_ref().map(|(adapter, _)| adapter);
         FrozenWeights { on, config: &self.config, options: &self.options, adapter }
+    }
+
+    /// From now on passes keep this for their backwards: the weights stay where they are.
+    pub fn set_checkpointing(&mut self, checkpointing: Checkpointing) {
+        self.options.checkpointing = checkpointing;
     }
 
     fn queue(&self) -> Result<D::Queue> {
@@ -244,6 +263,12 @@ impl<D: Device> Backbone for Flux<D> {
 
     fn load(&self) -> Result<()> {
         self.weights().map(drop)
+    }
+
+    fn place(&self, adapter: Adapter) -> Result<Adapter> {
+        let queue = self.queue()?;
+        let values = queue.keep(queue.share(&adapter.values)?, adapter.values.len())?;
+        Ok(Adapter { values, ..adapter })
     }
 
     fn predict(&self, inputs: &Inputs, adapter: Option<&Adapter>, probe: &Probe<'_>) -> Result<Prediction> {

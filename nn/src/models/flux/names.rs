@@ -167,6 +167,28 @@ impl FluxFiles {
         Ok(Self { files, layout, views })
     }
 
+    /// A model whose tensors the caller has found, by their names in diffusers' layout. Tensors may share rows of a file, as
+    /// random ones do that only measure a machine; on a device each has memory of its own.
+    ///
+    /// # Errors
+    /// If the sizes are none that can be run; if a tensor is missing or has another shape; if there is one that no such model has.
+    pub fn of_views(config: &FluxConfig, views: HashMap<String, TensorView>) -> Result<Self> {
+        config.check().map_err(Error::Setting)?;
+        let expected = config.tensors();
+        for (name, shape) in &expected {
+            let view =
+                views.get(name).ok_or_else(|| Error::Setting(format!("there is no view of `{name}`")))?;
+            if view.shape() != shape {
+                return Err(Error::shape(format!("a view of `{name}`"), shape, view.shape()));
+            }
+        }
+        let Some(first) = views.values().next().filter(|_| views.len() == expected.len()) else {
+            let message = format!("{} views: the model has {} tensors", views.len(), expected.len());
+            return Err(Error::Setting(message));
+        };
+        Ok(Self { files: Arc::clone(first.files()), layout: FluxLayout::Diffusers, views })
+    }
+
     /// The rows of the file that are the tensor of this name in diffusers' layout, e.g.
     /// `transformer_blocks.0.attn.to_q.weight`.
     ///

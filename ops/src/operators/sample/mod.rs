@@ -186,6 +186,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
         let seed = self.settings.seed.unwrap_or(ctx.seed);
         let noise = Random::new(seed, Self::NAME, u64::MAX, "noise").normals(shape.num_elements());
         let schedule = self.schedule(backbone.0.layout(), (height, width));
+        let adapter = adapter.map(|adapter| backbone.0.place(adapter)).transpose()?;
         let latents = schedule.sample(noise, |x, time| -> Result<_, OpError> {
             inputs.x_t = nn::Tensor::new(ctx.cpu, dims, x)?;
             inputs.t.fill(time);
