@@ -13,6 +13,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "nn" / "kernels"
 SECONDS = 600
+CHECKED = {"STANDIN_CHECK": "1", "STANDIN_SEED": "2"}
 
 # Tests for each file. Those of the headers are the ones that use most of them.
 TESTS = {
@@ -30,14 +32,14 @@ TESTS = {
     "tensor.cuh": ["attention::attention"],
     "attention_plain.cu": ["attention::attention"],
     "heads.cu": ["attention::heads"],
-    "norm.cu": ["pointwise::"],
-    "sums.cuh": ["pointwise::"],
-    "values.cuh": ["pointwise::"],
-    "device.cuh": ["pointwise::", "attention::heads"],
-    "pointwise.cu": ["pointwise::", "products::"],
-    "scores.cu": ["pointwise::cosine"],
-    "norm_rows.cu": ["pointwise::norms_with"],
-    "windows.cu": ["pointwise::windows"],
+    "norm.cu": ["norms::modulated", "pointwise::gates"],
+    "sums.cuh": ["norms::", "pointwise::gates", "optimizer::sums"],
+    "values.cuh": ["pointwise::", "norms::modulated", "alignment::"],
+    "device.cuh": ["norms::", "pointwise::copies", "attention::heads"],
+    "pointwise.cu": ["pointwise::", "alignment::neighbouring", "alignment::converted"],
+    "scores.cu": ["norms::cosine"],
+    "norm_rows.cu": ["norms::norms_with", "alignment::norms"],
+    "windows.cu": ["pictures::", "alignment::windows"],
     "optimizer.cu": ["optimizer::"],
 }
 
@@ -111,11 +113,10 @@ MUTANTS = [
     (B, "cotangents of another sample", 0, "at(sample * tokens + first_query,", "at(first_query,"),
     (B, "delta of half a head", 0, "offset > 0; offset /= 2", "offset > 1; offset /= 2"),
     (B, "delta past the queries", 0, "if (there && lane == 0)", "if (lane == 0)"),
-    (B, "a block without queries goes on", 0, "low < ROWS && high > 0 ? tokens : 0", "tokens"),
+    (B, "a block with queries ends", 0, "low < ROWS && high > 0 ? tokens : 0", "low <= 0 && high > 0 ? tokens : 0"),
     (P, "no barrier before a tile", 0, BARRIER, ""),
     (P, "no barrier after a tile", 1, BARRIER, ""),
-    (P, "weights read too early", 1, "__syncwarp();", ""),
-    (P, "weights written too early", 0, "__syncwarp();", ""),
+    (P, "weights read too early", 0, "__syncwarp();", ""),
     (P, "a score too many", 0, "seen = key < keys &&", "seen = key <= keys &&"),
     (P, "a query sees what comes after it", 0, "causal && key > query", "causal && key > query + 1"),
     (P, "the bias of another query", 0, "heads * tokens + (there ? query : 0), keys, 0)", "heads * tokens, keys, 0)"),
@@ -133,8 +134,14 @@ MUTANTS = [
     ("norm.cu", "what is there is ignored", 0, "accumulate ? old[k] : 0.0f", "0.0f"),
     ("norm.cu", "the mean cotangent stays", 0, "d - mean_d - n * along", "d - n * along"),
     ("norm.cu", "one more than the scale missing", 0, "1.0f + s[k], h[k]", "s[k], h[k]"),
-    ("sums.cuh", "no barrier", 0, BARRIER, ""),
+    ("sums.cuh", "values joined too early", 0, BARRIER, ""),
+    ("sums.cuh", "half of the threads", 0, "half = THREADS / 2", "half = THREADS / 4"),
+    ("sums.cuh", "the first of the results for all", 0, "values[n] = part[n * THREADS];", "values[n] = part[0];"),
+    ("sums.cuh", "every thread has the results", 0, "if (threadIdx.x != 0) return false;", ""),
+    ("sums.cuh", "slices added too early", 1, BARRIER, ""),
     ("sums.cuh", "a slice missing", 0, "for (int s = 1; s < SLICES; ++s)", "for (int s = 1; s < SLICES - 1; ++s)"),
+    ("sums.cuh", "rows from the first on", 0, "row = first + slice", "row = slice"),
+    ("sums.cuh", "a row too many", 0, "row < first + count", "row <= first + count"),
     ("sums.cuh", "columns past the width", 0, "if (column < width)", "if (true)"),
     ("sums.cuh", "columns past the width written", 0, "slice != 0 || column >= width", "slice != 0"),
     ("values.cuh", "values past the end read", 0, "v[i] = i < left ? p[i] : 0.0f", "v[i] = p[i]"),
@@ -142,36 +149,45 @@ MUTANTS = [
     ("values.cuh", "values past the end written", 0, "if (i < left) p[i] = v[i];", "p[i] = v[i];"),
     ("values.cuh", "bf16 values past the end written", 0, "if (i < left) p[i] = to_bf16(v[i]);", "p[i] = to_bf16(v[i]);"),
     ("values.cuh", "halves of a word swapped", 0, "pack_bf16(v[0], v[1])", "pack_bf16(v[1], v[0])"),
-    ("values.cuh", "rows past the end", 0, "width - column, row < rows}", "width - column, true}"),
+    ("values.cuh", "four values twice", 0, "float4*>(p + i)", "float4*>(p)"),
+    ("values.cuh", "four values written over others", 1, "float4*>(p + i)", "float4*>(p)"),
+    ("values.cuh", "short chunks read whole", 0, "wide && left >= Count", "wide != 0"),
+    ("values.cuh", "rows past the end", 0, "left, row < rows,", "left, true,"),
     ("device.cuh", "sums read too early", 0, "  __syncthreads();\n", ""),
     ("device.cuh", "scratch free too early", 1, "  __syncthreads();\n", ""),
     ("device.cuh", "a step of a sum missing", 0, "offset > 0", "offset > 1"),
     ("device.cuh", "rounded down", 0, "pack_bf16(v, 0.0f) & 0xffffu", "__float_as_uint(v) >> 16"),
     ("pointwise.cu", "tokens of the wrong sample", 0, "sample * from_tokens + token", "token"),
     ("pointwise.cu", "the factor missing", 0, "fmaf(a, u[i], v[i])", "u[i] + v[i]"),
-    ("pointwise.cu", "wide where it is not", 0, "u, p.left, wide && p.left >= N", "u, p.left, wide"),
-    ("pointwise.cu", "scaled past the end", 0, "if (i < count) x[i]", "if (i <= count) x[i]"),
+    ("pointwise.cu", "not multiplied", 0, "v[i] *= a;", ""),
+    ("pointwise.cu", "converted from the first column on", 0, "from + at(p.row, from_stride, p.column)", "from + at(p.row, from_stride, 0)"),
     ("pointwise.cu", "a term of the slope missing", 0, "0.5f * (1.0f + t) + ", ""),
     ("pointwise.cu", "the gate of the wrong sample", 0, "at(p.row / tokens, gate_stride, p.column)", "at(0, gate_stride, p.column)"),
     ("pointwise.cu", "the gate of the wrong sample, backward", 1, "at(p.row / tokens, gate_stride, p.column)", "at(0, gate_stride, p.column)"),
-    ("pointwise.cu", "the factor of an adapter missing", 0, "(scale * from[i])", "(from[i])"),
     ("pointwise.cu", "another function", 0, "case QUICK_GELU: return x / (1.0f + expf(-1.702f * x));", "case QUICK_GELU: return x / (1.0f + expf(-x));"),
-    ("windows.cu", "zeros not before the picture", 0, "stride * at + tap - before", "stride * at + tap"),
-    ("windows.cu", "columns from rows", 0, "source(pixel % columns, tap % side, width", "source(pixel % columns, tap / side, width"),
-    ("norm_rows.cu", "the mean left in", 0, "const float d = to_float(xr[i]) - mean;", "const float d = to_float(xr[i]);"),
-    ("norm_rows.cu", "groups summed too early", 0, BARRIER, ""),
-    ("norm_rows.cu", "the last slice left out", 0, "for (int s = 0; s < slices; ++s)", "for (int s = 0; s + 1 < slices; ++s)"),
-    ("scores.cu", "no barrier", 0, BARRIER, ""),
-    ("scores.cu", "halves summed too early", 1, BARRIER, ""),
-    ("scores.cu", "the mask ignored", 0, "sum += m * to_float", "sum += to_float"),
-    ("scores.cu", "columns past the width", 0, "if (column < width) sum", "if (true) sum"),
-    ("scores.cu", "a mask of nothing", 0, "weight == 0.0 ? 0.0f : ", ""),
-    ("optimizer.cu", "halves joined too early", 0, BARRIER, ""),
-    ("optimizer.cu", "half of the threads", 0, "half = THREADS / 2", "half = THREADS / 4"),
-    ("optimizer.cu", "a value too many", 0, "i < end; i += THREADS) sum", "i <= end; i += THREADS) sum"),
-    ("optimizer.cu", "parts past the first threads", 0, "i < parts; i += THREADS) sum", "i < parts; i += parts) sum"),
-    ("optimizer.cu", "places past the first threads", 0, "i < parts; i += THREADS) place", "i < parts; i += parts) place"),
-    ("optimizer.cu", "the last value that is not finite", 0, " && place == count; i", "; i"),
+    ("windows.cu", "zeros not before the picture", 0, "w.stride * at + tap - w.before", "w.stride * at + tap"),
+    ("windows.cu", "columns from rows", 0, "source(column, tap % w.side", "source(column, tap / w.side"),
+    ("windows.cu", "pixels from the first row on", 0, "(first + p.row) / columns", "p.row / columns"),
+    ("windows.cu", "one channel for all", 0, "value % p.channels", "0"),
+    ("windows.cu", "pixels outside the picture", 0, "if (from_row < 0 || from_column < 0) return nullptr;", ""),
+    ("norm_rows.cu", "the mean left in", 0, "? v[k] - mean :", "? v[k] :"),
+    ("norm_rows.cu", "the deviation of columns past the width", 0, "i + k < width ? v[k] - mean : 0.0f", "v[k] - mean"),
+    ("norm_rows.cu", "the bias ignored", 0, "if (bias) load_wide", "if (false) load_wide"),
+    ("norm_rows.cu", "rows past the last slice", 0, "min(each, rows - first)", "each"),
+    ("norm_rows.cu", "the last slice left out", 0, "i < slices * channels", "i < (slices - 1) * channels"),
+    ("norm_rows.cu", "channels of the first group", 0, "first = blockIdx.x * channels", "first = 0"),
+    ("norm_rows.cu", "a channel of the next group", 0, "p.column + k == end &&", "p.column + k == end + 1 &&"),
+    ("norm_rows.cu", "moments past the last group", 0, " && k < p.left", ""),
+    ("norm_rows.cu", "a group ends once", 0, "++group, end += channels;", "++group;"),
+    ("norm_rows.cu", "no SiLU", 0, "if (silu)", "if (false)"),
+    ("scores.cu", "the mask ignored", 0, "sums[0] += weight * to_float", "sums[0] += to_float"),
+    ("scores.cu", "a mask of nothing", 0, "sums[1] == 0.0 ? 0.0f : ", ""),
+    ("scores.cu", "a mean of nothing", 0, "scale == 0.0 ? 0.0f : ", ""),
+    ("scores.cu", "not divided by the mean's length", 0, "sums[2] += m * m", "sums[2] += x * x"),
+    ("optimizer.cu", "a value too many", 0, "i < end; i += THREADS) sum[0]", "i <= end; i += THREADS) sum[0]"),
+    ("optimizer.cu", "parts past the first threads", 0, "i < parts; i += THREADS) sum[0]", "i < parts; i += parts) sum[0]"),
+    ("optimizer.cu", "places past the first threads", 0, "i < parts; i += THREADS) place[0]", "i < parts; i += parts) place[0]"),
+    ("optimizer.cu", "the last value that is not finite", 0, " && place[0] == count; i", "; i"),
     ("optimizer.cu", "the largest is not finite", 0, "& 0x7f800000u) == 0x7f800000u", "& 0x7f000000u) == 0x7f000000u"),
     ("optimizer.cu", "no bias correction", 0, "__fdiv_rn(__fsqrt_rn(second), root2)", "__fsqrt_rn(second)"),
     ("optimizer.cu", "no decay", 0, "__fmul_rn(parameters[i], keep)", "parameters[i]"),
@@ -180,11 +196,18 @@ MUTANTS = [
 ]
 
 
+def standin():
+    """The environment of a command on the stand-in, which is built first."""
+    found = subprocess.run([str(ROOT / "scripts" / "standin.sh"), "env", "-0"], stdout=subprocess.PIPE, text=True)
+    if found.returncode != 0:
+        sys.exit(found.returncode)
+    return dict(line.split("=", 1) for line in found.stdout.split("\0") if line)
+
+
 def environment(folder, **more):
-    """Sources from a folder, and compiled kernels that nobody else uses."""
-    found = {**os.environ, "PREFGRAPH_KERNELS": str(folder), "PREFGRAPH_CACHE": str(folder / "cache"), "RUST_BACKTRACE": "0"}
-    found["STANDIN_CACHE"] = str(folder / "standin")
-    return {**found, "STANDIN_THREADS": "1", **more}
+    """Sources from a folder."""
+    found = {"PREFGRAPH_KERNELS": str(folder), "PREFGRAPH_CACHE": str(folder / "cache"), "RUST_BACKTRACE": "0"}
+    return {**os.environ, **found, "STANDIN_THREADS": "1", **more}
 
 
 def test_program():
@@ -195,13 +218,12 @@ def test_program():
 
 
 def run(program, folder, tests, **more):
-    """Whether a test fails, and whether the stand-in finds something. Stops at the first test that fails."""
+    """Whether a test fails, what the stand-in finds, and all that was said. Stops at the first test that fails."""
     with tempfile.TemporaryFile("w+") as out:
-        command = [str(ROOT / "scripts" / "standin.sh"), program, *tests, "--test-threads=1"]
+        command = [program, *tests, "--test-threads=1"]
         process = subprocess.Popen(command, cwd=ROOT / "nn", env=environment(folder, **more), stdout=out, stderr=subprocess.STDOUT)
 
         def text():
-            out.flush()
             return os.pread(out.fileno(), 1 << 24, 0).decode(errors="replace")
 
         end = time.monotonic() + SECONDS
@@ -211,7 +233,11 @@ def run(program, folder, tests, **more):
         if ended is None:
             process.kill()
             process.wait()
-        return ended != 0, "standin: " in text(), text()
+        said = text()
+        if "does not compile" in said or "cannot be used" in said.split("FAILED")[0]:
+            sys.exit(f"this is no mutant:\n{said}")
+        found = re.search(r"standin: (.*?) in \w+ at ", said) or re.search(r"standin: (.*)", said)
+        return ended != 0, found.group(1) if found else "", said
 
 
 def judge(program, mutant):
@@ -224,7 +250,7 @@ def judge(program, mutant):
         parts = text.split(old)
         (folder / file).write_text(old.join(parts[: occurrence + 1]) + new + old.join(parts[occurrence + 1 :]))
         values, _, _ = run(program, folder, TESTS[file])
-        checks, found, _ = run(program, folder, TESTS[file], STANDIN_CHECK="1", STANDIN_SEED="2")
+        checks, found, _ = run(program, folder, TESTS[file], **CHECKED)
         return mutant, values, checks, found
 
 
@@ -242,21 +268,30 @@ def main():
         for file, name, *_ in mutants:
             print(f"{file:22} {name}")
         return
-    program = test_program()
+    # A copy: somebody may build while the mutants run.
+    with tempfile.TemporaryDirectory() as own:
+        program = shutil.copy(test_program(), own)
+        # The stand-in keeps compiled kernels by their text: mutants share those that nobody has changed.
+        os.environ.update({**standin(), "STANDIN_CACHE": f"{own}/kernels"})
+        judge_all(mutants, program, arguments.jobs)
+
+
+def judge_all(mutants, program, jobs):
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         for source in KERNELS.iterdir():
             shutil.copy(source, folder)
-        failed, _, text = run(program, folder, sorted({t for m in mutants for t in TESTS[m[0]]}))
-        if failed:
-            sys.exit(f"the tests fail without a change:\n{text}")
+        for more in {}, CHECKED:
+            failed, _, text = run(program, folder, sorted({t for m in mutants for t in TESTS[m[0]]}), **more)
+            if failed:
+                sys.exit(f"the tests fail without a change {more}:\n{text}")
     print(f"{'file':22} {'what is broken':42} {'values':10} checks", flush=True)
     missed, by_values, by_checks = [], 0, 0
-    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         for mutant, values, checks, found in pool.map(lambda m: judge(program, m), mutants):
-            told = "a finding" if found else "values" if checks else "-"
+            told = found or ("values" if checks else "-")
             print(f"{mutant[0]:22} {mutant[1]:42} {'noticed' if values else '-':10} {told}", flush=True)
-            by_values, by_checks = by_values + values, by_checks + found
+            by_values, by_checks = by_values + values, by_checks + bool(found)
             if not values and not checks:
                 missed.append(mutant)
     print(f"{len(mutants)} mutants: {by_values} noticed by values, {by_checks} by findings, {len(missed)} by neither")

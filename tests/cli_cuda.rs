@@ -48,9 +48,14 @@ struct Small {
 
 impl Small {
     fn new() -> Self {
+        Self::of("diffusion_dpo")
+    }
+
+    /// A shipped recipe without its held-out pairs.
+    fn of(recipe: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let graph = folder.path().join("small.ron");
-        let parent = Path::new(env!("CARGO_MANIFEST_DIR")).join("graphs/diffusion_dpo.ron");
+        let parent = Path::new(env!("CARGO_MANIFEST_DIR")).join("graphs").join(recipe).with_extension("ron");
         let text = format!("Graph(extends: {parent:?}, name: \"small\", remove: [\"held_out*\"])");
         fs::write(&graph, text).unwrap();
         Self { folder, graph }
@@ -86,9 +91,14 @@ impl Small {
 
     /// The losses of all steps.
     fn losses(&self, out: &str) -> Vec<f64> {
+        self.metric(out, "loss")
+    }
+
+    /// A metric of all steps.
+    fn metric(&self, out: &str, name: &str) -> Vec<f64> {
         let text = fs::read_to_string(self.out(out).join("metrics.jsonl")).unwrap();
         let rows = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        rows.filter_map(|row| row["loss"].as_f64()).collect()
+        rows.filter_map(|row| row[name].as_f64()).collect()
     }
 }
 
@@ -180,8 +190,9 @@ fn a_full_or_lost_gpu_ends_the_run_with_a_sentence_and_the_last_checkpoint_can_b
         return;
     }
     let small = Small::new();
-    let (code, said) =
-        small.run(&[("STANDIN_MEMORY", "40000000")], "full", &["--device", "cuda:0", "--steps", "1"]);
+    // The plan knows the GPU's memory, and not what other processes hold of it.
+    let held = [("STANDIN_MEMORY", "8000000000"), ("STANDIN_HELD", "7960000000")];
+    let (code, said) = small.run(&held, "full", &["--device", "cuda:0", "--steps", "1"]);
     assert!(code == 1 && said.contains("cuda:0: it has no room") && said.contains("checkpointing"), "{said}");
     let gpu = ["--device", "cuda:0", "--steps", "3", "--set", "update.schedule=constant"];
     let (code, said) = small.run(&[("STANDIN_LOSE_AFTER", "3000")], "lost", &gpu);
@@ -191,4 +202,149 @@ fn a_full_or_lost_gpu_ends_the_run_with_a_sentence_and_the_last_checkpoint_can_b
     let (code, said) = small.run(&[], "whole", &gpu);
     assert!(code == 0, "{said}");
     assert_eq!(small.adapter("lost"), small.adapter("whole"), "what was lost was done again");
+}
+
+#[test]
+fn whatever_order_the_work_runs_in_a_run_has_the_same_bits() {
+    if !there_is_the_standin() {
+        return;
+    }
+    let small = Small::new();
+    let args = ["--device", "cuda:0", "--steps", "2", "--lanes", "3"];
+    let good = |order: &str, out: &str| {
+        let (code, said) = small.run(&[("STANDIN_ORDER", order)], out, &args);
+        assert!(code == 0, "{order}: {said}");
+    };
+    good("eager", "eager");
+    for order in ["latest", "random:1", "random:2", "random:3"] {
+        good(order, "other");
+        assert!(small.adapter("eager") == small.adapter("other"), "{order}");
+        fs::remove_dir_all(small.out("other")).unwrap();
+    }
+}
+
+#[test]
+fn a_run_in_bf16_begins_as_the_processors_in_bf16() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    let small = Small::new();
+    let bf16 = ["--steps", "3", "--set", "backbone.compute=bf16"];
+    let first = |out: &str, device: &[&str]| {
+        let (code, said) = small.run(&[], out, &[&bf16[..], device].concat());
+        assert!(code == 0, "{said}");
+        assert!(small.losses(out).iter().all(|loss| loss.is_finite()));
+        (small.losses(out)[0], small.metric(out, "grad_norm")[0])
+    };
+    let (cpu, gpu) = (first("cpu", &[]), first("gpu", &["--device", "cuda:0"]));
+    // The first loss is that of equal networks, in any precision; the strength of the loss makes later ones those of roundings.
+    assert_eq!(cpu.0, gpu.0);
+    assert!((cpu.1 - gpu.1).abs() < 1e-2 * cpu.1, "{cpu:?} {gpu:?}");
+}
+
+#[test]
+fn gradients_that_wait_for_more_are_kept_by_a_checkpoint_on_a_gpu() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    let small = Small::new();
+    let gpu = ["--device", "cuda:0", "--set", "update.accumulate=2", "--set", "update.schedule=constant"];
+    let good = |out: &str, more: &[&str]| {
+        let (code, said) = small.run(&[], out, &[&gpu[..], more].concat());
+        assert!(code == 0, "{said}");
+    };
+    good("whole", &["--steps", "4"]);
+    // After three steps one gradient waits for the second of its update.
+    good("parts", &["--steps", "3"]);
+    good("parts", &["--steps", "4", "--resume"]);
+    assert_eq!(small.adapter("whole"), small.adapter("parts"));
+}
+
+#[test]
+fn every_access_of_a_focusdpo_step_is_in_bounds_written_before_it_is_read_and_in_order() {
+    if !there_is_the_standin() {
+        return;
+    }
+    let small = Small::of("focusdpo");
+    let gpu = ["--device", "cuda:0", "--steps", "2", "--lanes", "3"];
+    let bf16 = ["--set", "backbone.compute=bf16", "--set", "backbone.checkpointing=blocks"];
+    for (out, more) in [("f32", &[][..]), ("bf16", &bf16)] {
+        let (code, said) = small.run(&[("STANDIN_CHECK", "1")], out, &[&gpu[..], more].concat());
+        assert!(code == 0 && said.contains("complete: 2 steps"), "{said}");
+    }
+}
+
+#[test]
+fn a_plan_for_a_gpu_that_is_not_here_shows_its_memory_and_no_time() {
+    let small = Small::new();
+    let graph = small.graph.display().to_string();
+    let plan = |more: &[&str]| graph_run(&[], &[&["plan", &graph, "--device", "cuda:71"], more].concat());
+    let (code, said) = plan(&[]);
+    assert!(code == 0 && said.contains("memory of cuda:71: peak"), "{said}");
+    assert!(
+        said.contains("--gpu-memory says it") && said.contains("the speed of cuda:71 is unknown"),
+        "{said}"
+    );
+    let (code, said) = plan(&["--json", "--gpu-memory", "24GB"]);
+    assert!(code == 0, "{said}");
+    let plan_of = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    let json = plan_of(&said);
+    let places = json["places"].as_array().unwrap();
+    assert_eq!([&places[0]["place"], &places[1]["place"]], ["cpu", "cuda:71"]);
+    assert_eq!(places[1]["there"], 24_000_000_000u64);
+    assert!(places[1]["resident"].as_u64() > Some(1_000_000), "{}", places[1]);
+    assert_eq!(
+        places[0]["resident"].as_u64(),
+        Some(0),
+        "the network's weights are on the GPU: {}",
+        places[0]
+    );
+    assert!(json["seconds"].is_null() && json["tasks"][0]["seconds"].is_null());
+    let policy = json["nodes"].as_array().unwrap().iter().find(|n| n["id"] == "policy").unwrap();
+    assert_eq!(policy["place"], "cuda:71");
+
+    let (code, said) = plan(&["--gpu-memory", "600MB"]);
+    assert!(code == 1 && said.contains("of cuda:71's memory") && said.contains("what needs less:"), "{said}");
+    let (code, said) = plan(&["--gpu-memory", "24"]);
+    assert!(code == 2 && said.contains("24GB or 22.5GiB"), "{said}");
+    let (code, said) = graph_run(&[], &["plan", &graph, "--gpu-memory", "24GB"]);
+    assert!(code == 1 && said.contains("add --device cuda:0"), "{said}");
+}
+
+#[test]
+fn a_graph_that_is_too_large_for_its_gpu_is_refused_before_it_is_opened() {
+    if !there_is_the_standin() {
+        return;
+    }
+    let small = Small::new();
+    let (code, said) =
+        small.run(&[("STANDIN_MEMORY", "560000000")], "large", &["--device", "cuda:0", "--steps", "1"]);
+    assert!(code == 1 && said.contains("of cuda:0's memory") && said.contains("what needs less:"), "{said}");
+    assert!(!small.out("large").exists(), "a run that is refused leaves nothing");
+}
+
+#[test]
+fn a_run_needs_what_its_plan_says() {
+    if !there_is_the_standin() {
+        return;
+    }
+    let small = Small::new();
+    let args = ["--device", "cuda:0", "--steps", "2", "--lanes", "1", "--set", "run.ahead=0"];
+    let (code, said) = small.run(&[], "free", &args);
+    assert!(code == 0, "{said}");
+    let line = said.lines().find(|line| line.contains("of cuda:0 ")).expect("the plan's peak").to_owned();
+    let after = line.split("of cuda:0 ").nth(1).unwrap();
+    let peak: f64 = after.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(after.contains("MiB"), "{line}");
+    // What the driver holds on a device is no allocation on the stand-in.
+    let bytes = (peak - 512.0) * 1024.0 * 1024.0;
+    let with = |share: f64, out: &str| {
+        let held = 8_000_000_000 - (share * bytes) as u64;
+        let held = held.to_string();
+        small.run(&[("STANDIN_MEMORY", "8000000000"), ("STANDIN_HELD", &held)], out, &args)
+    };
+    let (code, said) = with(1.05, "enough");
+    assert!(code == 0, "{said}");
+    let (code, said) = with(0.6, "little");
+    assert!(code == 1 && said.contains("it has no room"), "{said}");
 }

@@ -113,12 +113,13 @@ fn trains_as(folder: &Path, golden: &Golden, graph: &str, sets: &[&str], bars: B
         if step == 0 {
             let adapter = out.value(lora).expect("kept");
             modules = adapter.layout.modules.iter().map(|m| m.name.clone()).collect();
-            start = doubles(&adapter.values);
+            start = doubles(&adapter.values.host().unwrap());
             assert_eq!(start, golden.adapter("init", &modules), "the run starts from the case's adapter");
         }
         let gradient = out.cotangent(lora.cotangent()).expect("a gradient");
         if step == 0 {
-            let off = relative(&doubles(&gradient.values), &golden.adapter("grad0", &modules));
+            let off =
+                relative(&doubles(&gradient.values.host().unwrap()), &golden.adapter("grad0", &modules));
             assert!(off <= bars.gradient, "the first gradient is off by {off:e}");
         }
         faint.see(&gradient, number(&out.effects, "lr"));

@@ -8,7 +8,14 @@ use std::{
 };
 
 use common::*;
-use prefgraph::{Graph, Plan, PlanError, Task, plan::Phase};
+use prefgraph::{
+    Graph, Plan, PlanError, PlanOptions, Task,
+    plan::{GpuOptions, Phase, Place, Rates},
+};
+use prefgraph_ops::{
+    Cost, Ctx, OpError, Operator,
+    operator::{InShapes, OutShapes},
+};
 use proptest::prelude::*;
 
 fn plan(g: &Graph, lanes: usize, ahead: usize) -> Plan {
@@ -255,11 +262,10 @@ proptest! {
                 prop_assert!(task.lane < lanes);
                 for &before in &task.after {
                     let within = ahead == 0 || (tasks[before].phase == Phase::Ahead) == (task.phase == Phase::Ahead);
-                    let end = tasks[before].start + tasks[before].seconds;
-                    prop_assert!(!within || end <= task.start, "{} starts before {} ends", id, before);
+                    prop_assert!(!within || tasks[before].end <= task.start, "{} starts before {} ends", id, before);
                 }
                 for other in &tasks[..id] {
-                    let apart = other.start + other.seconds <= task.start || task.start + task.seconds <= other.start;
+                    let apart = other.end <= task.start || task.end <= other.start;
                     prop_assert!(other.lane != task.lane || apart);
                 }
                 if ahead > 0 && lanes > 1 && task.phase == Phase::Ahead {
@@ -271,8 +277,89 @@ proptest! {
     }
 
     #[test]
-    fn more_lanes_are_planned_no_slower(lanes in 2usize..9) {
+    fn lanes_of_one_processor_are_planned_as_fast_as_one(lanes in 2usize..9) {
         let g = everything();
-        prop_assert!(plan(&g, lanes, 0).seconds() <= plan(&g, 1, 0).seconds());
+        let (several, one) = (plan(&g, lanes, 0).seconds(), plan(&g, 1, 0).seconds());
+        prop_assert!((several / one - 1.0).abs() < 1e-9, "{} and {}", several, one);
     }
+}
+
+/// A node that works on the GPU in a run that has one.
+struct OnGpu;
+impl Operator for OnGpu {
+    operator!(OnGpu, "on-gpu", (Matrix,): ["x"] -> (Matrix,): ["y"], false);
+    type Saved = ();
+    fn shapes(&self, (x,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
+        Ok((x,))
+    }
+    fn cost(&self, _: &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
+        Cost { forward_flops: 1e9, resident_bytes: 100_000_000, scratch_bytes: 10_000_000, ..Cost::default() }
+    }
+    fn gpu_cost(&self, _: &InShapes<Self>, _: &OutShapes<Self>) -> Option<Cost> {
+        Some(Cost {
+            forward_flops: 1e9,
+            resident_bytes: 50_000_000,
+            scratch_bytes: 5_000_000,
+            queue_bytes: 1_000_000,
+            host_bytes: 2_000_000,
+            ..Cost::default()
+        })
+    }
+    fn forward(&self, _: &Ctx<'_>, (x,): Self::In) -> Result<((Matrix,), ()), OpError> {
+        Ok(((x,), ()))
+    }
+}
+
+/// Works on the processor for as long as [`OnGpu`] does on a GPU of its speed.
+struct OnProcessor;
+impl Operator for OnProcessor {
+    operator!(OnProcessor, "on-processor", (Matrix,): ["x"] -> (Matrix,): ["y"], false);
+    type Saved = ();
+    fn shapes(&self, (x,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
+        Ok((x,))
+    }
+    fn cost(&self, _: &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
+        Cost { forward_flops: 1e9, ..Cost::default() }
+    }
+    fn forward(&self, _: &Ctx<'_>, (x,): Self::In) -> Result<((Matrix,), ()), OpError> {
+        Ok(((x,), ()))
+    }
+}
+
+#[test]
+fn costs_have_a_place_and_a_gpu_works_beside_the_processor() {
+    let mut g = Graph::new("places");
+    let (x,) = g.add("x", Data(2, 2), ());
+    let (gpu,) = g.add("gpu", OnGpu, (x,));
+    let (cpu,) = g.add("cpu", OnProcessor, (x,));
+    let gpu_options = |rates| GpuOptions { number: 3, rates, driver: 7 };
+    let with = |gpu| Plan::new(&g, &PlanOptions { gpu, ..options(2, 0) }).unwrap();
+    let places = [Place::Cpu, Place::Cuda(3)];
+
+    let processor = with(None);
+    let second = 1e9 / Rates::default().flops;
+    assert!((processor.seconds() / (2.0 * second) - 1.0).abs() < 0.01, "one after the other");
+    assert_eq!(processor.memory_by_place().len(), 1);
+    assert!(processor.memory().peak >= 110_000_000);
+
+    let both = with(Some(gpu_options(Some(Rates::default()))));
+    assert!((both.seconds() / second - 1.0).abs() < 0.01, "one beside the other: {}", both.seconds());
+    assert_eq!([cpu, gpu].map(|wire| both.place(wire.endpoint().node)), places);
+    let memory: BTreeMap<Place, usize> =
+        both.memory_by_place().iter().map(|(place, memory)| (*place, memory.peak)).collect();
+    assert_eq!(memory[&Place::Cuda(3)], 50_000_000 + 5_000_000 + 1_000_000 + 7);
+    assert!(
+        (2_000_000..3_000_000).contains(&memory[&Place::Cpu]),
+        "what is pinned, and the matrices: {memory:?}"
+    );
+    let text = both.explain(&g).to_string();
+    assert!(text.contains("memory of cuda:3: peak") && text.contains("place"), "{text}");
+
+    // Without speeds there is an order and no time.
+    let untimed = with(Some(gpu_options(None)));
+    assert!(!untimed.is_timed() && untimed.order().len() == both.order().len());
+    let text = untimed.explain(&g).to_string();
+    assert!(text.contains("a step: no times, since the speed of cuda:3 is unknown"), "{text}");
+    let measured = untimed.tasks().iter().map(|t| (t.task, 0.5)).collect();
+    assert!(untimed.with_times(&measured).is_timed());
 }

@@ -147,7 +147,7 @@ fn published(folder: &Path) -> (PathBuf, PathBuf) {
         .modules
         .iter()
         .flat_map(|m| [numbers(4 * m.inputs, 0.3), numbers(4 * m.outputs, 0.3)].concat());
-    let adapter = Adapter { values: Arc::new(values.collect()), layout: Arc::new(layout) };
+    let adapter = Adapter { values: values.collect::<Vec<f32>>().into(), layout: Arc::new(layout) };
     let file = folder.join("dit_lora.safetensors");
     adapter.write(&file, AdapterFormat::Uno, &[]).expect("an adapter");
     (pipeline, file)
@@ -237,7 +237,7 @@ fn what_uno_draws_needs_prompts_and_references_only_and_any_recipe_can_draw_with
     let backbone = FluxUno::open(Cpu::new(1).expect("a thread"), &pipeline).expect("a checkpoint");
     let layout =
         AdapterLayout::matching(&backbone.layout().linears, &["attn.to_q"], 3, 6.0).expect("linears").0;
-    let adapter = Adapter { values: Arc::new(numbers(layout.len(), 0.3)), layout: Arc::new(layout) };
+    let adapter = Adapter { values: numbers(layout.len(), 0.3).into(), layout: Arc::new(layout) };
     let file = dir.path().join("mine.safetensors");
     adapter.write(&file, AdapterFormat::Kohya, &[]).expect("an adapter");
     let draw = |recipe: &str, out: &str, more: &[&str]| {

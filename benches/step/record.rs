@@ -57,7 +57,7 @@ pub fn write(
     for step in 0..STEPS {
         let output = runner.step()?;
         if step == 0 {
-            for factor in kept(&output, *lora)?.save().tensors {
+            for factor in kept(&output, *lora)?.save()?.tensors {
                 let name = format!("lora.{}", factor.name);
                 tensors.push(NamedTensor::f32(name, factor.dims, &factor.values));
             }

@@ -29,6 +29,8 @@ pub struct Settings {
     pub threads: usize,
     pub cache: PathBuf,
     pub memory: usize,
+    /// Bytes of it that other processes hold.
+    pub held: usize,
     pub driver: i32,
     pub devices: usize,
     pub lose_after: Option<u64>,
@@ -59,6 +61,7 @@ fn read() -> Settings {
         threads: if check { 1 } else { number("STANDIN_THREADS").unwrap_or(cores).max(1) },
         cache: text("STANDIN_CACHE").map_or_else(|| env::temp_dir().join("standin-kernels"), PathBuf::from),
         memory: number("STANDIN_MEMORY").unwrap_or(DEFAULT_MEMORY),
+        held: number("STANDIN_HELD").unwrap_or(0),
         driver: number("STANDIN_DRIVER").unwrap_or(DEFAULT_DRIVER),
         devices: number("STANDIN_DEVICES").unwrap_or(1),
         lose_after: number("STANDIN_LOSE_AFTER"),

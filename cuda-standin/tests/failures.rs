@@ -28,6 +28,16 @@ fn out_of_memory() {
     eprintln!("ended right");
 }
 
+fn held_by_others() {
+    let gpu = Gpu::device();
+    let (whole, free) = (1 << 20, 1 << 18);
+    assert_eq!(gpu.context.total_mem(), Ok(whole));
+    assert_eq!(gpu.context.mem_get_info(), Ok((free, whole)));
+    assert_eq!(code(gpu.stream().alloc_zeros::<u8>(free + 1)), Some(Code::CUDA_ERROR_OUT_OF_MEMORY));
+    gpu.stream().alloc_zeros::<u8>(free).expect("memory");
+    eprintln!("ended right");
+}
+
 fn lost_device() {
     let gpu = Gpu::device();
     let stream = gpu.stream();
@@ -120,6 +130,7 @@ fn older_device() {
 fn program_of_another_test() {
     common::child(&[
         ("out_of_memory", out_of_memory),
+        ("held_by_others", held_by_others),
         ("lost_device", lost_device),
         ("old_driver", old_driver),
         ("no_device", no_device),
@@ -144,6 +155,10 @@ fn allocations_beyond_the_memory_fail_and_the_figures_agree() {
         "out_of_memory",
         &[("STANDIN_MEMORY", "1048576"), ("STANDIN_ORDER", "latest"), ("STANDIN_CHECK", "1")],
     );
+}
+#[test]
+fn memory_that_other_processes_hold_is_not_given() {
+    right("held_by_others", &[("STANDIN_MEMORY", "1048576"), ("STANDIN_HELD", "786432")]);
 }
 #[test]
 fn a_lost_device_fails_every_call() {

@@ -81,11 +81,11 @@ fn main() {
     let kl = Kl::open(&file).unwrap();
     let pictures = Tensor::new(&cpu, (1, 3, side, side), random.values(3 * side * side, 1.0)).unwrap();
     timed(&format!("KL, encode {side} x {side}"), || {
-        kl.encode(&cpu, &pictures, Posterior::Mean).unwrap().into_values()
+        kl.encode(&cpu, &cpu, &pictures, Posterior::Mean).unwrap().into_values()
     });
     let grid = side / 8;
     let latents = Tensor::new(&cpu, (1, 16, grid, grid), random.values(16 * grid * grid, 1.5)).unwrap();
-    timed(&format!("KL, decode {side} x {side}"), || kl.decode(&cpu, &latents).unwrap().into_values());
+    timed(&format!("KL, decode {side} x {side}"), || kl.decode(&cpu, &cpu, &latents).unwrap().into_values());
     std::fs::remove_file(&file).unwrap();
 
     let ids: Vec<u32> = (0..512).map(|i| if i == 76 { 999 } else { i * 37 % 997 }).collect();
@@ -97,7 +97,7 @@ fn main() {
     let file = dir.path().join("clip_l.safetensors");
     write(&file, config.tensors(), true, &mut random);
     let clip = Clip::open(&file).unwrap();
-    timed("CLIP-L, 77 tokens", || clip.encode(&cpu, 1, &ids[..77]).unwrap().tokens.into_values());
+    timed("CLIP-L, 77 tokens", || clip.encode(&cpu, &cpu, 1, &ids[..77]).unwrap().tokens.into_values());
 
     let config: T5Config = serde_json::from_str(
         r#"{"model_type": "t5", "vocab_size": 1000, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 2,
@@ -109,5 +109,5 @@ fn main() {
     tensors.push(("shared.weight".into(), vec![1000, 4096]));
     write(&file, tensors, true, &mut random);
     let t5 = T5::open(&file).unwrap();
-    timed("T5-XXL, 2 of 24 blocks, 512", || t5.encode(&cpu, 1, &ids).unwrap().into_values());
+    timed("T5-XXL, 2 of 24 blocks, 512", || t5.encode(&cpu, &cpu, 1, &ids).unwrap().into_values());
 }

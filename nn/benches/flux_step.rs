@@ -6,7 +6,7 @@
 use std::{path::Path, sync::Arc, time::Instant};
 
 use prefgraph_nn::{
-    Adapter, Backbone, Cpu, Inputs, Probe, Tensor,
+    Adapter, Backbone, Cpu, DeviceKind, Inputs, Probe, Tensor,
     backbone::Scoring,
     cpu::Precision,
     files::{NamedTensor, write_safetensors},
@@ -172,7 +172,14 @@ fn main() {
     });
     let mut state = OptimizerState::new(layout.len());
     let token_grid = (size.grid, size.grid);
-    let cost = model.cost(n, token_grid, &[(size.reference, size.reference)], size.text, Some(&layout));
+    let cost = model.cost(
+        DeviceKind::Cpu,
+        n,
+        token_grid,
+        &[(size.reference, size.reference)],
+        size.text,
+        Some(&layout),
+    );
 
     // As a graph with focus masks scores the winners.
     let tokens = n * (size.reference / 2) * (size.reference / 2);
@@ -204,7 +211,8 @@ fn main() {
             times[4].push(started.elapsed().as_secs_f64());
         }
     }
-    let frozen = model.cost(n, token_grid, &[(size.reference, size.reference)], size.text, None);
+    let frozen =
+        model.cost(DeviceKind::Cpu, n, token_grid, &[(size.reference, size.reference)], size.text, None);
     let flops = [cost.forward_flops, frozen.forward_flops, cost.backward_flops];
     for (i, (name, list)) in
         ["policy", "reference", "backward", "update", "all"].iter().zip(&mut times).enumerate()

@@ -8,15 +8,20 @@
 //! (operations in a second of one core's time, against the peak of one core) is the steadier figure.
 #![allow(clippy::print_stdout, reason = "a bench prints its table")]
 
+#[path = "../tests/cases/mod.rs"]
+mod cases;
+
 use std::{hint::black_box, time::Instant};
 
 use prefgraph_nn::cpu::{
-    AdamW, Attention, AttentionBackward, AttentionShape, Cpu, Gemm, GemmTn, HeadLayout, Matrix, Memory,
-    NormRotary, Packed, Precision, SubMatrix, TokenRows, Values, adamw, attention, attention_backward,
-    cosine_scores, gated_add, gelu, gelu_backward, gemm, gemm_tn, norm_modulate, norm_modulate_backward,
-    split_heads, split_heads_backward,
+    AdamW, Attention, AttentionBackward, AttentionShape, Cpu, Gemm, GemmTn, Matrix, Memory, NormRotary,
+    Packed, Precision, SubMatrix, Values, adamw, attention, attention_backward, cosine_scores, gated_add,
+    gelu, gelu_backward, gemm, gemm_tn, norm_modulate, norm_modulate_backward, split_heads,
+    split_heads_backward,
 };
 use pulp::{Simd, WithSimd};
+
+use self::cases::{BENCH, Product};
 
 fn values(n: usize, seed: usize) -> Memory {
     let mut values = Memory::zeros(n);
@@ -117,20 +122,7 @@ fn main() {
     };
     let precision = if bf16 { Precision::Bf16 } else { Precision::F32 };
     if "gemm".contains(&filter) {
-        for (m, k, n, r) in [
-            (192, 256, 256, 0),
-            (192, 1024, 256, 0),
-            (192, 1024, 1024, 0),
-            (1152, 256, 1024, 0),
-            (1152, 256, 1024, 16),
-            (2304, 256, 768, 0),
-            (2304, 1024, 256, 0),
-            (2304, 1024, 256, 16),
-            (2304, 256, 16, 0),
-            (2304, 1024, 16, 0),
-            (1536, 1024, 4096, 0),
-            (4608, 3072, 3072, 0),
-        ] {
+        for &Product { m, k, n, r } in BENCH.products {
             let pack = |values: &[f32], k| Packed::from_matrix(&cpu, precision, &Matrix::of(values, k, n));
             let (x, w) = (values(m * k, 1), pack(&values(k * n, 2), k));
             let (h, up) = (values(m * r, 3), pack(&values(r * n, 4), r));
@@ -156,9 +148,7 @@ fn main() {
         }
     }
     if "tn".contains(&filter) {
-        for (m, p, q) in
-            [(2304, 256, 16), (2304, 16, 1024), (2304, 768, 32), (4608, 3072, 64), (2304, 256, 4)]
-        {
+        for &(m, p, q) in BENCH.factor_gradients {
             let (a, b, mut out) = (values(m * p, 1), values(m * q, 2), Memory::zeros(p * q));
             let seconds = times(|| {
                 gemm_tn(
@@ -180,8 +170,8 @@ fn main() {
         }
     }
     if "attention".contains(&filter) {
-        for (batch, heads, tokens, dim) in [(4, 4, 576, 64), (2, 8, 1600, 128), (4, 4, 576, 24)] {
-            let shape = AttentionShape { batch, heads, tokens, keys: tokens, dim };
+        for &shape in BENCH.attention {
+            let AttentionShape { batch, heads, tokens, dim, .. } = shape;
             let all = batch * heads * tokens * dim;
             let [q, k, v, d_out] = [1, 2, 3, 4].map(|seed| values(all, seed));
             let (mut out, mut lse) = (Memory::zeros(all), Memory::zeros(batch * heads * tokens));
@@ -235,7 +225,7 @@ fn main() {
 
 /// Passes that wait for memory, in bytes read and written.
 fn passes(cpu: &Cpu) {
-    let rows = TokenRows { batch: 4, tokens: 576, width: 256 };
+    let rows = BENCH.rows[0];
     let (count, d, len) = (rows.batch * rows.tokens, rows.width, rows.len());
     let report = |name: &str, slices: usize, (best, _): (f64, Option<f64>)| {
         let rate = (4 * slices * len) as f64 / best / 1e9;
@@ -251,8 +241,8 @@ fn passes(cpu: &Cpu) {
         norm_modulate_backward(cpu, rows, &x, &mean, &rstd, scale, 2 * d, &dy, &mut y, true, None);
     });
     report("  backward", 4, time);
-    let layout = HeadLayout { batch: 4, heads: 4, dim: 64, stream_tokens: 576, tokens: 576, offset: 0 };
-    let (weight, angles) = (values(64, 4), values(576 * 32, 5));
+    let layout = BENCH.heads[0];
+    let (weight, angles) = (values(layout.dim, 4), values(layout.tokens * layout.dim / 2, 5));
     let norm_rotary = Some(NormRotary { weight: &weight, cos: &angles, sin: &angles });
     report("heads, norm and rotary", 2, times(|| split_heads(cpu, layout, (&x, d), norm_rotary, &mut y)));
     let time = times(|| split_heads_backward(cpu, layout, &dy, (&x, d), norm_rotary, (&mut y, d)));

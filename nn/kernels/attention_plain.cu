@@ -39,10 +39,10 @@ DEVICE float dot(const Shared& s, const float* row) {
   for (int i = 0; i < s.dim; ++i) sum = fmaf(row[i], mine[i], sum);
   return sum;
 }
-// acc += the sum over the tile's rows of weight times row; the lane has the columns lane, lane + 32, ...
+// acc += the sum over the tile's rows of weight times row; the lane has the columns lane, lane + 32, ... A tile is loaded between
+// two of these, so that everyone has left the weights of the last one.
 DEVICE void add_weighted(const Shared& s, float weight, float (&acc)[LANE_VALUES]) {
   const int lane = threadIdx.x % 32;
-  __syncwarp();
   s.weights[lane] = weight;
   __syncwarp();
 #pragma unroll

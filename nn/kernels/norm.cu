@@ -101,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(256) norm_modulate_sums(const activ
                                                                      const activation* dy, float* d_shift, float* d_scale, int tokens,
                                                                      int width, int stride) {
   float sums[2];
-  if (!column_sums(tokens, width, sums, ModulationTerm{x, dy, mean, reciprocal, width})) return;
+  if (!column_sums(blockIdx.y * tokens, tokens, width, sums, ModulationTerm{x, dy, mean, reciprocal, width})) return;
   const long long i = at(blockIdx.y, stride, blockIdx.x * COLUMNS + threadIdx.x % COLUMNS);
   d_shift[i] = sums[0];
   d_scale[i] = sums[1];
@@ -119,6 +119,6 @@ struct GateTerm {
 extern "C" __global__ void __launch_bounds__(256) gate_sums(const activation* dx, const activation* y, float* d_gate, int tokens,
                                                             int width, int stride) {
   float sums[1];
-  if (!column_sums(tokens, width, sums, GateTerm{dx, y, width})) return;
+  if (!column_sums(blockIdx.y * tokens, tokens, width, sums, GateTerm{dx, y, width})) return;
   d_gate[at(blockIdx.y, stride, blockIdx.x * COLUMNS + threadIdx.x % COLUMNS)] = sums[0];
 }

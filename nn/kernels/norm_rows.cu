@@ -1,80 +1,106 @@
 // Norms with weights of their own: of rows (layer norm, RMS norm), and of groups of a picture's channels.
 //
 //   M rows   D width   G groups of D / G neighbouring channels
-#include "values.cuh"
+#include "sums.cuh"
+
+constexpr int THREADS = 256;
 
 // y = norm(x) weight + bias, one block a row. `centred`: a layer norm; without, an RMS norm. No bias is a null pointer.
-extern "C" __global__ void __launch_bounds__(256) norm_rows(const activation* x, const float* weight, const float* bias, activation* y,
-                                                            int width, int centred, float eps) {
+extern "C" __global__ void __launch_bounds__(THREADS) norm_rows(const activation* x, const float* weight, const float* bias,
+                                                                activation* y, int width, int centred, float eps, int wide) {
+  constexpr int STEP = THREADS * WIDE;
   float* scratch = shared_memory<float>();
   const activation* xr = x + at(blockIdx.x, width, 0);
   activation* yr = y + at(blockIdx.x, width, 0);
+  float v[WIDE], mean = 0.0f;
   float2 sums = {0.0f, 0.0f};
-  float mean = 0.0f;
   if (centred) {
-    for (int i = threadIdx.x; i < width; i += blockDim.x) sums.x += to_float(xr[i]);
+    for (int i = threadIdx.x * WIDE; i < width; i += STEP) {
+      load_wide(xr + i, v, width - i, wide);
+#pragma unroll
+      for (int k = 0; k < WIDE; ++k) sums.x += v[k];
+    }
     mean = block_sum2(sums, scratch).x / width;
   }
   sums = {0.0f, 0.0f};
-  for (int i = threadIdx.x; i < width; i += blockDim.x) {
-    const float d = to_float(xr[i]) - mean;
-    sums.x = fmaf(d, d, sums.x);
-  }
-  const float reciprocal = 1.0f / sqrtf(block_sum2(sums, scratch).x / width + eps);
-  for (int i = threadIdx.x; i < width; i += blockDim.x)
-    yr[i] = from_float<activation>(fmaf((to_float(xr[i]) - mean) * reciprocal, weight[i], bias ? bias[i] : 0.0f));
-}
-
-// Sums of a group's values and of their squares over one slice of the rows, in f64: a picture has millions of them.
-// partial [G, slices, 2]; a block has one group (x) and one slice (y).
-extern "C" __global__ void __launch_bounds__(256) group_sums(const activation* x, double* partial, int rows, int width, int groups) {
-  double* sums = shared_memory<double>();  // [2][256]
-  const int channels = width / groups, slices = gridDim.y;
-  const int each = (rows + slices - 1) / slices, first = blockIdx.y * each, end = min(first + each, rows);
-  double a = 0.0, b = 0.0;
-  for (int i = threadIdx.x; i < (end - first) * channels; i += blockDim.x) {
-    const double v = to_float(x[at(first + i / channels, width, static_cast<int>(blockIdx.x) * channels + i % channels)]);
-    a += v;
-    b += v * v;
-  }
-  sums[threadIdx.x] = a;
-  sums[256 + threadIdx.x] = b;
-  for (int half = 128; half > 0; half /= 2) {
-    __syncthreads();
-    if (static_cast<int>(threadIdx.x) < half) {
-      sums[threadIdx.x] += sums[threadIdx.x + half];
-      sums[256 + threadIdx.x] += sums[256 + threadIdx.x + half];
+  for (int i = threadIdx.x * WIDE; i < width; i += STEP) {
+    load_wide(xr + i, v, width - i, wide);
+#pragma unroll
+    for (int k = 0; k < WIDE; ++k) {
+      const float d = i + k < width ? v[k] - mean : 0.0f;
+      sums.x = fmaf(d, d, sums.x);
     }
   }
-  if (threadIdx.x != 0) return;
-  double* to = partial + 2 * (blockIdx.x * slices + blockIdx.y);
-  to[0] = sums[0];
-  to[1] = sums[256];
+  const float reciprocal = 1.0f / sqrtf(block_sum2(sums, scratch).x / width + eps);
+  for (int i = threadIdx.x * WIDE; i < width; i += STEP) {
+    float w[WIDE], b[WIDE] = {};
+    load_wide(xr + i, v, width - i, wide);
+    load_wide(weight + i, w, width - i, wide);
+    if (bias) load_wide(bias + i, b, width - i, wide);
+#pragma unroll
+    for (int k = 0; k < WIDE; ++k) v[k] = fmaf((v[k] - mean) * reciprocal, w[k], b[k]);
+    store_wide(yr + i, v, width - i, wide);
+  }
 }
 
-// Mean and 1 / deviation of each group, moments [G, 2]: a thread a group, slices in their order.
-extern "C" __global__ void __launch_bounds__(32) group_moments(const double* partial, float* moments, int groups, int slices,
-                                                               double count, double eps) {
-  const int group = blockIdx.x * blockDim.x + threadIdx.x;
-  if (group >= groups) return;
-  double a = 0.0, b = 0.0;
-  for (int s = 0; s < slices; ++s) {
-    a += partial[2 * (group * slices + s)];
-    b += partial[2 * (group * slices + s) + 1];
+// A channel's values and their squares, in f64: a picture has millions of them.
+struct ChannelTerm {
+  const activation* x;
+  int width;
+  __device__ __forceinline__ void operator()(int row, int column, double (&sums)[2]) const {
+    const double v = to_float(x[at(row, width, column)]);
+    sums[0] += v;
+    sums[1] += v * v;
   }
-  const double mean = a / count, variance = b / count - mean * mean;
-  moments[2 * group] = static_cast<float>(mean);
-  moments[2 * group + 1] = static_cast<float>(1.0 / sqrt((variance > 0.0 ? variance : 0.0) + eps));
+};
+// Their sums over one slice of the rows: partial [slices, D, 2]; a block has 32 channels (x) of one slice (y).
+extern "C" __global__ void __launch_bounds__(THREADS) channel_sums(const activation* x, double* partial, int rows, int width) {
+  const int each = (rows + gridDim.y - 1) / gridDim.y, first = blockIdx.y * each;
+  double sums[2];
+  if (!column_sums(first, min(each, rows - first), width, sums, ChannelTerm{x, width})) return;
+  double* to = partial + 2 * at(blockIdx.y, width, blockIdx.x * COLUMNS + threadIdx.x % COLUMNS);
+  to[0] = sums[0];
+  to[1] = sums[1];
+}
+
+// Mean and 1 / deviation of each group, moments [G, 2]: a block a group.
+extern "C" __global__ void __launch_bounds__(THREADS) group_moments(const double* partial, float* moments, int width, int slices,
+                                                                    double count, double eps) {
+  const int channels = width / gridDim.x, first = blockIdx.x * channels;
+  double sums[2] = {0.0, 0.0};
+  for (int i = threadIdx.x; i < slices * channels; i += THREADS) {
+    const double* from = partial + 2 * at(i / channels, width, first + i % channels);
+    sums[0] += from[0];
+    sums[1] += from[1];
+  }
+  if (!join_block<THREADS>(sums, Sum<double>())) return;
+  const double mean = sums[0] / count, variance = sums[1] / count - mean * mean;
+  moments[2 * blockIdx.x] = static_cast<float>(mean);
+  moments[2 * blockIdx.x + 1] = static_cast<float>(1.0 / sqrt((variance > 0.0 ? variance : 0.0) + eps));
 }
 
 // y = (x - mean) / deviation * weight + bias, then SiLU where it is wanted.
-extern "C" __global__ void __launch_bounds__(256) group_norm(const activation* x, const float* moments, const float* weight,
-                                                             const float* bias, activation* y, int rows, int width, int groups,
-                                                             int silu) {
-  const Place p = place_in_rows<1>(rows, width);
+extern "C" __global__ void __launch_bounds__(THREADS) group_norm(const activation* x, const float* moments, const float* weight,
+                                                                 const float* bias, activation* y, int rows, int width, int groups,
+                                                                 int silu, int wide) {
+  const Place p = place_in_rows<WIDE>(rows, width, wide);
   if (!p.there) return;
-  const int group = p.column / (width / groups);
-  const float n = (to_float(x[at(p.row, width, p.column)]) - moments[2 * group]) * moments[2 * group + 1];
-  const float v = fmaf(n, weight[p.column], bias[p.column]);
-  y[at(p.row, width, p.column)] = from_float<activation>(silu ? v / (1.0f + expf(-v)) : v);
+  const long long start = at(p.row, width, p.column);
+  const int channels = width / groups;
+  int group = p.column / channels, end = (group + 1) * channels;
+  float mean = moments[2 * group], reciprocal = moments[2 * group + 1];
+  float v[WIDE], w[WIDE], b[WIDE];
+  load_wide(x + start, v, p.left, p.wide);
+  load_wide(weight + p.column, w, p.left, p.wide);
+  load_wide(bias + p.column, b, p.left, p.wide);
+#pragma unroll
+  for (int k = 0; k < WIDE; ++k) {
+    if (p.column + k == end && k < p.left) {
+      ++group, end += channels;
+      mean = moments[2 * group], reciprocal = moments[2 * group + 1];
+    }
+    v[k] = fmaf((v[k] - mean) * reciprocal, w[k], b[k]);
+    if (silu) v[k] = v[k] / (1.0f + expf(-v[k]));
+  }
+  store_wide(y + start, v, p.left, p.wide);
 }

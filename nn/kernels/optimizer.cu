@@ -3,22 +3,10 @@
 //   N values   P parts of 4096 values
 //
 // A sum and a search are two launches: a block for each part, then one block for what the parts gave. The order depends on N alone.
-#include "values.cuh"
+#include "sums.cuh"
 
 constexpr int PART = 4096, THREADS = 256;
 
-// The block's threads' values made one, in thread 0. `scratch [256]`.
-template <class T, class Join> DEVICE T join_block(T value, T* scratch, const Join& join) {
-  scratch[threadIdx.x] = value;
-  for (int half = THREADS / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.x < half) scratch[threadIdx.x] = join(scratch[threadIdx.x], scratch[threadIdx.x + half]);
-  }
-  return scratch[threadIdx.x];
-}
-struct Sum {
-  __device__ __forceinline__ double operator()(double a, double b) const { return a + b; }
-};
 struct Smaller {
   __device__ __forceinline__ int operator()(int a, int b) const { return a < b ? a : b; }
 };
@@ -27,32 +15,28 @@ struct Smaller {
 extern "C" __global__ void __launch_bounds__(THREADS) squares_of_parts(const float* x, double* sums, int count) {
   const int end = min(count - static_cast<int>(blockIdx.x) * PART, PART);
   x += at(blockIdx.x, PART, 0);
-  double sum = 0.0;
-  for (int i = threadIdx.x; i < end; i += THREADS) sum += static_cast<double>(x[i]) * x[i];
-  sum = join_block(sum, shared_memory<double>(), Sum());
-  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+  double sum[1] = {0.0};
+  for (int i = threadIdx.x; i < end; i += THREADS) sum[0] += static_cast<double>(x[i]) * x[i];
+  if (join_block<THREADS>(sum, Sum<double>())) sums[blockIdx.x] = sum[0];
 }
 extern "C" __global__ void __launch_bounds__(THREADS) sum_of_parts(const double* sums, double* total, int parts) {
-  double sum = 0.0;
-  for (int i = threadIdx.x; i < parts; i += THREADS) sum += sums[i];
-  sum = join_block(sum, shared_memory<double>(), Sum());
-  if (threadIdx.x == 0) *total = sum;
+  double sum[1] = {0.0};
+  for (int i = threadIdx.x; i < parts; i += THREADS) sum[0] += sums[i];
+  if (join_block<THREADS>(sum, Sum<double>())) *total = sum[0];
 }
 
 // `places [P]`: of the first value that is not finite, or `count`.
 extern "C" __global__ void __launch_bounds__(THREADS) not_finite_of_parts(const float* x, int* places, int count) {
   const int first = blockIdx.x * PART, end = min(count - first, PART);
-  int place = count;
-  for (int i = threadIdx.x; i < end && place == count; i += THREADS)
-    if ((__float_as_uint(x[first + i]) & 0x7f800000u) == 0x7f800000u) place = first + i;
-  place = join_block(place, shared_memory<int>(), Smaller());
-  if (threadIdx.x == 0) places[blockIdx.x] = place;
+  int place[1] = {count};
+  for (int i = threadIdx.x; i < end && place[0] == count; i += THREADS)
+    if ((__float_as_uint(x[first + i]) & 0x7f800000u) == 0x7f800000u) place[0] = first + i;
+  if (join_block<THREADS>(place, Smaller())) places[blockIdx.x] = place[0];
 }
 extern "C" __global__ void __launch_bounds__(THREADS) first_of_parts(const int* places, int* first, int parts, int count) {
-  int place = count;
-  for (int i = threadIdx.x; i < parts; i += THREADS) place = min(place, places[i]);
-  place = join_block(place, shared_memory<int>(), Smaller());
-  if (threadIdx.x == 0) *first = place;
+  int place[1] = {count};
+  for (int i = threadIdx.x; i < parts; i += THREADS) place[0] = min(place[0], places[i]);
+  if (join_block<THREADS>(place, Smaller())) *first = place[0];
 }
 
 // One step of AdamW. The factors are the host's, and each rounding is that of the processor.

@@ -7,43 +7,64 @@
 extern "C" __global__ void __launch_bounds__(256) copy_tokens(const activation* from, activation* to, int batch, int tokens, int width,
                                                               int from_stride, int from_tokens, int to_stride, int to_tokens,
                                                               int wide) {
-  const Place p = place_in_rows<WIDE>(batch * tokens, width);
+  const Place p = place_in_rows<WIDE>(batch * tokens, width, wide);
   if (!p.there) return;
   const int sample = p.row / tokens, token = p.row % tokens;
   float v[WIDE];
-  load_wide(from + at(sample * from_tokens + token, from_stride, p.column), v, p.left, wide);
-  store_wide(to + at(sample * to_tokens + token, to_stride, p.column), v, p.left, wide);
+  load_wide(from + at(sample * from_tokens + token, from_stride, p.column), v, p.left, p.wide);
+  store_wide(to + at(sample * to_tokens + token, to_stride, p.column), v, p.left, p.wide);
 }
 
 // Between the precision of activations and f32.
+template <class From, class To>
+DEVICE void convert(const From* from, To* to, int rows, int width, int from_stride, int to_stride, int wide) {
+  const Place p = place_in_rows<WIDE>(rows, width, wide);
+  if (!p.there) return;
+  float v[WIDE];
+  load_wide(from + at(p.row, from_stride, p.column), v, p.left, p.wide);
+  store_wide(to + at(p.row, to_stride, p.column), v, p.left, p.wide);
+}
 extern "C" __global__ void __launch_bounds__(256) to_activation(const float* from, activation* to, int rows, int width, int from_stride,
-                                                                int to_stride) {
-  const Place p = place_in_rows<1>(rows, width);
-  if (p.there) to[at(p.row, to_stride, p.column)] = from_float<activation>(from[at(p.row, from_stride, p.column)]);
+                                                                int to_stride, int wide) {
+  convert(from, to, rows, width, from_stride, to_stride, wide);
 }
 extern "C" __global__ void __launch_bounds__(256) to_exact(const activation* from, float* to, int rows, int width, int from_stride,
-                                                           int to_stride) {
-  const Place p = place_in_rows<1>(rows, width);
-  if (p.there) to[at(p.row, to_stride, p.column)] = to_float(from[at(p.row, from_stride, p.column)]);
+                                                           int to_stride, int wide) {
+  convert(from, to, rows, width, from_stride, to_stride, wide);
 }
 
+// to = a from
+template <int N, class From, class To> DEVICE void multiple(float a, const From* from, To* to, int count, int wide) {
+  const Place p = place_in_rows<N>(1, count, wide);
+  if (!p.there) return;
+  float v[N];
+  load_wide(from + p.column, v, p.left, p.wide);
+#pragma unroll
+  for (int i = 0; i < N; ++i) v[i] *= a;
+  store_wide(to + p.column, v, p.left, p.wide);
+}
+extern "C" __global__ void __launch_bounds__(256) scale(float a, activation* x, int count, int wide) {
+  multiple<WIDE>(a, x, x, count, wide);
+}
+extern "C" __global__ void __launch_bounds__(256) scale_exact(float a, float* x, int count, int wide) {
+  multiple<Wide<float>::count>(a, x, x, count, wide);
+}
 // A part of an adapter as a factor of products: scaled, in the precision of activations.
-extern "C" __global__ void __launch_bounds__(256) scaled_factor(const float* from, activation* to, float scale, int count) {
-  const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < count) to[i] = from_float<activation>(scale * from[i]);
+extern "C" __global__ void __launch_bounds__(256) scaled_factor(float a, const float* from, activation* to, int count, int wide) {
+  multiple<WIDE>(a, from, to, count, wide);
 }
 
 // y += a x
-template <class T> DEVICE void add_scaled_values(float a, const T* x, T* y, int count, bool wide) {
+template <class T> DEVICE void add_scaled_values(float a, const T* x, T* y, int count, int wide) {
   constexpr int N = Wide<T>::count;
-  const Place p = place_in_rows<N>(1, count);
+  const Place p = place_in_rows<N>(1, count, wide);
   if (!p.there) return;
   float u[N], v[N];
-  load_wide(x + p.column, u, p.left, wide && p.left >= N);
-  load_wide(y + p.column, v, p.left, wide && p.left >= N);
+  load_wide(x + p.column, u, p.left, p.wide);
+  load_wide(y + p.column, v, p.left, p.wide);
 #pragma unroll
   for (int i = 0; i < N; ++i) v[i] = fmaf(a, u[i], v[i]);
-  store_wide(y + p.column, v, p.left, wide && p.left >= N);
+  store_wide(y + p.column, v, p.left, p.wide);
 }
 extern "C" __global__ void __launch_bounds__(256) add_scaled(float a, const activation* x, activation* y, int count, int wide) {
   add_scaled_values(a, x, y, count, wide);
@@ -51,14 +72,6 @@ extern "C" __global__ void __launch_bounds__(256) add_scaled(float a, const acti
 extern "C" __global__ void __launch_bounds__(256) add_scaled_exact(float a, const float* x, float* y, int count, int wide) {
   add_scaled_values(a, x, y, count, wide);
 }
-
-// x *= a
-template <class T> DEVICE void scale_values(float a, T* x, int count) {
-  const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < count) x[i] = from_float<T>(a * to_float(x[i]));
-}
-extern "C" __global__ void __launch_bounds__(256) scale(float a, activation* x, int count) { scale_values(a, x, count); }
-extern "C" __global__ void __launch_bounds__(256) scale_exact(float a, float* x, int count) { scale_values(a, x, count); }
 
 // The tanh form of GELU, and its slope.
 DEVICE float gelu_argument(float x) { return 0.7978845608028654f * (x + 0.044715f * x * x * x); }
@@ -84,63 +97,63 @@ DEVICE float function_of(int function, float x) {
 // y = f(x)
 extern "C" __global__ void __launch_bounds__(256) activate(const activation* x, activation* y, int function, int rows, int width,
                                                            int x_stride, int y_stride, int wide) {
-  const Place p = place_in_rows<WIDE>(rows, width);
+  const Place p = place_in_rows<WIDE>(rows, width, wide);
   if (!p.there) return;
   float v[WIDE];
-  load_wide(x + at(p.row, x_stride, p.column), v, p.left, wide);
+  load_wide(x + at(p.row, x_stride, p.column), v, p.left, p.wide);
 #pragma unroll
   for (int i = 0; i < WIDE; ++i) v[i] = function_of(function, v[i]);
-  store_wide(y + at(p.row, y_stride, p.column), v, p.left, wide);
+  store_wide(y + at(p.row, y_stride, p.column), v, p.left, p.wide);
 }
 
 // y *= x
 extern "C" __global__ void __launch_bounds__(256) multiply(const activation* x, activation* y, int rows, int width, int x_stride,
                                                            int y_stride, int wide) {
-  const Place p = place_in_rows<WIDE>(rows, width);
+  const Place p = place_in_rows<WIDE>(rows, width, wide);
   if (!p.there) return;
   float v[WIDE], w[WIDE];
-  load_wide(x + at(p.row, x_stride, p.column), v, p.left, wide);
-  load_wide(y + at(p.row, y_stride, p.column), w, p.left, wide);
+  load_wide(x + at(p.row, x_stride, p.column), v, p.left, p.wide);
+  load_wide(y + at(p.row, y_stride, p.column), w, p.left, p.wide);
 #pragma unroll
   for (int i = 0; i < WIDE; ++i) w[i] *= v[i];
-  store_wide(y + at(p.row, y_stride, p.column), w, p.left, wide);
+  store_wide(y + at(p.row, y_stride, p.column), w, p.left, p.wide);
 }
 
 extern "C" __global__ void __launch_bounds__(256) gelu_backward(const activation* x, const activation* dy, activation* dx, int rows,
                                                                 int width, int x_stride, int dy_stride, int dx_stride, int wide) {
-  const Place p = place_in_rows<WIDE>(rows, width);
+  const Place p = place_in_rows<WIDE>(rows, width, wide);
   if (!p.there) return;
   float v[WIDE], g[WIDE];
-  load_wide(x + at(p.row, x_stride, p.column), v, p.left, wide);
-  load_wide(dy + at(p.row, dy_stride, p.column), g, p.left, wide);
+  load_wide(x + at(p.row, x_stride, p.column), v, p.left, p.wide);
+  load_wide(dy + at(p.row, dy_stride, p.column), g, p.left, p.wide);
 #pragma unroll
   for (int i = 0; i < WIDE; ++i) g[i] *= gelu_slope(v[i]);
-  store_wide(dx + at(p.row, dx_stride, p.column), g, p.left, wide);
+  store_wide(dx + at(p.row, dx_stride, p.column), g, p.left, p.wide);
 }
 
 // x[b, t] += gate[b] y[b, t]
 extern "C" __global__ void __launch_bounds__(256) gated_add(activation* x, const activation* gate, const activation* y, int batch,
                                                             int tokens, int width, int gate_stride, int wide) {
-  const Place p = place_in_rows<WIDE>(batch * tokens, width);
+  const Place p = place_in_rows<WIDE>(batch * tokens, width, wide);
   if (!p.there) return;
   float v[WIDE], g[WIDE], w[WIDE];
-  load_wide(x + at(p.row, width, p.column), v, p.left, wide);
-  load_wide(gate + at(p.row / tokens, gate_stride, p.column), g, p.left, wide);
-  load_wide(y + at(p.row, width, p.column), w, p.left, wide);
+  load_wide(x + at(p.row, width, p.column), v, p.left, p.wide);
+  load_wide(gate + at(p.row / tokens, gate_stride, p.column), g, p.left, p.wide);
+  load_wide(y + at(p.row, width, p.column), w, p.left, p.wide);
 #pragma unroll
   for (int i = 0; i < WIDE; ++i) v[i] = fmaf(g[i], w[i], v[i]);
-  store_wide(x + at(p.row, width, p.column), v, p.left, wide);
+  store_wide(x + at(p.row, width, p.column), v, p.left, p.wide);
 }
 
 // dy[b, t] = gate[b] dx[b, t]
 extern "C" __global__ void __launch_bounds__(256) gated_add_backward(const activation* dx, const activation* gate, activation* dy,
                                                                      int batch, int tokens, int width, int gate_stride, int wide) {
-  const Place p = place_in_rows<WIDE>(batch * tokens, width);
+  const Place p = place_in_rows<WIDE>(batch * tokens, width, wide);
   if (!p.there) return;
   float v[WIDE], g[WIDE];
-  load_wide(dx + at(p.row, width, p.column), v, p.left, wide);
-  load_wide(gate + at(p.row / tokens, gate_stride, p.column), g, p.left, wide);
+  load_wide(dx + at(p.row, width, p.column), v, p.left, p.wide);
+  load_wide(gate + at(p.row / tokens, gate_stride, p.column), g, p.left, p.wide);
 #pragma unroll
   for (int i = 0; i < WIDE; ++i) v[i] *= g[i];
-  store_wide(dy + at(p.row, width, p.column), v, p.left, wide);
+  store_wide(dy + at(p.row, width, p.column), v, p.left, p.wide);
 }

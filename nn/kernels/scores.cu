@@ -1,50 +1,41 @@
 // The cosine between a weighted mean of rows and each of other rows, summed in f64.
 //
 //   T tokens   D width
-#include "values.cuh"
+#include "sums.cuh"
 
-constexpr int COLUMNS = 32, SLICES = 8;
+// What a row adds to the weighted sum of a column, and its weight.
+struct MaskedTerm {
+  const activation* rows;
+  const float* mask;
+  int stride;
+  __device__ __forceinline__ void operator()(int row, int column, double (&sums)[2]) const {
+    const double weight = mask[row];
+    sums[0] += weight * to_float(rows[at(row, stride, column)]);
+    sums[1] += weight;
+  }
+};
 
-// The mean of `rows [T, D]` weighted by `mask [T]`; zero where the mask is. A block has 32 columns and eight slices of the rows.
+// The mean of `rows [T, D]` weighted by `mask [T]`; zero where the mask is.
 extern "C" __global__ void __launch_bounds__(256) masked_mean(const activation* rows, const float* mask, float* mean, int tokens,
                                                               int width, int stride) {
-  double* part = shared_memory<double>();
-  const int lane = threadIdx.x % COLUMNS, slice = threadIdx.x / COLUMNS, column = blockIdx.x * COLUMNS + lane;
-  double sum = 0.0, weight = 0.0;
-  for (int t = slice; t < tokens; t += SLICES) {
-    const double m = mask[t];
-    weight += m;
-    if (column < width) sum += m * to_float(rows[at(t, stride, column)]);
-  }
-  part[slice * COLUMNS + lane] = sum;
-  part[(SLICES + slice) * COLUMNS + lane] = weight;
-  __syncthreads();
-  if (slice != 0 || column >= width) return;
-  for (int s = 1; s < SLICES; ++s) {
-    sum += part[s * COLUMNS + lane];
-    weight += part[(SLICES + s) * COLUMNS + lane];
-  }
-  mean[column] = weight == 0.0 ? 0.0f : static_cast<float>(sum / weight);
+  double sums[2];
+  if (!column_sums(0, tokens, width, sums, MaskedTerm{rows, mask, stride})) return;
+  mean[blockIdx.x * COLUMNS + threadIdx.x % COLUMNS] = sums[1] == 0.0 ? 0.0f : static_cast<float>(sums[0] / sums[1]);
 }
 
+constexpr int THREADS = 128;
+
 // Cosine of each row of `targets [count, D]` with `mean [D]`; zero where either is zero. One block a row.
-extern "C" __global__ void __launch_bounds__(128) cosines(const activation* targets, const float* mean, float* out, int width,
-                                                          int stride) {
-  double* part = shared_memory<double>();
+extern "C" __global__ void __launch_bounds__(THREADS) cosines(const activation* targets, const float* mean, float* out, int width,
+                                                              int stride) {
   double sums[3] = {0.0, 0.0, 0.0};
-  for (int i = threadIdx.x; i < width; i += blockDim.x) {
+  for (int i = threadIdx.x; i < width; i += THREADS) {
     const double x = to_float(targets[at(blockIdx.x, stride, i)]), m = mean[i];
     sums[0] += x * m;
     sums[1] += x * x;
     sums[2] += m * m;
   }
-  for (int n = 0; n < 3; ++n) part[n * 128 + threadIdx.x] = sums[n];
-  for (int half = 64; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.x < half)
-      for (int n = 0; n < 3; ++n) part[n * 128 + threadIdx.x] += part[n * 128 + threadIdx.x + half];
-  }
-  if (threadIdx.x != 0) return;
-  const double scale = sqrt(part[128] * part[256]);
-  out[blockIdx.x] = scale == 0.0 ? 0.0f : static_cast<float>(part[0] / scale);
+  if (!join_block<THREADS>(sums, Sum<double>())) return;
+  const double scale = sqrt(sums[1] * sums[2]);
+  out[blockIdx.x] = scale == 0.0 ? 0.0f : static_cast<float>(sums[0] / scale);
 }

@@ -1,21 +1,42 @@
-// Sums over the tokens of each sample: a block has 32 columns of one sample and eight slices of its tokens. The order of the
-// additions is fixed, so that every run gives the same bits.
+// Sums whose order is fixed, so that every run gives the same bits: of what the threads of a block have, and over rows.
 #pragma once
 #include "values.cuh"
 
+template <class T> struct Sum {
+  __device__ __forceinline__ T operator()(T a, T b) const { return a + b; }
+};
+
+// Each of N values joined over the block, as a tree. True in the first thread, which has the results.
+// Shared memory: N values for each thread.
+template <int THREADS, class T, int N, class Join> DEVICE bool join_block(T (&values)[N], const Join& join) {
+  T* part = shared_memory<T>() + threadIdx.x;
+#pragma unroll
+  for (int n = 0; n < N; ++n) part[n * THREADS] = values[n];
+  for (int half = THREADS / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < half) {
+#pragma unroll
+      for (int n = 0; n < N; ++n) part[n * THREADS] = join(part[n * THREADS], part[n * THREADS + half]);
+    }
+  }
+  if (threadIdx.x != 0) return false;
+#pragma unroll
+  for (int n = 0; n < N; ++n) values[n] = part[n * THREADS];
+  return true;
+}
+
 constexpr int COLUMNS = 32, SLICES = 8;
 
-// Shared memory in floats for `N` sums.
-template <int N> DEVICE constexpr int column_sums_shared() { return N * COLUMNS * SLICES; }
-
-// `term(row, column, sums)` adds what a row gives; the totals come back in the threads of the first slice.
-template <int N, class Term> DEVICE bool column_sums(int tokens, int width, float (&sums)[N], const Term& term) {
-  float* part = shared_memory<float>();
+// N sums over `count` rows for each column: a block has 32 columns, and eight slices of the rows. `term(row, column, sums)` adds what a
+// row gives. True in the threads of the first slice whose column is there: they have the sums.
+// Shared memory: N values for each thread.
+template <class T, int N, class Term> DEVICE bool column_sums(int first, int count, int width, T (&sums)[N], const Term& term) {
+  T* part = shared_memory<T>();
   const int lane = threadIdx.x % COLUMNS, slice = threadIdx.x / COLUMNS, column = blockIdx.x * COLUMNS + lane;
 #pragma unroll
-  for (int n = 0; n < N; ++n) sums[n] = 0.0f;
+  for (int n = 0; n < N; ++n) sums[n] = 0;
   if (column < width)
-    for (int t = slice; t < tokens; t += SLICES) term(static_cast<int>(blockIdx.y) * tokens + t, column, sums);
+    for (int row = first + slice; row < first + count; row += SLICES) term(row, column, sums);
 #pragma unroll
   for (int n = 0; n < N; ++n) part[(n * SLICES + slice) * COLUMNS + lane] = sums[n];
   __syncthreads();

@@ -22,14 +22,17 @@ template <class T> struct Wide { static constexpr int count = 16 / sizeof(T); };
 constexpr int WIDE = Wide<activation>::count;
 
 // `left` of the values from `p` on, at most a thread's; others are zero. `wide`: p is a multiple of 16 bytes, and all are there.
-DEVICE void load_wide(const float* p, float (&v)[4], int left, bool wide) {
+template <int N> DEVICE void load_wide(const float* p, float (&v)[N], int left, bool wide) {
   if (wide) {
-    const float4 x = *reinterpret_cast<const float4*>(p);
-    v[0] = x.x, v[1] = x.y, v[2] = x.z, v[3] = x.w;
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+      const float4 x = *reinterpret_cast<const float4*>(p + i);
+      v[i] = x.x, v[i + 1] = x.y, v[i + 2] = x.z, v[i + 3] = x.w;
+    }
     return;
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i) v[i] = i < left ? p[i] : 0.0f;
+  for (int i = 0; i < N; ++i) v[i] = i < left ? p[i] : 0.0f;
 }
 DEVICE void load_wide(const bf16* p, float (&v)[8], int left, bool wide) {
   if (wide) {
@@ -45,13 +48,14 @@ DEVICE void load_wide(const bf16* p, float (&v)[8], int left, bool wide) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) v[i] = i < left ? to_float(p[i]) : 0.0f;
 }
-DEVICE void store_wide(float* p, const float (&v)[4], int left, bool wide) {
+template <int N> DEVICE void store_wide(float* p, const float (&v)[N], int left, bool wide) {
   if (wide) {
-    *reinterpret_cast<float4*>(p) = float4{v[0], v[1], v[2], v[3]};
+#pragma unroll
+    for (int i = 0; i < N; i += 4) *reinterpret_cast<float4*>(p + i) = float4{v[i], v[i + 1], v[i + 2], v[i + 3]};
     return;
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < N; ++i)
     if (i < left) p[i] = v[i];
 }
 DEVICE void store_wide(bf16* p, const float (&v)[8], int left, bool wide) {
@@ -65,16 +69,17 @@ DEVICE void store_wide(bf16* p, const float (&v)[8], int left, bool wide) {
     if (i < left) p[i] = to_bf16(v[i]);
 }
 
-// Where a thread works in rows of `width` values: one row, and the first of WIDE columns.
+// Where a thread works in rows of `width` values: one row, and the first of Count columns. `wide`: rows begin at multiples of 16 bytes,
+// so that whole chunks can be read and written at once; the last one of a row may be shorter.
 struct Place {
   int row, column, left;
-  bool there;
+  bool there, wide;
 };
-template <int Count> DEVICE Place place_in_rows(int rows, int width) {
+template <int Count> DEVICE Place place_in_rows(int rows, int width, int wide) {
   const int chunks = (width + Count - 1) / Count;
   const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   const long long row = i / chunks;
-  const int column = static_cast<int>(i - row * chunks) * Count;
-  return Place{static_cast<int>(row), column, width - column, row < rows};
+  const int column = static_cast<int>(i - row * chunks) * Count, left = width - column;
+  return Place{static_cast<int>(row), column, left, row < rows, wide && left >= Count};
 }
 DEVICE long long at(int row, int stride, int column) { return static_cast<long long>(row) * stride + column; }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 pub use crate::{
-    cost::PassCost,
+    cost::{DeviceKind, PassCost},
     linears::{LinearLayout, Linears},
 };
 
@@ -149,6 +149,12 @@ pub trait Backbone: Send + Sync {
     /// If a file is gone, torn or holds a value that is not finite.
     fn load(&self) -> Result<()>;
 
+    /// The adapter where the network runs, so that passes need not bring it there one by one.
+    ///
+    /// # Errors
+    /// If a device fails or has no room.
+    fn place(&self, adapter: Adapter) -> Result<Adapter>;
+
     /// The prediction, with nothing kept.
     ///
     /// # Errors
@@ -179,14 +185,15 @@ pub trait Backbone: Send + Sync {
     /// As [`predict`](Self::predict).
     fn features(&self, inputs: &Inputs) -> Result<Tensor<(usize, usize, usize)>>;
 
-    /// Bytes that packed weights hold once passes with such an adapter, or without one, have run forward, and with one
-    /// backward too. Mapped files are not counted: the system gives their memory to others when it is needed.
-    fn resident_bytes(&self, adapter: Option<&crate::lora::AdapterLayout>) -> usize;
+    /// Bytes that weights hold on a device of this kind once passes with such an adapter, or without one, have run forward, and
+    /// with one backward too. Mapped files are not counted: the system gives their memory to others when it is needed.
+    fn resident_bytes(&self, on: DeviceKind, adapter: Option<&crate::lora::AdapterLayout>) -> usize;
 
-    /// The cost of a pass over `batch` samples of `grid` latent cells with references of these grids and `text`
-    /// tokens, with an adapter of this many modules at this rank.
+    /// The cost, on a device of this kind, of a pass over `batch` samples of `grid` latent cells with references of these grids
+    /// and `text` tokens, with an adapter of this many modules at this rank.
     fn cost(
         &self,
+        on: DeviceKind,
         batch: usize,
         grid: (usize, usize),
         references: &[(usize, usize)],

@@ -36,7 +36,7 @@ fn open(folder: &Path) -> (FluxUno, Adapter) {
     let model = FluxUno::open(Cpu::new(THREADS).unwrap(), folder).unwrap();
     let layout = Arc::new(AdapterLayout::matching(&model.layout().linears, &["*"], 4, 4.0).unwrap().0);
     let values = Arc::new(numbers(layout.len(), 5, 0.05));
-    (model, Adapter { layout, values })
+    (model, Adapter { layout, values: values.into() })
 }
 
 /// The bits of a prediction and of a gradient.
@@ -45,7 +45,7 @@ fn pass(model: &FluxUno, adapter: &Adapter) -> (Vec<u32>, Vec<u32>) {
     let (prediction, saved) = model.predict_saving(&inputs, adapter, &Probe::NOTHING).unwrap();
     let gradient = model.backward(saved, adapter, &inputs.x_t).unwrap();
     let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect();
-    (bits(prediction.latents.values()), bits(&gradient.values))
+    (bits(prediction.latents.values()), bits(&gradient.values.host().unwrap()))
 }
 
 /// Runs `work` in a thread of its own and gives it up when it takes too long.
@@ -103,7 +103,9 @@ fn backwards_that_start_together_end_with_the_bits_of_one_alone() {
                 });
                 for found in backwards {
                     let gradient = found.join().unwrap();
-                    assert!(gradient.values.iter().map(|v| v.to_bits()).eq(alone.iter().copied()));
+                    assert!(
+                        gradient.values.host().unwrap().iter().map(|v| v.to_bits()).eq(alone.iter().copied())
+                    );
                 }
             });
         }

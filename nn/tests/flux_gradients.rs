@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use case::{Case, cases, relative};
 use prefgraph_nn::{
-    Adapter, Backbone, Inputs, Probe, Tensor, backbone::Latents, lora::AdapterLayout, models::FluxUno,
+    Adapter, Backbone, DeviceKind, Inputs, Probe, Tensor, backbone::Latents, lora::AdapterLayout,
+    models::FluxUno,
 };
 
 /// Numbers without pattern, in +-1.
@@ -36,7 +37,7 @@ fn everywhere(model: &FluxUno) -> Arc<AdapterLayout> {
 
 fn gradient(model: &FluxUno, inputs: &Inputs, adapter: &Adapter, cotangent: &Latents) -> Vec<f32> {
     let (_, saved) = model.predict_saving(inputs, adapter, &Probe::NOTHING).unwrap();
-    model.backward(saved, adapter, cotangent).unwrap().values.to_vec()
+    model.backward(saved, adapter, cotangent).unwrap().values.host().unwrap().to_vec()
 }
 
 #[test]
@@ -45,7 +46,7 @@ fn the_derivative_by_the_factors_of_every_linear_is_that_of_finite_differences()
         let (model, inputs, cotangent) = setting(&case);
         let layout = everywhere(&model);
         let values: Vec<f32> = numbers(layout.len(), 2).iter().map(|v| 0.2 * v).collect();
-        let adapter = |values: Vec<f32>| Adapter { layout: Arc::clone(&layout), values: Arc::new(values) };
+        let adapter = |values: Vec<f32>| Adapter { layout: Arc::clone(&layout), values: values.into() };
         let gradient = gradient(&model, &inputs, &adapter(values.clone()), &cotangent);
         let value = |values: Vec<f32>| -> f64 {
             let prediction = model.predict(&inputs, Some(&adapter(values)), &Probe::NOTHING).unwrap().latents;
@@ -89,8 +90,8 @@ fn an_adapter_on_one_linear_has_the_derivative_that_it_has_among_all() {
             let values: Vec<f32> = numbers(alone.len(), 3).iter().map(|v| 0.2 * v).collect();
             let mut among = vec![0.0; all.len()];
             among[a.start..b.end].copy_from_slice(&values);
-            let alone = Adapter { layout: Arc::new(alone), values: Arc::new(values) };
-            let among = Adapter { layout: Arc::clone(&all), values: Arc::new(among) };
+            let alone = Adapter { layout: Arc::new(alone), values: values.into() };
+            let among = Adapter { layout: Arc::clone(&all), values: among.into() };
             let found = gradient(&model, &inputs, &alone, &cotangent);
             let expected = gradient(&model, &inputs, &among, &cotangent);
             let error = relative(&found, &expected[a.start..b.end]);
@@ -104,8 +105,7 @@ fn a_backward_with_another_adapter_or_shape_than_the_pass_is_refused() {
     let case = &cases()[0];
     let (model, inputs, cotangent) = setting(case);
     let layout = everywhere(&model);
-    let adapter =
-        |value| Adapter { layout: Arc::clone(&layout), values: Arc::new(vec![value; layout.len()]) };
+    let adapter = |value| Adapter { layout: Arc::clone(&layout), values: vec![value; layout.len()].into() };
     let (_, saved) = model.predict_saving(&inputs, &adapter(0.1), &Probe::NOTHING).unwrap();
     let error = model.backward(saved, &adapter(0.2), &cotangent).unwrap_err().to_string();
     assert!(error.contains("another adapter"), "{error}");
@@ -124,9 +124,9 @@ fn the_declared_memory_is_what_a_pass_holds() {
         for patterns in [&["*"][..], &["attn.to_q", "proj_out"], &["single_transformer_blocks.1.proj_mlp"]] {
             let linears = &model.layout().linears;
             let layout = Arc::new(AdapterLayout::matching(linears, patterns, 3, 4.5).unwrap().0);
-            let cost = model.cost(n, (h, w), &grids, text, Some(&layout));
+            let cost = model.cost(DeviceKind::Cpu, n, (h, w), &grids, text, Some(&layout));
             let values = Arc::new(vec![0.1; layout.len()]);
-            let adapter = Adapter { layout, values };
+            let adapter = Adapter { layout, values: values.into() };
             let (_, saved) = model.predict_saving(&inputs, &adapter, &Probe::NOTHING).unwrap();
             let (kept, _) = model.working_memory();
             let near = |found: usize, declared: usize| (found as f64 / declared as f64 - 1.0).abs();
@@ -142,7 +142,7 @@ fn the_declared_memory_is_what_a_pass_holds() {
         // The last and largest: a fresh model, so that no other pass is counted.
         let model = case.model(2);
         model.predict(&inputs, None, &Probe::NOTHING).unwrap();
-        let cost = model.cost(n, (h, w), &grids, text, None);
+        let cost = model.cost(DeviceKind::Cpu, n, (h, w), &grids, text, None);
         let (_, most) = model.working_memory();
         let ratio = most as f64 / cost.scratch_bytes as f64;
         assert!((0.7..1.1).contains(&ratio), "{}: held {most}, declared {}", case.name, cost.scratch_bytes);

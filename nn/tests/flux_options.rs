@@ -9,7 +9,7 @@ use std::{path::Path, sync::Arc};
 
 use case::{Case, cases, relative};
 use prefgraph_nn::{
-    Adapter, Backbone, Cpu, Inputs, Probe,
+    Adapter, Backbone, Cpu, DeviceKind, Inputs, Probe,
     backbone::Latents,
     cpu::{Isa, Precision},
     files::{Dtype, NamedTensor, TensorFiles, write_safetensors},
@@ -40,15 +40,18 @@ fn inputs(case: &Case) -> (Inputs, Latents) {
 
 fn adapter(model: &FluxUno, patterns: &[&str], size: f32) -> Adapter {
     let layout = Arc::new(AdapterLayout::matching(&model.layout().linears, patterns, 3, 4.5).unwrap().0);
-    let values = numbers(layout.len(), 2).into_iter().map(|v| size * v).collect();
-    Adapter { layout, values: Arc::new(values) }
+    let values = numbers(layout.len(), 2).into_iter().map(|v| size * v).collect::<Vec<_>>();
+    Adapter { layout, values: values.into() }
 }
 
 /// Prediction and gradient.
 fn pass(model: &FluxUno, case: &Case, adapter: &Adapter) -> (Vec<f32>, Vec<f32>) {
     let (inputs, cotangent) = inputs(case);
     let (prediction, saved) = model.predict_saving(&inputs, adapter, &Probe::NOTHING).unwrap();
-    (prediction.latents.into_values(), model.backward(saved, adapter, &cotangent).unwrap().values.to_vec())
+    (
+        prediction.latents.into_values(),
+        model.backward(saved, adapter, &cotangent).unwrap().values.host().unwrap().to_vec(),
+    )
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -73,7 +76,8 @@ fn blocks_that_run_again_give_the_same_bits_and_keep_their_inputs_only() {
             let (inputs, _) = inputs(&case);
             let (n, _, h, w) = inputs.x_t.shape();
             let grids: Vec<_> = inputs.references.iter().map(|r| (r.shape().2, r.shape().3)).collect();
-            let cost = again.cost(n, (h, w), &grids, inputs.text.shape().1, Some(&adapter.layout));
+            let cost =
+                again.cost(DeviceKind::Cpu, n, (h, w), &grids, inputs.text.shape().1, Some(&adapter.layout));
             let (_, saved) = again.predict_saving(&inputs, &adapter, &Probe::NOTHING).unwrap();
             let ratio = again.working_memory().0 as f64 / cost.saved_bytes as f64;
             assert!(
@@ -98,8 +102,11 @@ fn weights_that_are_streamed_from_the_file_give_the_bits_of_resident_ones() {
             let (expected, found) = (pass(&resident, &case, &adapter), pass(&streamed, &case, &adapter));
             assert_eq!(bits(&expected.0), bits(&found.0), "{} {precision:?}: prediction", case.name);
             assert_eq!(bits(&expected.1), bits(&found.1), "{} {precision:?}: gradient", case.name);
-            assert_eq!(streamed.resident_bytes(Some(&adapter.layout)), 0);
-            assert!(resident.resident_bytes(Some(&adapter.layout)) > resident.resident_bytes(None));
+            assert_eq!(streamed.resident_bytes(DeviceKind::Cpu, Some(&adapter.layout)), 0);
+            assert!(
+                resident.resident_bytes(DeviceKind::Cpu, Some(&adapter.layout))
+                    > resident.resident_bytes(DeviceKind::Cpu, None)
+            );
         }
     }
 }
@@ -120,7 +127,7 @@ fn products_in_bf16_stay_near_those_in_f32_and_an_adapter_whose_b_is_zero_change
         assert!((1e-5..4e-2).contains(&gradient), "{}: gradient off by {gradient:e}", case.name);
 
         let mut zero = trained.clone();
-        let values = Arc::make_mut(&mut zero.values);
+        let values = zero.values.host_mut().unwrap();
         zero.layout.ranges().into_iter().for_each(|(_, b)| values[b].fill(0.0));
         let (inputs, _) = inputs(&case);
         let with = rounded.predict(&inputs, Some(&zero), &Probe::NOTHING).unwrap().latents;
@@ -163,7 +170,7 @@ fn a_frozen_adapter_is_part_of_the_reference_as_a_branch_or_merged() {
 
             // What is trained on top: off, it leaves the frozen one on; on, its gradient is that beside merged weights.
             let mut zero = adapter(&model, &["*"], 0.2);
-            let values = Arc::make_mut(&mut zero.values);
+            let values = zero.values.host_mut().unwrap();
             zero.layout.ranges().into_iter().for_each(|(_, b)| values[b].fill(0.0));
             let off = model.predict(&inputs, Some(&zero), &Probe::NOTHING).unwrap().latents;
             assert_eq!(bits(off.values()), bits(found.values()), "{} {how:?}", case.name);

@@ -17,6 +17,7 @@ pub struct Identity {
     settings: Vec<(String, Value)>,
     files: Vec<(String, PathBuf)>,
     shape_only: Vec<&'static str>,
+    on_device: bool,
 }
 
 impl Identity {
@@ -66,6 +67,18 @@ impl Identity {
     pub fn shape_only(mut self, input: &'static str) -> Self {
         self.shape_only.push(input);
         self
+    }
+
+    /// The bits depend on the device that computes them, too.
+    #[must_use]
+    pub fn on_device(mut self) -> Self {
+        self.on_device = true;
+        self
+    }
+
+    /// Do the bits depend on the device?
+    pub fn is_on_device(&self) -> bool {
+        self.on_device
     }
 
     /// Settings that change results, by name.

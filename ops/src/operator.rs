@@ -74,6 +74,11 @@ pub struct Cost {
     pub backward_scratch_bytes: usize,
     /// Bytes held from the first run on, e.g. weights.
     pub resident_bytes: usize,
+    /// Bytes held while a forward runs and until the backward has, by what all such nodes lend each other in turn: a queue of a
+    /// GPU with its workspace. As many are kept as were ever used at once.
+    pub queue_bytes: usize,
+    /// Bytes held for as long in the host's memory, by a node that works on a GPU.
+    pub host_bytes: usize,
     /// What a value that the node reads holds once the node has run.
     pub shared: Option<Shared>,
 }
@@ -155,6 +160,13 @@ pub trait Operator: Send + Sync + Sized + 'static {
     fn cost(&self, inputs: &InShapes<Self>, outputs: &OutShapes<Self>) -> Cost {
         let _ = (inputs, outputs);
         Cost::default()
+    }
+
+    /// What the node costs in a run whose networks are on a GPU, if it works there: times, and bytes of the GPU's memory. `None`,
+    /// the default, for a node that works on the processor in every run.
+    fn gpu_cost(&self, inputs: &InShapes<Self>, outputs: &OutShapes<Self>) -> Option<Cost> {
+        let _ = (inputs, outputs);
+        None
     }
 
     /// Lines for people, shown by `plan` and at the start of a run, e.g. what a pattern matched.
@@ -265,6 +277,11 @@ pub trait DynOperator: Send + Sync {
     fn shapes(&self, inputs: &[Vec<ErasedShape>], variant: usize) -> Result<Vec<ErasedShape>, OpError>;
     /// See [`Operator::cost`].
     fn cost(&self, inputs: &[Vec<ErasedShape>], outputs: &[ErasedShape]) -> Cost;
+    /// See [`Operator::gpu_cost`].
+    fn gpu_cost(&self, inputs: &[Vec<ErasedShape>], outputs: &[ErasedShape]) -> Option<Cost> {
+        let _ = (inputs, outputs);
+        None
+    }
     /// See [`Operator::notes`].
     fn notes(&self, inputs: &[Vec<ErasedShape>]) -> Vec<String>;
     /// See [`Operator::exports`].
@@ -350,6 +367,9 @@ impl<O: Operator> DynOperator for O {
     }
     fn cost(&self, inputs: &[Vec<ErasedShape>], outputs: &[ErasedShape]) -> Cost {
         Operator::cost(self, &O::In::unerase_shapes(inputs), &O::Out::unerase_shapes(outputs))
+    }
+    fn gpu_cost(&self, inputs: &[Vec<ErasedShape>], outputs: &[ErasedShape]) -> Option<Cost> {
+        Operator::gpu_cost(self, &O::In::unerase_shapes(inputs), &O::Out::unerase_shapes(outputs))
     }
     fn notes(&self, inputs: &[Vec<ErasedShape>]) -> Vec<String> {
         Operator::notes(self, &O::In::unerase_shapes(inputs))

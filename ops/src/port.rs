@@ -67,7 +67,10 @@ pub trait Cotangent: Clone + Send + Sync + 'static {
     /// Bytes held.
     fn bytes(&self) -> usize;
     /// Its components, in the order in which [`Carried::save`] lists those of the value.
-    fn components(&self) -> Vec<f32>;
+    ///
+    /// # Errors
+    /// If it lives on a device that fails.
+    fn components(&self) -> Result<Vec<f32>, OpError>;
 }
 
 /// Cotangent of a discrete port. It has no values, so that no gradient crosses such an edge is a theorem.
@@ -81,7 +84,7 @@ impl Cotangent for NoGrad {
     fn bytes(&self) -> usize {
         match *self {}
     }
-    fn components(&self) -> Vec<f32> {
+    fn components(&self) -> Result<Vec<f32>, OpError> {
         match *self {}
     }
 }
@@ -134,7 +137,10 @@ pub fn grad_value(cotangent: Option<Value>) -> Value {
 /// A port whose values can outlive a step.
 pub trait Carried: Port {
     /// As named tensors and counters.
-    fn save(&self) -> NamedState;
+    ///
+    /// # Errors
+    /// If the value lives on a device that fails.
+    fn save(&self) -> Result<NamedState, OpError>;
     /// The value of this shape that [`save`](Self::save) gave.
     ///
     /// # Errors
@@ -146,7 +152,7 @@ pub trait Carried: Port {
 #[derive(Clone, Copy)]
 pub struct Carry {
     /// See [`Carried::save`].
-    pub save: fn(&Value) -> NamedState,
+    pub save: fn(&Value) -> Result<NamedState, OpError>,
     /// See [`Carried::restore`].
     pub restore: fn(&ErasedShape, &NamedState) -> Result<Value, OpError>,
 }
@@ -193,7 +199,7 @@ pub struct PortType {
     /// Bytes of a cotangent.
     pub grad_bytes: fn(&Value) -> usize,
     /// See [`Cotangent::components`].
-    pub grad_components: fn(&Value) -> Vec<f32>,
+    pub grad_components: fn(&Value) -> Result<Vec<f32>, OpError>,
 }
 
 impl PortType {

@@ -85,7 +85,7 @@ impl<R: Role, P: Port> Port for As<R, P> {
 }
 
 impl<R: Role, P: Carried> Carried for As<R, P> {
-    fn save(&self) -> NamedState {
+    fn save(&self) -> Result<NamedState, OpError> {
         self.1.save()
     }
     fn restore(shape: &P::Shape, state: &NamedState) -> Result<Self, OpError> {

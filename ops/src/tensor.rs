@@ -35,8 +35,8 @@ impl<S: Axes> Cotangent for T<S> {
     fn bytes(&self) -> usize {
         HasShape::shape(self).num_elements() * size_of::<f32>()
     }
-    fn components(&self) -> Vec<f32> {
-        self.as_vec()
+    fn components(&self) -> Result<Vec<f32>, OpError> {
+        Ok(self.as_vec())
     }
 }
 
@@ -59,10 +59,10 @@ impl<S: Axes> Port for T<S> {
 }
 
 impl<S: Axes> Carried for T<S> {
-    fn save(&self) -> NamedState {
+    fn save(&self) -> Result<NamedState, OpError> {
         let values = Arc::new(self.as_vec());
         let dims = HasShape::shape(self).concrete().into();
-        NamedState { tensors: vec![NamedTensor { name: VALUE.into(), dims, values }], counters: vec![] }
+        Ok(NamedState { tensors: vec![NamedTensor { name: VALUE.into(), dims, values }], counters: vec![] })
     }
     fn restore(shape: &S, state: &NamedState) -> Result<Self, OpError> {
         let found = state.tensor(VALUE)?;

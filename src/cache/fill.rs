@@ -12,7 +12,7 @@ use super::{
 use crate::{
     fingerprint::FileStamp,
     graph::{Endpoint, Graph, NodeId},
-    plan::Plan,
+    plan::{Place, Plan},
 };
 
 /// How far a filling is.
@@ -194,8 +194,13 @@ impl Cache {
             };
             let cost = member.map_or_else(|| *plan.cost(node), |m| ask(&m.cached).unwrap_or_default());
             let values = outputs.iter().map(prefgraph_ops::ErasedShape::bytes);
-            held = nn::size::sum(values.chain([held, cost.resident_bytes]));
-            scratch = scratch.max(cost.scratch_bytes.saturating_add(cost.saved_bytes));
+            let working = cost.scratch_bytes.saturating_add(cost.saved_bytes);
+            let (weights, working) = match plan.place(node) {
+                Place::Cpu => (cost.resident_bytes, working),
+                Place::Cuda(_) => (0, cost.host_bytes),
+            };
+            held = nn::size::sum(values.chain([held, weights]));
+            scratch = scratch.max(working);
         }
         nn::size::sum([held, scratch])
     }

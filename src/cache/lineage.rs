@@ -31,11 +31,11 @@ pub(super) fn read_wires<'a>(
     read.flat_map(|(input, (_, wires))| wires.iter().map(move |wire| (input, *wire)))
 }
 
-/// The lineage of a node that is to be cached.
+/// The lineage of a node that is to be cached, of a run with this GPU.
 ///
 /// # Errors
 /// If it cannot be; the error names the node, and the ancestor that is at fault.
-pub(super) fn lineage(graph: &Graph, node: NodeId) -> Result<Lineage, CacheError> {
+pub(super) fn lineage(graph: &Graph, node: NodeId, gpu: Option<&str>) -> Result<Lineage, CacheError> {
     let id = &graph[node].id;
     let identity = own(graph, node)?;
     let identities = ancestors(graph, node, identity.clone())?;
@@ -64,7 +64,7 @@ pub(super) fn lineage(graph: &Graph, node: NodeId) -> Result<Lineage, CacheError
         let mut hash = blake3::Hasher::new_derive_key("prefgraph 2026 lineage of a cached node");
         if let Some(identity) = identity {
             let (name, op) = (&graph[ancestor].id, graph[ancestor].op.name());
-            let found = Recipe::new(name, op, &with_shapes(graph, ancestor, source, identity.clone()))?;
+            let found = Recipe::new(name, op, &with_shapes(graph, ancestor, source, identity.clone()), gpu)?;
             hash.update(found.hash().as_bytes());
             for (input, wire) in read_wires(graph, ancestor, Some(identity)) {
                 hash.update(format!("{input} {}", graph[wire.node].outputs[wire.port].name).as_bytes());

@@ -93,12 +93,18 @@ impl SampleSource {
 
 impl Cache {
     /// Put a cache in `folder` before these nodes of a graph. Nothing is written; entries are made by
-    /// [`fill`](Self::fill), or, where a graph runs without one, as they are missed.
+    /// [`fill`](Self::fill), or, where a graph runs without one, as they are missed. Networks run on the GPU of this name, or on
+    /// the processor: an entry of one is none of the other, since their last bits differ.
     ///
     /// # Errors
     /// If a node is unknown, random, reached by a cell, or not cacheable, or if the weights that it reads cannot be
     /// identified; the graph is then unchanged.
-    pub fn attach(graph: &mut Graph, folder: &Path, nodes: &[String]) -> Result<Self, CacheError> {
+    pub fn attach(
+        graph: &mut Graph,
+        folder: &Path,
+        nodes: &[String],
+        gpu: Option<&str>,
+    ) -> Result<Self, CacheError> {
         let store = Arc::new(Store::new(folder));
         let mut found: Vec<(String, Lineage)> = Vec::new();
         for id in nodes {
@@ -107,7 +113,7 @@ impl Cache {
             if found.iter().any(|(other, _)| other == id) {
                 return Err(CacheError::of(id, "it is named twice"));
             }
-            found.push((id.clone(), lineage::lineage(graph, node).map_err(|e| choices(graph, e))?));
+            found.push((id.clone(), lineage::lineage(graph, node, gpu).map_err(|e| choices(graph, e))?));
         }
         let mut cache =
             Self { index: Index::read(&store.index()), store, members: Vec::new(), sources: Vec::new() };
@@ -164,7 +170,7 @@ impl std::fmt::Debug for Cache {
 fn choices(graph: &Graph, error: CacheError) -> CacheError {
     let good: Vec<String> = graph
         .nodes()
-        .filter(|(node, _)| lineage::lineage(graph, *node).is_ok())
+        .filter(|(node, _)| lineage::lineage(graph, *node, None).is_ok())
         .map(|(_, node)| format!("`{}`", node.id))
         .collect();
     match &good[..] {

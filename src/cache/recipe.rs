@@ -26,15 +26,25 @@ pub struct Recipe {
     pub nodes: BTreeSet<String>,
 }
 
+/// Stands among the settings; an operator's own have no spaces.
+const DEVICE: &str = "run on";
+
 /// That of recipes that do not state it.
 fn first_arithmetic() -> u32 {
     1
 }
 
 impl Recipe {
-    /// That of a node with this operator.
-    pub(super) fn new(node: &str, operator: &str, identity: &Identity) -> Result<Self, CacheError> {
+    /// That of a node with this operator, whose networks run on this GPU, or on the processor.
+    pub(super) fn new(
+        node: &str,
+        operator: &str,
+        identity: &Identity,
+        gpu: Option<&str>,
+    ) -> Result<Self, CacheError> {
         let settings = identity.settings().iter().map(|(name, value)| (name.clone(), value.to_string()));
+        // Nothing on the processor: its entries have no other names than before there were GPUs.
+        let gpu = gpu.filter(|_| identity.is_on_device()).map(|gpu| (DEVICE.to_owned(), gpu.to_owned()));
         let mut weights = BTreeMap::new();
         for (name, path) in identity.files() {
             let found = fingerprint(path, Sampling::CACHED_WEIGHTS)
@@ -45,7 +55,7 @@ impl Recipe {
             format: FORMAT,
             arithmetic: prefgraph_nn::ARITHMETIC,
             operator: operator.into(),
-            settings: settings.collect(),
+            settings: settings.chain(gpu).collect(),
             weights,
             nodes: BTreeSet::from([node.to_owned()]),
         })

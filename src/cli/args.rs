@@ -27,16 +27,7 @@ pub(super) struct Args {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Show shapes, lanes, costs and memory of a graph, and refuse what will not fit
-    Plan {
-        #[command(flatten)]
-        graph: Graph,
-        /// Print the plan as JSON
-        #[arg(long)]
-        json: bool,
-        /// Measure the speed of this machine again (about a second), also by a debug build
-        #[arg(long)]
-        calibrate: bool,
-    },
+    Plan(Plan),
     /// Print the plan as a picture: Graphviz text, or SVG or PNG if Graphviz is installed
     Dot {
         #[command(flatten)]
@@ -63,6 +54,21 @@ pub(super) enum Command {
     /// Look after a cache of what encoders compute
     #[command(subcommand)]
     Cache(Cache),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Plan {
+    #[command(flatten)]
+    pub graph: Graph,
+    /// Print the plan as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Measure the speed of this machine and of its GPU again (some seconds), also by a debug build
+    #[arg(long)]
+    pub calibrate: bool,
+    /// How much memory the GPU has, as in 24GB or 22.5GiB, whatever GPU is here, if any [default: what the driver says]
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    pub gpu_memory: Option<u64>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -341,7 +347,23 @@ pub(super) fn meant(typed: &[String]) -> Option<String> {
     }
 }
 
-/// The only device of this build, or why another is none.
+/// An amount of memory: GB and the like are powers of 1000, GiB and the like of 1024.
+fn memory_size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 6] = [
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+    ];
+    let found = UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes)));
+    let size = found.and_then(|(number, bytes)| Some(number.trim().parse::<f64>().ok()? * bytes as f64));
+    let good = size.filter(|size| *size >= 1.0 && *size < u64::MAX as f64);
+    good.map(|size| size as u64)
+        .ok_or_else(|| "an amount with a unit is expected, as in 24GB or 22.5GiB".into())
+}
+
 /// A device by its name; `auto` is the first GPU where there is one, and says why not where there is none.
 fn device_name(text: &str) -> Result<String, String> {
     match text {
@@ -367,5 +389,19 @@ impl Graph {
         sets.extend(self.threads.map(|n| format!("run.threads={n}")));
         sets.extend(self.device.as_ref().map(|device| format!("run.device=\"{device}\"")));
         sets
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_of_memory_have_units_of_1000_or_1024() {
+        assert_eq!(memory_size("24GB"), Ok(24_000_000_000));
+        assert_eq!(memory_size("1.5 GiB"), Ok(3 << 29));
+        for wrong in ["24", "GB", "-1GB", "0GB", "NaNGB", "infGB", "1e300GB", "24 gb"] {
+            assert!(memory_size(wrong).is_err(), "{wrong}");
+        }
     }
 }

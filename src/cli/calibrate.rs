@@ -1,4 +1,4 @@
-//! The speed of this machine: measured in about a second, and kept for the next time.
+//! The speed of this machine and of its GPUs: measured in a few seconds, and kept for the next time.
 //!
 //! The rates are kept by processor, threads and build, in `prefgraph/rates.json` in the user's cache folder
 //! (`$XDG_CACHE_HOME`, else `~/.cache`). They serve forecasts only: no result depends on them.
@@ -10,8 +10,10 @@ use std::{
 };
 
 use prefgraph_nn::{
-    Cpu,
+    Cpu, Result,
     cpu::{Gemm, Matrix, Packed, Precision, gemm},
+    cuda::Cuda,
+    device::{self, Device, Direction, Kind, Queue, View, ViewMut},
     files::{read_regular, write_atomically},
 };
 use serde::{Deserialize, Serialize};
@@ -64,7 +66,39 @@ pub(super) fn rates(threads: usize, again: bool) -> Result<Rates, Failure> {
     Ok(measured.rates())
 }
 
+/// The rates of the GPU of this name, likewise; none of the processor, and none of a GPU that is not here.
+///
+/// # Errors
+/// If the GPU is here and fails.
+pub(super) fn gpu_rates(device: &str, again: bool) -> Result<Option<Rates>, Failure> {
+    if super::device::memory(device).is_none() {
+        return Ok(None);
+    }
+    let Some(gpu) = super::device::open(device)? else { return Ok(None) };
+    let machine = Machine { processor: gpu.info().name.clone(), threads: 0, build: build() };
+    let file = file();
+    let all = file.as_deref().map(read).unwrap_or_default();
+    if let Some(found) = all.iter().find(|m| m.machine == machine).filter(|_| !again) {
+        return Ok(Some(found.gpu_rates()));
+    }
+    let [flops, flops_bf16] = [Precision::F32, Precision::Bf16].map(|precision| gpu_product(&gpu, precision));
+    let (flops, flops_bf16) = (flops.map_err(Failure::new)?, flops_bf16.map_err(Failure::new)?);
+    let bytes = gpu_copy(&gpu).map_err(Failure::new)?;
+    let measured = Measured { machine, flops, flops_bf16, bytes };
+    if let Some(file) = file
+        && let Err(e) = keep(&file, all, measured.clone())
+    {
+        say!("note: the rates of {device} cannot be kept in `{}`: {e}", file.display());
+    }
+    Ok(Some(measured.gpu_rates()))
+}
+
 impl Measured {
+    /// As they are: which share of them a pass reaches on a GPU, nobody has measured.
+    fn gpu_rates(&self) -> Rates {
+        Rates { flops: self.flops, flops_bf16: self.flops_bf16, bytes: self.bytes, ..Rates::default() }
+    }
+
     fn rates(&self) -> Rates {
         Rates {
             flops: self.flops * SHARE,
@@ -172,6 +206,68 @@ fn copy() -> f64 {
     let (from, mut to) = (vec![1u8; BYTES], vec![0u8; BYTES]);
     fastest(|| std::hint::black_box(&mut to).copy_from_slice(std::hint::black_box(&from)))
         * (2 * BYTES) as f64
+}
+
+/// Calls a second of work, and its size: doubled until a call takes so long that asking for it does not count, or until it is as
+/// large as what passes do. `prepare` makes the work of a size, `call` does it and waits.
+fn growing<W>(
+    (mut size, most): (usize, usize),
+    prepare: impl Fn(usize) -> Result<W>,
+    call: impl Fn(&mut W) -> Result<()>,
+) -> Result<(usize, f64)> {
+    const LONG: Duration = Duration::from_millis(2);
+    loop {
+        let mut work = prepare(size)?;
+        call(&mut work)?;
+        let start = Instant::now();
+        call(&mut work)?;
+        if start.elapsed() >= LONG || size >= most {
+            let mut failed = None;
+            let calls = fastest(|| failed = failed.take().or_else(|| call(&mut work).err()));
+            return failed.map_or(Ok((size, calls)), Err);
+        }
+        size *= 2;
+    }
+}
+
+/// Floating-point operations a second of a GPU's products of square matrices.
+fn gpu_product(gpu: &Cuda, precision: Precision) -> Result<f64> {
+    let queue = gpu.queue(precision)?;
+    let prepare = |side: usize| {
+        let values: Vec<f32> = (0..side * side).map(|i| (i * 7919 % 1009) as f32 / 1009.0 - 0.5).collect();
+        let matrix = Matrix::of(&values, side, side);
+        let weight = gpu.frozen(&matrix, None, Direction::Forward, precision, false)?;
+        let [x, out] = [&values, &values].map(|values| queue.upload(values, Kind::Activation));
+        Ok((side, weight, x, out))
+    };
+    let (side, calls) = growing((128, 4096), prepare, |(side, weight, x, out)| {
+        queue.gemm(device::Gemm {
+            m: *side,
+            x: View::new(x, *side),
+            weight,
+            direction: Direction::Forward,
+            extra: None,
+            bias: None,
+            accumulate: false,
+            out: ViewMut::new(out, *side),
+        });
+        queue.finish()
+    })?;
+    Ok(calls * 2.0 * (side as f64).powi(3))
+}
+
+/// Bytes a second that a GPU reads and writes.
+fn gpu_copy(gpu: &Cuda) -> Result<f64> {
+    let queue = gpu.queue(Precision::F32)?;
+    let prepare = |values: usize| {
+        let [from, to] = [(); 2].map(|()| queue.zeros(values, Kind::Exact));
+        Ok((values, from, to))
+    };
+    let (values, calls) = growing((1 << 20, 1 << 28), prepare, |(values, from, to)| {
+        queue.copy_to(View::new(from, *values), *values, ViewMut::new(to, *values));
+        queue.finish()
+    })?;
+    Ok(calls * (2 * values * size_of::<f32>()) as f64)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use prefgraph_ops::{Operator, operators::backbone::Backbone};
 use super::{Failure, say::say, system};
 use crate::{
     graph::Graph,
+    plan::GpuOptions,
     spec::{CPU, gpu_number},
 };
 
@@ -18,6 +19,22 @@ pub(super) fn open(device: &str) -> Result<Option<Cuda>, Failure> {
     let gpu = Cuda::open(number)
         .map_err(|e| Failure::new(format!("{e}\n--device cpu runs the networks on the processor")))?;
     Ok(Some(gpu))
+}
+
+/// What the driver holds of a GPU besides what is allocated: its context, the code of kernels and of cuBLASLt. A guess by what
+/// other programs see; nobody has measured it with this one.
+const DRIVER: usize = 512 << 20;
+
+/// The GPU of this name in a plan, whether or not it is there; none for the processor.
+pub(super) fn planned(device: &str) -> Option<GpuOptions> {
+    gpu_number(device).map(|number| GpuOptions { number, rates: None, driver: DRIVER })
+}
+
+/// Bytes of memory of the GPU of this name, where the driver shows it.
+pub(super) fn memory(device: &str) -> Option<u64> {
+    let number = gpu_number(device)?;
+    let gpu = devices().ok()?.into_iter().find(|gpu| gpu.ordinal == number)?;
+    Some(gpu.memory as u64)
 }
 
 /// A line about the GPU of a run.

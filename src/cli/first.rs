@@ -5,7 +5,11 @@ use prefgraph_ops::ports::{Metric, Metrics};
 
 /// Are all B factors zero, so that the adapter changes nothing?
 pub(super) fn changes_nothing(adapter: &Adapter) -> bool {
-    adapter.layout.ranges().into_iter().all(|(_, b)| adapter.values[b].iter().all(|v| *v == 0.0))
+    adapter
+        .layout
+        .ranges()
+        .into_iter()
+        .all(|(_, b)| adapter.values.host().unwrap()[b].iter().all(|v| *v == 0.0))
 }
 
 /// What the first step says, if there is anything to say: a sentence, and whether it is a warning.
@@ -61,7 +65,7 @@ mod tests {
     fn adapter(b: f32) -> Adapter {
         let module = LinearLayout { name: "m".into(), inputs: 2, outputs: 1 };
         let layout = Arc::new(AdapterLayout { names: &NAMES, modules: vec![module], rank: 1, alpha: 1.0 });
-        Adapter { layout, values: Arc::new(vec![0.5, 0.25, b]) }
+        Adapter { layout, values: vec![0.5, 0.25, b].into() }
     }
 
     fn metrics(logit: f64, loss: f64) -> Metrics {

@@ -1,6 +1,9 @@
 //! How long a run will take, and when it will have ended.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use crate::{
     graph::Graph,
@@ -20,11 +23,23 @@ pub(super) struct Forecast {
 const LOOKED_AT: usize = 200_000;
 
 impl Forecast {
-    pub(super) fn of(graph: &Graph, plan: &Plan, steps: u64) -> Self {
+    /// `None` where the plan has no times.
+    pub(super) fn of(graph: &Graph, plan: &Plan, steps: u64) -> Option<Self> {
         let looked_at = steps.min((LOOKED_AT / graph.len().max(1)).max(1) as u64);
-        let seconds = (0..looked_at).map(|step| plan.work(&due(graph, step, []))).sum::<f64>();
-        let run = seconds * steps as f64 / looked_at.max(1) as f64;
-        Self { step: plan.work(&due(graph, 1, [])), run }
+        // Few different sets of nodes are due, and a step is played through for each.
+        let mut known: HashMap<Vec<bool>, f64> = HashMap::new();
+        let mut seconds = |step| {
+            let due = due(graph, step, []);
+            if let Some(&seconds) = known.get(&due) {
+                return Some(seconds);
+            }
+            let seconds = plan.seconds_of(&due)?;
+            known.insert(due, seconds);
+            Some(seconds)
+        };
+        let all = (0..looked_at).map(&mut seconds).sum::<Option<f64>>()?;
+        let run = all * steps as f64 / looked_at.max(1) as f64;
+        Some(Self { step: seconds(1)?, run })
     }
 }
 

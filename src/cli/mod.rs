@@ -1,7 +1,7 @@
 //! The command `graph-run`.
 //!
 //! ```text
-//!  args       what can be typed                    prepare   a graph file as a graph, a plan and a memory check
+//!  args       what can be typed                    prepare   a graph file as a graph and a plan
 //!  run        a run from its folder to its end     resume    where a resumed run continues, and what has changed
 //!  steps      the loop over steps                  session   what a step writes into the run's folder
 //!  trained    the adapters of a run                updates   the loss of an update that several steps make
@@ -13,6 +13,7 @@
 //!  system     memory, standard output
 //!  sample     pictures from a prompt               threads   how many worker threads there will be
 //!  calibrate  the speed of this machine            forecast  how long a run will take
+//!  device     the GPUs that there are              fits      whether a graph fits into memory, and what would make it fit
 //!  plan, dot, ops, data, adapter, cache   the other commands
 //! ```
 //!
@@ -28,6 +29,7 @@ mod device;
 mod dot;
 mod fill;
 mod first;
+mod fits;
 mod forecast;
 mod health;
 mod interrupt;
@@ -111,7 +113,7 @@ pub fn main_with(registry: Registry) -> ExitCode {
         }
     };
     let done = match args.command {
-        Some(Command::Plan { graph, json, calibrate }) => plan::plan(&graph, json, calibrate, &registry),
+        Some(Command::Plan(wanted)) => plan::plan(&wanted, &registry),
         Some(Command::Dot { graph, format }) => dot::dot(&graph, format, &registry),
         Some(Command::Sample(wanted)) => sample::sample(&wanted, &registry),
         Some(Command::Devices) => device::list(),

@@ -3,41 +3,53 @@
 use serde_json::{Value, json};
 
 use super::{
-    Failure, args, calibrate,
+    Failure, args, calibrate, device, fits,
     forecast::{self, Forecast},
     prepare::{Prepared, prepare},
     system,
 };
 use crate::{
     cache::{NodeStatus, State},
+    plan::{Memory, Place, Rates},
     registry::Registry,
 };
 
 /// Print the plan; an error after it if it does not fit.
-pub(super) fn plan(
-    args: &args::Graph,
-    as_json: bool,
-    calibrate: bool,
-    registry: &Registry,
-) -> Result<u8, Failure> {
-    let mut prepared = prepare(args, registry)?;
+pub(super) fn plan(args: &args::Plan, registry: &Registry) -> Result<u8, Failure> {
+    let mut prepared = prepare(&args.graph, registry)?;
+    let room = room(args, &prepared)?;
     // A debug build says nothing of the speed of the one that will run.
-    let is_measured = calibrate || !cfg!(debug_assertions);
+    let is_measured = args.calibrate || !cfg!(debug_assertions);
     if is_measured {
-        let rates = calibrate::rates(prepared.run.threads, calibrate)?;
-        prepared = prepared.at(rates)?;
+        let rates = calibrate::rates(prepared.run.threads, args.calibrate)?;
+        let of_gpu = calibrate::gpu_rates(&prepared.run.device, args.calibrate)?;
+        prepared = prepared.at(rates, of_gpu)?;
     }
-    let forecast = is_measured.then(|| Forecast::of(&prepared.graph, &prepared.plan, prepared.run.steps));
-    let text = match as_json {
-        true => format!("{:#}\n", json(&prepared, forecast)),
-        false => listing(&prepared, forecast),
+    let forecast = match is_measured {
+        true => Forecast::of(&prepared.graph, &prepared.plan, prepared.run.steps),
+        false => None,
+    };
+    let text = match args.json {
+        true => format!("{:#}\n", json(&prepared, forecast, room)),
+        false => listing(&prepared, forecast, room, is_measured),
     };
     system::print(&text)?;
-    prepared.check_memory(registry)?;
+    fits::check(&prepared, room, registry)?;
     Ok(0)
 }
 
-fn listing(p: &Prepared, forecast: Option<Forecast>) -> String {
+/// Bytes of memory of the GPU of a plan, where they are known.
+fn room(args: &args::Plan, prepared: &Prepared) -> Result<Option<u64>, Failure> {
+    match (args.gpu_memory, prepared.plan.options().gpu) {
+        (Some(_), None) => Err(Failure::new(
+            "--gpu-memory is the memory of a GPU, and this graph's networks run on the processor: add --device cuda:0",
+        )),
+        (Some(room), Some(_)) => Ok(Some(room)),
+        (None, _) => Ok(device::memory(&prepared.run.device)),
+    }
+}
+
+fn listing(p: &Prepared, forecast: Option<Forecast>, room: Option<u64>, is_measured: bool) -> String {
     let mut text = p.plan.explain(&p.graph).to_string();
     text += "\n";
     for note in &p.notes {
@@ -49,30 +61,54 @@ fn listing(p: &Prepared, forecast: Option<Forecast>) -> String {
     text += &format!("{} trainable values, {:.3e} FLOP a step\n", p.trainable(), p.flops());
     let there = system::machine_memory().map(|m| format!(" of {}", system::bytes(m))).unwrap_or_default();
     text += &format!("predicted peak memory {}{there}\n", system::bytes(p.plan.memory().peak as u64));
-    text += &match forecast {
-        Some(forecast) => time(p, forecast),
-        None => "no forecast: debug builds are not timed unless --calibrate is given\n".into(),
+    if let Some((gpu, need)) = fits::on_gpu(&p.plan) {
+        let there = match room {
+            Some(room) => format!(" of {}", system::bytes(room)),
+            None => "; how much it has is unknown here, --gpu-memory says it".to_owned(),
+        };
+        text += &format!("predicted peak memory of {gpu} {need}{there}\n");
+    }
+    text += &match (forecast, is_measured) {
+        (Some(forecast), _) => time(p, forecast),
+        (None, true) => format!(
+            "no forecast: the speed of {networks} is unknown, since it is not here; a plan on a machine with that GPU measures it\n",
+            networks = p.plan.options().networks()
+        ),
+        (None, false) => "no forecast: debug builds are not timed unless --calibrate is given\n".into(),
     };
     text
 }
 
 /// How long it takes, and what that is reckoned from.
 fn time(p: &Prepared, forecast: Forecast) -> String {
-    let (rates, steps) = (p.plan.options().rates, p.run.steps);
+    let (options, steps) = (p.plan.options(), p.run.steps);
     let end = forecast::end(forecast.run).map(|end| format!("; started now, it ends on {end}"));
-    format!(
-        "a step takes about {}, {steps} steps about {}{}\n  at {:.0} GFLOP/s in f32, {:.0} in bf16 and {:.1} GB/s from memory, as \
-         measured on this machine\n",
+    let gpu = options.gpu.and_then(|gpu| Some((gpu.place(), gpu.rates?)));
+    // A GPU's rates are those of single operations, which no whole pass reaches.
+    let about = if gpu.is_some() { "at least" } else { "about" };
+    let mut text = format!(
+        "a step takes {about} {}, {steps} steps {about} {}{}\n  at {}, as measured on this machine\n",
         system::seconds(forecast.step),
         system::seconds(forecast.run),
         end.unwrap_or_default(),
+        speeds(options.rates),
+    );
+    if let Some((place, rates)) = gpu {
+        text += &format!("  and on {place} at {}; what is streamed to it comes on top\n", speeds(rates));
+    }
+    text
+}
+
+fn speeds(rates: Rates) -> String {
+    format!(
+        "{:.0} GFLOP/s in f32, {:.0} in bf16 and {:.1} GB/s from memory",
         rates.flops / 1e9,
         rates.flops_bf16 / 1e9,
         rates.bytes / 1e9,
     )
 }
 
-fn json(p: &Prepared, forecast: Option<Forecast>) -> Value {
+fn json(p: &Prepared, forecast: Option<Forecast>, room: Option<u64>) -> Value {
     let (graph, plan) = (&p.graph, &p.plan);
     let nodes: Vec<Value> = graph
         .nodes()
@@ -89,7 +125,7 @@ fn json(p: &Prepared, forecast: Option<Forecast>) -> Value {
                 .collect();
             let cost = plan.cost(id);
             json!({
-                "id": node.id, "op": node.op.name(), "inputs": inputs, "outputs": outputs,
+                "id": node.id, "op": node.op.name(), "place": plan.place(id).to_string(), "inputs": inputs, "outputs": outputs,
                 "cell": plan.is_cell(id), "runs_ahead": plan.runs_ahead(id),
                 "forward_flops": cost.forward_flops, "backward_flops": cost.backward_flops,
                 "saved_bytes": cost.saved_bytes, "resident_bytes": cost.resident_bytes,
@@ -104,7 +140,8 @@ fn json(p: &Prepared, forecast: Option<Forecast>) -> Value {
             let task = &plan.tasks()[id];
             json!({
                 "node": graph[task.task.node()].id, "direction": task.task.direction(),
-                "phase": task.phase.to_string(), "lane": task.lane, "seconds": task.seconds,
+                "phase": task.phase.to_string(), "lane": task.lane, "place": task.place.to_string(),
+                "seconds": plan.is_timed().then_some(task.seconds),
             })
         })
         .collect();
@@ -114,23 +151,42 @@ fn json(p: &Prepared, forecast: Option<Forecast>) -> Value {
             "path": cache.folder(), "fill_bytes": p.fill_bytes(), "nodes": status.iter().map(node_status).collect::<Vec<_>>(),
         })
     });
-    let rates = plan.options().rates;
+    let speeds =
+        |rates: Rates| json!({"flops": rates.flops, "flops_bf16": rates.flops_bf16, "bytes": rates.bytes});
+    let options = plan.options();
     let forecast = forecast.map(|f| {
         json!({
-            "step_seconds": f.step, "run_seconds": f.run,
-            "rates": {"flops": rates.flops, "flops_bf16": rates.flops_bf16, "bytes": rates.bytes},
+            "step_seconds": f.step, "run_seconds": f.run, "rates": speeds(options.rates),
+            "gpu_rates": options.gpu.and_then(|gpu| gpu.rates).map(speeds),
         })
     });
+    let places: Vec<Value> = plan
+        .memory_by_place()
+        .iter()
+        .map(|(place, memory)| match place {
+            Place::Cpu => place_memory(*place, memory, system::machine_memory()),
+            Place::Cuda(_) => place_memory(*place, memory, room),
+        })
+        .collect();
     json!({
         "forecast": forecast,
         "cache": cache,
         "name": graph.name, "nodes": nodes, "tasks": tasks, "notes": p.notes,
-        "trainable_values": p.trainable(), "flops": p.flops(), "seconds": plan.seconds(),
+        "trainable_values": p.trainable(), "flops": p.flops(), "seconds": plan.is_timed().then(|| plan.seconds()),
         "lanes": plan.options().lanes, "ahead": plan.options().ahead, "variants": plan.variants().len(),
         "memory": {
             "process": memory.process, "peak": memory.peak, "resident": memory.resident, "cells": memory.cells, "ahead": memory.ahead,
             "machine": system::machine_memory(),
         },
+        "places": places,
+    })
+}
+
+/// `there` is `null` where nobody knows it.
+fn place_memory(place: Place, memory: &Memory, there: Option<u64>) -> Value {
+    json!({
+        "place": place.to_string(), "peak": memory.peak, "resident": memory.resident, "cells": memory.cells,
+        "queues": memory.queues, "ahead": memory.ahead, "process": memory.process, "there": there,
     })
 }
 

@@ -11,7 +11,7 @@ use std::{
 use prefgraph_nn as nn;
 
 use super::{
-    Failure, INTERRUPTED, args, device, fill,
+    Failure, INTERRUPTED, args, device, fill, fits,
     health::Health,
     interrupt,
     prepare::{Prepared, prepare},
@@ -43,7 +43,7 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     let (existing, mut command) = existing(&path, args.resume)?;
     forget(&mut command, args, registry);
     let mut prepared = prepare(&args.graph.recalling(&command.set), registry)?;
-    prepared.check_memory(registry)?;
+    fits::check(&prepared, device::memory(&prepared.run.device), registry)?;
     let gpu = device::open(&prepared.run.device)?;
     let mut folder = match existing {
         Some(folder) => folder,
@@ -158,13 +158,14 @@ fn finished(folder: &mut RunFolder, prepared: &Prepared, checkpoint: &Checkpoint
 /// The lines at the start of a run.
 fn introduce(prepared: &Prepared, path: &Path) {
     say!(
-        "{}: {} steps into `{}`, {} trainable values, {:.2e} FLOP a step, predicted peak memory {}",
+        "{}: {} steps into `{}`, {} trainable values, {:.2e} FLOP a step, predicted peak memory {}{}",
         prepared.graph.name,
         prepared.run.steps,
         path.display(),
         prepared.trainable(),
         prepared.flops(),
         system::bytes(prepared.plan.memory().peak as u64),
+        fits::on_gpu(&prepared.plan).map(|(gpu, need)| format!(", of {gpu} {need}")).unwrap_or_default(),
     );
     for note in prepared.notes.iter().chain(&prepared.cache_lines()) {
         say!("  {note}");

@@ -78,7 +78,8 @@ pub(super) fn about(origin: &[(String, String)], made: u64) -> Vec<(String, Stri
 
 /// Are all its factors in range?
 pub(super) fn check_adapter(adapter: &Adapter) -> Result<(), String> {
-    check_range(&adapter.values, |at| adapter.layout.module_at(at).to_owned())
+    let values = adapter.values.host().map_err(|e| e.to_string())?;
+    check_range(&values, |at| adapter.layout.module_at(at).to_owned())
 }
 
 /// Write the adapters that a complete run lacks, or has from an earlier step; returns their files.

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::{Phase, Plan, PlannedTask, Task, TaskId, explain};
+use super::{Phase, Place, Plan, PlannedTask, Task, TaskId, explain};
 use crate::graph::{Endpoint, Graph, NodeId, Tap};
 
 pub(super) struct Dot<'a> {
@@ -58,15 +58,23 @@ impl fmt::Display for Dot<'_> {
 impl Dot<'_> {
     fn title(&self) -> String {
         let plan = self.plan;
+        let time = match (plan.is_timed(), plan.measured) {
+            (false, _) => String::new(),
+            (true, true) => format!("; {} a step by measured times", explain::seconds(plan.seconds)),
+            (true, false) => format!("; {} a step by declared costs", explain::seconds(plan.seconds)),
+        };
+        let of = |place| if place == Place::Cpu { String::new() } else { format!(" of {place}") };
+        let memory = plan
+            .memory
+            .iter()
+            .map(|(place, memory)| format!("; peak memory{} {}", of(*place), explain::bytes(memory.peak)));
         format!(
-            "{}: {} nodes, {} tasks on {} lanes; {} a step by {}; peak memory {}",
+            "{}: {} nodes, {} tasks on {} lanes{time}{}",
             self.graph.name,
             self.graph.len(),
             plan.tasks.len(),
             plan.options.lanes,
-            explain::seconds(plan.seconds),
-            if plan.measured { "measured times" } else { "declared costs" },
-            explain::bytes(plan.memory.peak),
+            memory.collect::<String>(),
         )
     }
 
@@ -131,15 +139,19 @@ impl Dot<'_> {
             f,
             "    {} [label=<<TABLE BORDER=\"{weight}\"{cell} CELLBORDER=\"0\" CELLSPACING=\"0\" CELLPADDING=\"2\" \
              BGCOLOR=\"{fill}\" COLOR=\"{border}\">{top}<TR><TD><B>{title}</B></TD></TR><TR><TD><FONT \
-             POINT-SIZE=\"8\" COLOR=\"#475569\">{} | lane {}{}</FONT></TD></TR>{bottom}</TABLE>>]",
+             POINT-SIZE=\"8\" COLOR=\"#475569\">{} | lane {}{}{}</FONT></TD></TR>{bottom}</TABLE>>]",
             name(planned.task),
             html(detail),
             planned.lane,
+            if planned.place == Place::Cpu { String::new() } else { format!(" | {}", planned.place) },
             self.time(planned),
         )
     }
 
     fn time(&self, planned: &PlannedTask) -> String {
+        if !self.plan.is_timed() {
+            return String::new();
+        }
         let share = 100.0 * planned.seconds / self.plan.seconds.max(f64::MIN_POSITIVE);
         if self.plan.measured || share >= 0.5 {
             format!(" | {} ({share:.0}%)", explain::seconds(planned.seconds))

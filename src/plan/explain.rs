@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Plan, PlannedTask, Task, memory};
+use super::{Memory, Place, Plan, PlannedTask, Task, memory};
 use crate::graph::Graph;
 
 pub(super) struct Explain<'a> {
@@ -10,8 +10,10 @@ pub(super) struct Explain<'a> {
     pub graph: &'a Graph,
 }
 
-const HEADS: [&str; 9] =
-    ["phase", "lane", "task", "operator", "FLOP", "bytes", "gives", "reads", "freed after"];
+const HEADS: [&str; 10] =
+    ["phase", "lane", "place", "task", "operator", "FLOP", "bytes", "gives", "reads", "freed after"];
+/// The column that is left out where all work is the processor's.
+const PLACE: usize = 2;
 /// Wider cells overflow: one node that gives nine ports must not push every other line off the screen.
 const WIDEST: usize = 44;
 
@@ -27,8 +29,11 @@ impl fmt::Display for Explain<'_> {
         for row in &rows {
             let mut line = String::new();
             for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
+                if column == PLACE && self.plan.options.gpu.is_none() {
+                    continue;
+                }
                 // Numbers stand right, so that their sizes can be compared at a glance.
-                let number = matches!(column, 1 | 4 | 5);
+                let number = matches!(column, 1 | 5 | 6);
                 line += &if number { format!("{cell:>width$}  ") } else { format!("{cell:<width$}  ") };
             }
             writeln!(f, "{}", line.trim_end())?;
@@ -39,7 +44,7 @@ impl fmt::Display for Explain<'_> {
 
 impl Explain<'_> {
     fn head(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (plan, memory) = (self.plan, &self.plan.memory);
+        let plan = self.plan;
         let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         writeln!(
             f,
@@ -50,34 +55,24 @@ impl Explain<'_> {
             count(plan.options.lanes, "lane"),
             count(plan.options.ahead, "step"),
         )?;
-        writeln!(
-            f,
-            "a step: {} by {}, longest path {}",
-            seconds(plan.seconds),
-            match plan.measured {
-                true => "measured times",
-                false if plan.options.rates == super::Rates::default() => "declared costs",
-                false => "declared costs at the measured rates of this machine",
-            },
-            seconds(plan.critical),
-        )?;
-        write!(f, "memory: peak {}", bytes(memory.peak))?;
-        if let Some(at) = memory.at {
-            write!(f, " at `{}`", memory::task_name(self.graph, plan.tasks[at].task))?;
-        }
-        writeln!(
-            f,
-            ", of which weights {}, cells {}, made ahead {}",
-            bytes(memory.resident),
-            bytes(memory.cells),
-            bytes(memory.ahead)
-        )?;
-        if memory.process > 0 {
-            writeln!(
+        match plan.is_timed() {
+            true => writeln!(
                 f,
-                "  and {} of the process itself: code, stacks of threads, allocator",
-                bytes(memory.process)
-            )?;
+                "a step: {} by {}, longest path {}",
+                seconds(plan.seconds),
+                match plan.measured {
+                    true => "measured times",
+                    false if plan.options.rates == super::Rates::default() => "declared costs",
+                    false => "declared costs at the measured rates of this machine",
+                },
+                seconds(plan.critical),
+            )?,
+            false => {
+                writeln!(f, "a step: no times, since the speed of {} is unknown", plan.options.networks())?
+            }
+        }
+        for (place, memory) in &plan.memory {
+            self.memory(f, *place, memory)?;
         }
         if plan.variants.len() > 1 {
             writeln!(f, "shapes: the largest of {} variants", plan.variants.len())?;
@@ -85,7 +80,36 @@ impl Explain<'_> {
         writeln!(f)
     }
 
-    fn row(&self, planned: &PlannedTask, freed: &[Option<usize>]) -> [String; 9] {
+    fn memory(&self, f: &mut fmt::Formatter<'_>, place: Place, memory: &Memory) -> fmt::Result {
+        match place {
+            Place::Cpu => write!(f, "memory: peak {}", bytes(memory.peak))?,
+            Place::Cuda(_) => write!(f, "memory of {place}: peak {}", bytes(memory.peak))?,
+        }
+        if let Some(at) = memory.at {
+            write!(f, " at `{}`", memory::task_name(self.graph, self.plan.tasks[at].task))?;
+        }
+        write!(f, ", of which weights {}, cells {}", bytes(memory.resident), bytes(memory.cells))?;
+        if memory.queues > 0 {
+            let what = if place == Place::Cpu { "pinned buffers" } else { "workspaces" };
+            write!(f, ", {what} {}", bytes(memory.queues))?;
+        }
+        writeln!(f, ", made ahead {}", bytes(memory.ahead))?;
+        match (memory.process, place) {
+            (0, _) => Ok(()),
+            (process, Place::Cpu) => {
+                writeln!(
+                    f,
+                    "  and {} of the process itself: code, stacks of threads, allocator",
+                    bytes(process)
+                )
+            }
+            (driver, Place::Cuda(_)) => {
+                writeln!(f, "  and about {} of the driver: context, kernels, libraries", bytes(driver))
+            }
+        }
+    }
+
+    fn row(&self, planned: &PlannedTask, freed: &[Option<usize>]) -> [String; 10] {
         let (plan, graph, id) = (self.plan, self.graph, planned.task.node());
         let node = &graph[id];
         let (reads, gives, held, free) = match planned.task {
@@ -121,6 +145,7 @@ impl Explain<'_> {
         [
             planned.phase.to_string(),
             planned.lane.to_string(),
+            planned.place.to_string(),
             memory::task_name(graph, planned.task),
             node.op.name().to_owned(),
             if planned.flops > 0.0 {

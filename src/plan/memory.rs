@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use prefgraph_nn::size;
 use prefgraph_ops::Shared;
 
-use super::{Gradient, Phase, PlanOptions, PlannedTask, Slots, Task, TaskId, Variant, lanes::Seconds};
+use super::{
+    Gradient, Phase, Place, PlanOptions, PlannedTask, Slots, Task, TaskId, Variant, lanes::Seconds, place,
+};
 use crate::graph::{Graph, Tap};
 
-/// Predicted memory of a run, in bytes.
+/// Predicted memory of a run at one place, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// At the fullest moment of a step, all of the below included.
@@ -19,9 +21,11 @@ pub struct Memory {
     pub resident: usize,
     /// Values of cells.
     pub cells: usize,
+    /// What queues of a GPU hold besides the values of passes.
+    pub queues: usize,
     /// Values of later steps, made ahead.
     pub ahead: usize,
-    /// What the process holds besides: [`PlanOptions::process`].
+    /// What the process holds besides: [`PlanOptions::process`]; on a GPU what its driver does.
     pub process: usize,
 }
 
@@ -29,6 +33,7 @@ pub struct Memory {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Item {
     kind: Kind,
+    place: Place,
     /// By variant.
     bytes: Box<[usize]>,
     /// From the start of this task.
@@ -49,6 +54,8 @@ enum Kind {
     Cell(usize),
     /// What a forward keeps for its backward, a cotangent on its way along a wire, working memory.
     Other,
+    /// A queue, lent for a while.
+    Queue,
 }
 
 /// All that takes memory in a step.
@@ -59,6 +66,7 @@ pub(super) fn items(
     gradient: &Gradient,
     tasks: &[PlannedTask],
     cells: &[bool],
+    networks: Place,
 ) -> Vec<Item> {
     let mut backward: Vec<Option<TaskId>> = vec![None; graph.len()];
     for (id, planned) in tasks.iter().enumerate().skip(graph.len()) {
@@ -84,8 +92,10 @@ pub(super) fn items(
                 uses.extend(backward[target.index()].filter(|_| gradient.runs_operator(*target)));
             }
             let kind = if cells[id.index()] { Kind::Cell(slot) } else { Kind::Value(slot) };
+            let place = place::of_value(&variants[0].outputs[id.index()][port], networks);
             items.push(Item {
                 kind,
+                place,
                 bytes: bytes(0),
                 born: id.index(),
                 uses,
@@ -95,13 +105,15 @@ pub(super) fn items(
             let Some(own) = backward[id.index()] else { continue };
             for (_, target, _) in readers(Tap::Value).filter(|(index, ..)| gradient.along(*index)) {
                 let born = backward[target.index()].expect("a cotangent comes from a backward");
-                items.push(Item { kind: Kind::Other, bytes: bytes(0), born, uses: vec![own], pinned: false });
+                let uses = vec![own];
+                items.push(Item { kind: Kind::Other, place, bytes: bytes(0), born, uses, pinned: false });
             }
             if gradient.computes(slot) {
                 let readers = readers(Tap::Cotangent).map(|(_, target, _)| target.index());
                 let uses = std::iter::once(own).chain(readers).collect();
                 items.push(Item {
                     kind: Kind::Cotangent(slot),
+                    place,
                     bytes: bytes(0),
                     born: own,
                     uses,
@@ -115,24 +127,21 @@ pub(super) fn items(
         let saved = of(|c| c.saved_bytes);
         let (forward, back) =
             (of(|c| c.scratch_bytes), of(|c| c.scratch_bytes.max(c.backward_scratch_bytes)));
-        let uses = vec![holder.unwrap_or(id.index())];
-        items.push(Item { kind: Kind::Other, bytes: saved, born: id.index(), uses, pinned: false });
-        for (task, scratch) in std::iter::once((id.index(), forward)).chain(holder.map(|h| (h, back))) {
-            items.push(Item {
-                kind: Kind::Other,
-                bytes: scratch,
-                born: task,
-                uses: vec![task],
-                pinned: false,
-            });
+        let place = variants[0].places[id.index()];
+        let mut held = |kind, place, bytes, born, until| {
+            items.push(Item { kind, place, bytes, born, uses: vec![until], pinned: false });
+        };
+        let (born, end) = (id.index(), holder.unwrap_or(id.index()));
+        held(Kind::Other, place, saved, born, end);
+        held(Kind::Queue, place, of(|c| c.queue_bytes), born, end);
+        held(Kind::Queue, Place::Cpu, of(|c| c.host_bytes), born, end);
+        for (task, scratch) in std::iter::once((born, forward)).chain(holder.map(|h| (h, back))) {
+            held(Kind::Other, place, scratch, task, task);
         }
     }
-    items.retain(|item| !matches!(item.kind, Kind::Other) || item.bytes.iter().any(|&b| b > 0));
+    let is_value = |kind| !matches!(kind, Kind::Other | Kind::Queue);
+    items.retain(|item| is_value(item.kind) || item.bytes.iter().any(|&b| b > 0));
     items
-}
-
-fn end(task: &PlannedTask) -> f64 {
-    task.start + task.seconds
 }
 
 /// Of the uses of an item that are in its own step, the one that is planned to finish last.
@@ -140,7 +149,7 @@ fn last_use(item: &Item, tasks: &[PlannedTask]) -> TaskId {
     // What runs ahead finished in a step before: with any use in this step, those decide.
     let here = |id: &&TaskId| tasks[**id].phase != Phase::Ahead;
     let last =
-        |uses: &mut dyn Iterator<Item = &TaskId>| uses.max_by_key(|&&id| Seconds(end(&tasks[id]))).copied();
+        |uses: &mut dyn Iterator<Item = &TaskId>| uses.max_by_key(|&&id| Seconds(tasks[id].end)).copied();
     last(&mut item.uses.iter().filter(here)).or_else(|| last(&mut item.uses.iter())).unwrap_or(item.born)
 }
 
@@ -166,79 +175,111 @@ pub(super) fn all_freed(items: &[Item], tasks: &[PlannedTask], outputs: usize) -
     freed
 }
 
-/// Bytes of weights and the like: each node's own, and what values hold for those that read them, once for each value.
-pub(super) fn resident(graph: &Graph, slots: &Slots, variant: &Variant) -> usize {
+/// Bytes of weights and the like at a place: each node's own, and what values hold for those that read them, once for each
+/// value.
+pub(super) fn resident(graph: &Graph, slots: &Slots, variant: &Variant, place: Place) -> usize {
     let mut shared: BTreeMap<usize, usize> = BTreeMap::new();
-    for (id, node) in graph.nodes() {
-        let Some(Shared { input, bytes }) = variant.costs[id.index()].shared else { continue };
+    let mut own = 0usize;
+    for (id, node) in graph.nodes().filter(|(id, _)| variant.places[id.index()] == place) {
+        let cost = &variant.costs[id.index()];
+        own = own.saturating_add(cost.resident_bytes);
+        let Some(Shared { input, bytes }) = cost.shared else { continue };
         for &wire in node.wires.get(input).into_iter().flatten() {
             let held = shared.entry(slots.at(wire)).or_default();
             *held = bytes.max(*held);
         }
     }
-    size::sum(variant.costs.iter().map(|c| c.resident_bytes).chain(shared.into_values()))
+    size::sum(shared.into_values().chain([own]))
 }
 
-/// Play a step through, for every variant, and keep the fullest.
+/// Play a step through at one place, for every variant, and keep the fullest; `resident` is by variant.
 pub(super) fn predict(
     items: &[Item],
     tasks: &[PlannedTask],
     resident: &[usize],
+    place: Place,
     options: &PlanOptions,
 ) -> Memory {
-    let one = |variant: usize| predict_one(items, variant, tasks, resident[variant], options);
+    let there: Vec<&Item> = items.iter().filter(|item| item.place == place).collect();
+    let one = |variant: usize| Step { tasks, options, variant }.at(&there, resident[variant], place);
     (0..resident.len()).map(one).rev().max_by_key(|m| m.peak).unwrap_or_default()
 }
 
-fn predict_one(
-    items: &[Item],
+/// A step of one variant.
+struct Step<'a> {
+    tasks: &'a [PlannedTask],
+    options: &'a PlanOptions,
     variant: usize,
-    tasks: &[PlannedTask],
-    resident: usize,
-    options: &PlanOptions,
-) -> Memory {
-    let ahead = |id: TaskId| options.ahead > 0 && tasks[id].phase == Phase::Ahead;
-    let finish = tasks.iter().map(end).fold(0.0, f64::max);
-    let mut memory = Memory { resident, process: options.process, ..Memory::default() };
-    let mut grown = vec![0usize; tasks.len()];
-    let mut at_start = 0usize;
-    // (time, freed bytes), beside what each start adds.
-    let mut frees: Vec<(Seconds, usize)> = Vec::with_capacity(items.len());
-    for item in items {
-        let bytes = item.bytes[variant];
-        let last = last_use(item, tasks);
-        if let Kind::Cell(_) = item.kind {
-            memory.cells = memory.cells.saturating_add(bytes);
-            continue;
-        }
-        if ahead(item.born) && (item.pinned || !ahead(last)) {
-            // Made in a step before, and once more for every step that is ahead.
-            memory.ahead = memory.ahead.saturating_add(options.ahead.saturating_mul(bytes));
-            at_start = at_start.saturating_add(bytes);
-        } else {
-            grown[item.born] = grown[item.born].saturating_add(bytes);
-        }
-        let until = if item.pinned { finish } else { end(&tasks[last]) };
-        frees.push((Seconds(until), bytes));
-    }
-    frees.sort_unstable();
-    let mut order: Vec<TaskId> = (0..tasks.len()).collect();
-    order.sort_unstable_by_key(|&id| (Seconds(tasks[id].start), id));
+}
 
-    let mut frees = frees.into_iter().peekable();
-    // Sums that have stopped at the largest number stay far above any memory.
-    let mut alive = size::sum([options.process, resident, memory.cells, memory.ahead, at_start]);
-    memory.peak = alive;
-    for id in order {
-        while let Some((_, bytes)) = frees.next_if(|(time, _)| time.0 <= tasks[id].start) {
-            alive = alive.saturating_sub(bytes);
-        }
-        alive = alive.saturating_add(grown[id]);
-        if alive > memory.peak {
-            (memory.peak, memory.at) = (alive, Some(id));
-        }
+/// What a step holds of some items.
+#[derive(Default)]
+struct Swept {
+    peak: usize,
+    /// The task at whose start that is.
+    at: Option<TaskId>,
+    /// Of later steps, made ahead.
+    ahead: usize,
+}
+
+impl Step<'_> {
+    fn at(&self, items: &[&Item], resident: usize, place: Place) -> Memory {
+        let process = match (place, &self.options.gpu) {
+            (Place::Cpu, _) => self.options.process,
+            (Place::Cuda(_), gpu) => gpu.map_or(0, |gpu| gpu.driver),
+        };
+        let of = |kind: fn(Kind) -> bool| items.iter().copied().filter(move |item| kind(item.kind));
+        let cells = of(|kind| matches!(kind, Kind::Cell(_)));
+        let cells = size::sum(cells.map(|item| item.bytes[self.variant]));
+        // Queues are kept for the next pass, so the most that are ever used at once are always there.
+        let queues = self.sweep(of(|kind| kind == Kind::Queue)).peak;
+        let values = self.sweep(of(|kind| !matches!(kind, Kind::Cell(_) | Kind::Queue)));
+        let peak = size::sum([process, resident, cells, queues, values.peak]);
+        Memory { peak, at: values.at, resident, cells, queues, ahead: values.ahead, process }
     }
-    memory
+
+    /// Play the step through with these items.
+    fn sweep<'i>(&self, items: impl Iterator<Item = &'i Item>) -> Swept {
+        let Self { tasks, options, variant } = *self;
+        let ahead = |id: TaskId| options.ahead > 0 && tasks[id].phase == Phase::Ahead;
+        let finish = tasks.iter().map(|t| t.end).fold(0.0, f64::max);
+        let mut swept = Swept::default();
+        let mut grown = vec![0usize; tasks.len()];
+        let mut at_start = 0usize;
+        // (time, freed bytes), beside what each start adds.
+        let mut frees: Vec<(Seconds, usize)> = Vec::new();
+        for item in items {
+            let bytes = item.bytes[variant];
+            let last = last_use(item, tasks);
+            if ahead(item.born) && (item.pinned || !ahead(last)) {
+                // Made in a step before, and once more for every step that is ahead.
+                swept.ahead = swept.ahead.saturating_add(options.ahead.saturating_mul(bytes));
+                at_start = at_start.saturating_add(bytes);
+            } else {
+                grown[item.born] = grown[item.born].saturating_add(bytes);
+            }
+            let until = if item.pinned { finish } else { tasks[last].end };
+            frees.push((Seconds(until), bytes));
+        }
+        frees.sort_unstable();
+        let mut order: Vec<TaskId> = (0..tasks.len()).collect();
+        order.sort_unstable_by_key(|&id| (Seconds(tasks[id].start), id));
+
+        let mut frees = frees.into_iter().peekable();
+        // Sums that have stopped at the largest number stay far above any memory.
+        let mut alive = swept.ahead.saturating_add(at_start);
+        swept.peak = alive;
+        for id in order {
+            while let Some((_, bytes)) = frees.next_if(|(time, _)| time.0 <= tasks[id].start) {
+                alive = alive.saturating_sub(bytes);
+            }
+            alive = alive.saturating_add(grown[id]);
+            if alive > swept.peak {
+                (swept.peak, swept.at) = (alive, Some(id));
+            }
+        }
+        swept
+    }
 }
 
 /// The node whose task it is, as people read it.

@@ -9,7 +9,8 @@
 //!  due        which nodes run at a step, where some are wanted every so many steps only
 //!  tasks      forwards and backwards as one set of tasks with dependencies
 //!  lanes      who runs what, by critical path
-//!  memory     how long every value lives, and the peak
+//!  place      where work is done and values lie
+//!  memory     how long every value lives, and the peak of each place
 //!  rates      speeds that turn costs into seconds
 //!  explain, dot, amount   the plan for people
 //! ```
@@ -24,6 +25,7 @@ mod explain;
 mod gradient;
 mod lanes;
 mod memory;
+mod place;
 mod rates;
 mod shapes;
 mod tasks;
@@ -40,6 +42,7 @@ pub use error::PlanError;
 pub use gradient::Gradient;
 pub(crate) use lanes::Seconds;
 pub use memory::Memory;
+pub use place::{GpuOptions, Place};
 pub use rates::Rates;
 pub use shapes::Variant;
 
@@ -53,15 +56,37 @@ pub struct PlanOptions {
     pub lanes: usize,
     /// How many steps ahead of the step that uses it a node may run that no cell reaches.
     pub ahead: usize,
-    /// Speeds that turn declared costs into seconds.
+    /// Speeds of the processor that turn declared costs into seconds.
     pub rates: Rates,
+    /// The GPU that networks run on; without one they run on the processor.
+    pub gpu: Option<GpuOptions>,
     /// Bytes that the process holds besides what is planned: its code, the stacks of its threads, what it has read of files.
     pub process: usize,
 }
 
+impl PlanOptions {
+    /// Where networks run.
+    pub fn networks(&self) -> Place {
+        self.gpu.map_or(Place::Cpu, |gpu| gpu.place())
+    }
+
+    /// Every place that the work of a plan may be at: the processor first.
+    fn places(&self) -> Vec<Place> {
+        std::iter::once(Place::Cpu).chain(self.gpu.map(|gpu| gpu.place())).collect()
+    }
+
+    /// The speeds of a place. Where they are not known, those of the processor give tasks an order.
+    fn rates_at(&self, place: Place) -> Rates {
+        match (place, self.gpu) {
+            (Place::Cuda(_), Some(GpuOptions { rates: Some(rates), .. })) => rates,
+            _ => self.rates,
+        }
+    }
+}
+
 impl Default for PlanOptions {
     fn default() -> Self {
-        Self { lanes: 2, ahead: 1, rates: Rates::default(), process: 0 }
+        Self { lanes: 2, ahead: 1, rates: Rates::default(), gpu: None, process: 0 }
     }
 }
 
@@ -128,11 +153,13 @@ pub struct PlannedTask {
     pub task: Task,
     /// Part of the step.
     pub phase: Phase,
+    /// Where the work is done.
+    pub place: Place,
     /// Tasks that must have finished, in rising order.
     pub after: Vec<TaskId>,
     /// Tasks that wait for this one, in rising order.
     pub before: Vec<TaskId>,
-    /// Seconds it takes, by declared costs or by measurement.
+    /// Seconds it takes, by declared costs of a place that it has for itself, or by measurement.
     pub seconds: f64,
     /// Floating-point operations.
     pub flops: f64,
@@ -142,6 +169,8 @@ pub struct PlannedTask {
     pub lane: usize,
     /// Seconds from the start of a step to its start, if all goes as planned.
     pub start: f64,
+    /// The same to its end: later than its seconds after the start where it shares its place.
+    pub end: f64,
 }
 
 /// A flat numbering of all output ports.
@@ -192,9 +221,10 @@ pub struct Plan {
     critical: f64,
     seconds: f64,
     items: Vec<memory::Item>,
-    /// Bytes of weights and the like, by variant.
-    resident: Vec<usize>,
-    memory: Memory,
+    /// Bytes of weights and the like, by place and variant.
+    resident: Vec<(Place, Vec<usize>)>,
+    /// By place, the processor first.
+    memory: Vec<(Place, Memory)>,
     measured: bool,
 }
 
@@ -211,13 +241,15 @@ impl Plan {
         for carry in graph.carries() {
             cells[carry.cell.node.index()] = true;
         }
-        let variants = shapes::infer(graph, &slots, &cells)?;
+        let networks = options.networks();
+        let variants = shapes::infer(graph, &slots, &cells, networks)?;
         agree::check(graph, &variants[0])?;
         let gradient = gradient::derive(graph, &slots, &cells)?;
         let ahead = ahead::derive(graph, &cells);
         let tasks = tasks::tasks(graph, &gradient, &ahead);
-        let items = memory::items(graph, &slots, &variants, &gradient, &tasks, &cells);
-        let resident = variants.iter().map(|v| memory::resident(graph, &slots, v)).collect();
+        let items = memory::items(graph, &slots, &variants, &gradient, &tasks, &cells, networks);
+        let resident = |place| variants.iter().map(|v| memory::resident(graph, &slots, v, place)).collect();
+        let resident = options.places().into_iter().map(|place| (place, resident(place))).collect();
         let largest = shapes::largest(&variants);
         let mut plan = Self {
             options,
@@ -233,7 +265,7 @@ impl Plan {
             seconds: 0.0,
             items,
             resident,
-            memory: Memory::default(),
+            memory: Vec::new(),
             measured: false,
         };
         plan.declare_costs();
@@ -256,9 +288,10 @@ impl Plan {
     }
 
     fn declare_costs(&mut self) {
-        let rates = self.options.rates;
         for planned in &mut self.tasks {
-            let cost = &self.variants[self.largest].costs[planned.task.node().index()];
+            let node = planned.task.node().index();
+            let largest = &self.variants[self.largest];
+            let cost = &largest.costs[node];
             let (flops, bytes) = match planned.task {
                 // A cell's forward runs once in a run.
                 Task::Forward(node) if self.cells[node.index()] => (0.0, 0.0),
@@ -268,15 +301,21 @@ impl Plan {
                 }
                 Task::Backward(_) => (0.0, 0.0),
             };
+            planned.place = largest.places[node];
             planned.flops = flops;
+            let rates = self.options.rates_at(planned.place);
             planned.seconds = rates.seconds(flops, cost.precision, bytes);
         }
     }
 
     fn schedule(&mut self) {
-        let made = lanes::schedule(&mut self.tasks, &self.options);
+        let sharing = self.sharing();
+        let made = lanes::schedule(&mut self.tasks, &self.options, sharing);
         (self.order, self.critical, self.seconds) = (made.order, made.critical, made.seconds);
-        self.memory = memory::predict(&self.items, &self.tasks, &self.resident, &self.options);
+        let at = |(place, resident): &(Place, Vec<usize>)| {
+            (*place, memory::predict(&self.items, &self.tasks, resident, *place, &self.options))
+        };
+        self.memory = self.resident.iter().map(at).collect();
     }
 
     /// What the plan was made for.
@@ -340,9 +379,19 @@ impl Plan {
         self.cells[node.index()]
     }
 
-    /// Predicted memory.
+    /// Predicted memory of the host.
     pub fn memory(&self) -> &Memory {
+        &self.memory[0].1
+    }
+
+    /// Predicted memory of every place, the host's first.
+    pub fn memory_by_place(&self) -> &[(Place, Memory)] {
         &self.memory
+    }
+
+    /// Where a node works.
+    pub fn place(&self, node: NodeId) -> Place {
+        self.largest().places[node.index()]
     }
 
     /// The task after which nothing of the plan needs an output; `None` where it lives to the end of the step.
@@ -350,7 +399,17 @@ impl Plan {
         memory::freed_after(&self.items, &self.tasks, self.slots.at(at), at.tap == Tap::Cotangent)
     }
 
-    /// Seconds of a step if all goes as planned.
+    /// Are its seconds those of these places? Not where a GPU's speeds are unknown: they give tasks an order then, and no more.
+    pub fn is_timed(&self) -> bool {
+        self.measured || self.options.gpu.is_none_or(|gpu| gpu.rates.is_some())
+    }
+
+    /// Measured times contain the wait for a place that others use, too.
+    fn sharing(&self) -> lanes::Sharing {
+        if self.measured { lanes::Sharing::Measured } else { lanes::Sharing::Planned }
+    }
+
+    /// Seconds of a step if all goes as planned; see [`is_timed`](Self::is_timed).
     pub fn seconds(&self) -> f64 {
         self.seconds
     }
@@ -360,10 +419,19 @@ impl Plan {
         self.critical
     }
 
-    /// Seconds that the tasks of a step take in which these nodes run (by index), if nothing overlaps: kernels have all
-    /// cores already, so that two lanes are hardly faster than one.
-    pub(crate) fn work(&self, due: &[bool]) -> f64 {
-        self.tasks.iter().filter(|t| due[t.task.node().index()]).map(|t| t.seconds).sum()
+    /// Seconds of a step in which these nodes run (by index); `None` where the plan [is not timed](Self::is_timed).
+    pub(crate) fn seconds_of(&self, due: &[bool]) -> Option<f64> {
+        let runs = |task: &PlannedTask| due[task.task.node().index()];
+        if !self.is_timed() {
+            return None;
+        }
+        if self.options.gpu.is_none() {
+            // Kernels have all cores already: tasks follow each other, whatever the lanes.
+            return Some(self.tasks.iter().filter(|t| runs(t)).map(|t| t.seconds).sum());
+        }
+        let mut tasks = self.tasks.clone();
+        tasks.iter_mut().filter(|t| !runs(t)).for_each(|t| t.seconds = 0.0);
+        Some(lanes::schedule(&mut tasks, &self.options, self.sharing()).seconds)
     }
 
     /// Are its times measured, rather than computed from declared costs?

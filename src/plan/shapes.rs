@@ -3,7 +3,7 @@
 use prefgraph_nn::size;
 use prefgraph_ops::{Cost, ErasedShape, OpError, guard};
 
-use super::{PlanError, Slots};
+use super::{Place, PlanError, Slots};
 use crate::graph::{Endpoint, Graph, NodeId, Tap};
 
 /// One set of shapes that a step may have. There are several where a source gives batches that differ, e.g. in the
@@ -14,6 +14,8 @@ pub struct Variant {
     pub(super) outputs: Vec<Vec<ErasedShape>>,
     /// By node.
     pub(super) costs: Vec<Cost>,
+    /// Where each node works.
+    pub(super) places: Vec<Place>,
 }
 
 impl Variant {
@@ -67,7 +69,12 @@ fn check_sizes(graph: &Graph, id: NodeId, outputs: &[ErasedShape]) -> Result<(),
 const MOST: usize = 1024;
 
 /// Infer the shapes of all variants. Where several sources give batches that differ, every combination may occur.
-pub(super) fn infer(graph: &Graph, slots: &Slots, cells: &[bool]) -> Result<Vec<Variant>, PlanError> {
+pub(super) fn infer(
+    graph: &Graph,
+    slots: &Slots,
+    cells: &[bool],
+    networks: Place,
+) -> Result<Vec<Variant>, PlanError> {
     let mut counts = Vec::with_capacity(graph.len());
     let mut all = 1usize;
     for (id, node) in graph.nodes() {
@@ -86,15 +93,18 @@ pub(super) fn infer(graph: &Graph, slots: &Slots, cells: &[bool]) -> Result<Vec<
         }
         counts.push(count);
     }
-    let variants = (0..all).map(|v| variant(graph, &counts, v)).collect::<Result<Vec<_>, _>>()?;
+    let variants = (0..all).map(|v| variant(graph, &counts, v, networks)).collect::<Result<Vec<_>, _>>()?;
     check_cells(graph, slots, cells, &variants)?;
     Ok(variants)
 }
 
 /// Combination number `index`: every source's own variant is a digit of it, the first source's the lowest.
-fn variant(graph: &Graph, counts: &[usize], mut index: usize) -> Result<Variant, PlanError> {
-    let mut variant =
-        Variant { outputs: Vec::with_capacity(graph.len()), costs: Vec::with_capacity(graph.len()) };
+fn variant(graph: &Graph, counts: &[usize], mut index: usize, networks: Place) -> Result<Variant, PlanError> {
+    let mut variant = Variant {
+        outputs: Vec::with_capacity(graph.len()),
+        costs: Vec::with_capacity(graph.len()),
+        places: Vec::with_capacity(graph.len()),
+    };
     for (id, node) in graph.nodes() {
         let inputs = variant.inputs(graph, id);
         let count = counts[id.index()];
@@ -108,10 +118,17 @@ fn variant(graph: &Graph, counts: &[usize], mut index: usize) -> Result<Variant,
             return Err(PlanError::new(graph, id, OpError::internal(message).to_string()));
         }
         check_sizes(graph, id, &outputs)?;
-        let cost =
-            guarded(|| Ok(node.op.cost(&inputs, &outputs))).map_err(|e| refused(graph, id, &inputs, &e))?;
+        let cost = || {
+            let on_gpu = if networks == Place::Cpu { None } else { node.op.gpu_cost(&inputs, &outputs) };
+            Ok(match on_gpu {
+                Some(cost) => (networks, cost),
+                None => (Place::Cpu, node.op.cost(&inputs, &outputs)),
+            })
+        };
+        let (place, cost) = guarded(cost).map_err(|e| refused(graph, id, &inputs, &e))?;
         variant.outputs.push(outputs);
         variant.costs.push(cost);
+        variant.places.push(place);
     }
     Ok(variant)
 }

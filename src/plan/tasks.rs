@@ -1,6 +1,6 @@
 //! Forwards and backwards as one set of tasks: the gradient is planned and overlapped like any other work.
 
-use super::{Gradient, Phase, PlannedTask, Task, TaskId, ahead::has_effects};
+use super::{Gradient, Phase, Place, PlannedTask, Task, TaskId, ahead::has_effects};
 use crate::graph::{Graph, Tap};
 
 /// The forward of node `i` is task `i`; the backwards follow, the last node first.
@@ -52,6 +52,7 @@ pub(super) fn tasks(graph: &Graph, gradient: &Gradient, ahead: &[bool]) -> Vec<P
         tasks.push(PlannedTask {
             task,
             phase,
+            place: Place::Cpu,
             after,
             before: Vec::new(),
             seconds: 0.0,
@@ -59,6 +60,7 @@ pub(super) fn tasks(graph: &Graph, gradient: &Gradient, ahead: &[bool]) -> Vec<P
             urgency: 0.0,
             lane: 0,
             start: 0.0,
+            end: 0.0,
         });
     }
     for id in 0..tasks.len() {

@@ -20,6 +20,14 @@ pub enum RunError {
         /// What it said.
         source: OpError,
     },
+    /// A cell whose device has failed.
+    #[error("cell `{cell}` cannot be saved: {source}")]
+    Save {
+        /// Its key: the id of the node, or `node.port`.
+        cell: String,
+        /// What the device said.
+        source: OpError,
+    },
     /// A saved state that is not one of this graph.
     #[error("cell `{cell}` cannot be restored: {source}")]
     Restore {

@@ -209,16 +209,19 @@ impl Runner {
     /// Empty before the first.
     ///
     /// # Errors
-    /// If the run has broken down.
+    /// If the run has broken down; if a cell lives on a device that fails.
     pub fn cells(&self) -> Result<BTreeMap<String, NamedState>, RunError> {
         let (answer, reply) = bounded(1);
         self.tell(Message::Cells(answer))?;
         let cells = reply.recv().map_err(|_| RunError::Stopped)?;
         let save = |(at, value): (Endpoint, Value)| {
             let carry = self.graph[at.node].outputs[at.port].ty.carry.expect("checked when it was carried");
-            (self.graph.path(at), (carry.save)(&value))
+            let path = self.graph.path(at);
+            let state =
+                (carry.save)(&value).map_err(|source| RunError::Save { cell: path.clone(), source })?;
+            Ok((path, state))
         };
-        Ok(cells.into_iter().map(save).collect())
+        cells.into_iter().map(save).collect()
     }
 
     /// Go on at `step` from cells that [`cells`](Self::cells) gave. No cells at all are those of a run that has not

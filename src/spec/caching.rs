@@ -1,7 +1,9 @@
 //! The `cache` section of a graph file, and errors with their place.
 
+use prefgraph_nn::cuda;
+
 use super::{
-    CacheSettings,
+    CacheSettings, gpu_number,
     merge::Merged,
     scan,
     source::{At, Sources, Span, SpecError},
@@ -18,6 +20,7 @@ pub(super) fn attach(
     merged: &Merged,
     graph: &mut Graph,
     settings: &CacheSettings,
+    device: &str,
 ) -> Result<Option<Cache>, Box<SpecError>> {
     let Some((_, nodes)) = merged.cache.iter().find(|(key, _)| key.value == "nodes") else {
         return match merged.cache.first() {
@@ -37,8 +40,15 @@ pub(super) fn attach(
             error.help("name a folder, as in `path: \"cache\"`; it is relative to the file that states it")
         );
     }
-    let cache = Cache::attach(graph, settings.path.as_path(), &settings.nodes);
+    let cache = Cache::attach(graph, settings.path.as_path(), &settings.nodes, gpu(device).as_deref());
     cache.map(Some).map_err(|e| shown(sources, nodes, &e))
+}
+
+/// What the GPU of this name is, as far as can be told before it is opened; nothing for the processor.
+fn gpu(device: &str) -> Option<String> {
+    let number = gpu_number(device)?;
+    let known = cuda::devices().ok().and_then(|all| all.into_iter().find(|gpu| gpu.ordinal == number));
+    Some(known.map_or_else(|| device.to_owned(), |gpu| gpu.name))
 }
 
 /// The error, at the name of the node that it is about.

@@ -165,7 +165,7 @@ fn load_from(
     let settings = built.iter().map(|b| text::fields(&b.settings)).collect::<Result<Vec<_>, _>>();
     let settings = settings.map_err(internal)?;
     let mut graph = wire::wire(&sources, &merged, built)?;
-    let cache = caching::attach(&sources, &merged, &mut graph, &cached)?;
+    let cache = caching::attach(&sources, &merged, &mut graph, &cached, &run.device)?;
     let resolved = resolved::resolved(&graph, &merged, &settings, &run, &cached).map_err(internal)?;
     Ok(Loaded { graph, run, cache, resolved, sets, sources, merged })
 }

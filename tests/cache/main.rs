@@ -32,7 +32,7 @@ fn plain(counts: &Counts, numbers: Numbers) -> Graph {
 /// The learner with a cache in `folder` before both encoders.
 fn cached(counts: &Counts, numbers: Numbers, folder: &Path) -> (Graph, Cache) {
     let mut graph = plain(counts, numbers);
-    let cache = Cache::attach(&mut graph, folder, &names(&NODES)).unwrap();
+    let cache = Cache::attach(&mut graph, folder, &names(&NODES), None).unwrap();
     (graph, cache)
 }
 

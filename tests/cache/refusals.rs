@@ -11,7 +11,7 @@ use crate::{Counts, Encoder, Noisy, Numbers, cached, common::*, entries, fill, n
 
 fn refused(graph: &mut Graph, nodes: &[&str]) -> (String, String) {
     let dir = tempfile::tempdir().unwrap();
-    let error = Cache::attach(graph, dir.path(), &names(nodes)).unwrap_err();
+    let error = Cache::attach(graph, dir.path(), &names(nodes), None).unwrap_err();
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is written");
     (error.to_string(), error.help.unwrap_or_default())
 }

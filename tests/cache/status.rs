@@ -15,7 +15,7 @@ fn said(cache: &Cache) -> Vec<String> {
 }
 
 fn attach(mut graph: Graph, folder: &Path) -> (Graph, Cache) {
-    let cache = Cache::attach(&mut graph, folder, &names(&NODES)).unwrap();
+    let cache = Cache::attach(&mut graph, folder, &names(&NODES), None).unwrap();
     (graph, cache)
 }
 

@@ -11,6 +11,7 @@ use crate::{
     device::Device,
     foreign::{In, Out},
     pinned,
+    settings::settings,
     work::Work,
 };
 
@@ -91,7 +92,7 @@ fn pin(out: Out<usize>, bytes: usize) -> Answer {
 api! {
     fn cuMemGetInfo_v2(device; free: Out<usize>, total: Out<usize>) {
         free.set(device.memory.limit - device.memory.used)?;
-        total.set(device.memory.limit)
+        total.set(settings().memory)
     }
 
     fn cuMemAllocAsync(device; out: Out<usize>, bytes: usize, stream: Handle) {

@@ -13,6 +13,7 @@ use super::{Autoencoder, Batch, Half, Posterior, refuse_sample};
 use crate::{
     cost::PassCost,
     cpu::Cpu,
+    device::Device,
     error::{Error, Result},
     tensor::Tensor,
 };
@@ -21,6 +22,8 @@ use crate::{
 pub const BLOCK: usize = 8;
 /// Channels of a latent cell.
 pub const CHANNELS: usize = 16;
+/// Name in messages.
+const KIND: &str = "dct";
 const PIXELS: usize = BLOCK * BLOCK;
 
 /// Red, green, blue to luma and the opponent axes red-blue and magenta-green, before each row has unit length.
@@ -164,9 +167,10 @@ impl Dct {
     }
 }
 
-impl Autoencoder for Dct {
+/// Nothing is trained, and little is computed: it runs on the host, whatever the device.
+impl<D: Device> Autoencoder<D> for Dct {
     fn kind(&self) -> &'static str {
-        "dct"
+        KIND
     }
 
     fn channels(&self) -> usize {
@@ -193,13 +197,13 @@ impl Autoencoder for Dct {
         0
     }
 
-    fn encode(&self, device: &Cpu, pictures: &Batch, posterior: Posterior<'_>) -> Result<Batch> {
-        refuse_sample(posterior, self.kind())?;
-        Dct::encode(self, device, pictures)
+    fn encode(&self, _: &D, host: &Cpu, pictures: &Batch, posterior: Posterior<'_>) -> Result<Batch> {
+        refuse_sample(posterior, KIND)?;
+        Dct::encode(self, host, pictures)
     }
 
-    fn decode(&self, device: &Cpu, latents: &Batch) -> Result<Batch> {
-        Dct::decode(self, device, latents)
+    fn decode(&self, _: &D, host: &Cpu, latents: &Batch) -> Result<Batch> {
+        Dct::decode(self, host, latents)
     }
 
     fn encode_cost(&self, height: usize, width: usize) -> PassCost {
@@ -209,7 +213,7 @@ impl Autoencoder for Dct {
     }
 
     fn decode_cost(&self, height: usize, width: usize) -> PassCost {
-        Autoencoder::encode_cost(self, height, width)
+        Autoencoder::<D>::encode_cost(self, height, width)
     }
 }
 

@@ -8,6 +8,7 @@ use std::fmt;
 use crate::{
     cost::PassCost,
     cpu::Cpu,
+    device::Device,
     error::{Error, Result},
     tensor::Tensor,
 };
@@ -48,9 +49,9 @@ pub enum Half {
     Decoder,
 }
 
-/// From pictures to latents and back. Weights, if there are any, are frozen; each half reads its own when it first runs, and
-/// keeps them.
-pub trait Autoencoder: fmt::Debug + Send + Sync {
+/// From pictures to latents and back, on a device. Weights, if there are any, are frozen; each half reads its own when it first
+/// runs, for the device that it runs on, and keeps them: later runs are to be on the same one.
+pub trait Autoencoder<D: Device = Cpu>: fmt::Debug + Send + Sync {
     /// Name in messages, e.g. `kl`.
     fn kind(&self) -> &'static str;
 
@@ -73,17 +74,18 @@ pub trait Autoencoder: fmt::Debug + Send + Sync {
     fn resident_bytes(&self, half: Half) -> usize;
 
     /// Pictures `[B, 3, P H, P W]` with values in [-1, 1] to latents `[B, C, H, W]` of roughly unit variance, shifted
-    /// and scaled as the denoiser takes them.
+    /// and scaled as the denoiser takes them. Both are tensors of `host`.
     ///
     /// # Errors
-    /// If the sizes do not fit, weights cannot be read, or a sample is asked of an autoencoder without a posterior.
-    fn encode(&self, device: &Cpu, pictures: &Batch, posterior: Posterior<'_>) -> Result<Batch>;
+    /// If the sizes do not fit, weights cannot be read, the device fails, or a sample is asked of an autoencoder without a
+    /// posterior.
+    fn encode(&self, device: &D, host: &Cpu, pictures: &Batch, posterior: Posterior<'_>) -> Result<Batch>;
 
     /// Latents `[B, C, H, W]` to pictures `[B, 3, P H, P W]`; values may leave [-1, 1].
     ///
     /// # Errors
-    /// If the channels are others, or weights cannot be read.
-    fn decode(&self, device: &Cpu, latents: &Batch) -> Result<Batch>;
+    /// If the channels are others, weights cannot be read, or the device fails.
+    fn decode(&self, device: &D, host: &Cpu, latents: &Batch) -> Result<Batch>;
 
     /// What encoding a picture of `height` x `width` pixels takes; pictures of a batch go one after the other.
     fn encode_cost(&self, height: usize, width: usize) -> PassCost;

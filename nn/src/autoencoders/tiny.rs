@@ -258,56 +258,9 @@ impl<D: Device> TinyAutoencoder<D> {
     fn side_of_cell(&self) -> usize {
         1 << (self.config.num_decoder_blocks.len() - 1)
     }
-
-    /// [`Autoencoder::encode`] on a device; tensors of the caller live on `host`.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn encode_on(
-        &self,
-        device: &D,
-        host: &Cpu,
-        pictures: &Batch,
-        posterior: Posterior<'_>,
-    ) -> Result<Batch> {
-        super::refuse_sample(posterior, KIND)?;
-        let (height, width) = grid_of(pictures, (KIND, self.side_of_cell()))?;
-        let (batch, _, rows, columns) = pictures.shape();
-        let channels = self.config.latent_channels;
-        let mut latents = Tensor::zeros(host, (batch, channels, height, width));
-        let samples = latents.values_mut().chunks_exact_mut(channels * height * width);
-        for (picture, latents) in pictures.values().chunks_exact(3 * rows * columns).zip(samples) {
-            // These networks see pictures in [0, 1].
-            self.encoder.run(device, (picture, (3, rows, columns)), |v| (v + 1.0) / 2.0, latents)?;
-            check_finite(latents, "latents", KIND)?;
-        }
-        let (shift, scale) = (self.config.shift_factor, self.config.scaling_factor);
-        latents.values_mut().iter_mut().for_each(|z| *z = (*z - shift) * scale);
-        Ok(latents)
-    }
-
-    /// [`Autoencoder::decode`] on a device; tensors of the caller live on `host`.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn decode_on(&self, device: &D, host: &Cpu, latents: &Batch) -> Result<Batch> {
-        check_latents(latents, (KIND, self.config.latent_channels))?;
-        let (batch, channels, height, width) = latents.shape();
-        let (rows, columns) = (height * self.side_of_cell(), width * self.side_of_cell());
-        let mut pictures = Tensor::zeros(host, (batch, 3, rows, columns));
-        let (shift, scale) = (self.config.shift_factor, self.config.scaling_factor);
-        let samples = pictures.values_mut().chunks_exact_mut(3 * rows * columns);
-        for (latents, picture) in latents.values().chunks_exact(channels * height * width).zip(samples) {
-            let squashed = |z: f32| libm::tanhf((z / scale + shift) / LIMIT) * LIMIT;
-            self.decoder.run(device, (latents, (channels, height, width)), squashed, picture)?;
-            check_finite(picture, "pictures", KIND)?;
-            picture.iter_mut().for_each(|v| *v = *v * 2.0 - 1.0);
-        }
-        Ok(pictures)
-    }
 }
 
-impl Autoencoder for Tiny {
+impl<D: Device> Autoencoder<D> for TinyAutoencoder<D> {
     fn kind(&self) -> &'static str {
         KIND
     }
@@ -339,12 +292,37 @@ impl Autoencoder for Tiny {
         }
     }
 
-    fn encode(&self, device: &Cpu, pictures: &Batch, posterior: Posterior<'_>) -> Result<Batch> {
-        self.encode_on(device, device, pictures, posterior)
+    fn encode(&self, device: &D, host: &Cpu, pictures: &Batch, posterior: Posterior<'_>) -> Result<Batch> {
+        super::refuse_sample(posterior, KIND)?;
+        let (height, width) = grid_of(pictures, (KIND, self.side_of_cell()))?;
+        let (batch, _, rows, columns) = pictures.shape();
+        let channels = self.config.latent_channels;
+        let mut latents = Tensor::zeros(host, (batch, channels, height, width));
+        let samples = latents.values_mut().chunks_exact_mut(channels * height * width);
+        for (picture, latents) in pictures.values().chunks_exact(3 * rows * columns).zip(samples) {
+            // These networks see pictures in [0, 1].
+            self.encoder.run(device, (picture, (3, rows, columns)), |v| (v + 1.0) / 2.0, latents)?;
+            check_finite(latents, "latents", KIND)?;
+        }
+        let (shift, scale) = (self.config.shift_factor, self.config.scaling_factor);
+        latents.values_mut().iter_mut().for_each(|z| *z = (*z - shift) * scale);
+        Ok(latents)
     }
 
-    fn decode(&self, device: &Cpu, latents: &Batch) -> Result<Batch> {
-        self.decode_on(device, device, latents)
+    fn decode(&self, device: &D, host: &Cpu, latents: &Batch) -> Result<Batch> {
+        check_latents(latents, (KIND, self.config.latent_channels))?;
+        let (batch, channels, height, width) = latents.shape();
+        let (rows, columns) = (height * self.side_of_cell(), width * self.side_of_cell());
+        let mut pictures = Tensor::zeros(host, (batch, 3, rows, columns));
+        let (shift, scale) = (self.config.shift_factor, self.config.scaling_factor);
+        let samples = pictures.values_mut().chunks_exact_mut(3 * rows * columns);
+        for (latents, picture) in latents.values().chunks_exact(channels * height * width).zip(samples) {
+            let squashed = |z: f32| libm::tanhf((z / scale + shift) / LIMIT) * LIMIT;
+            self.decoder.run(device, (latents, (channels, height, width)), squashed, picture)?;
+            check_finite(picture, "pictures", KIND)?;
+            picture.iter_mut().for_each(|v| *v = *v * 2.0 - 1.0);
+        }
+        Ok(pictures)
     }
 
     fn encode_cost(&self, height: usize, width: usize) -> PassCost {
@@ -352,6 +330,6 @@ impl Autoencoder for Tiny {
     }
 
     fn decode_cost(&self, height: usize, width: usize) -> PassCost {
-        self.decoder.cost((height / self.cell(), width / self.cell()))
+        self.decoder.cost((height / self.side_of_cell(), width / self.side_of_cell()))
     }
 }

@@ -71,11 +71,12 @@ impl Buffer {
         Self(Store::Owned(values))
     }
 
-    /// The values; those of an [`owned`](Self::owned) buffer are not copied.
-    pub fn into_values(self) -> Vec<f32> {
+    /// The values; those of an [`owned`](Self::owned) or a [`shared`](Self::shared) buffer are not copied.
+    pub fn into_values(self) -> Arc<Vec<f32>> {
         match self.0 {
-            Store::Owned(values) => values,
-            other => Self(other).to_vec(),
+            Store::Owned(values) => Arc::new(values),
+            Store::Shared(values) => values,
+            lent => Arc::new(Self(lent).to_vec()),
         }
     }
 }
@@ -216,15 +217,17 @@ mod tests {
     }
 
     #[test]
-    fn owned_values_come_back_without_a_copy() {
+    fn owned_and_shared_values_come_back_without_a_copy() {
         let values = vec![1.0, 2.0];
         let place = values.as_ptr();
         let back = Buffer::owned(values).into_values();
         assert_eq!(back.as_ptr(), place);
+        assert!(Arc::ptr_eq(&Buffer::shared(back.clone()).into_values(), &back));
         let pool = Buffers::default();
         let mut lent = pool.take(2);
         lent.copy_from_slice(&[4.0, 5.0]);
-        assert_eq!((lent.clone().into_values(), lent.into_values()), (vec![4.0, 5.0], vec![4.0, 5.0]));
+        assert_eq!(*lent.clone().into_values(), [4.0, 5.0]);
+        assert_eq!(*lent.into_values(), [4.0, 5.0]);
         assert_eq!(pool.lent(), 0);
     }
 

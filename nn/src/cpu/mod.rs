@@ -45,7 +45,7 @@ mod sweep;
 mod tile;
 mod windows;
 
-pub use crate::device::{AttentionShape, HeadLayout, Matrix, Precision, TokenRows, Values};
+pub use crate::device::{AdamW, AttentionShape, HeadLayout, Matrix, Precision, TokenRows, Values};
 pub use activation::{activate, multiply};
 pub use attention::{
     Attention, AttentionBackward, ScoredAttention, WIDEST, attention, attention_backward, scored_attention,
@@ -59,8 +59,7 @@ pub use isa::Isa;
 pub use memory::Memory;
 pub use norm::{ModulationGrad, norm_modulate, norm_modulate_backward};
 pub use norm_weighted::{GroupNorm, group_norm, layer_norm, rms_norm};
-pub(crate) use optimizer::Step;
-pub use optimizer::{AdamW, adamw, sum_of_squares};
+pub use optimizer::{adamw, sum_of_squares};
 pub use packed::Packed;
 pub use pointwise::{
     GateGrad, SubMatrix, add_scaled, gated_add, gated_add_backward, gelu, gelu_backward, scale, silu,

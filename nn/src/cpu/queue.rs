@@ -1,14 +1,13 @@
 //! The processor as a [`Device`]: an operation runs at once, on the pool, by the kernel of its name.
 
-use std::sync::Arc;
-
 use super::{Buffer, Cpu, Packed};
 use crate::{
     cpu,
     device::{
-        Activation, Attention, AttentionBackward, CopyTokens, Device, Direction, GateGrad, Gemm, GemmTn,
-        GroupNorm, HeadLayout, Kind, Matrix, Merge, Norm, NormKind, NormModulate, NormModulateBackward,
-        NormRotary, Precision, Queue, Scores, TokenRows, Values, View, ViewMut, Windows,
+        Activation, Attention, AttentionBackward, CopyTokens, Device, DeviceVec, Direction, GateGrad, Gemm,
+        GemmTn, GroupNorm, HeadLayout, Kind, Matrix, Merge, Norm, NormKind, NormModulate,
+        NormModulateBackward, NormRotary, Precision, Queue, Scores, TokenRows, Values, View, ViewMut,
+        Windows,
     },
     error::Result,
 };
@@ -119,16 +118,16 @@ impl Queue<Cpu> for CpuQueue {
         buffer
     }
 
-    fn share(&self, values: &Arc<Vec<f32>>, _: Kind) -> Buffer {
-        Buffer::shared(values.clone())
+    fn share(&self, values: &DeviceVec) -> Result<Buffer> {
+        values.host().map(Buffer::shared)
     }
 
     fn zeros_to_keep(&self, len: usize) -> Buffer {
         Buffer::owned(vec![0.0; len])
     }
 
-    fn keep(&self, buffer: Buffer, _: usize) -> Result<Vec<f32>> {
-        Ok(buffer.into_values())
+    fn keep(&self, buffer: Buffer, _: usize) -> Result<DeviceVec> {
+        Ok(buffer.into_values().into())
     }
 
     fn download(&self, buffer: &Buffer, start: usize, len: usize) -> Result<Vec<f32>> {

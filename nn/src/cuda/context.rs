@@ -100,6 +100,11 @@ impl Cuda {
         })))
     }
 
+    /// Is this a handle on the same GPU?
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// What is known of it.
     pub fn info(&self) -> &GpuInfo {
         &self.0.info
@@ -307,13 +312,13 @@ impl Device for Cuda {
                 self.0.write(&[&element.bytes(&values)])?
             }
         };
-        Ok(CudaMatrix { memory: Some(memory), rows: n, columns: k, element })
+        Ok(CudaMatrix { memory: Some(Arc::new(memory)), rows: n, columns: k, element })
     }
 
     fn upload(&self, values: &[f32], kind: Kind, precision: Precision) -> Result<CudaBuffer> {
         let element = Element::of(kind, precision);
         let memory = self.0.write(&[&element.bytes(values)])?;
-        Ok(CudaBuffer { memory: Some(memory), len: values.len(), element })
+        Ok(CudaBuffer { memory: Some(Arc::new(memory)), len: values.len(), element })
     }
 }
 

@@ -5,11 +5,12 @@
 //!  modules  kernels compiled, and kept on the disk  launch   how a kernel is launched
 //!  memory   memory in the order of a stream         values   buffers and matrices
 //!  products matrix products, by cuBLASLt            queue    the operations of a device, on one stream
+//!  vec      values that outlive a pass
 //! ```
 //!
 //! Nothing is loaded before [`Cuda::open`] or [`devices`]. A queue is a stream with a workspace of its own, so that passes of
-//! several lanes overlap; all memory of a pass is allocated and freed in the order of its stream, and no memory crosses streams.
-//! What belongs to the model is written before anything reads it and freed when nothing runs any more.
+//! several lanes overlap; all memory of a pass is allocated and freed in the order of its stream. What crosses streams is complete
+//! before another one sees it: the model's weights, and the adapter with its gradient and moments.
 
 mod context;
 mod driver;
@@ -19,8 +20,10 @@ mod modules;
 mod products;
 mod queue;
 mod values;
+mod vec;
 
 pub use context::Cuda;
 pub use driver::{GpuInfo, devices, is_there};
+pub(crate) use products::WORKSPACE;
 pub use queue::CudaQueue;
 pub use values::{CudaBuffer, CudaMatrix};

@@ -27,7 +27,7 @@ use cudarc::{
 use super::{memory::Memory, values::Element};
 
 /// Bytes that an algorithm may use beside its operands: what cuBLAS asks for on the largest GPUs.
-pub(super) const WORKSPACE: usize = 32 << 20;
+pub(crate) const WORKSPACE: usize = 32 << 20;
 /// The number of rows for which an algorithm is chosen.
 const TYPICAL_ROWS: usize = 4096;
 

@@ -1,6 +1,6 @@
 //! Buffers and matrices.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use half::bf16;
 
@@ -68,16 +68,28 @@ impl Element {
 /// A run of values on a GPU.
 #[derive(Debug)]
 pub struct CudaBuffer {
-    /// Nothing where the allocation failed: the queue has the error, and does nothing more.
-    pub(super) memory: Option<Memory>,
+    /// Nothing where the allocation failed: the queue has the error, and does nothing more. Shared by those who only read.
+    pub(super) memory: Option<Arc<Memory>>,
     pub(super) len: usize,
     pub(super) element: Element,
+}
+
+impl CudaBuffer {
+    /// The same values, for somebody who only reads them.
+    pub(super) fn share(&self) -> Self {
+        Self { memory: self.memory.clone(), ..*self }
+    }
+
+    /// Does somebody else read the same values?
+    pub(super) fn is_shared(&self) -> bool {
+        self.memory.as_ref().is_some_and(|memory| Arc::strong_count(memory) > 1)
+    }
 }
 
 /// A matrix on a GPU, row-major without gaps: products of both directions read it.
 #[derive(Debug)]
 pub struct CudaMatrix {
-    pub(super) memory: Option<Memory>,
+    pub(super) memory: Option<Arc<Memory>>,
     pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) element: Element,

@@ -3,7 +3,7 @@
 //! ```text
 //!  view    parts of buffers as rows          calls   operands of the larger operations
 //!  queue   the operations                    norms, windows, activation   the same of single groups of them
-//!  matrix  frozen matrices as files have them
+//!  matrix  frozen matrices as files have them     vec   values that outlive a pass     adamw   numbers of the optimiser
 //! ```
 //!
 //! Layers and models are written once, over [`Device`] and its [`Queue`]; every device runs the same coarse, fused
@@ -11,16 +11,20 @@
 //! values between it and the host.
 
 mod activation;
+mod adamw;
 mod calls;
 mod matrix;
 mod norms;
 mod queue;
+mod vec;
 mod view;
 mod windows;
 
 use std::fmt;
 
 pub use activation::Activation;
+pub use adamw::AdamW;
+pub(crate) use adamw::Step;
 pub use calls::{
     Attention, AttentionBackward, AttentionShape, CopyTokens, Extra, GateGrad, Gemm, GemmTn, HeadLayout,
     ModulationGrad, NormModulate, NormModulateBackward, NormRotary, Scores, TokenRows,
@@ -28,6 +32,7 @@ pub use calls::{
 pub use matrix::{Matrix, Values};
 pub use norms::{GroupNorm, Norm, NormKind};
 pub use queue::Queue;
+pub use vec::{DeviceVec, Remote};
 pub use view::{View, ViewMut};
 pub use windows::{ConvWindow, Windows};
 

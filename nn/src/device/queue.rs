@@ -1,16 +1,16 @@
 //! The operations of a device.
 
-use std::{fmt, sync::Arc};
+use std::fmt;
 
 use super::{
-    Activation, Attention, AttentionBackward, CopyTokens, Device, Direction, GateGrad, Gemm, GemmTn,
-    GroupNorm, HeadLayout, Kind, Norm, NormModulate, NormModulateBackward, NormRotary, TokenRows, View,
-    ViewMut, Windows,
+    Activation, Attention, AttentionBackward, CopyTokens, Device, DeviceVec, Direction, GateGrad, Gemm,
+    GemmTn, GroupNorm, HeadLayout, Kind, Norm, NormModulate, NormModulateBackward, NormRotary, TokenRows,
+    View, ViewMut, Windows,
 };
 use crate::error::Result;
 
-/// Operations in their order. A device may run them later than they are asked for; only [`download`](Self::download) and
-/// [`finish`](Self::finish) wait, and they return the first error of the queue.
+/// Operations in their order. A device may run them later than they are asked for; only [`download`](Self::download),
+/// [`keep`](Self::keep) and [`finish`](Self::finish) wait, and they return the first error of the queue.
 ///
 /// # Panics
 /// Operations panic if a view is too short for its shape: that is a defect of the layer that calls.
@@ -29,24 +29,23 @@ pub trait Queue<D: Device<Queue = Self>>: fmt::Debug + Send + Sync + Sized + 'st
         self.fill(values.len(), kind, |to| to.copy_from_slice(values))
     }
 
-    /// A buffer with these values, only to be read. A device that works in the host's memory does not copy them.
-    fn share(&self, values: &Arc<Vec<f32>>, kind: Kind) -> D::Buffer {
-        self.upload(values, kind)
-    }
+    /// A buffer with these values, only to be read; those that live on this device are not copied.
+    ///
+    /// # Errors
+    /// If they live on another device that fails.
+    fn share(&self, values: &DeviceVec) -> Result<D::Buffer>;
 
-    /// A buffer of zeros whose values the host will [`keep`](Self::keep).
+    /// A buffer of zeros whose values a caller will [`keep`](Self::keep).
     fn zeros_to_keep(&self, len: usize) -> D::Buffer {
         self.zeros(len, Kind::Exact)
     }
 
-    /// All values of a buffer that is needed no more. A device that works in the host's memory does not copy those of
-    /// [`zeros_to_keep`](Self::zeros_to_keep).
+    /// The `len` values of a buffer, to outlive the queue where they are. Those of [`zeros_to_keep`](Self::zeros_to_keep) are
+    /// not copied. Waits for everything.
     ///
     /// # Errors
     /// The first one of the queue.
-    fn keep(&self, buffer: D::Buffer, len: usize) -> Result<Vec<f32>> {
-        self.download(&buffer, 0, len)
-    }
+    fn keep(&self, buffer: D::Buffer, len: usize) -> Result<DeviceVec>;
 
     /// `len` values of a buffer, from `start` on.
     ///

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::Linear;
 use crate::{
     backbone::LinearLayout,
-    device::{Device, Direction, Kind, Queue, View},
+    device::{Device, Direction, Queue, View},
     error::{Error, Result},
     lora::Adapter,
 };
@@ -60,7 +60,7 @@ impl<D: Device> Branches<D> {
                 return Err(Error::Setting(format!("the adapter has `{}` twice", module.name)));
             }
         }
-        let values = queue.share(&adapter.values, Kind::Exact);
+        let values = queue.share(&adapter.values)?;
         Ok(Self { rank: layout.rank, scale: layout.scale(), values, places })
     }
 

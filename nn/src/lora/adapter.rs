@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use crate::{linears::LinearLayout, naming::Names, size};
+use crate::{device::DeviceVec, error::Result, linears::LinearLayout, naming::Names, size};
 
 /// Which linears an adapter has factors for, and at what rank.
 #[derive(Clone, Debug)]
@@ -67,7 +67,24 @@ pub struct Adapter {
     /// What the values mean.
     pub layout: Arc<AdapterLayout>,
     /// All factors, in the order of [`AdapterLayout::ranges`].
+    pub values: DeviceVec,
+}
+
+/// An adapter whose values are in the host's memory.
+#[derive(Clone, Debug)]
+pub(super) struct HostAdapter {
+    pub layout: Arc<AdapterLayout>,
     pub values: Arc<Vec<f32>>,
+}
+
+impl Adapter {
+    /// The same adapter in the host's memory.
+    ///
+    /// # Errors
+    /// If its device fails.
+    pub(super) fn on_host(&self) -> Result<HostAdapter> {
+        Ok(HostAdapter { layout: Arc::clone(&self.layout), values: self.values.host()? })
+    }
 }
 
 /// The derivative of a loss by every factor, laid out as the factors are. Cloning is cheap.
@@ -76,5 +93,5 @@ pub struct AdapterGrad {
     /// What the values mean.
     pub layout: Arc<AdapterLayout>,
     /// In the order of [`AdapterLayout::ranges`].
-    pub values: Arc<Vec<f32>>,
+    pub values: DeviceVec,
 }

@@ -42,7 +42,7 @@ impl Adapter {
                 }
             }
         }
-        Self { layout, values: Arc::new(values) }
+        Self { layout, values: values.into() }
     }
 }
 
@@ -72,7 +72,8 @@ mod tests {
         let modules = vec![LinearLayout { name: "a".into(), inputs: 400, outputs: 3 }];
         let layout = Arc::new(AdapterLayout { names: &NAMES, modules, rank: 8, alpha: 8.0 });
         let adapter = Adapter::new(layout, init, |_| uniform());
-        let (a, b) = adapter.values.split_at(8 * 400);
+        let values = adapter.values.host().unwrap();
+        let (a, b) = values.split_at(8 * 400);
         assert_eq!(*b, [0.0; 24]);
         assert!(a.iter().all(|v| v.is_finite()));
         (a.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / a.len() as f64).sqrt()

@@ -228,7 +228,7 @@ impl AdapterFile {
                 values.push(shared);
             }
         }
-        Ok(Adapter { layout: Arc::new(layout), values: Arc::new(values) })
+        Ok(Adapter { layout: Arc::new(layout), values: values.into() })
     }
 
     /// The modules in the order of these linears, which must have all of them.

@@ -45,14 +45,14 @@ fn flux() -> Linears {
 /// An adapter whose values are all different.
 fn adapter(targets: &[&str], rank: usize, alpha: f32) -> Adapter {
     let (layout, _) = AdapterLayout::matching(&flux(), targets, rank, alpha).unwrap();
-    let values = (0..layout.len()).map(|i| (i as f32 + 1.0) / 7.0).collect();
-    Adapter { layout: Arc::new(layout), values: Arc::new(values) }
+    let values = (0..layout.len()).map(|i| (i as f32 + 1.0) / 7.0).collect::<Vec<_>>();
+    Adapter { layout: Arc::new(layout), values: values.into() }
 }
 
 /// The same adapter with one A for q, k and v of a block.
 fn with_shared_a(mut adapter: Adapter) -> Adapter {
     let ranges = adapter.layout.ranges();
-    let values = Arc::make_mut(&mut adapter.values);
+    let values = adapter.values.host_mut().unwrap();
     let mut shared: std::collections::BTreeMap<Place, Vec<f32>> = Default::default();
     for (module, (a, _)) in adapter.layout.modules.iter().zip(ranges) {
         let (place, _) = NAMES.of_diffusers(&module.name).unwrap();
@@ -106,7 +106,12 @@ fn assert_same_branches(path: &Path, adapter: &Adapter) {
     let frozen = FrozenAdapter::open(path, &flux()).unwrap();
     let layout = &adapter.layout;
     for (module, (a, b)) in layout.modules.iter().zip(layout.ranges()) {
-        let own = branch(&adapter.values[a], &adapter.values[b], layout.rank, layout.scale());
+        let own = branch(
+            &adapter.values.host().unwrap()[a],
+            &adapter.values.host().unwrap()[b],
+            layout.rank,
+            layout.scale(),
+        );
         let found = frozen.get(&module.name).unwrap();
         let theirs = branch(&found.down.read(), &found.up.read(), found.rank(), found.scale);
         assert_eq!(own.len(), theirs.len(), "{}", module.name);
@@ -121,7 +126,7 @@ fn assert_same_branches(path: &Path, adapter: &Adapter) {
 
 fn assert_equal(found: &Adapter, expected: &Adapter) {
     assert_eq!(found.layout, expected.layout);
-    assert_eq!(found.values, expected.values);
+    assert_eq!(found.values.host().unwrap(), expected.values.host().unwrap());
 }
 
 #[test]
@@ -221,8 +226,8 @@ fn a_fused_pair_from_elsewhere_is_copied_to_its_parts_in_either_spelling() {
     assert_eq!(names[0], "transformer_blocks.0.attn.to_out.0");
     assert_eq!(names[1..], parts);
     for (part, (a, b)) in layout.ranges()[1..].iter().enumerate() {
-        assert_eq!(adapter.values[a.clone()], down);
-        assert_eq!(adapter.values[b.clone()], up[part * 2 * D..(part + 1) * 2 * D]);
+        assert_eq!(adapter.values.host().unwrap()[a.clone()], down);
+        assert_eq!(adapter.values.host().unwrap()[b.clone()], up[part * 2 * D..(part + 1) * 2 * D]);
     }
     // Frozen, the parts are views into one mapped pair.
     let frozen = FrozenAdapter::open(&folder.path(), &flux()).unwrap();

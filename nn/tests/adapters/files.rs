@@ -52,7 +52,7 @@ pub fn adapter(rank: usize, alpha: f32) -> Adapter {
         let shared = first.entry(place).or_insert_with(|| values[a.clone()].to_vec());
         values[a].copy_from_slice(shared);
     }
-    Adapter { layout: Arc::new(layout), values: Arc::new(values) }
+    Adapter { layout: Arc::new(layout), values: values.into() }
 }
 
 /// The name of a linear with A and B.
@@ -67,8 +67,8 @@ pub fn apart(adapter: &Adapter) -> Vec<Pair> {
     let (rank, modules) = (adapter.layout.rank, adapter.layout.modules.iter());
     let pair = |(m, (a, b)): (&LinearLayout, (std::ops::Range<usize>, std::ops::Range<usize>))| Pair {
         name: m.name.clone(),
-        a: NamedTensor::f32("", vec![rank, m.inputs], &adapter.values[a]),
-        b: NamedTensor::f32("", vec![m.outputs, rank], &adapter.values[b]),
+        a: NamedTensor::f32("", vec![rank, m.inputs], &adapter.values.host().unwrap()[a]),
+        b: NamedTensor::f32("", vec![m.outputs, rank], &adapter.values.host().unwrap()[b]),
     };
     modules.zip(adapter.layout.ranges()).map(pair).collect()
 }
@@ -147,7 +147,7 @@ pub const KOHYA: [&str; 2] = [".lora_down.weight", ".lora_up.weight"];
 #[track_caller]
 pub fn assert_equal(found: &Adapter, expected: &Adapter) {
     assert_eq!(found.layout, expected.layout);
-    let bits = |a: &Adapter| a.values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    let bits = |a: &Adapter| a.values.host().unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(found), bits(expected));
 }
 

@@ -222,7 +222,12 @@ fn modules_whose_scales_differ_by_powers_of_two_become_one_alpha_and_others_are_
     };
     let adapter = write([2.0, 8.0]).adapter(None).unwrap();
     assert_eq!(adapter.layout.alpha, 2.0);
-    let b = adapter.layout.ranges().into_iter().map(|(_, b)| adapter.values[b.start]).collect::<Vec<_>>();
+    let b = adapter
+        .layout
+        .ranges()
+        .into_iter()
+        .map(|(_, b)| adapter.values.host().unwrap()[b.start])
+        .collect::<Vec<_>>();
     assert_eq!(b, [0.3, 4.0 * 0.3]);
     let error = write([2.0, 3.0]).adapter(None).unwrap_err().to_string();
     assert!(error.contains("scales its modules differently: alpha is 2 for `lora_unet_double"), "{error}");

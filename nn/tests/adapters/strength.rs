@@ -1,7 +1,5 @@
 //! An alpha other than the rank, for programs that read only the factors.
 
-use std::sync::Arc;
-
 use prefgraph_nn::{
     Adapter, AdapterLayout,
     files::TensorFiles,
@@ -19,7 +17,10 @@ fn own(adapter: &Adapter, name: &str) -> Vec<f64> {
     let at = layout.modules.iter().position(|m| m.name == name).unwrap();
     let (a, b) = layout.ranges()[at].clone();
     let scale = f64::from(layout.alpha) / layout.rank as f64;
-    matrix_product(&adapter.values[a], &adapter.values[b], layout.rank).iter().map(|v| v * scale).collect()
+    matrix_product(&adapter.values.host().unwrap()[a], &adapter.values.host().unwrap()[b], layout.rank)
+        .iter()
+        .map(|v| v * scale)
+        .collect()
 }
 
 #[test]
@@ -73,7 +74,7 @@ fn a_strength_that_f32_cannot_hold_is_refused_and_one_that_loses_bits_is_not_div
     let with = |value: f32, alpha: f32| {
         let mut adapter = adapter(4, alpha);
         let (_, b) = adapter.layout.ranges()[0].clone();
-        Arc::make_mut(&mut adapter.values)[b.start] = value;
+        adapter.values.host_mut().unwrap()[b.start] = value;
         adapter
     };
     let error = with(f32::MAX, 8.0).write(&path, AdapterFormat::Diffusers, &[]).unwrap_err().to_string();

@@ -10,8 +10,12 @@ use prefgraph_nn::device::{
 };
 
 use crate::{
-    agree, devices, difference,
-    numbers::{activations, exact, numbers},
+    agree,
+    cases::{
+        SMALL,
+        numbers::{activations, exact, numbers},
+    },
+    devices, difference,
 };
 
 fn heads<D: Device>(device: &D, precision: Precision, layout: HeadLayout, normed: bool) -> Vec<Vec<f32>> {
@@ -24,7 +28,7 @@ fn heads<D: Device>(device: &D, precision: Precision, layout: HeadLayout, normed
     let angles: Vec<f32> = numbers(tokens * dim / 2, 3);
     let table =
         |f: fn(f32) -> f32| queue.upload(&angles.iter().map(|a| f(3.0 * a)).collect::<Vec<_>>(), Kind::Exact);
-    let (cos, sin) = (table(f32::cos), table(f32::sin));
+    let (cos, sin) = (table(libm::cosf), table(libm::sinf));
     let norm = normed.then_some(NormRotary { weight: &weight, cos: &cos, sin: &sin });
     let all = batch * heads * tokens * dim;
     let mut out = activations::<D>(&queue, all, 4);
@@ -38,10 +42,7 @@ fn heads<D: Device>(device: &D, precision: Precision, layout: HeadLayout, normed
 #[test]
 fn heads_agree_with_and_without_norm_and_rotation() {
     let Some(devices) = devices() else { return };
-    for (batch, heads_, dim, stream_tokens, tokens, offset) in
-        [(1, 1, 2, 1, 1, 0), (2, 3, 16, 5, 9, 4), (2, 2, 64, 7, 7, 0), (1, 2, 130, 3, 8, 2)]
-    {
-        let layout = HeadLayout { batch, heads: heads_, dim, stream_tokens, tokens, offset };
+    for &layout in SMALL.heads {
         for normed in [false, true] {
             agree!(devices, [2e-6, 1.2e-2], heads(layout, normed));
         }
@@ -56,14 +57,29 @@ fn attention<D: Device>(
     (shape, first_sample): (AttentionShape, usize),
     query_rows: Range<usize>,
 ) -> Vec<Vec<f32>> {
+    attention_of(device, precision, (shape, first_sample), query_rows, [|v| v; 2])
+}
+
+/// The same of queries and keys that are functions of the numbers.
+fn attention_of<D: Device>(
+    device: &D,
+    precision: Precision,
+    (shape, first_sample): (AttentionShape, usize),
+    query_rows: Range<usize>,
+    functions: [impl Fn(f32) -> f32; 2],
+) -> Vec<Vec<f32>> {
     let queue = device.queue(precision).unwrap();
     let AttentionShape { batch, heads, tokens, keys, dim } = shape;
     let others = batch * heads * keys * dim;
     let (all, width, sums) = (batch * heads * tokens * dim, heads * dim, batch * heads * tokens);
     let of_samples =
         |seed, each: usize| numbers((first_sample + batch) * each, seed)[first_sample * each..].to_vec();
-    let upload = |seed, rows: usize| queue.upload(&of_samples(seed, heads * rows * dim), Kind::Activation);
-    let (q, k, v) = (upload(1, tokens), upload(2, keys), upload(3, keys));
+    let upload = |seed, rows: usize, f: &dyn Fn(f32) -> f32| {
+        let values: Vec<f32> = of_samples(seed, heads * rows * dim).into_iter().map(f).collect();
+        queue.upload(&values, Kind::Activation)
+    };
+    let [of_queries, of_keys] = &functions;
+    let (q, k, v) = (upload(1, tokens, of_queries), upload(2, keys, of_keys), upload(3, keys, &|v| v));
     let stride = width + 8;
     let mut out = queue.upload(&of_samples(4, tokens * stride), Kind::Activation);
     let mut lse = queue.upload(&of_samples(5, heads * tokens), Kind::Exact);
@@ -111,14 +127,10 @@ fn attention<D: Device>(
 #[test]
 fn attention_and_its_cotangents_agree() {
     let Some(devices) = devices() else { return };
-    for (batch, heads, tokens, dim) in
-        [(1, 1, 1, 8), (2, 2, 5, 12), (1, 3, 33, 16), (2, 2, 37, 64), (1, 1, 67, 128), (1, 1, 34, 160)]
-    {
-        let shape = (AttentionShape { batch, heads, tokens, keys: tokens, dim }, 0);
-        let across = (AttentionShape { keys: tokens + 5, ..shape.0 }, 0);
-        agree!(devices, [2e-5, 2e-2], attention(across, 0..tokens));
-        agree!(devices, [2e-5, 2e-2], attention(shape, 0..tokens));
-        agree!(devices, [2e-5, 2e-2], attention(shape, tokens / 3..tokens));
+    for &shape in SMALL.attention {
+        let tokens = shape.tokens;
+        agree!(devices, [2e-5, 2e-2], attention((shape, 0), 0..tokens));
+        agree!(devices, [2e-5, 2e-2], attention((shape, 0), tokens / 3..tokens));
     }
 }
 
@@ -143,6 +155,22 @@ fn attention_of_wide_heads_agrees_in_bf16() {
                     assert!(off <= bound, "{shape:?}, queries {rows:?}, result {i}: off by {off:e}");
                 }
             }
+        }
+    }
+}
+
+/// The exponential of a score of zero, which what is beyond the end has, is infinite beside such scores.
+#[test]
+fn attention_with_scores_far_below_zero_agrees() {
+    let Some((cpu, cuda)) = devices() else { return };
+    let functions = || [8.0, -8.0].map(|factor| move |v: f32| factor * v.abs());
+    for dim in [16, 64, 128] {
+        let shape = (AttentionShape { batch: 1, heads: 2, tokens: 75, keys: 75, dim }, 0);
+        let expected = attention_of(&cpu, Precision::Bf16, shape, 0..70, functions());
+        let found = attention_of(&cuda, Precision::Bf16, shape, 0..70, functions());
+        for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let off = difference(found, expected);
+            assert!(off <= 2e-2, "heads of {dim}, result {i}: off by {off:e}");
         }
     }
 }

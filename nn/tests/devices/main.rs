@@ -2,16 +2,21 @@
 //!
 //! The same cases run on a GPU and on the stand-in: `scripts/standin.sh cargo test -p prefgraph-nn --test devices`.
 
+mod alignment;
 mod attention;
-mod numbers;
+#[path = "../cases/mod.rs"]
+mod cases;
+mod norms;
 mod optimizer;
+mod pictures;
 mod pointwise;
 mod products;
+mod state;
 
 use prefgraph_nn::{
     Cpu,
     cuda::{Cuda, is_there},
-    device::Precision,
+    device::{Device, Precision, Queue},
 };
 
 /// Both precisions of products.
@@ -26,6 +31,11 @@ pub fn devices() -> Option<(Cpu, Cuda)> {
             None
         }
     }
+}
+
+/// Values of buffers, from their beginnings.
+pub fn read<D: Device>(queue: &D::Queue, buffers: &[(&D::Buffer, usize)]) -> Vec<Vec<f32>> {
+    buffers.iter().map(|(b, len)| queue.download(b, 0, *len).unwrap()).collect()
 }
 
 /// Largest difference, relative to the largest expected value.

@@ -6,7 +6,7 @@ use prefgraph_nn::{
     device::{Device, Kind, Precision, Queue, View, ViewMut},
 };
 
-use crate::{devices, numbers::numbers};
+use crate::{cases::numbers::numbers, devices};
 
 /// Less than a block, a whole part, and more parts than a block has threads.
 const LENGTHS: [usize; 6] = [1, 255, 4096, 4097, 10_000, 257 * 4096 + 3];

@@ -7,13 +7,18 @@ use prefgraph_nn::device::{
 };
 
 use crate::{
-    agree, devices,
-    numbers::{activations, exact, numbers},
+    agree,
+    cases::{
+        Product, SMALL,
+        numbers::{activations, exact, numbers},
+    },
+    devices,
 };
 
-/// M, K, N, R.
-const SIZES: [(usize, usize, usize, usize); 4] =
-    [(1, 8, 8, 1), (5, 24, 40, 4), (37, 65, 33, 3), (70, 128, 256, 16)];
+/// Products that have a low-rank branch.
+fn with_branches() -> impl Iterator<Item = Product> {
+    SMALL.products.iter().copied().filter(|p| p.r > 0)
+}
 
 /// `out = x weight`
 fn plain<'a, D: Device>(
@@ -29,7 +34,7 @@ fn plain<'a, D: Device>(
 fn linear<D: Device>(
     device: &D,
     precision: Precision,
-    (m, k, n, r): (usize, usize, usize, usize),
+    Product { m, k, n, r }: Product,
     into_exact: bool,
     with_bias: bool,
 ) -> Vec<Vec<f32>> {
@@ -69,7 +74,7 @@ fn linear<D: Device>(
 #[test]
 fn a_linear_with_its_branch_agrees_in_both_directions() {
     let Some(devices) = devices() else { return };
-    for sizes in SIZES {
+    for sizes in with_branches() {
         for (into_exact, with_bias) in [(false, true), (true, true), (false, false)] {
             agree!(devices, [5e-6, 1.2e-2], linear(sizes, into_exact, with_bias));
         }
@@ -79,7 +84,7 @@ fn a_linear_with_its_branch_agrees_in_both_directions() {
 fn factor_gradient<D: Device>(
     device: &D,
     precision: Precision,
-    (m, p, q, _): (usize, usize, usize, usize),
+    (m, p, q): (usize, usize, usize),
     from_exact: bool,
 ) -> Vec<Vec<f32>> {
     let queue = device.queue(precision).unwrap();
@@ -96,18 +101,14 @@ fn factor_gradient<D: Device>(
 #[test]
 fn gradients_of_factors_agree_and_stay_in_their_place() {
     let Some(devices) = devices() else { return };
-    for sizes in SIZES {
+    for &sizes in SMALL.factor_gradients {
         for from_exact in [false, true] {
             agree!(devices, [5e-6, 5e-6], factor_gradient(sizes, from_exact));
         }
     }
 }
 
-fn merged<D: Device>(
-    device: &D,
-    precision: Precision,
-    (m, k, n, r): (usize, usize, usize, usize),
-) -> Vec<Vec<f32>> {
+fn merged<D: Device>(device: &D, precision: Precision, Product { m, k, n, r }: Product) -> Vec<Vec<f32>> {
     let queue = device.queue(precision).unwrap();
     let (weight, down, up) = (numbers(n * k, 1), numbers(r * k, 2), numbers(n * r, 3));
     let merge = Merge { down: Matrix::of(&down, r, k), up: Matrix::of(&up, n, r), scale: 0.25 };
@@ -123,7 +124,7 @@ fn merged<D: Device>(
 #[test]
 fn merged_weights_agree() {
     let Some(devices) = devices() else { return };
-    for sizes in SIZES {
+    for sizes in with_branches() {
         agree!(devices, [5e-6, 1.5e-2], merged(sizes));
     }
 }

@@ -5,35 +5,43 @@
 use std::path::Path;
 
 use prefgraph_nn::{
-    Cpu, Tensor,
-    autoencoders::{Autoencoder, Batch, Kl, Posterior, Tiny},
+    Cpu, Device, Tensor,
+    autoencoders::{Autoencoder, Batch, Kl, KlAutoencoder, Posterior, Tiny, TinyAutoencoder},
     files::NamedTensor,
 };
 
-use crate::files::{assert_near, batch, case, changed_copy, golden};
+use crate::files::{assert_near, batch, case, changed_copy, golden, gpu};
 
-fn scaled(kl: &Kl, z: &[f32]) -> Vec<f32> {
+fn scaled<D: Device>(kl: &KlAutoencoder<D>, z: &[f32]) -> Vec<f32> {
     let (shift, scale) = (kl.config().shift_factor.unwrap_or(0.0), kl.config().scaling_factor);
     z.iter().map(|z| (z - shift) * scale).collect()
 }
 
 fn kl_is_golden(case: &Path, weights: &Path) {
-    let (cpu, io, kl) = (Cpu::new(2).unwrap(), golden(case), Kl::open(weights).unwrap());
-    let pictures = batch(&cpu, &io, "image");
+    let cpu = Cpu::new(2).unwrap();
+    kl_is_golden_on(&cpu, &cpu, case, weights);
+    if let Some(gpu) = gpu("an autoencoder") {
+        kl_is_golden_on(&gpu, &cpu, case, weights);
+    }
+}
+
+fn kl_is_golden_on<D: Device>(device: &D, cpu: &Cpu, case: &Path, weights: &Path) {
+    let (io, kl) = (golden(case), KlAutoencoder::open(weights).unwrap());
+    let pictures = batch(cpu, &io, "image");
     let (mean, log_variance) = (io.read("mean").unwrap(), io.read("logvar").unwrap());
-    let moments = kl.moments(&cpu, &pictures).unwrap();
+    let moments = kl.moments(device, cpu, &pictures).unwrap();
     assert_near(moments.mean.values(), &mean, "mean");
     assert_near(moments.log_variance.values(), &log_variance, "logarithm of the variance");
 
-    let latents = kl.encode(&cpu, &pictures, Posterior::Mean).unwrap();
+    let latents = kl.encode(device, cpu, &pictures, Posterior::Mean).unwrap();
     assert_near(latents.values(), &scaled(&kl, &mean), "latents");
     let normals: Vec<f32> = (0..mean.len()).map(|i| (i % 7) as f32 - 3.0).collect();
-    let sample = kl.encode(&cpu, &pictures, Posterior::Sample(&normals)).unwrap();
+    let sample = kl.encode(device, cpu, &pictures, Posterior::Sample(&normals)).unwrap();
     let deviated = mean.iter().zip(&log_variance).zip(&normals).map(|((m, v), n)| m + (0.5 * v).exp() * n);
     assert_near(sample.values(), &scaled(&kl, &deviated.collect::<Vec<_>>()), "a sample");
 
-    let z = Tensor::new(&cpu, latents.shape(), scaled(&kl, &mean)).unwrap();
-    let decoded = kl.decode(&cpu, &z).unwrap();
+    let z = Tensor::new(cpu, latents.shape(), scaled(&kl, &mean)).unwrap();
+    let decoded = kl.decode(device, cpu, &z).unwrap();
     assert_eq!(decoded.shape(), pictures.shape());
     assert_near(decoded.values(), &io.read("decoded").unwrap(), "decoded pictures");
 }
@@ -100,14 +108,22 @@ fn an_original_file_without_a_configuration_is_compared_with_the_autoencoder_of_
 
 #[test]
 fn the_tiny_autoencoder_gives_the_reference_latents_and_pictures() {
+    let cpu = Cpu::new(2).unwrap();
+    tiny_is_golden_on(&cpu, &cpu);
+    if let Some(gpu) = gpu("a small autoencoder") {
+        tiny_is_golden_on(&gpu, &cpu);
+    }
+}
+
+fn tiny_is_golden_on<D: Device>(device: &D, cpu: &Cpu) {
     let case = case("vae_tiny");
-    let (cpu, io, tiny) = (Cpu::new(2).unwrap(), golden(&case), Tiny::open(&case).unwrap());
-    let pictures = batch(&cpu, &io, "image");
-    let latents = tiny.encode(&cpu, &pictures, Posterior::Mean).unwrap();
+    let (io, tiny) = (golden(&case), TinyAutoencoder::open(&case).unwrap());
+    let pictures = batch(cpu, &io, "image");
+    let latents = tiny.encode(device, cpu, &pictures, Posterior::Mean).unwrap();
     assert_near(latents.values(), &io.read("latents").unwrap(), "latents");
-    let decoded = tiny.decode(&cpu, &batch(&cpu, &io, "latents")).unwrap();
+    let decoded = tiny.decode(device, cpu, &batch(cpu, &io, "latents")).unwrap();
     assert_near(decoded.values(), &io.read("decoded").unwrap(), "decoded pictures");
-    let error = tiny.encode(&cpu, &pictures, Posterior::Sample(&[])).unwrap_err().to_string();
+    let error = tiny.encode(device, cpu, &pictures, Posterior::Sample(&[])).unwrap_err().to_string();
     assert!(error.contains("`tiny`") && error.contains("expected the mean"), "{error}");
 }
 
@@ -121,24 +137,31 @@ fn the_scale_and_the_shift_of_a_tiny_configuration_are_applied_and_taken_back() 
     let (cpu, io) = (Cpu::new(1).unwrap(), golden(&case("vae_tiny")));
     let [plain, scaled] = [case("vae_tiny"), folder.path().into()].map(|p| Tiny::open(&p).unwrap());
     let pictures = batch(&cpu, &io, "image");
-    let encode = |tiny: &Tiny| tiny.encode(&cpu, &pictures, Posterior::Mean).unwrap();
+    let encode = |tiny: &Tiny| tiny.encode(&cpu, &cpu, &pictures, Posterior::Mean).unwrap();
     let (z, moved) = (encode(&plain), encode(&scaled));
     let expected: Vec<f32> = z.values().iter().map(|z| (z - 0.25) * 0.5).collect();
     assert_near(moved.values(), &expected, "latents");
-    let decode = |tiny: &Tiny, z: &Batch| tiny.decode(&cpu, z).unwrap().into_values();
+    let decode = |tiny: &Tiny, z: &Batch| tiny.decode(&cpu, &cpu, z).unwrap().into_values();
     assert_near(&decode(&scaled, &moved), &decode(&plain, &z), "pictures");
 }
 
 #[test]
 fn a_picture_is_encoded_and_decoded_as_if_it_were_alone_whatever_the_threads() {
-    let kl = Kl::open(&case("vae_flux")).unwrap();
     let (one, three) = (Cpu::new(1).unwrap(), Cpu::new(3).unwrap());
+    pictures_are_alone(&Kl::open(&case("vae_flux")).unwrap(), &one, &three);
+    if let Some(gpu) = gpu("pictures of a batch") {
+        pictures_are_alone(&KlAutoencoder::open(&case("vae_flux")).unwrap(), &gpu, &gpu);
+    }
+}
+
+fn pictures_are_alone<D: Device>(kl: &KlAutoencoder<D>, one: &D, three: &D) {
+    let cpu = Cpu::new(1).unwrap();
     let values: Vec<f32> = (0..2 * 3 * 16 * 24).map(|i| (i % 97) as f32 / 48.0 - 1.0).collect();
-    let alone = Tensor::new(&one, (1, 3, 16, 24), &values[3 * 16 * 24..]).unwrap();
-    let both = Tensor::new(&three, (2, 3, 16, 24), values).unwrap();
-    let alone = kl.encode(&one, &alone, Posterior::Mean).unwrap();
-    let both = kl.encode(&three, &both, Posterior::Mean).unwrap();
+    let alone = Tensor::new(&cpu, (1, 3, 16, 24), &values[3 * 16 * 24..]).unwrap();
+    let both = Tensor::new(&cpu, (2, 3, 16, 24), values).unwrap();
+    let alone = kl.encode(one, &cpu, &alone, Posterior::Mean).unwrap();
+    let both = kl.encode(three, &cpu, &both, Posterior::Mean).unwrap();
     assert_eq!(both.values()[alone.values().len()..], *alone.values());
-    let pictures = [kl.decode(&one, &alone).unwrap(), kl.decode(&three, &both).unwrap()];
+    let pictures = [kl.decode(one, &cpu, &alone).unwrap(), kl.decode(three, &cpu, &both).unwrap()];
     assert_eq!(pictures[1].values()[pictures[0].values().len()..], *pictures[0].values());
 }

@@ -1,10 +1,14 @@
 //! Paths of the cases, and files derived from them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use prefgraph_nn::{
     Cpu, Tensor,
     autoencoders::Batch,
+    cuda::{Cuda, is_there},
     files::{Dtype, NamedTensor, TensorFiles, write_safetensors},
 };
 
@@ -19,6 +23,18 @@ pub fn case(name: &str) -> PathBuf {
     let folder = root.join("encoders").join(name);
     assert!(folder.is_dir(), "no golden case at {}: see PREFGRAPH_FIXTURES", folder.display());
     folder
+}
+
+/// The first GPU. Where there is none it is said that these cases are skipped.
+pub fn gpu(what: &str) -> Option<Cuda> {
+    match is_there() {
+        Ok(()) => Some(Cuda::open(0).unwrap()),
+        Err(why) => {
+            // Straight to the stream: the test harness swallows what `eprintln` writes in a test that passes.
+            std::io::stderr().write_all(format!("SKIPPED: {what} on a GPU: {why}\n").as_bytes()).unwrap();
+            None
+        }
+    }
 }
 
 pub fn golden(case: &Path) -> TensorFiles {

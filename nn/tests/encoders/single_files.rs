@@ -59,9 +59,9 @@ fn t5_in_one_file_is_measured_by_its_tensors_and_gives_the_reference_tokens() {
     let (found, stated) = (t5.config(), folder.config());
     assert_eq!((found.d_kv, found.d_ff, found.num_layers), (stated.d_kv, stated.d_ff, stated.num_layers));
     assert_eq!((found.num_heads, found.vocab_size), (stated.num_heads, stated.vocab_size));
-    let tokens = t5.encode(&cpu, prompts, &ids).unwrap();
+    let tokens = t5.encode(&cpu, &cpu, prompts, &ids).unwrap();
     assert_near(tokens.values(), &io.read("last").unwrap(), "tokens");
-    assert_eq!(tokens.values(), folder.encode(&cpu, prompts, &ids).unwrap().values());
+    assert_eq!(tokens.values(), folder.encode(&cpu, &cpu, prompts, &ids).unwrap().values());
 }
 
 #[test]
@@ -88,7 +88,8 @@ fn clip_in_one_file_has_heads_of_64_and_gives_what_its_folder_gives() {
 
     let cpu = Cpu::new(1).unwrap();
     let ids = [38, 5, 6, 7, 39, 39, 39, 39];
-    let [one, other] = [&file, &folder].map(|path| Clip::open(path).unwrap().encode(&cpu, 1, &ids).unwrap());
+    let [one, other] =
+        [&file, &folder].map(|path| Clip::open(path).unwrap().encode(&cpu, &cpu, 1, &ids).unwrap());
     assert_eq!(one.tokens.values(), other.tokens.values());
     assert_eq!(one.pooled.values(), other.pooled.values());
     assert!(one.pooled.values().iter().any(|v| v.abs() > 0.1));
@@ -100,7 +101,7 @@ fn a_configuration_of_the_same_model_beside_the_file_counts() {
     fs::copy(case("clip_text_l").join("config.json"), dir.path().join("config.json")).unwrap();
     let (cpu, io) = (Cpu::new(1).unwrap(), golden(&case("clip_text_l")));
     let (prompts, ids) = ids(&io, "input_ids");
-    let found = Clip::open(&path).unwrap().encode(&cpu, prompts, &ids).unwrap();
+    let found = Clip::open(&path).unwrap().encode(&cpu, &cpu, prompts, &ids).unwrap();
     assert_near(found.pooled.values(), &io.read("pooled").unwrap(), "pooled");
 }
 

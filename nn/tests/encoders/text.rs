@@ -3,25 +3,41 @@
 use std::path::Path;
 
 use prefgraph_nn::{
-    Cpu,
+    Cpu, Device,
     files::NamedTensor,
-    text::{Clip, T5},
+    text::{Clip, ClipEncoder, T5, T5Encoder},
 };
 
-use crate::files::{as_bf16, assert_near, case, changed_copy, golden, ids, rewrite, rounded_to_bf16};
+use crate::files::{as_bf16, assert_near, case, changed_copy, golden, gpu, ids, rewrite, rounded_to_bf16};
 
 fn clip_is_golden(folder: &Path) {
-    let (cpu, io) = (Cpu::new(2).unwrap(), golden(&case("clip_text_l")));
+    let cpu = Cpu::new(2).unwrap();
+    clip_is_golden_on(&cpu, &cpu, folder);
+    if let Some(gpu) = gpu("CLIP") {
+        clip_is_golden_on(&gpu, &cpu, folder);
+    }
+}
+
+fn clip_is_golden_on<D: Device>(device: &D, cpu: &Cpu, folder: &Path) {
+    let io = golden(&case("clip_text_l"));
     let (prompts, ids) = ids(&io, "input_ids");
-    let found = Clip::open(folder).unwrap().encode(&cpu, prompts, &ids).unwrap();
+    let found = ClipEncoder::open(folder).unwrap().encode(device, cpu, prompts, &ids).unwrap();
     assert_near(found.tokens.values(), &io.read("last").unwrap(), "tokens");
     assert_near(found.pooled.values(), &io.read("pooled").unwrap(), "pooled");
 }
 
 fn t5_is_golden(folder: &Path) {
-    let (cpu, io) = (Cpu::new(2).unwrap(), golden(&case("t5")));
+    let cpu = Cpu::new(2).unwrap();
+    t5_is_golden_on(&cpu, &cpu, folder);
+    if let Some(gpu) = gpu("T5") {
+        t5_is_golden_on(&gpu, &cpu, folder);
+    }
+}
+
+fn t5_is_golden_on<D: Device>(device: &D, cpu: &Cpu, folder: &Path) {
+    let io = golden(&case("t5"));
     let (prompts, ids) = ids(&io, "input_ids");
-    let found = T5::open(folder).unwrap().encode(&cpu, prompts, &ids).unwrap();
+    let found = T5Encoder::open(folder).unwrap().encode(device, cpu, prompts, &ids).unwrap();
     assert_near(found.values(), &io.read("last").unwrap(), "tokens");
 }
 
@@ -51,8 +67,8 @@ fn clip_takes_the_largest_id_as_the_end_where_an_old_configuration_says_two() {
 #[test]
 fn clip_pools_the_first_end_and_a_later_token_changes_no_earlier_one() {
     let (cpu, clip) = (Cpu::new(1).unwrap(), Clip::open(&case("clip_text_l")).unwrap());
-    let first = clip.encode(&cpu, 1, &[97, 5, 6, 98, 98, 98]).unwrap();
-    let second = clip.encode(&cpu, 1, &[97, 5, 6, 98, 11, 98]).unwrap();
+    let first = clip.encode(&cpu, &cpu, 1, &[97, 5, 6, 98, 98, 98]).unwrap();
+    let second = clip.encode(&cpu, &cpu, 1, &[97, 5, 6, 98, 11, 98]).unwrap();
     assert_eq!(first.pooled.values(), second.pooled.values());
     assert_eq!(first.tokens.values()[3 * 32..4 * 32], *first.pooled.values());
     assert_ne!(first.tokens.values()[4 * 32..], second.tokens.values()[4 * 32..]);
@@ -100,15 +116,22 @@ fn weights_of_half_precision_are_the_same_numbers_read_from_half_the_bytes() {
     let (short, long) = (T5::open(short.path()).unwrap(), T5::open(long.path()).unwrap());
     assert_eq!(2 * short.weight_bytes(), long.weight_bytes());
     let ids = [7, 31, 98, 4, 1, 0, 0, 0];
-    let [short, long] = [short, long].map(|t5| t5.encode(&cpu, 2, &ids).unwrap());
+    let [short, long] = [short, long].map(|t5| t5.encode(&cpu, &cpu, 2, &ids).unwrap());
     assert_eq!(short.values(), long.values());
 }
 
 #[test]
 fn a_prompt_is_encoded_as_if_it_were_alone_whatever_the_threads() {
-    let t5 = T5::open(&case("t5")).unwrap();
+    prompts_are_alone(&Cpu::new(1).unwrap(), &Cpu::new(3).unwrap());
+    if let Some(gpu) = gpu("prompts of a batch") {
+        prompts_are_alone(&gpu, &gpu);
+    }
+}
+
+fn prompts_are_alone<D: Device>(one: &D, three: &D) {
+    let (cpu, t5) = (Cpu::new(1).unwrap(), T5Encoder::open(&case("t5")).unwrap());
     let ids = [7, 31, 98, 4, 1, 0, 0, 0];
-    let both = t5.encode(&Cpu::new(3).unwrap(), 2, &ids).unwrap();
-    let alone = t5.encode(&Cpu::new(1).unwrap(), 1, &ids[4..]).unwrap();
+    let both = t5.encode(three, &cpu, 2, &ids).unwrap();
+    let alone = t5.encode(one, &cpu, 1, &ids[4..]).unwrap();
     assert_eq!(both.values()[4 * 32..], *alone.values());
 }

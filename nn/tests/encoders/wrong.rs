@@ -115,30 +115,31 @@ fn the_configuration_of_another_model_is_refused_with_what_was_expected() {
 fn ids_that_an_encoder_cannot_take_are_refused() {
     let cpu = Cpu::new(1).unwrap();
     let clip = Clip::open(&case("clip_text_l")).unwrap();
-    let error = |ids: &[u32]| clip.encode(&cpu, 1, ids).unwrap_err().to_string();
+    let error = |ids: &[u32]| clip.encode(&cpu, &cpu, 1, ids).unwrap_err().to_string();
     assert!(error(&[97, 99, 98]).contains("token id 99") && error(&[97, 99, 98]).contains("below 99"));
     assert!(error(&[97, 5, 6]).contains("without the token 98"));
     assert!(error(&[98; 13]).contains("at most 12"));
     assert!(error(&[]).contains("at least one"));
     let t5 = T5::open(&case("t5")).unwrap();
-    let error = t5.encode(&cpu, 1, &[5, 1_000_000]).unwrap_err().to_string();
+    let error = t5.encode(&cpu, &cpu, 1, &[5, 1_000_000]).unwrap_err().to_string();
     assert!(error.contains("`shared.weight`") && error.contains("below 99"), "{error}");
-    assert!(t5.encode(&cpu, 2, &[1, 1, 1]).unwrap_err().to_string().contains("equally many"));
+    assert!(t5.encode(&cpu, &cpu, 2, &[1, 1, 1]).unwrap_err().to_string().contains("equally many"));
 }
 
 #[test]
 fn sizes_and_numbers_that_an_autoencoder_cannot_take_are_refused() {
     let (cpu, kl) = (Cpu::new(1).unwrap(), Kl::open(&case("vae_flux")).unwrap());
     let zeros = |shape| Tensor::zeros(&cpu, shape);
-    let error = kl.encode(&cpu, &zeros((1, 3, 16, 12)), Posterior::Mean).unwrap_err().to_string();
+    let error = kl.encode(&cpu, &cpu, &zeros((1, 3, 16, 12)), Posterior::Mean).unwrap_err().to_string();
     assert!(error.contains("a multiple of 8") && error.contains("[1, 3, 16, 12]"), "{error}");
-    let error = kl.decode(&cpu, &zeros((1, 4, 2, 2))).unwrap_err().to_string();
+    let error = kl.decode(&cpu, &cpu, &zeros((1, 4, 2, 2))).unwrap_err().to_string();
     assert!(error.contains("[B, 16, H, W]") && error.contains("[1, 4, 2, 2]"), "{error}");
-    let error = kl.encode(&cpu, &zeros((1, 3, 8, 8)), Posterior::Sample(&[0.0; 3])).unwrap_err().to_string();
+    let error =
+        kl.encode(&cpu, &cpu, &zeros((1, 3, 8, 8)), Posterior::Sample(&[0.0; 3])).unwrap_err().to_string();
     assert!(error.contains("expected 16, got 3"), "{error}");
     let mut nan = zeros((1, 16, 1, 1));
     nan.values_mut()[3] = f32::NAN;
-    let error = kl.decode(&cpu, &nan).unwrap_err().to_string();
+    let error = kl.decode(&cpu, &cpu, &nan).unwrap_err().to_string();
     assert!(error.contains("not finite"), "{error}");
 }
 
@@ -151,6 +152,7 @@ fn damaged_weights_are_named_when_they_are_read() {
         Some(t)
     });
     let (cpu, kl) = (Cpu::new(1).unwrap(), Kl::open(folder.path()).unwrap());
-    let error = kl.encode(&cpu, &Tensor::zeros(&cpu, (1, 3, 8, 8)), Posterior::Mean).unwrap_err().to_string();
+    let error =
+        kl.encode(&cpu, &cpu, &Tensor::zeros(&cpu, (1, 3, 8, 8)), Posterior::Mean).unwrap_err().to_string();
     assert!(error.contains("`encoder.conv_in.weight` holds NaN at element 0"), "{error}");
 }

@@ -10,7 +10,9 @@ use prefgraph_nn::{
     Adapter, Backbone, Cpu, Inputs, Tensor,
     backbone::{BlockTokens, Latents},
     cuda,
+    device::Precision,
     files::TensorFiles,
+    layers::Loading,
     lora::AdapterLayout,
     models::{
         FluxUno,
@@ -56,13 +58,21 @@ impl Case {
 
     /// The model on the processor and, where there is one, on the first GPU; with the names of the devices.
     pub fn on_every_device(&self) -> Vec<(String, Box<dyn Backbone>)> {
+        self.on_every_device_in(Precision::F32)
+    }
+
+    /// The same with products in this precision.
+    pub fn on_every_device_in(&self, precision: Precision) -> Vec<(String, Box<dyn Backbone>)> {
         let path = self.folder.join("transformer");
-        let mut models: Vec<(String, Box<dyn Backbone>)> = vec![("cpu".into(), Box::new(self.model(2)))];
+        let loading = Loading { precision, ..Loading::default() };
+        let options = FluxOptions { loading, ..FluxOptions::default() };
+        let host = Cpu::new(2).unwrap();
+        let model = FluxUno::open_with(host.clone(), &path, options.clone()).unwrap();
+        let mut models: Vec<(String, Box<dyn Backbone>)> = vec![("cpu".into(), Box::new(model))];
         match cuda::is_there() {
             Ok(()) => {
-                let host = Cpu::new(2).unwrap();
                 let gpu = cuda::Cuda::open(0).unwrap();
-                let model = Flux::open_on(gpu, host, &path, FluxOptions::default()).unwrap();
+                let model = Flux::open_on(gpu, host, &path, options).unwrap();
                 models.push(("cuda:0".into(), Box::new(model)));
             }
             Err(why) => {
@@ -160,7 +170,7 @@ impl Case {
         for (_, b) in layout.ranges() {
             values[b].fill(0.0);
         }
-        Adapter { layout, values: Arc::new(values) }
+        Adapter { layout, values: values.into() }
     }
 }
 

@@ -20,8 +20,9 @@ impl Faint {
     /// Note the gradient of a step, which moves values at this rate.
     pub fn see(&mut self, gradient: &AdapterGrad, rate: f64) {
         self.travel.resize(gradient.values.len(), 0.0);
+        let all = gradient.values.host().unwrap();
         for factor in gradient.layout.ranges().into_iter().flat_map(|(a, b)| [a, b]) {
-            let values = &gradient.values[factor.clone()];
+            let values = &all[factor.clone()];
             let size = norm(values.iter().map(|g| f64::from(*g))) / (values.len() as f64).sqrt();
             for (travel, g) in self.travel[factor].iter_mut().zip(values) {
                 // A value without any gradient is not moved by it, in any precision.

@@ -34,6 +34,18 @@ pub fn follow(case: &Case, name: &str, objective: Objective) {
     }
 }
 
+/// How far the first gradient of a run is from the reference, relative to its norm.
+pub fn first_gradient(case: &Case, name: &str, objective: Objective, model: &dyn Backbone) -> Option<f64> {
+    let run = case.try_file(name)?;
+    let layout = case.adapter_layout(model);
+    let adapter =
+        Adapter { layout: Arc::clone(&layout), values: case.factors(&layout, &run, "init.").into() };
+    let sample = Step::read(case, &case.file("batches.safetensors"), "step0.", objective);
+    let (_, _, cotangent, saved) = sample.loss(case, model, &adapter, objective);
+    let gradient = model.backward(saved, &adapter, &cotangent).unwrap();
+    Some(relative(&gradient.values.host().unwrap(), &case.factors(&layout, &run, "grad0.")))
+}
+
 fn follow_on(case: &Case, name: &str, objective: Objective, run: &TensorFiles, model: &dyn Backbone) {
     let host = Cpu::new(2).unwrap();
     let layout = case.adapter_layout(model);
@@ -46,7 +58,7 @@ fn follow_on(case: &Case, name: &str, objective: Objective, run: &TensorFiles, m
         weight_decay: case.number("weight_decay"),
     };
     let initial = case.factors(&layout, run, "init.");
-    let mut adapter = Adapter { layout: Arc::clone(&layout), values: Arc::new(initial.clone()) };
+    let mut adapter = Adapter { layout: Arc::clone(&layout), values: initial.clone().into() };
     let mut state = OptimizerState::new(layout.len());
     let mut faint = Faint::default();
     let losses = run.read("log.loss").unwrap();
@@ -67,7 +79,7 @@ fn follow_on(case: &Case, name: &str, objective: Objective, run: &TensorFiles, m
             );
         }
         let gradient = model.backward(saved, &adapter, &cotangent).unwrap();
-        let norm = gradient.norm(&host);
+        let norm = gradient.norm(&host).unwrap();
         let expected_norm = f64::from(run.read("log.grad_norm").unwrap()[step]);
         assert!(
             (norm - expected_norm).abs() < 5e-3 * expected_norm,
@@ -75,7 +87,7 @@ fn follow_on(case: &Case, name: &str, objective: Objective, run: &TensorFiles, m
             case.name
         );
         if step == 0 {
-            let error = relative(&gradient.values, &case.factors(&layout, run, "grad0."));
+            let error = relative(&gradient.values.host().unwrap(), &case.factors(&layout, run, "grad0."));
             let bar = if objective == Objective::Supervised { 1e-5 } else { 1e-3 };
             eprintln!("{} {name}: first gradient off by {error:.1e}", case.name);
             assert!(error < bar, "{} {name}: first gradient off by {error:e}", case.name);
@@ -87,7 +99,7 @@ fn follow_on(case: &Case, name: &str, objective: Objective, run: &TensorFiles, m
         to.iter().zip(&initial).map(|(t, i)| f64::from(*t) - f64::from(*i)).collect()
     };
     let bar = if objective == Objective::Supervised { 1e-4 } else { 5e-3 };
-    let found = change(&adapter.values);
+    let found = change(&adapter.values.host().unwrap());
     let error = faint.compare(&found, &change(&case.factors(&layout, run, "final.")), bar);
     eprintln!("{} {name}: change off by {error:.1e}", case.name);
 }

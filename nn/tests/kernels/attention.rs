@@ -9,25 +9,20 @@ use prefgraph_nn::cpu::{
     Attention, AttentionBackward, AttentionShape, Cpu, Precision, attention, attention_backward,
 };
 
-use crate::{Numbers, assert_close, assert_same_bits, same_on_all_devices};
+use crate::{Numbers, assert_close, assert_same_bits, cases::SMALL, same_on_all_devices};
 
-/// B, H, T, U, D.
-const SIZES: [(usize, usize, usize, usize, usize); 13] = [
-    (1, 1, 1, 1, 1),
-    (1, 2, 5, 5, 3),
-    (2, 1, 17, 17, 16),
-    (1, 2, 50, 50, 24),
-    (1, 1, 256, 256, 8),
-    (1, 1, 257, 257, 32),
-    (2, 2, 100, 100, 64),
-    (1, 1, 530, 530, 6),
-    (1, 2, 97, 97, 128),
-    (3, 1, 96, 96, 20),
-    // Of tokens over others, fewer and more.
-    (2, 2, 40, 77, 16),
-    (1, 2, 200, 9, 24),
-    (1, 1, 5, 400, 40),
-];
+/// On both sides of the tiles of keys that the processor has, too.
+fn shapes() -> impl Iterator<Item = AttentionShape> {
+    let tiles = [
+        (1, 1, 256, 256, 8),
+        (1, 1, 257, 257, 32),
+        (1, 1, 530, 530, 6),
+        (1, 1, 5, 400, 40),
+        (3, 1, 96, 96, 20),
+    ];
+    let shape = |(batch, heads, tokens, keys, dim)| AttentionShape { batch, heads, tokens, keys, dim };
+    SMALL.attention.iter().copied().chain(tiles.map(shape))
+}
 
 struct Case {
     shape: AttentionShape,
@@ -45,14 +40,15 @@ fn token_major(s: AttentionShape, stride: usize, head: usize, t: usize, c: usize
 }
 
 impl Case {
-    fn new((batch, heads, tokens, keys, dim): (usize, usize, usize, usize, usize)) -> Self {
+    fn new(shape: AttentionShape) -> Self {
+        let AttentionShape { batch, heads, tokens, keys, dim } = shape;
         let mut numbers = Numbers::new((tokens * 1009 + dim) as u64);
         let (queries, values) = (batch * heads * tokens * dim, batch * heads * keys * dim);
         let stride = heads * dim + tokens % 3;
         let mut wide = |count| numbers.many(count).into_iter().map(|x| 3.0 * x).collect();
         let (q, k) = (wide(queries), wide(values));
         Self {
-            shape: AttentionShape { batch, heads, tokens, keys, dim },
+            shape,
             precision: Precision::F32,
             stride,
             q,
@@ -158,32 +154,32 @@ fn query_ranges(tokens: usize) -> [Range<usize>; 3] {
 
 #[test]
 fn attention_equals_softmax_in_f64_with_the_same_bits_on_all_devices() {
-    for size in SIZES {
-        let case = Case::new(size);
-        for rows in query_ranges(size.2) {
+    for shape in shapes() {
+        let case = Case::new(shape);
+        for rows in query_ranges(shape.tokens) {
             let expected = case.expected(rows.clone());
             let found = same_on_all_devices(|cpu| {
                 let (out, lse) = case.forward(cpu, rows.clone());
                 [out, lse].concat()
             });
             let (out, lse) = found.split_at(expected[0].len());
-            assert_close(out, &expected[0], 2e-6, &format!("{size:?} {rows:?}"));
-            assert_close(lse, &expected[1], 1e-6, &format!("log-sum-exp of {size:?} {rows:?}"));
+            assert_close(out, &expected[0], 2e-6, &format!("{shape:?} {rows:?}"));
+            assert_close(lse, &expected[1], 1e-6, &format!("log-sum-exp of {shape:?} {rows:?}"));
         }
     }
 }
 
 #[test]
 fn attention_backward_equals_the_derivative_in_f64_with_the_same_bits_on_all_devices() {
-    for size in SIZES {
-        let case = Case::new(size);
-        for rows in query_ranges(size.2) {
+    for shape in shapes() {
+        let case = Case::new(shape);
+        for rows in query_ranges(shape.tokens) {
             let expected = case.expected(rows.clone());
             let found = same_on_all_devices(|cpu| case.backward(cpu, rows.clone()).concat());
             let mut rest = &found[..];
             for (expected, name) in expected[2..].iter().zip(["dq", "dk", "dv"]) {
                 let (part, after) = rest.split_at(expected.len());
-                assert_close(part, expected, 5e-6, &format!("{name} of {size:?} {rows:?}"));
+                assert_close(part, expected, 5e-6, &format!("{name} of {shape:?} {rows:?}"));
                 rest = after;
             }
         }
@@ -192,13 +188,13 @@ fn attention_backward_equals_the_derivative_in_f64_with_the_same_bits_on_all_dev
 
 #[test]
 fn attention_in_bf16_is_that_of_rounded_operands_with_the_same_bits_on_all_devices() {
-    for size in SIZES {
-        let mut case = Case::new(size);
+    for shape in shapes() {
+        let mut case = Case::new(shape);
         case.precision = Precision::Bf16;
         for values in [&mut case.q, &mut case.k, &mut case.v, &mut case.d_out] {
             values.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
         }
-        for rows in query_ranges(size.2) {
+        for rows in query_ranges(shape.tokens) {
             let expected = case.expected(rows.clone());
             let found = same_on_all_devices(|cpu| {
                 let (out, lse) = case.forward(cpu, rows.clone());
@@ -209,7 +205,7 @@ fn attention_in_bf16_is_that_of_rounded_operands_with_the_same_bits_on_all_devic
             // What is rounded on the way are probabilities and their cotangents: to one part in 256.
             for (expected, tolerance) in expected.iter().zip([4e-3, 1e-6, 1.5e-2, 1.5e-2, 4e-3]) {
                 let (part, after) = rest.split_at(expected.len());
-                assert_close(part, expected, tolerance, &format!("{size:?} {rows:?}"));
+                assert_close(part, expected, tolerance, &format!("{shape:?} {rows:?}"));
                 rest = after;
             }
         }
@@ -218,7 +214,7 @@ fn attention_in_bf16_is_that_of_rounded_operands_with_the_same_bits_on_all_devic
 
 #[test]
 fn a_query_row_has_the_same_bits_whatever_the_other_queries() {
-    let case = Case::new((1, 2, 300, 300, 32));
+    let case = Case::new(AttentionShape { batch: 1, heads: 2, tokens: 300, keys: 300, dim: 32 });
     let cpu = Cpu::new(2).expect("threads");
     let (whole, lse) = case.forward(&cpu, 0..300);
     for rows in [0..1, 7..8, 49..151, 250..300] {
@@ -233,7 +229,7 @@ fn a_query_row_has_the_same_bits_whatever_the_other_queries() {
 
 #[test]
 fn scores_of_hundreds_neither_overflow_nor_lose_the_largest() {
-    let mut case = Case::new((1, 1, 300, 300, 16));
+    let mut case = Case::new(AttentionShape { batch: 1, heads: 1, tokens: 300, keys: 300, dim: 16 });
     case.q.iter_mut().for_each(|q| *q *= 40.0);
     let (out, lse) = case.forward(&Cpu::new(1).expect("threads"), 0..300);
     let expected = case.expected(0..300);
@@ -244,7 +240,7 @@ fn scores_of_hundreds_neither_overflow_nor_lose_the_largest() {
 
 #[test]
 fn a_value_that_is_not_a_number_is_not_hidden() {
-    let mut case = Case::new((1, 1, 40, 40, 16));
+    let mut case = Case::new(AttentionShape { batch: 1, heads: 1, tokens: 40, keys: 40, dim: 16 });
     case.q[3 * 16] = f32::NAN;
     let (out, _) = case.forward(&Cpu::new(1).expect("threads"), 0..40);
     assert!(out[3 * case.stride].is_nan() && out[4 * case.stride].is_finite());

@@ -3,28 +3,12 @@
 use half::bf16;
 use prefgraph_nn::cpu::{Cpu, Extra, Gemm, GemmTn, Matrix, Packed, Precision, Values, gemm, gemm_tn};
 
-use crate::{Numbers, assert_close, assert_same_bits, devices, same_on_all_devices};
+use crate::{Numbers, assert_close, assert_same_bits, cases::SMALL, devices, same_on_all_devices};
 
-/// M, K, N, rank of the extra product.
-const SIZES: [(usize, usize, usize, usize); 16] = [
-    (1, 1, 1, 0),
-    (1, 7, 5, 1),
-    (2, 3, 17, 4),
-    (5, 16, 16, 0),
-    (6, 8, 32, 3),
-    (7, 31, 33, 5),
-    (12, 64, 48, 16),
-    (13, 65, 15, 4),
-    (25, 257, 70, 8),
-    (61, 100, 129, 4),
-    (97, 40, 31, 64),
-    (200, 300, 50, 16),
-    (64, 530, 96, 7),
-    (49, 0, 20, 2),
-    // Rows that stand as far apart as the micro-kernel wants them.
-    (48, 256, 40, 8),
-    (49, 255, 70, 0),
-];
+/// M, K, N, R; one without a summed axis.
+fn sizes() -> impl Iterator<Item = (usize, usize, usize, usize)> {
+    SMALL.products.iter().map(|p| (p.m, p.k, p.n, p.r)).chain([(49, 0, 20, 2)])
+}
 
 struct Case {
     m: usize,
@@ -127,7 +111,7 @@ impl Case {
 
 #[test]
 fn a_product_equals_loops_in_f64_with_the_same_bits_on_all_devices() {
-    for size in SIZES {
+    for size in sizes() {
         let case = Case::new(size);
         for (bias, extra, accumulate) in
             [(false, false, false), (true, false, false), (true, true, false), (false, true, true)]
@@ -148,7 +132,7 @@ fn rounded(mut case: Case) -> Case {
 
 #[test]
 fn a_product_in_bf16_is_the_product_of_rounded_operands_with_the_same_bits_on_all_devices() {
-    for size in SIZES {
+    for size in sizes() {
         let case = Case::new(size);
         for (bias, extra, accumulate) in [(false, false, false), (true, true, false), (false, true, true)] {
             let found = same_on_all_devices(|cpu| case.run_in(cpu, Precision::Bf16, bias, extra, accumulate));
@@ -199,7 +183,7 @@ fn a_matrix_and_its_transpose_pack_to_the_same_product() {
 
 #[test]
 fn an_extra_product_of_zero_leaves_the_bits_of_the_base_product() {
-    for size in SIZES.into_iter().filter(|s| s.3 > 0) {
+    for size in sizes().filter(|s| s.3 > 0) {
         let mut case = Case::new(size);
         case.up.fill(0.0);
         for cpu in devices() {
@@ -232,9 +216,7 @@ fn a_row_has_the_same_bits_whatever_the_other_rows_and_its_place() {
 
 #[test]
 fn a_sum_over_rows_equals_loops_in_f64_with_the_same_bits_on_all_devices() {
-    for (m, p, q) in
-        [(1, 1, 1), (5, 3, 40), (130, 16, 64), (300, 70, 4), (257, 33, 34), (64, 129, 17), (0, 3, 4)]
-    {
+    for (m, p, q) in SMALL.factor_gradients.iter().copied().chain([(0, 3, 4)]) {
         let mut numbers = Numbers::new((m * 31 + p * 7 + q) as u64);
         let (a_stride, b_stride) = (p + m % 2, q + m % 3);
         let (a, b) = (numbers.many(m * a_stride), numbers.many(m * b_stride));

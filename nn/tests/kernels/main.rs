@@ -1,6 +1,8 @@
 //! The CPU kernels against plain loops in f64, on every instruction set of the machine and on one and two threads.
 
 mod attention;
+#[path = "../cases/mod.rs"]
+mod cases;
 mod gemm;
 mod passes;
 

@@ -8,15 +8,11 @@ use prefgraph_nn::cpu::{
     norm_modulate_backward, scale, silu, silu_backward, split_heads, split_heads_backward, sum_of_squares,
 };
 
-use crate::{Numbers, assert_close, same_on_all_devices};
-
-/// B, T, D.
-const ROWS: [TokenRows; 4] = [
-    TokenRows { batch: 1, tokens: 1, width: 1 },
-    TokenRows { batch: 2, tokens: 3, width: 17 },
-    TokenRows { batch: 3, tokens: 5, width: 130 },
-    TokenRows { batch: 2, tokens: 140, width: 200 },
-];
+use crate::{
+    Numbers, assert_close,
+    cases::{SMALL, Scored},
+    same_on_all_devices,
+};
 
 fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|x| f64::from(*x)).collect()
@@ -87,7 +83,7 @@ impl Norm {
 
 #[test]
 fn norm_and_modulation_equal_their_formula() {
-    for rows in ROWS {
+    for &rows in SMALL.rows {
         let case = Norm::new(rows);
         let found = same_on_all_devices(|cpu| case.forward(cpu).concat());
         let expected: Vec<f64> = (0..rows.batch * rows.tokens)
@@ -99,8 +95,8 @@ fn norm_and_modulation_equal_their_formula() {
 
 #[test]
 fn norm_and_modulation_backward_equal_differences() {
-    for rows in &ROWS[..3] {
-        let case = Norm::new(*rows);
+    for &rows in SMALL.rows.iter().filter(|rows| rows.tokens < 100) {
+        let case = Norm::new(rows);
         let d = rows.width;
         for accumulate in [false, true] {
             let found = same_on_all_devices(|cpu| {
@@ -111,7 +107,7 @@ fn norm_and_modulation_backward_equal_differences() {
                 let scale = &case.modulation[d..];
                 norm_modulate_backward(
                     cpu,
-                    *rows,
+                    rows,
                     &case.x,
                     &mean,
                     &rstd,
@@ -153,12 +149,9 @@ struct Heads {
 }
 
 /// With the stride of the token-major rows.
-const LAYOUTS: [(HeadLayout, usize); 4] = [
-    (HeadLayout { batch: 1, heads: 1, dim: 2, stream_tokens: 1, tokens: 1, offset: 0 }, 2),
-    (HeadLayout { batch: 2, heads: 3, dim: 24, stream_tokens: 5, tokens: 9, offset: 3 }, 75),
-    (HeadLayout { batch: 1, heads: 2, dim: 64, stream_tokens: 7, tokens: 7, offset: 0 }, 384),
-    (HeadLayout { batch: 2, heads: 4, dim: 32, stream_tokens: 150, tokens: 170, offset: 20 }, 128),
-];
+fn layouts() -> impl Iterator<Item = (HeadLayout, usize)> {
+    SMALL.heads.iter().map(|layout| (*layout, layout.heads * layout.dim + layout.offset))
+}
 
 impl Heads {
     fn new((layout, stride): (HeadLayout, usize)) -> Self {
@@ -210,7 +203,7 @@ impl Heads {
 
 #[test]
 fn heads_are_split_normed_and_turned_and_other_streams_left_alone() {
-    for (layout, stride) in LAYOUTS {
+    for (layout, stride) in layouts() {
         let case = Heads::new((layout, stride));
         for norm in [false, true] {
             let found = same_on_all_devices(|cpu| {
@@ -231,15 +224,15 @@ fn heads_are_split_normed_and_turned_and_other_streams_left_alone() {
 
 #[test]
 fn heads_backward_equals_differences() {
-    for (layout, x_stride) in &LAYOUTS[..3] {
-        let case = Heads::new((*layout, *x_stride));
+    for (layout, x_stride) in layouts().filter(|(layout, _)| layout.tokens < 100) {
+        let case = Heads::new((layout, x_stride));
         let stride = x_stride + 1;
         for norm in [false, true] {
             let found = same_on_all_devices(|cpu| {
                 let mut dx = vec![9.0; layout.batch * layout.stream_tokens * stride];
                 let norm_rotary = norm.then(|| case.norm_rotary());
-                let x = (&case.x[..], *x_stride);
-                split_heads_backward(cpu, *layout, &case.d_out, x, norm_rotary, (&mut dx, stride));
+                let x = (&case.x[..], x_stride);
+                split_heads_backward(cpu, layout, &case.d_out, x, norm_rotary, (&mut dx, stride));
                 dx
             });
             let mut expected = vec![9.0; found.len()];
@@ -325,7 +318,7 @@ fn silu_and_its_backward_are_accurate() {
 
 #[test]
 fn gated_sums_and_their_backward_equal_their_formula() {
-    for rows in ROWS {
+    for &rows in SMALL.rows {
         let mut numbers = Numbers::new(7 + rows.len() as u64);
         let (d, stride) = (rows.width, rows.width + 3);
         let [x, y] = [(); 2].map(|()| numbers.many(rows.len()));
@@ -375,7 +368,7 @@ fn sums_and_multiples_of_any_length_are_exact_in_one_rounding() {
 
 #[test]
 fn cosines_and_masked_means_equal_f64_and_are_zero_without_anything_to_compare() {
-    for (tokens, d) in [(1, 1), (7, 33), (200, 300)] {
+    for &Scored { width: d, tokens, .. } in SMALL.scores {
         let mut numbers = Numbers::new(d as u64);
         let (mut rows, vector) = (numbers.many(tokens * d), numbers.many(d));
         let mask: Vec<f32> = (0..tokens).map(|t| (t % 3) as f32 / 2.0).collect();

@@ -2,16 +2,20 @@
 //!
 //! Shape letters: `B` batch, `C` latent channels, `H` `W` latent grid.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use prefgraph_nn::{
-    self as nn,
-    autoencoders::{Autoencoder, Dct, Kl, Tiny},
+    self as nn, Device, DeviceKind,
+    autoencoders::{Autoencoder, Batch, Dct, KlAutoencoder, Posterior, TinyAutoencoder},
+    cuda::Cuda,
 };
 
 use crate::{
     choices,
-    error::OpError,
+    operator::{Cost, Ctx, OpError},
     part::{Part, Toy},
     settings::DataPath,
 };
@@ -28,23 +32,84 @@ choices! {
     }
 }
 
-/// Open an autoencoder; weights stay in their mapped file.
-pub(crate) fn open(kind: AutoencoderKind, weights: &DataPath) -> Result<Arc<dyn Autoencoder>, OpError> {
-    if kind == AutoencoderKind::Dct {
-        return if weights.is_empty() {
-            Ok(Arc::new(Dct::new()))
-        } else {
-            Err(OpError::new("weights: kind `dct` has none; did you mean kind `kl` or `tiny`?"))
-        };
+/// An autoencoder on the device of the run.
+pub(crate) struct Coder {
+    kind: AutoencoderKind,
+    weights: DataPath,
+    cpu: Arc<dyn Autoencoder>,
+    /// Where the run has a GPU, from the first use on.
+    gpu: OnceLock<Arc<dyn Autoencoder<Cuda>>>,
+}
+
+impl Coder {
+    /// Open an autoencoder; weights stay in their mapped file.
+    pub fn open(kind: AutoencoderKind, weights: &DataPath) -> Result<Self, OpError> {
+        match (kind, weights.is_empty()) {
+            (AutoencoderKind::Dct, false) => {
+                return Err(OpError::new("weights: kind `dct` has none; did you mean kind `kl` or `tiny`?"));
+            }
+            (AutoencoderKind::Kl | AutoencoderKind::Tiny, true) => {
+                return Err(OpError::new(
+                    "weights: the folder of an autoencoder, or one safetensors file, is needed for this kind",
+                ));
+            }
+            _ => {}
+        }
+        let cpu = open(kind, weights)?;
+        Ok(Self { kind, weights: weights.clone(), cpu, gpu: OnceLock::new() })
     }
-    if weights.is_empty() {
-        return Err(OpError::new(
-            "weights: the folder of an autoencoder, or one safetensors file, is needed for this kind",
-        ));
+
+    /// To ask for what is known without its weights, and for costs.
+    pub fn about(&self) -> &dyn Autoencoder {
+        &*self.cpu
     }
-    let opened: nn::error::Result<Arc<dyn Autoencoder>> = match kind {
-        AutoencoderKind::Tiny => Tiny::open(weights.as_path()).map(|a| Arc::new(a) as _),
-        _ => Kl::open(weights.as_path()).map(|a| Arc::new(a) as _),
+
+    /// Pictures to latents: see [`Autoencoder::encode`].
+    pub fn encode(
+        &self,
+        ctx: &Ctx<'_>,
+        pictures: &Batch,
+        posterior: Posterior<'_>,
+    ) -> Result<Batch, OpError> {
+        Ok(match ctx.gpu {
+            None => self.cpu.encode(ctx.cpu, ctx.cpu, pictures, posterior)?,
+            Some(gpu) => self.on_gpu()?.encode(gpu, ctx.cpu, pictures, posterior)?,
+        })
+    }
+
+    /// Latents to pictures: see [`Autoencoder::decode`].
+    pub fn decode(&self, ctx: &Ctx<'_>, latents: &Batch) -> Result<Batch, OpError> {
+        Ok(match ctx.gpu {
+            None => self.cpu.decode(ctx.cpu, ctx.cpu, latents)?,
+            Some(gpu) => self.on_gpu()?.decode(gpu, ctx.cpu, latents)?,
+        })
+    }
+
+    /// What a node costs that runs it on a GPU; nothing for a kind that runs on the host in any case.
+    pub fn on_gpu_costs(&self, cost: Cost) -> Option<Cost> {
+        let runs_there = self.kind != AutoencoderKind::Dct;
+        runs_there.then_some(Cost { queue_bytes: DeviceKind::Cuda.queue_bytes(), ..cost })
+    }
+
+    fn on_gpu(&self) -> Result<&dyn Autoencoder<Cuda>, OpError> {
+        if let Some(opened) = self.gpu.get() {
+            return Ok(&**opened);
+        }
+        let opened = open(self.kind, &self.weights)?;
+        Ok(&**self.gpu.get_or_init(|| opened))
+    }
+}
+
+/// A cost whose host bytes are in the same memory as all else.
+pub(crate) fn on_host(cost: Cost) -> Cost {
+    Cost { scratch_bytes: cost.scratch_bytes.saturating_add(cost.host_bytes), host_bytes: 0, ..cost }
+}
+
+fn open<D: Device>(kind: AutoencoderKind, weights: &DataPath) -> Result<Arc<dyn Autoencoder<D>>, OpError> {
+    let opened: nn::error::Result<Arc<dyn Autoencoder<D>>> = match kind {
+        AutoencoderKind::Dct => Ok(Arc::new(Dct::new())),
+        AutoencoderKind::Tiny => TinyAutoencoder::open(weights.as_path()).map(|a| Arc::new(a) as _),
+        AutoencoderKind::Kl => KlAutoencoder::open(weights.as_path()).map(|a| Arc::new(a) as _),
     };
     opened.map_err(|e| OpError::new(format!("weights: {e}")))
 }

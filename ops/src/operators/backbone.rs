@@ -6,7 +6,7 @@ use std::{
 };
 
 use prefgraph_nn::{
-    self as nn, Backbone as _, cpu,
+    self as nn, Backbone as _, DeviceKind, cpu,
     layers::{self, Loading},
     models::{self, FluxOptions, FluxUno, flux::Flux},
 };
@@ -128,7 +128,12 @@ impl Operator for Backbone {
     }
 
     fn cost(&self, (): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
-        Cost { resident_bytes: self.described.resident_bytes(None), ..Cost::default() }
+        Cost { resident_bytes: self.described.resident_bytes(DeviceKind::Cpu, None), ..Cost::default() }
+    }
+
+    fn gpu_cost(&self, (): &InShapes<Self>, _: &OutShapes<Self>) -> Option<Cost> {
+        let resident_bytes = self.described.resident_bytes(DeviceKind::Cuda, None);
+        Some(Cost { resident_bytes, ..Cost::default() })
     }
 
     fn notes(&self, (): &InShapes<Self>) -> Vec<String> {

@@ -2,12 +2,8 @@
 //!
 //! Shape letters: `B` batch, `C` latent channels, `H` `W` latent grid.
 
-use std::sync::Arc;
-
-use prefgraph_nn::autoencoders::Autoencoder;
-
 use super::{
-    autoencoder::{self, AutoencoderKind},
+    autoencoder::{AutoencoderKind, Coder},
     tensors::tensor,
 };
 use crate::{
@@ -33,7 +29,8 @@ settings! {
 
 /// Zeros of the shape that pictures of a size have as latents, one for each prompt.
 pub struct Blank {
-    autoencoder: Arc<dyn Autoencoder>,
+    /// C.
+    channels: usize,
     grid: (usize, usize),
 }
 
@@ -50,8 +47,9 @@ impl Operator for Blank {
     const DIFFERENTIABLE: bool = false;
 
     fn new(settings: BlankSettings) -> Result<Self, OpError> {
-        let autoencoder = autoencoder::open(settings.kind, &settings.weights)?;
-        let (BlankSettings { height, width, .. }, cell) = (&settings, autoencoder.cell());
+        let coder = Coder::open(settings.kind, &settings.weights)?;
+        let (BlankSettings { height, width, .. }, cell) = (&settings, coder.about().cell());
+        let channels = coder.about().channels();
         let whole = |side: usize| side > 0 && side.is_multiple_of(cell);
         if !whole(*height) || !whole(*width) {
             return Err(OpError::new(format!(
@@ -60,18 +58,18 @@ impl Operator for Blank {
             )));
         }
         let grid = (height / cell, width / cell);
-        if autoencoder.channels().checked_mul(grid.0).and_then(|n| n.checked_mul(grid.1)).is_none() {
+        if channels.checked_mul(grid.0).and_then(|n| n.checked_mul(grid.1)).is_none() {
             return Err(OpError::new(format!("{width} x {height} pixels are more than any memory holds")));
         }
-        Ok(Self { autoencoder, grid })
+        Ok(Self { channels, grid })
     }
 
     fn shapes(&self, (prompts,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
-        Ok(((prompts.batch, self.autoencoder.channels(), self.grid.0, self.grid.1),))
+        Ok(((prompts.batch, self.channels, self.grid.0, self.grid.1),))
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (prompts,): Self::In) -> Result<(Self::Out, ()), OpError> {
-        let shape = (prompts.0.len(), self.autoencoder.channels(), self.grid.0, self.grid.1);
+        let shape = (prompts.0.len(), self.channels, self.grid.0, self.grid.1);
         Ok(((tensor(ctx, shape, vec![0.0; shape.0 * shape.1 * shape.2 * shape.3])?,), ()))
     }
 }

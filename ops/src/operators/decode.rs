@@ -2,12 +2,10 @@
 //!
 //! Shape letters: `B` batch, `C` latent channels, `H` `W` latent grid.
 
-use std::sync::Arc;
-
-use prefgraph_nn::autoencoders::{Autoencoder, Half};
+use prefgraph_nn::autoencoders::Half;
 
 use super::{
-    autoencoder::{self, AutoencoderKind},
+    autoencoder::{self, AutoencoderKind, Coder, on_host},
     tensors::latents_to_nn,
 };
 use crate::{
@@ -33,8 +31,25 @@ settings! {
 
 /// Pictures of a batch of latents.
 pub struct Decode {
-    autoencoder: Arc<dyn Autoencoder>,
+    coder: Coder,
     settings: DecodeSettings,
+}
+
+impl Decode {
+    fn cost_of(&self, images: &ImageShape) -> Cost {
+        let about = self.coder.about();
+        let one = about.decode_cost(images.height, images.width);
+        let pixels = images.batch * images.height * images.width;
+        Cost {
+            forward_flops: images.batch as f64 * one.forward_flops,
+            moved_bytes: 20.0 * pixels as f64 + images.batch as f64 * about.weight_bytes() as f64,
+            scratch_bytes: one.scratch_bytes,
+            // The pictures as planes; the network makes them one after the other.
+            host_bytes: 12 * pixels,
+            resident_bytes: about.resident_bytes(Half::Decoder),
+            ..Cost::default()
+        }
+    }
 }
 
 impl Operator for Decode {
@@ -49,37 +64,32 @@ impl Operator for Decode {
     const DIFFERENTIABLE: bool = false;
 
     fn new(settings: DecodeSettings) -> Result<Self, OpError> {
-        let autoencoder = autoencoder::open(settings.kind, &settings.weights)?;
-        Ok(Self { autoencoder, settings })
+        let coder = Coder::open(settings.kind, &settings.weights)?;
+        Ok(Self { coder, settings })
     }
 
     fn shapes(&self, (latents,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
         let (batch, channels, height, width) = latents;
-        let (expected, cell) = (self.autoencoder.channels(), self.autoencoder.cell());
+        let (expected, cell) = (self.coder.about().channels(), self.coder.about().cell());
         if channels != expected {
             return Err(OpError::new(format!(
                 "latents have {channels} channels, but the autoencoder `{}` decodes {expected}",
-                self.autoencoder.kind()
+                self.coder.about().kind()
             )));
         }
         Ok((ImageShape { batch, height: height * cell, width: width * cell },))
     }
 
     fn cost(&self, _: &InShapes<Self>, (images,): &OutShapes<Self>) -> Cost {
-        let one = self.autoencoder.decode_cost(images.height, images.width);
-        let pixels = images.batch * images.height * images.width;
-        Cost {
-            forward_flops: images.batch as f64 * one.forward_flops,
-            moved_bytes: 20.0 * pixels as f64 + images.batch as f64 * self.autoencoder.weight_bytes() as f64,
-            // The pictures as planes; the network makes them one after the other.
-            scratch_bytes: (12 * pixels).saturating_add(one.scratch_bytes),
-            resident_bytes: self.autoencoder.resident_bytes(Half::Decoder),
-            ..Cost::default()
-        }
+        on_host(self.cost_of(images))
+    }
+
+    fn gpu_cost(&self, _: &InShapes<Self>, (images,): &OutShapes<Self>) -> Option<Cost> {
+        self.coder.on_gpu_costs(self.cost_of(images))
     }
 
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {
-        autoencoder::note(&*self.autoencoder, &self.settings.weights)
+        autoencoder::note(self.coder.about(), &self.settings.weights)
     }
 
     fn part(&self) -> Part {
@@ -93,7 +103,7 @@ impl Operator for Decode {
                 "latents hold {value}: the network or an adapter has values far out of range, and there is no picture to show"
             )));
         }
-        let pictures = self.autoencoder.decode(ctx.cpu, &latents)?;
+        let pictures = self.coder.decode(ctx, &latents)?;
         let (batch, channels, height, width) = pictures.shape();
         let size = height * width;
         let mut rgb = vec![0; batch * size * channels];

@@ -2,15 +2,13 @@
 //!
 //! Shape letters: `B` batch, `C` latent channels, `H` `W` latent grid.
 
-use std::sync::Arc;
-
 use prefgraph_nn::{
     self as nn,
-    autoencoders::{Autoencoder, Half, Posterior},
+    autoencoders::{Half, Posterior},
 };
 
 use super::{
-    autoencoder::{self, AutoencoderKind},
+    autoencoder::{self, AutoencoderKind, Coder, on_host},
     tensors::tensor,
 };
 use crate::{
@@ -51,7 +49,7 @@ settings! {
 /// The autoencoder of both operators.
 struct Encoder {
     kind: AutoencoderKind,
-    autoencoder: Arc<dyn Autoencoder>,
+    coder: Coder,
     weights: DataPath,
     sampled: bool,
     allow_toy: bool,
@@ -59,17 +57,17 @@ struct Encoder {
 
 impl Encoder {
     fn new(settings: EncodeSettings) -> Result<Self, OpError> {
-        let autoencoder = autoencoder::open(settings.kind, &settings.weights)?;
+        let coder = Coder::open(settings.kind, &settings.weights)?;
         let sampled = settings.latents == LatentsKind::Sample;
-        if sampled && !autoencoder.has_posterior() {
+        if sampled && !coder.about().has_posterior() {
             return Err(OpError::new(format!(
                 "latents: kind `{}` gives latents, not a distribution of them: expected `mean`",
-                autoencoder.kind()
+                coder.about().kind()
             )));
         }
         Ok(Self {
             kind: settings.kind,
-            autoencoder,
+            coder,
             weights: settings.weights,
             sampled,
             allow_toy: settings.allow_toy,
@@ -77,7 +75,7 @@ impl Encoder {
     }
 
     fn shape(&self, images: &ImageShape) -> Result<(usize, usize, usize, usize), OpError> {
-        let cell = self.autoencoder.cell();
+        let cell = self.coder.about().cell();
         let whole = |side: usize| side > 0 && side.is_multiple_of(cell);
         if !whole(images.height) || !whole(images.width) {
             return Err(OpError::new(format!(
@@ -86,7 +84,7 @@ impl Encoder {
                 images.width, images.height
             )));
         }
-        Ok((images.batch, self.autoencoder.channels(), images.height / cell, images.width / cell))
+        Ok((images.batch, self.coder.about().channels(), images.height / cell, images.width / cell))
     }
 
     fn part(&self) -> Part {
@@ -99,7 +97,7 @@ impl Encoder {
         if self.weights.is_empty() {
             identity
         } else {
-            identity.file("weights", &autoencoder::place(&self.weights))
+            identity.file("weights", &autoencoder::place(&self.weights)).on_device()
         }
     }
 
@@ -109,23 +107,24 @@ impl Encoder {
     }
 
     fn cost<'a>(&self, images: impl Iterator<Item = &'a ImageShape>) -> Cost {
-        let resident_bytes = self.autoencoder.resident_bytes(Half::Encoder);
+        let resident_bytes = self.coder.about().resident_bytes(Half::Encoder);
         let mut all = Cost { resident_bytes, ..Cost::default() };
         for image in images {
-            let one = self.autoencoder.encode_cost(image.height, image.width);
+            let one = self.coder.about().encode_cost(image.height, image.width);
             let pixels = image.batch * image.height * image.width;
             all.forward_flops += image.batch as f64 * one.forward_flops;
             // Bytes to planes and on to latents; the weights once for every picture.
             all.moved_bytes +=
-                20.0 * pixels as f64 + image.batch as f64 * self.autoencoder.weight_bytes() as f64;
-            // The pictures as planes; the network takes them one after the other.
-            all.scratch_bytes = all.scratch_bytes.max((12 * pixels).saturating_add(one.scratch_bytes));
+                20.0 * pixels as f64 + image.batch as f64 * self.coder.about().weight_bytes() as f64;
+            // The network takes the pictures one after the other; all of them wait as planes on the host.
+            all.scratch_bytes = all.scratch_bytes.max(one.scratch_bytes);
+            all.host_bytes = all.host_bytes.max(12 * pixels);
         }
         all
     }
 
     fn notes(&self) -> Vec<String> {
-        autoencoder::note(&*self.autoencoder, &self.weights)
+        autoencoder::note(self.coder.about(), &self.weights)
     }
 
     /// `which` tells the references of one node apart.
@@ -141,7 +140,7 @@ impl Encoder {
         let (b, c, h, w) = self.shape(&ImageShape { batch, height, width })?;
         let normals = self.sampled.then(|| ctx.random(&format!("posterior {which}")).normals(b * c * h * w));
         let posterior = normals.as_deref().map_or(Posterior::Mean, Posterior::Sample);
-        let latents = self.autoencoder.encode(ctx.cpu, &pictures, posterior)?;
+        let latents = self.coder.encode(ctx, &pictures, posterior)?;
         tensor(ctx, latents.shape(), latents.into_values())
     }
 }
@@ -169,7 +168,11 @@ impl Operator for Encode {
     }
 
     fn cost(&self, (images,): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
-        self.0.cost(std::iter::once(images))
+        on_host(self.0.cost(std::iter::once(images)))
+    }
+
+    fn gpu_cost(&self, (images,): &InShapes<Self>, _: &OutShapes<Self>) -> Option<Cost> {
+        self.0.coder.on_gpu_costs(self.0.cost(std::iter::once(images)))
     }
 
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {
@@ -216,7 +219,11 @@ impl Operator for EncodeReferences {
     }
 
     fn cost(&self, (images,): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
-        self.0.cost(images.0.iter())
+        on_host(self.0.cost(images.0.iter()))
+    }
+
+    fn gpu_cost(&self, (images,): &InShapes<Self>, _: &OutShapes<Self>) -> Option<Cost> {
+        self.0.coder.on_gpu_costs(self.0.cost(images.0.iter()))
     }
 
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {

@@ -102,7 +102,7 @@ mod tests {
     fn adapter(module: &str) -> Adapter {
         let modules = vec![LinearLayout { name: module.into(), inputs: 4, outputs: 4 }];
         let layout = Arc::new(AdapterLayout { names: &NAMES, modules, rank: 1, alpha: 1.0 });
-        Adapter { values: Arc::new(vec![0.5; layout.len()]), layout }
+        Adapter { values: vec![0.5; layout.len()].into(), layout }
     }
 
     #[test]

@@ -3,9 +3,10 @@
 //! Shape letters: `B` batch, `C` latent channels, `H` `W` latent grid, `h` `w` token grid, `F` feature width.
 
 use dfdx::shapes::HasShape;
+use prefgraph_nn::DeviceKind;
 
 use super::{
-    pass::{ConditionShapes, Conditions},
+    pass::{ConditionShapes, Conditions, forward_cost},
     tensors::tensor,
 };
 use crate::{
@@ -37,6 +38,12 @@ impl Features {
     }
 }
 
+fn cost_on(on: DeviceKind, (backbone, latents, text, _): &InShapes<Features>) -> Cost {
+    let pass = backbone.0.cost(on, latents.0, (latents.2, latents.3), &[], text.1, None);
+    // At most a whole pass: the blocks with one stream do not run.
+    Cost { moved_bytes: 0.0, ..forward_cost(&pass) }
+}
+
 impl Operator for Features {
     const NAME: &'static str = "features";
     const DOC: &'static str = "Features of clean latents, one a token: the frozen network's own image tokens after its \
@@ -60,15 +67,12 @@ impl Operator for Features {
         Ok(((batch, height / layout.patch, width / layout.patch, layout.width),))
     }
 
-    fn cost(&self, (backbone, latents, text, _): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
-        let pass = backbone.0.cost(latents.0, (latents.2, latents.3), &[], text.1, None);
-        // At most a whole pass: the blocks with one stream do not run.
-        Cost {
-            forward_flops: pass.forward_flops,
-            precision: pass.precision,
-            scratch_bytes: pass.scratch_bytes,
-            ..Cost::default()
-        }
+    fn cost(&self, inputs: &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
+        cost_on(DeviceKind::Cpu, inputs)
+    }
+
+    fn gpu_cost(&self, inputs: &InShapes<Self>, _: &OutShapes<Self>) -> Option<Cost> {
+        Some(cost_on(DeviceKind::Cuda, inputs))
     }
 
     fn forward(

@@ -7,12 +7,12 @@ use std::{marker::PhantomData, ops::Range, sync::Arc};
 
 use dfdx::shapes::{HasShape, Shape};
 use prefgraph_nn::{
-    self as nn, Adapter, Probe,
+    self as nn, Adapter, DeviceKind, Probe,
     backbone::{Saved, Scoring},
 };
 
 use super::{
-    pass::{ConditionShapes, Conditions, check_adapter, prediction},
+    pass::{ConditionShapes, Conditions, check_adapter, forward_cost, prediction, reference_grids},
     scores::Hooks,
     tensors::{Fixed, latents_to_nn, same, tensor},
 };
@@ -92,6 +92,25 @@ impl<C: Axis, H: Axis, W: Axis> Forward<C, H, W> {
     }
 }
 
+fn cost_on<C: Axis, H: Axis, W: Axis>(
+    on: DeviceKind,
+    (backbone, adapter, x_t, _, text, _, references, _): &InShapes<Forward<C, H, W>>,
+) -> Cost {
+    let grids = reference_grids(references.as_ref());
+    let size = (x_t.2.size(), x_t.3.size());
+    let pass = backbone.0.cost(on, x_t.0, size, &grids, text.1, Some(&adapter.0));
+    // The weights once more, where a backward reads a copy of its own.
+    let weights = |adapter| backbone.0.resident_bytes(on, adapter);
+    let backward_weights = weights(Some(&adapter.0)) - weights(None);
+    Cost {
+        backward_flops: pass.backward_flops,
+        saved_bytes: pass.saved_bytes,
+        backward_scratch_bytes: pass.backward_scratch_bytes,
+        shared: Some(Shared { input: 0, bytes: backward_weights }),
+        ..forward_cost(&pass)
+    }
+}
+
 impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
     const NAME: &'static str = "forward";
     const DOC: &'static str = "Predict with the adapter (the policy); with hooks, also score every target token of the \
@@ -156,26 +175,12 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
         Part::Pass { guidance: self.settings.guidance }
     }
 
-    fn cost(
-        &self,
-        (backbone, adapter, x_t, _, text, _, references, _): &InShapes<Self>,
-        _: &OutShapes<Self>,
-    ) -> Cost {
-        let grids: Vec<_> = references.iter().flat_map(|r| &r.0).map(|r| (r.2, r.3)).collect();
-        let pass = backbone.0.cost(x_t.0, (x_t.2.size(), x_t.3.size()), &grids, text.1, Some(&adapter.0));
-        // The weights once more, as the backward reads them.
-        let backward_weights = backbone.0.resident_bytes(Some(&adapter.0)) - backbone.0.resident_bytes(None);
-        Cost {
-            forward_flops: pass.forward_flops,
-            backward_flops: pass.backward_flops,
-            moved_bytes: (backbone.layout().parameters * size_of::<f32>()) as f64,
-            saved_bytes: pass.saved_bytes,
-            precision: pass.precision,
-            scratch_bytes: pass.scratch_bytes,
-            backward_scratch_bytes: pass.backward_scratch_bytes,
-            shared: Some(Shared { input: 0, bytes: backward_weights }),
-            ..Cost::default()
-        }
+    fn cost(&self, inputs: &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
+        cost_on::<C, H, W>(DeviceKind::Cpu, inputs)
+    }
+
+    fn gpu_cost(&self, inputs: &InShapes<Self>, _: &OutShapes<Self>) -> Option<Cost> {
+        Some(cost_on::<C, H, W>(DeviceKind::Cuda, inputs))
     }
 
     fn notes(&self, (backbone, .., references, masks): &InShapes<Self>) -> Vec<String> {

@@ -121,7 +121,7 @@ impl Trainer {
         adapter: &mut Adapter,
         moments: &mut Moments,
     ) -> Stepped {
-        let values = grad.values.to_vec();
+        let values = grad.values.host().unwrap().to_vec();
         let inputs = (adapter.clone(), Grad(Some(grad)), moments.clone());
         let moved = self.update.forward(ctx, inputs).unwrap().0;
         *adapter = moved.0;
@@ -233,12 +233,18 @@ fn follows(case_name: &str, name: &str, recipe: Recipe, bars: Bars) -> bool {
             }
         }
         if step == 0 {
-            let off = relative(&grad, &grad0.values);
+            let off = relative(&grad, &grad0.values.host().unwrap());
             assert!(off < bars.0, "{what}: the gradient is off by {off}");
         }
     }
     let change = |to: &Adapter| -> Vec<f32> {
-        to.values.iter().zip(first.values.iter()).map(|(a, b)| a - b).collect()
+        to.values
+            .host()
+            .unwrap()
+            .iter()
+            .zip(first.values.host().unwrap().iter())
+            .map(|(a, b)| a - b)
+            .collect()
     };
     let off = relative(&change(&adapter), &change(&last));
     assert!(off < bars.1, "{case_name} {name}: the adapter's change is off by {off}");

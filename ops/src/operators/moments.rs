@@ -1,8 +1,6 @@
 //! `moments`: the state of the optimiser before the first step.
 
-use std::sync::Arc;
-
-use prefgraph_nn::Adapter;
+use prefgraph_nn::{Adapter, device::DeviceVec};
 
 use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
@@ -34,12 +32,13 @@ impl Operator for ZeroMoments {
     }
 
     fn forward(&self, _: &Ctx<'_>, (adapter,): Self::In) -> Result<(Self::Out, ()), OpError> {
-        let zeros = Arc::new(vec![0.0; adapter.values.len()]);
+        // They move to the device of the first gradient.
+        let zeros = DeviceVec::from(vec![0.0; adapter.values.len()]);
         let moments = Moments {
             layout: adapter.layout,
             m: zeros.clone(),
             v: zeros,
-            pending: Arc::default(),
+            pending: DeviceVec::default(),
             micro_batches: 0,
             updates: 0,
             travel: 0.0,

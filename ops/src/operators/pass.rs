@@ -4,11 +4,11 @@
 //! `H` `W` latent grid, `L` text tokens, `E` text width, `P` pooled width.
 
 use dfdx::shapes::{HasShape, Shape};
-use prefgraph_nn::{self as nn, AdapterLayout, BackboneLayout, backbone::Time};
+use prefgraph_nn::{self as nn, AdapterLayout, BackboneLayout, PassCost, backbone::Time};
 
 use super::tensors::{latents_to_nn, repeated, same, tensor};
 use crate::{
-    operator::{Ctx, OpError},
+    operator::{Cost, Ctx, OpError},
     port::{Port, T},
     ports::{Latents, List, ListShape, Pooled, TextTokens, TimeShape, Timesteps},
     shape::Axis,
@@ -30,6 +30,26 @@ pub(crate) struct ConditionShapes<'a> {
     pub pooled: &'a <Pooled as Port>::Shape,
     pub references: Option<&'a ListShape<<Latents as Port>::Shape>>,
     pub guidance: Option<f64>,
+}
+
+/// Latent grids of the references of a pass.
+pub(crate) fn reference_grids(
+    references: Option<&ListShape<<Latents as Port>::Shape>>,
+) -> Vec<(usize, usize)> {
+    references.iter().flat_map(|r| r.0.iter()).map(|r| (r.2, r.3)).collect()
+}
+
+/// What a node costs that runs a pass forward.
+pub(crate) fn forward_cost(pass: &PassCost) -> Cost {
+    Cost {
+        forward_flops: pass.forward_flops,
+        moved_bytes: pass.weight_bytes,
+        precision: pass.precision,
+        scratch_bytes: pass.scratch_bytes,
+        queue_bytes: pass.queue_bytes,
+        host_bytes: pass.host_bytes,
+        ..Cost::default()
+    }
 }
 
 /// The network must have every linear that the adapter has factors for.
@@ -126,7 +146,7 @@ impl ConditionShapes<'_> {
 
     /// Latent grids of the references.
     pub(crate) fn reference_grids(&self) -> Vec<(usize, usize)> {
-        self.references.iter().flat_map(|r| r.0.iter()).map(|r| (r.2, r.3)).collect()
+        reference_grids(self.references)
     }
 }
 

@@ -6,10 +6,10 @@ use std::marker::PhantomData;
 
 use dfdx::shapes::{HasShape, Shape};
 
-use prefgraph_nn::Probe;
+use prefgraph_nn::{DeviceKind, Probe};
 
 use super::{
-    pass::{ConditionShapes, Conditions, prediction},
+    pass::{ConditionShapes, Conditions, forward_cost, prediction, reference_grids},
     tensors::Fixed,
 };
 use crate::{
@@ -34,6 +34,14 @@ settings! {
 pub struct Reference<C = usize, H = usize, W = usize> {
     settings: ReferenceSettings,
     axes: Fixed<C, H, W>,
+}
+
+fn cost_on<C: Axis, H: Axis, W: Axis>(
+    on: DeviceKind,
+    (backbone, x_t, _, text, _, references): &InShapes<Reference<C, H, W>>,
+) -> Cost {
+    let grids = reference_grids(references.as_ref());
+    forward_cost(&backbone.0.cost(on, x_t.0, (x_t.2.size(), x_t.3.size()), &grids, text.1, None))
 }
 
 impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
@@ -71,16 +79,12 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
         Part::Pass { guidance: self.settings.guidance }
     }
 
-    fn cost(&self, (backbone, x_t, _, text, _, references): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
-        let grids: Vec<_> = references.iter().flat_map(|r| &r.0).map(|r| (r.2, r.3)).collect();
-        let pass = backbone.0.cost(x_t.0, (x_t.2.size(), x_t.3.size()), &grids, text.1, None);
-        Cost {
-            forward_flops: pass.forward_flops,
-            moved_bytes: (backbone.layout().parameters * size_of::<f32>()) as f64,
-            precision: pass.precision,
-            scratch_bytes: pass.scratch_bytes,
-            ..Cost::default()
-        }
+    fn cost(&self, inputs: &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
+        cost_on::<C, H, W>(DeviceKind::Cpu, inputs)
+    }
+
+    fn gpu_cost(&self, inputs: &InShapes<Self>, _: &OutShapes<Self>) -> Option<Cost> {
+        Some(cost_on::<C, H, W>(DeviceKind::Cuda, inputs))
     }
 
     fn forward(

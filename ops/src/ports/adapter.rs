@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use prefgraph_nn::{Adapter, AdapterGrad, AdapterLayout, LinearLayout, naming::Names};
+use prefgraph_nn::{Adapter, AdapterGrad, AdapterLayout, LinearLayout, device::DeviceVec, naming::Names};
 
 use crate::{
     error::OpError,
@@ -43,19 +43,21 @@ impl Cotangent for AdapterGrad {
         if self.values.len() != other.values.len() {
             return Err(OpError::internal("cotangents of two adapters"));
         }
-        let values = self.values.iter().zip(other.values.iter()).map(|(a, b)| a + b).collect();
-        Ok(Self { layout: self.layout, values: Arc::new(values) })
+        let mut values = self.values;
+        values.add(&other.values)?;
+        Ok(Self { layout: self.layout, values })
     }
     fn bytes(&self) -> usize {
         self.values.len() * size_of::<f32>()
     }
-    fn components(&self) -> Vec<f32> {
-        self.values.to_vec()
+    fn components(&self) -> Result<Vec<f32>, OpError> {
+        Ok(self.values.host()?.to_vec())
     }
 }
 
 /// The factors of every linear as named tensors, from a flat run of values.
-fn factors(layout: &AdapterLayout, values: &[f32], prefix: &str) -> Vec<NamedTensor> {
+fn factors(layout: &AdapterLayout, values: &DeviceVec, prefix: &str) -> Result<Vec<NamedTensor>, OpError> {
+    let values = values.host()?;
     let mut tensors = Vec::with_capacity(2 * layout.modules.len());
     for (module, (a, b)) in layout.modules.iter().zip(layout.ranges()) {
         let mut push = |suffix: &str, dims: Vec<usize>, range: std::ops::Range<usize>| {
@@ -68,7 +70,7 @@ fn factors(layout: &AdapterLayout, values: &[f32], prefix: &str) -> Vec<NamedTen
         push("lora_A", vec![layout.rank, module.inputs], a);
         push("lora_B", vec![module.outputs, layout.rank], b);
     }
-    tensors
+    Ok(tensors)
 }
 
 /// The flat run of values that [`factors`] split.
@@ -113,11 +115,11 @@ pub fn saved_layout(state: &NamedState, names: &'static Names, alpha: f32) -> Op
 }
 
 impl Carried for Adapter {
-    fn save(&self) -> NamedState {
-        NamedState { tensors: factors(&self.layout, &self.values, ""), counters: Vec::new() }
+    fn save(&self) -> Result<NamedState, OpError> {
+        Ok(NamedState { tensors: factors(&self.layout, &self.values, "")?, counters: Vec::new() })
     }
     fn restore(shape: &AdapterShape, state: &NamedState) -> Result<Self, OpError> {
-        let values = Arc::new(gather(&shape.0, state, "")?);
+        let values = gather(&shape.0, state, "")?.into();
         Ok(Self { layout: shape.0.clone(), values })
     }
 }
@@ -128,11 +130,11 @@ pub struct Moments {
     /// Of the adapter.
     pub layout: Arc<AdapterLayout>,
     /// First moments, laid out as the adapter's values.
-    pub m: Arc<Vec<f32>>,
+    pub m: DeviceVec,
     /// Second moments.
-    pub v: Arc<Vec<f32>>,
+    pub v: DeviceVec,
     /// Gradients summed since the last update; empty when nothing is pending.
-    pub pending: Arc<Vec<f32>>,
+    pub pending: DeviceVec,
     /// Micro-batches in `pending`.
     pub micro_batches: u64,
     /// Updates made.
@@ -170,27 +172,27 @@ impl Port for Moments {
 }
 
 impl Carried for Moments {
-    fn save(&self) -> NamedState {
-        let mut tensors = factors(&self.layout, &self.m, "m.");
-        tensors.extend(factors(&self.layout, &self.v, "v."));
+    fn save(&self) -> Result<NamedState, OpError> {
+        let mut tensors = factors(&self.layout, &self.m, "m.")?;
+        tensors.extend(factors(&self.layout, &self.v, "v.")?);
         if !self.pending.is_empty() {
-            tensors.extend(factors(&self.layout, &self.pending, "pending."));
+            tensors.extend(factors(&self.layout, &self.pending, "pending.")?);
         }
         let counters = vec![
             ("micro_batches".into(), self.micro_batches),
             ("updates".into(), self.updates),
             ("travel_bits".into(), self.travel.to_bits()),
         ];
-        NamedState { tensors, counters }
+        Ok(NamedState { tensors, counters })
     }
     fn restore(shape: &MomentsShape, state: &NamedState) -> Result<Self, OpError> {
         let micro_batches = state.counter("micro_batches")?;
         let pending = if micro_batches > 0 { gather(&shape.0, state, "pending.")? } else { Vec::new() };
         Ok(Self {
             layout: shape.0.clone(),
-            m: Arc::new(gather(&shape.0, state, "m.")?),
-            v: Arc::new(gather(&shape.0, state, "v.")?),
-            pending: Arc::new(pending),
+            m: gather(&shape.0, state, "m.")?.into(),
+            v: gather(&shape.0, state, "v.")?.into(),
+            pending: pending.into(),
             micro_batches,
             updates: state.counter("updates")?,
             travel: f64::from_bits(state.counter("travel_bits")?),

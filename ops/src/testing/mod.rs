@@ -95,9 +95,12 @@ impl GradientCheck {
         for (input, spec) in DynOperator::inputs(op).iter().enumerate().filter(|(i, _)| wanted[*i]) {
             for wire in 0..probe.inputs[input].len() {
                 let carry = spec.ty.carry.ok_or(GradientError::Fixed { input: spec.name })?;
-                let flat = Flat::of(carry, &spec.ty, &probe.inputs[input][wire]);
+                let flat = Flat::of(carry, &spec.ty, &probe.inputs[input][wire])?;
                 let grad = grads[input].get(wire).cloned().flatten();
-                let grad = grad.map_or_else(|| vec![0.0; flat.len()], |g| (spec.ty.grad_components)(&g));
+                let grad = match grad {
+                    Some(grad) => (spec.ty.grad_components)(&grad)?,
+                    None => vec![0.0; flat.len()],
+                };
                 if grad.len() != flat.len() {
                     let (found, expected) = (grad.len(), flat.len());
                     return Err(GradientError::Size { input: spec.name, found, expected });
@@ -198,7 +201,7 @@ impl<'a> Probe<'a> {
                 seeds.push(None);
                 continue;
             };
-            let (flat, again) = (Flat::of(carry, &spec.ty, value), Flat::of(carry, &spec.ty, again));
+            let (flat, again) = (Flat::of(carry, &spec.ty, value)?, Flat::of(carry, &spec.ty, again)?);
             let bits = |flat: &Flat| flat.values().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             if bits(&flat) != bits(&again) {
                 return Err(GradientError::Impure { output: spec.name });
@@ -220,7 +223,7 @@ impl<'a> Probe<'a> {
         let (mut sum, mut size) = (0.0, 0.0);
         for ((spec, value), seed) in self.op.outputs().iter().zip(&outputs).zip(&self.seeds) {
             if let (Some(carry), Some(seed)) = (spec.ty.carry, seed) {
-                let (value, seed) = (Flat::of(carry, &spec.ty, value), Flat::of(carry, &spec.ty, seed));
+                let (value, seed) = (Flat::of(carry, &spec.ty, value)?, Flat::of(carry, &spec.ty, seed)?);
                 for (y, s) in value.values().iter().zip(seed.values()) {
                     let term = f64::from(*y) * f64::from(*s);
                     sum += term;

@@ -17,10 +17,10 @@ pub(super) struct Flat {
 }
 
 impl Flat {
-    pub(super) fn of(carry: Carry, ty: &PortType, value: &Value) -> Self {
-        let state = (carry.save)(value);
+    pub(super) fn of(carry: Carry, ty: &PortType, value: &Value) -> Result<Self, OpError> {
+        let state = (carry.save)(value)?;
         let values = state.tensors.iter().flat_map(|t| t.values.iter().copied()).collect();
-        Self { carry, shape: (ty.shape_of)(value), state, values }
+        Ok(Self { carry, shape: (ty.shape_of)(value), state, values })
     }
 
     pub(super) fn len(&self) -> usize {

@@ -21,7 +21,7 @@ use self::{
 };
 use super::{Failure, args, device, say::say, system, threads};
 use crate::{
-    plan::{Plan, PlanOptions},
+    plan::{Place, Plan, PlanOptions},
     registry::Registry,
     run::{RunOptions, Runner},
     spec::{CPU, Outline},
@@ -50,12 +50,13 @@ pub(super) fn sample(args: &args::Sample, registry: &Registry) -> Result<u8, Fai
     if let Some(fewer) = fewer {
         say!("note: {fewer}");
     }
-    let gpu = device::open(args.device.as_deref().unwrap_or(CPU))?;
-    let options =
-        PlanOptions { ahead: 0, process: system::process_memory(threads), ..PlanOptions::default() };
+    let device = args.device.as_deref().unwrap_or(CPU);
+    let gpu = device::open(device)?;
+    let process = system::process_memory(threads);
+    let options = PlanOptions { ahead: 0, process, gpu: device::planned(device), ..PlanOptions::default() };
     let plan = Plan::new(&drawing.graph, &options);
     let plan = plan.map_err(Failure::new)?;
-    check_memory(&plan)?;
+    check_memory(&plan, device::memory(device))?;
     introduce(&drawing, &wanted, seeds.len());
 
     files::make_folder(&args.out)?;
@@ -97,17 +98,24 @@ fn seeds(first: u64, count: u64) -> Result<Vec<u64>, Failure> {
     }
 }
 
-fn check_memory(plan: &Plan) -> Result<(), Failure> {
-    let (need, there) = (plan.memory().peak as u64, system::machine_memory());
-    match there.filter(|there| need > *there) {
-        Some(there) => Err(Failure::new(format!(
-            "drawing needs {} of memory, and this machine has {}: choose a smaller --size, or stream the weights in bf16 \
-             (--set NODE.packing=streamed --set NODE.compute=bf16)",
-            system::bytes(need),
-            system::bytes(there)
-        ))),
-        None => Ok(()),
+/// `gpu`: bytes of its memory.
+fn check_memory(plan: &Plan, gpu: Option<u64>) -> Result<(), Failure> {
+    for (place, memory) in plan.memory_by_place() {
+        let (there, whose) = match place {
+            Place::Cpu => (system::machine_memory(), "this machine".to_owned()),
+            Place::Cuda(_) => (gpu, place.to_string()),
+        };
+        let need = memory.peak as u64;
+        if let Some(there) = there.filter(|there| need > *there) {
+            return Err(Failure::new(format!(
+                "drawing needs {} of memory, and {whose} has {}: choose a smaller --size, or stream the weights in bf16 \
+                 (--set NODE.packing=streamed --set NODE.compute=bf16)",
+                system::bytes(need),
+                system::bytes(there)
+            )));
+        }
     }
+    Ok(())
 }
 
 fn introduce(drawing: &Drawing, wanted: &Wanted<'_>, count: usize) {

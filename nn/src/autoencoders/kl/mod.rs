@@ -101,11 +101,11 @@ impl<D: Device> KlAutoencoder<D> {
         self.config.shift_factor.unwrap_or(0.0)
     }
 
-    /// Mean and variance of the latents of pictures `[B, 3, P H, P W]` with values in [-1, 1].
+    /// Mean and variance of the latents of pictures `[B, 3, P H, P W]` with values in [-1, 1], all tensors of `host`.
     ///
     /// # Errors
     /// As [`Autoencoder::encode`].
-    pub fn moments_on(&self, device: &D, host: &Cpu, pictures: &Batch) -> Result<LatentMoments> {
+    pub fn moments(&self, device: &D, host: &Cpu, pictures: &Batch) -> Result<LatentMoments> {
         let (height, width) = grid_of(pictures, (KIND, self.config.cell()))?;
         let (batch, _, rows, columns) = pictures.shape();
         let channels = self.config.latent_channels;
@@ -127,68 +127,9 @@ impl<D: Device> KlAutoencoder<D> {
         }
         Ok(out)
     }
-
-    /// [`Autoencoder::encode`] on a device; tensors of the caller live on `host`.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn encode_on(
-        &self,
-        device: &D,
-        host: &Cpu,
-        pictures: &Batch,
-        posterior: Posterior<'_>,
-    ) -> Result<Batch> {
-        let LatentMoments { mean: mut latents, log_variance } = self.moments_on(device, host, pictures)?;
-        if let Posterior::Sample(normals) = posterior {
-            if normals.len() != latents.values().len() {
-                return Err(Error::shape(
-                    "normal numbers for a sample of latents",
-                    latents.values().len(),
-                    normals.len(),
-                ));
-            }
-            let deviations = log_variance.values().iter().map(|v| libm::expf(0.5 * v));
-            for ((z, deviation), normal) in latents.values_mut().iter_mut().zip(deviations).zip(normals) {
-                *z += deviation * normal;
-            }
-        }
-        let (shift, scale) = (self.shift(), self.config.scaling_factor);
-        latents.values_mut().iter_mut().for_each(|z| *z = (*z - shift) * scale);
-        Ok(latents)
-    }
-
-    /// [`Autoencoder::decode`] on a device; tensors of the caller live on `host`.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn decode_on(&self, device: &D, host: &Cpu, latents: &Batch) -> Result<Batch> {
-        check_latents(latents, (KIND, self.config.latent_channels))?;
-        let (batch, channels, height, width) = latents.shape();
-        let (rows, columns) = (height * self.config.cell(), width * self.config.cell());
-        let mut pictures = Tensor::zeros(host, (batch, 3, rows, columns));
-        let (shift, scale) = (self.shift(), self.config.scaling_factor);
-        let samples = pictures.values_mut().chunks_exact_mut(3 * rows * columns);
-        for (latents, picture) in latents.values().chunks_exact(channels * height * width).zip(samples) {
-            let latents = (latents, (channels, height, width));
-            self.decoder.run(device, latents, |z| z / scale + shift, picture)?;
-            check_finite(picture, "pictures", KIND)?;
-        }
-        Ok(pictures)
-    }
 }
 
-impl Kl {
-    /// [`moments_on`](Self::moments_on) the processor.
-    ///
-    /// # Errors
-    /// As [`Autoencoder::encode`].
-    pub fn moments(&self, device: &Cpu, pictures: &Batch) -> Result<LatentMoments> {
-        self.moments_on(device, device, pictures)
-    }
-}
-
-impl Autoencoder for Kl {
+impl<D: Device> Autoencoder<D> for KlAutoencoder<D> {
     fn kind(&self) -> &'static str {
         KIND
     }
@@ -220,12 +161,39 @@ impl Autoencoder for Kl {
         }
     }
 
-    fn encode(&self, device: &Cpu, pictures: &Batch, posterior: Posterior<'_>) -> Result<Batch> {
-        self.encode_on(device, device, pictures, posterior)
+    fn encode(&self, device: &D, host: &Cpu, pictures: &Batch, posterior: Posterior<'_>) -> Result<Batch> {
+        let LatentMoments { mean: mut latents, log_variance } = self.moments(device, host, pictures)?;
+        if let Posterior::Sample(normals) = posterior {
+            if normals.len() != latents.values().len() {
+                return Err(Error::shape(
+                    "normal numbers for a sample of latents",
+                    latents.values().len(),
+                    normals.len(),
+                ));
+            }
+            let deviations = log_variance.values().iter().map(|v| libm::expf(0.5 * v));
+            for ((z, deviation), normal) in latents.values_mut().iter_mut().zip(deviations).zip(normals) {
+                *z += deviation * normal;
+            }
+        }
+        let (shift, scale) = (self.shift(), self.config.scaling_factor);
+        latents.values_mut().iter_mut().for_each(|z| *z = (*z - shift) * scale);
+        Ok(latents)
     }
 
-    fn decode(&self, device: &Cpu, latents: &Batch) -> Result<Batch> {
-        self.decode_on(device, device, latents)
+    fn decode(&self, device: &D, host: &Cpu, latents: &Batch) -> Result<Batch> {
+        check_latents(latents, (KIND, self.config.latent_channels))?;
+        let (batch, channels, height, width) = latents.shape();
+        let (rows, columns) = (height * self.config.cell(), width * self.config.cell());
+        let mut pictures = Tensor::zeros(host, (batch, 3, rows, columns));
+        let (shift, scale) = (self.shift(), self.config.scaling_factor);
+        let samples = pictures.values_mut().chunks_exact_mut(3 * rows * columns);
+        for (latents, picture) in latents.values().chunks_exact(channels * height * width).zip(samples) {
+            let latents = (latents, (channels, height, width));
+            self.decoder.run(device, latents, |z| z / scale + shift, picture)?;
+            check_finite(picture, "pictures", KIND)?;
+        }
+        Ok(pictures)
     }
 
     fn encode_cost(&self, height: usize, width: usize) -> PassCost {
@@ -233,6 +201,6 @@ impl Autoencoder for Kl {
     }
 
     fn decode_cost(&self, height: usize, width: usize) -> PassCost {
-        self.decoder.cost((height / self.cell(), width / self.cell()))
+        self.decoder.cost((height / self.config.cell(), width / self.config.cell()))
     }
 }

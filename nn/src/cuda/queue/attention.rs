@@ -70,7 +70,7 @@ impl TensorCores {
     /// Where tensor cores can do it: bf16, tokens over themselves, a width that there are kernels for, and rows of whole sixteen
     /// bytes.
     fn for_rows(shape: AttentionShape, rows: &[Rows]) -> Option<&'static Self> {
-        let fit = |r: &Rows| r.element == Element::Bf16 && r.is_wide(shape.dim);
+        let fit = |r: &Rows| r.element == Element::Bf16 && r.is_wide();
         TENSOR_CORES.iter().find(|t| t.dim == shape.dim && shape.keys == shape.tokens && rows.iter().all(fit))
     }
 

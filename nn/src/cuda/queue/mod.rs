@@ -18,23 +18,24 @@ mod products;
 
 use std::{
     mem::ManuallyDrop,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use cudarc::driver::{DriverError, result, sys::CUdeviceptr};
 
 use super::{
     context::{Cuda, Lane},
-    launch::{Argument, Grid, int, pointer},
+    launch::{Argument, Grid, flag, int, pointer},
     memory::Memory,
     modules::Source,
     values::{CudaBuffer, CudaMatrix, Element},
+    vec::CudaVec,
 };
 use crate::{
     device::{
-        Activation, Attention, AttentionBackward, CopyTokens, Direction, GateGrad, Gemm, GemmTn, GroupNorm,
-        HeadLayout, Kind, Norm, NormModulate, NormModulateBackward, NormRotary, Precision, Queue, TokenRows,
-        View, ViewMut, Windows,
+        Activation, Attention, AttentionBackward, CopyTokens, DeviceVec, Direction, GateGrad, Gemm, GemmTn,
+        GroupNorm, HeadLayout, Kind, Norm, NormModulate, NormModulateBackward, NormRotary, Precision, Queue,
+        TokenRows, View, ViewMut, Windows,
     },
     error::{Error, Result},
 };
@@ -69,7 +70,7 @@ impl Rows {
         let CudaBuffer { memory, len, element } = view.buffer;
         let end = view.start + rows.saturating_sub(1) * view.stride + width;
         assert!(rows == 0 || end <= *len, "{rows} rows of {width} end at {end} in a buffer of {len}");
-        let base = memory.as_ref().map_or(0, Memory::pointer);
+        let base = memory.as_ref().map_or(0, |m| m.pointer());
         Self { pointer: base + (view.start * element.size()) as u64, stride: view.stride, element: *element }
     }
 
@@ -87,10 +88,14 @@ impl Rows {
         pointer(self.pointer)
     }
 
+    /// Can the first row be read sixteen bytes at a time?
+    fn is_aligned(self) -> bool {
+        self.pointer.is_multiple_of(16)
+    }
+
     /// Can every row be read sixteen bytes at a time?
-    fn is_wide(self, width: usize) -> bool {
-        let bytes = |values: usize| (values * self.element.size()) as u64;
-        (self.pointer | bytes(self.stride) | bytes(width)).is_multiple_of(16)
+    fn is_wide(self) -> bool {
+        self.is_aligned() && (self.stride * self.element.size()).is_multiple_of(16)
     }
 }
 
@@ -139,7 +144,7 @@ impl CudaQueue {
         } else {
             let bytes = len * element.size();
             let what = || format!("hold {} MB more", bytes.div_ceil(1 << 20));
-            self.driver(what, Memory::new(&self.lane.stream, bytes))
+            self.driver(what, Memory::new(&self.lane.stream, bytes)).map(Arc::new)
         };
         CudaBuffer { memory, len, element }
     }
@@ -167,9 +172,11 @@ impl CudaQueue {
     /// Rows as they are stored elsewhere: from activations to f32, or back.
     fn convert(&self, from: Rows, to: Rows, rows: usize, width: usize) {
         let name = if to.element == Element::F32 { "to_exact" } else { "to_activation" };
+        let wide = |r: Rows| if rows == 1 { r.is_aligned() } else { r.is_wide() };
         let arguments =
             [from.argument(), to.argument(), int(rows), int(width), int(from.stride), int(to.stride)];
-        self.launch(Source::Pointwise, name, Grid::threads_for(rows * width), &arguments);
+        let arguments = [&arguments[..], &[flag(wide(from) && wide(to))]].concat();
+        self.launch(Source::Pointwise, name, self.chunks(rows, width), &arguments);
     }
 
     /// Rows as activations: themselves, or a copy that the caller keeps until the work is asked for.
@@ -242,6 +249,20 @@ impl Queue<Cuda> for CudaQueue {
         let buffer = self.take(values.len(), kind);
         self.write(&buffer.element.bytes(values), &buffer);
         buffer
+    }
+
+    fn share(&self, values: &DeviceVec) -> Result<CudaBuffer> {
+        if let DeviceVec::Remote(values) = values
+            && let Some(here) = CudaVec::on(&self.cuda, &**values)
+        {
+            return Ok(here.buffer().share());
+        }
+        Ok(self.upload(&values.host()?, Kind::Exact))
+    }
+
+    fn keep(&self, buffer: CudaBuffer, len: usize) -> Result<DeviceVec> {
+        self.finish()?;
+        Ok(DeviceVec::Remote(Arc::new(CudaVec::new(self.cuda.clone(), buffer, len))))
     }
 
     fn download(&self, buffer: &CudaBuffer, start: usize, len: usize) -> Result<Vec<f32>> {

@@ -48,7 +48,7 @@ impl CudaQueue {
                 int(tokens),
                 int(width),
                 int(scale.stride),
-                flag([x, shift, scale, y].iter().all(|r| r.is_wide(width))),
+                flag([x, shift, scale, y].iter().all(|r| r.is_wide())),
             ],
         );
     }
@@ -76,7 +76,7 @@ impl CudaQueue {
                 int(width),
                 int(scale.stride),
                 flag(accumulate),
-                flag([x, scale, dy, dx].iter().all(|r| r.is_wide(width))),
+                flag([x, scale, dy, dx].iter().all(|r| r.is_wide())),
             ],
         );
         if let Some(ModulationGrad { d_shift, d_scale }) = modulation {
@@ -132,71 +132,67 @@ impl CudaQueue {
         self.launch(
             Source::Scores,
             "cosines",
-            Grid { blocks: (count, 1), threads: 128, shared: 3 * 128 * 8 },
+            Grid { blocks: (count, 1), threads: 128, shared: 128 * 3 * 8 },
             &[targets.argument(), mean.argument(), out.argument(), int(width), int(targets.stride)],
         );
     }
 
     pub(super) fn norm_of_rows(&self, call: Norm<'_, Cuda>) {
         let Norm { rows, width, kind, eps, x, weight, bias, y } = call;
-        let (x, y) = (Rows::of(x, 1, rows * width), Rows::of_mut(&y, 1, rows * width));
+        let sizes = TokenRows { batch: 1, tokens: rows, width };
+        let (x, y, weight) = (dense(x, sizes), dense(y.read(), sizes), Rows::flat(weight, width));
+        let bias = bias.map(|bias| Rows::flat(bias, width));
         self.expect_activations("norm", [x, y]);
+        let wide =
+            x.is_wide() && y.is_wide() && [Some(weight), bias].into_iter().flatten().all(Rows::is_aligned);
         self.launch(
             Source::NormRows,
             "norm_rows",
             Grid { blocks: (rows, 1), threads: 256, shared: BLOCK_SUMS },
             &[
                 x.argument(),
-                Rows::flat(weight, width).argument(),
-                bias.map_or(pointer(0), |bias| Rows::flat(bias, width).argument()),
+                weight.argument(),
+                bias.map_or(pointer(0), Rows::argument),
                 y.argument(),
                 int(width),
                 flag(kind == NormKind::Layer),
                 float(eps as f32),
+                flag(wide),
             ],
         );
     }
 
     pub(super) fn norm_of_groups(&self, call: GroupNorm<'_, Cuda>) {
         let GroupNorm { rows, width, groups, eps, silu, x, weight, bias, y } = call;
-        let (x, y) = (Rows::of(x, 1, rows * width), Rows::of_mut(&y, 1, rows * width));
+        let sizes = TokenRows { batch: 1, tokens: rows, width };
+        let (x, y) = (dense(x, sizes), dense(y.read(), sizes));
+        let [weight, bias] = [weight, bias].map(|v| Rows::flat(v, width));
         self.expect_activations("group_norm", [x, y]);
         let slices = rows.div_ceil(ROWS_OF_A_SLICE).clamp(1, MOST_SLICES);
-        // Doubles, of which each is two f32 values long.
-        let partial = self.take(4 * groups * slices, Kind::Exact);
+        // Two doubles for each channel, of which each is two f32 values long.
+        let partial = self.take(4 * width * slices, Kind::Exact);
         let moments = self.take(2 * groups, Kind::Exact);
         let (partial, moments) = (
-            Rows::flat(&partial, 4 * groups * slices).argument(),
+            Rows::flat(&partial, 4 * width * slices).argument(),
             Rows::flat(&moments, 2 * groups).argument(),
         );
         self.launch(
             Source::NormRows,
-            "group_sums",
-            Grid { blocks: (groups, slices), threads: 256, shared: 2 * 256 * 8 },
-            &[x.argument(), partial, int(rows), int(width), int(groups)],
+            "channel_sums",
+            column_sums(width, slices, 2 * 8),
+            &[x.argument(), partial, int(rows), int(width)],
         );
         let count = (rows * (width / groups)) as f64;
         self.launch(
             Source::NormRows,
             "group_moments",
-            Grid { blocks: (groups.div_ceil(32), 1), threads: 32, shared: 0 },
-            &[partial, moments, int(groups), int(slices), double(count), double(eps)],
+            Grid { blocks: (groups, 1), threads: 256, shared: 256 * 2 * 8 },
+            &[partial, moments, int(width), int(slices), double(count), double(eps)],
         );
-        self.launch(
-            Source::NormRows,
-            "group_norm",
-            Grid::threads_for(rows * width),
-            &[
-                x.argument(),
-                moments,
-                Rows::flat(weight, width).argument(),
-                Rows::flat(bias, width).argument(),
-                y.argument(),
-                int(rows),
-                int(width),
-                int(groups),
-                flag(silu),
-            ],
-        );
+        let wide = x.is_wide() && y.is_wide() && weight.is_aligned() && bias.is_aligned();
+        let sizes = [rows, width, groups].map(int);
+        let arguments = [x.argument(), moments, weight.argument(), bias.argument(), y.argument()];
+        let arguments = [&arguments[..], &sizes, &[flag(silu), flag(wide)]].concat();
+        self.launch(Source::NormRows, "group_norm", self.chunks(rows, width), &arguments);
     }
 }

@@ -4,14 +4,13 @@
 
 use super::{CudaQueue, Rows};
 use crate::{
-    cpu::{AdamW, Step},
     cuda::{
         Cuda,
         launch::{Grid, float, int},
         modules::Source,
         values::{CudaBuffer, Element},
     },
-    device::{Kind, Queue, View, ViewMut},
+    device::{AdamW, Kind, Queue, Step, View, ViewMut},
     error::{Error, Result},
 };
 

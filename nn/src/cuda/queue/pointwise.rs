@@ -23,10 +23,15 @@ pub(super) fn column_sums(width: usize, samples: usize, bytes: usize) -> Grid {
     Grid { blocks: (width.div_ceil(COLUMNS), samples), threads: 256, shared: COLUMNS * SLICES * bytes }
 }
 
+/// A thread for as many values as it reads at once, in rows of `width`.
+fn chunks(element: Element, rows: usize, width: usize) -> Grid {
+    Grid::threads_for(rows * width.div_ceil(wide(element)))
+}
+
 impl CudaQueue {
-    /// A thread for the values that it reads at once.
-    fn chunks(&self, rows: usize, width: usize) -> Grid {
-        Grid::threads_for(rows * width.div_ceil(wide(self.activation())))
+    /// A thread for as many activations as it reads at once.
+    pub(super) fn chunks(&self, rows: usize, width: usize) -> Grid {
+        chunks(self.activation(), rows, width)
     }
 
     pub(super) fn token_copy(&self, call: CopyTokens<'_, Cuda>) {
@@ -53,7 +58,7 @@ impl CudaQueue {
                 int(from_tokens),
                 int(to.stride),
                 int(to_tokens),
-                flag(from.is_wide(width) && to.is_wide(width)),
+                flag(from.is_wide() && to.is_wide()),
             ],
         );
     }
@@ -68,18 +73,15 @@ impl CudaQueue {
                 return;
             }
         };
-        let at_once = (x.pointer | y.pointer).is_multiple_of(16);
-        self.launch(
-            Source::Pointwise,
-            name,
-            Grid::threads_for(len.div_ceil(wide(y.element))),
-            &[float(a), x.argument(), y.argument(), int(len), flag(at_once)],
-        );
+        let wide = flag(x.is_aligned() && y.is_aligned());
+        let arguments = [float(a), x.argument(), y.argument(), int(len), wide];
+        self.launch(Source::Pointwise, name, chunks(y.element, 1, len), &arguments);
     }
 
     pub(super) fn scaled(&self, a: f32, x: Rows, len: usize) {
         let name = if x.element == self.activation() { "scale" } else { "scale_exact" };
-        self.launch(Source::Pointwise, name, Grid::threads_for(len), &[float(a), x.argument(), int(len)]);
+        let arguments = [float(a), x.argument(), int(len), flag(x.is_aligned())];
+        self.launch(Source::Pointwise, name, chunks(x.element, 1, len), &arguments);
     }
 
     /// A kernel over `[rows, width]` of each operand, with `more` arguments between operands and sizes.
@@ -91,7 +93,7 @@ impl CudaQueue {
         more: &[Argument],
     ) {
         self.expect_activations(name, operands);
-        let wide = operands.iter().all(|r| r.is_wide(width));
+        let wide = operands.iter().all(|r| r.is_wide());
         let arguments = [
             &operands.map(Rows::argument)[..],
             more,
@@ -132,8 +134,10 @@ impl CudaQueue {
         self.expect_activations("windows", [x, out]);
         let sizes = [height, width, channels, pixels.start, count, window.output(width)];
         let seen = [side, window.stride(), window.before(), window.repeats()];
-        let arguments = [&[x.argument(), out.argument()][..], &sizes.map(int), &seen.map(int)].concat();
-        self.launch(Source::Windows, "windows", Grid::threads_for(count * row), &arguments);
+        let wide = channels.is_multiple_of(wide(x.element)) && x.is_aligned() && out.is_aligned();
+        let arguments =
+            [&[x, out].map(Rows::argument)[..], &sizes.map(int), &seen.map(int), &[flag(wide)]].concat();
+        self.launch(Source::Windows, "windows", self.chunks(count, row), &arguments);
     }
 
     /// A kernel over token rows and the gates of their samples.
@@ -141,7 +145,7 @@ impl CudaQueue {
         let TokenRows { batch, tokens, width } = rows;
         self.expect_activations(name, operands);
         let [_, gate, _] = operands;
-        let wide = operands.iter().all(|r| r.is_wide(width));
+        let wide = operands.iter().all(|r| r.is_wide());
         let arguments =
             [&operands.map(Rows::argument)[..], &[batch, tokens, width, gate.stride].map(int), &[flag(wide)]];
         self.launch(Source::Pointwise, name, self.chunks(batch * tokens, width), &arguments.concat());

@@ -8,7 +8,7 @@ use super::{CudaQueue, Rows};
 use crate::{
     cuda::{
         Cuda,
-        launch::{Grid, float, int},
+        launch::{flag, float, int},
         modules::Source,
         products::{Operand, Product},
         values::{CudaMatrix, Element},
@@ -25,7 +25,7 @@ impl Rows {
 impl CudaMatrix {
     /// As the right factor of a product of one direction: its sizes K and N, and where it lies.
     fn right(&self, direction: Direction) -> (usize, usize, Operand) {
-        let pointer = self.memory.as_ref().map_or(0, crate::cuda::memory::Memory::pointer);
+        let pointer = self.memory.as_ref().map_or(0, |m| m.pointer());
         let operand = |transposed| Operand { pointer, stride: self.columns, transposed };
         match direction {
             Direction::Forward => (self.columns, self.rows, operand(true)),
@@ -68,12 +68,9 @@ impl CudaQueue {
             let from = Rows::of(*part, 1, each);
             let to = Rows::of(View::new(&all, each).skip(i * each), 1, each);
             debug_assert_eq!(from.element, Element::F32, "factors are made of an adapter's values");
-            self.launch(
-                Source::Pointwise,
-                "scaled_factor",
-                Grid::threads_for(each),
-                &[from.argument(), to.argument(), float(scale), int(each)],
-            );
+            let wide = flag(from.is_aligned() && to.is_aligned());
+            let arguments = [float(scale), from.argument(), to.argument(), int(each), wide];
+            self.launch(Source::Pointwise, "scaled_factor", self.chunks(1, each), &arguments);
         }
         CudaMatrix { memory: all.memory, rows: parts.len() * rows, columns, element }
     }

@@ -7,14 +7,14 @@
 use super::contents::Contents;
 use crate::{
     files::NamedTensor,
-    lora::{adapter::Adapter, header},
+    lora::{adapter::HostAdapter, header},
 };
 
 /// The part of a pipeline that the adapted model is.
 const PREFIX: &str = "transformer.";
 
 /// The tensors of an adapter whose scale is 1, and what the header says.
-pub(super) fn tensors(adapter: &Adapter) -> Contents<'_> {
+pub(super) fn tensors(adapter: &HostAdapter) -> Contents<'_> {
     let layout = &adapter.layout;
     let mut tensors = Vec::with_capacity(2 * layout.modules.len());
     for (module, (a, b)) in layout.modules.iter().zip(layout.ranges()) {

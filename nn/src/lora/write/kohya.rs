@@ -9,7 +9,7 @@ use super::{contents::Contents, groups::grouped};
 use crate::{
     error::{Error, Result},
     files::NamedTensor,
-    lora::{adapter::Adapter, factors::blocks, header},
+    lora::{adapter::HostAdapter, factors::blocks, header},
     naming::{Outside, Place},
 };
 
@@ -19,7 +19,7 @@ const PREFIX: &str = "lora_unet_";
 ///
 /// # Errors
 /// If a module is no linear of the network.
-pub(super) fn tensors(adapter: &Adapter) -> Result<Contents<'static>> {
+pub(super) fn tensors(adapter: &HostAdapter) -> Result<Contents<'static>> {
     let layout = &adapter.layout;
     let mut tensors = Vec::new();
     let groups = grouped(layout)?;
@@ -53,7 +53,7 @@ struct Group {
 }
 
 /// The factors of a linear outside the blocks.
-fn alone(adapter: &Adapter, outside: &Outside, module: usize) -> Group {
+fn alone(adapter: &HostAdapter, outside: &Outside, module: usize) -> Group {
     let (rank, linear) = (adapter.layout.rank, &adapter.layout.modules[module]);
     let (a, b) = adapter.layout.ranges()[module].clone();
     let (down, mut up) = (adapter.values[a].to_vec(), adapter.values[b].to_vec());
@@ -65,7 +65,7 @@ fn alone(adapter: &Adapter, outside: &Outside, module: usize) -> Group {
 }
 
 /// One pair of factors for all parts of a linear.
-fn fuse(adapter: &Adapter, place: &Place, parts: &[Option<usize>]) -> Result<Group> {
+fn fuse(adapter: &HostAdapter, place: &Place, parts: &[Option<usize>]) -> Result<Group> {
     let (layout, ranges) = (&adapter.layout, adapter.layout.ranges());
     let r = layout.rank;
     let there: Vec<(usize, usize)> =

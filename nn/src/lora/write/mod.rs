@@ -15,7 +15,7 @@ mod uno;
 use std::path::Path;
 
 use super::{
-    adapter::{Adapter, AdapterLayout},
+    adapter::{Adapter, AdapterLayout, HostAdapter},
     factors::is_power_of_two,
     format::AdapterFormat,
     header,
@@ -61,9 +61,10 @@ impl Adapter {
             Error::Setting(message) => Error::file(path, format!("cannot be written: {message}")),
             other => other,
         };
-        let mut plain = Folded { adapter: self.clone(), rounding: 0.0 };
+        let own = self.on_host()?;
+        let mut plain = Folded { adapter: own.clone(), rounding: 0.0 };
         if format != AdapterFormat::Kohya {
-            plain = folded(self).map_err(refused)?;
+            plain = folded(&own).map_err(refused)?;
         }
         let Folded { adapter: written, rounding } = &plain;
         let Contents { tensors, mut header } = match format {
@@ -104,17 +105,19 @@ impl Adapter {
         let pairs: Vec<(&str, &str)> = header.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         write_safetensors(path, &tensors, &pairs)?;
         if restored {
-            self.compare_with(path)?
+            own.compare_with(path)?
         } else {
             written.compare_with(path)?
         }
         Ok(Written { rounding: *rounding })
     }
+}
 
+impl HostAdapter {
     /// Does the file hold exactly this adapter?
     fn compare_with(&self, path: &Path) -> Result<()> {
         let linears = Linears { names: self.layout.names, all: self.layout.modules.clone() };
-        let back = Self::read(path, &linears)?;
+        let back = Adapter::read(path, &linears)?.on_host()?;
         let same = self.values.iter().map(|v| v.to_bits()).eq(back.values.iter().map(|v| v.to_bits()));
         if back.layout != self.layout || !same {
             return Err(Error::file(path, "does not read back as the adapter that was written"));

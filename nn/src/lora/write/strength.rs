@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use crate::{
     error::{Error, Result},
-    lora::adapter::{Adapter, AdapterLayout},
+    lora::adapter::{AdapterLayout, HostAdapter},
 };
 
 /// An adapter whose alpha is the rank.
 pub(super) struct Folded {
-    pub adapter: Adapter,
+    pub adapter: HostAdapter,
     /// The largest relative rounding of a value of B; 0 where all products are exact.
     pub rounding: f64,
 }
@@ -18,7 +18,7 @@ pub(super) struct Folded {
 ///
 /// # Errors
 /// If a product is too large for f32.
-pub(super) fn folded(adapter: &Adapter) -> Result<Folded> {
+pub(super) fn folded(adapter: &HostAdapter) -> Result<Folded> {
     let layout = &adapter.layout;
     let rank = layout.rank as f64;
     if layout.alpha == layout.rank as f32 {
@@ -42,5 +42,5 @@ pub(super) fn folded(adapter: &Adapter) -> Result<Folded> {
         }
     }
     let layout = AdapterLayout { alpha: layout.rank as f32, ..(**layout).clone() };
-    Ok(Folded { adapter: Adapter { layout: Arc::new(layout), values: Arc::new(values) }, rounding })
+    Ok(Folded { adapter: HostAdapter { layout: Arc::new(layout), values: Arc::new(values) }, rounding })
 }

@@ -5,7 +5,7 @@ use crate::{
     error::{Error, Result},
     files::NamedTensor,
     lora::{
-        adapter::{Adapter, AdapterLayout},
+        adapter::{AdapterLayout, HostAdapter},
         names::uno::{QKV, pair_name},
     },
 };
@@ -14,7 +14,7 @@ use crate::{
 ///
 /// # Errors
 /// If it has a module that UNO has no name for, only some of q, k and v, or A matrices of q, k and v that differ.
-pub(super) fn tensors(adapter: &Adapter) -> Result<Contents<'static>> {
+pub(super) fn tensors(adapter: &HostAdapter) -> Result<Contents<'static>> {
     let (layout, ranges) = (&adapter.layout, adapter.layout.ranges());
     fits(layout)?;
     let mut tensors = Vec::new();

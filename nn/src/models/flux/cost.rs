@@ -11,11 +11,10 @@ use std::collections::HashSet;
 use super::{
     Checkpointing, FluxOptions,
     config::{FluxConfig, MLP_RATIO, PATCH, SINUSOID},
+    footprint::{FrozenWeights, Held},
 };
 use crate::{
     backbone::{LinearLayout, PassCost},
-    cpu::Precision,
-    layers::Packing,
     lora::{AdapterLayout, FrozenAdapter},
     size,
 };
@@ -40,13 +39,14 @@ struct PassRows {
 struct Counter<'a> {
     rows: PassRows,
     width: f64,
+    heads: f64,
     rank: f64,
     /// An adapter of the frozen network that is a branch.
     frozen: Option<&'a FrozenAdapter>,
     adapted: HashSet<&'a str>,
     cost: PassCost,
-    /// Values kept for the backward.
-    kept: f64,
+    /// Kept for the backward.
+    kept: Held,
 }
 
 impl Counter<'_> {
@@ -71,7 +71,7 @@ impl Counter<'_> {
             self.cost.forward_flops += 2.0 * forward * self.rank * (inputs + outputs);
             let products = if by_input { 2.0 * inputs } else { inputs } + 2.0 * outputs;
             self.cost.backward_flops += 2.0 * backward * self.rank * products;
-            self.kept += forward * self.rank;
+            self.kept.activations += forward * self.rank;
         }
     }
 
@@ -83,8 +83,8 @@ impl Counter<'_> {
     }
 }
 
-/// The linears of one block, in the order of the configuration, and whether anything in it is needed.
-fn blocks(config: &FluxConfig) -> (Vec<Vec<LinearLayout>>, Vec<Vec<LinearLayout>>) {
+/// The linears of every block with two streams and of every block with one, in the order of the configuration.
+pub(super) fn blocks(config: &FluxConfig) -> (Vec<Vec<LinearLayout>>, Vec<Vec<LinearLayout>>) {
     let mut linears = config.linears().into_iter();
     let per_double = super::config::DOUBLE_LINEARS;
     let per_single = super::config::SINGLE_LINEARS;
@@ -94,12 +94,12 @@ fn blocks(config: &FluxConfig) -> (Vec<Vec<LinearLayout>>, Vec<Vec<LinearLayout>
 }
 
 pub(super) fn cost(
-    config: &FluxConfig,
-    options: &FluxOptions,
-    frozen: Option<&FrozenAdapter>,
+    weights: &FrozenWeights<'_>,
     Sizes { batch, grid, references, text }: Sizes<'_>,
     adapter: Option<&AdapterLayout>,
 ) -> PassCost {
+    let FrozenWeights { config, options, .. } = *weights;
+    let storage = weights.storage();
     let tokens = |(h, w): (usize, usize)| (h / PATCH * (w / PATCH)) as f64;
     let n = batch as f64;
     let target = n * tokens(grid);
@@ -109,22 +109,24 @@ pub(super) fn cost(
     let mut c = Counter {
         rows: PassRows { batch: n, text: n * text as f64, target, image, joint },
         width,
+        heads: config.num_attention_heads as f64,
         rank: adapter.map_or(0.0, |a| a.rank as f64),
-        frozen: frozen.filter(|_| options.adapter.as_ref().is_some_and(|a| a.1 == super::FrozenUse::Branch)),
+        frozen: weights.branches(),
         adapted: adapter.map_or(HashSet::new(), |a| a.modules.iter().map(|m| m.name.as_str()).collect()),
         cost: PassCost::default(),
-        kept: 0.0,
+        kept: Held::default(),
     };
     let (double, single) = blocks(config);
     let count = double.len() + single.len();
     let first = double.iter().chain(&single).position(|b| b.iter().any(|l| c.adapts(l))).unwrap_or(count);
     let mut largest = 0.0f64;
     // Kept of one block, the most.
-    let mut most_kept = 0.0f64;
+    let mut most_kept = Held::default();
+    let input = Held { activations: joint * width, exact: 0.0 };
     for (i, block) in double.iter().enumerate() {
         let before = c.kept;
         double_block(&mut c, block, i >= first, i > first);
-        c.kept = keep(options, before, c.kept, &mut most_kept, joint * width, i >= first);
+        c.kept = keep(options, before, c.kept, &mut most_kept, input, i >= first);
         // In the attention: the stream, queries, keys and values twice, the result. In the MLP, where it is more:
         // the stream, queries, keys, values, the result, the normed rows, `up`, its GELU and what comes out.
         let attention = 8.0 * joint * width;
@@ -136,31 +138,45 @@ pub(super) fn cost(
         let last = i + 1 == single.len();
         let before = c.kept;
         single_block(&mut c, block, last, number >= first, number > first);
-        c.kept = keep(options, before, c.kept, &mut most_kept, joint * width, number >= first);
+        c.kept = keep(options, before, c.kept, &mut most_kept, input, number >= first);
         largest = largest.max(15.0 * joint * width);
     }
     outer(config, &mut c, adapter.is_some() && first < count);
     if first < count {
         // The targets' rows before the last norm.
-        c.kept += target * width;
+        c.kept.activations += target * width;
+        c.kept.exact += 2.0 * target;
     } else {
-        c.kept = 0.0;
+        c.kept = Held::default();
     }
-    let packed = streamed(config, options);
-    c.cost.saved_bytes = size::bytes(c.kept * 4.0);
-    c.cost.scratch_bytes = size::sum([size::bytes(largest * 4.0), packed]);
-    c.cost.backward_scratch_bytes = c.cost.scratch_bytes;
+    let running = Held { activations: largest, exact: 0.0 };
+    // Of every query the logarithm of its sum, and in the backward the product of its result and its cotangent.
+    let lse = Held { activations: 0.0, exact: c.rows.joint * c.heads };
+    let streamed = weights.streamed();
+    c.cost.precision = options.loading.precision;
+    c.cost.weight_bytes = weights.read_by_a_forward();
+    c.cost.saved_bytes = storage.bytes(c.kept);
+    c.cost.scratch_bytes = size::sum([storage.bytes(running + lse), streamed]);
+    c.cost.backward_scratch_bytes = size::sum([storage.bytes(running + lse + lse), streamed]);
     if options.checkpointing == Checkpointing::Blocks {
         // A block's forward again: a copy of its input, and all that its backward needs.
-        let again = size::bytes((most_kept + joint * width) * 4.0);
-        c.cost.backward_scratch_bytes = size::sum([c.cost.scratch_bytes, again]);
+        let again = storage.bytes(most_kept + input);
+        c.cost.backward_scratch_bytes = size::sum([c.cost.backward_scratch_bytes, again]);
         c.cost.backward_flops += if first < count { c.cost.forward_flops } else { 0.0 };
     }
+    c.cost.queue_bytes = weights.on.queue_bytes();
     c.cost
 }
 
 /// What is kept after a block that kept `after - before`; with checkpointing it is its input.
-fn keep(options: &FluxOptions, before: f64, after: f64, most: &mut f64, input: f64, reached: bool) -> f64 {
+fn keep(
+    options: &FluxOptions,
+    before: Held,
+    after: Held,
+    most: &mut Held,
+    input: Held,
+    reached: bool,
+) -> Held {
     match options.checkpointing {
         _ if !reached => before,
         Checkpointing::None => after,
@@ -169,49 +185,6 @@ fn keep(options: &FluxOptions, before: f64, after: f64, most: &mut f64, input: f
             before + input
         }
     }
-}
-
-/// Bytes of a packed value.
-fn packed_value(precision: Precision) -> usize {
-    match precision {
-        Precision::F32 => 4,
-        Precision::Bf16 => 2,
-    }
-}
-
-/// Bytes of the largest matrix, packed for one product; nothing where packed weights are kept.
-fn streamed(config: &FluxConfig, options: &FluxOptions) -> usize {
-    let largest = config.linears().iter().map(|l| l.inputs * l.outputs).max().unwrap_or(0);
-    match options.loading.packing {
-        Packing::Resident => 0,
-        Packing::Streamed => largest * packed_value(options.loading.precision),
-    }
-}
-
-/// Bytes of weights that are kept packed: all of them for the forward, and those that a backward passes for it too.
-pub(super) fn resident(
-    config: &FluxConfig,
-    options: &FluxOptions,
-    frozen: Option<&FrozenAdapter>,
-    adapter: Option<&AdapterLayout>,
-) -> usize {
-    if options.loading.packing == Packing::Streamed {
-        return 0;
-    }
-    let value = packed_value(options.loading.precision);
-    let branch = |l: &LinearLayout| match (&options.adapter, frozen.and_then(|f| f.get(&l.name))) {
-        // Linears that share their first factors are counted as if they did not.
-        (Some((_, super::FrozenUse::Branch)), Some(f)) => f.rank() * (l.inputs + l.outputs),
-        _ => 0,
-    };
-    let values = |l: &LinearLayout| l.inputs * l.outputs + branch(l);
-    let forward: usize = config.linears().iter().chain(&config.outer_linears()).map(values).sum();
-    let backward: usize = match adapter {
-        None => 0,
-        // The modulations' inputs need no derivative.
-        Some(_) => config.linears().iter().filter(|l| !l.name.ends_with(".linear")).map(values).sum(),
-    };
-    (forward + backward) * value
 }
 
 fn double_block(c: &mut Counter<'_>, block: &[LinearLayout], reached: bool, below: bool) {
@@ -230,12 +203,15 @@ fn double_block(c: &mut Counter<'_>, block: &[LinearLayout], reached: bool, belo
         }
         // Input, middle, queries, keys and `up`; results before the gates where those are adapted.
         let gated = if c.adapts(&stream[0]) { 2.0 } else { 0.0 };
-        c.kept += rows * c.width * (4.0 + gated + MLP_RATIO as f64);
+        c.kept.activations += rows * c.width * (4.0 + gated + MLP_RATIO as f64);
+        // Mean and deviation of two norms.
+        c.kept.exact += 4.0 * rows;
     }
     let rows = c.rows.joint;
     c.attention(rows, if operands && reached { rows } else { 0.0 });
-    // Values and the attention's result.
-    c.kept += 2.0 * c.rows.joint * c.width;
+    // Values, and the attention's result with the logarithms of its sums; twelve chunks of modulations.
+    c.kept.activations += (2.0 * c.rows.joint + 12.0 * c.rows.batch) * c.width;
+    c.kept.exact += c.rows.joint * c.heads;
 }
 
 fn single_block(c: &mut Counter<'_>, block: &[LinearLayout], last: bool, reached: bool, below: bool) {
@@ -257,7 +233,9 @@ fn single_block(c: &mut Counter<'_>, block: &[LinearLayout], last: bool, reached
     c.attention(forward, if inside && reached { backward } else { 0.0 });
     // Input, keys, values and the attention's result of all rows; queries and `up` of those that were computed.
     let gated = if c.adapts(&block[0]) { 1.0 } else { 0.0 };
-    c.kept += c.width * (4.0 * joint + forward * (1.0 + gated + MLP_RATIO as f64));
+    c.kept.activations += c.width * (4.0 * joint + forward * (1.0 + gated + MLP_RATIO as f64));
+    c.kept.activations += 3.0 * c.rows.batch * c.width;
+    c.kept.exact += joint * (2.0 + c.heads);
 }
 
 /// What stands before the blocks and after them.

@@ -9,7 +9,7 @@
 //! rope      where tokens stand            embed     time, guidance, pooled text
 //! block     what blocks are made of       double, single   the blocks, forward and backward
 //! pass      a whole pass, forward and backward             probe   what is asked of its tokens
-//! cost      what a pass costs
+//! cost      what a pass costs           footprint   how many bytes its values and the weights take on a device
 //! ```
 //!
 //! The model is that of diffusers' `FluxTransformer2DModel`; references are further tokens of the image stream
@@ -20,6 +20,7 @@ mod config;
 mod cost;
 mod double;
 mod embed;
+mod footprint;
 mod linears;
 mod names;
 mod pass;
@@ -36,15 +37,16 @@ use std::{
 };
 
 pub use config::FluxConfig;
+use footprint::FrozenWeights;
 pub use linears::NAMES;
 pub use names::{FluxFiles, FluxLayout};
 use rope::RotaryTables;
 use weights::Weights;
 
 use crate::{
-    backbone::{Backbone, BackboneLayout, Inputs, Latents, PassCost, Prediction, Probe, Saved},
+    backbone::{Backbone, BackboneLayout, DeviceKind, Inputs, Latents, PassCost, Prediction, Probe, Saved},
     cpu::{Cpu, WIDEST},
-    device::Device,
+    device::{Device, Queue},
     error::{Error, Result},
     layers::{Loading, Packing},
     lora::{Adapter, AdapterGrad, AdapterLayout, FrozenAdapter},
@@ -200,6 +202,11 @@ impl<D: Device> Flux<D> {
         &self.device
     }
 
+    fn frozen_weights(&self, on: DeviceKind) -> FrozenWeights<'_> {
+        let adapter = self.adapter.as_ref().map(|(adapter, _)| adapter);
+        FrozenWeights { on, config: &self.config, options: &self.options, adapter }
+    }
+
     /// From now on passes keep this for their backwards: the weights stay where they are.
     pub fn set_checkpointing(&mut self, checkpointing: Checkpointing) {
         self.options.checkpointing = checkpointing;
@@ -258,6 +265,12 @@ impl<D: Device> Backbone for Flux<D> {
         self.weights().map(drop)
     }
 
+    fn place(&self, adapter: Adapter) -> Result<Adapter> {
+        let queue = self.queue()?;
+        let values = queue.keep(queue.share(&adapter.values)?, adapter.values.len())?;
+        Ok(Adapter { values, ..adapter })
+    }
+
     fn predict(&self, inputs: &Inputs, adapter: Option<&Adapter>, probe: &Probe<'_>) -> Result<Prediction> {
         let pass = self.on_device(|weights| self.forward(weights, inputs, adapter, probe, false));
         pass.map(|(prediction, _)| prediction)
@@ -287,12 +300,13 @@ impl<D: Device> Backbone for Flux<D> {
         self.on_device(|weights| self.double_features(weights, inputs))
     }
 
-    fn resident_bytes(&self, adapter: Option<&AdapterLayout>) -> usize {
-        cost::resident(&self.config, &self.options, self.adapter.as_ref().map(|a| &a.0), adapter)
+    fn resident_bytes(&self, on: DeviceKind, adapter: Option<&AdapterLayout>) -> usize {
+        self.frozen_weights(on).resident(adapter)
     }
 
     fn cost(
         &self,
+        on: DeviceKind,
         batch: usize,
         grid: (usize, usize),
         references: &[(usize, usize)],
@@ -300,8 +314,6 @@ impl<D: Device> Backbone for Flux<D> {
         adapter: Option<&AdapterLayout>,
     ) -> PassCost {
         let sizes = cost::Sizes { batch, grid, references, text };
-        let cost =
-            cost::cost(&self.config, &self.options, self.adapter.as_ref().map(|a| &a.0), sizes, adapter);
-        PassCost { precision: self.options.loading.precision, ..cost }
+        cost::cost(&self.frozen_weights(on), sizes, adapter)
     }
 }

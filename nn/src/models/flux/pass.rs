@@ -274,8 +274,7 @@ impl<D: Device> Flux<D> {
         if cotangent.shape() != grid {
             return Err(Error::shape("derivative by the prediction", grid, cotangent.shape()));
         }
-        let same = Arc::ptr_eq(&used.values, &adapter.values) || used.values == adapter.values;
-        if used.layout != adapter.layout || !same {
+        if used.layout != adapter.layout || !used.values.equals(&adapter.values)? {
             return Err(Error::Setting(
                 "the backward of a pass was asked for with another adapter than the pass ran with".into(),
             ));
@@ -330,7 +329,7 @@ impl<D: Device> Flux<D> {
             double::backward(pass, block, saved, i > first, &mut dx, &mut grads)?;
         }
         let values = queue.keep(grads, adapter.values.len())?;
-        Ok(AdapterGrad { layout: Arc::clone(&adapter.layout), values: Arc::new(values) })
+        Ok(AdapterGrad { layout: Arc::clone(&adapter.layout), values })
     }
 }
 

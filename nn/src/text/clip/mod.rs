@@ -131,7 +131,7 @@ impl<D: Device> ClipEncoder<D> {
     /// # Errors
     /// If there are no or too many tokens, an id is not in the vocabulary, a prompt has no end, or weights cannot be
     /// read.
-    pub fn encode_on(&self, device: &D, host: &Cpu, prompts: usize, ids: &[u32]) -> Result<ClipText> {
+    pub fn encode(&self, device: &D, host: &Cpu, prompts: usize, ids: &[u32]) -> Result<ClipText> {
         let length = super::length_of(prompts, ids)?;
         let (e, most) = (self.config.hidden_size, self.config.max_position_embeddings);
         if length > most {
@@ -201,16 +201,6 @@ impl<D: Device> ClipEncoder<D> {
         let blocks = (0..self.config.num_hidden_layers).map(block).collect::<Result<_>>()?;
         let weights = Weights { blocks, norm: norm("final_layer_norm")? };
         Ok(self.weights.get_or_init(|| weights))
-    }
-}
-
-impl Clip {
-    /// [`encode_on`](Self::encode_on) the processor.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn encode(&self, device: &Cpu, prompts: usize, ids: &[u32]) -> Result<ClipText> {
-        self.encode_on(device, device, prompts, ids)
     }
 }
 

@@ -125,7 +125,7 @@ impl<D: Device> T5Encoder<D> {
     ///
     /// # Errors
     /// If there are no tokens, an id is not in the vocabulary, or weights cannot be read.
-    pub fn encode_on(
+    pub fn encode(
         &self,
         device: &D,
         host: &Cpu,
@@ -204,16 +204,6 @@ impl<D: Device> T5Encoder<D> {
         let blocks = (0..c.num_layers).map(block).collect::<Result<_>>()?;
         let weights = Weights { blocks, norm: norm("encoder.final_layer_norm")? };
         Ok(self.weights.get_or_init(|| weights))
-    }
-}
-
-impl T5 {
-    /// [`encode_on`](Self::encode_on) the processor.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn encode(&self, device: &Cpu, prompts: usize, ids: &[u32]) -> Result<Tensor<(usize, usize, usize)>> {
-        self.encode_on(device, device, prompts, ids)
     }
 }
 

@@ -59,14 +59,17 @@ fn b_is_zero_and_a_is_drawn_by_the_linears_name() {
         };
         let (all, one) = (adapter(&[]), adapter(&["transformer_blocks.1.attn.to_q"]));
         let ranges = all.layout.ranges();
-        assert!(ranges.iter().all(|(_, b)| all.values[b.clone()].iter().all(|v| *v == 0.0)));
+        assert!(ranges.iter().all(|(_, b)| all.values.host().unwrap()[b.clone()].iter().all(|v| *v == 0.0)));
         let at = all.layout.modules.iter().position(|m| m.name == "transformer_blocks.1.attn.to_q").unwrap();
-        assert_eq!(all.values[ranges[at].0.clone()], one.values[one.layout.ranges()[0].0.clone()]);
+        assert_eq!(
+            all.values.host().unwrap()[ranges[at].0.clone()],
+            one.values.host().unwrap()[one.layout.ranges()[0].0.clone()]
+        );
         if init == Init::Gaussian {
             // Runs begin with these bits: normal numbers of the linear's name, rounded and then scaled.
             let normals = bench.ctx().random_of_node("transformer_blocks.1.attn.to_q").normals(4 * 32);
             let expected: Vec<f32> = normals.iter().map(|x| 0.25 * x).collect();
-            assert_eq!(all.values[ranges[at].0.clone()], expected);
+            assert_eq!(all.values.host().unwrap()[ranges[at].0.clone()], expected);
         }
         // Inputs of the attention are 32 wide.
         let attention: Vec<f64> = all
@@ -75,7 +78,8 @@ fn b_is_zero_and_a_is_drawn_by_the_linears_name() {
             .iter()
             .zip(&ranges)
             .filter(|(m, _)| m.inputs == 32)
-            .flat_map(|(_, (a, _))| all.values[a.clone()].iter().map(|v| f64::from(*v)))
+            .flat_map(|(_, (a, _))| all.values.host().unwrap()[a.clone()].to_vec())
+            .map(f64::from)
             .collect();
         let std = (attention.iter().map(|v| v * v).sum::<f64>() / attention.len() as f64).sqrt();
         assert!((std / spread - 1.0).abs() < 0.05, "{init:?}: {std}");
@@ -97,7 +101,7 @@ fn an_adapter_file_is_read_by_name_and_a_wrong_one_is_explained() {
     let file =
         prefgraph_nn::files::TensorFiles::open(&case("flux_uno").join("train_focusdpo.safetensors")).unwrap();
     let name = format!("init.{}.lora_A.weight", adapter.layout.modules[3].name);
-    assert_eq!(adapter.values[a], file.read(&name).unwrap());
+    assert_eq!(adapter.values.host().unwrap()[a], file.read(&name).unwrap());
 
     let refuse =
         |settings: LoraSettings| lora(settings).shapes((shape_of(&handle),), 0).unwrap_err().to_string();
@@ -122,7 +126,7 @@ fn a_run_starts_from_a_file_in_any_format_that_holds_its_adapter() {
         drawn.write(&path, format, &[]).unwrap();
         let from = LoraSettings { from: Some(DataPath(path.clone())), ..settings.clone() };
         let read = lora(from.clone()).forward(&bench.ctx(), (handle.clone(),)).unwrap().0.0;
-        assert_eq!(read.values, drawn.values, "{format:?}");
+        assert_eq!(read.values.host().unwrap(), drawn.values.host().unwrap(), "{format:?}");
         let other = lora(LoraSettings { alpha: Some(2.0), ..from });
         let error = other.shapes((shape_of(&handle),), 0).unwrap_err().to_string();
         assert!(error.contains("trained with alpha 4, the graph says 2: set `alpha`"), "{error}");

@@ -2,16 +2,20 @@
 //!
 //! Shape letters: `B` batch, `L` text tokens, `E` text width, `P` pooled width.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 use prefgraph_nn::{
-    self as nn, Cpu,
-    text::{Clip, ClipTokenizer, T5, T5Tokenizer},
+    self as nn, Cpu, Device,
+    cuda::Cuda,
+    text::{ClipEncoder, ClipTokenizer, T5Encoder, T5Tokenizer},
 };
 
 use super::PromptSettings;
 use crate::{
-    operator::{Cost, OpError},
+    operator::{Cost, Ctx, OpError},
     settings::DataPath,
 };
 
@@ -21,12 +25,43 @@ const LENGTH: usize = 512;
 /// Both encoders with their tokenisers.
 #[derive(Debug)]
 pub(super) struct ClipT5 {
-    clip: Clip,
+    cpu: Encoders<Cpu>,
+    /// Where the run has a GPU, from the first use on.
+    gpu: OnceLock<Encoders<Cuda>>,
     clip_tokenizer: ClipTokenizer,
-    t5: T5,
     t5_tokenizer: T5Tokenizer,
     /// Where encoders and tokenisers lie, by setting.
     paths: Vec<(&'static str, PathBuf)>,
+}
+
+/// Both on one device: weights are read for it when they first run.
+#[derive(Debug)]
+struct Encoders<D: Device> {
+    clip: ClipEncoder<D>,
+    t5: T5Encoder<D>,
+}
+
+impl<D: Device> Encoders<D> {
+    fn open(clip: &Path, t5: &Path) -> Result<Self, OpError> {
+        let of = |setting: &str, e: nn::Error| OpError::new(format!("{setting}: {e}"));
+        Ok(Self {
+            clip: ClipEncoder::open(clip).map_err(|e| of("clip", e))?,
+            t5: T5Encoder::open(t5).map_err(|e| of("t5", e))?,
+        })
+    }
+
+    /// Text tokens and pooled vectors of so many prompts, from the ids of each encoder.
+    fn encode(
+        &self,
+        device: &D,
+        host: &Cpu,
+        prompts: usize,
+        clip: &[u32],
+        t5: &[u32],
+    ) -> Result<Encoded, OpError> {
+        let pooled = self.clip.encode(device, host, prompts, clip)?.pooled;
+        Ok((self.t5.encode(device, host, prompts, t5)?, pooled))
+    }
 }
 
 /// Text tokens `[B, L, E]` and pooled vectors `[B, P]`.
@@ -38,8 +73,8 @@ impl ClipT5 {
         let of = |setting: &str, e: nn::Error| OpError::new(format!("{setting}: {e}"));
         let clip_path = encoder("clip", &settings.clip, "text_encoder")?;
         let t5_path = encoder("t5", &settings.t5, "text_encoder_2")?;
-        let clip = Clip::open(&clip_path).map_err(|e| of("clip", e))?;
-        let t5 = T5::open(&t5_path).map_err(|e| of("t5", e))?;
+        let cpu = Encoders::open(&clip_path, &t5_path)?;
+        let Encoders { clip, t5 } = &cpu;
 
         let clip_words = tokenizer("clip_tokenizer", &settings.clip_tokenizer, &clip_path, "tokenizer")?;
         let clip_tokenizer = ClipTokenizer::open(&clip_words, clip.config().max_position_embeddings)
@@ -71,7 +106,7 @@ impl ClipT5 {
             ("clip_tokenizer", clip_words),
             ("t5_tokenizer", t5_words),
         ]);
-        Ok(Self { clip, clip_tokenizer, t5, t5_tokenizer, paths })
+        Ok(Self { cpu, gpu: OnceLock::new(), clip_tokenizer, t5_tokenizer, paths })
     }
 
     /// Where encoders and tokenisers are read from, by setting.
@@ -81,16 +116,16 @@ impl ClipT5 {
 
     /// `L`, `E` and `P`.
     pub(super) fn shape(&self) -> (usize, usize, usize) {
-        (self.t5_tokenizer.length(), self.t5.config().d_model, self.clip.config().hidden_size)
+        (self.t5_tokenizer.length(), self.cpu.t5.config().d_model, self.cpu.clip.config().hidden_size)
     }
 
     /// The encoders run one after the other. Of prompts that are equal one is encoded, but that is known at run time only.
     pub(super) fn cost(&self, batch: usize) -> Cost {
-        let clip = self.clip.cost(batch, self.clip_tokenizer.length());
-        let t5 = self.t5.cost(batch, self.t5_tokenizer.length());
+        let clip = self.cpu.clip.cost(batch, self.clip_tokenizer.length());
+        let t5 = self.cpu.t5.cost(batch, self.t5_tokenizer.length());
         Cost {
             forward_flops: clip.forward_flops + t5.forward_flops,
-            moved_bytes: (self.clip.weight_bytes() + self.t5.weight_bytes()) as f64,
+            moved_bytes: (self.cpu.clip.weight_bytes() + self.cpu.t5.weight_bytes()) as f64,
             scratch_bytes: clip.scratch_bytes.max(t5.scratch_bytes),
             ..Cost::default()
         }
@@ -100,14 +135,27 @@ impl ClipT5 {
         let million = |parameters: usize| parameters as f64 / 1e6;
         format!(
             "T5 with {:.2}M frozen parameters for {} tokens, CLIP with {:.2}M for the pooled vector",
-            million(self.t5.parameters()),
+            million(self.cpu.t5.parameters()),
             self.t5_tokenizer.length(),
-            million(self.clip.parameters()),
+            million(self.cpu.clip.parameters()),
         )
     }
 
+    fn on_gpu(&self) -> Result<&Encoders<Cuda>, OpError> {
+        if let Some(opened) = self.gpu.get() {
+            return Ok(opened);
+        }
+        let path =
+            |setting| self.paths.iter().find(|(name, _)| *name == setting).map(|(_, path)| path.as_path());
+        let (Some(clip), Some(t5)) = (path("clip"), path("t5")) else {
+            return Err(OpError::internal("encoders without paths"));
+        };
+        let opened = Encoders::open(clip, t5)?;
+        Ok(self.gpu.get_or_init(|| opened))
+    }
+
     /// Encode prompts; equal ones once.
-    pub(super) fn encode(&self, cpu: &Cpu, prompts: &[String]) -> Result<Encoded, OpError> {
+    pub(super) fn encode(&self, ctx: &Ctx<'_>, prompts: &[String]) -> Result<Encoded, OpError> {
         let mut different: Vec<&String> = Vec::new();
         let place = |prompt| {
             different.iter().position(|p| *p == prompt).unwrap_or_else(|| {
@@ -121,17 +169,20 @@ impl ClipT5 {
         };
         let clip = ids(&|prompt| self.clip_tokenizer.encode(prompt))?;
         let t5 = ids(&|prompt| self.t5_tokenizer.encode(prompt))?;
-        let pooled = self.clip.encode(cpu, different.len(), &clip)?.pooled;
-        let tokens = self.t5.encode(cpu, different.len(), &t5)?;
+        let count = different.len();
+        let (tokens, pooled) = match ctx.gpu {
+            None => self.cpu.encode(ctx.cpu, ctx.cpu, count, &clip, &t5)?,
+            Some(gpu) => self.on_gpu()?.encode(gpu, ctx.cpu, count, &clip, &t5)?,
+        };
         let (length, width, pooled_width) = self.shape();
         Ok((
             nn::Tensor::new(
-                cpu,
+                ctx.cpu,
                 (prompts.len(), length, width),
                 chosen(tokens.values(), length * width, &places),
             )?,
             nn::Tensor::new(
-                cpu,
+                ctx.cpu,
                 (prompts.len(), pooled_width),
                 chosen(pooled.values(), pooled_width, &places),
             )?,

@@ -4,7 +4,7 @@
 
 mod clip_t5;
 
-use prefgraph_nn::text::hash::Hash;
+use prefgraph_nn::{DeviceKind, text::hash::Hash};
 
 use self::clip_t5::ClipT5;
 use super::tensors::tensor;
@@ -147,6 +147,11 @@ impl Operator for Prompt {
         self.encoders.as_ref().map_or_else(Cost::default, |e| e.cost(prompts.batch))
     }
 
+    fn gpu_cost(&self, (prompts, _): &InShapes<Self>, _: &OutShapes<Self>) -> Option<Cost> {
+        let cost = self.encoders.as_ref()?.cost(prompts.batch);
+        Some(Cost { queue_bytes: DeviceKind::Cuda.queue_bytes(), ..cost })
+    }
+
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {
         self.encoders.iter().map(|e| e.note()).collect()
     }
@@ -172,13 +177,14 @@ impl Operator for Prompt {
             .without("allow_toy")
             .setting("length", length)
             .shape_only("backbone");
+        let identity = if self.encoders.is_some() { identity.on_device() } else { identity };
         let paths = self.encoders.iter().flat_map(|e| e.paths());
         Some(paths.fold(identity, |identity, (name, path)| identity.file(name, path)))
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (prompts, backbone): Self::In) -> Result<(Self::Out, ()), OpError> {
         let (text, pooled) = match &self.encoders {
-            Some(encoders) => encoders.encode(ctx.cpu, &prompts.0)?,
+            Some(encoders) => encoders.encode(ctx, &prompts.0)?,
             None => {
                 let widths = backbone.as_ref().map(|b| (b.0.layout().text_width, b.0.layout().pooled_width));
                 let found = self.hash(widths)?.encode(ctx.cpu, &prompts.0)?;

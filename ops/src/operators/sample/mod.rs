@@ -7,12 +7,12 @@ mod tests;
 
 use dfdx::shapes::{HasShape, Shape};
 use prefgraph_nn::{
-    self as nn, Adapter, BackboneLayout, Probe,
+    self as nn, Adapter, BackboneLayout, DeviceKind, Probe,
     sampling::{Schedule, flow, scaled_linear::TIMESTEPS},
 };
 
 use super::{
-    pass::{ConditionShapes, Conditions, check_adapter, prediction},
+    pass::{ConditionShapes, Conditions, check_adapter, forward_cost, prediction, reference_grids},
     tensors::Fixed,
 };
 use crate::{
@@ -94,6 +94,19 @@ impl<C: Axis, H: Axis, W: Axis> Sample<C, H, W> {
             (_, None) => Schedule::euler(steps),
         }
     }
+
+    fn cost_on(
+        &self,
+        on: DeviceKind,
+        (backbone, adapter, like, text, _, references): &InShapes<Self>,
+    ) -> Cost {
+        let grids = reference_grids(references.as_ref());
+        let adapter = adapter.as_ref().map(|a| a.0.as_ref());
+        let size = (like.2.size(), like.3.size());
+        let pass = forward_cost(&backbone.0.cost(on, like.0, size, &grids, text.1, adapter));
+        let passes = self.settings.steps as f64;
+        Cost { forward_flops: passes * pass.forward_flops, moved_bytes: passes * pass.moved_bytes, ..pass }
+    }
 }
 
 impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
@@ -139,22 +152,12 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
         Ok((like,))
     }
 
-    fn cost(
-        &self,
-        (backbone, adapter, like, text, _, references): &InShapes<Self>,
-        _: &OutShapes<Self>,
-    ) -> Cost {
-        let grids: Vec<_> = references.iter().flat_map(|r| &r.0).map(|r| (r.2, r.3)).collect();
-        let adapter = adapter.as_ref().map(|a| a.0.as_ref());
-        let pass = backbone.0.cost(like.0, (like.2.size(), like.3.size()), &grids, text.1, adapter);
-        let passes = self.settings.steps as f64;
-        Cost {
-            forward_flops: passes * pass.forward_flops,
-            moved_bytes: passes * (backbone.layout().parameters * size_of::<f32>()) as f64,
-            precision: pass.precision,
-            scratch_bytes: pass.scratch_bytes,
-            ..Cost::default()
-        }
+    fn cost(&self, inputs: &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
+        self.cost_on(DeviceKind::Cpu, inputs)
+    }
+
+    fn gpu_cost(&self, inputs: &InShapes<Self>, _: &OutShapes<Self>) -> Option<Cost> {
+        Some(self.cost_on(DeviceKind::Cuda, inputs))
     }
 
     fn notes(&self, (backbone, _, like, ..): &InShapes<Self>) -> Vec<String> {
@@ -183,6 +186,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
         let seed = self.settings.seed.unwrap_or(ctx.seed);
         let noise = Random::new(seed, Self::NAME, u64::MAX, "noise").normals(shape.num_elements());
         let schedule = self.schedule(backbone.0.layout(), (height, width));
+        let adapter = adapter.map(|adapter| backbone.0.place(adapter)).transpose()?;
         let latents = schedule.sample(noise, |x, time| -> Result<_, OpError> {
             inputs.x_t = nn::Tensor::new(ctx.cpu, dims, x)?;
             inputs.t.fill(time);

@@ -95,8 +95,12 @@ impl Case {
         let lora = Lora::new(LoraSettings { rank: 2, ..Default::default() }).unwrap();
         let zero = lora.forward(&self.bench.ctx(), (self.backbone.clone(),)).unwrap().0.0;
         let values = Random::new(1, "b", 0, "").normals(zero.values.len());
-        let values = values.iter().zip(zero.values.iter()).map(|(r, v)| v + 0.05 * r).collect();
-        let moved = Adapter { layout: zero.layout.clone(), values: Arc::new(values) };
+        let values = values
+            .iter()
+            .zip(zero.values.host().unwrap().iter())
+            .map(|(r, v)| v + 0.05 * r)
+            .collect::<Vec<_>>();
+        let moved = Adapter { layout: zero.layout.clone(), values: values.into() };
         [zero, moved]
     }
 }

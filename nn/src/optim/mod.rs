@@ -1,14 +1,17 @@
 //! The optimiser: AdamW (Loshchilov and Hutter 2019) and clipping by the global norm.
+//!
+//! An update runs where the gradient lives, and what it changes moves there: the state of a training follows its network.
 
-use std::sync::Arc;
+mod values;
 
 use crate::{
-    cpu::{self, Cpu},
+    cpu::Cpu,
+    device::DeviceVec,
     error::{Error, Result},
     lora::{Adapter, AdapterGrad},
 };
 
-pub use crate::cpu::AdamW;
+pub use crate::device::AdamW;
 
 impl Default for AdamW {
     fn default() -> Self {
@@ -41,12 +44,12 @@ impl AdamW {
 }
 
 /// What AdamW remembers: running means of the gradient and of its square, and the number of updates.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct OptimizerState {
     /// Running mean of the gradient.
-    pub first_moment: Arc<Vec<f32>>,
+    pub first_moment: DeviceVec,
     /// Running mean of the squared gradient.
-    pub second_moment: Arc<Vec<f32>>,
+    pub second_moment: DeviceVec,
     /// Updates made so far.
     pub updates: u64,
 }
@@ -54,16 +57,17 @@ pub struct OptimizerState {
 impl OptimizerState {
     /// Before the first update of this many values.
     pub fn new(len: usize) -> Self {
-        Self { first_moment: Arc::new(vec![0.0; len]), second_moment: Arc::new(vec![0.0; len]), updates: 0 }
+        let zeros = DeviceVec::from(vec![0.0; len]);
+        Self { first_moment: zeros.clone(), second_moment: zeros, updates: 0 }
     }
 
     /// One update of the adapter. Values that nobody else holds are changed in place, others are copied first.
     ///
     /// # Errors
-    /// If settings are out of their ranges, or adapter, gradient and state have different layouts.
+    /// If settings are out of their ranges, or adapter, gradient and state have different layouts; if a device fails.
     pub fn step(
         &mut self,
-        device: &Cpu,
+        cpu: &Cpu,
         settings: &AdamW,
         adapter: &mut Adapter,
         gradient: &AdapterGrad,
@@ -82,40 +86,41 @@ impl OptimizerState {
                 return Err(Error::shape(format!("values of {what}"), len, found));
             }
         }
+        let moments = [&mut self.first_moment, &mut self.second_moment];
+        values::adamw(cpu, settings, self.updates + 1, &mut adapter.values, &gradient.values, moments)?;
         self.updates += 1;
-        cpu::adamw(
-            device,
-            settings,
-            self.updates,
-            Arc::make_mut(&mut adapter.values).as_mut_slice(),
-            &gradient.values,
-            Arc::make_mut(&mut self.first_moment).as_mut_slice(),
-            Arc::make_mut(&mut self.second_moment).as_mut_slice(),
-        );
         Ok(())
     }
 }
 
 impl AdapterGrad {
     /// The L2 norm over all factors, summed in f64.
-    pub fn norm(&self, device: &Cpu) -> f64 {
-        cpu::sum_of_squares(device, &self.values).sqrt()
+    ///
+    /// # Errors
+    /// If the device of the values fails.
+    pub fn norm(&self, cpu: &Cpu) -> Result<f64> {
+        Ok(self.values.sum_of_squares(cpu)?.sqrt())
     }
 
     /// Scale so that the norm is at most `limit` (PyTorch's `clip_grad_norm_`). Returns the norm before.
-    pub fn clip(&mut self, device: &Cpu, limit: f64) -> f64 {
-        let norm = self.norm(device);
+    ///
+    /// # Errors
+    /// If the device of the values fails.
+    pub fn clip(&mut self, cpu: &Cpu, limit: f64) -> Result<f64> {
+        let norm = self.norm(cpu)?;
         // PyTorch's constant, which keeps a norm of zero from dividing by zero.
         let factor = limit / (norm + 1e-6);
         if factor < 1.0 {
-            cpu::scale(device, factor as f32, Arc::make_mut(&mut self.values).as_mut_slice());
+            self.values.scale(cpu, factor as f32)?;
         }
-        norm
+        Ok(norm)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::{linears::LinearLayout, lora::AdapterLayout, models::flux::NAMES};
 
@@ -128,13 +133,13 @@ mod tests {
     fn two_steps_are_those_of_the_formula() {
         let device = Cpu::new(1).unwrap();
         let settings = AdamW { lr: 0.1, weight_decay: 0.5, ..AdamW::default() };
-        let mut adapter = Adapter { layout: layout(), values: Arc::new(vec![1.0, -2.0, 0.0]) };
+        let mut adapter = Adapter { layout: layout(), values: vec![1.0, -2.0, 0.0].into() };
         let gradients = [[0.5f32, -0.25, 0.0], [0.1, 0.3, 0.0]];
         let mut state = OptimizerState::new(3);
         let mut expected = [1.0f64, -2.0, 0.0];
         let (mut m, mut v) = ([0.0f64; 3], [0.0f64; 3]);
         for (step, g) in gradients.iter().enumerate() {
-            let gradient = AdapterGrad { layout: layout(), values: Arc::new(g.to_vec()) };
+            let gradient = AdapterGrad { layout: layout(), values: g.to_vec().into() };
             state.step(&device, &settings, &mut adapter, &gradient).unwrap();
             for i in 0..3 {
                 let g = f64::from(g[i]);
@@ -146,7 +151,7 @@ mod tests {
             }
         }
         assert_eq!(state.updates, 2);
-        for (found, expected) in adapter.values.iter().zip(expected) {
+        for (found, expected) in adapter.values.host().unwrap().iter().zip(expected) {
             assert!((f64::from(*found) - expected).abs() < 1e-6, "{found} {expected}");
         }
     }
@@ -154,11 +159,11 @@ mod tests {
     #[test]
     fn clipping_scales_only_what_is_too_long() {
         let device = Cpu::new(1).unwrap();
-        let mut gradient = AdapterGrad { layout: layout(), values: Arc::new(vec![3.0, 0.0, 4.0]) };
-        assert_eq!(gradient.clip(&device, 10.0), 5.0);
-        assert_eq!(*gradient.values, [3.0, 0.0, 4.0]);
-        assert_eq!(gradient.clip(&device, 1.0), 5.0);
-        assert!((gradient.norm(&device) - 1.0).abs() < 1e-6);
+        let mut gradient = AdapterGrad { layout: layout(), values: vec![3.0, 0.0, 4.0].into() };
+        assert_eq!(gradient.clip(&device, 10.0).unwrap(), 5.0);
+        assert_eq!(*gradient.values.host().unwrap(), [3.0, 0.0, 4.0]);
+        assert_eq!(gradient.clip(&device, 1.0).unwrap(), 5.0);
+        assert!((gradient.norm(&device).unwrap() - 1.0).abs() < 1e-6);
     }
 
     #[test]

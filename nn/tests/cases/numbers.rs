@@ -1,4 +1,4 @@
-//! Numbers that bf16 holds exactly, so that both devices begin with the same.
+//! Numbers that bf16 holds exactly, so that all devices begin with the same.
 
 use half::bf16;
 use prefgraph_nn::device::{Device, Kind, Queue};

@@ -1,0 +1,63 @@
+//! Products with frozen weights and with an adapter's factors, in both directions.
+
+use prefgraph_nn::{
+    device::{Direction, Extra, Gemm, GemmTn, Kind, Queue, View, ViewMut},
+    error::Result,
+};
+
+use crate::{
+    cases::{Product, Shapes},
+    place::Place,
+    table::{Table, Work},
+};
+
+pub fn run<D: Place>(table: &Table<D>, shapes: &Shapes) -> Result<()> {
+    for &product in shapes.products {
+        for direction in [Direction::Forward, Direction::Backward] {
+            gemm(table, product, direction)?;
+        }
+    }
+    for &sizes in shapes.factor_gradients {
+        gemm_tn(table, sizes)?;
+    }
+    Ok(())
+}
+
+fn gemm<D: Place>(table: &Table<D>, Product { m, k, n, r }: Product, direction: Direction) -> Result<()> {
+    let (inputs, outputs) = if direction == Direction::Forward { (k, n) } else { (n, k) };
+    let weight = table.frozen(n, k, direction)?;
+    let (x, h) = (table.activations(m * inputs, 2), table.activations(m * r, 3));
+    let up = table.exact(outputs * r, 4);
+    let shape = if direction == Direction::Forward { (outputs, r) } else { (r, outputs) };
+    let up = table.queue.factor(&[View::new(&up, 0)], shape.0, shape.1, 1.0, direction);
+    let mut out = table.queue.take(m * outputs, Kind::Activation);
+    let ranks: &[usize] = if r > 0 { &[0, r] } else { &[0] };
+    for &rank in ranks {
+        let bytes = table.bytes(m * (inputs + outputs) + inputs * outputs + rank * (m + outputs), 0);
+        let work = Work { bytes, flops: 2 * m * outputs * (inputs + rank) };
+        let name = format!("gemm {direction:?}{}", if rank > 0 { " with a branch" } else { "" });
+        table.row(&name, &format!("{m}x{inputs}x{outputs} rank {rank}"), work, |queue| {
+            queue.gemm(Gemm {
+                m,
+                x: View::new(&x, inputs),
+                weight: &weight,
+                direction,
+                extra: (rank > 0).then_some(Extra { x: View::new(&h, r), weight: &up, direction }),
+                bias: None,
+                accumulate: false,
+                out: ViewMut::new(&mut out, outputs),
+            });
+        })?;
+    }
+    Ok(())
+}
+
+fn gemm_tn<D: Place>(table: &Table<D>, (m, p, q): (usize, usize, usize)) -> Result<()> {
+    let (a, b) = (table.activations(m * p, 1), table.activations(m * q, 2));
+    let mut out = table.queue.take(p * q, Kind::Exact);
+    let work = Work { bytes: table.bytes(m * (p + q), p * q), flops: 2 * m * p * q };
+    table.row("gemm_tn", &format!("{m}: {p}x{q}"), work, |queue| {
+        let (a, b) = (View::new(&a, p), View::new(&b, q));
+        queue.gemm_tn(GemmTn { m, p, q, a, b, out: ViewMut::new(&mut out, q) });
+    })
+}

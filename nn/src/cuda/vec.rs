@@ -1,0 +1,130 @@
+//! Values that outlive a pass, in a GPU's memory.
+
+use std::{any::Any, sync::Arc};
+
+use super::{Cuda, CudaBuffer, CudaQueue};
+use crate::{
+    device::{AdamW, Device, Kind, Precision, Queue, Remote, View, ViewMut},
+    error::{Error, Result},
+};
+
+/// f32 values on a GPU. No work on them is under way, so that every queue may use them.
+#[derive(Debug)]
+pub(super) struct CudaVec {
+    cuda: Cuda,
+    buffer: CudaBuffer,
+    len: usize,
+}
+
+impl CudaVec {
+    /// The first `len` values of a buffer that is complete.
+    pub fn new(cuda: Cuda, buffer: CudaBuffer, len: usize) -> Self {
+        Self { cuda, buffer, len }
+    }
+
+    /// These values, if they are on this GPU.
+    pub fn on<'a>(cuda: &Cuda, values: &'a dyn Remote) -> Option<&'a Self> {
+        let found = (values as &dyn Any).downcast_ref::<Self>()?;
+        found.cuda.is(cuda).then_some(found)
+    }
+
+    /// Where the values are.
+    pub fn buffer(&self) -> &CudaBuffer {
+        &self.buffer
+    }
+
+    fn view(&self) -> View<'_, Cuda> {
+        View::new(&self.buffer, self.len)
+    }
+
+    /// Ask for work on the values, and wait until it is done.
+    fn work<T>(&self, work: impl FnOnce(&CudaQueue) -> Result<T>) -> Result<T> {
+        let queue = self.cuda.queue(Precision::F32)?;
+        let result = work(&queue)?;
+        queue.finish()?;
+        Ok(result)
+    }
+
+    /// The buffer of other values that take part in an operation.
+    fn partner<'a>(&self, other: &'a dyn Remote) -> Result<&'a CudaBuffer> {
+        match Self::on(&self.cuda, other) {
+            Some(other) if other.len == self.len => Ok(&other.buffer),
+            Some(other) => Err(Error::shape("values on the GPU", self.len, other.len)),
+            None => Err(elsewhere()),
+        }
+    }
+
+    /// The same for values that are written.
+    fn partner_mut<'a>(&self, other: &'a mut dyn Remote) -> Result<&'a mut CudaBuffer> {
+        self.partner(other)?;
+        (other as &mut dyn Any).downcast_mut::<Self>().map(|other| &mut other.buffer).ok_or_else(elsewhere)
+    }
+}
+
+fn elsewhere() -> Error {
+    Error::Internal("values of two devices in one operation".into())
+}
+
+impl Remote for CudaVec {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn read(&self) -> Result<Vec<f32>> {
+        self.work(|queue| queue.download(&self.buffer, 0, self.len))
+    }
+
+    fn copy(&self) -> Result<Arc<dyn Remote>> {
+        let buffer = self.work(|queue| Ok(queue.copy(self.view(), self.len, Kind::Exact)))?;
+        Ok(Arc::new(Self::new(self.cuda.clone(), buffer, self.len)))
+    }
+
+    fn beside(&self, values: &[f32]) -> Result<Arc<dyn Remote>> {
+        let buffer = self.work(|queue| Ok(queue.upload(values, Kind::Exact)))?;
+        Ok(Arc::new(Self::new(self.cuda.clone(), buffer, values.len())))
+    }
+
+    fn is_shared(&self) -> bool {
+        self.buffer.is_shared()
+    }
+
+    fn is_beside(&self, other: &dyn Remote) -> bool {
+        Self::on(&self.cuda, other).is_some()
+    }
+
+    fn sum_of_squares(&self) -> Result<f64> {
+        self.work(|queue| queue.sum_of_squares(self.view(), self.len))
+    }
+
+    fn find_not_finite(&self) -> Result<Option<usize>> {
+        self.work(|queue| queue.find_not_finite(self.view(), self.len))
+    }
+
+    fn add(&mut self, other: &dyn Remote) -> Result<()> {
+        let (cuda, len) = (self.cuda.clone(), self.len);
+        let other = View::new(self.partner(other)?, len);
+        let queue = cuda.queue(Precision::F32)?;
+        queue.add_into(other, &ViewMut::new(&mut self.buffer, len), len);
+        queue.finish()
+    }
+
+    fn scale(&mut self, factor: f32) -> Result<()> {
+        let queue = self.cuda.queue(Precision::F32)?;
+        queue.scale(factor, ViewMut::new(&mut self.buffer, self.len), self.len);
+        queue.finish()
+    }
+
+    fn adamw(
+        &mut self,
+        settings: &AdamW,
+        step: u64,
+        gradient: &dyn Remote,
+        [first, second]: [&mut dyn Remote; 2],
+    ) -> Result<()> {
+        let queue = self.cuda.queue(Precision::F32)?;
+        let (gradient, first, second) =
+            (self.partner(gradient)?, self.partner_mut(first)?, self.partner_mut(second)?);
+        queue.adamw(settings, step, self.len, (&mut self.buffer, gradient), (first, second));
+        queue.finish()
+    }
+}

@@ -1,0 +1,155 @@
+//! How many bytes the values of a pass and the frozen weights take, on the processor and on a GPU.
+//!
+//! `N` outputs, `K` inputs, `R` rank of a frozen branch.
+//!
+//! | | processor | GPU |
+//! |---|---|---|
+//! | activations | f32 | the precision of products |
+//! | a frozen matrix | packed once for each direction | once |
+//! | biases, norms | as they are, in the file's memory | beside the matrices |
+//! | streamed weights | one matrix, packed for one product | the same |
+
+use std::ops::{Add, Sub};
+
+use super::{FluxOptions, FrozenUse, config::FluxConfig};
+use crate::{
+    backbone::LinearLayout,
+    cost::DeviceKind,
+    device::Precision,
+    layers::Packing,
+    lora::{AdapterLayout, FrozenAdapter},
+    size,
+};
+
+/// Numbers of values that a pass holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Held {
+    /// Which a device may store in the precision of products.
+    pub activations: f64,
+    /// Always f32: statistics of norms and of attention.
+    pub exact: f64,
+}
+
+impl Add for Held {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { activations: self.activations + other.activations, exact: self.exact + other.exact }
+    }
+}
+
+impl Sub for Held {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self { activations: self.activations - other.activations, exact: self.exact - other.exact }
+    }
+}
+
+impl Held {
+    pub fn max(self, other: Self) -> Self {
+        Self { activations: self.activations.max(other.activations), exact: self.exact.max(other.exact) }
+    }
+}
+
+/// How a device stores what a pass holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Storage {
+    /// Bytes of an activation.
+    activation: usize,
+}
+
+impl Storage {
+    pub fn bytes(self, held: Held) -> usize {
+        size::bytes(held.activations * self.activation as f64 + held.exact * size_of::<f32>() as f64)
+    }
+}
+
+/// Bytes of a value in the precision of products.
+fn value(precision: Precision) -> usize {
+    match precision {
+        Precision::F32 => 4,
+        Precision::Bf16 => 2,
+    }
+}
+
+/// The frozen weights as a device holds them.
+pub(super) struct FrozenWeights<'a> {
+    pub on: DeviceKind,
+    pub config: &'a FluxConfig,
+    pub options: &'a FluxOptions,
+    /// An adapter of the frozen network.
+    pub adapter: Option<&'a FrozenAdapter>,
+}
+
+impl<'a> FrozenWeights<'a> {
+    pub fn storage(&self) -> Storage {
+        let activation = match self.on {
+            DeviceKind::Cpu => size_of::<f32>(),
+            DeviceKind::Cuda => self.value(),
+        };
+        Storage { activation }
+    }
+
+    /// The adapter of the frozen network where it is a branch.
+    pub fn branches(&self) -> Option<&'a FrozenAdapter> {
+        let is_branch = self.options.adapter.as_ref().is_some_and(|(_, how)| *how == FrozenUse::Branch);
+        self.adapter.filter(|_| is_branch)
+    }
+
+    fn value(&self) -> usize {
+        value(self.options.loading.precision)
+    }
+
+    /// Values of a linear's matrices. Linears that share their first factors are counted as if they did not.
+    fn values(&self, linear: &LinearLayout) -> usize {
+        let rank = self.branches().and_then(|b| b.get(&linear.name)).map_or(0, |f| f.rank());
+        linear.inputs * linear.outputs + rank * (linear.inputs + linear.outputs)
+    }
+
+    fn all_linears(&self) -> impl Iterator<Item = LinearLayout> {
+        self.config.linears().into_iter().chain(self.config.outer_linears())
+    }
+
+    /// Bytes of weights that stay on the device. For the processor those packed for the forward, and with an adapter those that
+    /// a backward passes once more.
+    pub fn resident(&self, adapter: Option<&AdapterLayout>) -> usize {
+        let matrices = match self.options.loading.packing {
+            Packing::Streamed => 0,
+            Packing::Resident => self.all_linears().map(|l| self.values(&l)).sum::<usize>() * self.value(),
+        };
+        match self.on {
+            DeviceKind::Cpu if self.options.loading.packing == Packing::Resident && adapter.is_some() => {
+                // The modulations' inputs need no derivative.
+                let linears = self.config.linears();
+                let passed = linears.iter().filter(|l| !l.name.ends_with(".linear"));
+                matrices + passed.map(|l| self.values(l)).sum::<usize>() * self.value()
+            }
+            DeviceKind::Cpu => matrices,
+            DeviceKind::Cuda => {
+                let biases = self.all_linears().map(|l| l.outputs).sum::<usize>() * self.value();
+                // Of queries and keys, in both streams of a block that has two.
+                let norms = 4 * self.config.num_layers + 2 * self.config.num_single_layers;
+                matrices + biases + norms * self.config.attention_head_dim * size_of::<f32>()
+            }
+        }
+    }
+
+    /// Bytes on the device for weights that are streamed: one matrix at a time.
+    pub fn streamed(&self) -> usize {
+        let largest = self.config.linears().iter().map(|l| l.inputs * l.outputs).max().unwrap_or(0);
+        match self.options.loading.packing {
+            Packing::Resident => 0,
+            Packing::Streamed => largest * self.value(),
+        }
+    }
+
+    /// Bytes of weights that a forward reads: the processor's products widen them to f32.
+    pub fn read_by_a_forward(&self) -> f64 {
+        let value = match self.on {
+            DeviceKind::Cpu => size_of::<f32>(),
+            DeviceKind::Cuda => self.value(),
+        };
+        self.config.layout().parameters as f64 * value as f64
+    }
+}

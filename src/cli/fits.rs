@@ -1,0 +1,238 @@
+//! Whether a graph fits into the memory of the host and of its GPU, and what would make it fit.
+
+use super::{
+    Failure,
+    prepare::{Prepared, prepare},
+    system,
+};
+use crate::{
+    plan::{Memory, Place, Plan},
+    registry::Registry,
+};
+
+/// Settings that make a graph smaller without changing what it learns from, those that cost least first.
+const SAVINGS: [(&str, &str); 4] =
+    [("packing", "streamed"), ("checkpointing", "blocks"), ("ahead", "0"), ("compute", "bf16")];
+
+/// The same for the memory of a GPU, to which weights come over the bus where they are streamed. A smaller batch is the last resort:
+/// it changes what is learned.
+const GPU_SAVINGS: [(&str, &str); 4] =
+    [("checkpointing", "blocks"), ("compute", "bf16"), ("packing", "streamed"), ("batch", "1")];
+
+/// Refuse a graph that needs more memory than the host has, or than its GPU has where that is known.
+///
+/// # Errors
+/// What it needs, what there is, and which settings need less.
+pub(super) fn check(prepared: &Prepared, gpu: Option<u64>, registry: &Registry) -> Result<(), Failure> {
+    if let Some(there) = system::machine_memory() {
+        check_host(prepared, there, registry)?;
+    }
+    match (gpu, gpu_memory(&prepared.plan)) {
+        (Some(there), Some((place, memory))) => check_gpu(prepared, place, memory, there, registry),
+        _ => Ok(()),
+    }
+}
+
+/// The GPU of a plan, and what it needs there.
+pub(super) fn gpu_memory(plan: &Plan) -> Option<(Place, &Memory)> {
+    let gpu = plan.memory_by_place().iter().find(|(place, _)| *place != Place::Cpu)?;
+    Some((gpu.0, &gpu.1))
+}
+
+/// The same for people.
+pub(super) fn on_gpu(plan: &Plan) -> Option<(Place, String)> {
+    gpu_memory(plan).map(|(place, memory)| (place, system::bytes(memory.peak as u64)))
+}
+
+fn check_host(prepared: &Prepared, there: u64, registry: &Registry) -> Result<(), Failure> {
+    match prepared.fill_bytes().filter(|need| *need > there) {
+        Some(need) => Err(Failure::new(format!(
+            "filling the cache needs {} of memory, and there are {}: cache fewer nodes at first, or fill it on \
+             another machine",
+            system::bytes(need),
+            system::bytes(there)
+        ))),
+        None => fits_host(prepared, there, registry),
+    }
+}
+
+fn fits_host(prepared: &Prepared, there: u64, registry: &Registry) -> Result<(), Failure> {
+    let memory = prepared.plan.memory();
+    let need = memory.peak as u64;
+    if need <= there {
+        return Ok(());
+    }
+    let mut levers = match &prepared.levers[..] {
+        [] => String::new(),
+        levers => format!("; what makes it smaller: {}", levers.join(", ")),
+    };
+    let savings = savings(prepared, SAVINGS);
+    if let Some((made, peak)) = fewest(prepared, &savings, registry, there, |plan| plan.memory().peak) {
+        levers += &format!("\nit would fit, with {}, with {made}", system::bytes(peak));
+    }
+    Err(Failure::new(format!(
+        "this graph needs {} of memory (weights {}, carried {}, made ahead {}, the process itself {}), and there are {}{levers}",
+        system::bytes(need),
+        system::bytes(memory.resident as u64),
+        system::bytes(memory.cells as u64),
+        system::bytes(memory.ahead as u64),
+        system::bytes(memory.process as u64),
+        system::bytes(there),
+    )))
+}
+
+fn check_gpu(
+    prepared: &Prepared,
+    place: Place,
+    memory: &Memory,
+    there: u64,
+    registry: &Registry,
+) -> Result<(), Failure> {
+    let need = memory.peak as u64;
+    if need <= there {
+        return Ok(());
+    }
+    let Memory { resident, cells, queues, ahead, process, .. } = *memory;
+    let passes =
+        memory.peak.saturating_sub(prefgraph_nn::size::sum([resident, cells, queues, ahead, process]));
+    let size = |bytes: usize| system::bytes(bytes as u64);
+    let mut message = format!(
+        "this graph needs {} of {place}'s memory (weights {}, adapter and optimiser {}, passes {}, workspaces {}, made ahead {}, \
+         the driver about {}), and {place} has {}",
+        size(memory.peak),
+        size(resident),
+        size(cells),
+        size(passes),
+        size(queues),
+        size(ahead),
+        size(process),
+        system::bytes(there),
+    );
+    let peak_of = |plan: &Plan| gpu_memory(plan).map_or(0, |(_, memory)| memory.peak);
+    let alone = |saving: &String| {
+        let peak = with(prepared, std::slice::from_ref(saving), registry)?.plan;
+        let peak = peak_of(&peak) as u64;
+        (peak < need).then(|| (saving.clone(), peak))
+    };
+    let helps: Vec<(String, u64)> = savings(prepared, GPU_SAVINGS).iter().filter_map(alone).collect();
+    if helps.is_empty() {
+        message += "; no setting of this graph needs less of it: choose smaller pictures, or --device cpu";
+        return Err(Failure::new(message));
+    }
+    message += "\nwhat needs less:";
+    let width = helps.iter().map(|(saving, _)| saving.len()).max().unwrap_or(0);
+    for (saving, peak) in &helps {
+        let verdict = if *peak <= there { ", which fits" } else { "" };
+        message += &format!("\n  --set {saving:<width$}  {}{verdict}", system::bytes(*peak));
+    }
+    let savings: Vec<String> = helps.into_iter().map(|(saving, _)| saving).collect();
+    match fewest(prepared, &savings, registry, there, peak_of) {
+        Some((made, peak)) => {
+            message += &format!("\nit would fit, with {}, with {made}", system::bytes(peak))
+        }
+        None => message += "\nall of them together are not enough: choose smaller pictures, or --device cpu",
+    }
+    Err(Failure::new(message))
+}
+
+/// Settings that a graph has, of those that make it smaller, as `--set` takes them.
+fn savings(prepared: &Prepared, better: [(&str, &str); 4]) -> Vec<String> {
+    let of = |(setting, better): (&str, &str)| -> Vec<String> {
+        let can = |name: &str, value: &str| {
+            name.rsplit('.').next() == Some(setting) && value.trim() != better && value.trim() != "0"
+        };
+        let found = prepared.settings.iter().filter(|(name, value)| can(name, value));
+        found.map(|(name, _)| format!("{name}={better}")).collect()
+    };
+    better.into_iter().flat_map(of).collect()
+}
+
+/// The graph with more settings; none if it cannot be built with them.
+fn with(prepared: &Prepared, more: &[String], registry: &Registry) -> Option<Prepared> {
+    let mut args = prepared.args.clone();
+    args.sets.extend_from_slice(more);
+    prepare(&args, registry).ok()
+}
+
+/// The fewest of the savings, in their order, with which the graph would fit, and its peak then. What saves nothing beside those
+/// before it, or what the graph cannot be built with, is left out.
+fn fewest(
+    prepared: &Prepared,
+    savings: &[String],
+    registry: &Registry,
+    there: u64,
+    peak: impl Fn(&Plan) -> usize,
+) -> Option<(String, u64)> {
+    let mut made = Vec::new();
+    let mut least = peak(&prepared.plan) as u64;
+    for saving in savings {
+        made.push(saving.clone());
+        let smaller = with(prepared, &made, registry).map(|smaller| peak(&smaller.plan) as u64);
+        let Some(peak) = smaller.filter(|peak| *peak < least) else {
+            made.pop();
+            continue;
+        };
+        least = peak;
+        if peak <= there {
+            let sets: Vec<String> = made.iter().map(|set| format!("--set {set}")).collect();
+            return Some((sets.join(" "), peak));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::cli::args;
+
+    fn prepared(device: Option<&str>) -> Prepared {
+        let graph = Path::new(env!("CARGO_MANIFEST_DIR")).join("graphs/diffusion_dpo.ron");
+        let device = device.map(str::to_owned);
+        let args = args::Graph { graph: Some(graph), device, ..args::Graph::default() };
+        match prepare(&args, &Registry::standard()) {
+            Ok(prepared) => prepared,
+            Err(_) => panic!("the graph can be prepared"),
+        }
+    }
+
+    fn refusal(result: Result<(), Failure>) -> String {
+        match result {
+            Err(Failure::Message(message)) => message,
+            _ => panic!("it does not fit"),
+        }
+    }
+
+    #[test]
+    fn a_graph_that_does_not_fit_is_refused_with_the_settings_that_make_it_smaller() {
+        let (prepared, registry) = (prepared(None), Registry::standard());
+        let peak = prepared.plan.memory().peak as u64;
+        assert!(fits_host(&prepared, peak, &registry).is_ok());
+        let message = refusal(fits_host(&prepared, peak - 1, &registry));
+        assert!(
+            message.contains("it would fit") && message.contains("--set backbone.packing=streamed"),
+            "{message}"
+        );
+        for part in ["pairs.batch (", "pairs.height (", "run.ahead (1)", "lora.rank (", "weights"] {
+            assert!(message.contains(part), "{part} in {message}");
+        }
+    }
+
+    #[test]
+    fn a_graph_that_does_not_fit_its_gpu_is_refused_with_the_bytes_that_each_setting_would_leave() {
+        let (prepared, registry) = (prepared(Some("cuda:3")), Registry::standard());
+        let need = gpu_memory(&prepared.plan).unwrap().1.peak as u64;
+        assert!(check(&prepared, Some(need), &registry).is_ok());
+        assert!(check(&prepared, None, &registry).is_ok(), "a GPU that nobody knows holds what it may");
+        let message = refusal(check(&prepared, Some(need - 1), &registry));
+        let order = ["checkpointing=blocks", "compute=bf16", "packing=streamed", "pairs.batch=1"];
+        let places: Vec<usize> = order.iter().map(|set| message.find(set).expect(set)).collect();
+        assert!(places.is_sorted() && message.contains("of cuda:3's memory"), "{message}");
+        assert!(message.contains(", which fits") && message.contains("it would fit"), "{message}");
+        // Nothing is enough for a GPU without memory.
+        let message = refusal(check(&prepared, Some(1), &registry));
+        assert!(message.contains("not enough") && !message.contains("which fits"), "{message}");
+    }
+}
