@@ -183,7 +183,7 @@ sanitize() {
 }
 
 case "${1:-} ${2:-}" in
-"pack ?"*) pack "$2" ;;
+"pack "?*) pack "$2" ;;
 "run ") run "" ;;
 "run --quick") run quick ;;
 *)
