@@ -14,6 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 EAGER, COMPILED, IDLE = 0.60, 0.80, 0.03
+TERAFLOPS = {"attention": 300, "attention_backward": 200}
 # Seconds of FLUX.1-dev's step at 512 pixels on one H100.
 SECONDS = {("flux-dev", 512, "none"): 0.38, ("flux-dev", 512, "blocks"): 0.48}
 
@@ -66,6 +67,18 @@ def steps(lines):
         print(f"{who} failed at {shape} {pixels} px, checkpointing {checkpointing}: {error[:150]}")
 
 
+def attention(table):
+    """The attention of the table of `operations`: name, shape, time, GB/s, TFLOP/s, share of the roof."""
+    row = re.compile(r"^(attention\w*) +([\dx]+) +([\d.]+ ms) +\S+ +([\d.]+) +(\d+ %)", re.MULTILINE)
+    rows = row.findall(table)
+    for name, shape, time, rate, roof in rows:
+        at_least = TERAFLOPS.get(name) if shape.endswith("x128") else None
+        verdict = "" if at_least is None else f" ({'ok' if float(rate) >= at_least else 'UNDER'} {at_least})"
+        print(f"{name:<20} {shape:<24} {time:>14}  {rate} TFLOP/s{verdict}, {roof} of the roof")
+    if not rows:
+        print("no row of it was printed")
+
+
 def main():
     lines = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()] if Path(sys.argv[1]).exists() else []
     print("\nFocusDPO step; targets in brackets: on one H100, at FLUX.1-dev's shape")
@@ -78,10 +91,8 @@ def main():
     print("idle: share of a step in which no kernel ran (nvidia-smi); no pass: in which no node was at work that uses the network")
     kernels = Path(sys.argv[2]) if len(sys.argv) > 2 else None
     if kernels and kernels.exists():
-        print("attention; targets at 2k tokens, heads of 128, bf16: forward 300 TFLOP/s, backward 200 TFLOP/s")
-        for line in kernels.read_text(errors="replace").splitlines():
-            if re.search("attention", line, re.IGNORECASE):
-                print("  " + line.strip())
+        print("\nattention; targets: on one H100 in bf16, with 2k tokens and heads of 128")
+        attention(kernels.read_text(errors="replace"))
 
 
 if __name__ == "__main__":

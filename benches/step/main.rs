@@ -33,7 +33,7 @@ use std::{
 };
 
 use clap::{Parser, ValueEnum};
-use prefgraph::{Plan, PlanOptions, RunOptions, Runner};
+use prefgraph::{Plan, PlanOptions, RunOptions, Runner, plan::GpuOptions};
 use prefgraph_nn::{
     Cpu,
     cuda::Cuda,
@@ -162,8 +162,12 @@ impl Case<'_> {
         network.set_checkpointing(self.checkpointing.into())?;
         let args = self.args;
         let (graph, wires) = graph::step(network, self.shape, self.pixels, args.lr)?;
-        let options =
-            PlanOptions { lanes: args.lanes, ahead: args.lanes.saturating_sub(1), ..Default::default() };
+        let options = PlanOptions {
+            lanes: args.lanes,
+            ahead: args.lanes.saturating_sub(1),
+            gpu: gpu.map(|gpu| GpuOptions { number: gpu.info().ordinal, rates: None, driver: 0 }),
+            ..Default::default()
+        };
         let plan = Plan::new(&graph, &options)?;
         if let Some(gpu) = gpu {
             gpu.forget_peak_memory()?;
