@@ -27,11 +27,12 @@ pub(super) struct Loop {
 impl Loop {
     /// All steps up to `steps`; the exit code.
     pub fn go(&mut self, steps: u64) -> Result<u8, Stop> {
+        // Later requests are seen at the end of a step, where its checkpoint is written.
+        if self.runner.next_step() < steps && interrupt::interrupted() {
+            self.progress.say("interrupted before the first step; --resume starts it");
+            return Ok(INTERRUPTED);
+        }
         while self.runner.next_step() < steps {
-            if interrupt::interrupted() {
-                self.progress.say("interrupted before the first step; --resume starts it");
-                return Ok(INTERRUPTED);
-            }
             map::check_lengths().map_err(|e: nn::Error| Stop::Failed(e.to_string()))?;
             let output = self.runner.step().map_err(stop)?;
             self.session.check()?;
