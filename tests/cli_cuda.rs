@@ -348,3 +348,34 @@ fn a_run_needs_what_its_plan_says() {
     let (code, said) = with(0.6, "little");
     assert!(code == 1 && said.contains("it has no room"), "{said}");
 }
+
+#[test]
+fn a_plan_on_a_machine_with_the_gpu_measures_it_and_has_times() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    let small = Small::new();
+    let graph = small.graph.display().to_string();
+    let cache = small.out("cache").display().to_string();
+    let plan = |more: &[&str]| {
+        let args = [&["plan", &graph, "--device", "cuda:0", "--calibrate"], more].concat();
+        graph_run(&[("XDG_CACHE_HOME", &cache)], &args)
+    };
+    let (code, said) = plan(&[]);
+    assert!(
+        code == 0 && said.contains("a step takes at least") && said.contains("and on cuda:0 at"),
+        "{said}"
+    );
+    assert!(!said.contains("no times") && !said.contains("no forecast"), "{said}");
+    let (code, said) = plan(&["--json"]);
+    let json: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let rates = &json["forecast"]["gpu_rates"];
+    assert!(
+        code == 0 && rates["flops"].as_f64() > Some(1e6) && rates["bytes"].as_f64() > Some(1e6),
+        "{rates}"
+    );
+    assert!(
+        json["places"][1]["there"].as_u64() > Some(1 << 30) && json["seconds"].as_f64() > Some(0.0),
+        "{said}"
+    );
+}

@@ -41,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(256) windows(const activation* x, a
   } else {
 #pragma unroll
     for (int k = 0; k < WIDE; ++k) {
-      const activation* from = value_of(picture, window, row, column, p.column + k);
+      const activation* from = k < p.left ? value_of(picture, window, row, column, p.column + k) : nullptr;
       v[k] = from ? to_float(*from) : 0.0f;
     }
   }

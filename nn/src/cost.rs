@@ -1,6 +1,9 @@
 //! What a pass of a network costs.
 
-use crate::{cuda::WORKSPACE, device::Precision};
+use crate::{
+    cuda::{PINNED, WORKSPACE},
+    device::Precision,
+};
 
 /// The kind of device that a cost is asked for. Nothing is opened to answer, so that a graph can be planned for a GPU on a machine
 /// that has none.
@@ -19,6 +22,14 @@ impl DeviceKind {
         match self {
             Self::Cpu => 0,
             Self::Cuda => WORKSPACE,
+        }
+    }
+
+    /// Bytes of the host's memory that streamed weights pass through on their way to a queue.
+    pub fn pinned_bytes(self) -> usize {
+        match self {
+            Self::Cpu => 0,
+            Self::Cuda => PINNED,
         }
     }
 }

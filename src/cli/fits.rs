@@ -227,9 +227,11 @@ mod tests {
         assert!(check(&prepared, Some(need), &registry).is_ok());
         assert!(check(&prepared, None, &registry).is_ok(), "a GPU that nobody knows holds what it may");
         let message = refusal(check(&prepared, Some(need - 1), &registry));
-        let order = ["checkpointing=blocks", "compute=bf16", "packing=streamed", "pairs.batch=1"];
+        let order = ["checkpointing=blocks", "compute=bf16", "pairs.batch=1"];
         let places: Vec<usize> = order.iter().map(|set| message.find(set).expect(set)).collect();
         assert!(places.is_sorted() && message.contains("of cuda:3's memory"), "{message}");
+        // Three blocks of the demo's network are on the GPU at once where weights are streamed: that is no less.
+        assert!(!message.contains("packing=streamed"), "{message}");
         assert!(message.contains(", which fits") && message.contains("it would fit"), "{message}");
         // Nothing is enough for a GPU without memory.
         let message = refusal(check(&prepared, Some(1), &registry));

@@ -139,12 +139,13 @@ impl<D: Place> Table<D> {
             0 => "-".to_owned(),
             amount => format!("{:.2}", amount as f64 / time / unit),
         };
+        // Of small shapes the share would mean nothing.
+        let share = if self.small { "-".to_owned() } else { format!("{:.0} %", 100.0 * roof / time) };
         println!(
-            "{name:<34} {shape:<26} {:>9.4} ms {:>10} {:>14} {:>5.0} %",
+            "{name:<34} {shape:<26} {:>9.4} ms {:>10} {:>14} {share:>7}",
             1e3 * time,
             rate(work.bytes, 1e9),
             rate(work.flops, 1e12),
-            100.0 * roof / time
         );
         Ok(())
     }

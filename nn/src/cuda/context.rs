@@ -17,7 +17,8 @@ use super::{
     modules::{self, Cache, Source},
     products::{Products, WORKSPACE},
     queue::CudaQueue,
-    values::{CudaBuffer, CudaMatrix, Element},
+    values::{CudaBuffer, CudaMatrix, Element, MatrixMemory},
+    window::{self, Window},
 };
 use crate::{
     device::{Device, Direction, Kind, Matrix, Merge, Precision},
@@ -39,6 +40,8 @@ impl fmt::Debug for Cuda {
 pub(super) struct Lane {
     // Freed in the order of the stream, so before it.
     pub workspace: Memory,
+    /// Of streamed weights, from their first use on.
+    pub window: Mutex<Option<Window>>,
     pub stream: Arc<CudaStream>,
 }
 
@@ -110,18 +113,21 @@ impl Cuda {
         &self.0.info
     }
 
+    /// The bytes of its memory that this process uses now. What the driver keeps for itself is not counted.
+    ///
+    /// # Errors
+    /// If the GPU is lost.
+    pub fn used_memory(&self) -> Result<u64> {
+        self.read_pool(USED)
+    }
+
     /// The most bytes of its memory that this process ever used at once, since the last
-    /// [`forget_peak_memory`](Self::forget_peak_memory). What the driver keeps for itself is not counted.
+    /// [`forget_peak_memory`](Self::forget_peak_memory).
     ///
     /// # Errors
     /// If the GPU is lost.
     pub fn peak_memory(&self) -> Result<u64> {
-        let mut most = 0_u64;
-        self.pool_attribute(|pool, most_used| {
-            // SAFETY: the pool is the device's, and the attribute is a number of 64 bits.
-            unsafe { result::mem_pool::get_attribute(pool, most_used, (&raw mut most).cast()) }
-        })?;
-        Ok(most)
+        self.read_pool(MOST_USED)
     }
 
     /// [`peak_memory`](Self::peak_memory) begins again at what is used now.
@@ -130,26 +136,36 @@ impl Cuda {
     /// If the GPU is lost.
     pub fn forget_peak_memory(&self) -> Result<()> {
         let mut none = 0_u64;
-        self.pool_attribute(|pool, most_used| {
+        self.ask_pool(|pool| {
             // SAFETY: the pool is the device's, and the attribute is a number of 64 bits, of which only 0 can be set.
-            unsafe { result::mem_pool::set_attribute(pool, most_used, (&raw mut none).cast()) }
+            unsafe { result::mem_pool::set_attribute(pool, MOST_USED, (&raw mut none).cast()) }
         })
     }
 
-    fn pool_attribute(
-        &self,
-        call: impl FnOnce(sys::CUmemoryPool, sys::CUmemPool_attribute) -> Result<(), DriverError>,
-    ) -> Result<()> {
+    /// A number of 64 bits.
+    fn read_pool(&self, attribute: sys::CUmemPool_attribute) -> Result<u64> {
+        let mut value = 0_u64;
+        self.ask_pool(|pool| {
+            // SAFETY: the pool is the device's, and the attribute is a number of 64 bits.
+            unsafe { result::mem_pool::get_attribute(pool, attribute, (&raw mut value).cast()) }
+        })?;
+        Ok(value)
+    }
+
+    fn ask_pool(&self, ask: impl FnOnce(sys::CUmemoryPool) -> Result<(), DriverError>) -> Result<()> {
         let context = &self.0.context;
         let ask = || {
             context.bind_to_thread()?;
             // SAFETY: the device is that of a context.
-            let pool = unsafe { result::device::get_default_mem_pool(context.cu_device()) }?;
-            call(pool, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
+            ask(unsafe { result::device::get_default_mem_pool(context.cu_device()) }?)
         };
         ask().map_err(|e| self.0.failed("say how much memory is used", e))
     }
 }
+
+/// Bytes of a pool's memory that are used now, and that were used at most.
+const USED: sys::CUmemPool_attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT;
+const MOST_USED: sys::CUmemPool_attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
 
 /// Memory that was freed stays with the process until something else does not fit: asking the system each time is slow.
 fn keep_freed_memory(context: &CudaContext) -> Result<(), DriverError> {
@@ -199,7 +215,7 @@ impl Gpu {
         }
         let new = || {
             let stream = self.context.new_stream()?;
-            Ok(Lane { workspace: Memory::new(&stream, WORKSPACE)?, stream })
+            Ok(Lane { workspace: Memory::new(&stream, WORKSPACE)?, window: Mutex::default(), stream })
         };
         new().map_err(|e| self.failed("begin a stream", e))
     }
@@ -276,6 +292,7 @@ impl Device for Cuda {
     type Queue = CudaQueue;
 
     const ONE_COPY: bool = true;
+    const BLOCKS_AHEAD: usize = window::AHEAD;
 
     fn name(&self) -> String {
         format!("cuda:{}", self.0.info.ordinal)
@@ -312,7 +329,7 @@ impl Device for Cuda {
                 self.0.write(&[&element.bytes(&values)])?
             }
         };
-        Ok(CudaMatrix { memory: Some(Arc::new(memory)), rows: n, columns: k, element })
+        Ok(CudaMatrix { memory: MatrixMemory::Own(Arc::new(memory)), rows: n, columns: k, element })
     }
 
     fn upload(&self, values: &[f32], kind: Kind, precision: Precision) -> Result<CudaBuffer> {

@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
+use cudarc::driver::sys::CUdeviceptr;
 use half::bf16;
 
 use super::memory::Memory;
@@ -51,6 +52,21 @@ impl Element {
         }
     }
 
+    /// Values from `start` on as they are stored, as many as `to` has room for.
+    pub fn write(self, values: &Values<'_>, start: usize, to: &mut [u8]) {
+        const AT_ONCE: usize = 1024;
+        if let Some(stored) = self.stored(values) {
+            let start = start * self.size();
+            return to.copy_from_slice(&stored[start..start + to.len()]);
+        }
+        let mut widened = [0.0; AT_ONCE];
+        for (i, to) in to.chunks_mut(AT_ONCE * self.size()).enumerate() {
+            let widened = &mut widened[..to.len() / self.size()];
+            values.read(start + i * AT_ONCE, widened);
+            to.copy_from_slice(&self.bytes(widened));
+        }
+    }
+
     /// Values from how they are stored.
     pub fn values(self, bytes: &[u8]) -> Vec<f32> {
         match self {
@@ -74,6 +90,34 @@ pub struct CudaBuffer {
     pub(super) element: Element,
 }
 
+/// Where a matrix lies.
+#[derive(Debug)]
+pub(super) enum MatrixMemory {
+    /// In memory of its own.
+    Own(Arc<Memory>),
+    /// In a group of streamed weights, which stays until its queue brings another one: only the product that is asked for next reads
+    /// it.
+    Streamed(CUdeviceptr),
+    /// Nowhere: the allocation failed. The queue has the error, and does nothing more.
+    Nowhere,
+}
+
+impl MatrixMemory {
+    pub fn pointer(&self) -> CUdeviceptr {
+        match self {
+            Self::Own(memory) => memory.pointer(),
+            Self::Streamed(pointer) => *pointer,
+            Self::Nowhere => 0,
+        }
+    }
+}
+
+impl From<Option<Arc<Memory>>> for MatrixMemory {
+    fn from(memory: Option<Arc<Memory>>) -> Self {
+        memory.map_or(Self::Nowhere, Self::Own)
+    }
+}
+
 impl CudaBuffer {
     /// The same values, for somebody who only reads them.
     pub(super) fn share(&self) -> Self {
@@ -89,7 +133,7 @@ impl CudaBuffer {
 /// A matrix on a GPU, row-major without gaps: products of both directions read it.
 #[derive(Debug)]
 pub struct CudaMatrix {
-    pub(super) memory: Option<Arc<Memory>>,
+    pub(super) memory: MatrixMemory,
     pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) element: Element,

@@ -1,6 +1,15 @@
-//! A row-major matrix in memory or in a mapped file.
+//! Row-major matrices in memory or in a mapped file.
 
 pub use crate::files::Values;
+
+/// A frozen matrix that no device keeps: it passes through for a few products at a time.
+#[derive(Clone, Debug)]
+pub struct Passing<'a> {
+    /// No other matrix of the process has this number.
+    pub id: u64,
+    /// Its values, which outlive the call.
+    pub values: Matrix<'a>,
+}
 
 /// A row-major matrix in one or several runs of whole rows, without gaps between rows.
 #[derive(Clone, Debug)]

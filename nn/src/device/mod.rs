@@ -29,7 +29,7 @@ pub use calls::{
     Attention, AttentionBackward, AttentionShape, CopyTokens, Extra, GateGrad, Gemm, GemmTn, HeadLayout,
     ModulationGrad, NormModulate, NormModulateBackward, NormRotary, Scores, TokenRows,
 };
-pub use matrix::{Matrix, Values};
+pub use matrix::{Matrix, Passing, Values};
 pub use norms::{GroupNorm, Norm, NormKind};
 pub use queue::Queue;
 pub use vec::{DeviceVec, Remote};
@@ -88,6 +88,9 @@ pub trait Device: Clone + fmt::Debug + Send + Sync + 'static {
 
     /// Do forward and backward products read the same [`Matrix`](Self::Matrix)?
     const ONE_COPY: bool;
+    /// Blocks of streamed weights that are brought to the device before the one in use; none where products read the host's
+    /// memory.
+    const BLOCKS_AHEAD: usize = 0;
 
     /// Name in messages, e.g. `cpu`.
     fn name(&self) -> String;

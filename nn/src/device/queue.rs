@@ -4,8 +4,8 @@ use std::fmt;
 
 use super::{
     Activation, Attention, AttentionBackward, CopyTokens, Device, DeviceVec, Direction, GateGrad, Gemm,
-    GemmTn, GroupNorm, HeadLayout, Kind, Norm, NormModulate, NormModulateBackward, NormRotary, TokenRows,
-    View, ViewMut, Windows,
+    GemmTn, GroupNorm, HeadLayout, Kind, Norm, NormModulate, NormModulateBackward, NormRotary, Passing,
+    TokenRows, View, ViewMut, Windows,
 };
 use crate::error::Result;
 
@@ -69,6 +69,32 @@ pub trait Queue<D: Device<Queue = Self>>: fmt::Debug + Send + Sync + Sized + 'st
         scale: f32,
         direction: Direction,
     ) -> D::Matrix;
+
+    /// Bring matrices to the device that will be used together and soon, those of a block, and drop what is held of the blocks before
+    /// the last [`BLOCKS_AHEAD`](Device::BLOCKS_AHEAD) and the one in use. An empty group drops only. Nothing where products
+    /// read the host's memory.
+    ///
+    /// # Errors
+    /// If the device has no room for them.
+    fn prefetch(&self, group: &[Passing<'_>]) -> Result<()> {
+        let _ = group;
+        Ok(())
+    }
+
+    /// Ask for products with a matrix that no device keeps: as it was [brought](Self::prefetch), or brought now. `pack` makes it
+    /// where nothing is ever brought.
+    ///
+    /// # Errors
+    /// If the device has no room for it.
+    fn with_passing<T>(
+        &self,
+        matrix: &Passing<'_>,
+        pack: impl FnOnce() -> Result<D::Matrix>,
+        run: impl FnOnce(&D::Matrix) -> T,
+    ) -> Result<T> {
+        let _ = matrix;
+        Ok(run(&pack()?))
+    }
 
     /// A copy of `len` neighbouring values.
     fn copy(&self, from: View<'_, D>, len: usize, kind: Kind) -> D::Buffer {

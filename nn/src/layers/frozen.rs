@@ -2,10 +2,13 @@
 //!
 //! `N` outputs, `K` inputs, `R` rank of a frozen branch.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicU64, Ordering},
+};
 
 use crate::{
-    device::{Device, Direction, Matrix, Merge, Precision},
+    device::{Device, Direction, Matrix, Merge, Passing, Precision, Queue},
     error::Result,
     files::TensorView,
     lora::FrozenFactors,
@@ -18,7 +21,7 @@ pub enum Packing {
     #[default]
     Resident,
     /// Nowhere: every product packs what it needs from the mapped file and gives the memory back. Weights take no memory but
-    /// the system's file cache.
+    /// the system's file cache. On a GPU a window of a few blocks moves along with the pass.
     Streamed,
 }
 
@@ -43,6 +46,8 @@ enum Order {
 /// A frozen matrix `[N, K]`.
 #[derive(Debug)]
 pub struct Frozen<D: Device> {
+    /// No other one of the process has it.
+    id: u64,
     device: D,
     view: TensorView,
     inputs: usize,
@@ -55,6 +60,9 @@ pub struct Frozen<D: Device> {
     /// Set once the values are known to be finite.
     checked: OnceLock<()>,
 }
+
+/// The number of the next frozen matrix.
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 impl<D: Device> Frozen<D> {
     /// The view as a matrix of so many outputs and inputs: its first axis is N, all others together are K.
@@ -101,8 +109,8 @@ impl<D: Device> Frozen<D> {
     ) -> Result<Self> {
         view.expect_matrix(outputs, inputs)?;
         let (forward, backward, checked) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
-        let device = device.clone();
-        let frozen = Self { device, view, inputs, order, loading, merged, forward, backward, checked };
+        let (id, device) = (NEXT_ID.fetch_add(1, Ordering::Relaxed), device.clone());
+        let frozen = Self { id, device, view, inputs, order, loading, merged, forward, backward, checked };
         if loading.packing == Packing::Resident {
             frozen.check()?;
             let _ = frozen.forward.set(frozen.pack(Direction::Forward)?);
@@ -145,11 +153,23 @@ impl<D: Device> Frozen<D> {
         }
     }
 
-    /// Use it for products of one direction.
+    /// As a device brings it ahead of its use, where it is streamed as the file has it.
+    pub fn passing(&self) -> Option<Passing<'_>> {
+        let as_it_is = self.order == Order::Same && self.merged.is_none();
+        (self.loading.packing == Packing::Streamed && as_it_is)
+            .then(|| Passing { id: self.id, values: matrix(&self.view, (self.outputs(), self.inputs)) })
+    }
+
+    /// Use it for products of one direction that `run` asks of the queue.
     ///
     /// # Errors
     /// If the device has no room for it.
-    pub fn with<T>(&self, direction: Direction, run: impl FnOnce(&D::Matrix) -> T) -> Result<T> {
+    pub fn with<T>(
+        &self,
+        queue: &D::Queue,
+        direction: Direction,
+        run: impl FnOnce(&D::Matrix) -> T,
+    ) -> Result<T> {
         let resident = match direction {
             Direction::Backward if !D::ONE_COPY => &self.backward,
             _ => &self.forward,
@@ -164,7 +184,10 @@ impl<D: Device> Frozen<D> {
                 let packed = self.pack(direction)?;
                 Ok(run(resident.get_or_init(|| packed)))
             }
-            Packing::Streamed => Ok(run(&self.pack(direction)?)),
+            Packing::Streamed => match self.passing() {
+                Some(matrix) => queue.with_passing(&matrix, || self.pack(direction), run),
+                None => Ok(run(&self.pack(direction)?)),
+            },
         }
     }
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use super::{Branches, Context, Frozen, FrozenBranch, Loading, vector};
 use crate::{
     backbone::LinearLayout,
-    device::{Device, Direction, Extra, Gemm, GemmTn, Kind, Queue, View, ViewMut},
+    device::{Device, Direction, Extra, Gemm, GemmTn, Kind, Passing, Queue, View, ViewMut},
     error::{Error, Result},
     files::TensorView,
     lora::FrozenFactors,
@@ -100,6 +100,11 @@ impl<D: Device> Linear<D> {
         self.frozen().try_for_each(Frozen::check)
     }
 
+    /// Its matrices as a device brings them ahead of their use, where they are streamed.
+    pub fn passing(&self) -> impl Iterator<Item = Passing<'_>> {
+        self.frozen().filter_map(Frozen::passing)
+    }
+
     /// It is used soon: where weights are streamed, the system begins to read them.
     pub fn will_need(&self) {
         self.frozen().for_each(Frozen::will_need);
@@ -165,7 +170,7 @@ pub fn linears<D: Device>(
             }
             _ => None,
         };
-        linear.weight.with(Direction::Forward, |weight| {
+        linear.weight.with(queue, Direction::Forward, |weight| {
             queue.gemm(Gemm {
                 m,
                 x,
@@ -181,7 +186,7 @@ pub fn linears<D: Device>(
         let rank = branch.down.outputs();
         if !frozen.as_ref().is_some_and(|(down, _)| Arc::ptr_eq(down, &branch.down)) {
             let mut h = queue.take(m * rank, Kind::Activation);
-            branch.down.with(Direction::Forward, |down| {
+            branch.down.with(queue, Direction::Forward, |down| {
                 product(queue, m, x, (down, Direction::Forward), false, ViewMut::new(&mut h, rank));
             })?;
             if branch.scale != 1.0 {
@@ -190,7 +195,7 @@ pub fn linears<D: Device>(
             frozen = Some((Arc::clone(&branch.down), h));
         }
         if let Some((_, h)) = &frozen {
-            branch.up.with(Direction::Forward, |up| {
+            branch.up.with(queue, Direction::Forward, |up| {
                 product(queue, m, View::new(h, rank), (up, Direction::Forward), true, out.again());
             })?;
         }
@@ -241,7 +246,7 @@ pub fn linears_backward<D: Device>(
         direction: Direction::Backward,
     });
     for (i, (linear, dy)) in outputs.iter().enumerate() {
-        linear.weight.with(Direction::Backward, |weight| {
+        linear.weight.with(queue, Direction::Backward, |weight| {
             queue.gemm(Gemm {
                 m,
                 x: *dy,
@@ -256,7 +261,7 @@ pub fn linears_backward<D: Device>(
     }
     for (down, t) in frozen_gradients(queue, m, outputs)? {
         let t = View::new(&t, down.outputs());
-        down.with(Direction::Backward, |down| {
+        down.with(queue, Direction::Backward, |down| {
             product(queue, m, t, (down, Direction::Backward), true, dx.again())
         })?;
     }
@@ -282,7 +287,7 @@ fn frozen_gradients<D: Device>(
             all.len() - 1
         });
         let t = &mut all[at].1;
-        branch.up.with(Direction::Backward, |up| {
+        branch.up.with(queue, Direction::Backward, |up| {
             product(queue, m, *dy, (up, Direction::Backward), known.is_some(), ViewMut::new(t, rank));
         })?;
     }

@@ -164,7 +164,14 @@ pub const SMALL: Shapes = Shapes {
         attention(1, 2, 75, 9, 24),
         attention(1, 1, 34, 39, 160),
     ],
-    norms: &[groups(1, 8, 2), groups(7, 48, 4), groups(5, 520, 8), groups(9, 42, 14), groups(2101, 32, 8)],
+    norms: &[
+        groups(1, 8, 2),
+        groups(1, 42, 14),
+        groups(7, 48, 4),
+        groups(5, 520, 8),
+        groups(9, 42, 14),
+        groups(2101, 32, 8),
+    ],
     pictures: &[picture(4, 6, 3), picture(7, 5, 8), picture(16, 16, 4)],
     scores: &[scored(1, 1, 1), scored(8, 1, 1), scored(33, 7, 7), scored(48, 9, 5), scored(200, 33, 3)],
 };

@@ -1,8 +1,12 @@
 //! Operations on rows that begin and end anywhere have the bits that they have on whole sixteen bytes.
 
-use prefgraph_nn::device::{
-    ConvWindow, Device, Direction, Gemm, GroupNorm, Kind, Norm, NormKind, Precision, Queue, View, ViewMut,
-    Windows,
+use half::bf16;
+use prefgraph_nn::{
+    cuda::Cuda,
+    device::{
+        ConvWindow, Device, Direction, Gemm, GroupNorm, Kind, Norm, NormKind, Precision, Queue, View,
+        ViewMut, Windows,
+    },
 };
 
 use crate::{
@@ -105,11 +109,13 @@ fn norms<D: Device>(
 ) -> Vec<Vec<f32>> {
     let queue = device.queue(precision).unwrap();
     let len = rows * width;
+    // Of a single row the stride means nothing.
+    let stride = if rows == 1 { 8 } else { width };
     let x = shifted::<D>(&queue, offset, len, 1, Kind::Activation);
-    let x = View::new(&x, width).skip(offset);
+    let x = View::new(&x, stride).skip(offset);
     let (weight, bias) = (exact::<D>(&queue, width, 2), exact::<D>(&queue, width, 3));
     let mut y = around::<D>(&queue, offset, len, Kind::Activation);
-    let to = ViewMut::new(&mut y, width).skip(offset);
+    let to = ViewMut::new(&mut y, stride).skip(offset);
     queue.norm(Norm {
         rows,
         width,
@@ -121,7 +127,7 @@ fn norms<D: Device>(
         y: to,
     });
     let of_rows = inside::<D>(&queue, &y, offset, len);
-    let to = ViewMut::new(&mut y, width).skip(offset);
+    let to = ViewMut::new(&mut y, stride).skip(offset);
     let (weight, bias) = (&weight, &bias);
     queue.group_norm(GroupNorm { rows, width, groups, eps: 1e-3, silu: true, x, weight, bias, y: to });
     vec![of_rows, inside::<D>(&queue, &y, offset, len)]
@@ -150,6 +156,23 @@ fn neighbouring_values_have_the_same_bits_wherever_they_begin() {
     for len in [1, 8, 37, 2056] {
         assert_same_at_every_offset("flat", |precision, offset| flat(&devices.1, precision, offset, len));
         agree!(devices, [1e-6, 6e-3], flat(3, len));
+    }
+}
+
+#[test]
+fn conversions_round_to_the_nearest_wherever_they_begin() {
+    let Some((_, cuda)) = devices() else { return };
+    let queue = cuda.queue(Precision::Bf16).unwrap();
+    // Halfway between two values of bf16: the even one.
+    let mut values = vec![1.003_906_25, 1.011_718_75, -1.003_906_25, -1.011_718_75];
+    values.extend(numbers(37, 1).iter().map(|v| v * 1.002));
+    let expected: Vec<f32> = values.iter().map(|v| bf16::from_f32(*v).to_f32()).collect();
+    for offset in OFFSETS {
+        let x = queue.upload(&[&vec![0.0; offset][..], &values].concat(), Kind::Exact);
+        let mut y = around::<Cuda>(&queue, offset, values.len(), Kind::Activation);
+        let to = ViewMut::new(&mut y, values.len()).skip(offset);
+        queue.copy_to(View::new(&x, values.len()).skip(offset), values.len(), to);
+        assert_eq!(inside::<Cuda>(&queue, &y, offset, values.len()), expected, "from {offset} on");
     }
 }
 

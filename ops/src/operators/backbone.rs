@@ -42,9 +42,10 @@ choices! {
 choices! {
     /// Where packed weights live.
     pub enum Packing {
-        /// In memory: fastest, and a copy of the weights for each direction.
+        /// In memory: fastest. The processor has a copy of the weights for each direction, a GPU one for both.
         Resident = "resident",
-        /// Nowhere: products pack what they need from the mapped file.
+        /// Nowhere: the processor packs for each product what it needs from the mapped file; to a GPU each block is copied while
+        /// those before it are computed.
         Streamed = "streamed",
     }
 }

@@ -28,14 +28,15 @@ use super::{
     launch::{Argument, Grid, flag, int, pointer},
     memory::Memory,
     modules::Source,
-    values::{CudaBuffer, CudaMatrix, Element},
+    values::{CudaBuffer, CudaMatrix, Element, MatrixMemory},
     vec::CudaVec,
+    window::Window,
 };
 use crate::{
     device::{
         Activation, Attention, AttentionBackward, CopyTokens, DeviceVec, Direction, GateGrad, Gemm, GemmTn,
-        GroupNorm, HeadLayout, Kind, Norm, NormModulate, NormModulateBackward, NormRotary, Precision, Queue,
-        TokenRows, View, ViewMut, Windows,
+        GroupNorm, HeadLayout, Kind, Norm, NormModulate, NormModulateBackward, NormRotary, Passing,
+        Precision, Queue, TokenRows, View, ViewMut, Windows,
     },
     error::{Error, Result},
 };
@@ -202,6 +203,33 @@ impl CudaQueue {
         self.driver(|| "read the host's memory".into(), write());
     }
 
+    /// Work with the window of streamed weights, which is made when it is first needed.
+    fn window<T>(&self, what: &str, work: impl FnOnce(&mut Window) -> Result<T, DriverError>) -> Result<T> {
+        let mut window = self.lane.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let window = match &mut *window {
+            Some(window) => Ok(window),
+            none => Window::new(&self.cuda.0.context).map(|new| none.insert(new)),
+        };
+        window.and_then(work).map_err(|e| self.cuda.0.failed(what, e))
+    }
+
+    /// A streamed matrix, for the product that is asked for next.
+    fn streamed(&self, matrix: &Passing<'_>) -> Result<CudaMatrix> {
+        let (rows, columns, element) = (matrix.values.rows(), matrix.values.columns(), self.activation());
+        let stream = &self.lane.stream;
+        let memory = if self.has_failed() {
+            MatrixMemory::Nowhere
+        } else {
+            self.window("hold a streamed weight", |window| match window.find(matrix.id, stream)? {
+                Some(pointer) => Ok(MatrixMemory::Streamed(pointer)),
+                None => {
+                    window.fetch(matrix, element, stream).map(|memory| MatrixMemory::Own(Arc::new(memory)))
+                }
+            })?
+        };
+        Ok(CudaMatrix { memory, rows, columns, element })
+    }
+
     /// An error if rows are not stored as activations are: kernels read nothing else.
     fn expect_activations<const N: usize>(&self, name: &str, rows: [Rows; N]) {
         if rows.iter().any(|r| r.element != self.activation()) {
@@ -214,7 +242,12 @@ impl CudaQueue {
 impl Drop for CudaQueue {
     fn drop(&mut self) {
         // SAFETY: taken once, here.
-        let lane = unsafe { ManuallyDrop::take(&mut self.lane) };
+        let mut lane = unsafe { ManuallyDrop::take(&mut self.lane) };
+        let window = lane.window.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if window.as_mut().is_some_and(|window| window.clear(&lane.stream).is_err()) {
+            // The stream has failed, and whoever waited for it was told. What it may still use is never given to others.
+            std::mem::forget(window.take());
+        }
         self.cuda.0.idle(lane);
     }
 }
@@ -237,6 +270,23 @@ impl Queue<Cuda> for CudaQueue {
             self.driver(|| "write zeros".into(), write());
         }
         buffer
+    }
+
+    fn prefetch(&self, group: &[Passing<'_>]) -> Result<()> {
+        if self.has_failed() {
+            return Ok(());
+        }
+        let (element, stream) = (self.activation(), &self.lane.stream);
+        self.window("hold streamed weights", |window| window.bring(group, element, stream))
+    }
+
+    fn with_passing<T>(
+        &self,
+        matrix: &Passing<'_>,
+        _: impl FnOnce() -> Result<CudaMatrix>,
+        run: impl FnOnce(&CudaMatrix) -> T,
+    ) -> Result<T> {
+        Ok(run(&self.streamed(matrix)?))
     }
 
     fn fill(&self, len: usize, kind: Kind, write: impl FnOnce(&mut [f32])) -> CudaBuffer {

@@ -206,5 +206,5 @@ pub(super) fn dense(view: View<'_, Cuda>, rows: TokenRows) -> Rows {
         rows.width,
         view.stride
     );
-    Rows::of(view, count, rows.width)
+    Rows { stride: rows.width, ..Rows::of(view, count, rows.width) }
 }

@@ -25,7 +25,7 @@ impl Rows {
 impl CudaMatrix {
     /// As the right factor of a product of one direction: its sizes K and N, and where it lies.
     fn right(&self, direction: Direction) -> (usize, usize, Operand) {
-        let pointer = self.memory.as_ref().map_or(0, |m| m.pointer());
+        let pointer = self.memory.pointer();
         let operand = |transposed| Operand { pointer, stride: self.columns, transposed };
         match direction {
             Direction::Forward => (self.columns, self.rows, operand(true)),
@@ -72,7 +72,7 @@ impl CudaQueue {
             let arguments = [float(scale), from.argument(), to.argument(), int(each), wide];
             self.launch(Source::Pointwise, "scaled_factor", self.chunks(1, each), &arguments);
         }
-        CudaMatrix { memory: all.memory, rows: parts.len() * rows, columns, element }
+        CudaMatrix { memory: all.memory.into(), rows: parts.len() * rows, columns, element }
     }
 
     pub(super) fn product_with_weight(&self, call: Gemm<'_, Cuda>) {

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use super::{
     Checkpointing, FluxOptions,
     config::{FluxConfig, MLP_RATIO, PATCH, SINUSOID},
-    footprint::{FrozenWeights, Held},
+    footprint::{FrozenWeights, Held, blocks},
 };
 use crate::{
     backbone::{LinearLayout, PassCost},
@@ -83,16 +83,6 @@ impl Counter<'_> {
     }
 }
 
-/// The linears of every block with two streams and of every block with one, in the order of the configuration.
-pub(super) fn blocks(config: &FluxConfig) -> (Vec<Vec<LinearLayout>>, Vec<Vec<LinearLayout>>) {
-    let mut linears = config.linears().into_iter();
-    let per_double = super::config::DOUBLE_LINEARS;
-    let per_single = super::config::SINGLE_LINEARS;
-    let double = (0..config.num_layers).map(|_| linears.by_ref().take(per_double).collect()).collect();
-    let single = (0..config.num_single_layers).map(|_| linears.by_ref().take(per_single).collect()).collect();
-    (double, single)
-}
-
 pub(super) fn cost(
     weights: &FrozenWeights<'_>,
     Sizes { batch, grid, references, text }: Sizes<'_>,
@@ -155,7 +145,8 @@ pub(super) fn cost(
     let streamed = weights.streamed();
     c.cost.precision = options.loading.precision;
     c.cost.weight_bytes = weights.read_by_a_forward();
-    c.cost.saved_bytes = storage.bytes(c.kept);
+    c.cost.saved_bytes =
+        size::sum([storage.bytes(c.kept), if first < count { weights.kept_streamed() } else { 0 }]);
     c.cost.scratch_bytes = size::sum([storage.bytes(running + lse), streamed]);
     c.cost.backward_scratch_bytes = size::sum([storage.bytes(running + lse + lse), streamed]);
     if options.checkpointing == Checkpointing::Blocks {
@@ -164,7 +155,7 @@ pub(super) fn cost(
         c.cost.backward_scratch_bytes = size::sum([c.cost.backward_scratch_bytes, again]);
         c.cost.backward_flops += if first < count { c.cost.forward_flops } else { 0.0 };
     }
-    c.cost.queue_bytes = weights.on.queue_bytes();
+    (c.cost.queue_bytes, c.cost.host_bytes) = (weights.on.queue_bytes(), weights.pinned());
     c.cost
 }
 

@@ -7,14 +7,18 @@
 //! | activations | f32 | the precision of products |
 //! | a frozen matrix | packed once for each direction | once |
 //! | biases, norms | as they are, in the file's memory | beside the matrices |
-//! | streamed weights | one matrix, packed for one product | the same |
+//! | streamed weights | one matrix, packed for one product | the blocks of a window, and pinned buffers |
 
 use std::ops::{Add, Sub};
 
-use super::{FluxOptions, FrozenUse, config::FluxConfig};
+use super::{
+    FluxOptions, FrozenUse,
+    config::{DOUBLE_LINEARS, FluxConfig, SINGLE_LINEARS},
+};
 use crate::{
     backbone::LinearLayout,
     cost::DeviceKind,
+    cuda,
     device::Precision,
     layers::Packing,
     lora::{AdapterLayout, FrozenAdapter},
@@ -71,6 +75,15 @@ fn value(precision: Precision) -> usize {
         Precision::F32 => 4,
         Precision::Bf16 => 2,
     }
+}
+
+/// The linears of every block with two streams and of every block with one, in the order of the configuration.
+pub(super) fn blocks(config: &FluxConfig) -> (Vec<Vec<LinearLayout>>, Vec<Vec<LinearLayout>>) {
+    let mut linears = config.linears().into_iter();
+    let double = (0..config.num_layers).map(|_| linears.by_ref().take(DOUBLE_LINEARS).collect()).collect();
+    let single =
+        (0..config.num_single_layers).map(|_| linears.by_ref().take(SINGLE_LINEARS).collect()).collect();
+    (double, single)
 }
 
 /// The frozen weights as a device holds them.
@@ -135,12 +148,41 @@ impl<'a> FrozenWeights<'a> {
         }
     }
 
-    /// Bytes on the device for weights that are streamed: one matrix at a time.
+    /// Bytes of a block's matrices.
+    fn block(&self, linears: &[LinearLayout]) -> usize {
+        linears.iter().map(|l| self.values(l)).sum::<usize>() * self.value()
+    }
+
+    /// Bytes on the device while a pass runs, for weights that are streamed.
     pub fn streamed(&self) -> usize {
-        let largest = self.config.linears().iter().map(|l| l.inputs * l.outputs).max().unwrap_or(0);
+        let (double, single) = blocks(self.config);
+        let largest = || double.iter().chain(&single).map(|b| self.block(b)).max().unwrap_or(0);
+        match (self.options.loading.packing, self.on) {
+            (Packing::Resident, _) => 0,
+            (Packing::Streamed, DeviceKind::Cpu) => {
+                let matrices = self.config.linears();
+                matrices.iter().map(|l| l.inputs * l.outputs).max().unwrap_or(0) * self.value()
+            }
+            (Packing::Streamed, DeviceKind::Cuda) => cuda::GROUPS * largest(),
+        }
+    }
+
+    /// The same between a pass and its backward: the last block, with which the backward begins.
+    pub fn kept_streamed(&self) -> usize {
+        let (double, single) = blocks(self.config);
+        match (self.options.loading.packing, self.on) {
+            (Packing::Streamed, DeviceKind::Cuda) => {
+                single.last().or(double.last()).map_or(0, |b| self.block(b))
+            }
+            _ => 0,
+        }
+    }
+
+    /// Bytes of host memory of a queue: what streamed weights pass through.
+    pub fn pinned(&self) -> usize {
         match self.options.loading.packing {
             Packing::Resident => 0,
-            Packing::Streamed => largest * self.value(),
+            Packing::Streamed => self.on.pinned_bytes(),
         }
     }
 

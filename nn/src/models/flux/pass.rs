@@ -169,11 +169,12 @@ impl<D: Device> Flux<D> {
         };
         let mut asked = Asked::new(pass, probe);
         let first = first_needed(weights, ctx);
+        let order: Vec<usize> = (0..weights.double.len() + weights.single.len()).collect();
         let mut double = Vec::new();
         let mut single = Vec::new();
         for (i, block) in weights.double.iter().enumerate() {
             let pass = Pass { saving: saving && i >= first, ..pass };
-            weights.will_need(i + 1)?;
+            weights.approach(&queue, &order, i)?;
             weights.check(i)?;
             let run = |pass: Pass<'_, D>, x: &mut D::Buffer| double::forward(pass, block, x);
             double.push(keeping(pass, self.options.checkpointing, &mut x, run)?);
@@ -186,7 +187,7 @@ impl<D: Device> Flux<D> {
                 (true, true) => IMAGE,
                 (true, false) => TARGETS,
             };
-            weights.will_need(number + 1)?;
+            weights.approach(&queue, &order, number)?;
             weights.check(number)?;
             let pass = Pass { saving: saving && number >= first, ..pass };
             let run = |pass: Pass<'_, D>, x: &mut D::Buffer| single::forward(pass, block, span, x);
@@ -240,10 +241,9 @@ impl<D: Device> Flux<D> {
             condition: &condition,
             saving: false,
         };
+        let order: Vec<usize> = (0..weights.double.len()).collect();
         for (i, block) in weights.double.iter().enumerate() {
-            if i + 1 < weights.double.len() {
-                weights.will_need(i + 1)?;
-            }
+            weights.approach(&queue, &order, i)?;
             weights.check(i)?;
             double::forward(pass, block, &mut x)?;
         }
@@ -303,14 +303,13 @@ impl<D: Device> Flux<D> {
         drop(end);
         let first = first_needed(weights, ctx);
         let count = weights.double.len();
+        let order: Vec<usize> = (first..count + weights.single.len()).rev().collect();
         let gone = || Error::Internal("a block kept nothing for its backward".into());
         for (i, block) in weights.single.iter().enumerate().rev() {
             if count + i < first {
                 break;
             }
-            if count + i > first {
-                weights.will_need(count + i - 1)?;
-            }
+            weights.approach(&queue, &order, weights.single.len() - 1 - i)?;
             let kept = single.pop().flatten().ok_or_else(gone)?;
             let span = if i + 1 == weights.single.len() { TARGETS } else { ALL };
             let again = |x: &mut D::Buffer| single::forward(saving, block, span.clone(), x);
@@ -321,9 +320,7 @@ impl<D: Device> Flux<D> {
             if i < first {
                 break;
             }
-            if i > first {
-                weights.will_need(i - 1)?;
-            }
+            weights.approach(&queue, &order, weights.single.len() + count - 1 - i)?;
             let kept = double.pop().flatten().ok_or_else(gone)?;
             let saved = kept.saved(|x| double::forward(saving, block, x))?.ok_or_else(gone)?;
             double::backward(pass, block, saved, i > first, &mut dx, &mut grads)?;

@@ -5,9 +5,9 @@ use std::{cell::RefCell, collections::HashMap, sync::Arc};
 use super::{FluxFiles, FrozenUse, config::FluxConfig};
 use crate::{
     backbone::LinearLayout,
-    device::{Device, Kind},
+    device::{Device, Kind, Passing, Queue},
     error::{Error, Result},
-    layers::{Frozen, FrozenBranch, Linear, Loading, vector},
+    layers::{Frozen, FrozenBranch, Linear, Loading, Packing, vector},
     lora::{FrozenAdapter, FrozenFactors},
 };
 
@@ -76,6 +76,7 @@ pub(super) struct Weights<D: Device> {
     pub single: Vec<SingleBlock<D>>,
     pub final_modulation: Linear<D>,
     pub out: Linear<D>,
+    packing: Packing,
 }
 
 impl<D: Device> Weights<D> {
@@ -103,13 +104,26 @@ impl<D: Device> Weights<D> {
         [&self.image_in, &self.text_in, &self.final_modulation, &self.out].into_iter().chain(embedders)
     }
 
-    /// This block runs next: where weights are streamed, the system reads them while another one is computed.
+    /// The block at `place` of this order of blocks runs next. Where weights are streamed, those of the blocks behind it are on
+    /// their way meanwhile: to the device those that it takes ahead, into the system's memory the one after them.
     ///
     /// # Errors
-    /// If a mapped file was truncated: a pass may take minutes, and touching a missing page would end the process.
-    pub fn will_need(&self, number: usize) -> Result<()> {
+    /// If a mapped file was truncated: a pass may take minutes, and touching a missing page would end the process. If the device
+    /// has no room.
+    pub fn approach(&self, queue: &D::Queue, order: &[usize], place: usize) -> Result<()> {
         crate::cpu::map::check_lengths()?;
-        self.block(number).into_iter().for_each(Linear::will_need);
+        if self.packing == Packing::Resident {
+            return Ok(());
+        }
+        let last = place + D::BLOCKS_AHEAD;
+        let linears = |place: usize| order.get(place).map_or_else(Vec::new, |number| self.block(*number));
+        // At the start all of them, then one more with every block. Behind the end, what was used is dropped.
+        let first = if place == 0 { 0 } else { last };
+        for place in first..=last {
+            let group: Vec<Passing<'_>> = linears(place).into_iter().flat_map(Linear::passing).collect();
+            queue.prefetch(&group)?;
+        }
+        linears(last + 1).into_iter().for_each(Linear::will_need);
         Ok(())
     }
 }
@@ -260,6 +274,7 @@ impl<D: Device> Weights<D> {
             single: (0..config.num_single_layers).map(|i| reader.single(i)).collect::<Result<_>>()?,
             final_modulation: reader.linear("norm_out.linear")?,
             out: reader.linear("proj_out")?,
+            packing: loading.packing,
         };
         weights.outer().try_for_each(Linear::check)?;
         Ok(weights)

@@ -5,7 +5,7 @@ mod rate;
 mod tests;
 
 use prefgraph_nn::{
-    Adapter, AdapterGrad,
+    Adapter, AdapterGrad, DeviceKind,
     device::DeviceVec,
     optim::{AdamW, OptimizerState},
 };
@@ -120,6 +120,12 @@ impl Operator for LoraUpdate {
             scratch_bytes: n.saturating_mul(size_of::<f32>()),
             ..Cost::default()
         }
+    }
+
+    /// The state of an adapter is updated where it lies.
+    fn gpu_cost(&self, inputs: &InShapes<Self>, outputs: &OutShapes<Self>) -> Option<Cost> {
+        let queue_bytes = DeviceKind::Cuda.queue_bytes();
+        Some(Cost { queue_bytes, ..Operator::cost(self, inputs, outputs) })
     }
 
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {

@@ -149,7 +149,8 @@ impl Operator for Prompt {
 
     fn gpu_cost(&self, (prompts, _): &InShapes<Self>, _: &OutShapes<Self>) -> Option<Cost> {
         let cost = self.encoders.as_ref()?.cost(prompts.batch);
-        Some(Cost { queue_bytes: DeviceKind::Cuda.queue_bytes(), ..cost })
+        let (queue_bytes, host_bytes) = (DeviceKind::Cuda.queue_bytes(), DeviceKind::Cuda.pinned_bytes());
+        Some(Cost { queue_bytes, host_bytes, ..cost })
     }
 
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {

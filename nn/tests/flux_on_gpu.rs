@@ -1,0 +1,245 @@
+//! Memory of FLUX on a GPU: what passes hold is what is declared, and streamed weights hold a window only, without a change of bits.
+//!
+//! Without a GPU, or the stand-in for its driver (`scripts/standin.sh`), these tests say that they are skipped.
+
+#[allow(dead_code, reason = "shared with the golden test, which uses the rest")]
+#[path = "golden/case.rs"]
+mod case;
+
+use std::{
+    io::Write,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use case::{Case, cases};
+use half::{bf16, f16};
+use prefgraph_nn::{
+    Adapter, Backbone, Cpu, Device, DeviceKind, Inputs, PassCost, Probe,
+    backbone::Latents,
+    cpu::Precision,
+    cuda::{self, Cuda},
+    files::{Dtype, NamedTensor, TensorFiles, write_safetensors},
+    layers::{Loading, Packing},
+    lora::AdapterLayout,
+    models::{Checkpointing, FluxOptions, flux::Flux},
+};
+use tempfile::TempDir;
+
+/// Numbers without pattern, in +-1.
+fn numbers(count: usize, salt: u64) -> Vec<f32> {
+    let mixed = |i: usize| {
+        (i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15 ^ salt.wrapping_mul(0xD6E8_FEB8_6659_FD93))
+    };
+    (0..count).map(|i| ((mixed(i) >> 40) & 0xFFFF) as f32 / 32768.0 - 1.0).collect()
+}
+
+/// The memory of a GPU is that of the whole process: one test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// The first GPU, for this test alone; without one the test is skipped, and says so.
+fn gpu() -> Option<(Cuda, MutexGuard<'static, ()>)> {
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    match cuda::is_there() {
+        Ok(()) => {
+            let gpu = Cuda::open(0).unwrap();
+            // A stream with its workspace, which all passes use one after the other.
+            drop(gpu.queue(Precision::F32).unwrap());
+            Some((gpu, alone))
+        }
+        Err(why) => {
+            // Straight to the stream: the test harness swallows what `eprintln` writes in a test that passes.
+            std::io::stderr().write_all(format!("SKIPPED: {why}\n").as_bytes()).unwrap();
+            None
+        }
+    }
+}
+
+/// A model on a GPU with what a pass over it takes.
+struct Setting {
+    gpu: Cuda,
+    model: Flux<Cuda>,
+    inputs: Inputs,
+    cotangent: Latents,
+    adapter: Adapter,
+}
+
+/// What a pass gives, and the most memory that was used meanwhile.
+struct Done {
+    prediction: Vec<u32>,
+    gradient: Vec<u32>,
+    /// Bytes between forward and backward, and at the fullest moment.
+    kept: usize,
+    most: usize,
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// The transformer of a case with its weights in another dtype.
+fn in_dtype(case: &Case, dtype: Dtype) -> TempDir {
+    let (folder, from) = (tempfile::tempdir().unwrap(), case.folder.join("transformer"));
+    std::fs::copy(from.join("config.json"), folder.path().join("config.json")).unwrap();
+    let files = TensorFiles::open(&from.join(WEIGHTS)).unwrap();
+    let tensor = |name: &str| {
+        let values = files.read(name).unwrap();
+        let bytes: Vec<u8> = match dtype {
+            Dtype::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+            Dtype::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        };
+        let shape = files.info(name).unwrap().shape.clone();
+        NamedTensor { name: name.to_owned(), dtype, shape, bytes: bytes.into() }
+    };
+    let tensors: Vec<NamedTensor<'_>> = files.names().map(tensor).collect();
+    write_safetensors(&folder.path().join(WEIGHTS), &tensors, &[]).unwrap();
+    folder
+}
+
+const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
+
+impl Setting {
+    fn new(gpu: &Cuda, case: &Case, options: FluxOptions) -> Self {
+        Self::of(gpu, case, &case.folder.join("transformer"), options)
+    }
+
+    /// With the weights of another folder.
+    fn of(gpu: &Cuda, case: &Case, path: &Path, options: FluxOptions) -> Self {
+        let host = Cpu::new(1).unwrap();
+        let model = Flux::open_on(gpu.clone(), host, path, options).unwrap();
+        let inputs = case.inputs(&case.file("forward.safetensors"), "", &["x_t"]);
+        let mut cotangent = inputs.x_t.clone();
+        let count = cotangent.values().len();
+        cotangent.values_mut().copy_from_slice(&numbers(count, 1));
+        let layout = Arc::new(AdapterLayout::matching(&model.layout().linears, &["*"], 3, 4.5).unwrap().0);
+        let values: Vec<f32> = numbers(layout.len(), 2).iter().map(|v| 0.1 * v).collect();
+        let adapter = Adapter { layout, values: values.into() };
+        Self { gpu: gpu.clone(), model, inputs, cotangent, adapter }
+    }
+
+    /// Declared bytes of a pass with the adapter.
+    fn cost(&self) -> PassCost {
+        let (n, _, h, w) = self.inputs.x_t.shape();
+        let grids: Vec<_> = self.inputs.references.iter().map(|r| (r.shape().2, r.shape().3)).collect();
+        let text = self.inputs.text.shape().1;
+        self.model.cost(DeviceKind::Cuda, n, (h, w), &grids, text, Some(&self.adapter.layout))
+    }
+
+    /// Bytes of the GPU's memory that are used now.
+    fn used(&self) -> usize {
+        self.gpu.used_memory().unwrap() as usize
+    }
+
+    fn resident(&self) -> usize {
+        self.model.resident_bytes(DeviceKind::Cuda, Some(&self.adapter.layout))
+    }
+
+    /// Forward and backward; memory is counted from the loaded model on.
+    fn run(&self) -> Done {
+        self.model.load().unwrap();
+        self.gpu.forget_peak_memory().unwrap();
+        let before = self.used();
+        let (prediction, saved) =
+            self.model.predict_saving(&self.inputs, &self.adapter, &Probe::NOTHING).unwrap();
+        let kept = self.used() - before;
+        let gradient = self.model.backward(saved, &self.adapter, &self.cotangent).unwrap();
+        let most = self.gpu.peak_memory().unwrap() as usize - before;
+        let gradient = bits(&gradient.values.host().unwrap());
+        Done { prediction: bits(prediction.latents.values()), gradient, kept, most }
+    }
+}
+
+fn options(precision: Precision, packing: Packing, checkpointing: Checkpointing) -> FluxOptions {
+    FluxOptions { loading: Loading { precision, packing }, checkpointing, ..FluxOptions::default() }
+}
+
+#[test]
+fn streamed_weights_give_the_bits_of_resident_ones_and_hold_a_window_only() {
+    let Some((gpu, _alone)) = gpu() else { return };
+    for case in cases() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            for checkpointing in [Checkpointing::None, Checkpointing::Blocks] {
+                let of = |packing| Setting::new(&gpu, &case, options(precision, packing, checkpointing));
+                let resident = of(Packing::Resident);
+                let (expected, matrices) = (resident.run(), resident.resident());
+                let window =
+                    |streamed: &Setting| streamed.cost().scratch_bytes - resident.cost().scratch_bytes;
+                let streamed = of(Packing::Streamed);
+                let found = streamed.run();
+                let name = format!("{} {precision:?} {checkpointing:?}", case.name);
+                assert_eq!(expected.prediction, found.prediction, "{name}: prediction");
+                assert_eq!(expected.gradient, found.gradient, "{name}: gradient");
+                // Every matrix begins at a round address.
+                let window = window(&streamed) + 3 * 256 * 64;
+                assert!(
+                    found.most <= expected.most + window,
+                    "{name}: {} of passes with a window of {window}, {} without",
+                    found.most,
+                    expected.most
+                );
+                assert!(streamed.resident() < matrices / 4, "{name}: biases and norms stay, and no matrix");
+            }
+        }
+    }
+}
+
+#[test]
+fn streamed_weights_of_every_dtype_are_stored_as_resident_ones_are() {
+    let Some((gpu, _alone)) = gpu() else { return };
+    let case = &cases()[0];
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+        let folder = in_dtype(case, dtype);
+        for precision in [Precision::F32, Precision::Bf16] {
+            let [expected, found] = [Packing::Resident, Packing::Streamed].map(|packing| {
+                let options = options(precision, packing, Checkpointing::None);
+                Setting::of(&gpu, case, folder.path(), options).run()
+            });
+            assert_eq!(expected.prediction, found.prediction, "{dtype:?} {precision:?}: prediction");
+            assert_eq!(expected.gradient, found.gradient, "{dtype:?} {precision:?}: gradient");
+        }
+    }
+}
+
+#[test]
+fn two_passes_at_once_have_a_window_each() {
+    let Some((gpu, _alone)) = gpu() else { return };
+    let case = &cases()[0];
+    let of = |packing| Setting::new(&gpu, case, options(Precision::F32, packing, Checkpointing::None));
+    let expected = of(Packing::Resident).run();
+    let streamed = of(Packing::Streamed);
+    let predict = || {
+        let found = streamed.model.predict(&streamed.inputs, Some(&streamed.adapter), &Probe::NOTHING);
+        bits(found.unwrap().latents.values())
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(predict);
+        assert_eq!(predict(), expected.prediction);
+        assert_eq!(other.join().unwrap(), expected.prediction);
+    });
+}
+
+#[test]
+fn the_declared_memory_is_what_a_pass_holds_on_a_gpu() {
+    let Some((gpu, _alone)) = gpu() else { return };
+    for case in cases() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            for checkpointing in [Checkpointing::None, Checkpointing::Blocks] {
+                let setting = Setting::new(&gpu, &case, options(precision, Packing::Resident, checkpointing));
+                let unloaded = gpu.used_memory().unwrap() as usize;
+                setting.model.load().unwrap();
+                let weights = gpu.used_memory().unwrap() as usize - unloaded;
+                let (found, cost) = (setting.run(), setting.cost());
+                let name = format!("{} {precision:?} {checkpointing:?}", case.name);
+                assert_eq!(weights, setting.resident(), "{name}: weights");
+                // A pass has its own copy of the adapter, and the gradient.
+                let adapter = setting.adapter.layout.len() * size_of::<f32>();
+                let ratio = (found.kept - adapter) as f64 / cost.saved_bytes as f64;
+                assert!((0.9..1.1).contains(&ratio), "{name}: kept {ratio} of what was declared");
+                let declared = cost.saved_bytes + cost.backward_scratch_bytes + 2 * adapter;
+                let ratio = found.most as f64 / declared as f64;
+                assert!((0.7..1.1).contains(&ratio), "{name}: held {ratio} of what was declared");
+            }
+        }
+    }
+}
