@@ -41,9 +41,11 @@ for line in sys.stdin:
     cp benches/peers/*.py benches/peers/shapes.json "$folder/peers/"
     cp scripts/gpu-table.py "$folder/table.py"
     cp scripts/gpu-check.sh "$folder/gpu-check.sh"
-    du -sh "$folder"
     local newest
     newest=$(cd "$folder" && cat "${programs[@]}" | grep -aoE 'GLIBC_2\.[0-9]+' | sort -Vu | tail -n 1 || true)
+    # They are a third of their size then, and what carries the folder may have a limit.
+    (cd "$folder" && tar -czf programs.tar.gz "${programs[@]}" && rm "${programs[@]}")
+    du -sh "$folder"
     echo "the programs need ${newest/_/ } or newer there; here is $(getconf GNU_LIBC_VERSION 2>/dev/null || echo another libc)"
 }
 
@@ -116,6 +118,7 @@ PYTHON
 run() {
     local quick=$1
     cd "$(dirname "$0")"
+    tar -xzf programs.tar.gz
     python=${PYTHON:-python3} limit=${LIMIT:-480} part=${PART:-200} own_path=${LD_LIBRARY_PATH:-} torch=$(find_torch)
     # What is on the path comes first: the stand-in's libraries, in a rehearsal.
     local found
