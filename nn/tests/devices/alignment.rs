@@ -164,7 +164,8 @@ fn conversions_round_to_the_nearest_wherever_they_begin() {
     let Some((_, cuda)) = devices() else { return };
     let queue = cuda.queue(Precision::Bf16).unwrap();
     // Halfway between two values of bf16: the even one.
-    let mut values = vec![1.003_906_25, 1.011_718_75, -1.003_906_25, -1.011_718_75];
+    let half = 1.0 / 256.0;
+    let mut values = vec![1.0 + half, 1.0 + 3.0 * half, -1.0 - half, -1.0 - 3.0 * half];
     values.extend(numbers(37, 1).iter().map(|v| v * 1.002));
     let expected: Vec<f32> = values.iter().map(|v| bf16::from_f32(*v).to_f32()).collect();
     for offset in OFFSETS {

@@ -31,7 +31,7 @@ use crate::{
     tensor::Tensor,
 };
 
-/// What [`ClipEncoder::encode_on`] gives.
+/// What [`ClipEncoder::encode`] gives.
 #[derive(Clone, Debug)]
 pub struct ClipText {
     /// Tokens after the last norm, `[B, L, E]`.
