@@ -24,5 +24,5 @@ step scripts/nvrtc-check.sh
 step "$standin" cargo test --quiet --locked -p cuda-standin
 step env STANDIN_CHECK=1 "$standin" cargo test --quiet --locked --workspace --test devices
 step env STANDIN_CAPABILITY=100 "$standin" cargo test --quiet --locked --workspace --test devices attention
-step env STANDIN_ORDER=latest "$standin" cargo test --locked --workspace --test devices --test golden_flux --test encoders --test flux_on_gpu
+step env STANDIN_ORDER=latest "$standin" cargo test --locked --workspace --test devices --test golden_flux --test encoders --test flux_on_gpu --test shared_rows
 step "$standin" cargo test --locked --workspace --test cli_cuda
