@@ -6,6 +6,7 @@
 use std::sync::{Arc, OnceLock};
 
 use dfdx::{shapes::Const, tensor::TensorFromVec};
+use prefgraph_nn::once::get_or_try_init;
 use prefgraph_ops::{
     Ctx, Nothing, OpError, Operator,
     operator::{InShapes, OutShapes},
@@ -110,13 +111,7 @@ impl Operator for Draw {
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (): ()) -> Result<(Self::Out, ()), OpError> {
-        let batch = match self.drawn.get() {
-            Some(batch) => batch.clone(),
-            None => {
-                let batch = self.draw(ctx)?;
-                self.drawn.get_or_init(|| batch).clone()
-            }
-        };
-        Ok((batch, ()))
+        let batch = get_or_try_init(&self.drawn, || self.draw(ctx))?;
+        Ok((batch.clone(), ()))
     }
 }

@@ -40,6 +40,7 @@
 //!  models      backbones built from layers
 //!  lora        what is trained; optim: how it is updated
 //!  autoencoders, text   pictures and prompts as the inputs of a backbone
+//!  once        values that are made when they are first asked for
 //!  size        sums and products of sizes that cannot overflow
 //!  sampling    schedules and solvers: from noise to latents
 //! ```
@@ -65,6 +66,7 @@ pub mod linears;
 pub mod lora;
 pub mod models;
 pub mod naming;
+pub mod once;
 pub mod optim;
 pub mod sampling;
 pub mod size;

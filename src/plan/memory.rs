@@ -83,8 +83,7 @@ pub(super) fn items(
         let effects = super::ahead::has_effects(node);
         let edges = graph.edges_from(id);
         for (port, slot) in slots.all(id).enumerate() {
-            let bytes =
-                |_: usize| variants.iter().map(|v| v.outputs[id.index()][port].bytes()).collect::<Box<[_]>>();
+            let bytes = || variants.iter().map(|v| v.outputs[id.index()][port].bytes()).collect::<Box<[_]>>();
             let readers = |tap| edges.iter().filter(move |(_, _, e)| e.port == port && e.tap == tap);
             let mut uses: Vec<TaskId> = std::iter::once(id.index()).chain(holder).collect();
             for (_, target, _) in readers(Tap::Value) {
@@ -96,7 +95,7 @@ pub(super) fn items(
             items.push(Item {
                 kind,
                 place,
-                bytes: bytes(0),
+                bytes: bytes(),
                 born: id.index(),
                 uses,
                 pinned: pinned[slot] || effects,
@@ -106,7 +105,7 @@ pub(super) fn items(
             for (_, target, _) in readers(Tap::Value).filter(|(index, ..)| gradient.along(*index)) {
                 let born = backward[target.index()].expect("a cotangent comes from a backward");
                 let uses = vec![own];
-                items.push(Item { kind: Kind::Other, place, bytes: bytes(0), born, uses, pinned: false });
+                items.push(Item { kind: Kind::Other, place, bytes: bytes(), born, uses, pinned: false });
             }
             if gradient.computes(slot) {
                 let readers = readers(Tap::Cotangent).map(|(_, target, _)| target.index());
@@ -114,7 +113,7 @@ pub(super) fn items(
                 items.push(Item {
                     kind: Kind::Cotangent(slot),
                     place,
-                    bytes: bytes(0),
+                    bytes: bytes(),
                     born: own,
                     uses,
                     pinned: false,

@@ -9,6 +9,7 @@ use crate::{
     error::Result,
     files::TensorView,
     layers::{Attention, Conv, Frozen, GroupNorm, Linear, Loading, Map, Packing},
+    once::get_or_try_init,
 };
 
 /// eps of every group norm of these networks.
@@ -60,14 +61,8 @@ impl<D: Device> Network<D> {
     }
 
     fn stages(&self, device: &D) -> Result<&[Stage<D>]> {
-        if let Some(stages) = self.stages.get() {
-            return Ok(stages);
-        }
-        // Not within `get_or_init`: packing uses the pool, and a thread of the pool that waits there may take up another run,
-        // which comes here, too. Two that come at once read the same values twice.
-        let stages =
-            self.steps.iter().map(|step| Stage::read(device, &self.source, step)).collect::<Result<_>>()?;
-        Ok(self.stages.get_or_init(|| stages))
+        let read = || self.steps.iter().map(|step| Stage::read(device, &self.source, step)).collect();
+        get_or_try_init(&self.stages, read).map(Vec::as_slice)
     }
 }
 

@@ -37,14 +37,6 @@ impl CudaVec {
         View::new(&self.buffer, self.len)
     }
 
-    /// Ask for work on the values, and wait until it is done.
-    fn work<T>(&self, work: impl FnOnce(&CudaQueue) -> Result<T>) -> Result<T> {
-        let queue = self.cuda.queue(Precision::F32)?;
-        let result = work(&queue)?;
-        queue.finish()?;
-        Ok(result)
-    }
-
     /// The buffer of other values that take part in an operation.
     fn partner<'a>(&self, other: &'a dyn Remote) -> Result<&'a CudaBuffer> {
         match Self::on(&self.cuda, other) {
@@ -61,6 +53,14 @@ impl CudaVec {
     }
 }
 
+/// Ask a GPU for work, and wait until it is done.
+fn work<T>(cuda: &Cuda, work: impl FnOnce(&CudaQueue) -> Result<T>) -> Result<T> {
+    let queue = cuda.queue(Precision::F32)?;
+    let result = work(&queue)?;
+    queue.finish()?;
+    Ok(result)
+}
+
 fn elsewhere() -> Error {
     Error::Internal("values of two devices in one operation".into())
 }
@@ -71,16 +71,16 @@ impl Remote for CudaVec {
     }
 
     fn read(&self) -> Result<Vec<f32>> {
-        self.work(|queue| queue.download(&self.buffer, 0, self.len))
+        work(&self.cuda, |queue| queue.download(&self.buffer, 0, self.len))
     }
 
     fn copy(&self) -> Result<Arc<dyn Remote>> {
-        let buffer = self.work(|queue| Ok(queue.copy(self.view(), self.len, Kind::Exact)))?;
+        let buffer = work(&self.cuda, |queue| Ok(queue.copy(self.view(), self.len, Kind::Exact)))?;
         Ok(Arc::new(Self::new(self.cuda.clone(), buffer, self.len)))
     }
 
     fn beside(&self, values: &[f32]) -> Result<Arc<dyn Remote>> {
-        let buffer = self.work(|queue| Ok(queue.upload(values, Kind::Exact)))?;
+        let buffer = work(&self.cuda, |queue| Ok(queue.upload(values, Kind::Exact)))?;
         Ok(Arc::new(Self::new(self.cuda.clone(), buffer, values.len())))
     }
 
@@ -93,25 +93,28 @@ impl Remote for CudaVec {
     }
 
     fn sum_of_squares(&self) -> Result<f64> {
-        self.work(|queue| queue.sum_of_squares(self.view(), self.len))
+        work(&self.cuda, |queue| queue.sum_of_squares(self.view(), self.len))
     }
 
     fn find_not_finite(&self) -> Result<Option<usize>> {
-        self.work(|queue| queue.find_not_finite(self.view(), self.len))
+        work(&self.cuda, |queue| queue.find_not_finite(self.view(), self.len))
     }
 
     fn add(&mut self, other: &dyn Remote) -> Result<()> {
-        let (cuda, len) = (self.cuda.clone(), self.len);
-        let other = View::new(self.partner(other)?, len);
-        let queue = cuda.queue(Precision::F32)?;
-        queue.add_into(other, &ViewMut::new(&mut self.buffer, len), len);
-        queue.finish()
+        let (other, len) = (self.partner(other)?, self.len);
+        let to = ViewMut::new(&mut self.buffer, len);
+        work(&self.cuda, |queue| {
+            queue.add_into(View::new(other, len), &to, len);
+            Ok(())
+        })
     }
 
     fn scale(&mut self, factor: f32) -> Result<()> {
-        let queue = self.cuda.queue(Precision::F32)?;
-        queue.scale(factor, ViewMut::new(&mut self.buffer, self.len), self.len);
-        queue.finish()
+        let to = ViewMut::new(&mut self.buffer, self.len);
+        work(&self.cuda, |queue| {
+            queue.scale(factor, to, self.len);
+            Ok(())
+        })
     }
 
     fn adamw(
@@ -121,10 +124,12 @@ impl Remote for CudaVec {
         gradient: &dyn Remote,
         [first, second]: [&mut dyn Remote; 2],
     ) -> Result<()> {
-        let queue = self.cuda.queue(Precision::F32)?;
         let (gradient, first, second) =
             (self.partner(gradient)?, self.partner_mut(first)?, self.partner_mut(second)?);
-        queue.adamw(settings, step, self.len, (&mut self.buffer, gradient), (first, second));
-        queue.finish()
+        let values = (&mut self.buffer, gradient);
+        work(&self.cuda, |queue| {
+            queue.adamw(settings, step, self.len, values, (first, second));
+            Ok(())
+        })
     }
 }

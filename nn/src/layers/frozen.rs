@@ -12,6 +12,7 @@ use crate::{
     error::Result,
     files::TensorView,
     lora::FrozenFactors,
+    once::get_or_try_init,
 };
 
 /// Where the packed form of a frozen matrix lives.
@@ -175,15 +176,7 @@ impl<D: Device> Frozen<D> {
             _ => &self.forward,
         };
         match self.loading.packing {
-            Packing::Resident => {
-                if let Some(packed) = resident.get() {
-                    return Ok(run(packed));
-                }
-                // Not `get_or_init`: packing uses the pool, and a thread of the pool that waits there may take up another
-                // pass, which comes here, too. Two that come at once pack the same values twice.
-                let packed = self.pack(direction)?;
-                Ok(run(resident.get_or_init(|| packed)))
-            }
+            Packing::Resident => get_or_try_init(resident, || self.pack(direction)).map(run),
             Packing::Streamed => match self.passing() {
                 Some(matrix) => queue.with_passing(&matrix, || self.pack(direction), run),
                 None => Ok(run(&self.pack(direction)?)),

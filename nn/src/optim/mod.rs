@@ -108,12 +108,21 @@ impl AdapterGrad {
     /// If the device of the values fails.
     pub fn clip(&mut self, cpu: &Cpu, limit: f64) -> Result<f64> {
         let norm = self.norm(cpu)?;
+        self.clip_known(cpu, norm, limit)?;
+        Ok(norm)
+    }
+
+    /// [`clip`](Self::clip) where the norm is known: it is not summed again.
+    ///
+    /// # Errors
+    /// If the device of the values fails.
+    pub fn clip_known(&mut self, cpu: &Cpu, norm: f64, limit: f64) -> Result<()> {
         // PyTorch's constant, which keeps a norm of zero from dividing by zero.
         let factor = limit / (norm + 1e-6);
         if factor < 1.0 {
             self.values.scale(cpu, factor as f32)?;
         }
-        Ok(norm)
+        Ok(())
     }
 }
 

@@ -11,6 +11,7 @@ use prefgraph_nn::{
     self as nn, Device, DeviceKind,
     autoencoders::{Autoencoder, Batch, Dct, KlAutoencoder, Posterior, TinyAutoencoder},
     cuda::Cuda,
+    once::get_or_try_init,
 };
 
 use crate::{
@@ -92,11 +93,7 @@ impl Coder {
     }
 
     fn on_gpu(&self) -> Result<&dyn Autoencoder<Cuda>, OpError> {
-        if let Some(opened) = self.gpu.get() {
-            return Ok(&**opened);
-        }
-        let opened = open(self.kind, &self.weights)?;
-        Ok(&**self.gpu.get_or_init(|| opened))
+        get_or_try_init(&self.gpu, || open(self.kind, &self.weights)).map(|opened| &**opened)
     }
 }
 

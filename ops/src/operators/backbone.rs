@@ -9,6 +9,7 @@ use prefgraph_nn::{
     self as nn, Backbone as _, DeviceKind, cpu,
     layers::{self, Loading},
     models::{self, FluxOptions, FluxUno, flux::Flux},
+    once::get_or_try_init,
 };
 use serde_json::json;
 
@@ -178,15 +179,9 @@ impl Operator for Backbone {
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (): Self::In) -> Result<(Self::Out, ()), OpError> {
-        let running = match self.running.get() {
-            Some(running) => running.clone(),
-            None => {
-                let opened = self.open(ctx)?;
-                self.running.get_or_init(|| opened).clone()
-            }
-        };
+        let running = get_or_try_init(&self.running, || self.open(ctx))?;
         running.load()?;
-        Ok(((BackboneHandle(running),), ()))
+        Ok(((BackboneHandle(running.clone()),), ()))
     }
 }
 

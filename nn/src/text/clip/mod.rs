@@ -27,6 +27,7 @@ use crate::{
     device::{Activation, Device, Kind, NormKind, Queue, Scores, View, ViewMut},
     error::{Error, Result},
     layers::{Attention, Linear, Norm, attention_flops},
+    once::get_or_try_init,
     size,
     tensor::Tensor,
 };
@@ -178,9 +179,10 @@ impl<D: Device> ClipEncoder<D> {
     }
 
     fn weights(&self, device: &D) -> Result<&Weights<D>> {
-        if let Some(weights) = self.weights.get() {
-            return Ok(weights);
-        }
+        get_or_try_init(&self.weights, || self.read(device))
+    }
+
+    fn read(&self, device: &D) -> Result<Weights<D>> {
         let norm = |name: &str| {
             let (width, eps) = (self.config.hidden_size, self.config.layer_norm_eps);
             self.source.norm(device, NormKind::Layer, name, width, eps)
@@ -199,8 +201,7 @@ impl<D: Device> ClipEncoder<D> {
             })
         };
         let blocks = (0..self.config.num_hidden_layers).map(block).collect::<Result<_>>()?;
-        let weights = Weights { blocks, norm: norm("final_layer_norm")? };
-        Ok(self.weights.get_or_init(|| weights))
+        Ok(Weights { blocks, norm: norm("final_layer_norm")? })
     }
 }
 

@@ -29,6 +29,7 @@ use crate::{
     device::{Activation, Device, Kind, NormKind, Queue, Scores, View, ViewMut},
     error::Result,
     layers::{Attention, Linear, Norm, attention_flops},
+    once::get_or_try_init,
     size,
     tensor::Tensor,
 };
@@ -181,9 +182,10 @@ impl<D: Device> T5Encoder<D> {
     }
 
     fn weights(&self, device: &D) -> Result<&Weights<D>> {
-        if let Some(weights) = self.weights.get() {
-            return Ok(weights);
-        }
+        get_or_try_init(&self.weights, || self.read(device))
+    }
+
+    fn read(&self, device: &D) -> Result<Weights<D>> {
         let (c, source) = (&self.config, &self.source);
         let (e, inner, m) = (c.d_model, c.num_heads * c.d_kv, c.d_ff);
         let norm = |name: &str| source.norm(device, NormKind::Rms, name, e, c.layer_norm_epsilon);
@@ -202,8 +204,7 @@ impl<D: Device> T5Encoder<D> {
             })
         };
         let blocks = (0..c.num_layers).map(block).collect::<Result<_>>()?;
-        let weights = Weights { blocks, norm: norm("encoder.final_layer_norm")? };
-        Ok(self.weights.get_or_init(|| weights))
+        Ok(Weights { blocks, norm: norm("encoder.final_layer_norm")? })
     }
 }
 

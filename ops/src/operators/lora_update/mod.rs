@@ -201,8 +201,12 @@ impl Operator for LoraUpdate {
                 sum.scale(ctx.cpu, 1.0 / count as f32)?;
             }
             let mut gradient = AdapterGrad { layout: adapter.layout.clone(), values: sum };
-            if self.0.max_grad_norm > 0.0 {
-                gradient.clip(ctx.cpu, self.0.max_grad_norm)?;
+            let limit = self.0.max_grad_norm;
+            if limit > 0.0 && count == 1 {
+                gradient.clip_known(ctx.cpu, norm, limit)?;
+            } else if limit > 0.0 {
+                // Dividing has rounded every value.
+                gradient.clip(ctx.cpu, limit)?;
             }
             let mut state = OptimizerState {
                 first_moment: moments.m,

@@ -10,6 +10,7 @@ use std::{
 use prefgraph_nn::{
     self as nn, Cpu, Device,
     cuda::Cuda,
+    once::get_or_try_init,
     text::{ClipEncoder, ClipTokenizer, T5Encoder, T5Tokenizer},
 };
 
@@ -142,16 +143,12 @@ impl ClipT5 {
     }
 
     fn on_gpu(&self) -> Result<&Encoders<Cuda>, OpError> {
-        if let Some(opened) = self.gpu.get() {
-            return Ok(opened);
-        }
         let path =
             |setting| self.paths.iter().find(|(name, _)| *name == setting).map(|(_, path)| path.as_path());
         let (Some(clip), Some(t5)) = (path("clip"), path("t5")) else {
             return Err(OpError::internal("encoders without paths"));
         };
-        let opened = Encoders::open(clip, t5)?;
-        Ok(self.gpu.get_or_init(|| opened))
+        get_or_try_init(&self.gpu, || Encoders::open(clip, t5))
     }
 
     /// Encode prompts; equal ones once.
