@@ -6,15 +6,17 @@
 mod case;
 #[path = "golden/faint.rs"]
 mod faint;
+#[path = "golden/image_tokens.rs"]
+mod image_tokens;
 #[path = "golden/training.rs"]
 mod training;
 
-use case::{Case, assert_near, by_sample, cases, relative, whole_references};
+use case::{Case, Network, assert_near, by_sample, cases, relative, whole_references};
 use prefgraph_nn::{Backbone, Cpu, Probe, backbone::Scoring, device::Precision};
 
 #[test]
 fn a_pass_of_the_frozen_base_gives_the_tokens_scores_and_prediction_of_the_reference() {
-    for case in cases() {
+    for case in cases(Network::Flux) {
         for (device, model) in case.on_every_device() {
             follows_the_reference(&case, &device, &*model);
         }
@@ -27,7 +29,7 @@ fn follows_the_reference(case: &Case, device: &str, model: &dyn Backbone) {
     let inputs = case.inputs(&values, "", &["x_t"]);
     let blocks = 0..model.layout().blocks;
     let masks = whole_references(&inputs);
-    let scoring = Scoring { blocks: blocks.clone(), samples: inputs.t.len(), masks: &masks };
+    let scoring = Scoring { blocks: blocks.clone(), cells: None, samples: inputs.t.len(), masks: &masks };
     let probe = Probe { scores: Some(scoring), tokens: blocks.clone() };
     let found = model.predict(&inputs, None, &probe).unwrap();
     assert_eq!(found.tokens.len(), blocks.len());
@@ -57,7 +59,7 @@ fn follows_the_reference(case: &Case, device: &str, model: &dyn Backbone) {
 
 #[test]
 fn a_prediction_does_not_depend_on_the_threads_on_the_probe_or_on_an_adapter_whose_b_is_zero() {
-    for case in cases() {
+    for case in cases(Network::Flux) {
         let values = case.file("forward.safetensors");
         let inputs = case.inputs(&values, "", &["x_t"]);
         let [one, three] =
@@ -80,7 +82,7 @@ fn a_prediction_does_not_depend_on_the_threads_on_the_probe_or_on_an_adapter_who
 
 #[test]
 fn in_bf16_a_pass_and_its_gradient_stay_near_the_reference() {
-    for case in cases() {
+    for case in cases(Network::Flux) {
         let values = case.file("forward.safetensors");
         let inputs = case.inputs(&values, "", &["x_t"]);
         let expected = values.read("pred").unwrap();
@@ -104,14 +106,14 @@ fn in_bf16_a_pass_and_its_gradient_stay_near_the_reference() {
 
 #[test]
 fn supervised_training_follows_the_reference_run() {
-    for case in cases() {
+    for case in cases(Network::Flux) {
         training::follow(&case, "train_sft.safetensors", training::Objective::Supervised);
     }
 }
 
 #[test]
 fn preference_training_follows_the_reference_run() {
-    for case in cases() {
+    for case in cases(Network::Flux) {
         training::follow(&case, "train_diffusion_dpo.safetensors", training::Objective::Preference);
     }
 }

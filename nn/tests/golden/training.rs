@@ -9,10 +9,11 @@ use prefgraph_nn::{
     backbone::Latents,
     files::TensorFiles,
     optim::{AdamW, OptimizerState},
+    sampling::scaled_linear,
 };
 
 use crate::{
-    case::{Case, assert_near, relative},
+    case::{Case, Network, assert_near, relative},
     faint::Faint,
 };
 
@@ -117,13 +118,20 @@ impl Step {
             Objective::Preference => &["x0_w", "x0_l"],
         };
         let mut inputs = case.inputs(batches, prefix, sides);
+        let kept = scaled_linear::kept();
         let eps = batches.read(&format!("{prefix}eps")).unwrap().repeat(sides.len());
         let each = eps.len() / inputs.t.len();
         let mut targets = inputs.x_t.values().to_vec();
         for (i, (x, target)) in inputs.x_t.values_mut().iter_mut().zip(&mut targets).enumerate() {
-            let sigma = inputs.t[i / each];
+            let t = inputs.t[i / each];
+            if case.network == Network::UNet {
+                let kept = kept[t as usize];
+                *target = eps[i];
+                *x = (kept.sqrt() * f64::from(*x) + (1.0 - kept).sqrt() * f64::from(eps[i])) as f32;
+                continue;
+            }
             *target = eps[i] - *x;
-            *x = (1.0 - sigma) * *x + sigma * eps[i];
+            *x = (1.0 - t) * *x + t * eps[i];
         }
         Self { inputs, targets }
     }

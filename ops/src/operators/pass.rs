@@ -172,6 +172,8 @@ impl Conditions<'_> {
             pooled: nn::Tensor::new(ctx.cpu, (rows, pooled_width), repeated(self.pooled.as_vec(), times))?,
             references: references.collect::<Result<_, _>>()?,
             guidance: self.guidance.map(|g| g as f32),
+            sizes: Vec::new(),
+            image_tokens: None,
             x_t,
         })
     }
