@@ -21,7 +21,7 @@ use prefgraph_nn::{
     },
 };
 
-use crate::image_tokens::image_tokens;
+use crate::image_tokens::{ADAPTED, ImageTokens, image_tokens};
 
 /// Which network a case is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,7 +165,7 @@ impl Case {
         let (text_shape, text) = tensor("prompt_embeds");
         let (pooled_shape, pooled) = tensor("pooled");
         let image_tokens = (self.network == Network::UNet).then(|| {
-            let tokens = image_tokens(&self.file("ip-adapter-plus_sdxl.safetensors"), file, prefix);
+            let tokens = self.image_tokens(None, file, prefix);
             Tensor::new(&device, (shape[0], tokens.count, tokens.width), tokens.values.repeat(times)).unwrap()
         });
         let sizes =
@@ -196,6 +196,11 @@ impl Case {
         }
     }
 
+    /// Image tokens of the frozen resampler, or as a run begins that adapts it.
+    pub fn image_tokens(&self, run: Option<&TensorFiles>, file: &TensorFiles, prefix: &str) -> ImageTokens {
+        image_tokens(&self.file("ip-adapter-plus_sdxl.safetensors"), run, file, prefix)
+    }
+
     /// The layout that the case's targets name.
     pub fn adapter_layout(&self, model: &dyn Backbone) -> Arc<AdapterLayout> {
         let (layout, _) = AdapterLayout::matching(
@@ -213,7 +218,8 @@ impl Case {
         let names = layout.modules.iter().flat_map(|m| {
             [format!("{prefix}{}.lora_A.weight", m.name), format!("{prefix}{}.lora_B.weight", m.name)]
         });
-        let count = file.names().filter(|n| n.starts_with(prefix)).count();
+        let of_model = |n: &&str| n.strip_prefix(prefix).is_some_and(|n| !n.starts_with(ADAPTED));
+        let count = file.names().filter(of_model).count();
         assert_eq!(count, 2 * layout.modules.len(), "factors of {prefix} that no module of the model takes");
         names.flat_map(|name| file.read(&name).unwrap()).collect()
     }
