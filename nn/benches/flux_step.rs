@@ -160,6 +160,8 @@ fn main() {
         pooled: Tensor::new(&device, (n, size.pooled), numbers.values(n * size.pooled, 1.7)).unwrap(),
         references: vec![reference],
         guidance: None,
+        sizes: Vec::new(),
+        image_tokens: None,
     };
     let targets: Vec<String> =
         model.layout().linears.iter().map(|l| l.name.clone()).filter(|n| !n.contains("norm")).collect();
@@ -184,7 +186,8 @@ fn main() {
     // As a graph with focus masks scores the winners.
     let tokens = n * (size.reference / 2) * (size.reference / 2);
     let masks = [vec![1.0; tokens]];
-    let scoring = Scoring { blocks: 0..model.layout().blocks, samples: size.pairs, masks: &masks };
+    let scoring =
+        Scoring { blocks: 0..model.layout().blocks, cells: None, samples: size.pairs, masks: &masks };
     let looks = Probe { scores: Some(scoring), ..Probe::NOTHING };
 
     const STEPS: usize = 9;

@@ -1,7 +1,7 @@
 //! The interface of a frozen denoiser.
 //!
 //! Shape letters: `N` batch, `B` samples of text, `C` latent channels, `H` `W` latent grid, `L` text tokens, `E` text width,
-//! `P` pooled width, `T` image tokens of the target and of every reference, `D` width of the stream.
+//! `P` pooled width, `T` image tokens of the target and of every reference, `D` width of the stream, `K` image tokens of a prompt.
 
 use std::{any::Any, ops::Range};
 
@@ -51,6 +51,10 @@ pub struct BackboneLayout {
     pub time: Time,
     /// Does it take a guidance value?
     pub guidance: bool,
+    /// Does it take the sizes and crops of pictures?
+    pub sizes: bool,
+    /// Does it take image tokens, `E` wide, beside the text?
+    pub image_tokens: bool,
     /// The linears an adapter may have factors for, and their names in files.
     pub linears: Linears,
     /// Number of frozen parameters.
@@ -80,6 +84,11 @@ pub struct Inputs {
     pub references: Vec<Latents>,
     /// Guidance value where the model takes one.
     pub guidance: Option<f32>,
+    /// What each sample's picture is said to be where the model takes sizes, else nothing: its height and width before it was
+    /// scaled, rows and columns that were cropped above and left, and the height and width that are wanted.
+    pub sizes: Vec<[f32; 6]>,
+    /// Image tokens of all references, one reference after the other, `[N, K, E]`, where the model takes them.
+    pub image_tokens: Option<Tensor<(usize, usize, usize)>>,
 }
 
 /// What is asked of the image tokens after blocks, while a pass runs. Tokens that nobody asks about are not computed where a
@@ -93,10 +102,15 @@ pub struct Probe<'a> {
 }
 
 /// Which cosines are wanted between the mean of a reference's tokens and each target token.
+///
+/// In a U-Net, which has no references among its tokens, blocks are its cross-attentions, in the order of a pass: a reference is its
+/// share of the image tokens, as keys, and a target token a latent cell, with the query of the pixel that covers it.
 #[derive(Clone, Debug)]
 pub struct Scoring<'a> {
     /// After which blocks; the answer is the mean over them.
     pub blocks: Range<usize>,
+    /// Of these blocks only those whose pixels are so many latent cells wide, in a U-Net; all where nothing is said.
+    pub cells: Option<usize>,
     /// Of how many samples, the first ones.
     pub samples: usize,
     /// For each reference the weights of its tokens in the mean, sample after sample.
@@ -130,9 +144,9 @@ pub struct Prediction {
 pub struct BlockTokens {
     /// Number of the block, from zero, over all kinds of blocks.
     pub block: usize,
-    /// The target's tokens of all samples, `[N, tokens, D]`.
+    /// The target's tokens of all samples, `[N, tokens, D]`; in a U-Net the queries of a cross-attention.
     pub targets: Vec<f32>,
-    /// The references' tokens of all samples, `[N, tokens of all references, D]`.
+    /// The references' tokens of all samples, `[N, tokens of all references, D]`; in a U-Net the keys of the image tokens.
     pub references: Vec<f32>,
 }
 

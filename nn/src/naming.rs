@@ -10,7 +10,7 @@
 //! single_blocks.3.linear1       single_transformer_blocks.3.attn.to_q, .to_k, .to_v, .proj_mlp
 //! ```
 
-use std::{cmp::Ordering, fmt, ops::Range};
+use std::{borrow::Cow, cmp::Ordering, fmt, ops::Range};
 
 /// The table of a network's names.
 #[derive(Debug)]
@@ -124,7 +124,9 @@ impl Names {
         of: impl Fn(&Stack) -> &'static str,
     ) -> Option<(usize, usize, &'n str)> {
         self.stacks.iter().enumerate().find_map(|(number, stack)| {
-            let (block, rest) = name.strip_prefix(of(stack))?.strip_prefix(dot)?.split_once(dot)?;
+            let stem = of(stack);
+            let stem = if dot == '.' { Cow::Borrowed(stem) } else { Cow::Owned(stem.replace('.', "_")) };
+            let (block, rest) = name.strip_prefix(&*stem)?.strip_prefix(dot)?.split_once(dot)?;
             Some((number, block_number(block)?, rest))
         })
     }

@@ -29,6 +29,8 @@ fn inputs(cpu: &Cpu) -> Inputs {
         pooled: Tensor::new(cpu, (1, 32), numbers(32, 3, 1.0)).unwrap(),
         references: vec![latents(8, 8, 4)],
         guidance: None,
+        sizes: Vec::new(),
+        image_tokens: None,
     }
 }
 

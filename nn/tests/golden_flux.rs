@@ -2,19 +2,23 @@
 //!
 //! `PREFGRAPH_FIXTURES` points at a folder of cases; without it those of the project's own `tests/fixtures` are run.
 
+#[allow(dead_code, reason = "what only the U-Net's tests use")]
 #[path = "golden/case.rs"]
 mod case;
 #[path = "golden/faint.rs"]
 mod faint;
+#[path = "golden/image_tokens.rs"]
+mod image_tokens;
+#[allow(dead_code, reason = "what only the U-Net's tests use")]
 #[path = "golden/training.rs"]
 mod training;
 
-use case::{Case, assert_near, by_sample, cases, relative, whole_references};
+use case::{Case, Network, assert_near, by_sample, cases, relative, whole_references};
 use prefgraph_nn::{Backbone, Cpu, Probe, backbone::Scoring, device::Precision};
 
 #[test]
 fn a_pass_of_the_frozen_base_gives_the_tokens_scores_and_prediction_of_the_reference() {
-    for case in cases() {
+    for case in cases(Network::Flux) {
         for (device, model) in case.on_every_device() {
             follows_the_reference(&case, &device, &*model);
         }
@@ -27,7 +31,7 @@ fn follows_the_reference(case: &Case, device: &str, model: &dyn Backbone) {
     let inputs = case.inputs(&values, "", &["x_t"]);
     let blocks = 0..model.layout().blocks;
     let masks = whole_references(&inputs);
-    let scoring = Scoring { blocks: blocks.clone(), samples: inputs.t.len(), masks: &masks };
+    let scoring = Scoring { blocks: blocks.clone(), cells: None, samples: inputs.t.len(), masks: &masks };
     let probe = Probe { scores: Some(scoring), tokens: blocks.clone() };
     let found = model.predict(&inputs, None, &probe).unwrap();
     assert_eq!(found.tokens.len(), blocks.len());
@@ -57,7 +61,7 @@ fn follows_the_reference(case: &Case, device: &str, model: &dyn Backbone) {
 
 #[test]
 fn a_prediction_does_not_depend_on_the_threads_on_the_probe_or_on_an_adapter_whose_b_is_zero() {
-    for case in cases() {
+    for case in cases(Network::Flux) {
         let values = case.file("forward.safetensors");
         let inputs = case.inputs(&values, "", &["x_t"]);
         let [one, three] =
@@ -80,7 +84,7 @@ fn a_prediction_does_not_depend_on_the_threads_on_the_probe_or_on_an_adapter_who
 
 #[test]
 fn in_bf16_a_pass_and_its_gradient_stay_near_the_reference() {
-    for case in cases() {
+    for case in cases(Network::Flux) {
         let values = case.file("forward.safetensors");
         let inputs = case.inputs(&values, "", &["x_t"]);
         let expected = values.read("pred").unwrap();
@@ -92,10 +96,9 @@ fn in_bf16_a_pass_and_its_gradient_stay_near_the_reference() {
             // A rounding to bf16 is off by at most 4e-3, and activations are rounded after every operation on a GPU.
             assert!(off > 1e-5 && off < 2e-2, "{of}: prediction off by {off:e}");
             let objective = training::Objective::Supervised;
-            let Some(off) = training::first_gradient(&case, "train_sft.safetensors", objective, &*model)
-            else {
-                continue;
-            };
+            let name = "train_sft.safetensors";
+            let Some(step) = training::first_step(&case, name, objective, &*model) else { continue };
+            let off = step.gradient_off;
             eprintln!("{of}: first gradient off by {off:.1e}");
             assert!(off > 1e-5 && off < 5e-2, "{of}: first gradient off by {off:e}");
         }
@@ -104,14 +107,14 @@ fn in_bf16_a_pass_and_its_gradient_stay_near_the_reference() {
 
 #[test]
 fn supervised_training_follows_the_reference_run() {
-    for case in cases() {
+    for case in cases(Network::Flux) {
         training::follow(&case, "train_sft.safetensors", training::Objective::Supervised);
     }
 }
 
 #[test]
 fn preference_training_follows_the_reference_run() {
-    for case in cases() {
+    for case in cases(Network::Flux) {
         training::follow(&case, "train_diffusion_dpo.safetensors", training::Objective::Preference);
     }
 }

@@ -99,6 +99,8 @@ fn prediction<D: Device>(model: &Flux<D>) -> Vec<f32> {
         pooled: Tensor::new(&cpu, (1, 32), values(32)).expect("as many values as axes say"),
         references: vec![latents(2)],
         guidance: None,
+        sizes: Vec::new(),
+        image_tokens: None,
     };
     model.predict(&inputs, None, &Probe::NOTHING).expect("a pass").latents.into_values()
 }

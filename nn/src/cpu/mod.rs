@@ -19,6 +19,7 @@ mod activation;
 mod attention;
 mod buffers;
 mod copy;
+mod gated_gelu;
 mod gemm;
 mod gemm_tn;
 mod heads;
@@ -29,6 +30,7 @@ mod memory;
 mod micro;
 mod norm;
 mod norm_weighted;
+mod norm_weighted_backward;
 mod optimizer;
 mod packed;
 #[cfg(target_arch = "x86_64")]
@@ -52,6 +54,7 @@ pub use attention::{
 };
 pub use buffers::{Buffer, Buffers};
 pub use copy::{copy, copy_tokens};
+pub use gated_gelu::{gated_gelu, gated_gelu_backward};
 pub use gemm::{Extra, Gemm, gemm};
 pub use gemm_tn::{GemmTn, gemm_tn};
 pub use heads::{NormRotary, split_heads, split_heads_backward};
@@ -59,16 +62,17 @@ pub use isa::Isa;
 pub use memory::Memory;
 pub use norm::{ModulationGrad, norm_modulate, norm_modulate_backward};
 pub use norm_weighted::{GroupNorm, group_norm, layer_norm, rms_norm};
+pub use norm_weighted_backward::{group_norm_backward, layer_norm_backward, rms_norm_backward};
 pub use optimizer::{adamw, sum_of_squares};
 pub use packed::Packed;
 pub use pointwise::{
-    GateGrad, SubMatrix, add_scaled, gated_add, gated_add_backward, gelu, gelu_backward, scale, silu,
-    silu_backward,
+    GateGrad, SubMatrix, add_scaled, add_to_tokens, gated_add, gated_add_backward, gelu, gelu_backward,
+    scale, silu, silu_backward,
 };
 pub use queue::CpuQueue;
 pub use scores::{cosine_scores, masked_mean};
 pub use softmax::softmax;
-pub use windows::windows;
+pub use windows::{windows, windows_backward};
 
 /// Is this thread a worker of a pool, which runs what other threads wait for?
 pub fn is_worker() -> bool {

@@ -15,22 +15,26 @@ use rayon::{
 use super::Cpu;
 
 /// Values in a task: enough to be worth a thread, few enough for every thread to have several.
-const TASK: usize = 1 << 15;
+pub(super) const TASK: usize = 1 << 15;
 /// Rows whose sums are added before those of the next block.
-const BLOCK_ROWS: usize = 256;
+pub(super) const BLOCK_ROWS: usize = 256;
 /// Values that go through an activation at once: they stay in the first cache.
-const CHUNK: usize = 2048;
+pub(super) const CHUNK: usize = 2048;
+
+/// What is taken off the values of a row or a group, and what they are multiplied by then.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moments {
+    pub mean: f64,
+    /// 1 / deviation.
+    pub inverse: f64,
+}
 
 /// `out = (x - mean) / deviation * weight + bias`, row by row; `x` and `out` are `[M, D]`.
 ///
 /// # Panics
 /// If the slices do not fit each other.
 pub fn layer_norm(device: &Cpu, x: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f64, out: &mut [f32]) {
-    by_rows(device, x, (weight, bias), out, |x| {
-        let mean = x.iter().map(|v| f64::from(*v)).sum::<f64>() / x.len() as f64;
-        let variance = x.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / x.len() as f64;
-        (mean as f32, (1.0 / (variance + eps).sqrt()) as f32)
-    });
+    by_rows(device, x, (weight, bias), out, |x| layer_moments(x, eps));
 }
 
 /// `out = x / root of the mean square * weight + bias`, row by row; `x` and `out` are `[M, D]`.
@@ -38,10 +42,20 @@ pub fn layer_norm(device: &Cpu, x: &[f32], weight: &[f32], bias: Option<&[f32]>,
 /// # Panics
 /// If the slices do not fit each other.
 pub fn rms_norm(device: &Cpu, x: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f64, out: &mut [f32]) {
-    by_rows(device, x, (weight, bias), out, |x| {
-        let square = x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / x.len() as f64;
-        (0.0, (1.0 / (square + eps).sqrt()) as f32)
-    });
+    by_rows(device, x, (weight, bias), out, |x| rms_moments(x, eps));
+}
+
+/// Those of a row in a layer norm.
+pub(super) fn layer_moments(x: &[f32], eps: f64) -> Moments {
+    let mean = x.iter().map(|v| f64::from(*v)).sum::<f64>() / x.len() as f64;
+    let variance = x.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / x.len() as f64;
+    Moments { mean, inverse: 1.0 / (variance + eps).sqrt() }
+}
+
+/// Those of a row in an RMS norm.
+pub(super) fn rms_moments(x: &[f32], eps: f64) -> Moments {
+    let square = x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / x.len() as f64;
+    Moments { mean: 0.0, inverse: 1.0 / (square + eps).sqrt() }
 }
 
 /// The sizes of a [`group_norm`] and its weights.
@@ -59,21 +73,33 @@ pub struct GroupNorm<'a> {
     pub silu: bool,
 }
 
+impl GroupNorm<'_> {
+    /// # Panics
+    /// If weights, groups and the values of a picture do not fit each other.
+    pub(super) fn check(&self, x: &[f32]) {
+        let (width, groups) = (self.weight.len(), self.groups);
+        assert!(
+            self.bias.len() == width && width.is_multiple_of(groups),
+            "{groups} groups of {width} channels"
+        );
+        assert!(x.len().is_multiple_of(width), "{} values in rows of {width}", x.len());
+    }
+}
+
 /// Group norm of one picture `[M, D]`, channels last: every group of D / G channels has one mean and one variance over all
 /// rows.
 ///
 /// # Panics
 /// If the slices do not fit each other, or G does not divide D.
 pub fn group_norm(device: &Cpu, x: &[f32], norm: GroupNorm<'_>, out: &mut [f32]) {
-    let GroupNorm { groups, weight, bias, silu, .. } = norm;
+    let GroupNorm { groups, weight, silu, eps, .. } = norm;
     let width = weight.len();
-    assert!(bias.len() == width && width.is_multiple_of(groups), "{groups} groups of {width} channels");
-    assert!(x.len().is_multiple_of(width), "{} values in rows of {width}", x.len());
+    norm.check(x);
     assert_eq!(x.len(), out.len(), "values before and after a norm");
     if x.is_empty() {
         return;
     }
-    let (scale, shift) = group_factors(device, x, norm);
+    let (scale, shift) = factors(&group_moments(device, x, groups, width, eps), &norm);
     let apply = |from: &[f32], to: &mut [f32]| {
         for (to, from) in to.chunks_exact_mut(width).zip(from.chunks_exact(width)) {
             for (((to, x), scale), shift) in to.iter_mut().zip(from).zip(&scale).zip(&shift) {
@@ -97,9 +123,8 @@ pub fn group_norm(device: &Cpu, x: &[f32], norm: GroupNorm<'_>, out: &mut [f32])
     });
 }
 
-/// What each channel is multiplied by, and what is added then.
-fn group_factors(device: &Cpu, x: &[f32], norm: GroupNorm<'_>) -> (Vec<f32>, Vec<f32>) {
-    let width = norm.weight.len();
+/// Those of each group of a picture.
+pub(super) fn group_moments(device: &Cpu, x: &[f32], groups: usize, width: usize, eps: f64) -> Vec<Moments> {
     let blocks: Vec<Vec<[f64; 2]>> = device.pool().install(|| {
         x.par_chunks(BLOCK_ROWS * width)
             .map(|rows| {
@@ -120,13 +145,21 @@ fn group_factors(device: &Cpu, x: &[f32], norm: GroupNorm<'_>) -> (Vec<f32>, Vec
             *sum = [sum[0] + part[0], sum[1] + part[1]];
         }
     }
-    let each = width / norm.groups;
-    let count = (x.len() / norm.groups) as f64;
-    let (mut scale, mut shift) = (Vec::with_capacity(width), Vec::with_capacity(width));
-    for (group, sums) in sums.chunks_exact(each).enumerate() {
+    let count = (x.len() / groups) as f64;
+    let of_group = |sums: &[[f64; 2]]| {
         let mean = sums.iter().map(|s| s[0]).sum::<f64>() / count;
         let square = sums.iter().map(|s| s[1]).sum::<f64>() / count;
-        let inverse = 1.0 / ((square - mean * mean).max(0.0) + norm.eps).sqrt();
+        Moments { mean, inverse: 1.0 / ((square - mean * mean).max(0.0) + eps).sqrt() }
+    };
+    sums.chunks_exact(width / groups).map(of_group).collect()
+}
+
+/// What each channel is multiplied by, and what is added then.
+pub(super) fn factors(moments: &[Moments], norm: &GroupNorm<'_>) -> (Vec<f32>, Vec<f32>) {
+    let width = norm.weight.len();
+    let each = width / norm.groups;
+    let (mut scale, mut shift) = (Vec::with_capacity(width), Vec::with_capacity(width));
+    for (group, Moments { mean, inverse }) in moments.iter().enumerate() {
         for c in group * each..(group + 1) * each {
             let factor = inverse * f64::from(norm.weight[c]);
             scale.push(factor as f32);
@@ -142,7 +175,7 @@ fn by_rows(
     x: &[f32],
     (weight, bias): (&[f32], Option<&[f32]>),
     out: &mut [f32],
-    moments: impl Fn(&[f32]) -> (f32, f32) + Sync,
+    moments: impl Fn(&[f32]) -> Moments + Sync,
 ) {
     let width = weight.len();
     assert!(bias.is_none_or(|bias| bias.len() == width), "weight and bias of a norm");
@@ -152,7 +185,8 @@ fn by_rows(
     device.pool().install(|| {
         x.par_chunks(each).zip(out.par_chunks_mut(each)).for_each(|(x, out)| {
             for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-                let (mean, scale) = moments(x);
+                let Moments { mean, inverse } = moments(x);
+                let (mean, scale) = (mean as f32, inverse as f32);
                 for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
                     *out = (x - mean) * scale * weight;
                 }

@@ -138,6 +138,18 @@ pub fn add_scaled(cpu: &Cpu, a: f32, x: &[f32], y: &mut [f32]) {
     sweep_flat(cpu, AddScaled(a), [x], [y]);
 }
 
+/// `x[b, t] += v[b]`; `x`: `[B, T, D]`, `v`: `[B, D]` with a row stride.
+///
+/// # Panics
+/// If a slice is too short for its shape.
+pub fn add_to_tokens(cpu: &Cpu, rows: TokenRows, (v, stride): (&[f32], usize), x: &mut [f32]) {
+    let (count, d) = (rows.batch * rows.tokens, rows.width);
+    check_matrix("x", x.len(), count, d, d);
+    check_matrix("v", v.len(), rows.batch, d, stride);
+    let v = SweepInput::Rows { values: v, stride, each: rows.tokens };
+    sweep(cpu, AddScaled(1.0), count, d, [v], [Output::rows(x, d)]);
+}
+
 /// `x *= a`.
 pub fn scale(cpu: &Cpu, a: f32, x: &mut [f32]) {
     sweep_flat(cpu, Scale(a), [], [x]);

@@ -5,9 +5,9 @@ use crate::{
     cpu,
     device::{
         Activation, Attention, AttentionBackward, CopyTokens, Device, DeviceVec, Direction, GateGrad, Gemm,
-        GemmTn, GroupNorm, HeadLayout, Kind, Matrix, Merge, Norm, NormKind, NormModulate,
-        NormModulateBackward, NormRotary, Precision, Queue, Scores, TokenRows, Values, View, ViewMut,
-        Windows,
+        GemmTn, GroupNorm, GroupNormBackward, HeadLayout, Kind, Matrix, Merge, Norm, NormBackward, NormKind,
+        NormModulate, NormModulateBackward, NormRotary, Precision, Queue, Scores, TokenRows, Values, View,
+        ViewMut, Windows, WindowsBackward,
     },
     error::Result,
 };
@@ -349,6 +349,31 @@ impl Queue<Cpu> for CpuQueue {
         cpu::group_norm(&self.cpu, &x.values()[..rows * width], norm, &mut y.values()[..rows * width]);
     }
 
+    fn norm_backward(&self, call: NormBackward<'_, Cpu>) {
+        let NormBackward { rows, width, kind, eps, x, weight, dy, dx } = call;
+        let norm = match kind {
+            NormKind::Layer => cpu::layer_norm_backward,
+            NormKind::Rms => cpu::rms_norm_backward,
+        };
+        let len = rows * width;
+        norm(
+            &self.cpu,
+            &x.values()[..len],
+            &weight[..width],
+            eps,
+            &dy.values()[..len],
+            &mut dx.values()[..len],
+        );
+    }
+
+    fn group_norm_backward(&self, call: GroupNormBackward<'_, Cpu>) {
+        let GroupNormBackward { rows, width, groups, eps, silu, x, weight, bias, dy, dx } = call;
+        let (norm, len) =
+            (cpu::GroupNorm { groups, weight: &weight[..width], bias, eps, silu }, rows * width);
+        let (x, dy) = (&x.values()[..len], &dy.values()[..len]);
+        cpu::group_norm_backward(&self.cpu, x, norm, dy, &mut dx.values()[..len]);
+    }
+
     fn activate(&self, f: Activation, (rows, width): (usize, usize), x: View<'_, Cpu>, y: ViewMut<'_, Cpu>) {
         let stride = y.stride;
         let window = cpu::SubMatrix { rows, width };
@@ -364,6 +389,35 @@ impl Queue<Cpu> for CpuQueue {
     fn windows(&self, call: Windows<'_, Cpu>) {
         let Windows { window, size, channels, pixels, x, out } = call;
         cpu::windows(&self.cpu, window, size, channels, pixels, x.values(), out.values());
+    }
+
+    fn windows_backward(&self, call: WindowsBackward<'_, Cpu>) {
+        let WindowsBackward { window, size, channels, pixels, dy, dx, accumulate } = call;
+        let (dy, dx) = (dy.values(), dx.values());
+        cpu::windows_backward(&self.cpu, window, size, channels, pixels, dy, dx, accumulate);
+    }
+
+    fn add_to_tokens(&self, rows: TokenRows, v: View<'_, Cpu>, x: ViewMut<'_, Cpu>) {
+        cpu::add_to_tokens(&self.cpu, rows, (v.values(), v.stride), x.values());
+    }
+
+    fn gated_gelu(&self, (rows, width): (usize, usize), x: View<'_, Cpu>, y: ViewMut<'_, Cpu>) {
+        let stride = y.stride;
+        let window = cpu::SubMatrix { rows, width };
+        cpu::gated_gelu(&self.cpu, window, (x.values(), x.stride), (y.values(), stride));
+    }
+
+    fn gated_gelu_backward(
+        &self,
+        (rows, width): (usize, usize),
+        x: View<'_, Cpu>,
+        dy: View<'_, Cpu>,
+        dx: ViewMut<'_, Cpu>,
+    ) {
+        let stride = dx.stride;
+        let window = cpu::SubMatrix { rows, width };
+        let (x, dy) = ((x.values(), x.stride), (dy.values(), dy.stride));
+        cpu::gated_gelu_backward(&self.cpu, window, x, dy, (dx.values(), stride));
     }
 
     fn gelu_backward(

@@ -30,11 +30,11 @@ pub use calls::{
     ModulationGrad, NormModulate, NormModulateBackward, NormRotary, Scores, TokenRows,
 };
 pub use matrix::{Matrix, Passing, Values};
-pub use norms::{GroupNorm, Norm, NormKind};
+pub use norms::{GroupNorm, GroupNormBackward, Norm, NormBackward, NormKind};
 pub use queue::Queue;
 pub use vec::{DeviceVec, Remote};
 pub use view::{View, ViewMut};
-pub use windows::{ConvWindow, Windows};
+pub use windows::{ConvWindow, Windows, WindowsBackward};
 
 use crate::error::Result;
 

@@ -61,3 +61,49 @@ pub struct GroupNorm<'a, D: Device> {
     /// `[M, D]`.
     pub y: ViewMut<'a, D>,
 }
+
+/// Backward of a [`Norm`]: the cotangent of `x`. Means and deviations are found again.
+#[derive(Debug)]
+pub struct NormBackward<'a, D: Device> {
+    /// M.
+    pub rows: usize,
+    /// D.
+    pub width: usize,
+    /// What the norm does to a row.
+    pub kind: NormKind,
+    /// Added to the variance or to the mean of squares.
+    pub eps: f64,
+    /// `[M, D]`.
+    pub x: View<'a, D>,
+    /// `[D]`.
+    pub weight: &'a D::Buffer,
+    /// `[M, D]`.
+    pub dy: View<'a, D>,
+    /// `[M, D]`, added to.
+    pub dx: ViewMut<'a, D>,
+}
+
+/// Backward of a [`GroupNorm`] of one picture: the cotangent of `x`. Means and deviations are found again.
+#[derive(Debug)]
+pub struct GroupNormBackward<'a, D: Device> {
+    /// M.
+    pub rows: usize,
+    /// D.
+    pub width: usize,
+    /// G, which divides D.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f64,
+    /// Whether SiLU follows the norm.
+    pub silu: bool,
+    /// `[M, D]`.
+    pub x: View<'a, D>,
+    /// `[D]`.
+    pub weight: &'a D::Buffer,
+    /// `[D]`.
+    pub bias: &'a D::Buffer,
+    /// `[M, D]`.
+    pub dy: View<'a, D>,
+    /// `[M, D]`, overwritten.
+    pub dx: ViewMut<'a, D>,
+}

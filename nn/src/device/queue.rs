@@ -4,8 +4,8 @@ use std::fmt;
 
 use super::{
     Activation, Attention, AttentionBackward, CopyTokens, Device, DeviceVec, Direction, GateGrad, Gemm,
-    GemmTn, GroupNorm, HeadLayout, Kind, Norm, NormModulate, NormModulateBackward, NormRotary, Passing,
-    TokenRows, View, ViewMut, Windows,
+    GemmTn, GroupNorm, GroupNormBackward, HeadLayout, Kind, Norm, NormBackward, NormModulate,
+    NormModulateBackward, NormRotary, Passing, TokenRows, View, ViewMut, Windows, WindowsBackward,
 };
 use crate::error::Result;
 
@@ -155,8 +155,14 @@ pub trait Queue<D: Device<Queue = Self>>: fmt::Debug + Send + Sync + Sized + 'st
     /// A norm of rows with its own weights.
     fn norm(&self, call: Norm<'_, D>);
 
+    /// Its backward.
+    fn norm_backward(&self, call: NormBackward<'_, D>);
+
     /// A norm of groups of a picture's channels.
     fn group_norm(&self, call: GroupNorm<'_, D>);
+
+    /// Its backward.
+    fn group_norm_backward(&self, call: GroupNormBackward<'_, D>);
 
     /// `y = f(x)` for `[rows, width]`.
     fn activate(&self, f: Activation, size: (usize, usize), x: View<'_, D>, y: ViewMut<'_, D>);
@@ -164,11 +170,24 @@ pub trait Queue<D: Device<Queue = Self>>: fmt::Debug + Send + Sync + Sized + 'st
     /// Backward of [`Activation::Gelu`]: `dx = dy gelu'(x)`, overwritten.
     fn gelu_backward(&self, size: (usize, usize), x: View<'_, D>, dy: View<'_, D>, dx: ViewMut<'_, D>);
 
+    /// `y = a gelu(b)` for `[rows, width]` (Shazeer 2020, GEGLU): a row of `x` has the `width` values of a, then those of b. The
+    /// GELU is the one by its [definition](Activation::GeluErf).
+    fn gated_gelu(&self, size: (usize, usize), x: View<'_, D>, y: ViewMut<'_, D>);
+
+    /// Its backward: `dx`, of rows as those of `x`, is overwritten.
+    fn gated_gelu_backward(&self, size: (usize, usize), x: View<'_, D>, dy: View<'_, D>, dx: ViewMut<'_, D>);
+
     /// `y *= x` for `[rows, width]`.
     fn multiply(&self, size: (usize, usize), x: View<'_, D>, y: ViewMut<'_, D>);
 
     /// The windows of a convolution, one a row.
     fn windows(&self, call: Windows<'_, D>);
+
+    /// Their backward.
+    fn windows_backward(&self, call: WindowsBackward<'_, D>);
+
+    /// `x[b, t] += v[b]` for token rows without gaps; `v` is `[B, D]`.
+    fn add_to_tokens(&self, rows: TokenRows, v: View<'_, D>, x: ViewMut<'_, D>);
 
     /// `x += gate[b] y`; `gate` is `[B, D]`.
     fn gated_add(&self, rows: TokenRows, x: ViewMut<'_, D>, gate: View<'_, D>, y: View<'_, D>);

@@ -62,6 +62,17 @@ impl ConvWindow {
         let seen = (self.stride() * at + tap).checked_sub(self.before())?;
         Some(seen / self.repeats()).filter(|p| *p < side)
     }
+
+    /// The output pixels whose windows have the input pixel at place `tap`, along one axis of `side` pixels: the inverse of
+    /// [`source`](Self::source).
+    #[inline]
+    pub fn seen_by(self, pixel: usize, tap: usize, side: usize) -> impl Iterator<Item = usize> {
+        let (repeats, stride, outputs) = (self.repeats(), self.stride(), self.output(side));
+        (pixel * repeats..(pixel + 1) * repeats).filter_map(move |seen| {
+            let from = (seen + self.before()).checked_sub(tap)?;
+            (from.is_multiple_of(stride) && from / stride < outputs).then_some(from / stride)
+        })
+    }
 }
 
 /// Copies the windows of some output pixels into rows, taps in the order of rows and columns, each with all its channels:
@@ -82,6 +93,26 @@ pub struct Windows<'a, D: Device> {
     pub out: ViewMut<'a, D>,
 }
 
+/// Backward of [`Windows`]: `dx[p, c]` is the sum, over the taps in their order, of the cotangents of those windows of the range
+/// that have the pixel there.
+#[derive(Debug)]
+pub struct WindowsBackward<'a, D: Device> {
+    /// What an output pixel sees.
+    pub window: ConvWindow,
+    /// H and W of the input.
+    pub size: (usize, usize),
+    /// C.
+    pub channels: usize,
+    /// Which output pixels, counted row by row.
+    pub pixels: Range<usize>,
+    /// The cotangents of their windows, `[pixels, S S C]`, without gaps between rows.
+    pub dy: View<'a, D>,
+    /// `[H, W, C]`, without gaps between pixels; overwritten, or added to with `accumulate`.
+    pub dx: ViewMut<'a, D>,
+    /// Whether to add to what `dx` holds.
+    pub accumulate: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,6 +128,21 @@ mod tests {
                 // Without a window that begins at it, the last pixel of an odd side is seen by the one before.
                 let seen = |p| (0..outputs).any(|at| sources(at).any(|s| s == p));
                 assert!((0..side).all(seen), "{window:?} {side}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_output_pixel_sees_just_the_input_pixels_that_are_seen_by_it() {
+        use ConvWindow::{One, Three, ThreeHalving, ThreeHalvingCentred, ThreeOfDoubled};
+        for window in [One, Three, ThreeOfDoubled, ThreeHalving, ThreeHalvingCentred] {
+            for (side, tap) in (2..9).flat_map(|side| (0..window.side()).map(move |tap| (side, tap))) {
+                let outputs = 0..window.output(side);
+                let mut forth: Vec<_> =
+                    outputs.filter_map(|at| Some((window.source(at, tap, side)?, at))).collect();
+                forth.sort_unstable();
+                let back = (0..side).flat_map(|p| window.seen_by(p, tap, side).map(move |at| (p, at)));
+                assert_eq!(back.collect::<Vec<_>>(), forth, "{window:?} {side} {tap}");
             }
         }
     }

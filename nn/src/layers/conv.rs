@@ -5,11 +5,14 @@
 //! ```
 //!
 //! A block of output pixels has its windows copied into rows, and one matrix product with the weight does the rest:
-//! memory beside input and output is bounded whatever the picture's size.
+//! memory beside input and output is bounded whatever the pictures' size. Blocks run through all pictures, so that small ones share a
+//! product. The backward by the input takes the same way back: the weight is frozen.
 
-use super::{Frozen, Linear, Loading, Map};
+use std::ops::Range;
+
+use super::{Frozen, InputGrad, Linear, Loading, Map};
 use crate::{
-    device::{ConvWindow, Device, Kind, Queue, View, ViewMut, Windows},
+    device::{ConvWindow, Device, Kind, Queue, View, ViewMut, Windows, WindowsBackward},
     error::{Error, Result},
     files::TensorView,
 };
@@ -47,40 +50,106 @@ impl<D: Device> Conv<D> {
         Ok(Self { linear: Linear::plain(device, weight, bias)?, name, inputs, window })
     }
 
-    /// The convolution of a picture.
+    /// The product that its windows go through.
+    pub fn linear(&self) -> &Linear<D> {
+        &self.linear
+    }
+
+    /// The convolution of pictures.
     ///
     /// # Errors
-    /// If the picture has other channels; if the device has no room for the weight.
+    /// If they have other channels; if the device has no room for the weight.
     pub fn run(&self, queue: &D::Queue, x: &Map<D>) -> Result<Map<D>> {
+        self.run_as(queue, x, Kind::Activation)
+    }
+
+    /// The same, with a result of this kind.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_as(&self, queue: &D::Queue, x: &Map<D>, kind: Kind) -> Result<Map<D>> {
         if x.channels != self.inputs {
             return Err(Error::shape(format!("channels for `{}`", self.name), self.inputs, x.channels));
         }
         let (window, outputs) = (self.window, self.linear.outputs());
         let (height, width) = (window.output(x.height), window.output(x.width));
-        let pixels = height * width;
-        let mut values = queue.take(pixels * outputs, Kind::Activation);
+        let rows = x.samples * height * width;
+        let mut values = queue.take(rows * outputs, kind);
         if window == ConvWindow::One {
-            self.linear.write(queue, pixels, x.view(), ViewMut::new(&mut values, outputs))?;
-            return Ok(Map { height, width, channels: outputs, values });
+            self.linear.write(queue, rows, x.view(), ViewMut::new(&mut values, outputs))?;
+            return Ok(Map { samples: x.samples, height, width, channels: outputs, values });
         }
         let terms = self.linear.inputs();
-        let most = block_pixels(terms).min(pixels);
-        let mut windows = queue.take(most * terms, Kind::Activation);
-        for first in (0..pixels).step_by(most.max(1)) {
-            let count = most.min(pixels - first);
-            queue.windows(Windows {
-                window,
-                size: (x.height, x.width),
-                channels: x.channels,
-                pixels: first..first + count,
-                x: x.view(),
-                out: ViewMut::new(&mut windows, terms),
-            });
-            let out = ViewMut::new(&mut values, outputs).skip(first * outputs);
-            self.linear.write(queue, count, View::new(&windows, terms), out)?;
+        let mut windows = queue.take(block_pixels(terms).min(rows) * terms, Kind::Activation);
+        for block in blocks(terms, rows) {
+            for (sample, pixels) in by_sample(&block, height * width) {
+                let at = sample * height * width + pixels.start - block.start;
+                queue.windows(Windows {
+                    window,
+                    size: (x.height, x.width),
+                    channels: x.channels,
+                    pixels,
+                    x: x.view().skip(sample * x.pixels() * x.channels),
+                    out: ViewMut::new(&mut windows, terms).skip(at * terms),
+                });
+            }
+            let out = ViewMut::new(&mut values, outputs).skip(block.start * outputs);
+            self.linear.write(queue, block.len(), View::new(&windows, terms), out)?;
         }
-        Ok(Map { height, width, channels: outputs, values })
+        Ok(Map { samples: x.samples, height, width, channels: outputs, values })
     }
+
+    /// Its backward: the cotangent of the input, pictures of `(height, width)` pixels, from that of the result.
+    ///
+    /// # Errors
+    /// If the device has no room for the weight.
+    pub fn backward(&self, queue: &D::Queue, (height, width): (usize, usize), dy: &Map<D>) -> Result<Map<D>> {
+        let (window, terms, channels) = (self.window, self.linear.inputs(), self.inputs);
+        let (samples, rows) = (dy.samples, dy.rows());
+        let by_input = |block: &Range<usize>, to: ViewMut<'_, D>| {
+            let dy = dy.view().skip(block.start * dy.channels);
+            self.linear.backward(queue, block.len(), dy, InputGrad { values: to, accumulate: false })
+        };
+        let each = height * width * channels;
+        let mut values = queue.take(samples * each, Kind::Activation);
+        if window == ConvWindow::One {
+            by_input(&(0..rows), ViewMut::new(&mut values, channels))?;
+            return Ok(Map { samples, height, width, channels, values });
+        }
+        let mut windows = queue.take(block_pixels(terms).min(rows) * terms, Kind::Activation);
+        for block in blocks(terms, rows) {
+            by_input(&block, ViewMut::new(&mut windows, terms))?;
+            for (sample, pixels) in by_sample(&block, dy.pixels()) {
+                let at = sample * dy.pixels() + pixels.start - block.start;
+                queue.windows_backward(WindowsBackward {
+                    window,
+                    size: (height, width),
+                    channels,
+                    accumulate: pixels.start > 0,
+                    pixels,
+                    dy: View::new(&windows, terms).skip(at * terms),
+                    dx: ViewMut::new(&mut values, channels).skip(sample * each),
+                });
+            }
+        }
+        Ok(Map { samples, height, width, channels, values })
+    }
+}
+
+/// The output pixels of all pictures in blocks.
+fn blocks(terms: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let most = block_pixels(terms);
+    (0..rows).step_by(most).map(move |first| first..rows.min(first + most))
+}
+
+/// The parts of a block that belong to one picture of so many output pixels: its number, and its pixels.
+fn by_sample(block: &Range<usize>, pixels: usize) -> impl Iterator<Item = (usize, Range<usize>)> + use<> {
+    let Range { start, end } = *block;
+    let samples = start / pixels.max(1)..end.div_ceil(pixels.max(1));
+    samples.map(move |sample| {
+        let first = sample * pixels;
+        (sample, start.max(first) - first..end.min(first + pixels) - first)
+    })
 }
 
 /// Output pixels of a block whose windows have this many values each.
@@ -148,11 +217,32 @@ mod tests {
                 values.push(sum as f32);
             }
         }
-        Map { height, width, channels: outputs, values: Buffer::owned(values) }
+        Map { samples: 1, height, width, channels: outputs, values: Buffer::owned(values) }
     }
 
     fn numbers(n: usize, seed: usize) -> Vec<f32> {
         (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1000) as f32 / 500.0 - 1.0).collect()
+    }
+
+    /// `<dy, conv(x) - bias> = <backward(dy), x>` for two pictures, whatever they are: so for the transpose alone.
+    fn backward_is_the_adjoint(cpu: &Cpu, conv: &Conv<Cpu>, x: &Map<Cpu>, bias: &[f32], seed: usize) {
+        let queue = cpu.queue(Precision::F32).unwrap();
+        let pair = [&x.values[..], &numbers(x.len(), seed + 3)].concat();
+        let x = Map { samples: 2, values: Buffer::owned(pair), ..x.with(x.channels, Buffer::owned(vec![])) };
+        let y = conv.run(&queue, &x).unwrap();
+        let dy = y.with(y.channels, Buffer::owned(numbers(y.len(), seed + 4)));
+        let dx = conv.backward(&queue, (x.height, x.width), &dy).unwrap();
+        let product = |a: &[f32], b: &[f32]| -> f64 {
+            a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        };
+        let bias: f64 = dy
+            .values
+            .iter()
+            .enumerate()
+            .map(|(i, dy)| f64::from(*dy) * f64::from(bias[i % bias.len()]))
+            .sum();
+        let (by_output, by_input) = (product(&dy.values, &y.values) - bias, product(&dx.values, &x.values));
+        assert!((by_output - by_input).abs() < 1e-3, "{:?}: {by_output} and {by_input}", conv.window);
     }
 
     proptest! {
@@ -176,7 +266,7 @@ mod tests {
                     [NamedTensor::f32("w", shape, &weight), NamedTensor::f32("b", vec![outputs], &bias)];
                 write_safetensors(&path, &tensors, &[]).unwrap();
                 let files = Arc::new(TensorFiles::open(&path).unwrap());
-                let x = Map { height, width, channels: inputs, values: Buffer::owned(numbers(height * width * inputs, seed + 2)) };
+                let x = Map { samples: 1, height, width, channels: inputs, values: Buffer::owned(numbers(height * width * inputs, seed + 2)) };
                 let (cpu, view) = (Cpu::new(2).unwrap(), |name| TensorView::whole(&files, name).unwrap());
                 let tensors = (view("w"), Some(view("b")));
                 let conv = Conv::new(&cpu, tensors, (inputs, outputs), window, Loading::default()).unwrap();
@@ -186,6 +276,7 @@ mod tests {
                 for (a, b) in found.values.iter().zip(&*expected.values) {
                     prop_assert!((a - b).abs() < 1e-5, "{:?}: {} and {}", window, a, b);
                 }
+                backward_is_the_adjoint(&cpu, &conv, &x, &bias, seed);
             }
         }
     }
@@ -199,7 +290,7 @@ mod tests {
         let cpu = Cpu::new(1).unwrap();
         let tensors = (TensorView::whole(&files, "w").unwrap(), None);
         let conv = Conv::new(&cpu, tensors, (2, 1), ConvWindow::One, Loading::default()).unwrap();
-        let x = Map { height: 1, width: 1, channels: 3, values: Buffer::owned(vec![0.0; 3]) };
+        let x = Map { samples: 1, height: 1, width: 1, channels: 3, values: Buffer::owned(vec![0.0; 3]) };
         let error = conv.run(&cpu.queue(Precision::F32).unwrap(), &x).unwrap_err().to_string();
         assert!(error.contains("`w`") && error.contains("expected 2, got 3"), "{error}");
     }

@@ -82,6 +82,14 @@ impl<D: Device> Linear<D> {
         linears(Context { queue, branches: None }, m, x, &mut [Output(self, out)]).map(drop)
     }
 
+    /// The cotangent of its input from that of its result, without an adapter.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn backward(&self, queue: &D::Queue, m: usize, dy: View<'_, D>, dx: InputGrad<'_, D>) -> Result<()> {
+        by_input(queue, m, &[(self, dy)], None, dx)
+    }
+
     /// Width of the input.
     pub fn inputs(&self) -> usize {
         self.weight.inputs()
@@ -237,7 +245,7 @@ pub fn linears_backward<D: Device>(
             return Err(Error::Internal("the input of an adapted linear was not kept".into()));
         }
     };
-    let Some(InputGrad { values: mut dx, accumulate }) = dx else { return Ok(()) };
+    let Some(dx) = dx else { return Ok(()) };
     let linears = outputs.iter().map(|(linear, _)| *linear);
     let a = branches.and_then(|b| b.stacked_a(queue, linears, Direction::Backward));
     let trained = inner_grad.as_ref().zip(a.as_ref()).map(|(dh, (a, width))| Extra {
@@ -245,6 +253,17 @@ pub fn linears_backward<D: Device>(
         weight: a,
         direction: Direction::Backward,
     });
+    by_input(queue, m, outputs, trained, dx)
+}
+
+/// `dx` of a group of linears; `trained` is the adapter's part of it.
+fn by_input<D: Device>(
+    queue: &D::Queue,
+    m: usize,
+    outputs: &[(&Linear<D>, View<'_, D>)],
+    trained: Option<Extra<'_, D>>,
+    InputGrad { values: mut dx, accumulate }: InputGrad<'_, D>,
+) -> Result<()> {
     for (i, (linear, dy)) in outputs.iter().enumerate() {
         linear.weight.with(queue, Direction::Backward, |weight| {
             queue.gemm(Gemm {

@@ -1,13 +1,15 @@
-//! A picture inside a network.
+//! Pictures inside a network.
 
 use crate::{
-    device::{Device, Kind, Queue, View},
+    device::{Device, Kind, Queue, TokenRows, View},
     error::Result,
 };
 
-/// One picture inside a network, `[H, W, channels]`.
+/// Pictures of one size inside a network, `[samples, H, W, channels]`.
 #[derive(Debug)]
 pub struct Map<D: Device> {
+    /// Number of pictures.
+    pub samples: usize,
     /// H.
     pub height: usize,
     /// W.
@@ -19,7 +21,7 @@ pub struct Map<D: Device> {
 }
 
 impl<D: Device> Map<D> {
-    /// From planes `[channels, H, W]`, every value as `change` makes it.
+    /// One picture from planes `[channels, H, W]`, every value as `change` makes it.
     ///
     /// # Panics
     /// If the number of values is another.
@@ -29,18 +31,38 @@ impl<D: Device> Map<D> {
         (channels, height, width): (usize, usize, usize),
         change: impl Fn(f32) -> f32,
     ) -> Self {
-        assert_eq!(planes.len(), channels * height * width, "values of {channels} planes");
+        Self::of_samples(queue, planes, (1, channels, height, width), change)
+    }
+
+    /// Pictures from planes `[samples, channels, H, W]`, every value as `change` makes it.
+    ///
+    /// # Panics
+    /// If the number of values is another.
+    pub fn of_samples(
+        queue: &D::Queue,
+        planes: &[f32],
+        (samples, channels, height, width): (usize, usize, usize, usize),
+        change: impl Fn(f32) -> f32,
+    ) -> Self {
+        assert_eq!(
+            planes.len(),
+            samples * channels * height * width,
+            "values of {samples} x {channels} planes"
+        );
+        let each = (channels * height * width).max(1);
         let values = queue.fill(planes.len(), Kind::Activation, |values| {
-            for (channel, plane) in planes.chunks_exact((height * width).max(1)).enumerate() {
-                for (to, from) in values[channel..].iter_mut().step_by(channels).zip(plane) {
-                    *to = change(*from);
+            for (planes, values) in planes.chunks_exact(each).zip(values.chunks_exact_mut(each)) {
+                for (channel, plane) in planes.chunks_exact((height * width).max(1)).enumerate() {
+                    for (to, from) in values[channel..].iter_mut().step_by(channels).zip(plane) {
+                        *to = change(*from);
+                    }
                 }
             }
         });
-        Self { height, width, channels, values }
+        Self { samples, height, width, channels, values }
     }
 
-    /// Write the planes `[channels, H, W]`.
+    /// Write the planes `[samples, channels, H, W]`.
     ///
     /// # Errors
     /// The first one of the queue.
@@ -50,22 +72,30 @@ impl<D: Device> Map<D> {
     pub fn write_planes(&self, queue: &D::Queue, planes: &mut [f32]) -> Result<()> {
         assert_eq!(planes.len(), self.len(), "values of {} planes", self.channels);
         let values = queue.download(&self.values, 0, self.len())?;
-        for (channel, plane) in planes.chunks_exact_mut(self.pixels().max(1)).enumerate() {
-            for (to, from) in plane.iter_mut().zip(values[channel..].iter().step_by(self.channels)) {
-                *to = *from;
+        let each = (self.pixels() * self.channels).max(1);
+        for (planes, values) in planes.chunks_exact_mut(each).zip(values.chunks_exact(each)) {
+            for (channel, plane) in planes.chunks_exact_mut(self.pixels().max(1)).enumerate() {
+                for (to, from) in plane.iter_mut().zip(values[channel..].iter().step_by(self.channels)) {
+                    *to = *from;
+                }
             }
         }
         Ok(())
     }
 
-    /// H * W.
+    /// H * W, the pixels of one picture.
     pub fn pixels(&self) -> usize {
         self.height * self.width
     }
 
+    /// The pixels of all pictures.
+    pub fn rows(&self) -> usize {
+        self.samples * self.pixels()
+    }
+
     /// Number of values.
     pub fn len(&self) -> usize {
-        self.pixels() * self.channels
+        self.rows() * self.channels
     }
 
     /// Are there none?
@@ -78,10 +108,15 @@ impl<D: Device> Map<D> {
         View::new(&self.values, self.channels)
     }
 
-    /// A picture of the same size with these values.
+    /// Its sizes as token rows.
+    pub fn token_rows(&self) -> TokenRows {
+        TokenRows { batch: self.samples, tokens: self.pixels(), width: self.channels }
+    }
+
+    /// Pictures of the same size and number with these values.
     #[must_use]
     pub fn with(&self, channels: usize, values: D::Buffer) -> Self {
-        Self { height: self.height, width: self.width, channels, values }
+        Self { samples: self.samples, height: self.height, width: self.width, channels, values }
     }
 }
 
@@ -91,11 +126,12 @@ mod tests {
     use crate::{Cpu, device::Precision};
 
     #[test]
-    fn planes_become_pixels_and_planes_again() {
-        let planes: Vec<f32> = (0..3 * 4 * 5).map(|i| i as f32).collect();
+    fn planes_of_every_sample_become_pixels_and_planes_again() {
+        let planes: Vec<f32> = (0..2 * 3 * 4 * 5).map(|i| i as f32).collect();
         let queue = Cpu::new(1).unwrap().queue(Precision::F32).unwrap();
-        let map = Map::<Cpu>::from_planes(&queue, &planes, (3, 4, 5), |v| v + 1.0);
+        let map = Map::<Cpu>::of_samples(&queue, &planes, (2, 3, 4, 5), |v| v + 1.0);
         assert_eq!(map.values[..3], [1.0, 21.0, 41.0]);
+        assert_eq!(map.values[60..63], [61.0, 81.0, 101.0]);
         let mut back = vec![0.0; planes.len()];
         map.write_planes(&queue, &mut back).unwrap();
         assert!(back.iter().zip(&planes).all(|(back, plane)| *back == plane + 1.0));

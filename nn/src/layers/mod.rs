@@ -1,9 +1,11 @@
 //! Layers: functions with an explicit backward, over the kernels of a device; those of encoders have a forward only.
 
+mod approach;
 mod attention;
 mod branches;
 mod context;
 pub mod conv;
+mod embedder;
 pub mod embedding;
 pub mod frozen;
 pub mod linear;
@@ -12,10 +14,12 @@ mod norm;
 mod stored;
 mod vector;
 
+pub use approach::approach;
 pub use attention::{Attention, attention_flops};
 pub use branches::Branches;
 pub use context::Context;
 pub use conv::Conv;
+pub use embedder::{Embedder, sinusoid};
 pub use frozen::{Frozen, FrozenBranch, Loading, Packing};
 pub use linear::{InputGrad, Linear, Output, linears, linears_backward};
 pub use map::Map;

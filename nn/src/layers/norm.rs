@@ -60,6 +60,19 @@ impl<D: Device> Norm<D> {
         });
         y
     }
+
+    /// Its backward: the part of the cotangent of `x [M, D]` that comes through the norm is added to `dx`.
+    pub fn backward(
+        &self,
+        queue: &D::Queue,
+        rows: usize,
+        x: View<'_, D>,
+        dy: View<'_, D>,
+        dx: ViewMut<'_, D>,
+    ) {
+        let Self { kind, eps, width, ref weight, .. } = *self;
+        queue.norm_backward(device::NormBackward { rows, width, kind, eps, x, weight, dy, dx });
+    }
 }
 
 /// A group norm of pictures.
@@ -95,20 +108,44 @@ impl<D: Device> GroupNorm<D> {
         Ok(Self { groups, eps, width, weight, bias })
     }
 
-    /// The norm of a picture, and the SiLU of it if that is wanted.
+    /// The norm of pictures, each by itself, and the SiLU of it if that is wanted.
     pub fn run(&self, queue: &D::Queue, x: &Map<D>, silu: bool) -> Map<D> {
         let mut y = queue.take(x.len(), Kind::Activation);
-        queue.group_norm(device::GroupNorm {
-            rows: x.pixels(),
-            width: self.width,
-            groups: self.groups,
-            eps: self.eps,
-            silu,
-            x: x.view(),
-            weight: &self.weight,
-            bias: &self.bias,
-            y: ViewMut::new(&mut y, self.width),
-        });
+        for sample in 0..x.samples {
+            let at = sample * x.pixels() * self.width;
+            queue.group_norm(device::GroupNorm {
+                rows: x.pixels(),
+                width: self.width,
+                groups: self.groups,
+                eps: self.eps,
+                silu,
+                x: x.view().skip(at),
+                weight: &self.weight,
+                bias: &self.bias,
+                y: ViewMut::new(&mut y, self.width).skip(at),
+            });
+        }
         x.with(self.width, y)
+    }
+
+    /// Its backward: the cotangent of the pictures `x`.
+    pub fn backward(&self, queue: &D::Queue, x: &Map<D>, silu: bool, dy: &Map<D>) -> Map<D> {
+        let mut dx = queue.take(x.len(), Kind::Activation);
+        for sample in 0..x.samples {
+            let at = sample * x.pixels() * self.width;
+            queue.group_norm_backward(device::GroupNormBackward {
+                rows: x.pixels(),
+                width: self.width,
+                groups: self.groups,
+                eps: self.eps,
+                silu,
+                x: x.view().skip(at),
+                weight: &self.weight,
+                bias: &self.bias,
+                dy: dy.view().skip(at),
+                dx: ViewMut::new(&mut dx, self.width).skip(at),
+            });
+        }
+        x.with(self.width, dx)
     }
 }

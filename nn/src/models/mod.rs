@@ -1,5 +1,10 @@
 //! Backbones made of layers.
 
+mod checkpointing;
 pub mod flux;
+mod footprint;
+pub mod unet;
 
-pub use flux::{Checkpointing, FluxConfig, FluxFiles, FluxLayout, FluxOptions, FluxUno, FrozenUse};
+pub use checkpointing::Checkpointing;
+pub use flux::{FluxConfig, FluxFiles, FluxLayout, FluxOptions, FluxUno, FrozenUse};
+pub use unet::{SdxlUNet, UNetConfig, UNetFiles, UNetOptions};

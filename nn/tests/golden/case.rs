@@ -10,39 +10,61 @@ use prefgraph_nn::{
     Adapter, Backbone, Cpu, Inputs, Tensor,
     backbone::{BlockTokens, Latents},
     cuda,
-    device::Precision,
+    device::{Device, Precision},
     files::TensorFiles,
     layers::Loading,
     lora::AdapterLayout,
     models::{
-        FluxUno,
+        FluxUno, SdxlUNet,
         flux::{Flux, FluxOptions},
+        unet::{ImagePrompt, UNet, UNetOptions},
     },
 };
 
+use crate::image_tokens::{ADAPTED, ImageTokens, image_tokens};
+
+/// Which network a case is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    Flux,
+    UNet,
+}
+
 /// One folder of golden values.
 pub struct Case {
+    pub network: Network,
     pub name: String,
     pub folder: PathBuf,
     pub constants: serde_json::Value,
 }
 
-/// Every case that is there; a run without any is a failure.
-pub fn cases() -> Vec<Case> {
+/// Every case of a network that is there.
+pub fn cases(network: Network) -> Vec<Case> {
     let root = Case::root();
-    let found: Vec<Case> = ["flux_uno", "flux_uno_multi"]
-        .iter()
-        .map(|name| (name, root.join(name)))
+    let names: &[&str] = match network {
+        Network::Flux => &["flux_uno", "flux_uno_multi"],
+        Network::UNet => &["sdxl_ipa"],
+    };
+    let folders = names.iter().map(|name| (*name, root.join(name)));
+    let found: Vec<Case> = folders
         .filter(|(_, folder)| folder.is_dir())
         .map(|(name, folder)| Case {
-            name: (*name).into(),
+            network,
+            name: name.into(),
             constants: serde_json::from_str(&std::fs::read_to_string(folder.join("case.json")).unwrap())
                 .unwrap(),
             folder,
         })
         .collect();
-    assert!(!found.is_empty(), "no golden cases in {}", root.display());
+    if found.is_empty() {
+        skipped(&format!("no golden case {names:?} in {}", root.display()));
+    }
     found
+}
+
+/// Straight to the stream: the test harness swallows what `eprintln` writes in a test that passes.
+fn skipped(what: &str) {
+    std::io::stderr().write_all(format!("SKIPPED: {what}\n").as_bytes()).unwrap();
 }
 
 impl Case {
@@ -63,33 +85,47 @@ impl Case {
 
     /// The same with products in this precision.
     pub fn on_every_device_in(&self, precision: Precision) -> Vec<(String, Box<dyn Backbone>)> {
-        let path = self.folder.join("transformer");
         let loading = Loading { precision, ..Loading::default() };
-        let options = FluxOptions { loading, ..FluxOptions::default() };
         let host = Cpu::new(2).unwrap();
-        let model = FluxUno::open_with(host.clone(), &path, options.clone()).unwrap();
-        let mut models: Vec<(String, Box<dyn Backbone>)> = vec![("cpu".into(), Box::new(model))];
+        let mut models = vec![("cpu".to_owned(), self.open(host.clone(), host.clone(), loading))];
         match cuda::is_there() {
             Ok(()) => {
-                let gpu = cuda::Cuda::open(0).unwrap();
-                let model = Flux::open_on(gpu, host, &path, options).unwrap();
-                models.push(("cuda:0".into(), Box::new(model)));
+                models.push(("cuda:0".into(), self.open(cuda::Cuda::open(0).unwrap(), host, loading)));
             }
-            Err(why) => {
-                let line = format!("SKIPPED: {} on a GPU: {why}\n", self.name);
-                std::io::stderr().write_all(line.as_bytes()).unwrap();
-            }
+            Err(why) => skipped(&format!("{} on a GPU: {why}", self.name)),
         }
         models
+    }
+
+    /// The model on a device.
+    pub fn open<D: Device>(&self, device: D, host: Cpu, loading: Loading) -> Box<dyn Backbone> {
+        match self.network {
+            Network::Flux => {
+                let options = FluxOptions { loading, ..FluxOptions::default() };
+                Box::new(Flux::open_on(device, host, &self.folder.join("transformer"), options).unwrap())
+            }
+            Network::UNet => {
+                let options = UNetOptions { loading, ..self.unet_options() };
+                Box::new(UNet::open_on(device, host, &self.folder, options).unwrap())
+            }
+        }
+    }
+
+    /// The options of a U-Net with the case's IP-Adapter.
+    pub fn unet_options(&self) -> UNetOptions {
+        let path = self.folder.join("ip-adapter-plus_sdxl.safetensors");
+        UNetOptions { image_prompt: Some(ImagePrompt { path, scale: 1.0 }), ..UNetOptions::default() }
+    }
+
+    pub fn unet(&self, options: UNetOptions) -> SdxlUNet {
+        SdxlUNet::open_with(Cpu::new(2).unwrap(), &self.folder, options).unwrap()
     }
 
     /// A file of the case, if it was copied with it.
     pub fn try_file(&self, name: &str) -> Option<TensorFiles> {
         let path = self.folder.join(name);
         if !path.exists() {
-            // Straight to the stream: the test harness swallows what `eprintln` writes in a test that passes.
-            let line = format!("SKIPPED: {} is not there\n", path.display());
-            std::io::stderr().write_all(line.as_bytes()).unwrap();
+            skipped(&format!("{} is not there", path.display()));
             return None;
         }
         Some(TensorFiles::open(&path).unwrap())
@@ -104,6 +140,9 @@ impl Case {
     }
 
     pub fn strings(&self, key: &str) -> Vec<String> {
+        if let Some(line) = self.constants[key].as_str() {
+            return line.split_whitespace().map(str::to_owned).collect();
+        }
         let list = self.constants[key].as_array().unwrap_or_else(|| panic!("{key} of case.json"));
         list.iter().map(|v| v.as_str().unwrap().to_owned()).collect()
     }
@@ -125,7 +164,21 @@ impl Case {
         let x_t = latents.iter().flat_map(|name| file.read(&format!("{prefix}{name}")).unwrap()).collect();
         let (text_shape, text) = tensor("prompt_embeds");
         let (pooled_shape, pooled) = tensor("pooled");
-        let references = (0..self.number("refs") as usize)
+        let image_tokens = (self.network == Network::UNet).then(|| {
+            let tokens = self.image_tokens(None, file, prefix);
+            Tensor::new(&device, (shape[0], tokens.count, tokens.width), tokens.values.repeat(times)).unwrap()
+        });
+        let sizes =
+            image_tokens.as_ref().map_or_else(Vec::new, |_| tensor("time_ids").1.as_chunks().0.to_vec());
+        let t = match self.network {
+            Network::Flux => tensor("sigma").1,
+            Network::UNet => {
+                let (steps, _) = file.bytes(&format!("{prefix}timestep")).unwrap().as_chunks();
+                let steps: Vec<f32> = steps.iter().map(|t| i64::from_le_bytes(*t) as f32).collect();
+                steps.repeat(times)
+            }
+        };
+        let references = (0..self.constants["refs"].as_u64().unwrap_or(0))
             .map(|k| {
                 let (shape, values) = tensor(&format!("x_r{k}"));
                 four(&shape, values)
@@ -133,19 +186,26 @@ impl Case {
             .collect();
         Inputs {
             x_t: four(&shape, x_t),
-            t: tensor("sigma").1,
+            t,
             text: Tensor::new(&device, (text_shape[0], text_shape[1], text_shape[2]), text).unwrap(),
             pooled: Tensor::new(&device, (pooled_shape[0], pooled_shape[1]), pooled).unwrap(),
             references,
             guidance: self.constants["guidance"].as_f64().map(|g| g as f32),
+            sizes,
+            image_tokens,
         }
+    }
+
+    /// Image tokens of the frozen resampler, or as a run begins that adapts it.
+    pub fn image_tokens(&self, run: Option<&TensorFiles>, file: &TensorFiles, prefix: &str) -> ImageTokens {
+        image_tokens(&self.file("ip-adapter-plus_sdxl.safetensors"), run, file, prefix)
     }
 
     /// The layout that the case's targets name.
     pub fn adapter_layout(&self, model: &dyn Backbone) -> Arc<AdapterLayout> {
         let (layout, _) = AdapterLayout::matching(
             &model.layout().linears,
-            &self.strings("lora_targets"),
+            &self.strings(if self.network == Network::Flux { "lora_targets" } else { "targets" }),
             self.number("rank") as usize,
             self.number("alpha") as f32,
         )
@@ -158,7 +218,8 @@ impl Case {
         let names = layout.modules.iter().flat_map(|m| {
             [format!("{prefix}{}.lora_A.weight", m.name), format!("{prefix}{}.lora_B.weight", m.name)]
         });
-        let count = file.names().filter(|n| n.starts_with(prefix)).count();
+        let of_model = |n: &&str| n.strip_prefix(prefix).is_some_and(|n| !n.starts_with(ADAPTED));
+        let count = file.names().filter(of_model).count();
         assert_eq!(count, 2 * layout.modules.len(), "factors of {prefix} that no module of the model takes");
         names.flat_map(|name| file.read(&name).unwrap()).collect()
     }

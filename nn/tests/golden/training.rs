@@ -9,10 +9,11 @@ use prefgraph_nn::{
     backbone::Latents,
     files::TensorFiles,
     optim::{AdamW, OptimizerState},
+    sampling::scaled_linear,
 };
 
 use crate::{
-    case::{Case, assert_near, relative},
+    case::{Case, Network, assert_near, relative},
     faint::Faint,
 };
 
@@ -34,16 +35,29 @@ pub fn follow(case: &Case, name: &str, objective: Objective) {
     }
 }
 
-/// How far the first gradient of a run is from the reference, relative to its norm.
-pub fn first_gradient(case: &Case, name: &str, objective: Objective, model: &dyn Backbone) -> Option<f64> {
+/// The first step of a run: its loss, its logits, and how far its gradient is from the reference, relative to its norm.
+pub struct FirstStep {
+    pub loss: f64,
+    pub logits: Vec<f32>,
+    pub gradient_off: f64,
+}
+
+/// The first step of a run, if its file was copied with the case.
+pub fn first_step(case: &Case, name: &str, objective: Objective, model: &dyn Backbone) -> Option<FirstStep> {
     let run = case.try_file(name)?;
     let layout = case.adapter_layout(model);
     let adapter =
         Adapter { layout: Arc::clone(&layout), values: case.factors(&layout, &run, "init.").into() };
-    let sample = Step::read(case, &case.file("batches.safetensors"), "step0.", objective);
-    let (_, _, cotangent, saved) = sample.loss(case, model, &adapter, objective);
+    let batches = case.file("batches.safetensors");
+    let mut sample = Step::read(case, &batches, "step0.", objective);
+    if case.network == Network::UNet {
+        sample.adapt_image_tokens(case, &run, &batches, "step0.");
+    }
+    let (loss, logits, cotangent, saved) = sample.loss(case, model, &adapter, objective);
     let gradient = model.backward(saved, &adapter, &cotangent).unwrap();
-    Some(relative(&gradient.values.host().unwrap(), &case.factors(&layout, &run, "grad0.")))
+    let expected = case.factors(&layout, &run, "grad0.");
+    let gradient_off = relative(&gradient.values.host().unwrap(), &expected);
+    Some(FirstStep { loss, logits, gradient_off })
 }
 
 fn follow_on(case: &Case, name: &str, objective: Objective, run: &TensorFiles, model: &dyn Backbone) {
@@ -107,6 +121,8 @@ fn follow_on(case: &Case, name: &str, objective: Objective, run: &TensorFiles, m
 /// A batch: inputs and targets, winners first.
 struct Step {
     inputs: prefgraph_nn::Inputs,
+    /// Those of the frozen network, where they are others.
+    frozen: Option<prefgraph_nn::Inputs>,
     targets: Vec<f32>,
 }
 
@@ -117,15 +133,32 @@ impl Step {
             Objective::Preference => &["x0_w", "x0_l"],
         };
         let mut inputs = case.inputs(batches, prefix, sides);
+        let kept = scaled_linear::kept();
         let eps = batches.read(&format!("{prefix}eps")).unwrap().repeat(sides.len());
         let each = eps.len() / inputs.t.len();
         let mut targets = inputs.x_t.values().to_vec();
         for (i, (x, target)) in inputs.x_t.values_mut().iter_mut().zip(&mut targets).enumerate() {
-            let sigma = inputs.t[i / each];
+            let t = inputs.t[i / each];
+            if case.network == Network::UNet {
+                let kept = kept[t as usize];
+                *target = eps[i];
+                *x = (kept.sqrt() * f64::from(*x) + (1.0 - kept).sqrt() * f64::from(eps[i])) as f32;
+                continue;
+            }
             *target = eps[i] - *x;
-            *x = (1.0 - sigma) * *x + sigma * eps[i];
+            *x = (1.0 - t) * *x + t * eps[i];
         }
-        Self { inputs, targets }
+        Self { inputs, frozen: None, targets }
+    }
+
+    /// The run adapts the resampler, too: the policy sees other image tokens than the frozen network.
+    fn adapt_image_tokens(&mut self, case: &Case, run: &TensorFiles, batches: &TensorFiles, prefix: &str) {
+        self.frozen = Some(self.inputs.clone());
+        let tokens = case.image_tokens(Some(run), batches, prefix).values;
+        let Some(inputs) = &mut self.inputs.image_tokens else { return };
+        for (to, from) in inputs.values_mut().iter_mut().zip(tokens.iter().cycle()) {
+            *to = *from;
+        }
     }
 
     /// Loss, logits, the derivative by the prediction, and what the policy's pass kept.
@@ -148,7 +181,10 @@ impl Step {
                 (sum / self.targets.len() as f64, Vec::new(), vec![1.0 / samples as f64; samples])
             }
             Objective::Preference => {
-                let reference = model.predict(&self.inputs, None, &Probe::NOTHING).unwrap().latents;
+                let reference = model
+                    .predict(self.frozen.as_ref().unwrap_or(&self.inputs), None, &Probe::NOTHING)
+                    .unwrap()
+                    .latents;
                 self.preference(case.number("beta"), &policy, &reference)
             }
         };

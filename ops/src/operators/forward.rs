@@ -220,7 +220,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
         };
         let samples = HasShape::shape(&text).0;
         let tokens = (shape.2.size() / layout.patch) * (shape.3.size() / layout.patch);
-        let scoring = (!masks.is_empty()).then_some(Scoring { blocks, samples, masks: &masks });
+        let scoring = (!masks.is_empty()).then_some(Scoring { blocks, cells: None, samples, masks: &masks });
         let probe = Probe { scores: scoring, ..Probe::NOTHING };
         let (found, saved) = backbone.0.predict_saving(&inputs, &adapter, &probe)?;
         let scores = found

@@ -175,6 +175,8 @@ impl Conditions<'_> {
             }),
             references: references.collect(),
             guidance: self.guidance.map(|g| g as f32),
+            sizes: Vec::new(),
+            image_tokens: None,
             x_t,
         })
     }

@@ -35,8 +35,9 @@ use super::{
 use crate::{
     device::{
         Activation, Attention, AttentionBackward, CopyTokens, DeviceVec, Direction, GateGrad, Gemm, GemmTn,
-        GroupNorm, HeadLayout, Kind, Norm, NormModulate, NormModulateBackward, NormRotary, Passing,
-        Precision, Queue, TokenRows, View, ViewMut, Windows,
+        GroupNorm, GroupNormBackward, HeadLayout, Kind, Norm, NormBackward, NormModulate,
+        NormModulateBackward, NormRotary, Passing, Precision, Queue, TokenRows, View, ViewMut, Windows,
+        WindowsBackward,
     },
     error::{Error, Result},
 };
@@ -437,6 +438,42 @@ impl Queue<Cuda> for CudaQueue {
 
     fn group_norm(&self, call: GroupNorm<'_, Cuda>) {
         self.norm_of_groups(call);
+    }
+
+    fn norm_backward(&self, call: NormBackward<'_, Cuda>) {
+        let _ = call;
+        self.note::<()>(Err(Error::Internal("norm_backward".into())));
+    }
+
+    fn group_norm_backward(&self, call: GroupNormBackward<'_, Cuda>) {
+        let _ = call;
+        self.note::<()>(Err(Error::Internal("group_norm_backward".into())));
+    }
+
+    fn windows_backward(&self, call: WindowsBackward<'_, Cuda>) {
+        let _ = call;
+        self.note::<()>(Err(Error::Internal("windows_backward".into())));
+    }
+
+    fn add_to_tokens(&self, rows: TokenRows, v: View<'_, Cuda>, x: ViewMut<'_, Cuda>) {
+        let _ = (rows, v, x);
+        self.note::<()>(Err(Error::Internal("add_to_tokens".into())));
+    }
+
+    fn gated_gelu(&self, size: (usize, usize), x: View<'_, Cuda>, y: ViewMut<'_, Cuda>) {
+        let _ = (size, x, y);
+        self.note::<()>(Err(Error::Internal("gated_gelu".into())));
+    }
+
+    fn gated_gelu_backward(
+        &self,
+        size: (usize, usize),
+        x: View<'_, Cuda>,
+        dy: View<'_, Cuda>,
+        dx: ViewMut<'_, Cuda>,
+    ) {
+        let _ = (size, x, dy, dx);
+        self.note::<()>(Err(Error::Internal("gated_gelu_backward".into())));
     }
 
     fn activate(

@@ -218,6 +218,8 @@ impl FluxConfig {
             heads: self.num_attention_heads,
             time: Time::Sigma,
             guidance: self.guidance_embeds,
+            sizes: false,
+            image_tokens: false,
             linears: Linears { names: &NAMES, all: self.linears() },
             parameters: self.tensors().iter().map(|(_, s)| s.iter().product::<usize>()).sum(),
         }

@@ -9,13 +9,14 @@
 use std::collections::HashSet;
 
 use super::{
-    Checkpointing, FluxOptions,
+    FluxOptions,
     config::{FluxConfig, MLP_RATIO, PATCH, SINUSOID},
-    footprint::{FrozenWeights, Held, blocks},
+    footprint::{FrozenWeights, blocks},
 };
 use crate::{
     backbone::{LinearLayout, PassCost},
     lora::{AdapterLayout, FrozenAdapter},
+    models::{Checkpointing, footprint::Held},
     size,
 };
 

@@ -9,8 +9,6 @@
 //! | biases, norms | as they are, in the file's memory | beside the matrices |
 //! | streamed weights | one matrix, packed for one product | the blocks of a window, and pinned buffers |
 
-use std::ops::{Add, Sub};
-
 use super::{
     FluxOptions, FrozenUse,
     config::{DOUBLE_LINEARS, FluxConfig, SINGLE_LINEARS},
@@ -19,63 +17,10 @@ use crate::{
     backbone::LinearLayout,
     cost::DeviceKind,
     cuda,
-    device::Precision,
     layers::Packing,
     lora::{AdapterLayout, FrozenAdapter},
-    size,
+    models::footprint::{Storage, value},
 };
-
-/// Numbers of values that a pass holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Held {
-    /// Which a device may store in the precision of products.
-    pub activations: f64,
-    /// Always f32: statistics of norms and of attention.
-    pub exact: f64,
-}
-
-impl Add for Held {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self { activations: self.activations + other.activations, exact: self.exact + other.exact }
-    }
-}
-
-impl Sub for Held {
-    type Output = Self;
-
-    fn sub(self, other: Self) -> Self {
-        Self { activations: self.activations - other.activations, exact: self.exact - other.exact }
-    }
-}
-
-impl Held {
-    pub fn max(self, other: Self) -> Self {
-        Self { activations: self.activations.max(other.activations), exact: self.exact.max(other.exact) }
-    }
-}
-
-/// How a device stores what a pass holds.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Storage {
-    /// Bytes of an activation.
-    activation: usize,
-}
-
-impl Storage {
-    pub fn bytes(self, held: Held) -> usize {
-        size::bytes(held.activations * self.activation as f64 + held.exact * size_of::<f32>() as f64)
-    }
-}
-
-/// Bytes of a value in the precision of products.
-fn value(precision: Precision) -> usize {
-    match precision {
-        Precision::F32 => 4,
-        Precision::Bf16 => 2,
-    }
-}
 
 /// The linears of every block with two streams and of every block with one, in the order of the configuration.
 pub(super) fn blocks(config: &FluxConfig) -> (Vec<Vec<LinearLayout>>, Vec<Vec<LinearLayout>>) {
@@ -97,11 +42,7 @@ pub(super) struct FrozenWeights<'a> {
 
 impl<'a> FrozenWeights<'a> {
     pub fn storage(&self) -> Storage {
-        let activation = match self.on {
-            DeviceKind::Cpu => size_of::<f32>(),
-            DeviceKind::Cuda => self.value(),
-        };
-        Storage { activation }
+        Storage::new(self.on, self.options.loading.precision)
     }
 
     /// The adapter of the frozen network where it is a branch.

@@ -6,7 +6,7 @@
 //! linears   the names of its linears in all layouts
 //! weights   the frozen weights, packed
 //! tokens    2x2 patches of latents        sequence  where tokens lie in memory
-//! rope      where tokens stand            embed     time, guidance, pooled text
+//! rope      where tokens stand
 //! block     what blocks are made of       double, single   the blocks, forward and backward
 //! pass      a whole pass, forward and backward             probe   what is asked of its tokens
 //! cost      what a pass costs           footprint   how many bytes its values and the weights take on a device
@@ -19,7 +19,6 @@ mod block;
 mod config;
 mod cost;
 mod double;
-mod embed;
 mod footprint;
 mod linears;
 mod names;
@@ -50,18 +49,9 @@ use crate::{
     error::{Error, Result},
     layers::{Loading, Packing},
     lora::{Adapter, AdapterGrad, AdapterLayout, FrozenAdapter},
+    models::Checkpointing,
     tensor::Tensor,
 };
-
-/// What a pass keeps for its backward.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Checkpointing {
-    /// All that the backward of every block needs.
-    #[default]
-    None,
-    /// The input of every block; the backward runs each block again, with the same kernels and so the same bits.
-    Blocks,
-}
 
 /// How an adapter that is part of the frozen network takes effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

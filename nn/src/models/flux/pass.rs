@@ -5,11 +5,10 @@
 use std::sync::Arc;
 
 use super::{
-    Checkpointing, Flux,
+    Flux,
     block::{Modulation, Normed, Pass, RowMoments, normed, normed_backward},
-    config::PATCH,
+    config::{PATCH, SINUSOID},
     double::{self, DoubleSaved},
-    embed::{embed, sinusoid},
     probe::Asked,
     rope::RotaryTables,
     sequence::{ALL, IMAGE, Sequence, TARGETS, TEXT},
@@ -21,8 +20,9 @@ use crate::{
     backbone::{Inputs, Latents, Prediction, Probe},
     device::{Activation, Device, Kind, Queue, View, ViewMut},
     error::{Error, Result},
-    layers::{Branches, Context, InputGrad, Output, linears, linears_backward},
+    layers::{Branches, Context, InputGrad, Output, linears, linears_backward, sinusoid},
     lora::{Adapter, AdapterGrad},
+    models::checkpointing::{Checkpointing, Kept},
     tensor::Tensor,
 };
 
@@ -38,28 +38,10 @@ pub(super) struct SavedPass<D: Device> {
     rotary: Arc<RotaryTables<D>>,
     condition: D::Buffer,
     /// From the first block that an adapter or a derivative reaches.
-    double: Vec<Option<Kept<D, DoubleSaved<D>>>>,
-    single: Vec<Option<Kept<D, SingleSaved<D>>>>,
+    double: Vec<Option<Kept<D::Buffer, DoubleSaved<D>>>>,
+    single: Vec<Option<Kept<D::Buffer, SingleSaved<D>>>>,
     end: EndSaved<D>,
     grid: (usize, usize, usize, usize),
-}
-
-/// What was kept of a block.
-enum Kept<D: Device, S> {
-    /// All that its backward needs.
-    All(S),
-    /// Its input, from which the backward runs it again.
-    Input(D::Buffer),
-}
-
-impl<D: Device, S> Kept<D, S> {
-    /// What the backward needs, from `run` if it was not kept.
-    fn saved(self, run: impl FnOnce(&mut D::Buffer) -> Result<Option<S>>) -> Result<Option<S>> {
-        match self {
-            Self::All(saved) => Ok(Some(saved)),
-            Self::Input(mut x) => run(&mut x),
-        }
-    }
 }
 
 /// Run a block and keep what is asked for: nothing, all that its backward needs, or its input.
@@ -68,7 +50,7 @@ fn keeping<D: Device, S>(
     checkpointing: Checkpointing,
     x: &mut D::Buffer,
     run: impl FnOnce(Pass<'_, D>, &mut D::Buffer) -> Result<Option<S>>,
-) -> Result<Option<Kept<D, S>>> {
+) -> Result<Option<Kept<D::Buffer, S>>> {
     if pass.saving && checkpointing == Checkpointing::Blocks {
         let len = pass.sequence.rows() * pass.width;
         let input = pass.ctx.queue.copy(View::new(x, pass.width), len, Kind::Activation);
@@ -139,6 +121,13 @@ impl<D: Device> Flux<D> {
             }
             _ => {}
         }
+        expect(
+            "sizes of pictures",
+            inputs.sizes.is_empty(),
+            "none".into(),
+            format!("{}", inputs.sizes.len()),
+        )?;
+        expect("image tokens", inputs.image_tokens.is_none(), "none".into(), "some".into())?;
         let references =
             inputs.references.iter().map(|r| (r.shape().2 / PATCH, r.shape().3 / PATCH)).collect();
         Ok(Shapes { grid: (n, c, h, w), references, text })
@@ -312,7 +301,7 @@ impl<D: Device> Flux<D> {
             weights.approach(&queue, &order, weights.single.len() - 1 - i)?;
             let kept = single.pop().flatten().ok_or_else(gone)?;
             let span = if i + 1 == weights.single.len() { TARGETS } else { ALL };
-            let again = |x: &mut D::Buffer| single::forward(saving, block, span.clone(), x);
+            let again = |mut x: D::Buffer| single::forward(saving, block, span.clone(), &mut x);
             let saved = kept.saved(again)?.ok_or_else(gone)?;
             single::backward(pass, block, saved, span, count + i > first, &mut dx, &mut grads)?;
         }
@@ -322,7 +311,7 @@ impl<D: Device> Flux<D> {
             }
             weights.approach(&queue, &order, weights.single.len() + count - 1 - i)?;
             let kept = double.pop().flatten().ok_or_else(gone)?;
-            let saved = kept.saved(|x| double::forward(saving, block, x))?.ok_or_else(gone)?;
+            let saved = kept.saved(|mut x| double::forward(saving, block, &mut x))?.ok_or_else(gone)?;
             double::backward(pass, block, saved, i > first, &mut dx, &mut grads)?;
         }
         let values = queue.keep(grads, adapter.values.len())?;
@@ -386,19 +375,26 @@ impl<D: Device> Begun<D> {
     }
 }
 
+/// Times in [0, 1] and guidance are multiplied by this before the sinusoid.
+const TIME_SCALE: f32 = 1000.0;
+
 /// `silu(temb)`, `[N, D]`.
 fn condition<D: Device>(weights: &Weights<D>, ctx: Context<'_, D>, inputs: &Inputs) -> Result<D::Buffer> {
     let (n, queue) = (inputs.t.len(), ctx.queue);
     let width = weights.time.second.outputs();
-    let mut sum = embed(ctx, &weights.time, n, &sinusoid(&inputs.t))?;
+    let sinusoids = |values: &[f32]| {
+        let scaled: Vec<f32> = values.iter().map(|v| v * TIME_SCALE).collect();
+        sinusoid(&scaled, SINUSOID)
+    };
+    let mut sum = weights.time.run(ctx, n, &sinusoids(&inputs.t))?;
     let mut add = |part: D::Buffer| {
         let part = View::new(&part, width);
         queue.add_scaled(1.0, part, ViewMut::new(&mut sum, width), n * width);
     };
     if let (Some(embedder), Some(guidance)) = (&weights.guidance, inputs.guidance) {
-        add(embed(ctx, embedder, n, &sinusoid(&vec![guidance; n]))?);
+        add(embedder.run(ctx, n, &sinusoids(&vec![guidance; n]))?);
     }
-    add(embed(ctx, &weights.pooled, n, inputs.pooled.values())?);
+    add(weights.pooled.run(ctx, n, inputs.pooled.values())?);
     let mut condition = queue.take(n * width, Kind::Activation);
     let (from, to) = (View::new(&sum, width), ViewMut::new(&mut condition, width));
     queue.activate(Activation::Silu, (n, width), from, to);

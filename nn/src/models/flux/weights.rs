@@ -5,18 +5,11 @@ use std::{cell::RefCell, collections::HashMap, sync::Arc};
 use super::{FluxFiles, FrozenUse, config::FluxConfig};
 use crate::{
     backbone::LinearLayout,
-    device::{Device, Kind, Passing, Queue},
+    device::{Device, Kind},
     error::{Error, Result},
-    layers::{Frozen, FrozenBranch, Linear, Loading, Packing, vector},
+    layers::{Embedder, Frozen, FrozenBranch, Linear, Loading, Packing, approach, vector},
     lora::{FrozenAdapter, FrozenFactors},
 };
-
-/// Two linears with a SiLU between.
-#[derive(Debug)]
-pub(super) struct Embedder<D: Device> {
-    pub first: Linear<D>,
-    pub second: Linear<D>,
-}
 
 /// One stream of a block with two streams.
 #[derive(Debug)]
@@ -104,27 +97,12 @@ impl<D: Device> Weights<D> {
         [&self.image_in, &self.text_in, &self.final_modulation, &self.out].into_iter().chain(embedders)
     }
 
-    /// The block at `place` of this order of blocks runs next. Where weights are streamed, those of the blocks behind it are on
-    /// their way meanwhile: to the device those that it takes ahead, into the system's memory the one after them.
+    /// The block at `place` of this order of blocks runs next: see [`approach`].
     ///
     /// # Errors
-    /// If a mapped file was truncated: a pass may take minutes, and touching a missing page would end the process. If the device
-    /// has no room.
+    /// As there.
     pub fn approach(&self, queue: &D::Queue, order: &[usize], place: usize) -> Result<()> {
-        crate::cpu::map::check_lengths()?;
-        if self.packing == Packing::Resident {
-            return Ok(());
-        }
-        let last = place + D::BLOCKS_AHEAD;
-        let linears = |place: usize| order.get(place).map_or_else(Vec::new, |number| self.block(*number));
-        // At the start all of them, then one more with every block. Behind the end, what was used is dropped.
-        let first = if place == 0 { 0 } else { last };
-        for place in first..=last {
-            let group: Vec<Passing<'_>> = linears(place).into_iter().flat_map(Linear::passing).collect();
-            queue.prefetch(&group)?;
-        }
-        linears(last + 1).into_iter().for_each(Linear::will_need);
-        Ok(())
+        approach(queue, self.packing, order, place, |number| self.block(number))
     }
 }
 

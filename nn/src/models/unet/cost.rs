@@ -1,0 +1,304 @@
+//! The cost of a pass and the bytes of the weights, from sizes alone.
+//!
+//! `N` batch, `P` pixels of all samples, `C` channels, `F = 4 C`, `L` text tokens, `K` image tokens, `R` rank.
+//!
+//! Operations are those of the products (a product `[M, K] x [K, N]` has `2 M K N`); passes over values one by one are left out. What
+//! a backward skips is not counted: weights' derivatives, and everything before the first adapted linear.
+
+use std::collections::HashSet;
+
+use super::{
+    UNetOptions,
+    config::UNetConfig,
+    stages::{MLP_RATIO, Stage, Step, steps},
+};
+use crate::{
+    backbone::{LinearLayout, PassCost},
+    cost::DeviceKind,
+    cuda,
+    device::ConvWindow,
+    layers::{
+        Packing,
+        conv::{conv_flops, conv_scratch},
+    },
+    lora::AdapterLayout,
+    models::{
+        Checkpointing,
+        footprint::{Held, Storage, value},
+    },
+    size,
+};
+
+/// Image tokens of a reference, as published IP-Adapters have them.
+const IMAGE_TOKENS: usize = 16;
+
+/// Sizes of a pass: samples, latent grid, references, text tokens.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    pub batch: usize,
+    pub grid: (usize, usize),
+    pub references: usize,
+    pub text: usize,
+}
+
+/// A U-Net on a device of this kind.
+pub(super) struct Costs<'a> {
+    pub on: DeviceKind,
+    pub config: &'a UNetConfig,
+    pub options: &'a UNetOptions,
+    pub image_prompt: bool,
+}
+
+/// What is counted of a pass.
+struct Counter<'a> {
+    sizes: Sizes,
+    image_tokens: f64,
+    rank: f64,
+    adapted: HashSet<&'a str>,
+    cost: PassCost,
+    /// Kept for the backward.
+    kept: Held,
+    /// The most that is held besides, while a step runs.
+    running: Held,
+    /// The most that a block keeps that the backward runs again.
+    again: Held,
+}
+
+impl Costs<'_> {
+    /// Bytes that weights hold on the device: convolutions and linears alike.
+    pub fn resident(&self, adapter: Option<&AdapterLayout>) -> usize {
+        if self.options.loading.packing == Packing::Streamed {
+            return 0;
+        }
+        let matrices = size::product([self.parameters(), value(self.options.loading.precision)]);
+        // The processor packs a matrix once for each direction.
+        let directions = if self.on == DeviceKind::Cpu && adapter.is_some() { 2 } else { 1 };
+        size::product([matrices, directions])
+    }
+
+    fn parameters(&self) -> usize {
+        self.config.layout(self.image_prompt).parameters
+    }
+
+    /// Bytes on the device for weights that are streamed, while a pass runs.
+    fn streamed(&self) -> usize {
+        if self.options.loading.packing == Packing::Resident {
+            return 0;
+        }
+        let (all, value) = (steps(self.config), value(self.options.loading.precision));
+        let linears = all.iter().flat_map(|step| step.stage.linears(self.config, self.image_prompt));
+        let tensors = all.iter().flat_map(|step| step.stage.tensors(self.config));
+        let largest = tensors.map(|(_, shape)| shape.iter().product::<usize>()).max().unwrap_or(0) * value;
+        // Of a transformer's block: the widest has twelve linears at most.
+        let linear = linears.map(|(l, _)| l.inputs * l.outputs).max().unwrap_or(0) * value;
+        match self.on {
+            DeviceKind::Cpu => largest,
+            DeviceKind::Cuda => largest + cuda::GROUPS * 3 * linear,
+        }
+    }
+
+    pub fn of_a_pass(&self, sizes: Sizes, adapter: Option<&AdapterLayout>) -> PassCost {
+        let config = self.config;
+        let all = steps(config);
+        let image_tokens =
+            if self.image_prompt { (sizes.references.max(1) * IMAGE_TOKENS) as f64 } else { 0.0 };
+        let mut c = Counter {
+            sizes,
+            image_tokens,
+            rank: adapter.map_or(0, |a| a.rank) as f64,
+            adapted: adapter.iter().flat_map(|a| &a.modules).map(|m| m.name.as_str()).collect(),
+            cost: PassCost::default(),
+            kept: Held::default(),
+            running: Held::default(),
+            again: Held::default(),
+        };
+        let linears: Vec<_> = all.iter().map(|step| step.stage.linears(config, self.image_prompt)).collect();
+        let adapted =
+            |of: &Vec<(LinearLayout, bool)>| of.iter().any(|(l, _)| c.adapted.contains(l.name.as_str()));
+        let first = linears.iter().position(adapted).unwrap_or(all.len());
+        let mut size = sizes.grid;
+        let (io, first_channels) = (config.in_channels, config.sinusoid());
+        let pixels = |(h, w): (usize, usize)| (sizes.batch * h * w) as f64;
+        c.conv(ConvWindow::Three, (io, first_channels), pixels(size), false);
+        for (number, (Step { stage, .. }, linears)) in all.iter().zip(&linears).enumerate() {
+            let (reached, below) = (number >= first, number > first);
+            let before = c.kept;
+            c.stage(stage, linears, &mut size, self.options.checkpointing, below);
+            if !reached {
+                c.kept = before;
+            }
+        }
+        let reached = first < all.len();
+        c.conv(ConvWindow::Three, (first_channels, io), pixels(size), reached);
+        if !reached {
+            c.kept = Held::default();
+        }
+        let storage = Storage::new(self.on, self.options.loading.precision);
+        let streamed = self.streamed();
+        let bytes_read = match self.on {
+            DeviceKind::Cpu => size_of::<f32>(),
+            DeviceKind::Cuda => value(self.options.loading.precision),
+        };
+        // What lies on the way down is held for the way up.
+        let skips = Held { activations: skipped(&all, sizes), exact: 0.0 };
+        c.cost.precision = self.options.loading.precision;
+        c.cost.weight_bytes = self.parameters() as f64 * bytes_read as f64;
+        c.cost.saved_bytes = storage.bytes(c.kept);
+        c.cost.scratch_bytes = size::sum([storage.bytes(c.running + skips), streamed]);
+        let mut backward = c.running + c.running + skips;
+        if self.options.checkpointing == Checkpointing::Blocks && reached {
+            backward = backward + c.again;
+            c.cost.backward_flops += c.cost.forward_flops;
+        }
+        c.cost.backward_scratch_bytes = size::sum([storage.bytes(backward), streamed]);
+        c.cost.queue_bytes = self.on.queue_bytes();
+        if self.options.loading.packing == Packing::Streamed {
+            c.cost.host_bytes = self.on.pinned_bytes();
+        }
+        c.cost
+    }
+}
+
+/// Values of all results that are kept for the way up.
+fn skipped(all: &[Step], sizes: Sizes) -> f64 {
+    let (mut size, mut values) = (sizes.grid, 0.0);
+    for Step { stage, pushes } in all {
+        let channels = match stage {
+            Stage::Resnet { outputs, .. } => *outputs,
+            Stage::Down { channels, .. } => {
+                size = (size.0.div_ceil(2), size.1.div_ceil(2));
+                *channels
+            }
+            Stage::Transformer { channels, .. } | Stage::Up { channels, .. } => *channels,
+        };
+        values += if *pushes { (sizes.batch * size.0 * size.1 * channels) as f64 } else { 0.0 };
+    }
+    values
+}
+
+impl Counter<'_> {
+    fn conv(&mut self, window: ConvWindow, channels: (usize, usize), pixels: f64, by_input: bool) {
+        let flops = conv_flops(window, channels, pixels);
+        self.cost.forward_flops += flops;
+        self.cost.backward_flops += if by_input { flops } else { 0.0 };
+        let (inputs, outputs) = (channels.0 as f64, channels.1 as f64);
+        // The input, its norm, the windows, the result, and what it is added to.
+        let activations = conv_scratch(window, channels.0, pixels) + pixels * (2.0 * inputs + 2.0 * outputs);
+        self.running = self.running.max(Held { activations, exact: 0.0 });
+    }
+
+    /// A linear over `rows` rows; `by_input`: is the derivative by its input wanted?
+    fn linear(&mut self, linear: &LinearLayout, rows: f64, by_input: bool) {
+        let (inputs, outputs) = (linear.inputs as f64, linear.outputs as f64);
+        self.cost.forward_flops += 2.0 * rows * inputs * outputs;
+        self.cost.backward_flops += if by_input { 2.0 * rows * inputs * outputs } else { 0.0 };
+        if self.adapted.contains(linear.name.as_str()) {
+            self.cost.forward_flops += 2.0 * rows * self.rank * (inputs + outputs);
+            let products = if by_input { 2.0 * inputs } else { inputs } + 2.0 * outputs;
+            self.cost.backward_flops += 2.0 * rows * self.rank * products;
+            self.kept.activations += rows * self.rank;
+        }
+    }
+
+    /// Attention of `rows` queries over `keys` keys of their sample each.
+    fn attention(&mut self, rows: f64, keys: f64, channels: f64) {
+        let product = 2.0 * rows * keys * channels;
+        self.cost.forward_flops += 2.0 * product;
+        self.cost.backward_flops += 5.0 * product;
+    }
+
+    fn stage(
+        &mut self,
+        stage: &Stage,
+        linears: &[(LinearLayout, bool)],
+        size: &mut (usize, usize),
+        checkpointing: Checkpointing,
+        below: bool,
+    ) {
+        let pixels = |(h, w): (usize, usize)| (self.sizes.batch * h * w) as f64;
+        match stage {
+            Stage::Resnet { inputs, skip, outputs, .. } => {
+                let (p, i, o) = (pixels(*size), inputs + skip, *outputs);
+                self.conv(ConvWindow::Three, (i, o), p, below);
+                self.conv(ConvWindow::Three, (o, o), p, below);
+                if i != o {
+                    self.conv(ConvWindow::One, (i, o), p, below);
+                }
+                let middle = Held { activations: p * o as f64, exact: 0.0 };
+                match checkpointing {
+                    Checkpointing::None => self.kept = self.kept + middle,
+                    Checkpointing::Blocks => self.again = self.again.max(middle),
+                }
+                // The input, which is the result of the step before.
+                self.kept.activations += p * *inputs as f64;
+            }
+            Stage::Transformer { channels, heads, depth, .. } => {
+                let p = pixels(*size);
+                self.transformer(linears, (p, *channels as f64, *heads as f64, *depth), checkpointing, below);
+            }
+            Stage::Down { channels, .. } | Stage::Up { channels, .. } => {
+                let window = match stage {
+                    Stage::Down { .. } => ConvWindow::ThreeHalvingCentred,
+                    _ => ConvWindow::ThreeOfDoubled,
+                };
+                let after = (window.output(size.0), window.output(size.1));
+                let p = pixels(after);
+                *size = after;
+                self.conv(window, (*channels, *channels), p, below);
+            }
+        }
+    }
+
+    fn transformer(
+        &mut self,
+        linears: &[(LinearLayout, bool)],
+        (p, c, heads, depth): (f64, f64, f64, usize),
+        checkpointing: Checkpointing,
+        below: bool,
+    ) {
+        let n = self.sizes.batch as f64;
+        let (text, image) = (n * self.sizes.text as f64, n * self.image_tokens);
+        let before = self.kept;
+        for (linear, _) in linears {
+            let of_text = linear.name.ends_with("attn2.to_k") || linear.name.ends_with("attn2.to_v");
+            let of_image = linear.name.contains(".processor.");
+            let (rows, by_input) = match (of_text, of_image) {
+                (true, _) => (text, false),
+                (_, true) => (image, false),
+                _ => (p, below || !linear.name.ends_with("proj_in")),
+            };
+            self.linear(linear, rows, by_input);
+        }
+        let inner = self.kept - before;
+        for _ in 0..depth {
+            for keys in [p, text, image] {
+                self.attention(p, keys / n, c);
+            }
+        }
+        let (crossings, mlp) = (if image > 0.0 { 2.0 } else { 1.0 }, MLP_RATIO as f64);
+        // The stream three times; queries, keys, values and result of the pixels' own; queries and results over others, with their keys
+        // and values; what the MLP's gate reads.
+        let activations = p * c * (3.0 + 4.0 + 1.0 + crossings + 2.0 * mlp) + 2.0 * c * (text + image);
+        let block = Held { activations, exact: p * heads * (1.0 + crossings) };
+        let stream = Held { activations: p * c, exact: 0.0 };
+        match checkpointing {
+            Checkpointing::None => {
+                for _ in 0..depth {
+                    self.kept = self.kept + block;
+                }
+            }
+            Checkpointing::Blocks => {
+                self.kept = self.kept - inner;
+                for _ in 0..depth {
+                    self.kept = self.kept + stream;
+                }
+                self.again = self.again.max(block + inner);
+            }
+        }
+        // The input, and what the last projection reads.
+        self.kept = self.kept + stream + stream;
+        // A block's MLP is its widest place: the stream, its norm, the gate's operands and result.
+        let running = Held { activations: p * c * (6.0 + 3.0 * mlp), exact: 2.0 * p * heads };
+        self.running = self.running.max(running);
+    }
+}

@@ -1,0 +1,116 @@
+//! The names of the linears of Stable Diffusion XL's U-Net in the published layouts.
+//!
+//! The original layout counts all that lies on the way down as `input_blocks`, and on the way up as `output_blocks`, in which a
+//! transformer is the second part of its block. Every published model has two residual blocks on a level (and three on the way up), so
+//! that the number of a block follows from its level: the table has four of them.
+//!
+//! Source: the checkpoint of SDXL base 1.0, and the conversion scripts of diffusers.
+
+use crate::naming::{Fused, Names, Outside, Stack};
+
+/// The names of all linears of the U-Net's transformers.
+pub static NAMES: Names = Names {
+    network: "a U-Net of Stable Diffusion XL",
+    short: "SDXL",
+    kohya: ("networks.lora", "sdxl_base_v1-0"),
+    stacks: &STACKS,
+    outside: &OUTSIDE,
+    pairs: &[],
+};
+
+/// For each transformer a row: its name in the original layout, and in that of diffusers.
+macro_rules! transformers {
+    ($($original:literal $diffusers:literal,)*) => {
+        const STACKS: [Stack; COUNT] = [$(Stack {
+            original: concat!($original, ".transformer_blocks"),
+            diffusers: concat!($diffusers, ".transformer_blocks"),
+            linears: &BLOCK,
+        }),*];
+        const OUTSIDE: [Outside; 2 * COUNT] = [$(
+            outside(concat!($original, ".proj_in"), concat!($diffusers, ".proj_in")),
+            outside(concat!($original, ".proj_out"), concat!($diffusers, ".proj_out")),
+        )*];
+    };
+}
+
+const COUNT: usize = 21;
+
+transformers! {
+    "input_blocks.1.1" "down_blocks.0.attentions.0",
+    "input_blocks.2.1" "down_blocks.0.attentions.1",
+    "input_blocks.4.1" "down_blocks.1.attentions.0",
+    "input_blocks.5.1" "down_blocks.1.attentions.1",
+    "input_blocks.7.1" "down_blocks.2.attentions.0",
+    "input_blocks.8.1" "down_blocks.2.attentions.1",
+    "input_blocks.10.1" "down_blocks.3.attentions.0",
+    "input_blocks.11.1" "down_blocks.3.attentions.1",
+    "middle_block.1" "mid_block.attentions.0",
+    "output_blocks.0.1" "up_blocks.0.attentions.0",
+    "output_blocks.1.1" "up_blocks.0.attentions.1",
+    "output_blocks.2.1" "up_blocks.0.attentions.2",
+    "output_blocks.3.1" "up_blocks.1.attentions.0",
+    "output_blocks.4.1" "up_blocks.1.attentions.1",
+    "output_blocks.5.1" "up_blocks.1.attentions.2",
+    "output_blocks.6.1" "up_blocks.2.attentions.0",
+    "output_blocks.7.1" "up_blocks.2.attentions.1",
+    "output_blocks.8.1" "up_blocks.2.attentions.2",
+    "output_blocks.9.1" "up_blocks.3.attentions.0",
+    "output_blocks.10.1" "up_blocks.3.attentions.1",
+    "output_blocks.11.1" "up_blocks.3.attentions.2",
+}
+
+const fn outside(original: &'static str, diffusers: &'static str) -> Outside {
+    Outside { original, diffusers, swapped: false }
+}
+
+/// A linear that both layouts call the same.
+macro_rules! same {
+    ($($name:literal),*) => { [$(Fused { original: $name, parts: &[($name, 1)] }),*] };
+}
+
+/// The linears of a transformer's block.
+const BLOCK: [Fused; 12] = same![
+    "attn1.to_q",
+    "attn1.to_k",
+    "attn1.to_v",
+    "attn1.to_out.0",
+    "attn2.to_q",
+    "attn2.to_k",
+    "attn2.to_v",
+    "attn2.to_out.0",
+    "attn2.processor.to_k_ip",
+    "attn2.processor.to_v_ip",
+    "ff.net.0.proj",
+    "ff.net.2"
+];
+
+#[cfg(test)]
+mod tests {
+    use super::{super::config::tests::published, *};
+
+    #[test]
+    fn every_linear_of_the_published_model_has_one_place_in_both_layouts() {
+        let mut places = Vec::new();
+        for linear in published().linears(true) {
+            if let Some(outside) = NAMES.outside_of_diffusers(&linear.name) {
+                places.push(outside.original.to_owned());
+                continue;
+            }
+            let (place, part) = NAMES.of_diffusers(&linear.name).unwrap();
+            assert_eq!((place.diffusers(), part), (vec![linear.name.clone()], 0));
+            let underscored = linear.name.replace('.', "_");
+            assert_eq!(NAMES.of_underscored_diffusers(&underscored), Some((place, 0)));
+            let original = place.original();
+            assert_eq!(NAMES.of_original(&original), Some(place));
+            assert_eq!(NAMES.of_underscored_original(&original.replace('.', "_")), Some(place));
+            places.push(original);
+        }
+        let all = places.len();
+        places.sort();
+        places.dedup();
+        assert_eq!((places.len(), all), (862, 862));
+        let (place, _) =
+            NAMES.of_diffusers("down_blocks.2.attentions.1.transformer_blocks.9.attn2.to_k").unwrap();
+        assert_eq!(place.original(), "input_blocks.8.1.transformer_blocks.9.attn2.to_k");
+    }
+}

@@ -1,0 +1,399 @@
+//! A whole pass: from latents to the prediction, and from its cotangent to the gradient of the adapter.
+//!
+//! `N` batch, `C` channels, `H` `W` latent grid, `L` text tokens, `K` image tokens, `E` their width, `D` width of the time's embedding.
+
+use std::sync::Arc;
+
+use super::{
+    UNet,
+    attention::Tokens,
+    probe::Asked,
+    resnet::{self, Inputs as ResnetInputs, ResnetSaved, add},
+    transformer::{self, TransformerSaved},
+    weights::{StageWeights, WeighedStep, Weights},
+};
+use crate::{
+    backbone::{Inputs, Latents, Prediction, Probe},
+    device::{Activation, Device, Kind, Queue, View, ViewMut},
+    error::{Error, Result},
+    layers::{Branches, Context, Map, sinusoid},
+    lora::{Adapter, AdapterGrad},
+    models::checkpointing::{Checkpointing, Kept},
+    tensor::Tensor,
+};
+
+/// What every function of a pass needs to know.
+pub(super) struct Pass<'a, D: Device> {
+    pub ctx: Context<'a, D>,
+    /// `N`.
+    pub batch: usize,
+    /// `silu(temb)`, `[N, D]`.
+    pub condition: &'a D::Buffer,
+    /// `[N L, E]`.
+    pub text: Tokens<'a, D>,
+    /// `[N K, E]`, where the network takes them.
+    pub image: Option<Tokens<'a, D>>,
+    /// What attention over image tokens is multiplied by.
+    pub image_scale: f32,
+    pub checkpointing: Checkpointing,
+    /// Is anything kept for a backward?
+    pub saving: bool,
+}
+
+impl<D: Device> Clone for Pass<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: Device> Copy for Pass<'_, D> {}
+
+impl<D: Device> Pass<'_, D> {
+    /// Working memory for this many activations.
+    pub fn take(&self, len: usize) -> D::Buffer {
+        self.ctx.queue.take(len, Kind::Activation)
+    }
+}
+
+/// The units of the weights in the order in which a pass comes to them.
+pub(super) struct Route<'a, D: Device> {
+    queue: &'a D::Queue,
+    weights: &'a Weights<D>,
+    order: Vec<usize>,
+    /// Number of the first unit that an adapter reaches.
+    pub first: usize,
+    backward: bool,
+}
+
+impl<'a, D: Device> Route<'a, D> {
+    fn forward(weights: &'a Weights<D>, ctx: Context<'a, D>) -> Self {
+        let (queue, first) = (ctx.queue, weights.first_adapted(ctx));
+        Self { queue, weights, order: (0..weights.units()).collect(), first, backward: false }
+    }
+
+    fn backward(weights: &'a Weights<D>, ctx: Context<'a, D>) -> Self {
+        let (queue, first) = (ctx.queue, weights.first_adapted(ctx));
+        Self { queue, weights, order: (first..weights.units()).rev().collect(), first, backward: true }
+    }
+
+    /// A unit runs next.
+    ///
+    /// # Errors
+    /// If a file was truncated, a weight is not finite, or the device has no room.
+    pub fn approach(&self, unit: usize) -> Result<()> {
+        let place = if self.backward { self.weights.units() - 1 - unit } else { unit };
+        self.weights.approach(self.queue, &self.order, place)
+    }
+}
+
+/// What a pass is given, on the device.
+struct Conditions<D: Device> {
+    batch: usize,
+    /// `silu(temb)`, `[N, D]`.
+    condition: D::Buffer,
+    text: (D::Buffer, usize),
+    image: Option<(D::Buffer, usize)>,
+    /// `E`.
+    width: usize,
+}
+
+impl<D: Device> Conditions<D> {
+    fn pass<'a>(&'a self, model: &UNet<D>, ctx: Context<'a, D>, saving: bool) -> Pass<'a, D> {
+        let tokens = |(values, count): &'a (D::Buffer, usize)| Tokens {
+            values: View::new(values, self.width),
+            count: *count,
+        };
+        Pass {
+            ctx,
+            batch: self.batch,
+            condition: &self.condition,
+            text: tokens(&self.text),
+            image: self.image.as_ref().map(tokens),
+            image_scale: model.image_scale(),
+            checkpointing: model.options.checkpointing,
+            saving,
+        }
+    }
+}
+
+/// What a backward needs of its pass. It owns the queue: the backward runs where the forward ran.
+pub(super) struct SavedPass<D: Device> {
+    queue: D::Queue,
+    adapter: Adapter,
+    branches: Branches<D>,
+    conditions: Conditions<D>,
+    /// From the first step that an adapter or a derivative reaches.
+    steps: Vec<Option<StageSaved<D>>>,
+    /// What the last norm reads.
+    end: Arc<Map<D>>,
+    grid: (usize, usize, usize, usize),
+}
+
+/// What was kept of a step.
+enum StageSaved<D: Device> {
+    Resnet(Kept<ResnetInputs<D>, ResnetSaved<D>>),
+    Transformer(TransformerSaved<D>),
+    /// Rows and columns before a halving or a doubling.
+    Resampled((usize, usize)),
+}
+
+impl<D: Device> UNet<D> {
+    /// Whether the inputs are what the model takes.
+    fn check(&self, inputs: &Inputs) -> Result<()> {
+        let layout = &self.layout;
+        let (n, c, h, w) = inputs.x_t.shape();
+        let expect = |what: &str, good: bool, expected: String, found: String| {
+            if good { Ok(()) } else { Err(Error::Shape { what: what.into(), expected, found }) }
+        };
+        let cell = self.config.cell();
+        let whole = |side: usize| side > 0 && side.is_multiple_of(cell);
+        expect(
+            "x_t",
+            n > 0 && c == layout.channels && whole(h) && whole(w),
+            format!("[N, {}, H, W] with N > 0 and H and W multiples of {cell}", layout.channels),
+            format!("{:?}", inputs.x_t.dims()),
+        )?;
+        expect("t", inputs.t.len() == n, format!("{n} values"), format!("{}", inputs.t.len()))?;
+        let (text_n, text, text_width) = inputs.text.shape();
+        expect(
+            "text",
+            text_n == n && text > 0 && text_width == layout.text_width,
+            format!("[{n}, L, {}] with L > 0", layout.text_width),
+            format!("{:?}", inputs.text.dims()),
+        )?;
+        expect(
+            "pooled text",
+            inputs.pooled.shape() == (n, layout.pooled_width),
+            format!("[{n}, {}]", layout.pooled_width),
+            format!("{:?}", inputs.pooled.dims()),
+        )?;
+        let sizes = inputs.sizes.len();
+        expect("sizes of pictures", sizes == n, format!("{n} of them"), format!("{sizes}"))?;
+        expect(
+            "references",
+            inputs.references.is_empty(),
+            "none among the latents: a U-Net sees references as image tokens".into(),
+            format!("{}", inputs.references.len()),
+        )?;
+        if let Some(g) = inputs.guidance {
+            return Err(Error::Setting(format!("the model takes no guidance value, but {g} was given")));
+        }
+        match (&inputs.image_tokens, layout.image_tokens) {
+            (None, false) => Ok(()),
+            (None, true) => Err(Error::Setting(
+                "the U-Net has an IP-Adapter, and so takes image tokens, but none were given".into(),
+            )),
+            (Some(_), false) => Err(Error::Setting(
+                "image tokens were given, but the U-Net has no IP-Adapter that would read them".into(),
+            )),
+            (Some(tokens), true) => {
+                let (image_n, count, width) = tokens.shape();
+                expect(
+                    "image tokens",
+                    image_n == n && count > 0 && width == layout.text_width,
+                    format!("[{n}, K, {}] with K > 0", layout.text_width),
+                    format!("{:?}", tokens.dims()),
+                )
+            }
+        }
+    }
+
+    fn conditions(
+        &self,
+        weights: &Weights<D>,
+        ctx: Context<'_, D>,
+        inputs: &Inputs,
+    ) -> Result<Conditions<D>> {
+        let upload = |tokens: &Tensor<(usize, usize, usize)>| {
+            (ctx.queue.upload(tokens.values(), Kind::Activation), tokens.shape().1)
+        };
+        Ok(Conditions {
+            batch: inputs.t.len(),
+            condition: self.condition(weights, ctx, inputs)?,
+            text: upload(&inputs.text),
+            image: inputs.image_tokens.as_ref().map(upload),
+            width: self.layout.text_width,
+        })
+    }
+
+    /// `silu(temb)`, `[N, D]`: of the time, and of pooled text beside the sizes of the picture.
+    fn condition(&self, weights: &Weights<D>, ctx: Context<'_, D>, inputs: &Inputs) -> Result<D::Buffer> {
+        let (n, queue, width) = (inputs.t.len(), ctx.queue, self.config.time_width());
+        let mut sum = weights.time.run(ctx, n, &sinusoid(&inputs.t, self.config.sinusoid()))?;
+        let pooled = inputs.pooled.values().chunks_exact(self.layout.pooled_width);
+        let rows: Vec<f32> = pooled
+            .zip(&inputs.sizes)
+            .flat_map(|(pooled, sizes)| [pooled, &sinusoid(sizes, self.config.addition_width())].concat())
+            .collect();
+        let added = weights.added.run(ctx, n, &rows)?;
+        queue.add_scaled(1.0, View::new(&added, width), ViewMut::new(&mut sum, width), n * width);
+        let mut condition = queue.take(n * width, Kind::Activation);
+        let (from, to) = (View::new(&sum, width), ViewMut::new(&mut condition, width));
+        queue.activate(Activation::Silu, (n, width), from, to);
+        Ok(condition)
+    }
+
+    /// The prediction, and with `saving` what the backward needs.
+    pub(super) fn forward(
+        &self,
+        weights: &Weights<D>,
+        inputs: &Inputs,
+        adapter: Option<&Adapter>,
+        probe: &Probe<'_>,
+        saving: bool,
+    ) -> Result<(Prediction, Option<SavedPass<D>>)> {
+        self.check(inputs)?;
+        let grid = inputs.x_t.shape();
+        let queue = self.queue()?;
+        let branches = adapter.map(|a| Branches::new(&queue, a, &self.layout.linears)).transpose()?;
+        let ctx = Context { queue: &queue, branches: branches.as_ref() };
+        let conditions = self.conditions(weights, ctx, inputs)?;
+        let pass = conditions.pass(self, ctx, saving);
+        let mut asked = Asked::new(probe, (grid.2, grid.3), pass.image.map(|image| image.count))?;
+        let route = Route::forward(weights, ctx);
+
+        let x = Map::of_samples(&queue, inputs.x_t.values(), grid, |v| v);
+        let mut x = Arc::new(weights.conv_in.run(&queue, &x)?);
+        let mut skips = vec![Arc::clone(&x)];
+        let mut steps = Vec::new();
+        for step in &weights.steps {
+            let skip = if step.pops { Some(skips.pop().ok_or_else(no_skip)?) } else { None };
+            let pass = Pass { saving: saving && step.units.end > route.first, ..pass };
+            let (y, saved) = run_step(pass, &route, step, x, skip, &mut asked)?;
+            x = Arc::new(y);
+            if step.pushes {
+                skips.push(Arc::clone(&x));
+            }
+            steps.push(saved);
+        }
+        let normed = weights.norm_out.run(&queue, &x, true);
+        // Not rounded to the precision of activations.
+        let out = weights.conv_out.run_as(&queue, &normed, Kind::Exact)?;
+        drop(normed);
+        let mut latents = vec![0.0; out.len()];
+        out.write_planes(&queue, &mut latents)?;
+        let (scores, tokens) = asked.answer(&queue)?;
+        let prediction = Prediction { latents: Tensor::new(&self.host, grid, latents)?, scores, tokens };
+        let saved = match (saving, adapter, branches) {
+            (true, Some(adapter), Some(branches)) => {
+                Some(SavedPass { queue, adapter: adapter.clone(), branches, conditions, steps, end: x, grid })
+            }
+            _ => None,
+        };
+        Ok((prediction, saved))
+    }
+
+    pub(super) fn backward_pass(
+        &self,
+        weights: &Weights<D>,
+        saved: SavedPass<D>,
+        adapter: &Adapter,
+        cotangent: &Latents,
+    ) -> Result<AdapterGrad> {
+        let SavedPass { queue, adapter: used, branches, conditions, mut steps, end, grid } = saved;
+        if cotangent.shape() != grid {
+            return Err(Error::shape("derivative by the prediction", grid, cotangent.shape()));
+        }
+        if used.layout != adapter.layout || !used.values.equals(&adapter.values)? {
+            return Err(Error::Setting(
+                "the backward of a pass was asked for with another adapter than the pass ran with".into(),
+            ));
+        }
+        let ctx = Context { queue: &queue, branches: Some(&branches) };
+        let pass = conditions.pass(self, ctx, false);
+        let route = Route::backward(weights, ctx);
+        let mut grads = queue.zeros_to_keep(adapter.values.len());
+
+        let d = Map::of_samples(&queue, cotangent.values(), grid, |v| v);
+        let d = weights.conv_out.backward(&queue, (grid.2, grid.3), &d)?;
+        let mut dx = weights.norm_out.backward(&queue, &end, true, &d);
+        drop((d, end));
+        // Of what was kept on the way down, in the order in which the way up popped it.
+        let mut d_skips: Vec<Map<D>> = Vec::new();
+        for step in weights.steps.iter().rev() {
+            if step.units.end <= route.first {
+                break;
+            }
+            if step.pushes {
+                add(&queue, &mut dx, &d_skips.pop().ok_or_else(no_skip)?);
+            }
+            let saved = steps.pop().flatten();
+            let saved =
+                saved.ok_or_else(|| Error::Internal("a step kept nothing for its backward".into()))?;
+            let Some((d, d_skip)) = step_backward(pass, &route, step, saved, dx, &mut grads)? else { break };
+            dx = d;
+            d_skips.extend(d_skip);
+        }
+        let values = queue.keep(grads, adapter.values.len())?;
+        Ok(AdapterGrad { layout: Arc::clone(&adapter.layout), values })
+    }
+}
+
+fn no_skip() -> Error {
+    Error::Internal("the way up pops more than the way down has pushed".into())
+}
+
+/// The result of a step, and what is kept of it.
+fn run_step<D: Device>(
+    pass: Pass<'_, D>,
+    route: &Route<'_, D>,
+    step: &WeighedStep<D>,
+    x: Arc<Map<D>>,
+    skip: Option<Arc<Map<D>>>,
+    asked: &mut Asked<'_, D>,
+) -> Result<(Map<D>, Option<StageSaved<D>>)> {
+    let unit = step.units.start;
+    match &step.stage {
+        StageWeights::Resnet(resnet) => {
+            route.approach(unit)?;
+            let inputs = ResnetInputs { x, skip };
+            if pass.saving && pass.checkpointing == Checkpointing::Blocks {
+                let (y, _) = resnet::forward(Pass { saving: false, ..pass }, resnet, inputs.clone())?;
+                return Ok((y, Some(StageSaved::Resnet(Kept::Input(inputs)))));
+            }
+            let (y, saved) = resnet::forward(pass, resnet, inputs)?;
+            Ok((y, saved.map(|saved| StageSaved::Resnet(Kept::All(saved)))))
+        }
+        StageWeights::Transformer(transformer) => {
+            let (y, saved) = transformer::forward(pass, route, transformer, unit, x, asked)?;
+            Ok((y, saved.map(StageSaved::Transformer)))
+        }
+        StageWeights::Down(conv) | StageWeights::Up(conv) => {
+            route.approach(unit)?;
+            let saved = pass.saving.then_some(StageSaved::Resampled((x.height, x.width)));
+            Ok((conv.run(pass.ctx.queue, &x)?, saved))
+        }
+    }
+}
+
+/// Backward of [`run_step`]: the cotangents of its input and of what it popped; nothing where the way ends in it.
+#[expect(clippy::type_complexity, reason = "two cotangents, or none")]
+fn step_backward<D: Device>(
+    pass: Pass<'_, D>,
+    route: &Route<'_, D>,
+    step: &WeighedStep<D>,
+    saved: StageSaved<D>,
+    dy: Map<D>,
+    grads: &mut D::Buffer,
+) -> Result<Option<(Map<D>, Option<Map<D>>)>> {
+    let unit = step.units.start;
+    match (&step.stage, saved) {
+        (StageWeights::Resnet(resnet), StageSaved::Resnet(kept)) => {
+            route.approach(unit)?;
+            let saving = Pass { saving: true, ..pass };
+            let again = |inputs| Ok(resnet::forward(saving, resnet, inputs)?.1);
+            let gone = || Error::Internal("a residual block kept nothing for its backward".into());
+            let saved = kept.saved(again)?.ok_or_else(gone)?;
+            resnet::backward(pass, resnet, saved, &dy).map(Some)
+        }
+        (StageWeights::Transformer(transformer), StageSaved::Transformer(saved)) => {
+            let dx = transformer::backward(pass, route, transformer, unit, saved, dy, grads)?;
+            Ok(dx.map(|dx| (dx, None)))
+        }
+        (StageWeights::Down(conv) | StageWeights::Up(conv), StageSaved::Resampled(size)) => {
+            route.approach(unit)?;
+            Ok(Some((conv.backward(pass.ctx.queue, size, &dy)?, None)))
+        }
+        _ => Err(Error::Internal("a step kept what belongs to another".into())),
+    }
+}

@@ -1,0 +1,127 @@
+//! Residual blocks, halvings and doublings.
+//!
+//! ```text
+//! h = conv1(silu(norm1(x))) + time(silu(temb))        y = shortcut(x) + conv2(silu(norm2(h)))
+//! ```
+//!
+//! `x` is what the step before gives, and behind it in the channels what was kept on the way down.
+//!
+//! `N` batch, `H` `W` rows and columns, `C` channels.
+
+use std::sync::Arc;
+
+use super::{pass::Pass, weights::Resnet};
+use crate::{
+    device::{CopyTokens, Device, Kind, Queue, View, ViewMut},
+    error::Result,
+    layers::Map,
+};
+
+/// What a residual block reads: what comes from the step before, and what was kept on the way down.
+#[derive(Debug)]
+pub(super) struct Inputs<D: Device> {
+    pub x: Arc<Map<D>>,
+    pub skip: Option<Arc<Map<D>>>,
+}
+
+impl<D: Device> Clone for Inputs<D> {
+    fn clone(&self) -> Self {
+        Self { x: Arc::clone(&self.x), skip: self.skip.clone() }
+    }
+}
+
+impl<D: Device> Inputs<D> {
+    /// Both as the channels of one picture.
+    fn joined(&self, queue: &D::Queue) -> Arc<Map<D>> {
+        let Some(skip) = &self.skip else { return Arc::clone(&self.x) };
+        let width = self.x.channels + skip.channels;
+        let mut values = queue.take(self.x.rows() * width, Kind::Activation);
+        let mut at = 0;
+        for part in [&self.x, skip] {
+            queue.copy_tokens(CopyTokens {
+                rows: part.token_rows(),
+                from: (part.view(), part.pixels()),
+                to: (ViewMut::new(&mut values, width).skip(at), part.pixels()),
+            });
+            at += part.channels;
+        }
+        Arc::new(self.x.with(width, values))
+    }
+
+    /// The cotangents of both from that of [`joined`](Self::joined).
+    fn parted(&self, queue: &D::Queue, dx: Map<D>) -> (Map<D>, Option<Map<D>>) {
+        let Some(skip) = &self.skip else { return (dx, None) };
+        let part = |of: &Map<D>, at: usize| {
+            let mut values = queue.take(of.len(), Kind::Activation);
+            queue.copy_tokens(CopyTokens {
+                rows: of.token_rows(),
+                from: (dx.view().skip(at), of.pixels()),
+                to: (ViewMut::new(&mut values, of.channels), of.pixels()),
+            });
+            of.with(of.channels, values)
+        };
+        (part(&self.x, 0), Some(part(skip, self.x.channels)))
+    }
+}
+
+/// What the backward of a residual block needs.
+#[derive(Debug)]
+pub(super) struct ResnetSaved<D: Device> {
+    inputs: Inputs<D>,
+    /// `h`, `[N, H, W, C]`.
+    middle: Map<D>,
+}
+
+/// Run the block.
+pub(super) fn forward<D: Device>(
+    pass: Pass<'_, D>,
+    block: &Resnet<D>,
+    inputs: Inputs<D>,
+) -> Result<(Map<D>, Option<ResnetSaved<D>>)> {
+    let queue = pass.ctx.queue;
+    let [norm1, norm2] = &block.norms;
+    let [conv1, conv2] = &block.convs;
+    let x = inputs.joined(queue);
+    let mut middle = conv1.run(queue, &norm1.run(queue, &x, true))?;
+    let time = block.time.run(queue, pass.batch, View::new(pass.condition, block.time.inputs()))?;
+    let (rows, channels) = (middle.token_rows(), middle.channels);
+    queue.add_to_tokens(rows, View::new(&time, channels), ViewMut::new(&mut middle.values, channels));
+    let mut y = conv2.run(queue, &norm2.run(queue, &middle, true))?;
+    match &block.shortcut {
+        Some(shortcut) => add(queue, &mut y, &shortcut.run(queue, &x)?),
+        None => add(queue, &mut y, &x),
+    }
+    Ok((y, pass.saving.then_some(ResnetSaved { inputs, middle })))
+}
+
+/// Backward of [`forward`]: the cotangents of what the step before gives and of what was kept on the way down.
+pub(super) fn backward<D: Device>(
+    pass: Pass<'_, D>,
+    block: &Resnet<D>,
+    saved: ResnetSaved<D>,
+    dy: &Map<D>,
+) -> Result<(Map<D>, Option<Map<D>>)> {
+    let queue = pass.ctx.queue;
+    let ResnetSaved { inputs, middle } = saved;
+    let [norm1, norm2] = &block.norms;
+    let [conv1, conv2] = &block.convs;
+    let size = (dy.height, dy.width);
+    let mut d = conv2.backward(queue, size, dy)?;
+    d = norm2.backward(queue, &middle, true, &d);
+    drop(middle);
+    d = conv1.backward(queue, size, &d)?;
+    let x = inputs.joined(queue);
+    let mut dx = norm1.backward(queue, &x, true, &d);
+    drop((x, d));
+    match &block.shortcut {
+        Some(shortcut) => add(queue, &mut dx, &shortcut.backward(queue, size, dy)?),
+        None => add(queue, &mut dx, dy),
+    }
+    Ok(inputs.parted(queue, dx))
+}
+
+/// `x += y`.
+pub(super) fn add<D: Device>(queue: &D::Queue, x: &mut Map<D>, y: &Map<D>) {
+    let (width, len) = (x.channels, x.len());
+    queue.add_scaled(1.0, y.view(), ViewMut::new(&mut x.values, width), len);
+}

@@ -1,0 +1,168 @@
+//! The U-Net with IP-Adapter-Plus against a case computed in f64 by independent code: passes, gradients, training runs.
+//!
+//! `PREFGRAPH_FIXTURES` points at a folder of cases; without one of a U-Net nothing is run, and said so.
+
+#[allow(dead_code, reason = "what only FLUX's tests use")]
+#[path = "golden/case.rs"]
+mod case;
+#[allow(dead_code, reason = "what only FLUX's tests use")]
+#[path = "golden/faint.rs"]
+mod faint;
+#[path = "golden/image_tokens.rs"]
+mod image_tokens;
+#[allow(dead_code, reason = "what only FLUX's tests use")]
+#[path = "golden/training.rs"]
+mod training;
+
+use case::{Case, Network, assert_near, cases, relative};
+use prefgraph_nn::{
+    Backbone, Cpu, Inputs, Probe,
+    backbone::{BlockTokens, Scoring},
+    device::Precision,
+    layers::{Loading, Packing},
+    models::{Checkpointing, unet::UNetOptions},
+};
+
+#[test]
+fn the_resampler_of_these_tests_gives_the_image_tokens_of_the_reference() {
+    for case in cases(Network::UNet) {
+        let (adapter, values) =
+            (case.file("ip-adapter-plus_sdxl.safetensors"), case.file("forward.safetensors"));
+        let found = image_tokens::image_tokens(&adapter, None, &values, "");
+        assert_near(&case.name, &found.values, &values.read("ip_tokens").unwrap(), 1e-6);
+    }
+}
+
+#[test]
+fn a_pass_of_the_frozen_base_gives_the_queries_keys_scores_and_prediction_of_the_reference() {
+    for case in cases(Network::UNet) {
+        for (device, model) in case.on_every_device() {
+            follows_the_reference(&case, &device, &*model);
+        }
+    }
+}
+
+fn follows_the_reference(case: &Case, device: &str, model: &dyn Backbone) {
+    let of = format!("{} on {device}:", case.name);
+    let values = case.file("forward.safetensors");
+    let inputs = case.inputs(&values, "", &["x_t"]);
+    let blocks = 0..model.layout().blocks;
+    let masks = whole_references(&inputs);
+    let scoring = Scoring { blocks: blocks.clone(), cells: None, samples: inputs.t.len(), masks: &masks };
+    let probe = Probe { scores: Some(scoring), tokens: blocks.clone() };
+    let found = model.predict(&inputs, None, &probe).unwrap();
+    assert_eq!(found.tokens.len(), blocks.len());
+    for BlockTokens { block, targets, references } in &found.tokens {
+        for (what, found) in [("q", targets), ("k_ip", references)] {
+            let name = format!("layer{block}.{what}");
+            assert_near(&format!("{of} {name}"), found, &values.read(&name).unwrap(), 5e-5);
+        }
+    }
+    assert_near(&format!("{of} pred"), found.latents.values(), &values.read("pred").unwrap(), 5e-5);
+    assert_eq!(found.scores.len(), 1);
+    assert_near(&format!("{of} scores"), &found.scores[0], &values.read("scores").unwrap(), 5e-5);
+    let again = model.predict(&inputs, None, &probe).unwrap();
+    assert_eq!(again.latents.values(), found.latents.values(), "{of} a pass is a function of its inputs");
+}
+
+/// Masks that take every image token of the one reference.
+fn whole_references(inputs: &Inputs) -> Vec<Vec<f32>> {
+    let (samples, tokens, _) = inputs.image_tokens.as_ref().unwrap().shape();
+    vec![vec![1.0; samples * tokens]]
+}
+
+#[test]
+fn a_prediction_does_not_depend_on_the_threads_on_the_probe_or_on_an_adapter_whose_b_is_zero() {
+    for case in cases(Network::UNet) {
+        let values = case.file("forward.safetensors");
+        let inputs = case.inputs(&values, "", &["x_t"]);
+        let [one, three] = [1, 3].map(|threads| {
+            let cpu = Cpu::new(threads).unwrap();
+            let model = case.open(cpu.clone(), cpu, Loading::default());
+            model.predict(&inputs, None, &Probe::NOTHING).unwrap().latents
+        });
+        assert_eq!(one.values(), three.values(), "{}: on three threads", case.name);
+        for (device, model) in case.on_every_device() {
+            let of = format!("{} on {device}", case.name);
+            let expected = model.predict(&inputs, None, &Probe::NOTHING).unwrap().latents;
+            let probe = Probe { tokens: 0..model.layout().blocks, ..Probe::NOTHING };
+            let seen = model.predict(&inputs, None, &probe).unwrap().latents;
+            assert_eq!(seen.values(), expected.values(), "{of}: with a probe");
+            let adapter = case.adapter_with_zero_b(&*model);
+            let adapted = model.predict(&inputs, Some(&adapter), &Probe::NOTHING).unwrap().latents;
+            assert_eq!(adapted.values(), expected.values(), "{of}: with B = 0");
+            let (saving, _) = model.predict_saving(&inputs, &adapter, &Probe::NOTHING).unwrap();
+            assert_eq!(saving.latents.values(), expected.values(), "{of}: while saving");
+        }
+    }
+}
+
+#[test]
+fn in_bf16_a_pass_and_its_gradient_stay_near_the_reference() {
+    for case in cases(Network::UNet) {
+        let values = case.file("forward.safetensors");
+        let inputs = case.inputs(&values, "", &["x_t"]);
+        let expected = values.read("pred").unwrap();
+        for (device, model) in case.on_every_device_in(Precision::Bf16) {
+            let of = format!("{} on {device} in bf16", case.name);
+            let found = model.predict(&inputs, None, &Probe::NOTHING).unwrap().latents;
+            let off = relative(found.values(), &expected);
+            eprintln!("{of}: prediction off by {off:.1e}");
+            // A rounding to bf16 is off by at most 4e-3, and activations are rounded after every operation on a GPU.
+            assert!(off > 1e-5 && off < 2e-2, "{of}: prediction off by {off:e}");
+            let objective = training::Objective::Supervised;
+            let name = "train_sft.safetensors";
+            let Some(step) = training::first_step(&case, name, objective, &*model) else { continue };
+            let off = step.gradient_off;
+            eprintln!("{of}: first gradient off by {off:.1e}");
+            assert!(off > 1e-5 && off < 5e-2, "{of}: first gradient off by {off:e}");
+        }
+    }
+}
+
+#[test]
+fn a_gradient_does_not_depend_on_checkpointing_or_on_streamed_weights() {
+    for case in cases(Network::UNet) {
+        let inputs = case.inputs(&case.file("forward.safetensors"), "", &["x_t"]);
+        let gradient = |options: UNetOptions| {
+            let model = case.unet(options);
+            let adapter = case.adapter_with_zero_b(&model);
+            let (prediction, saved) = model.predict_saving(&inputs, &adapter, &Probe::NOTHING).unwrap();
+            let gradient = model.backward(saved, &adapter, &prediction.latents).unwrap();
+            gradient.values.host().unwrap().to_vec()
+        };
+        let expected = gradient(case.unet_options());
+        assert!(expected.iter().any(|g| *g != 0.0));
+        let checkpointed = UNetOptions { checkpointing: Checkpointing::Blocks, ..case.unet_options() };
+        assert_eq!(gradient(checkpointed), expected, "{}: checkpointed", case.name);
+        let loading = Loading { packing: Packing::Streamed, ..Loading::default() };
+        let streamed = UNetOptions { loading, ..case.unet_options() };
+        assert_eq!(gradient(streamed), expected, "{}: streamed", case.name);
+    }
+}
+
+#[test]
+fn the_first_step_of_a_run_has_the_loss_and_the_gradient_of_the_reference() {
+    // Runs adapt the resampler as well, whose backward is none of the U-Net's: only their first steps can be followed here.
+    let runs = [
+        ("train_sft.safetensors", training::Objective::Supervised, 1e-5),
+        ("train_diffusion_dpo.safetensors", training::Objective::Preference, 1e-3),
+    ];
+    for (case, (name, objective, bar)) in cases(Network::UNet).iter().flat_map(|c| runs.map(|run| (c, run))) {
+        let Some(run) = case.try_file(name) else { continue };
+        for (device, model) in case.on_every_device() {
+            let of = format!("{} {name} on {device}", case.name);
+            let Some(step) = training::first_step(case, name, objective, &*model) else { continue };
+            let expected = f64::from(run.read("log.loss").unwrap()[0]);
+            let off = (step.loss - expected).abs() / expected.abs().max(1e-2);
+            eprintln!("{of}: loss off by {off:.1e}, gradient by {:.1e}", step.gradient_off);
+            assert!(off < 1e-3, "{of}: loss {}, expected {expected}", step.loss);
+            if objective == training::Objective::Preference {
+                let margins = run.read("log.margin").unwrap();
+                let (found, expected) = (&step.logits, &margins[..step.logits.len()]);
+                assert_near(&format!("{of}: logits"), found, expected, 5e-3);
+            }
+            assert!(step.gradient_off < bar, "{of}: gradient off by {:e}", step.gradient_off);
+        }
+    }
+}
