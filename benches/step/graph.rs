@@ -61,10 +61,10 @@ pub fn step(network: &Network, shape: &Shape, pixels: usize, lr: f64) -> Result<
     let (x_t, target, times, _) = g.add("noise", Noise::new(Default::default())?, (x0_w, x0_l, t, None));
     let guidance = shape.network.guidance_embeds.then_some(GUIDANCE);
     let listed = Some(references);
-    let inputs = (backbone, x_t, times, text, pooled, listed);
+    let inputs = (backbone, x_t, times, text, pooled, listed, None, None);
     let (reference,) = g.add("reference", Reference::new(ReferenceSettings { guidance })?, inputs);
-    let settings = ForwardSettings { guidance, hooks: Hooks::All };
-    let inputs = (backbone, lora, x_t, times, text, pooled, listed, None::<Wire<List<Mask>>>);
+    let settings = ForwardSettings { guidance, hooks: Hooks::All, ..Default::default() };
+    let inputs = (backbone, lora, x_t, times, text, pooled, listed, None::<Wire<List<Mask>>>, None, None);
     let (policy, scores) = g.add("policy", Forward::new(settings)?, inputs);
     let (matched,) = g.add("found", HookAttention, (scores, priors));
     let (structure, prior) = g.add("structure", MaskField, (Some(matched), priors));

@@ -1,14 +1,19 @@
 //! `backbone`: a handle on frozen weights, shared by every node that reads it.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
 
 use prefgraph_nn::{
-    self as nn, Backbone as _, DeviceKind, cpu,
+    self as nn, DeviceKind, cpu,
+    files::TensorFiles,
     layers::{self, Loading},
-    models::{self, FluxOptions, FluxUno, flux::Flux},
+    models::{
+        self, FluxOptions, FluxUno, SdxlUNet,
+        flux::Flux,
+        unet::{ImagePrompt, UNet, UNetOptions},
+    },
     once::get_or_try_init,
 };
 use serde_json::json;
@@ -27,6 +32,8 @@ choices! {
     pub enum BackboneKind {
         /// FLUX with reference images (UNO): the transformer folder of a diffusers checkpoint.
         FluxUno = "flux_uno",
+        /// The U-Net of Stable Diffusion XL, alone or with an IP-Adapter-Plus: SDXL, RealVisXL and others of its shape.
+        Sdxl = "sdxl",
     }
 }
 
@@ -76,7 +83,7 @@ settings! {
     pub struct BackboneSettings {
         /// Kind of network.
         pub kind: BackboneKind = BackboneKind::FluxUno,
-        /// The transformer's folder in diffusers' layout or the folder above it, or one `.safetensors` file with the names of
+        /// The network's folder in diffusers' layout or the folder above it; of FLUX also one `.safetensors` file with the names of
         /// diffusers or of the original release.
         pub weights: DataPath = DataPath::default(),
         /// What the operands of products are rounded to.
@@ -89,6 +96,142 @@ settings! {
         pub adapter: DataPath = DataPath::default(),
         /// How that adapter takes effect.
         pub adapter_use: FrozenUse = FrozenUse::Branch,
+        /// Of kind `sdxl`: the file of an IP-Adapter-Plus, e.g. `ip-adapter-plus_sdxl_vit-h.safetensors`, through which it sees references.
+        pub ip_adapter: DataPath = DataPath::default(),
+        /// What the attention over image tokens is multiplied by; 1 in training.
+        pub ip_scale: f64 = 1.0,
+    }
+}
+
+impl BackboneSettings {
+    /// Refuse settings of the other kind, which would be passed over in silence.
+    fn check(&self) -> Result<(), OpError> {
+        use BackboneKind::{FluxUno, Sdxl};
+        let stated = [
+            ("adapter", !self.adapter.is_empty(), FluxUno),
+            ("adapter_use", self.adapter_use != FrozenUse::Branch, FluxUno),
+            ("ip_adapter", !self.ip_adapter.is_empty(), Sdxl),
+            ("ip_scale", self.ip_scale != 1.0, Sdxl),
+        ];
+        match stated.into_iter().find(|(_, is_stated, kind)| *is_stated && *kind != self.kind) {
+            Some((name, _, kind)) => Err(OpError::new(format!(
+                "{name} is a setting of kind `{}`, and this node is of kind `{}`",
+                kind.name(),
+                self.kind.name()
+            ))),
+            None if self.weights.is_empty() => {
+                Err(OpError::new("weights: the folder of a checkpoint is needed"))
+            }
+            None if self.ip_scale != 1.0 && self.ip_adapter.is_empty() => {
+                Err(OpError::new("ip_scale: there is no IP-Adapter to scale; set `ip_adapter`"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn loading(&self) -> Loading {
+        Loading {
+            precision: match self.compute {
+                Compute::F32 => cpu::Precision::F32,
+                Compute::Bf16 => cpu::Precision::Bf16,
+            },
+            packing: match self.packing {
+                Packing::Resident => layers::Packing::Resident,
+                Packing::Streamed => layers::Packing::Streamed,
+            },
+        }
+    }
+
+    fn checkpointing(&self) -> models::Checkpointing {
+        match self.checkpointing {
+            Checkpointing::None => models::Checkpointing::None,
+            Checkpointing::Blocks => models::Checkpointing::Blocks,
+        }
+    }
+
+    /// Which network, and how it is run.
+    fn network(&self) -> Network {
+        let (loading, checkpointing) = (self.loading(), self.checkpointing());
+        match self.kind {
+            BackboneKind::FluxUno => {
+                let how = match self.adapter_use {
+                    FrozenUse::Branch => models::FrozenUse::Branch,
+                    FrozenUse::Merged => models::FrozenUse::Merged,
+                };
+                let adapter = (!self.adapter.is_empty()).then(|| (self.adapter.0.clone(), how));
+                Network::Flux(FluxOptions { loading, checkpointing, adapter })
+            }
+            BackboneKind::Sdxl => {
+                let path = (!self.ip_adapter.is_empty()).then(|| self.ip_adapter.0.clone());
+                let image_prompt = path.map(|path| ImagePrompt { path, scale: self.ip_scale as f32 });
+                Network::UNet(UNetOptions { loading, checkpointing, image_prompt })
+            }
+        }
+    }
+}
+
+/// A kind of network with its options.
+#[derive(Clone)]
+enum Network {
+    Flux(FluxOptions),
+    UNet(UNetOptions),
+}
+
+/// A network on the processor, with the files that it is read from.
+type Described = (Arc<dyn nn::Backbone>, Arc<TensorFiles>);
+
+impl Network {
+    /// On the processor: its files are opened and compared with its configuration.
+    fn described(&self, path: &Path) -> Result<Described, OpError> {
+        // One thread: this copy reads headers only.
+        let cpu = nn::Cpu::new(1)?;
+        Ok(match self.clone() {
+            Self::Flux(options) => {
+                let network = FluxUno::open_with(cpu, path, options)?;
+                let files = network.files().files().clone();
+                (Arc::new(network), files)
+            }
+            Self::UNet(options) => {
+                let network = SdxlUNet::open_with(cpu, path, options)?;
+                let files = network.files().files().clone();
+                (Arc::new(network), files)
+            }
+        })
+    }
+
+    /// Where it will run.
+    fn running(&self, ctx: &Ctx<'_>, path: &Path) -> Result<Arc<dyn nn::Backbone>, OpError> {
+        let host = ctx.cpu.clone();
+        Ok(match (self.clone(), ctx.gpu) {
+            (Self::Flux(options), None) => Arc::new(FluxUno::open_with(host, path, options)?),
+            (Self::Flux(options), Some(gpu)) => Arc::new(Flux::open_on(gpu.clone(), host, path, options)?),
+            (Self::UNet(options), None) => Arc::new(SdxlUNet::open_with(host, path, options)?),
+            (Self::UNet(options), Some(gpu)) => Arc::new(UNet::open_on(gpu.clone(), host, path, options)?),
+        })
+    }
+
+    fn loading(&self) -> Loading {
+        match self {
+            Self::Flux(options) => options.loading,
+            Self::UNet(options) => options.loading,
+        }
+    }
+
+    /// The file of what belongs to the frozen network beside its weights: its name for people, and how it takes effect.
+    fn beside(&self) -> Option<(&'static str, &Path, String)> {
+        match self {
+            Self::Flux(options) => options.adapter.as_ref().map(|(path, how)| {
+                let how = match how {
+                    models::FrozenUse::Branch => "as a branch",
+                    models::FrozenUse::Merged => "merged into its weights",
+                };
+                ("adapter", &**path, how.to_owned())
+            }),
+            Self::UNet(options) => options
+                .image_prompt
+                .as_ref()
+                .map(|i| ("ip_adapter", &*i.path, format!("with scale {}", i.scale))),
+        }
     }
 }
 
@@ -96,9 +239,10 @@ settings! {
 /// first run.
 pub struct Backbone {
     path: PathBuf,
-    options: FluxOptions,
+    network: Network,
     /// Counts, checks and shapes; never runs.
-    described: Arc<FluxUno>,
+    described: Arc<dyn nn::Backbone>,
+    files: Arc<TensorFiles>,
     running: OnceLock<Arc<dyn nn::Backbone>>,
 }
 
@@ -115,14 +259,11 @@ impl Operator for Backbone {
     const DIFFERENTIABLE: bool = false;
 
     fn new(settings: BackboneSettings) -> Result<Self, OpError> {
-        if settings.weights.is_empty() {
-            return Err(OpError::new("weights: the folder of a checkpoint is needed"));
-        }
-        let options = options(&settings);
+        settings.check()?;
+        let network = settings.network();
         let path = settings.weights.0;
-        // One thread: this copy reads headers only.
-        let described = Arc::new(FluxUno::open_with(nn::Cpu::new(1)?, &path, options.clone())?);
-        Ok(Self { path, options, described, running: OnceLock::new() })
+        let (described, files) = network.described(&path)?;
+        Ok(Self { path, network, described, files, running: OnceLock::new() })
     }
 
     fn shapes(&self, (): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
@@ -164,6 +305,7 @@ impl Operator for Backbone {
             ("blocks", json!(l.blocks)),
             ("heads", json!(l.heads)),
             ("takes_guidance", json!(l.guidance)),
+            ("takes_image_tokens", json!(l.image_tokens)),
             ("parameters", json!(l.parameters)),
         ]
         .map(|(key, value)| (key.to_owned(), value))
@@ -171,33 +313,23 @@ impl Operator for Backbone {
     }
 
     fn external(&self) -> Vec<External> {
-        let files = self.described.files().files();
-        let beside = files.path().with_file_name("config.json");
-        let weights = files.paths().into_iter().chain(beside.is_file().then_some(beside)).collect();
-        let adapter = self.options.adapter.iter().map(|(path, _)| External::file("adapter", path));
-        std::iter::once(External::files("weights", weights)).chain(adapter).collect()
+        let beside = self.files.path().with_file_name("config.json");
+        let weights = self.files.paths().into_iter().chain(beside.is_file().then_some(beside)).collect();
+        let more = self.network.beside().map(|(name, path, _)| External::file(name, path));
+        std::iter::once(External::files("weights", weights)).chain(more).collect()
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (): Self::In) -> Result<(Self::Out, ()), OpError> {
-        let running = get_or_try_init(&self.running, || self.open(ctx))?;
+        let running = get_or_try_init(&self.running, || self.network.running(ctx, &self.path))?;
         running.load()?;
         Ok(((BackboneHandle(running.clone()),), ()))
     }
 }
 
 impl Backbone {
-    /// The network where it will run.
-    fn open(&self, ctx: &Ctx<'_>) -> Result<Arc<dyn nn::Backbone>, OpError> {
-        let (host, options) = (ctx.cpu.clone(), self.options.clone());
-        Ok(match ctx.gpu {
-            None => Arc::new(FluxUno::open_with(host, &self.path, options)?),
-            Some(gpu) => Arc::new(Flux::open_on(gpu.clone(), host, &self.path, options)?),
-        })
-    }
-
     /// How it is run, for people.
     fn how(&self) -> String {
-        let Loading { precision, packing } = self.options.loading;
+        let Loading { precision, packing } = self.network.loading();
         let products = match precision {
             cpu::Precision::F32 => "products in f32",
             cpu::Precision::Bf16 => "products in bf16",
@@ -206,43 +338,9 @@ impl Backbone {
             layers::Packing::Resident => "weights packed in memory",
             layers::Packing::Streamed => "weights streamed from the file",
         };
-        let adapter = match &self.options.adapter {
-            None => String::new(),
-            Some((path, how)) => format!(
-                "; {} is part of the frozen network, {}",
-                path.display(),
-                match how {
-                    models::FrozenUse::Branch => "as a branch",
-                    models::FrozenUse::Merged => "merged into its weights",
-                }
-            ),
-        };
-        format!("{products}, {weights}{adapter}")
-    }
-}
-
-fn options(settings: &BackboneSettings) -> FluxOptions {
-    FluxOptions {
-        loading: Loading {
-            precision: match settings.compute {
-                Compute::F32 => cpu::Precision::F32,
-                Compute::Bf16 => cpu::Precision::Bf16,
-            },
-            packing: match settings.packing {
-                Packing::Resident => layers::Packing::Resident,
-                Packing::Streamed => layers::Packing::Streamed,
-            },
-        },
-        checkpointing: match settings.checkpointing {
-            Checkpointing::None => models::Checkpointing::None,
-            Checkpointing::Blocks => models::Checkpointing::Blocks,
-        },
-        adapter: (!settings.adapter.is_empty()).then(|| {
-            let how = match settings.adapter_use {
-                FrozenUse::Branch => models::FrozenUse::Branch,
-                FrozenUse::Merged => models::FrozenUse::Merged,
-            };
-            (settings.adapter.0.clone(), how)
-        }),
+        let beside = self.network.beside().map_or(String::new(), |(_, path, how)| {
+            format!("; {} is part of the frozen network, {how}", path.display())
+        });
+        format!("{products}, {weights}{beside}")
     }
 }

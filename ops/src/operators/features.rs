@@ -32,8 +32,15 @@ type Grid = (usize, usize, usize, usize);
 impl Features {
     fn check(&self, (backbone, latents, text, pooled): &InShapes<Self>) -> Result<(), OpError> {
         let time = TimeShape { batch: latents.0, process: Process::Flow };
-        let conditions =
-            ConditionShapes { t: &time, text, pooled, references: None, guidance: self.0.guidance };
+        let conditions = ConditionShapes {
+            t: &time,
+            text,
+            pooled,
+            references: None,
+            sizes: None,
+            image_prompt: None,
+            guidance: self.0.guidance,
+        };
         conditions.check(backbone.layout(), [latents.0, latents.1, latents.2, latents.3])
     }
 }
@@ -82,8 +89,15 @@ impl Operator for Features {
     ) -> Result<(Self::Out, ()), OpError> {
         let &(batch, _, height, width) = HasShape::shape(&latents);
         let t = Timesteps::new(Process::Flow, vec![0.0; batch]);
-        let conditions =
-            Conditions { t: &t, text: &text, pooled: &pooled, references: None, guidance: self.0.guidance };
+        let conditions = Conditions {
+            t: &t,
+            text: &text,
+            pooled: &pooled,
+            references: None,
+            sizes: None,
+            image_prompt: None,
+            guidance: self.0.guidance,
+        };
         let inputs = conditions.inputs(ctx, &latents)?;
         let found = backbone.0.features(&inputs)?;
         let patch = backbone.0.layout().patch;

@@ -12,7 +12,7 @@ use prefgraph_nn::{
 };
 
 use super::{
-    pass::{ConditionShapes, Conditions, check_adapter, forward_cost, prediction, reference_grids},
+    pass::{ConditionShapes, Conditions, check_adapter, forward_cost, prediction, reference_places},
     scores::Hooks,
     tensors::{Fixed, latents_to_nn, same, tensor},
 };
@@ -20,8 +20,8 @@ use crate::{
     operator::{Cost, Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Shared, Wanted},
     part::Part,
     ports::{
-        BackboneHandle, Latents, List, ListShape, Mask, Noised, Pooled, Prediction, Scores, TextTokens,
-        Timesteps,
+        BackboneHandle, ImagePrompt, Latents, List, ListShape, Mask, Noised, Pooled, Prediction, Scores,
+        Sizes, TextTokens, Timesteps,
     },
     role::As,
     settings,
@@ -35,6 +35,8 @@ settings! {
         pub guidance: Option<f64> = None,
         /// After which blocks the winners' tokens are compared with the references (FocusDPO, Eq. 3).
         pub hooks: Hooks = Hooks::Off,
+        /// Of a U-Net: only cross-attentions whose pixels are so many latent cells wide; all where it is not given.
+        pub hook_cells: Option<usize> = None,
     }
 }
 
@@ -92,11 +94,23 @@ impl<C: Axis, H: Axis, W: Axis> Forward<C, H, W> {
     }
 }
 
+/// References that share out image tokens: as many as there are masks, which have no other use there, since image tokens stand for no place
+/// in a picture.
+fn shares(tokens: usize, masks: Option<usize>) -> Result<usize, OpError> {
+    let count = masks.unwrap_or(1).max(1);
+    if !tokens.is_multiple_of(count) {
+        return Err(OpError::new(format!(
+            "image_prompt has {tokens} tokens, which {count} references (those of reference_masks) cannot share equally"
+        )));
+    }
+    Ok(count)
+}
+
 fn cost_on<C: Axis, H: Axis, W: Axis>(
     on: DeviceKind,
-    (backbone, adapter, x_t, _, text, _, references, _): &InShapes<Forward<C, H, W>>,
+    (backbone, adapter, x_t, _, text, _, references, _, _, image_prompt): &InShapes<Forward<C, H, W>>,
 ) -> Cost {
-    let grids = reference_grids(references.as_ref());
+    let grids = reference_places(references.as_ref(), image_prompt.as_ref());
     let size = (x_t.2.size(), x_t.3.size());
     let pass = backbone.0.cost(on, x_t.0, size, &grids, text.1, Some(&adapter.0));
     // The weights once more, where a backward reads a copy of its own.
@@ -116,8 +130,18 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
     const DOC: &'static str = "Predict with the adapter (the policy); with hooks, also score every target token of the \
                                winners by its likeness to each reference. Text, pooled text and references are \
                                repeated where x_t has winners and losers.";
-    const IN: [&'static str; 8] =
-        ["backbone", "adapter", "x_t", "t", "text", "pooled", "references", "reference_masks"];
+    const IN: [&'static str; 10] = [
+        "backbone",
+        "adapter",
+        "x_t",
+        "t",
+        "text",
+        "pooled",
+        "references",
+        "reference_masks",
+        "sizes",
+        "image_prompt",
+    ];
     const OUT: [&'static str; 2] = ["prediction", "scores"];
     type Settings = ForwardSettings;
     type In = (
@@ -129,6 +153,8 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
         Pooled,
         Option<List<Latents>>,
         Option<List<Mask>>,
+        Option<Sizes>,
+        Option<ImagePrompt>,
     );
     type Out = (Prediction<C, H, W>, List<Scores>);
     type Saved = SavedForward;
@@ -140,7 +166,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
 
     fn shapes(
         &self,
-        (backbone, adapter, x_t, t, text, pooled, references, masks): InShapes<Self>,
+        (backbone, adapter, x_t, t, text, pooled, references, masks, sizes, image_prompt): InShapes<Self>,
         _: usize,
     ) -> Result<OutShapes<Self>, OpError> {
         let layout = backbone.layout();
@@ -149,12 +175,18 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
             text: &text,
             pooled: &pooled,
             references: references.as_ref(),
+            sizes: sizes.as_ref(),
+            image_prompt: image_prompt.as_ref(),
             guidance: self.settings.guidance,
         };
         conditions.check(layout, x_t.concrete())?;
         check_adapter(layout, &adapter.0)?;
         let grids = conditions.reference_grids();
-        if let Some(masks) = masks {
+        let count = match image_prompt {
+            Some(tokens) => shares(tokens.1, masks.as_ref().map(|masks| masks.0.len()))?,
+            None => grids.len(),
+        };
+        if let (Some(masks), None) = (&masks, image_prompt) {
             same("the number of reference masks", masks.0.len(), "the number of references", grids.len())?;
             for (r, (mask, (height, width))) in masks.0.iter().zip(&grids).enumerate() {
                 let tokens = (text.0, height / layout.patch, width / layout.patch);
@@ -167,7 +199,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
             }
         }
         let tokens = (x_t.2.size() / layout.patch) * (x_t.3.size() / layout.patch);
-        let scored = if self.blocks(layout)?.is_empty() { 0 } else { grids.len() };
+        let scored = if self.blocks(layout)?.is_empty() { 0 } else { count };
         Ok((x_t, ListShape(vec![(text.0, tokens); scored])))
     }
 
@@ -183,13 +215,21 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
         Some(cost_on::<C, H, W>(DeviceKind::Cuda, inputs))
     }
 
-    fn notes(&self, (backbone, .., references, masks): &InShapes<Self>) -> Vec<String> {
-        let count = references.as_ref().map_or(0, |r| r.0.len());
+    fn notes(&self, (backbone, .., references, masks, _, image_prompt): &InShapes<Self>) -> Vec<String> {
+        let given = masks.as_ref().map(|masks| masks.0.len());
+        let count = match image_prompt {
+            Some(_) => given.unwrap_or(1),
+            None => references.as_ref().map_or(0, |r| r.0.len()),
+        };
         let Ok(blocks) = self.blocks(backbone.layout()) else { return Vec::new() };
         if blocks.is_empty() || count == 0 {
             return Vec::new();
         }
-        let pooled = if masks.is_some() { "its foreground tokens" } else { "all its tokens" };
+        let pooled = match (image_prompt, masks) {
+            (Some(_), _) => "its image tokens, as keys",
+            (None, Some(_)) => "its foreground tokens",
+            (None, None) => "all its tokens",
+        };
         vec![format!(
             "scores: cosine with the mean of {pooled}, over blocks {} to {} of {}",
             blocks.start,
@@ -201,7 +241,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
     fn forward(
         &self,
         ctx: &Ctx<'_>,
-        (backbone, adapter, As(_, x_t), t, text, pooled, references, masks): Self::In,
+        (backbone, adapter, As(_, x_t), t, text, pooled, references, masks, sizes, image_prompt): Self::In,
     ) -> Result<(Self::Out, SavedForward), OpError> {
         let layout = backbone.0.layout();
         let shape = *HasShape::shape(&x_t);
@@ -210,17 +250,30 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
             text: &text,
             pooled: &pooled,
             references: references.as_ref(),
+            sizes: sizes.as_ref(),
+            image_prompt: image_prompt.as_ref(),
             guidance: self.settings.guidance,
         };
         let inputs = conditions.inputs(ctx, &x_t)?;
         let blocks = self.blocks(layout)?;
-        let masks = match &references {
-            Some(references) if !blocks.is_empty() => Self::masks(references, masks, layout.patch)?,
-            _ => Vec::new(),
-        };
         let samples = HasShape::shape(&text).0;
+        let masks = match (&references, &image_prompt) {
+            _ if blocks.is_empty() => Vec::new(),
+            (_, Some(As(_, tokens))) => {
+                let tokens = HasShape::shape(tokens).1;
+                let count = shares(tokens, masks.map(|masks| masks.0.len()))?;
+                vec![vec![1.0; samples * (tokens / count)]; count]
+            }
+            (Some(references), None) => Self::masks(references, masks, layout.patch)?,
+            (None, None) => Vec::new(),
+        };
         let tokens = (shape.2.size() / layout.patch) * (shape.3.size() / layout.patch);
-        let scoring = (!masks.is_empty()).then_some(Scoring { blocks, cells: None, samples, masks: &masks });
+        let scoring = (!masks.is_empty()).then_some(Scoring {
+            blocks,
+            cells: self.settings.hook_cells,
+            samples,
+            masks: &masks,
+        });
         let probe = Probe { scores: scoring, ..Probe::NOTHING };
         let (found, saved) = backbone.0.predict_saving(&inputs, &adapter, &probe)?;
         let scores = found
@@ -252,6 +305,6 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
             }
             _ => None,
         };
-        Ok((None, adapter, None, None, None, None, None, None))
+        Ok((None, adapter, None, None, None, None, None, None, None, None))
     }
 }

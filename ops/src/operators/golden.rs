@@ -75,7 +75,7 @@ impl Trainer {
         Self {
             backbone: Backbone::new(BackboneSettings { weights: path, ..Default::default() }).unwrap(),
             noise: Noise::new(Default::default()).unwrap(),
-            forward: Forward::new(ForwardSettings { guidance, hooks }).unwrap(),
+            forward: Forward::new(ForwardSettings { guidance, hooks, ..Default::default() }).unwrap(),
             reference: Reference::new(ReferenceSettings { guidance }).unwrap(),
             entropy: Entropy::new(Default::default()).unwrap(),
             loss: MaskedLoss::new(recipe.loss.clone()).unwrap(),
@@ -97,7 +97,8 @@ impl Trainer {
             let (x_t, target, times, _) = noised;
             let conditions = (text.clone(), pooled.clone(), Some(references.clone()));
             let (text, pooled, references) = conditions;
-            let inputs = (backbone.clone(), adapter.clone(), x_t, times, text, pooled, references, None);
+            let inputs =
+                (backbone.clone(), adapter.clone(), x_t, times, text, pooled, references, None, None, None);
             let ((policy, _), saved) = self.forward.forward(ctx, inputs).unwrap();
             (policy, target, saved)
         });
@@ -107,7 +108,7 @@ impl Trainer {
         let one = tensor(ctx, (), vec![1.0]).unwrap();
         let wanted = [true, false, false, true, false, false, false, false];
         let grads = WeightedLoss.backward(ctx, &wanted, kept, (Some(one), None)).unwrap();
-        let wanted = [false, true, false, false, false, false, false, false];
+        let wanted = [false, true, false, false, false, false, false, false, false, false];
         let by = |saved, grad| self.forward.backward(ctx, &wanted, saved, (grad, None)).unwrap().1.unwrap();
         let grad = by(saved, grads.0).add(by(saved_ref, grads.3)).unwrap();
         self.moved(ctx, metrics, grad, adapter, moments)
@@ -149,9 +150,11 @@ impl Trainer {
             pooled.clone(),
             Some(references.clone()),
             None,
+            None,
+            None,
         );
         let ((policy, scores), saved) = self.forward.forward(ctx, inputs).unwrap();
-        let inputs = (backbone, x_t, times.clone(), text, pooled, Some(references));
+        let inputs = (backbone, x_t, times.clone(), text, pooled, Some(references), None, None);
         let frozen = self.reference.forward(ctx, inputs).unwrap().0.0;
         let mask = self.recipe.fuse.clone().map(|settings| {
             let (matched,) = HookAttention.forward(ctx, (scores, priors.clone())).unwrap().0;
@@ -169,7 +172,7 @@ impl Trainer {
         let one = tensor(ctx, (), vec![1.0]).unwrap();
         let wanted = [true, false, false, false, false, false];
         let by_policy = self.loss.backward(ctx, &wanted, kept, (Some(one), None)).unwrap().0;
-        let wanted = [false, true, false, false, false, false, false, false];
+        let wanted = [false, true, false, false, false, false, false, false, false, false];
         let grad = self.forward.backward(ctx, &wanted, saved, (by_policy, None)).unwrap().1.unwrap();
         self.moved(ctx, metrics, grad, adapter, moments)
     }

@@ -1,7 +1,7 @@
 //! The conditions of a pass through a backbone, checked and converted to the network's tensors.
 //!
 //! Shape letters: `N` rows of noised latents, `B` samples of conditions (`N` is `B` or `2B`), `C` latent channels,
-//! `H` `W` latent grid, `L` text tokens, `E` text width, `P` pooled width.
+//! `H` `W` latent grid, `L` text tokens, `K` image tokens, `E` text width, `P` pooled width.
 
 use dfdx::shapes::{HasShape, Shape};
 use prefgraph_nn::{self as nn, AdapterLayout, BackboneLayout, PassCost, backbone::Time};
@@ -10,25 +10,32 @@ use super::tensors::{latents_to_nn, repeat, same, tensor};
 use crate::{
     operator::{Cost, Ctx, OpError},
     port::{Port, T},
-    ports::{Latents, List, ListShape, Pooled, TextTokens, TimeShape, Timesteps},
+    ports::{ImagePrompt, Latents, List, ListShape, Pooled, Sizes, TextTokens, TimeShape, Timesteps},
+    role::As,
     shape::Axis,
 };
 
-/// The conditions of a pass: time, text, pooled text, references.
+/// The conditions of a pass: time, text, pooled text, and references, as latents or as image tokens.
+#[derive(Clone, Copy)]
 pub(crate) struct Conditions<'a> {
     pub t: &'a Timesteps,
     pub text: &'a TextTokens,
     pub pooled: &'a Pooled,
     pub references: Option<&'a List<Latents>>,
+    pub sizes: Option<&'a Sizes>,
+    pub image_prompt: Option<&'a ImagePrompt>,
     pub guidance: Option<f64>,
 }
 
 /// The same before there are values.
+#[derive(Clone, Copy)]
 pub(crate) struct ConditionShapes<'a> {
     pub t: &'a TimeShape,
     pub text: &'a <TextTokens as Port>::Shape,
     pub pooled: &'a <Pooled as Port>::Shape,
     pub references: Option<&'a ListShape<<Latents as Port>::Shape>>,
+    pub sizes: Option<&'a <Sizes as Port>::Shape>,
+    pub image_prompt: Option<&'a <ImagePrompt as Port>::Shape>,
     pub guidance: Option<f64>,
 }
 
@@ -37,6 +44,18 @@ pub(crate) fn reference_grids(
     references: Option<&ListShape<<Latents as Port>::Shape>>,
 ) -> Vec<(usize, usize)> {
     references.iter().flat_map(|r| r.0.iter()).map(|r| (r.2, r.3)).collect()
+}
+
+/// The same where references may be image tokens, of which each has sixteen: a pass costs by their number.
+pub(crate) fn reference_places(
+    references: Option<&ListShape<<Latents as Port>::Shape>>,
+    image_prompt: Option<&<ImagePrompt as Port>::Shape>,
+) -> Vec<(usize, usize)> {
+    const EACH: usize = 16;
+    match image_prompt {
+        Some((_, tokens, _)) => vec![(1, EACH); tokens.div_ceil(EACH)],
+        None => reference_grids(references),
+    }
 }
 
 /// What a node costs that runs a pass forward.
@@ -128,6 +147,7 @@ impl ConditionShapes<'_> {
             "what the network takes",
             (layout.text_width, layout.pooled_width),
         )?;
+        self.check_pictures(layout)?;
         for (r, &(batch, c, h, w)) in self.references.iter().flat_map(|r| r.0.iter()).enumerate() {
             check_latents(layout, &format!("reference {r}"), [batch, c, h, w])?;
             same(&format!("the batch of reference {r}"), batch, "that of text", samples)?;
@@ -140,6 +160,48 @@ impl ConditionShapes<'_> {
                 Err(OpError::new(format!("guidance is {g}, but the network takes none: leave it out")))
             }
             (Some(g), true) if !g.is_finite() => Err(OpError::new(format!("guidance {g} is not a number"))),
+            _ => Ok(()),
+        }
+    }
+
+    /// What a network is told of pictures besides its prompt.
+    fn check_pictures(&self, layout: &BackboneLayout) -> Result<(), OpError> {
+        let kind = &layout.kind;
+        let refuse = |message: String| Err(OpError::new(message));
+        match (self.sizes, layout.sizes) {
+            (None, true) => {
+                return refuse(format!(
+                    "the {kind} takes the sizes of pictures: connect `sizes` (operator `sizes`)"
+                ));
+            }
+            (Some(_), false) => return refuse(format!("`sizes` is connected, but the {kind} takes none")),
+            (Some(sizes), true) => same("the batch of sizes", sizes.0, "that of text", self.text.0)?,
+            (None, false) => {}
+        }
+        match (self.image_prompt, layout.image_tokens) {
+            (None, true) => {
+                return refuse(format!(
+                    "the {kind} sees references as image tokens: connect `image_prompt` (operator `image-prompt`)"
+                ));
+            }
+            (Some(_), false) => {
+                return refuse(format!(
+                    "`image_prompt` is connected, but the {kind} has no IP-Adapter that would read it: set `ip_adapter` on its node"
+                ));
+            }
+            (Some(&(batch, tokens, width)), true) => {
+                same("the batch of image_prompt", batch, "that of text", self.text.0)?;
+                same("the width of image_prompt", width, "what the network takes", layout.text_width)?;
+                if tokens == 0 {
+                    return refuse("image_prompt has no tokens".into());
+                }
+            }
+            (None, false) => {}
+        }
+        match self.references {
+            Some(references) if layout.sizes && !references.0.is_empty() => refuse(format!(
+                "`references` is connected, but the {kind} takes no references as latents: with an IP-Adapter it takes `image_prompt`"
+            )),
             _ => Ok(()),
         }
     }
@@ -175,8 +237,16 @@ impl Conditions<'_> {
             }),
             references: references.collect(),
             guidance: self.guidance.map(|g| g as f32),
-            sizes: Vec::new(),
-            image_tokens: None,
+            sizes: self.sizes.map_or_else(Vec::new, |sizes| {
+                let values = sizes.as_vec();
+                values.as_chunks::<6>().0.repeat(rows / samples)
+            }),
+            image_tokens: self.image_prompt.map(|As(_, tokens)| {
+                let &(_, count, width) = HasShape::shape(tokens);
+                nn::Tensor::filled(ctx.cpu, (rows, count, width), |to| {
+                    repeat(to, rows / samples, |to| tokens.copy_into(to))
+                })
+            }),
             x_t,
         })
     }

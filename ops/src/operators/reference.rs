@@ -9,13 +9,15 @@ use dfdx::shapes::{HasShape, Shape};
 use prefgraph_nn::{DeviceKind, Probe};
 
 use super::{
-    pass::{ConditionShapes, Conditions, forward_cost, prediction, reference_grids},
+    pass::{ConditionShapes, Conditions, forward_cost, prediction, reference_places},
     tensors::Fixed,
 };
 use crate::{
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
     part::Part,
-    ports::{BackboneHandle, Latents, List, Noised, Pooled, Prediction, TextTokens, Timesteps},
+    ports::{
+        BackboneHandle, ImagePrompt, Latents, List, Noised, Pooled, Prediction, Sizes, TextTokens, Timesteps,
+    },
     role::As,
     settings,
     shape::Axis,
@@ -38,19 +40,29 @@ pub struct Reference<C = usize, H = usize, W = usize> {
 
 fn cost_on<C: Axis, H: Axis, W: Axis>(
     on: DeviceKind,
-    (backbone, x_t, _, text, _, references): &InShapes<Reference<C, H, W>>,
+    (backbone, x_t, _, text, _, references, _, image_prompt): &InShapes<Reference<C, H, W>>,
 ) -> Cost {
-    let grids = reference_grids(references.as_ref());
+    let grids = reference_places(references.as_ref(), image_prompt.as_ref());
     forward_cost(&backbone.0.cost(on, x_t.0, (x_t.2.size(), x_t.3.size()), &grids, text.1, None))
 }
 
 impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
     const NAME: &'static str = "reference";
     const DOC: &'static str = "Predict without the adapter: the frozen reference of DPO.";
-    const IN: [&'static str; 6] = ["backbone", "x_t", "t", "text", "pooled", "references"];
+    const IN: [&'static str; 8] =
+        ["backbone", "x_t", "t", "text", "pooled", "references", "sizes", "image_prompt"];
     const OUT: [&'static str; 1] = ["prediction"];
     type Settings = ReferenceSettings;
-    type In = (BackboneHandle, Noised<C, H, W>, Timesteps, TextTokens, Pooled, Option<List<Latents>>);
+    type In = (
+        BackboneHandle,
+        Noised<C, H, W>,
+        Timesteps,
+        TextTokens,
+        Pooled,
+        Option<List<Latents>>,
+        Option<Sizes>,
+        Option<ImagePrompt>,
+    );
     type Out = (Prediction<C, H, W>,);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
@@ -61,7 +73,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
 
     fn shapes(
         &self,
-        (backbone, x_t, t, text, pooled, references): InShapes<Self>,
+        (backbone, x_t, t, text, pooled, references, sizes, image_prompt): InShapes<Self>,
         _: usize,
     ) -> Result<OutShapes<Self>, OpError> {
         let conditions = ConditionShapes {
@@ -69,6 +81,8 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
             text: &text,
             pooled: &pooled,
             references: references.as_ref(),
+            sizes: sizes.as_ref(),
+            image_prompt: image_prompt.as_ref(),
             guidance: self.settings.guidance,
         };
         conditions.check(backbone.layout(), x_t.concrete())?;
@@ -90,13 +104,15 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
     fn forward(
         &self,
         ctx: &Ctx<'_>,
-        (backbone, As(_, x_t), t, text, pooled, references): Self::In,
+        (backbone, As(_, x_t), t, text, pooled, references, sizes, image_prompt): Self::In,
     ) -> Result<(Self::Out, ()), OpError> {
         let conditions = Conditions {
             t: &t,
             text: &text,
             pooled: &pooled,
             references: references.as_ref(),
+            sizes: sizes.as_ref(),
+            image_prompt: image_prompt.as_ref(),
             guidance: self.settings.guidance,
         };
         let inputs = conditions.inputs(ctx, &x_t)?;

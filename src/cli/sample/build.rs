@@ -161,7 +161,8 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
     let settings = SampleSettings { steps, guidance, cfg, seed: None, ..parts.sample.clone() };
     let sample = Sample::<usize, usize, usize>::new(settings).map_err(Failure::new)?;
     let (negative_text, negative_pooled) = avoided.unzip();
-    let wires = (backbone, adapter, like, text, pooled, references, negative_text, negative_pooled);
+    let wires =
+        (backbone, adapter, like, text, pooled, references, negative_text, negative_pooled, None, None, None);
     let (latents,) = graph.add(&ids.take("sample"), sample, wires);
     let settings = DecodeSettings { kind, weights, allow_toy: parts.autoencoder.1.allow_toy };
     let (images,) = graph.add(&decode, op::<Decode>(&decode, settings)?, (latents,));

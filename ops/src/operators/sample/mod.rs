@@ -15,13 +15,16 @@ use prefgraph_nn::{
 };
 
 use super::{
-    pass::{ConditionShapes, Conditions, check_adapter, forward_cost, prediction, reference_grids},
+    pass::{ConditionShapes, Conditions, check_adapter, forward_cost, prediction, reference_places},
     tensors::Fixed,
 };
 use crate::{
     choices,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
-    ports::{BackboneHandle, Clean, Latents, List, Pooled, Process, TextTokens, TimeShape, Timesteps},
+    ports::{
+        BackboneHandle, Clean, ImagePrompt, Latents, List, Pooled, Process, Sizes, TextTokens, TimeShape,
+        Timesteps,
+    },
     random::Random,
     settings,
     shape::Axis,
@@ -127,9 +130,9 @@ impl<C: Axis, H: Axis, W: Axis> Sample<C, H, W> {
     fn cost_on(
         &self,
         on: DeviceKind,
-        (backbone, adapter, like, text, _, references, ..): &InShapes<Self>,
+        (backbone, adapter, like, text, _, references, _, _, _, image_prompt, _): &InShapes<Self>,
     ) -> Cost {
-        let grids = reference_grids(references.as_ref());
+        let grids = reference_places(references.as_ref(), image_prompt.as_ref());
         let adapter = adapter.as_ref().map(|a| a.0.as_ref());
         let size = (like.2.size(), like.3.size());
         let pass = forward_cost(&backbone.0.cost(on, like.0, size, &grids, text.1, adapter));
@@ -143,8 +146,19 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
     const DOC: &'static str = "Draw latents from the network, with the adapter as it is at this step or without one. \
                                Of `like` only the axes are used. The noise is the same at every step and for every \
                                network, so that samples can be compared.";
-    const IN: [&'static str; 8] =
-        ["backbone", "adapter", "like", "text", "pooled", "references", "negative_text", "negative_pooled"];
+    const IN: [&'static str; 11] = [
+        "backbone",
+        "adapter",
+        "like",
+        "text",
+        "pooled",
+        "references",
+        "negative_text",
+        "negative_pooled",
+        "sizes",
+        "image_prompt",
+        "negative_image_prompt",
+    ];
     const OUT: [&'static str; 1] = ["latents"];
     type Settings = SampleSettings;
     type In = (
@@ -156,6 +170,9 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
         Option<List<Latents>>,
         Option<TextTokens>,
         Option<Pooled>,
+        Option<Sizes>,
+        Option<ImagePrompt>,
+        Option<ImagePrompt>,
     );
     type Out = (Clean<C, H, W>,);
     type Saved = ();
@@ -189,7 +206,19 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
 
     fn shapes(
         &self,
-        (backbone, adapter, like, text, pooled, references, negative_text, negative_pooled): InShapes<Self>,
+        (
+            backbone,
+            adapter,
+            like,
+            text,
+            pooled,
+            references,
+            negative_text,
+            negative_pooled,
+            sizes,
+            image_prompt,
+            negative_image_prompt,
+        ): InShapes<Self>,
         _: usize,
     ) -> Result<OutShapes<Self>, OpError> {
         let conditions = ConditionShapes {
@@ -197,12 +226,22 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
             text: &text,
             pooled: &pooled,
             references: references.as_ref(),
+            sizes: sizes.as_ref(),
+            image_prompt: image_prompt.as_ref(),
             guidance: self.settings.guidance,
         };
         conditions.check(backbone.layout(), like.concrete())?;
         match (&negative_text, &negative_pooled) {
             (Some(text), Some(pooled)) => {
-                ConditionShapes { text, pooled, ..conditions }.check(backbone.layout(), like.concrete())?;
+                if self.guided() && image_prompt.is_some() && negative_image_prompt.is_none() {
+                    return Err(OpError::new(format!(
+                        "cfg {}: connect `negative_image_prompt`, tokens of no picture (`image-prompt` with `negative: true`)",
+                        self.settings.cfg
+                    )));
+                }
+                let image_prompt = negative_image_prompt.as_ref().or(image_prompt.as_ref());
+                let negative = ConditionShapes { text, pooled, image_prompt, ..conditions };
+                negative.check(backbone.layout(), like.concrete())?;
             }
             (None, None) if self.guided() => {
                 return Err(OpError::new(format!(
@@ -242,7 +281,19 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
     fn forward(
         &self,
         ctx: &Ctx<'_>,
-        (backbone, adapter, like, text, pooled, references, negative_text, negative_pooled): Self::In,
+        (
+            backbone,
+            adapter,
+            like,
+            text,
+            pooled,
+            references,
+            negative_text,
+            negative_pooled,
+            sizes,
+            image_prompt,
+            negative_image_prompt,
+        ): Self::In,
     ) -> Result<(Self::Out, ()), OpError> {
         let shape = *HasShape::shape(&like);
         let dims @ (rows, _, height, width) = (shape.0, shape.1.size(), shape.2.size(), shape.3.size());
@@ -252,13 +303,16 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
             text: &text,
             pooled: &pooled,
             references: references.as_ref(),
+            sizes: sizes.as_ref(),
+            image_prompt: image_prompt.as_ref(),
             guidance: self.settings.guidance,
         };
         // What is in `like`, and the times, every pass replaces by its own.
         let mut inputs = conditions.inputs(ctx, &like)?;
         let mut negative = match (&negative_text, &negative_pooled) {
             (Some(text), Some(pooled)) if self.guided() => {
-                Some(Conditions { text, pooled, ..conditions }.inputs(ctx, &like)?)
+                let image_prompt = negative_image_prompt.as_ref();
+                Some(Conditions { text, pooled, image_prompt, ..conditions }.inputs(ctx, &like)?)
             }
             _ => None,
         };

@@ -75,6 +75,9 @@ impl Case {
             references,
             Some(negative_text),
             Some(negative_pooled),
+            None,
+            None,
+            None,
         );
         Op::new(settings).unwrap().forward(ctx, inputs).unwrap().0.0.as_vec()
     }
@@ -109,11 +112,11 @@ impl Case {
         match adapter {
             None => {
                 let op = Reference::new(ReferenceSettings { guidance }).unwrap();
-                op.forward(&ctx, (backbone, x, t, text, pooled, references)).unwrap().0.0
+                op.forward(&ctx, (backbone, x, t, text, pooled, references, None, None)).unwrap().0.0
             }
             Some(adapter) => {
                 let op = Forward::new(ForwardSettings { guidance, ..Default::default() }).unwrap();
-                let inputs = (backbone, adapter.clone(), x, t, text, pooled, references, None);
+                let inputs = (backbone, adapter.clone(), x, t, text, pooled, references, None, None, None);
                 op.forward(&ctx, inputs).unwrap().0.0
             }
         }
@@ -230,7 +233,9 @@ fn what_cannot_be_sampled_is_refused_before_the_first_pass() {
     let shapes = |settings: SampleSettings, like, adapter: Option<AdapterShape>| {
         let (text, pooled) = (*HasShape::shape(&case.text), *HasShape::shape(&case.pooled));
         let backbone = BackboneShape(case.backbone.0.clone());
-        Op::new(settings).unwrap().shapes((backbone, adapter, like, text, pooled, None, None, None), 0)
+        Op::new(settings)
+            .unwrap()
+            .shapes((backbone, adapter, like, text, pooled, None, None, None, None, None, None), 0)
     };
     let good = case.settings(SampleSchedule::Dynamic, 2);
     let like = *HasShape::shape(&case.like);
