@@ -66,12 +66,12 @@ fn from_rust() -> Graph {
     let (policy, _) = g.add(
         "policy",
         Forward::new(Default::default()).unwrap(),
-        (backbone, lora, x_t, times, text, pooled, references, None::<Wire<List<Mask>>>),
+        (backbone, lora, x_t, times, text, pooled, references, None::<Wire<List<Mask>>>, None, None),
     );
     let (reference,) = g.add(
         "reference",
         Reference::new(Default::default()).unwrap(),
-        (backbone, x_t, times, text, pooled, references),
+        (backbone, x_t, times, text, pooled, references, None, None),
     );
     let loss = MaskedLoss::new(MaskedLossSettings { beta: 500.0, ..Default::default() }).unwrap();
     let (none, no_ids) = (None::<Wire<Mask>>, None::<Wire<Texts>>);
