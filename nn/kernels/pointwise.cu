@@ -73,22 +73,22 @@ extern "C" __global__ void __launch_bounds__(256) add_scaled_exact(float a, cons
   add_scaled_values(a, x, y, count, wide);
 }
 
-// The tanh form of GELU, and its slope.
-DEVICE float gelu_argument(float x) { return 0.7978845608028654f * (x + 0.044715f * x * x * x); }
-DEVICE float gelu_of(float x) { return 0.5f * x * (1.0f + tanhf(gelu_argument(x))); }
+// The tanh form of GELU, and its slope: (1 + tanh(u)) / 2 is the logistic function of 2 u.
+constexpr float GELU_SCALE = 1.5957691216057308f, GELU_CUBE = 0.044715f;  // 2 sqrt(2 / pi)
+DEVICE float gelu_argument(float x) { return GELU_SCALE * (x + GELU_CUBE * x * x * x); }
 DEVICE float gelu_slope(float x) {
-  const float t = tanhf(gelu_argument(x));
-  return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.7978845608028654f * (1.0f + 3.0f * 0.044715f * x * x);
+  const float s = times_logistic(1.0f, gelu_argument(x));
+  return fmaf(x * s * (1.0f - s), GELU_SCALE * (1.0f + 3.0f * GELU_CUBE * x * x), s);
 }
 
 // In the order of `Activation` in queue/pointwise.rs.
 enum Function { SILU, GELU, GELU_ERF, QUICK_GELU, RELU, TANH };
 DEVICE float function_of(int function, float x) {
   switch (function) {
-    case SILU: return x / (1.0f + expf(-x));
-    case GELU: return gelu_of(x);
+    case SILU: return times_logistic(x, x);
+    case GELU: return times_logistic(x, gelu_argument(x));
     case GELU_ERF: return 0.5f * x * (1.0f + erff(x * 0.7071067811865476f));
-    case QUICK_GELU: return x / (1.0f + expf(-1.702f * x));
+    case QUICK_GELU: return times_logistic(x, 1.702f * x);
     case RELU: return fmaxf(x, 0.0f);
     default: return tanhf(x);
   }
@@ -129,6 +129,54 @@ extern "C" __global__ void __launch_bounds__(256) gelu_backward(const activation
 #pragma unroll
   for (int i = 0; i < WIDE; ++i) g[i] *= gelu_slope(v[i]);
   store_wide(dx + at(p.row, dx_stride, p.column), g, p.left, p.wide);
+}
+
+// The share of a normal distribution below x, by which GELU multiplies, and its slope, the density.
+DEVICE float normal_share(float x) { return 0.5f * (1.0f + erff(x * 0.7071067811865476f)); }
+DEVICE float normal_density(float x) { return 0.3989422804014327f * exp2_approx(-0.5f * LOG2_E * x * x); }
+
+// y = a gelu(b), where a row of x is [a | b].
+extern "C" __global__ void __launch_bounds__(256) gated_gelu(const activation* x, activation* y, int rows, int width, int x_stride,
+                                                             int y_stride, int wide) {
+  const Place p = place_in_rows<WIDE>(rows, width, wide);
+  if (!p.there) return;
+  float a[WIDE], b[WIDE];
+  load_wide(x + at(p.row, x_stride, p.column), a, p.left, p.wide);
+  load_wide(x + at(p.row, x_stride, width + p.column), b, p.left, p.wide);
+#pragma unroll
+  for (int i = 0; i < WIDE; ++i) a[i] *= b[i] * normal_share(b[i]);
+  store_wide(y + at(p.row, y_stride, p.column), a, p.left, p.wide);
+}
+extern "C" __global__ void __launch_bounds__(256) gated_gelu_backward(const activation* x, const activation* dy, activation* dx,
+                                                                      int rows, int width, int x_stride, int dy_stride, int dx_stride,
+                                                                      int wide) {
+  const Place p = place_in_rows<WIDE>(rows, width, wide);
+  if (!p.there) return;
+  float a[WIDE], b[WIDE], g[WIDE];
+  load_wide(x + at(p.row, x_stride, p.column), a, p.left, p.wide);
+  load_wide(x + at(p.row, x_stride, width + p.column), b, p.left, p.wide);
+  load_wide(dy + at(p.row, dy_stride, p.column), g, p.left, p.wide);
+#pragma unroll
+  for (int i = 0; i < WIDE; ++i) {
+    const float share = normal_share(b[i]), slope = fmaf(b[i], normal_density(b[i]), share);
+    b[i] *= g[i] * share;
+    a[i] *= g[i] * slope;
+  }
+  store_wide(dx + at(p.row, dx_stride, p.column), b, p.left, p.wide);
+  store_wide(dx + at(p.row, dx_stride, width + p.column), a, p.left, p.wide);
+}
+
+// x[b, t] += v[b]
+extern "C" __global__ void __launch_bounds__(256) add_to_tokens(activation* x, const activation* v, int batch, int tokens, int width,
+                                                                int v_stride, int wide) {
+  const Place p = place_in_rows<WIDE>(batch * tokens, width, wide);
+  if (!p.there) return;
+  float a[WIDE], b[WIDE];
+  load_wide(x + at(p.row, width, p.column), a, p.left, p.wide);
+  load_wide(v + at(p.row / tokens, v_stride, p.column), b, p.left, p.wide);
+#pragma unroll
+  for (int i = 0; i < WIDE; ++i) a[i] += b[i];
+  store_wide(x + at(p.row, width, p.column), a, p.left, p.wide);
 }
 
 // x[b, t] += gate[b] y[b, t]
