@@ -131,6 +131,54 @@ extern "C" __global__ void __launch_bounds__(256) gelu_backward(const activation
   store_wide(dx + at(p.row, dx_stride, p.column), g, p.left, p.wide);
 }
 
+// The share of a normal distribution below x, by which GELU multiplies, and its slope, the density.
+DEVICE float normal_share(float x) { return 0.5f * (1.0f + erff(x * 0.7071067811865476f)); }
+DEVICE float normal_density(float x) { return 0.3989422804014327f * exp2_approx(-0.5f * LOG2_E * x * x); }
+
+// y = a gelu(b), where a row of x is [a | b].
+extern "C" __global__ void __launch_bounds__(256) gated_gelu(const activation* x, activation* y, int rows, int width, int x_stride,
+                                                             int y_stride, int wide) {
+  const Place p = place_in_rows<WIDE>(rows, width, wide);
+  if (!p.there) return;
+  float a[WIDE], b[WIDE];
+  load_wide(x + at(p.row, x_stride, p.column), a, p.left, p.wide);
+  load_wide(x + at(p.row, x_stride, width + p.column), b, p.left, p.wide);
+#pragma unroll
+  for (int i = 0; i < WIDE; ++i) a[i] *= b[i] * normal_share(b[i]);
+  store_wide(y + at(p.row, y_stride, p.column), a, p.left, p.wide);
+}
+extern "C" __global__ void __launch_bounds__(256) gated_gelu_backward(const activation* x, const activation* dy, activation* dx,
+                                                                      int rows, int width, int x_stride, int dy_stride, int dx_stride,
+                                                                      int wide) {
+  const Place p = place_in_rows<WIDE>(rows, width, wide);
+  if (!p.there) return;
+  float a[WIDE], b[WIDE], g[WIDE];
+  load_wide(x + at(p.row, x_stride, p.column), a, p.left, p.wide);
+  load_wide(x + at(p.row, x_stride, width + p.column), b, p.left, p.wide);
+  load_wide(dy + at(p.row, dy_stride, p.column), g, p.left, p.wide);
+#pragma unroll
+  for (int i = 0; i < WIDE; ++i) {
+    const float share = normal_share(b[i]), slope = fmaf(b[i], normal_density(b[i]), share);
+    b[i] *= g[i] * share;
+    a[i] *= g[i] * slope;
+  }
+  store_wide(dx + at(p.row, dx_stride, p.column), b, p.left, p.wide);
+  store_wide(dx + at(p.row, dx_stride, width + p.column), a, p.left, p.wide);
+}
+
+// x[b, t] += v[b]
+extern "C" __global__ void __launch_bounds__(256) add_to_tokens(activation* x, const activation* v, int batch, int tokens, int width,
+                                                                int v_stride, int wide) {
+  const Place p = place_in_rows<WIDE>(batch * tokens, width, wide);
+  if (!p.there) return;
+  float a[WIDE], b[WIDE];
+  load_wide(x + at(p.row, width, p.column), a, p.left, p.wide);
+  load_wide(v + at(p.row / tokens, v_stride, p.column), b, p.left, p.wide);
+#pragma unroll
+  for (int i = 0; i < WIDE; ++i) a[i] += b[i];
+  store_wide(x + at(p.row, width, p.column), a, p.left, p.wide);
+}
+
 // x[b, t] += gate[b] y[b, t]
 extern "C" __global__ void __launch_bounds__(256) gated_add(activation* x, const activation* gate, const activation* y, int batch,
                                                             int tokens, int width, int gate_stride, int wide) {

@@ -1,4 +1,4 @@
-// The windows of a convolution over a picture, channels last: a row for each output pixel, zeros outside the picture.
+// The windows of a convolution over a picture, channels last: a row for each output pixel, zeros outside the picture; and their backward.
 //
 //   H, W rows and columns of pixels   C channels   S side of a window
 #include "values.cuh"
@@ -46,4 +46,31 @@ extern "C" __global__ void __launch_bounds__(256) windows(const activation* x, a
     }
   }
   store_wide(out + at(p.row, side * side * channels, p.column), v, p.left, p.wide);
+}
+
+// Backward: every input pixel gathers, in the order of the taps, the cotangents of those windows that have it. `rows` and `columns` are
+// those of the output, of whose pixels `pixels` are there from `first` on: dy [pixels, S S C]. Adds to dx with `accumulate`.
+extern "C" __global__ void __launch_bounds__(256) windows_backward(const activation* dy, activation* dx, int height, int width,
+                                                                   int channels, int first, int pixels, int rows, int columns, int side,
+                                                                   int stride, int before, int repeats, int accumulate, int wide) {
+  const Place p = place_in_rows<WIDE>(height * width, channels, wide);
+  if (!p.there) return;
+  const int y = p.row / width, x = p.row % width;
+  const long long to = at(p.row, channels, p.column);
+  float sums[WIDE] = {};
+  if (accumulate) load_wide(dx + to, sums, p.left, p.wide);
+  for (int tap = 0; tap < side * side; ++tap) {
+    for (int copy = 0; copy < repeats * repeats; ++copy) {
+      const int row = y * repeats + copy / repeats + before - tap / side, column = x * repeats + copy % repeats + before - tap % side;
+      if (row < 0 || column < 0 || row % stride || column % stride) continue;
+      if (row / stride >= rows || column / stride >= columns) continue;
+      const int output = row / stride * columns + column / stride - first;
+      if (output < 0 || output >= pixels) continue;
+      float v[WIDE];
+      load_wide(dy + at(output, side * side * channels, tap * channels + p.column), v, p.left, p.wide);
+#pragma unroll
+      for (int k = 0; k < WIDE; ++k) sums[k] += v[k];
+    }
+  }
+  store_wide(dx + to, sums, p.left, p.wide);
 }

@@ -3,10 +3,13 @@
 #[allow(dead_code, reason = "shared with the golden test, which uses the rest")]
 #[path = "golden/case.rs"]
 mod case;
+#[allow(dead_code, reason = "of the U-Net's cases")]
+#[path = "golden/image_tokens.rs"]
+mod image_tokens;
 
 use std::path::Path;
 
-use case::{Case, cases};
+use case::{Case, Network, cases};
 use prefgraph_nn::{
     Backbone, Cpu, Probe,
     files::{Dtype, NamedTensor, TensorFiles, write_safetensors},
@@ -47,7 +50,7 @@ fn open(folder: &Path) -> prefgraph_nn::Result<FluxUno> {
 
 #[test]
 fn a_checkpoint_in_shards_predicts_what_it_predicts_in_one_file() {
-    let case = &cases()[0];
+    let case = &cases(Network::Flux)[0];
     let inputs = case.inputs(&case.file("forward.safetensors"), "", &["x_t"]);
     let files = case.file(&format!("transformer/{STEM}.safetensors"));
     let all = tensors(&files);
@@ -61,7 +64,7 @@ fn a_checkpoint_in_shards_predicts_what_it_predicts_in_one_file() {
 
 #[test]
 fn opening_compares_names_and_shapes_and_loading_looks_at_values() {
-    let case = &cases()[0];
+    let case = &cases(Network::Flux)[0];
     let files = case.file(&format!("transformer/{STEM}.safetensors"));
     let dir = tempfile::tempdir().unwrap();
     let all = tensors(&files);
@@ -92,7 +95,7 @@ fn opening_compares_names_and_shapes_and_loading_looks_at_values() {
 
 #[test]
 fn weights_in_half_precision_are_widened_and_whole_numbers_are_refused() {
-    let case = &cases()[0];
+    let case = &cases(Network::Flux)[0];
     let files = case.file(&format!("transformer/{STEM}.safetensors"));
     let dir = tempfile::tempdir().unwrap();
     let inputs = case.inputs(&case.file("forward.safetensors"), "", &["x_t"]);
@@ -123,7 +126,7 @@ fn weights_in_half_precision_are_widened_and_whole_numbers_are_refused() {
 
 #[test]
 fn a_folder_without_weights_or_configuration_is_refused_with_what_was_expected() {
-    let case = &cases()[0];
+    let case = &cases(Network::Flux)[0];
     let dir = tempfile::tempdir().unwrap();
     assert!(open(dir.path()).unwrap_err().to_string().contains("config.json"));
     std::fs::copy(case.folder.join("transformer/config.json"), dir.path().join("config.json")).unwrap();

@@ -3,10 +3,13 @@
 #[allow(dead_code, reason = "shared with the golden test, which uses the rest")]
 #[path = "golden/case.rs"]
 mod case;
+#[allow(dead_code, reason = "of the U-Net's cases")]
+#[path = "golden/image_tokens.rs"]
+mod image_tokens;
 
 use std::sync::Arc;
 
-use case::{Case, cases, relative};
+use case::{Case, Network, cases, relative};
 use prefgraph_nn::{
     Adapter, Backbone, DeviceKind, Inputs, Probe, Tensor, backbone::Latents, lora::AdapterLayout,
     models::FluxUno,
@@ -42,7 +45,7 @@ fn gradient(model: &FluxUno, inputs: &Inputs, adapter: &Adapter, cotangent: &Lat
 
 #[test]
 fn the_derivative_by_the_factors_of_every_linear_is_that_of_finite_differences() {
-    for case in cases() {
+    for case in cases(Network::Flux) {
         let (model, inputs, cotangent) = setting(&case);
         let layout = everywhere(&model);
         let values: Vec<f32> = numbers(layout.len(), 2).iter().map(|v| 0.2 * v).collect();
@@ -82,7 +85,7 @@ fn the_derivative_by_the_factors_of_every_linear_is_that_of_finite_differences()
 
 #[test]
 fn an_adapter_on_one_linear_has_the_derivative_that_it_has_among_all() {
-    for case in cases() {
+    for case in cases(Network::Flux) {
         let (model, inputs, cotangent) = setting(&case);
         let all = everywhere(&model);
         for (module, (a, b)) in all.modules.iter().zip(all.ranges()) {
@@ -102,7 +105,7 @@ fn an_adapter_on_one_linear_has_the_derivative_that_it_has_among_all() {
 
 #[test]
 fn a_backward_with_another_adapter_or_shape_than_the_pass_is_refused() {
-    let case = &cases()[0];
+    let case = &cases(Network::Flux)[0];
     let (model, inputs, cotangent) = setting(case);
     let layout = everywhere(&model);
     let adapter = |value| Adapter { layout: Arc::clone(&layout), values: vec![value; layout.len()].into() };
@@ -116,7 +119,7 @@ fn a_backward_with_another_adapter_or_shape_than_the_pass_is_refused() {
 
 #[test]
 fn the_declared_memory_is_what_a_pass_holds() {
-    for case in cases() {
+    for case in cases(Network::Flux) {
         let (model, inputs, cotangent) = setting(&case);
         let (n, _, h, w) = inputs.x_t.shape();
         let grids: Vec<_> = inputs.references.iter().map(|r| (r.shape().2, r.shape().3)).collect();
@@ -152,7 +155,7 @@ fn the_declared_memory_is_what_a_pass_holds() {
 
 #[test]
 fn inputs_that_do_not_fit_the_model_are_refused_by_name() {
-    let case = &cases()[0];
+    let case = &cases(Network::Flux)[0];
     let (model, inputs, _) = setting(case);
     type Fault = (fn(&mut Inputs), &'static str);
     let faults: [Fault; 6] = [

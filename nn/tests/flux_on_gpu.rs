@@ -5,6 +5,9 @@
 #[allow(dead_code, reason = "shared with the golden test, which uses the rest")]
 #[path = "golden/case.rs"]
 mod case;
+#[allow(dead_code, reason = "of the U-Net's cases")]
+#[path = "golden/image_tokens.rs"]
+mod image_tokens;
 
 use std::{
     io::Write,
@@ -12,7 +15,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use case::{Case, cases};
+use case::{Case, Network, cases};
 use half::{bf16, f16};
 use prefgraph_nn::{
     Adapter, Backbone, Cpu, Device, DeviceKind, Inputs, PassCost, Probe,
@@ -157,7 +160,7 @@ fn options(precision: Precision, packing: Packing, checkpointing: Checkpointing)
 #[test]
 fn streamed_weights_give_the_bits_of_resident_ones_and_hold_a_window_only() {
     let Some((gpu, _alone)) = gpu() else { return };
-    for case in cases() {
+    for case in cases(Network::Flux) {
         for precision in [Precision::F32, Precision::Bf16] {
             for checkpointing in [Checkpointing::None, Checkpointing::Blocks] {
                 let of = |packing| Setting::new(&gpu, &case, options(precision, packing, checkpointing));
@@ -187,7 +190,7 @@ fn streamed_weights_give_the_bits_of_resident_ones_and_hold_a_window_only() {
 #[test]
 fn streamed_weights_of_every_dtype_are_stored_as_resident_ones_are() {
     let Some((gpu, _alone)) = gpu() else { return };
-    let case = &cases()[0];
+    let case = &cases(Network::Flux)[0];
     for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
         let folder = in_dtype(case, dtype);
         for precision in [Precision::F32, Precision::Bf16] {
@@ -204,7 +207,7 @@ fn streamed_weights_of_every_dtype_are_stored_as_resident_ones_are() {
 #[test]
 fn two_passes_at_once_have_a_window_each() {
     let Some((gpu, _alone)) = gpu() else { return };
-    let case = &cases()[0];
+    let case = &cases(Network::Flux)[0];
     let of = |packing| Setting::new(&gpu, case, options(Precision::F32, packing, Checkpointing::None));
     let expected = of(Packing::Resident).run();
     let streamed = of(Packing::Streamed);
@@ -222,7 +225,7 @@ fn two_passes_at_once_have_a_window_each() {
 #[test]
 fn the_declared_memory_is_what_a_pass_holds_on_a_gpu() {
     let Some((gpu, _alone)) = gpu() else { return };
-    for case in cases() {
+    for case in cases(Network::Flux) {
         for precision in [Precision::F32, Precision::Bf16] {
             for checkpointing in [Checkpointing::None, Checkpointing::Blocks] {
                 let setting = Setting::new(&gpu, &case, options(precision, Packing::Resident, checkpointing));

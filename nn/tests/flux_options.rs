@@ -4,10 +4,13 @@
 #[allow(dead_code, reason = "shared with the golden test, which uses the rest")]
 #[path = "golden/case.rs"]
 mod case;
+#[allow(dead_code, reason = "of the U-Net's cases")]
+#[path = "golden/image_tokens.rs"]
+mod image_tokens;
 
 use std::{path::Path, sync::Arc};
 
-use case::{Case, cases, relative};
+use case::{Case, Network, cases, relative};
 use prefgraph_nn::{
     Adapter, Backbone, Cpu, DeviceKind, Inputs, Probe,
     backbone::Latents,
@@ -60,7 +63,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 #[test]
 fn blocks_that_run_again_give_the_same_bits_and_keep_their_inputs_only() {
-    for case in cases() {
+    for case in cases(Network::Flux) {
         for patterns in [&["*"][..], &["attn.to_q"], &["single_transformer_blocks.1.proj_mlp"]] {
             let whole = open(&case, FluxOptions::default());
             let again =
@@ -92,7 +95,7 @@ fn blocks_that_run_again_give_the_same_bits_and_keep_their_inputs_only() {
 
 #[test]
 fn weights_that_are_streamed_from_the_file_give_the_bits_of_resident_ones() {
-    for case in cases() {
+    for case in cases(Network::Flux) {
         for precision in [Precision::F32, Precision::Bf16] {
             let of = |packing| {
                 open(&case, FluxOptions { loading: Loading { precision, packing }, ..FluxOptions::default() })
@@ -114,7 +117,7 @@ fn weights_that_are_streamed_from_the_file_give_the_bits_of_resident_ones() {
 #[test]
 fn products_in_bf16_stay_near_those_in_f32_and_an_adapter_whose_b_is_zero_changes_no_bit() {
     let loading = Loading { precision: Precision::Bf16, packing: Packing::Resident };
-    for case in cases() {
+    for case in cases(Network::Flux) {
         let (exact, rounded) = (
             open(&case, FluxOptions::default()),
             open(&case, FluxOptions { loading, ..FluxOptions::default() }),
@@ -153,7 +156,7 @@ fn with_frozen(case: &Case, file: &Path, how: FrozenUse) -> FluxUno {
 #[test]
 fn a_frozen_adapter_is_part_of_the_reference_as_a_branch_or_merged() {
     let dir = tempfile::tempdir().unwrap();
-    for case in cases() {
+    for case in cases(Network::Flux) {
         let plain = open(&case, FluxOptions::default());
         let frozen = adapter(&plain, &["attn.*", "proj_out"], 0.3);
         let file = dir.path().join("frozen.safetensors");
@@ -185,7 +188,7 @@ fn a_frozen_adapter_is_part_of_the_reference_as_a_branch_or_merged() {
 
 #[test]
 fn a_streamed_weight_that_is_no_number_is_found_in_the_first_pass() {
-    let case = &cases()[0];
+    let case = &cases(Network::Flux)[0];
     let dir = tempfile::tempdir().unwrap();
     let from = case.folder.join("transformer");
     for file in std::fs::read_dir(&from).unwrap() {
@@ -226,7 +229,7 @@ fn a_streamed_weight_that_is_no_number_is_found_in_the_first_pass() {
 
 #[test]
 fn a_frozen_adapter_is_not_merged_into_weights_that_are_streamed() {
-    let case = &cases()[0];
+    let case = &cases(Network::Flux)[0];
     let plain = open(case, FluxOptions::default());
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("frozen.safetensors");

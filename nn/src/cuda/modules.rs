@@ -33,6 +33,7 @@ pub(super) enum Source {
     Optimizer,
     Scores,
     NormRows,
+    NormRowsBackward,
     Windows,
 }
 
@@ -45,6 +46,9 @@ impl Source {
             Self::Heads => ("heads.cu", include_str!("../../kernels/heads.cu")),
             Self::AttentionPlain => ("attention_plain.cu", include_str!("../../kernels/attention_plain.cu")),
             Self::NormRows => ("norm_rows.cu", include_str!("../../kernels/norm_rows.cu")),
+            Self::NormRowsBackward => {
+                ("norm_rows_backward.cu", include_str!("../../kernels/norm_rows_backward.cu"))
+            }
             Self::Windows => ("windows.cu", include_str!("../../kernels/windows.cu")),
             Self::AttentionForward => {
                 ("attention_forward.cu", include_str!("../../kernels/attention_forward.cu"))

@@ -1,8 +1,8 @@
 //! Norms and scores.
 
 use prefgraph_nn::device::{
-    Device, GroupNorm, Kind, ModulationGrad, Norm, NormKind, NormModulate, NormModulateBackward, Precision,
-    Queue, TokenRows, View, ViewMut,
+    Device, GroupNorm, GroupNormBackward, Kind, ModulationGrad, Norm, NormBackward, NormKind, NormModulate,
+    NormModulateBackward, Precision, Queue, TokenRows, View, ViewMut,
 };
 
 use crate::{
@@ -127,5 +127,41 @@ fn norms_with_weights_of_their_own_agree() {
     let Some(devices) = devices() else { return };
     for &case in SMALL.norms {
         agree!(devices, [2e-5, 1.5e-2], weighted_norms(case));
+    }
+}
+
+fn weighted_norms_backward<D: Device>(
+    device: &D,
+    precision: Precision,
+    Groups { rows, width, groups }: Groups,
+) -> Vec<Vec<f32>> {
+    let queue = device.queue(precision).unwrap();
+    let len = rows * width;
+    let (x, dy) = (activations::<D>(&queue, len, 1), activations::<D>(&queue, len, 2));
+    let (x, dy) = (View::new(&x, width), View::new(&dy, width));
+    let (weight, bias) = (&exact::<D>(&queue, width, 3), &exact::<D>(&queue, width, 4));
+    let eps = 1e-3;
+    let mut results = Vec::new();
+    for kind in [NormKind::Layer, NormKind::Rms] {
+        let mut dx = activations::<D>(&queue, len, 5);
+        let to = ViewMut::new(&mut dx, width);
+        queue.norm_backward(NormBackward { rows, width, kind, eps, x, weight, dy, dx: to });
+        results.extend(read::<D>(&queue, &[(&dx, len)]));
+    }
+    for silu in [false, true] {
+        let mut dx = queue.zeros(len, Kind::Activation);
+        let to = ViewMut::new(&mut dx, width);
+        let call = GroupNormBackward { rows, width, groups, eps, silu, x, weight, bias, dy, dx: to };
+        queue.group_norm_backward(call);
+        results.extend(read::<D>(&queue, &[(&dx, len)]));
+    }
+    results
+}
+
+#[test]
+fn cotangents_of_norms_with_weights_of_their_own_agree() {
+    let Some(devices) = devices() else { return };
+    for &case in SMALL.norms {
+        agree!(devices, [2e-5, 1.5e-2], weighted_norms_backward(case));
     }
 }

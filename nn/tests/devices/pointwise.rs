@@ -128,3 +128,43 @@ fn gates_and_their_cotangents_agree() {
         agree!(devices, [2e-6, 1.2e-2], gates(rows));
     }
 }
+
+fn gated_functions<D: Device>(device: &D, precision: Precision, rows: usize, width: usize) -> Vec<Vec<f32>> {
+    let queue = device.queue(precision).unwrap();
+    let stride = 2 * width + 8;
+    let steep: Vec<f32> = numbers(rows * stride, 1).iter().map(|v| v * 8.0).collect();
+    let x = queue.upload(&steep, Kind::Activation);
+    let dy = activations::<D>(&queue, rows * width, 2);
+    let mut y = queue.zeros(rows * (width + 8), Kind::Activation);
+    let mut dx = queue.zeros(rows * stride, Kind::Activation);
+    let (x, dy) = (View::new(&x, stride), View::new(&dy, width));
+    queue.gated_gelu((rows, width), x, ViewMut::new(&mut y, width + 8));
+    queue.gated_gelu_backward((rows, width), x, dy, ViewMut::new(&mut dx, stride));
+    read::<D>(&queue, &[(&y, rows * (width + 8)), (&dx, rows * stride)])
+}
+
+#[test]
+fn gated_activation_functions_agree() {
+    let Some(devices) = devices() else { return };
+    for &(rows, width) in SMALL.functions {
+        agree!(devices, [2e-6, 6e-3], gated_functions(rows, width));
+    }
+}
+
+fn sums_with_tokens<D: Device>(device: &D, precision: Precision, rows: TokenRows) -> Vec<Vec<f32>> {
+    let queue = device.queue(precision).unwrap();
+    let TokenRows { batch, width, .. } = rows;
+    let mut x = activations::<D>(&queue, rows.len(), 1);
+    let v = activations::<D>(&queue, batch * 3 * width, 2);
+    let v = View::new(&v, 3 * width).skip(width);
+    queue.add_to_tokens(rows, v, ViewMut::new(&mut x, width));
+    read::<D>(&queue, &[(&x, rows.len())])
+}
+
+#[test]
+fn sums_of_tokens_and_a_vector_of_their_sample_agree() {
+    let Some(devices) = devices() else { return };
+    for &rows in SMALL.rows {
+        agree!(devices, [0.0, 6e-3], sums_with_tokens(rows));
+    }
+}

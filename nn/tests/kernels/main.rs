@@ -5,6 +5,7 @@ mod attention;
 mod cases;
 mod gemm;
 mod passes;
+mod pictures;
 
 use prefgraph_nn::cpu::{Cpu, Isa};
 
@@ -30,6 +31,24 @@ impl Numbers {
     pub(crate) fn many(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| self.one()).collect()
     }
+}
+
+/// In f64.
+pub(crate) fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|x| f64::from(*x)).collect()
+}
+
+/// Derivative of the sum of `f(x) * cotangent` by central differences in f64.
+pub(crate) fn differences(x: &[f64], cotangent: &[f64], f: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
+    let mut x = x.to_vec();
+    let mut value = |i: usize, step: f64| {
+        let old = x[i];
+        x[i] = old + step;
+        let y: f64 = f(&x).iter().zip(cotangent).map(|(y, c)| y * c).sum();
+        x[i] = old;
+        y
+    };
+    (0..cotangent.len()).map(|i| (value(i, 1e-5) - value(i, -1e-5)) / 2e-5).collect()
 }
 
 /// Every instruction set on one thread, and on two.

@@ -11,25 +11,8 @@ use prefgraph_nn::cpu::{
 use crate::{
     Numbers, assert_close,
     cases::{SMALL, Scored},
-    same_on_all_devices,
+    differences, same_on_all_devices, wide,
 };
-
-fn wide(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|x| f64::from(*x)).collect()
-}
-
-/// Derivative of the sum of `f(x) * cotangent` by central differences in f64.
-fn differences(x: &[f64], cotangent: &[f64], f: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
-    let mut x = x.to_vec();
-    let mut value = |i: usize, step: f64| {
-        let old = x[i];
-        x[i] = old + step;
-        let y: f64 = f(&x).iter().zip(cotangent).map(|(y, c)| y * c).sum();
-        x[i] = old;
-        y
-    };
-    (0..cotangent.len()).map(|i| (value(i, 1e-5) - value(i, -1e-5)) / 2e-5).collect()
-}
 
 fn normed(x: &[f64]) -> Vec<f64> {
     let mean = x.iter().sum::<f64>() / x.len() as f64;

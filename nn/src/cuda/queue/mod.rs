@@ -441,39 +441,35 @@ impl Queue<Cuda> for CudaQueue {
     }
 
     fn norm_backward(&self, call: NormBackward<'_, Cuda>) {
-        let _ = call;
-        self.note::<()>(Err(Error::Internal("norm_backward".into())));
+        self.norm_of_rows_backward(call);
     }
 
     fn group_norm_backward(&self, call: GroupNormBackward<'_, Cuda>) {
-        let _ = call;
-        self.note::<()>(Err(Error::Internal("group_norm_backward".into())));
+        self.norm_of_groups_backward(call);
     }
 
     fn windows_backward(&self, call: WindowsBackward<'_, Cuda>) {
-        let _ = call;
-        self.note::<()>(Err(Error::Internal("windows_backward".into())));
+        self.windows_of_backward(call);
     }
 
     fn add_to_tokens(&self, rows: TokenRows, v: View<'_, Cuda>, x: ViewMut<'_, Cuda>) {
-        let _ = (rows, v, x);
-        self.note::<()>(Err(Error::Internal("add_to_tokens".into())));
+        self.add_to_token_rows(rows, v, &x);
     }
 
-    fn gated_gelu(&self, size: (usize, usize), x: View<'_, Cuda>, y: ViewMut<'_, Cuda>) {
-        let _ = (size, x, y);
-        self.note::<()>(Err(Error::Internal("gated_gelu".into())));
+    fn gated_gelu(&self, (rows, width): (usize, usize), x: View<'_, Cuda>, y: ViewMut<'_, Cuda>) {
+        let (x, y) = (Rows::of(x, rows, 2 * width), Rows::of_mut(&y, rows, width));
+        self.gated_gelu_rows((rows, width), x, y);
     }
 
     fn gated_gelu_backward(
         &self,
-        size: (usize, usize),
+        (rows, width): (usize, usize),
         x: View<'_, Cuda>,
         dy: View<'_, Cuda>,
         dx: ViewMut<'_, Cuda>,
     ) {
-        let _ = (size, x, dy, dx);
-        self.note::<()>(Err(Error::Internal("gated_gelu_backward".into())));
+        let (x, dy) = (Rows::of(x, rows, 2 * width), Rows::of(dy, rows, width));
+        self.gated_gelu_rows_backward((rows, width), x, dy, Rows::of_mut(&dx, rows, 2 * width));
     }
 
     fn activate(

@@ -12,11 +12,11 @@ use crate::{
         Cuda,
         launch::{Grid, double, flag, float, int, pointer},
         modules::Source,
-        values::Element,
+        values::{CudaBuffer, Element},
     },
     device::{
-        GroupNorm, Kind, ModulationGrad, Norm, NormKind, NormModulate, NormModulateBackward, Queue,
-        TokenRows, View, ViewMut,
+        GroupNorm, GroupNormBackward, Kind, ModulationGrad, Norm, NormBackward, NormKind, NormModulate,
+        NormModulateBackward, Queue, TokenRows, View, ViewMut,
     },
 };
 
@@ -174,33 +174,105 @@ impl CudaQueue {
         );
     }
 
+    pub(super) fn norm_of_rows_backward(&self, call: NormBackward<'_, Cuda>) {
+        let NormBackward { rows, width, kind, eps, x, weight, dy, dx } = call;
+        let sizes = TokenRows { batch: 1, tokens: rows, width };
+        let (x, dy, dx) = (dense(x, sizes), dense(dy, sizes), dense(dx.read(), sizes));
+        let weight = Rows::flat(weight, width);
+        self.expect_activations("norm_backward", [x, dy, dx]);
+        let wide = [x, dy, dx].iter().all(|r| r.is_wide()) && weight.is_aligned();
+        self.launch(
+            Source::NormRowsBackward,
+            "norm_rows_backward",
+            Grid { blocks: (rows, 1), threads: 256, shared: BLOCK_SUMS },
+            &[
+                x.argument(),
+                weight.argument(),
+                dy.argument(),
+                dx.argument(),
+                int(width),
+                flag(kind == NormKind::Layer),
+                float(eps as f32),
+                flag(wide),
+            ],
+        );
+    }
+
+    /// Sums of two values for each channel and slice of the rows: room for them, and the number of slices.
+    fn channel_room(&self, rows: usize, width: usize) -> (CudaBuffer, usize) {
+        let slices = rows.div_ceil(ROWS_OF_A_SLICE).clamp(1, MOST_SLICES);
+        // Two doubles for each channel, of which each is two f32 values long.
+        (self.take(4 * width * slices, Kind::Exact), slices)
+    }
+
+    /// Mean and 1 / deviation of each group of `x [rows, width]`.
+    fn group_moments(&self, (rows, width, groups): (usize, usize, usize), x: Rows, eps: f64) -> CudaBuffer {
+        let (partial, slices) = self.channel_room(rows, width);
+        let moments = self.take(2 * groups, Kind::Exact);
+        let sums = Rows::flat(&partial, 4 * width * slices).argument();
+        self.launch(
+            Source::NormRows,
+            "channel_sums",
+            column_sums(width, slices, 2 * 8),
+            &[x.argument(), sums, int(rows), int(width)],
+        );
+        let count = (rows * (width / groups)) as f64;
+        let to = Rows::flat(&moments, 2 * groups).argument();
+        self.launch(
+            Source::NormRows,
+            "group_moments",
+            Grid { blocks: (groups, 1), threads: 256, shared: 256 * 2 * 8 },
+            &[sums, to, int(width), int(slices), double(count), double(eps)],
+        );
+        moments
+    }
+
+    pub(super) fn norm_of_groups_backward(&self, call: GroupNormBackward<'_, Cuda>) {
+        let GroupNormBackward { rows, width, groups, eps, silu, x, weight, bias, dy, dx } = call;
+        let sizes = TokenRows { batch: 1, tokens: rows, width };
+        let (x, dy, dx) = (dense(x, sizes), dense(dy, sizes), dense(dx.read(), sizes));
+        let [weight, bias] = [weight, bias].map(|v| Rows::flat(v, width));
+        self.expect_activations("group_norm_backward", [x, dy, dx]);
+        let moments = self.group_moments((rows, width, groups), x, eps);
+        let (partial, slices) = self.channel_room(rows, width);
+        let means = self.take(2 * groups, Kind::Exact);
+        let of_groups = |buffer| Rows::flat(buffer, 2 * groups).argument();
+        let (moments, means) = (of_groups(&moments), of_groups(&means));
+        let sums = Rows::flat(&partial, 4 * width * slices).argument();
+        let inputs = [x, dy].map(Rows::argument);
+        let weights = [weight, bias].map(Rows::argument);
+        let sizes = [rows, width, groups].map(int);
+        self.launch(
+            Source::NormRowsBackward,
+            "cotangent_sums",
+            column_sums(width, slices, 2 * 8),
+            &[&inputs[..], &[moments], &weights, &[sums], &sizes, &[flag(silu)]].concat(),
+        );
+        let count = (rows * (width / groups)) as f64;
+        self.launch(
+            Source::NormRowsBackward,
+            "group_means",
+            Grid { blocks: (groups, 1), threads: 256, shared: 256 * 2 * 8 },
+            &[sums, weight.argument(), means, int(width), int(slices), double(count)],
+        );
+        let wide = [x, dy, dx].iter().all(|r| r.is_wide()) && weight.is_aligned() && bias.is_aligned();
+        let end = [flag(silu), flag(wide)];
+        self.launch(
+            Source::NormRowsBackward,
+            "group_norm_backward",
+            self.chunks(rows, width),
+            &[&inputs[..], &[moments, means], &weights, &[dx.argument()], &sizes, &end].concat(),
+        );
+    }
+
     pub(super) fn norm_of_groups(&self, call: GroupNorm<'_, Cuda>) {
         let GroupNorm { rows, width, groups, eps, silu, x, weight, bias, y } = call;
         let sizes = TokenRows { batch: 1, tokens: rows, width };
         let (x, y) = (dense(x, sizes), dense(y.read(), sizes));
         let [weight, bias] = [weight, bias].map(|v| Rows::flat(v, width));
         self.expect_activations("group_norm", [x, y]);
-        let slices = rows.div_ceil(ROWS_OF_A_SLICE).clamp(1, MOST_SLICES);
-        // Two doubles for each channel, of which each is two f32 values long.
-        let partial = self.take(4 * width * slices, Kind::Exact);
-        let moments = self.take(2 * groups, Kind::Exact);
-        let (partial, moments) = (
-            Rows::flat(&partial, 4 * width * slices).argument(),
-            Rows::flat(&moments, 2 * groups).argument(),
-        );
-        self.launch(
-            Source::NormRows,
-            "channel_sums",
-            column_sums(width, slices, 2 * 8),
-            &[x.argument(), partial, int(rows), int(width)],
-        );
-        let count = (rows * (width / groups)) as f64;
-        self.launch(
-            Source::NormRows,
-            "group_moments",
-            Grid { blocks: (groups, 1), threads: 256, shared: 256 * 2 * 8 },
-            &[partial, moments, int(width), int(slices), double(count), double(eps)],
-        );
+        let moments = self.group_moments((rows, width, groups), x, eps);
+        let moments = Rows::flat(&moments, 2 * groups).argument();
         let wide = x.is_wide() && y.is_wide() && weight.is_aligned() && bias.is_aligned();
         let sizes = [rows, width, groups].map(int);
         let arguments = [x.argument(), moments, weight.argument(), bias.argument(), y.argument()];

@@ -10,7 +10,7 @@ use crate::{
         modules::Source,
         values::Element,
     },
-    device::{Activation, CopyTokens, GateGrad, TokenRows, View, ViewMut, Windows},
+    device::{Activation, CopyTokens, GateGrad, TokenRows, View, ViewMut, Windows, WindowsBackward},
     error::Error,
 };
 
@@ -138,6 +138,57 @@ impl CudaQueue {
         let arguments =
             [&[x, out].map(Rows::argument)[..], &sizes.map(int), &seen.map(int), &[flag(wide)]].concat();
         self.launch(Source::Windows, "windows", self.chunks(count, row), &arguments);
+    }
+
+    pub(super) fn windows_of_backward(&self, call: WindowsBackward<'_, Cuda>) {
+        let WindowsBackward { window, size: (height, width), channels, pixels, dy, dx, accumulate } = call;
+        let (side, count) = (window.side(), pixels.len());
+        let dy = Rows::of(dy, 1, count * side * side * channels);
+        let dx = Rows::of_mut(&dx, 1, height * width * channels);
+        self.expect_activations("windows_backward", [dy, dx]);
+        let sizes =
+            [height, width, channels, pixels.start, count, window.output(height), window.output(width)];
+        let seen = [side, window.stride(), window.before(), window.repeats()];
+        let wide = channels.is_multiple_of(wide(dx.element)) && dy.is_aligned() && dx.is_aligned();
+        let flags = [flag(accumulate), flag(wide)];
+        let arguments = [&[dy, dx].map(Rows::argument)[..], &sizes.map(int), &seen.map(int), &flags].concat();
+        self.launch(Source::Windows, "windows_backward", self.chunks(height * width, channels), &arguments);
+    }
+
+    /// A kernel over `[rows, width]` of operands of which some have rows twice as wide, `[a | b]`.
+    fn over_gated_rows<const N: usize>(
+        &self,
+        name: &'static str,
+        (rows, width): (usize, usize),
+        operands: [Rows; N],
+    ) {
+        self.expect_activations(name, operands);
+        let wide = width.is_multiple_of(wide(self.activation())) && operands.iter().all(|r| r.is_wide());
+        let arguments = [
+            &operands.map(Rows::argument)[..],
+            &[rows, width].map(int),
+            &operands.map(|r| int(r.stride)),
+            &[flag(wide)],
+        ];
+        self.launch(Source::Pointwise, name, self.chunks(rows, width), &arguments.concat());
+    }
+
+    pub(super) fn gated_gelu_rows(&self, size: (usize, usize), x: Rows, y: Rows) {
+        self.over_gated_rows("gated_gelu", size, [x, y]);
+    }
+
+    pub(super) fn gated_gelu_rows_backward(&self, size: (usize, usize), x: Rows, dy: Rows, dx: Rows) {
+        self.over_gated_rows("gated_gelu_backward", size, [x, dy, dx]);
+    }
+
+    pub(super) fn add_to_token_rows(&self, rows: TokenRows, v: View<'_, Cuda>, x: &ViewMut<'_, Cuda>) {
+        let TokenRows { batch, tokens, width } = rows;
+        let (x, v) = (dense(x.read(), rows), Rows::of(v, batch, width));
+        self.expect_activations("add_to_tokens", [x, v]);
+        let sizes = [batch, tokens, width, v.stride].map(int);
+        let arguments =
+            [&[x, v].map(Rows::argument)[..], &sizes, &[flag(x.is_wide() && v.is_wide())]].concat();
+        self.launch(Source::Pointwise, "add_to_tokens", self.chunks(batch * tokens, width), &arguments);
     }
 
     /// A kernel over token rows and the gates of their samples.

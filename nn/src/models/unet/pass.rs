@@ -157,8 +157,8 @@ impl<D: Device> UNet<D> {
         let (text_n, text, text_width) = inputs.text.shape();
         expect(
             "text",
-            text_n == n && text > 0 && text_width == layout.text_width,
-            format!("[{n}, L, {}] with L > 0", layout.text_width),
+            text_n > 0 && n.is_multiple_of(text_n) && text > 0 && text_width == layout.text_width,
+            format!("[B, L, {}] with L > 0 and B a divisor of {n}", layout.text_width),
             format!("{:?}", inputs.text.dims()),
         )?;
         expect(
@@ -204,11 +204,22 @@ impl<D: Device> UNet<D> {
         ctx: Context<'_, D>,
         inputs: &Inputs,
     ) -> Result<Conditions<D>> {
+        let n = inputs.t.len();
+        // Tokens of fewer samples than there are rows are repeated.
         let upload = |tokens: &Tensor<(usize, usize, usize)>| {
-            (ctx.queue.upload(tokens.values(), Kind::Activation), tokens.shape().1)
+            let (samples, count, width) = tokens.shape();
+            let (once, len) = (ctx.queue.upload(tokens.values(), Kind::Activation), samples * count * width);
+            if samples == n {
+                return (once, count);
+            }
+            let mut all = ctx.queue.take(n * count * width, Kind::Activation);
+            for at in (0..n * count * width).step_by(len) {
+                ctx.queue.copy_to(View::new(&once, len), len, ViewMut::new(&mut all, len).skip(at));
+            }
+            (all, count)
         };
         Ok(Conditions {
-            batch: inputs.t.len(),
+            batch: n,
             condition: self.condition(weights, ctx, inputs)?,
             text: upload(&inputs.text),
             image: inputs.image_tokens.as_ref().map(upload),

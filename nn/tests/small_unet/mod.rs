@@ -1,0 +1,137 @@
+//! A U-Net of few channels with an IP-Adapter, of numbers without pattern.
+
+#![allow(dead_code, reason = "each test takes its part")]
+
+use std::path::{Path, PathBuf};
+
+use prefgraph_nn::{
+    Adapter, Backbone, Cpu, Inputs, Probe, Tensor,
+    backbone::Latents,
+    files::{NamedTensor, write_safetensors},
+    models::{SdxlUNet, UNetConfig, UNetOptions, unet::ImagePrompt},
+};
+use serde_json::{Value, json};
+
+/// Numbers without pattern, in +-1.
+pub fn numbers(count: usize, salt: usize) -> Vec<f32> {
+    let mixed =
+        |i: usize| (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15 ^ salt.wrapping_mul(0xD6E8_FEB8_6659_FD93));
+    (0..count).map(|i| ((mixed(i) >> 40) & 0xFFFF) as f32 / 32768.0 - 1.0).collect()
+}
+
+/// Two levels, with transformers on the lower one and in the middle.
+pub fn config() -> Value {
+    json!({
+        "_class_name": "UNet2DConditionModel", "in_channels": 4, "out_channels": 4, "layers_per_block": 1,
+        "block_out_channels": [8, 16], "transformer_layers_per_block": [1, 2], "attention_head_dim": [1, 2],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "cross_attention_dim": 12, "norm_num_groups": 4, "use_linear_projection": true,
+        "addition_embed_type": "text_time", "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 30,
+    })
+}
+
+/// Write a U-Net's folder.
+pub fn write_unet(folder: &Path, config: &Value) {
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let config: UNetConfig = serde_json::from_value(config.clone()).unwrap();
+    write_tensors(&folder.join("diffusion_pytorch_model.safetensors"), config.tensors());
+}
+
+/// Write tensors of these names and shapes.
+pub fn write_tensors(path: &Path, tensors: Vec<(String, Vec<usize>)>) {
+    let values: Vec<Vec<f32>> = (0..)
+        .zip(&tensors)
+        .map(|(salt, (name, shape))| {
+            let values = numbers(shape.iter().product(), salt);
+            let inputs = shape.iter().skip(1).product::<usize>().max(1) as f32;
+            let norm = name.contains("norm") && name.ends_with(".weight");
+            let (base, scale) = if norm { (1.0, 0.3) } else { (0.0, 1.5 / inputs.sqrt()) };
+            values.into_iter().map(|v| base + scale * v).collect()
+        })
+        .collect();
+    let named: Vec<_> =
+        tensors.iter().zip(&values).map(|((n, s), v)| NamedTensor::f32(n, s.clone(), v)).collect();
+    write_safetensors(path, &named, &[]).unwrap();
+}
+
+/// The tensors of keys and values of an IP-Adapter for a U-Net whose cross-attentions, as its files number them, are so wide.
+pub fn image_prompt_tensors(widths: &[usize], inputs: usize) -> Vec<(String, Vec<usize>)> {
+    let modules = widths.iter().enumerate().flat_map(|(i, width)| ["k", "v"].map(|which| (i, width, which)));
+    modules
+        .map(|(i, width, which)| {
+            (format!("ip_adapter.{}.to_{which}_ip.weight", 2 * i + 1), vec![*width, inputs])
+        })
+        .chain([("image_proj.latents".into(), vec![1, 2, 8])])
+        .collect()
+}
+
+/// Number of cross-attentions of [`config`], all of 16 channels.
+pub const CROSSINGS: usize = 8;
+
+/// A folder with a U-Net and its IP-Adapter.
+pub struct Small {
+    folder: tempfile::TempDir,
+}
+
+impl Small {
+    pub fn new(config: &Value) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        write_unet(folder.path(), config);
+        write_tensors(&folder.path().join("ip.safetensors"), image_prompt_tensors(&[16; CROSSINGS], 12));
+        Self { folder }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn image_prompt(&self) -> PathBuf {
+        self.path().join("ip.safetensors")
+    }
+
+    /// With the IP-Adapter.
+    pub fn options(&self) -> UNetOptions {
+        let image_prompt = Some(ImagePrompt { path: self.image_prompt(), scale: 0.7 });
+        UNetOptions { image_prompt, ..UNetOptions::default() }
+    }
+
+    pub fn model(&self, options: UNetOptions) -> SdxlUNet {
+        SdxlUNet::open_with(Cpu::new(2).unwrap(), self.path(), options).unwrap()
+    }
+}
+
+/// Two samples of 4 x 6 latent cells, with two references of two image tokens each.
+pub fn inputs() -> Inputs {
+    let cpu = Cpu::new(1).unwrap();
+    let n = 2;
+    let tensor = |count: usize, width, salt| {
+        Tensor::new(&cpu, (n, count, width), numbers(n * count * width, salt)).unwrap()
+    };
+    Inputs {
+        x_t: Tensor::new(&cpu, (n, 4, 4, 6), numbers(n * 4 * 24, 101)).unwrap(),
+        t: vec![17.0, 803.0],
+        text: tensor(3, 12, 102),
+        pooled: Tensor::new(&cpu, (n, 6), numbers(n * 6, 103)).unwrap(),
+        references: Vec::new(),
+        guidance: None,
+        sizes: vec![[32.0, 48.0, 0.0, 0.0, 32.0, 48.0], [64.0, 48.0, 8.0, 0.0, 32.0, 48.0]],
+        image_tokens: Some(tensor(4, 12, 104)),
+    }
+}
+
+/// A cotangent for the prediction of [`inputs`].
+pub fn cotangent() -> Latents {
+    let mut cotangent = inputs().x_t;
+    let count = cotangent.values().len();
+    cotangent.values_mut().copy_from_slice(&numbers(count, 105));
+    cotangent
+}
+
+/// The derivative by the adapter.
+pub fn gradient(model: &dyn Backbone, inputs: &Inputs, adapter: &Adapter) -> Vec<f32> {
+    let (_, saved) = model.predict_saving(inputs, adapter, &Probe::NOTHING).unwrap();
+    model.backward(saved, adapter, &cotangent()).unwrap().values.host().unwrap().to_vec()
+}

@@ -1,0 +1,169 @@
+//! What a U-Net is given: its files, its IP-Adapter, its inputs and what is asked of it; wrong ones are called what they are.
+
+mod small_unet;
+
+use std::{fs, path::Path};
+
+use prefgraph_nn::{
+    Backbone, Cpu, Probe, Tensor,
+    backbone::Scoring,
+    models::{SdxlUNet, UNetOptions, unet::ImagePrompt},
+};
+use serde_json::Value;
+use small_unet::{CROSSINGS, Small, config, image_prompt_tensors, inputs, write_tensors, write_unet};
+
+fn refused(path: &Path, options: UNetOptions) -> String {
+    SdxlUNet::open_with(Cpu::new(1).unwrap(), path, options).unwrap_err().to_string()
+}
+
+#[test]
+fn a_u_net_for_something_else_is_called_what_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    type Change = fn(&mut Value);
+    let changes: [(Change, &str); 6] = [
+        (|c| c["in_channels"] = 9.into(), "is an inpainting U-Net (9 channels"),
+        (
+            |c| {
+                c["cross_attention_dim"] = 768.into();
+                c["addition_embed_type"] = Value::Null;
+            },
+            "is the U-Net of Stable Diffusion 1",
+        ),
+        (|c| c["cross_attention_dim"] = 1280.into(), "is SDXL's refiner"),
+        (|c| c["_class_name"] = "FluxTransformer2DModel".into(), "_class_name is FluxTransformer2DModel"),
+        (|c| c["time_cond_proj_dim"] = 256.into(), "time_cond_proj_dim is 256"),
+        (|c| c["transformer_layers_per_block"] = 1_000_000.into(), "but"),
+    ];
+    write_unet(dir.path(), &config());
+    for (change, expected) in changes {
+        let mut config = config();
+        change(&mut config);
+        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let error = refused(dir.path(), UNetOptions::default());
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
+}
+
+#[test]
+fn a_folder_with_missing_surplus_or_other_tensors_is_refused_by_their_names() {
+    let dir = tempfile::tempdir().unwrap();
+    write_unet(dir.path(), &config());
+    let mut wider = config();
+    wider["layers_per_block"] = 2.into();
+    fs::write(dir.path().join("config.json"), wider.to_string()).unwrap();
+    let error = refused(dir.path(), UNetOptions::default());
+    assert!(error.contains("down_blocks.0.resnets.1"), "{error}");
+    let none = refused(&dir.path().join("nowhere"), UNetOptions::default());
+    assert!(none.contains("does not exist") && none.contains("U-Net of Stable Diffusion XL"), "{none}");
+    let file = refused(&dir.path().join("diffusion_pytorch_model.safetensors"), UNetOptions::default());
+    assert!(file.contains("is a file of a U-Net's folder: expected"), "{file}");
+}
+
+#[test]
+fn the_folder_above_the_u_net_and_weights_in_half_precision_alone_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let unet = dir.path().join("unet");
+    write_unet(&unet, &config());
+    let open = || SdxlUNet::open(Cpu::new(1).unwrap(), dir.path());
+    assert_eq!(open().unwrap().layout().kind, "sdxl");
+    let from = unet.join("diffusion_pytorch_model.safetensors");
+    fs::rename(&from, unet.join("diffusion_pytorch_model.fp16.safetensors")).unwrap();
+    open().unwrap();
+}
+
+#[test]
+fn an_ip_adapter_for_another_network_is_called_what_it_is() {
+    let small = Small::new(&config());
+    let refused_with = |name: &str| {
+        let image_prompt = Some(ImagePrompt { path: small.path().join(name), scale: 1.0 });
+        refused(small.path(), UNetOptions { image_prompt, ..UNetOptions::default() })
+    };
+    let write = |name: &str, tensors| write_tensors(&small.path().join(name), tensors);
+    write("sd15.safetensors", image_prompt_tensors(&[16; CROSSINGS], 768));
+    let error = refused_with("sd15.safetensors");
+    assert!(error.contains("image tokens are 768 wide (768 is the width of Stable Diffusion 1)"), "{error}");
+    write("more.safetensors", image_prompt_tensors(&[16; CROSSINGS + 1], 12));
+    let error = refused_with("more.safetensors");
+    assert!(
+        error.contains("it has 18 tensors of keys and values, this U-Net has 8 cross-attentions"),
+        "{error}"
+    );
+    write("wide.safetensors", image_prompt_tensors(&[8; CROSSINGS], 12));
+    assert!(refused_with("wide.safetensors").contains("ip_adapter.1.to_k_ip.weight"));
+    let error = refused_with("diffusion_pytorch_model.safetensors");
+    assert!(
+        error.contains("is no IP-Adapter: expected tensors called `ip_adapter.1.to_k_ip.weight`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn inputs_that_do_not_fit_are_refused_with_what_was_expected() {
+    let small = Small::new(&config());
+    let (with, without) = (small.model(small.options()), small.model(UNetOptions::default()));
+    let cpu = Cpu::new(1).unwrap();
+    let said = |model: &SdxlUNet, change: &dyn Fn(&mut prefgraph_nn::Inputs)| {
+        let mut inputs = inputs();
+        change(&mut inputs);
+        model.predict(&inputs, None, &Probe::NOTHING).unwrap_err().to_string()
+    };
+    assert!(said(&with, &|i| i.image_tokens = None).contains("none were given"));
+    assert!(said(&without, &|_| {}).contains("has no IP-Adapter that would read them"));
+    assert!(said(&with, &|i| i.sizes.clear()).contains("sizes of pictures: expected 2 of them, got 0"));
+    let odd = |i: &mut prefgraph_nn::Inputs| i.x_t = Tensor::zeros(&cpu, (2, 4, 3, 6));
+    assert!(said(&with, &odd).contains("H and W multiples of 2"));
+    let narrow = |i: &mut prefgraph_nn::Inputs| i.image_tokens = Some(Tensor::zeros(&cpu, (2, 4, 11)));
+    assert!(said(&with, &narrow).contains("image tokens: expected [2, K, 12]"));
+    assert!(said(&with, &|i| i.guidance = Some(3.5)).contains("takes no guidance value"));
+    assert!(with.features(&inputs()).unwrap_err().to_string().contains("vision encoder"));
+}
+
+#[test]
+fn text_of_one_sample_is_that_of_every_row_and_an_ip_adapter_of_scale_zero_changes_nothing() {
+    let small = Small::new(&config());
+    let predict = |options: UNetOptions, inputs: &prefgraph_nn::Inputs| {
+        small.model(options).predict(inputs, None, &Probe::NOTHING).unwrap().latents.into_values()
+    };
+    let mut once = inputs();
+    let (_, count, width) = once.text.shape();
+    let text = once.text.values()[..count * width].to_vec();
+    let cpu = Cpu::new(1).unwrap();
+    once.text = Tensor::new(&cpu, (1, count, width), &text).unwrap();
+    let mut twice = once.clone();
+    twice.text = Tensor::new(&cpu, (2, count, width), text.repeat(2)).unwrap();
+    assert_eq!(predict(small.options(), &once), predict(small.options(), &twice));
+    assert_ne!(predict(small.options(), &once), predict(small.options(), &inputs()));
+
+    let silent = Some(ImagePrompt { path: small.image_prompt(), scale: 0.0 });
+    let silent = predict(UNetOptions { image_prompt: silent, ..UNetOptions::default() }, &once);
+    assert_ne!(silent, predict(small.options(), &once));
+    once.image_tokens = None;
+    assert_eq!(silent, predict(UNetOptions::default(), &once));
+}
+
+#[test]
+fn scores_are_of_each_reference_and_each_resolution_by_itself() {
+    let small = Small::new(&config());
+    let (model, inputs) = (small.model(small.options()), inputs());
+    let scores = |masks: &[Vec<f32>], cells| {
+        let scoring = Scoring { blocks: 0..CROSSINGS, cells, samples: 2, masks };
+        let probe = Probe { scores: Some(scoring), tokens: 0..0 };
+        model.predict(&inputs, None, &probe).map(|found| found.scores)
+    };
+    // Two references of two tokens each, in two samples.
+    let whole = vec![vec![1.0; 4], vec![1.0; 4]];
+    let all = scores(&whole, None).unwrap();
+    assert_eq!((all.len(), all[0].len()), (2, 2 * 24));
+    assert_ne!(all[0], all[1]);
+    // Every attention of this network has pixels of two cells: four neighbouring cells share a score.
+    assert_eq!(scores(&whole, Some(2)).unwrap(), all);
+    assert_eq!((all[0][0], all[0][0]), (all[0][1], all[0][7]));
+    let error = scores(&whole, Some(4)).unwrap_err().to_string();
+    assert!(error.contains("pixels of 4 latent cells"), "{error}");
+    // The first token alone of each reference, against the first of both as one reference.
+    let first = vec![vec![1.0, 0.0, 1.0, 0.0]; 2];
+    let one = vec![vec![1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]];
+    assert_eq!(scores(&first, None).unwrap()[0], scores(&one, None).unwrap()[0]);
+    let error = scores(&[vec![1.0; 4], vec![1.0; 4], vec![1.0; 4]], None).unwrap_err().to_string();
+    assert!(error.contains("masks of 4 image tokens of 3 references"), "{error}");
+}
