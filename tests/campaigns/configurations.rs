@@ -10,7 +10,7 @@ use prefgraph_nn::{
     Cpu, Error,
     autoencoders::{Kl, Tiny},
     models::FluxUno,
-    text::{Clip, T5},
+    text::{Clip, ClipModel, T5},
 };
 use serde_json::Value;
 
@@ -27,7 +27,7 @@ const MODELS: [(&str, Open); 6] = [
     ("encoders/vae_flux", |path| Kl::open(path).map(drop)),
     ("encoders/vae_sdxl", |path| Kl::open(path).map(drop)),
     ("encoders/vae_tiny", |path| Tiny::open(path).map(drop)),
-    ("encoders/clip_text_l", |path| Clip::open(path).map(drop)),
+    ("encoders/clip_text_l", |path| Clip::open(path, ClipModel::L).map(drop)),
     ("encoders/t5", |path| T5::open(path).map(drop)),
 ];
 

@@ -25,6 +25,12 @@ pub fn case(name: &str) -> PathBuf {
     folder
 }
 
+/// The folder of the golden case of an IP-Adapter-Plus.
+pub fn ip_adapter_plus() -> PathBuf {
+    std::env::var_os("PREFGRAPH_FIXTURES")
+        .map_or_else(|| own().join("encoders/ip_adapter_plus"), |root| PathBuf::from(root).join("sdxl_ipa"))
+}
+
 /// The first GPU. Where there is none it is said that these cases are skipped.
 pub fn gpu(what: &str) -> Option<Cuda> {
     match is_there() {

@@ -8,7 +8,7 @@ use std::{
 use prefgraph_nn::{
     Cpu,
     files::{Dtype, NamedTensor, write_safetensors},
-    text::{Clip, T5, clip::ClipConfig},
+    text::{Clip, ClipModel, T5, clip::ClipConfig},
 };
 
 use crate::files::{assert_near, case, golden, ids, rewrite};
@@ -88,8 +88,8 @@ fn clip_in_one_file_has_heads_of_64_and_gives_what_its_folder_gives() {
 
     let cpu = Cpu::new(1).unwrap();
     let ids = [38, 5, 6, 7, 39, 39, 39, 39];
-    let [one, other] =
-        [&file, &folder].map(|path| Clip::open(path).unwrap().encode(&cpu, &cpu, 1, &ids).unwrap());
+    let [one, other] = [&file, &folder]
+        .map(|path| Clip::open(path, ClipModel::L).unwrap().encode(&cpu, &cpu, 1, &ids).unwrap());
     assert_eq!(one.tokens.values(), other.tokens.values());
     assert_eq!(one.pooled.values(), other.pooled.values());
     assert!(one.pooled.values().iter().any(|v| v.abs() > 0.1));
@@ -101,7 +101,7 @@ fn a_configuration_of_the_same_model_beside_the_file_counts() {
     fs::copy(case("clip_text_l").join("config.json"), dir.path().join("config.json")).unwrap();
     let (cpu, io) = (Cpu::new(1).unwrap(), golden(&case("clip_text_l")));
     let (prompts, ids) = ids(&io, "input_ids");
-    let found = Clip::open(&path).unwrap().encode(&cpu, &cpu, prompts, &ids).unwrap();
+    let found = Clip::open(&path, ClipModel::L).unwrap().encode(&cpu, &cpu, prompts, &ids).unwrap();
     assert_near(found.pooled.values(), &io.read("pooled").unwrap(), "pooled");
 }
 
@@ -124,7 +124,7 @@ fn a_file_that_is_another_model_or_of_too_few_bits_is_refused_by_name() {
         Some(NamedTensor::f32(tensor.name, vec![1, 1280], &[0.0; 1280]))
     }
     type Open = fn(&Path) -> String;
-    let clip: Open = |path| Clip::open(path).unwrap_err().to_string();
+    let clip: Open = |path| Clip::open(path, ClipModel::L).unwrap_err().to_string();
     let t5: Open = |path| T5::open(path).unwrap_err().to_string();
     let cases: [(&str, Open, Change, &str); 7] = [
         (

@@ -5,24 +5,28 @@ use std::path::Path;
 use prefgraph_nn::{
     Cpu, Device,
     files::NamedTensor,
-    text::{Clip, ClipEncoder, T5, T5Encoder},
+    text::{Clip, ClipEncoder, ClipModel, T5, T5Encoder},
 };
 
 use crate::files::{as_bf16, assert_near, case, changed_copy, golden, gpu, ids, rewrite, rounded_to_bf16};
 
-fn clip_is_golden(folder: &Path) {
+fn clip_is_golden(folder: &Path, model: ClipModel) {
     let cpu = Cpu::new(2).unwrap();
-    clip_is_golden_on(&cpu, &cpu, folder);
+    clip_is_golden_on(&cpu, &cpu, folder, model);
     if let Some(gpu) = gpu("CLIP") {
-        clip_is_golden_on(&gpu, &cpu, folder);
+        clip_is_golden_on(&gpu, &cpu, folder, model);
     }
 }
 
-fn clip_is_golden_on<D: Device>(device: &D, cpu: &Cpu, folder: &Path) {
-    let io = golden(&case("clip_text_l"));
+fn clip_is_golden_on<D: Device>(device: &D, cpu: &Cpu, folder: &Path, model: ClipModel) {
+    let io = match model {
+        ClipModel::L => golden(&case("clip_text_l")),
+        ClipModel::BigG => golden(&case("clip_text_bigg")),
+    };
     let (prompts, ids) = ids(&io, "input_ids");
-    let found = ClipEncoder::open(folder).unwrap().encode(device, cpu, prompts, &ids).unwrap();
+    let found = ClipEncoder::open(folder, model).unwrap().encode(device, cpu, prompts, &ids).unwrap();
     assert_near(found.tokens.values(), &io.read("last").unwrap(), "tokens");
+    assert_near(found.penultimate.values(), &io.read("penultimate").unwrap(), "tokens before the last block");
     assert_near(found.pooled.values(), &io.read("pooled").unwrap(), "pooled");
 }
 
@@ -43,7 +47,12 @@ fn t5_is_golden_on<D: Device>(device: &D, cpu: &Cpu, folder: &Path) {
 
 #[test]
 fn clip_gives_the_reference_tokens_and_pooled_vectors() {
-    clip_is_golden(&case("clip_text_l"));
+    clip_is_golden(&case("clip_text_l"), ClipModel::L);
+}
+
+#[test]
+fn openclip_gives_the_reference_tokens_and_projected_pooled_vectors() {
+    clip_is_golden(&case("clip_text_bigg"), ClipModel::BigG);
 }
 
 #[test]
@@ -52,21 +61,24 @@ fn clip_reads_names_without_their_prefix() {
         let name = t.name.trim_start_matches("text_model.").to_owned();
         Some(NamedTensor { name, ..t })
     });
-    clip_is_golden(folder.path());
+    clip_is_golden(folder.path(), ClipModel::L);
 }
 
 #[test]
 fn clip_takes_the_largest_id_as_the_end_where_an_old_configuration_says_two() {
-    let folder = changed_copy("clip_text_l", Some);
-    let path = folder.path().join("config.json");
-    let text = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(&path, text.replace("\"eos_token_id\": 98", "\"eos_token_id\": 2")).unwrap();
-    clip_is_golden(folder.path());
+    // The published configuration of OpenCLIP ViT-bigG is such an old one.
+    for (name, model) in [("clip_text_l", ClipModel::L), ("clip_text_bigg", ClipModel::BigG)] {
+        let folder = changed_copy(name, Some);
+        let path = folder.path().join("config.json");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("\"eos_token_id\": 98", "\"eos_token_id\": 2")).unwrap();
+        clip_is_golden(folder.path(), model);
+    }
 }
 
 #[test]
 fn clip_pools_the_first_end_and_a_later_token_changes_no_earlier_one() {
-    let (cpu, clip) = (Cpu::new(1).unwrap(), Clip::open(&case("clip_text_l")).unwrap());
+    let (cpu, clip) = (Cpu::new(1).unwrap(), Clip::open(&case("clip_text_l"), ClipModel::L).unwrap());
     let first = clip.encode(&cpu, &cpu, 1, &[97, 5, 6, 98, 98, 98]).unwrap();
     let second = clip.encode(&cpu, &cpu, 1, &[97, 5, 6, 98, 11, 98]).unwrap();
     assert_eq!(first.pooled.values(), second.pooled.values());

@@ -7,7 +7,7 @@ use prefgraph_nn::{
     autoencoders::{Autoencoder, Kl, Posterior, Tiny},
     files::{NamedTensor, write_safetensors},
     models::FluxUno,
-    text::{Clip, T5},
+    text::{Clip, ClipModel, T5},
 };
 
 use crate::files::{case, changed_copy};
@@ -16,7 +16,12 @@ type Open = fn(&Path) -> Result<(), Error>;
 
 /// Every encoder: its case, how it is opened, its file of weights, one of its tensors.
 const ALL: [(&str, Open, &str, &str); 4] = [
-    ("clip_text_l", |p| Clip::open(p).map(drop), "model", "text_model.encoder.layers.1.mlp.fc2.bias"),
+    (
+        "clip_text_l",
+        |p| Clip::open(p, ClipModel::L).map(drop),
+        "model",
+        "text_model.encoder.layers.1.mlp.fc2.bias",
+    ),
     ("t5", |p| T5::open(p).map(drop), "model", "encoder.block.2.layer.0.SelfAttention.o.weight"),
     (
         "vae_flux",
@@ -114,7 +119,7 @@ fn the_configuration_of_another_model_is_refused_with_what_was_expected() {
 #[test]
 fn ids_that_an_encoder_cannot_take_are_refused() {
     let cpu = Cpu::new(1).unwrap();
-    let clip = Clip::open(&case("clip_text_l")).unwrap();
+    let clip = Clip::open(&case("clip_text_l"), ClipModel::L).unwrap();
     let error = |ids: &[u32]| clip.encode(&cpu, &cpu, 1, ids).unwrap_err().to_string();
     assert!(error(&[97, 99, 98]).contains("token id 99") && error(&[97, 99, 98]).contains("below 99"));
     assert!(error(&[97, 5, 6]).contains("without the token 98"));

@@ -11,7 +11,7 @@ use prefgraph_nn::{
     self as nn, Cpu, Device,
     cuda::Cuda,
     once::get_or_try_init,
-    text::{ClipEncoder, ClipTokenizer, T5Encoder, T5Tokenizer},
+    text::{ClipEncoder, ClipModel, ClipTokenizer, T5Encoder, T5Tokenizer},
 };
 
 use super::PromptSettings;
@@ -46,7 +46,7 @@ impl<D: Device> Encoders<D> {
     fn open(clip: &Path, t5: &Path) -> Result<Self, OpError> {
         let of = |setting: &str, e: nn::Error| OpError::new(format!("{setting}: {e}"));
         Ok(Self {
-            clip: ClipEncoder::open(clip).map_err(|e| of("clip", e))?,
+            clip: ClipEncoder::open(clip, ClipModel::L).map_err(|e| of("clip", e))?,
             t5: T5Encoder::open(t5).map_err(|e| of("t5", e))?,
         })
     }

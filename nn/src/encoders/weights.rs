@@ -1,23 +1,23 @@
-//! Weights of a text encoder in their mapped file, and its layers over them.
+//! Weights of an encoder in their mapped file, and its layers over them.
 //!
 //! Matrices are packed for every product: those of the largest published encoder are 4.7 billion values, and it runs once for
-//! a prompt. Norms and biases are kept.
+//! a prompt or a picture. Norms and biases are kept.
 
 use std::sync::Arc;
 
 use crate::{
-    device::{Device, NormKind, Precision},
+    device::{Device, Kind, NormKind, Precision},
     error::Result,
     files::{TensorFiles, TensorView},
-    layers::{Attention, Frozen, Linear, Loading, Norm, Packing, embedding::embed, stored},
+    layers::{Attention, Frozen, Linear, Loading, Norm, Packing, embedding::embed, stored, vector},
 };
 
 /// How matrices are used.
-pub(super) const LOADING: Loading = Loading { precision: Precision::F32, packing: Packing::Streamed };
+pub(crate) const LOADING: Loading = Loading { precision: Precision::F32, packing: Packing::Streamed };
 
 /// A checkpoint and the prefix of the names in it.
 #[derive(Debug)]
-pub(super) struct PrefixedFiles {
+pub(crate) struct PrefixedFiles {
     files: Arc<TensorFiles>,
     prefix: &'static str,
     /// Number of frozen values.
@@ -32,16 +32,27 @@ impl PrefixedFiles {
         Self { files, prefix, parameters, weight_bytes }
     }
 
+    /// The same files, for names without a prefix.
+    pub fn unprefixed(&self) -> Self {
+        Self { files: Arc::clone(&self.files), prefix: "", ..*self }
+    }
+
     fn name(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 
-    fn view(&self, name: &str) -> Result<TensorView> {
+    pub fn view(&self, name: &str) -> Result<TensorView> {
         TensorView::whole(&self.files, &self.name(name))
     }
 
-    pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
-        self.files.read_finite(&self.name(name), &shape)
+    /// The values of a tensor with these axes.
+    pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.files.read_finite(&self.name(name), shape)
+    }
+
+    /// A tensor of one axis on the device.
+    pub fn vector<D: Device>(&self, device: &D, name: &str, width: usize) -> Result<D::Buffer> {
+        vector(device, &self.view(name)?, width, Kind::Activation, LOADING.precision)
     }
 
     pub fn embed(&self, name: &str, shape: (usize, usize), ids: &[u32]) -> Result<Vec<f32>> {
@@ -56,26 +67,23 @@ impl PrefixedFiles {
         bias: bool,
         (inputs, outputs): (usize, usize),
     ) -> Result<Linear<D>> {
-        let weight = self.view(&format!("{name}.weight"))?;
-        let weight = Frozen::new(device, weight, (outputs, inputs), LOADING, None)?;
         let bias = bias.then(|| self.view(&format!("{name}.bias"))).transpose()?;
-        Linear::plain(device, weight, bias)
+        linear(device, (self.view(&format!("{name}.weight"))?, bias), (inputs, outputs))
     }
 
     /// The linears of an attention: those of queries, keys and values, and the one behind it.
     pub fn attention<D: Device>(
         &self,
         device: &D,
-        names: [String; 4],
+        names: &[String; 4],
         bias: bool,
         heads: usize,
         (width, inner): (usize, usize),
     ) -> Result<Attention<D>> {
         let [q, k, v, out] = names;
         let linear = |name: &str, io| self.linear(device, name, bias, io);
-        let (q, k, v) =
-            (linear(&q, (width, inner))?, linear(&k, (width, inner))?, linear(&v, (width, inner))?);
-        Ok(Attention { heads, q, k, v, out: linear(&out, (inner, width))? })
+        let (q, k, v) = (linear(q, (width, inner))?, linear(k, (width, inner))?, linear(v, (width, inner))?);
+        Ok(Attention { heads, q, k, v, out: linear(out, (inner, width))? })
     }
 
     /// A layer norm with a bias, or an RMS norm without one.
@@ -90,4 +98,14 @@ impl PrefixedFiles {
         let bias = (kind == NormKind::Layer).then(|| self.view(&format!("{name}.bias"))).transpose()?;
         Norm::new(device, kind, width, &self.view(&format!("{name}.weight"))?, bias.as_ref(), eps)
     }
+}
+
+/// A linear over its weight and perhaps its bias.
+pub(crate) fn linear<D: Device>(
+    device: &D,
+    (weight, bias): (TensorView, Option<TensorView>),
+    (inputs, outputs): (usize, usize),
+) -> Result<Linear<D>> {
+    let weight = Frozen::new(device, weight, (outputs, inputs), LOADING, None)?;
+    Linear::plain(device, weight, bias)
 }
