@@ -39,7 +39,8 @@
 //!  linears     the linears of a model; naming: their names in the layouts of files
 //!  models      backbones built from layers
 //!  lora        what is trained; optim: how it is updated
-//!  autoencoders, text, vision   pictures and prompts as the inputs of a backbone; encoders: what text and vision share
+//!  autoencoders, text, vision   pictures and prompts as the inputs of a backbone
+//!  encoders    what encoders of text and of pictures share
 //!  once        values that are made when they are first asked for
 //!  size        sums and products of sizes that cannot overflow
 //!  sampling    schedules and solvers: from noise to latents

@@ -166,6 +166,7 @@ macro_rules! settings {
 /// }
 /// use prefgraph_ops::settings::SettingType;
 /// assert_eq!(Edges::kind(), "mirror | zero");
+/// assert_eq!(Edges::Mirror.name(), "mirror");
 /// ```
 #[macro_export]
 macro_rules! choices {
@@ -179,6 +180,16 @@ macro_rules! choices {
         #[serde(crate = "::prefgraph_ops::__private::serde")]
         pub enum $name {
             $($(#[doc = $doc])+ #[serde(rename = $text)] $variant,)*
+        }
+
+        impl $name {
+            /// The choice as a graph file writes it.
+            #[allow(dead_code, reason = "not every enum's choices are named in messages")]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)*
+                }
+            }
         }
 
         impl $crate::settings::SettingType for $name {

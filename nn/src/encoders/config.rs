@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde_json::Value;
 
 use crate::{
     device::Activation,
     error::{Error, Result},
-    files::{TensorFiles, read_model_config},
+    files::{TensorFiles, model_config, read_json},
 };
 
 /// The configuration of a kind of encoder, `config.json` of transformers.
@@ -16,6 +17,11 @@ pub(crate) trait EncoderConfig: DeserializeOwned {
     const KIND: &'static str;
     /// The model in messages, with an article.
     const WHAT: &'static str;
+
+    /// Its part of a configuration of several models.
+    fn part_of(whole: Value) -> Value {
+        whole
+    }
 
     /// What is wrong with its values, if anything is.
     fn check(&self) -> Result<(), String>;
@@ -26,13 +32,8 @@ pub(crate) trait EncoderConfig: DeserializeOwned {
 /// # Errors
 /// If it cannot be read, is of another model, or states sizes that cannot be run.
 pub(crate) fn read_config<C: EncoderConfig>(path: &Path) -> Result<C> {
-    #[derive(serde::Deserialize)]
-    struct Stated {
-        #[serde(rename = "model_type")]
-        _kind: String,
-    }
-    read_model_config::<Stated>(path, C::KIND, C::WHAT)?;
-    let config: C = read_model_config(path, C::KIND, C::WHAT)?;
+    let value = C::part_of(read_json(path, C::WHAT)?);
+    let config: C = model_config(path, value, C::KIND, C::WHAT)?;
     config.check().map_err(|message| Error::file(path, message))?;
     Ok(config)
 }
@@ -88,7 +89,7 @@ pub(crate) fn configuration<C: EncoderConfig>(
 fn config_beside<C: EncoderConfig>(file: &Path) -> Result<Option<C>> {
     let path = file.with_file_name("config.json");
     let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
-    let value: Option<serde_json::Value> = serde_json::from_str(&text).ok();
+    let value: Option<Value> = serde_json::from_str(&text).ok();
     // A folder of single files has files of several models, and a configuration of at most one of them.
     let of_kind = value.and_then(|v| Some(v.get("model_type")?.as_str()? == C::KIND)).unwrap_or(false);
     of_kind.then(|| read_config(&path)).transpose()

@@ -15,11 +15,46 @@ use crate::{
 /// How matrices are used.
 pub(crate) const LOADING: Loading = Loading { precision: Precision::F32, packing: Packing::Streamed };
 
-/// A checkpoint and the prefix of the names in it.
+/// Where a file has what transformers calls otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The name in the file, without the prefix.
+    pub name: String,
+    /// Which third of its rows, where three tensors are one.
+    pub third: Option<usize>,
+}
+
+/// From a name of transformers to its place in a file.
+pub(crate) type Layout = fn(&str) -> Place;
+
+/// The layout of transformers itself.
+pub(crate) fn transformers(name: &str) -> Place {
+    Place { name: name.into(), third: None }
+}
+
+/// Tensors of transformers as a file has them.
+pub(crate) fn placed(
+    (prefix, layout): (&str, Layout),
+    tensors: Vec<(String, Vec<usize>)>,
+) -> Vec<(String, Vec<usize>)> {
+    let of = |(name, mut shape): (String, Vec<usize>)| {
+        let Place { name, third } = layout(&name);
+        match third {
+            Some(third) if third > 0 => return None,
+            Some(_) => shape[0] = shape[0].saturating_mul(3),
+            None => {}
+        }
+        Some((format!("{prefix}{name}"), shape))
+    };
+    tensors.into_iter().filter_map(of).collect()
+}
+
+/// A checkpoint, the prefix of the names in it, and its layout.
 #[derive(Debug)]
 pub(crate) struct PrefixedFiles {
     files: Arc<TensorFiles>,
     prefix: &'static str,
+    layout: Layout,
     /// Number of frozen values.
     pub parameters: usize,
     /// Bytes that they take in the file.
@@ -29,20 +64,28 @@ pub(crate) struct PrefixedFiles {
 impl PrefixedFiles {
     pub fn new(files: Arc<TensorFiles>, prefix: &'static str, tensors: &[(String, Vec<usize>)]) -> Self {
         let (parameters, weight_bytes) = stored(&files, tensors);
-        Self { files, prefix, parameters, weight_bytes }
+        Self { files, prefix, layout: transformers, parameters, weight_bytes }
     }
 
-    /// The same files, for names without a prefix.
+    /// In another layout than that of transformers.
+    pub fn in_layout(self, layout: Layout) -> Self {
+        Self { layout, ..self }
+    }
+
+    /// The same files, for names as they are.
     pub fn unprefixed(&self) -> Self {
-        Self { files: Arc::clone(&self.files), prefix: "", ..*self }
+        Self { files: Arc::clone(&self.files), prefix: "", layout: transformers, ..*self }
     }
 
     fn name(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
+        format!("{}{}", self.prefix, (self.layout)(name).name)
     }
 
     pub fn view(&self, name: &str) -> Result<TensorView> {
-        TensorView::whole(&self.files, &self.name(name))
+        let view = TensorView::whole(&self.files, &self.name(name))?;
+        let Some(third) = (self.layout)(name).third else { return Ok(view) };
+        let rows = view.shape().first().copied().unwrap_or(0) / 3;
+        view.rows(third * rows..(third + 1) * rows)
     }
 
     /// The values of a tensor with these axes.

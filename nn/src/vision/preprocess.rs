@@ -24,7 +24,7 @@ impl Preprocess {
     /// That of CLIP and OpenCLIP.
     pub const fn clip(side: usize) -> Self {
         let mean = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-        let deviation = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+        let deviation = [0.268_629_54, 0.261_302_6, 0.275_777_1];
         Self { shortest: side, side, mean, deviation }
     }
 

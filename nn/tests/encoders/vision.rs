@@ -1,12 +1,15 @@
 //! Vision encoders and the resampler against their golden cases; squares against those of Pillow.
 
+use std::path::Path;
+
 use prefgraph_nn::{
     Cpu, Device, Tensor,
     files::TensorFiles,
+    text::{ClipEncoder, ClipModel},
     vision::{ImageResampler, Preprocess, Vit, VitEncoder, vit::PictureTokens},
 };
 
-use crate::files::{assert_near, batch, case, golden, gpu, ip_adapter_plus, own};
+use crate::files::{assert_near, batch, case, case_elsewhere, golden, gpu, ids, ip_adapter_plus, own};
 
 /// What a case says of its pictures, by the name of the tensor.
 fn vit_is_golden<D: Device>(device: &D, cpu: &Cpu, name: &str) {
@@ -37,6 +40,36 @@ fn golden_on_both(name: &str) {
 #[test]
 fn the_image_encoder_of_clip_gives_the_reference_tokens_and_embeddings() {
     golden_on_both("clip_vision");
+}
+
+/// Rows of this width, each divided by its length.
+fn unit(rows: &[f32], width: usize) -> Vec<f32> {
+    let of_row = |row: &[f32]| {
+        let length = row.iter().map(|v| v * v).sum::<f32>().sqrt();
+        row.iter().map(|v| v / length).collect::<Vec<_>>()
+    };
+    rows.chunks_exact(width).flat_map(of_row).collect()
+}
+
+fn pair_is_golden_on<D: Device>(device: &D, cpu: &Cpu, folder: &Path) {
+    let io = golden(folder);
+    let (prompts, ids) = ids(&io, "input_ids");
+    let text = ClipEncoder::<D>::open(folder, ClipModel::Pair).unwrap();
+    let found = text.encode(device, cpu, prompts, &ids).unwrap().pooled;
+    assert_near(&unit(found.values(), found.shape().1), &io.read("text_embeds").unwrap(), "texts");
+    let found =
+        VitEncoder::<D>::open(folder).unwrap().embed(device, cpu, &batch(cpu, &io, "pixel_values")).unwrap();
+    assert_near(&unit(found.values(), found.shape().1), &io.read("image_embeds").unwrap(), "pictures");
+}
+
+#[test]
+fn both_halves_of_a_clip_model_give_the_reference_embeddings() {
+    let Some(folder) = case_elsewhere("clip") else { return };
+    let cpu = Cpu::new(2).unwrap();
+    pair_is_golden_on(&cpu, &cpu, &folder);
+    if let Some(gpu) = gpu("a CLIP model") {
+        pair_is_golden_on(&gpu, &cpu, &folder);
+    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The kinds of value that the shipped operators exchange.
 //!
 //! Shape letters, for this folder: `B` batch, `C` latent channels, `H` `W` latent grid, `h` `w` focus grid (the token
-//! grid of a transformer), `R` references, `L` text tokens, `E` text width, `P` pooled width, `T` tokens, `F` feature
-//! width.
+//! grid of a transformer), `R` references, `L` text tokens, `E` text width, `P` pooled width, `K` image tokens of all
+//! references, `T` tokens, `F` feature width.
 
 mod adapter;
 mod backbone;
@@ -59,5 +59,13 @@ pub type Scores = T<(usize, usize)>;
 pub type TextTokens = T<(usize, usize, usize)>;
 /// Pooled text `[B, P]`.
 pub type Pooled = T<(usize, usize)>;
+/// Pictures as tokens beside those of the text, reference after reference, `[B, K, E]`.
+pub type ImagePrompt = As<role::ImagePrompt, T<(usize, usize, usize)>>;
+/// What a network is told of each sample's picture, `[B, 6]`: height and width before it was scaled, the rows and columns that were
+/// cut off above and left of it, and the height and width that are wanted, all in pixels. SDXL calls it `time_ids`.
+pub type Sizes = T<(usize, Const<6>)>;
+/// How each sample's picture came to its size, `[B, 4]`: height and width before it was scaled, and the rows and columns that were
+/// cut off above and left of it then.
+pub type Crops = T<(usize, Const<4>)>;
 /// One value a sample, `[B]`.
 pub type PerSample = T<(usize,)>;

@@ -4,7 +4,9 @@
 
 use std::path::Path;
 
-use super::model::ClipModel;
+use serde_json::Value;
+
+use super::{model::ClipModel, source::Source};
 use crate::{
     device::Activation,
     encoders::{
@@ -16,8 +18,6 @@ use crate::{
     files::TensorFiles,
 };
 
-/// The linear behind the token that ends a text, in models that have it.
-pub(super) const PROJECTION: &str = "text_projection";
 /// The id that means "the largest id of the prompt" in configurations which were written before transformers 4.31.
 pub(super) const LEGACY_EOS: u32 = 2;
 
@@ -67,6 +67,22 @@ impl EncoderConfig for ClipConfig {
     const KIND: &'static str = "clip_text_model";
     const WHAT: &'static str = "a CLIP text encoder";
 
+    fn part_of(mut whole: Value) -> Value {
+        if whole.get("model_type").and_then(Value::as_str) != Some("clip") {
+            return whole;
+        }
+        // The width of the projection is that of both halves of a `CLIPModel`.
+        let projection = whole["projection_dim"].take();
+        let mut text = whole["text_config"].take();
+        if let Value::Object(fields) = &mut text {
+            fields.insert("model_type".into(), Self::KIND.into());
+            if !projection.is_null() {
+                fields.insert("projection_dim".into(), projection);
+            }
+        }
+        text
+    }
+
     fn check(&self) -> Result<(), String> {
         let heads = self.num_attention_heads;
         let fault = if self.hidden_size == 0 || heads == 0 || !self.hidden_size.is_multiple_of(heads) {
@@ -106,16 +122,19 @@ impl ClipConfig {
     }
 
     /// The sizes of an encoder in one file, without a configuration: heads are 64 wide, as those of all these encoders are.
-    pub(super) fn measured(files: &TensorFiles, prefix: &str, model: ClipModel) -> Result<Self> {
+    pub(super) fn measured(files: &TensorFiles, source: &Source, model: ClipModel) -> Result<Self> {
         const HEAD: usize = 64;
         let fault = |message: String| Error::file(files.path(), message);
-        let matrix = |name: &str| measure::matrix(files, &format!("{prefix}{name}"), Self::WHAT);
+        let matrix = |name: &str| measure::matrix(files, &source.name(name), model.what());
         let [vocab_size, hidden_size] = matrix("embeddings.token_embedding.weight")?;
         let [max_position_embeddings, _] = matrix("embeddings.position_embedding.weight")?;
         let [intermediate_size, _] = matrix("encoder.layers.0.mlp.fc1.weight")?;
         model.check_width(hidden_size).map_err(fault)?;
+        let hidden_act = model.activation().ok_or_else(|| {
+            fault("has no config.json beside it, and tensors do not tell the activation: put it there".into())
+        })?;
         let projection_dim = match model.is_projected() {
-            true => measure::matrix(files, &format!("{PROJECTION}.weight"), model.what())?[0],
+            true => measure::matrix(files, source.projection, model.what())?[usize::from(source.transposed)],
             false => published_projection(),
         };
         if !hidden_size.is_multiple_of(HEAD) {
@@ -130,11 +149,11 @@ impl ClipConfig {
             hidden_size,
             intermediate_size,
             num_hidden_layers: measure::blocks(files, |i| {
-                format!("{prefix}encoder.layers.{i}.mlp.fc1.weight")
+                source.name(&format!("encoder.layers.{i}.mlp.fc1.weight"))
             }),
             num_attention_heads: hidden_size / HEAD,
             max_position_embeddings,
-            hidden_act: model.activation(),
+            hidden_act,
             layer_norm_eps: published_eps(),
             eos_token_id: LEGACY_EOS,
             projection_dim,

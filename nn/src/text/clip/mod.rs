@@ -5,10 +5,13 @@
 //! is one, else E.
 //!
 //! Architecture and names are those of transformers' `CLIPTextModel` and `CLIPTextModelWithProjection`; names may lack the prefix
-//! `text_model.`.
+//! `text_model.`. Whole checkpoints of SDXL in one file are read as well.
 
 mod config;
 mod model;
+mod open_clip;
+mod projection;
+mod source;
 
 use std::{
     path::Path,
@@ -16,8 +19,10 @@ use std::{
 };
 
 pub use config::ClipConfig;
-use config::{LEGACY_EOS, PROJECTION};
+use config::LEGACY_EOS;
 pub use model::ClipModel;
+use projection::Projection;
+use source::Source;
 
 use super::length_of;
 use crate::{
@@ -29,10 +34,10 @@ use crate::{
         check_finite,
         config::{configuration, open_stated},
         measure, must_be_model,
-        weights::{LOADING, PrefixedFiles},
+        weights::{LOADING, PrefixedFiles, placed},
     },
     error::{Error, Result},
-    layers::{Linear, Norm},
+    layers::Norm,
     once::get_or_try_init,
     tensor::Tensor,
 };
@@ -57,7 +62,8 @@ pub type Clip = ClipEncoder<Cpu>;
 pub struct ClipEncoder<D: Device> {
     config: ClipConfig,
     model: ClipModel,
-    source: PrefixedFiles,
+    files: PrefixedFiles,
+    source: Source,
     weights: OnceLock<Weights<D>>,
 }
 
@@ -65,7 +71,7 @@ pub struct ClipEncoder<D: Device> {
 struct Weights<D: Device> {
     blocks: Vec<Block<D>>,
     norm: Norm<D>,
-    projection: Option<Linear<D>>,
+    projection: Option<Projection<D>>,
 }
 
 impl<D: Device> ClipEncoder<D> {
@@ -79,20 +85,20 @@ impl<D: Device> ClipEncoder<D> {
     pub fn open(path: &Path, model: ClipModel) -> Result<Self> {
         must_be_model(path, model.what(), model.folder())?;
         let (stated, files) = open_stated(path)?;
-        let with_prefix = files.names().any(|n| n.starts_with("text_model."));
-        let prefix = if with_prefix { "text_model." } else { "" };
-        measure::no_fp8(&files, prefix, &format!("e.g. `{}`", model.file()))?;
-        let measured = || ClipConfig::measured(&files, prefix, model);
-        let (config, source) = configuration(path, stated, measured)?;
-        config.check_is(model, &source)?;
-        config.bound(&source, &files)?;
-        let prefixed = config.tensors().into_iter().map(|(n, shape)| (format!("{prefix}{n}"), shape));
-        let projection = (format!("{PROJECTION}.weight"), vec![config.projection_dim, config.hidden_size]);
-        let projected = model.is_projected().then_some(projection);
-        let expected: Vec<_> = prefixed.chain(projected).collect();
-        files.expect(&expected)?;
-        let source = PrefixedFiles::new(Arc::new(files), prefix, &expected);
-        Ok(Self { config, model, source, weights: OnceLock::new() })
+        let source = Source::of(&files, model);
+        measure::no_fp8(&files, source.prefix, &format!("e.g. `{}`", model.file()))?;
+        let measured = || ClipConfig::measured(&files, &source, model);
+        let (config, stated_in) = configuration(path, stated, measured)?;
+        config.check_is(model, &stated_in)?;
+        config.bound(&stated_in, &files)?;
+        let mut expected = placed((source.prefix, source.layout), config.tensors());
+        if model.is_projected() {
+            let shape = source.projection_shape(config.hidden_size, config.projection_dim);
+            expected.push((source.projection.into(), shape.into()));
+        }
+        files.expect_exactly_under(&source.blocks(), &expected)?;
+        let files = PrefixedFiles::new(Arc::new(files), source.prefix, &expected).in_layout(source.layout);
+        Ok(Self { config, model, files, source, weights: OnceLock::new() })
     }
 
     /// The sizes.
@@ -102,12 +108,12 @@ impl<D: Device> ClipEncoder<D> {
 
     /// Number of frozen values.
     pub fn parameters(&self) -> usize {
-        self.source.parameters
+        self.files.parameters
     }
 
     /// Bytes of the mapped file that they are read from.
     pub fn weight_bytes(&self) -> usize {
-        self.source.weight_bytes
+        self.files.weight_bytes
     }
 
     /// P.
@@ -135,9 +141,9 @@ impl<D: Device> ClipEncoder<D> {
             )));
         }
         let mut x =
-            self.source.embed("embeddings.token_embedding.weight", (self.config.vocab_size, e), ids)?;
+            self.files.embed("embeddings.token_embedding.weight", (self.config.vocab_size, e), ids)?;
         let positions: Vec<u32> = (0..length as u32).collect();
-        let positions = self.source.embed("embeddings.position_embedding.weight", (most, e), &positions)?;
+        let positions = self.files.embed("embeddings.position_embedding.weight", (most, e), &positions)?;
         for sample in x.chunks_exact_mut(length * e) {
             sample.iter_mut().zip(&positions).for_each(|(x, position)| *x += position);
         }
@@ -190,15 +196,16 @@ impl<D: Device> ClipEncoder<D> {
     }
 
     fn read(&self, device: &D) -> Result<Weights<D>> {
-        let (e, source) = (self.config.hidden_size, &self.source);
-        let block = |number| Block::read(device, source, &BlockNames::clip(number), self.config.block());
+        let (e, files) = (self.config.hidden_size, &self.files);
+        let block = |number| Block::read(device, files, &BlockNames::clip(number), self.config.block());
         let projection = || {
-            let shape = (e, self.config.projection_dim);
-            source.unprefixed().linear(device, PROJECTION, false, shape)
+            let matrix = files.unprefixed().view(self.source.projection)?;
+            Projection::new(device, matrix, (e, self.config.projection_dim), self.source.transposed)
         };
+        let eps = self.config.layer_norm_eps;
         Ok(Weights {
             blocks: (0..self.config.num_hidden_layers).map(block).collect::<Result<_>>()?,
-            norm: source.norm(device, NormKind::Layer, "final_layer_norm", e, self.config.layer_norm_eps)?,
+            norm: files.norm(device, NormKind::Layer, "final_layer_norm", e, eps)?,
             projection: self.model.is_projected().then(projection).transpose()?,
         })
     }

@@ -9,6 +9,8 @@ pub enum ClipModel {
     L,
     /// OpenCLIP's ViT-bigG/14 with its projection: the second one of SDXL.
     BigG,
+    /// The text half of any `CLIPModel` with its projection: what compares texts with pictures.
+    Pair,
 }
 
 impl ClipModel {
@@ -17,13 +19,14 @@ impl ClipModel {
         match self {
             Self::L => "the CLIP text encoder",
             Self::BigG => "the text encoder of OpenCLIP ViT-bigG",
+            Self::Pair => "a CLIP model",
         }
     }
 
     /// Its folder in a checkpoint of diffusers.
     pub(crate) fn folder(self) -> &'static str {
         match self {
-            Self::L => "text_encoder",
+            Self::L | Self::Pair => "text_encoder",
             Self::BigG => "text_encoder_2",
         }
     }
@@ -33,19 +36,22 @@ impl ClipModel {
         match self {
             Self::L => "clip_l.safetensors",
             Self::BigG => "clip_g.safetensors",
+            Self::Pair => "model.safetensors",
         }
     }
 
-    pub(super) fn activation(self) -> Activation {
+    /// Its activation, where all that are meant have one.
+    pub(super) fn activation(self) -> Option<Activation> {
         match self {
-            Self::L => Activation::QuickGelu,
-            Self::BigG => Activation::GeluErf,
+            Self::L => Some(Activation::QuickGelu),
+            Self::BigG => Some(Activation::GeluErf),
+            Self::Pair => None,
         }
     }
 
     /// Does a projection follow the token that ends a text?
     pub(super) fn is_projected(self) -> bool {
-        self == Self::BigG
+        self != Self::L
     }
 
     /// Refuse the width of another published encoder, which is all that tells a single file of one from that of another.
@@ -61,14 +67,14 @@ impl ClipModel {
 
     /// Refuse the activation of another one: a configuration states it.
     pub(super) fn check_activation(self, found: Activation) -> Result<(), String> {
-        let expected = self.activation();
+        let (expected, other) = match self {
+            Self::L => (Activation::QuickGelu, "CLIP-L has it; OpenCLIP's encoders have another"),
+            Self::BigG => (Activation::GeluErf, "OpenCLIP ViT-bigG has it; CLIP-L has another"),
+            Self::Pair => return Ok(()),
+        };
         if found == expected {
             return Ok(());
         }
-        let other = match self {
-            Self::L => "CLIP-L has it; OpenCLIP's encoders have another",
-            Self::BigG => "OpenCLIP ViT-bigG has it; CLIP-L has another",
-        };
         let [found, expected] = [found, expected].map(activation_name);
         Err(format!("hidden_act is {found}: expected {expected}, as {other}"))
     }

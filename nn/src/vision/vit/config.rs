@@ -16,7 +16,7 @@ use crate::{
         measure::{self, matrix},
     },
     error::{Error, Result},
-    files::TensorFiles,
+    files::{TensorFiles, stated_kind},
 };
 
 /// The linear behind the class token of CLIP.
@@ -153,7 +153,8 @@ impl VitConfig {
         }
         let value: Value = serde_json::from_str(text)
             .map_err(|e| format!("is not the configuration of a vision transformer: {e}"))?;
-        let kind = value.get("model_type").and_then(Value::as_str).unwrap_or("missing").to_owned();
+        let (field, kind) = stated_kind(&value).unwrap_or(("model_type", "not stated"));
+        let kind = kind.to_owned();
         let (config, channels) = match kind.as_str() {
             "clip_vision_model" => Self::of_clip(of(value)?),
             "clip" => {
@@ -164,7 +165,7 @@ impl VitConfig {
             "dinov2" => Self::of_vit(VitFamily::Dinov2, &of(value)?)?,
             other => {
                 return Err(format!(
-                    "model_type is {other}: expected that of a vision encoder, {}",
+                    "{field} is {other}: expected that of a vision encoder, {}",
                     KINDS.join(", ")
                 ));
             }

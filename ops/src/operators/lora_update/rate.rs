@@ -65,17 +65,6 @@ impl LoraUpdate {
     }
 }
 
-impl Schedule {
-    /// As a graph file states it.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Constant => "constant",
-            Self::Linear => "linear",
-            Self::Cosine => "cosine",
-        }
-    }
-}
-
 /// The effect of changed settings on the learning rate.
 pub(super) fn restated(
     now: &LoraUpdate,
