@@ -10,7 +10,7 @@ use prefgraph_nn::{
     Cpu, Tensor,
     autoencoders::{Autoencoder, Kl, Posterior, kl::KlConfig},
     files::{Dtype, NamedTensor, write_safetensors},
-    text::{Clip, T5, clip::ClipConfig, t5::T5Config},
+    text::{Clip, ClipModel, T5, clip::ClipConfig, t5::T5Config},
 };
 
 struct Numbers(u64);
@@ -96,7 +96,7 @@ fn main() {
     .unwrap();
     let file = dir.path().join("clip_l.safetensors");
     write(&file, config.tensors(), true, &mut random);
-    let clip = Clip::open(&file).unwrap();
+    let clip = Clip::open(&file, ClipModel::L).unwrap();
     timed("CLIP-L, 77 tokens", || clip.encode(&cpu, &cpu, 1, &ids[..77]).unwrap().tokens.into_values());
 
     let config: T5Config = serde_json::from_str(

@@ -39,7 +39,8 @@
 //!  linears     the linears of a model; naming: their names in the layouts of files
 //!  models      backbones built from layers
 //!  lora        what is trained; optim: how it is updated
-//!  autoencoders, text   pictures and prompts as the inputs of a backbone
+//!  autoencoders, text, vision   pictures and prompts as the inputs of a backbone
+//!  encoders    what encoders of text and of pictures share
 //!  once        values that are made when they are first asked for
 //!  size        sums and products of sizes that cannot overflow
 //!  sampling    schedules and solvers: from noise to latents
@@ -58,6 +59,7 @@ mod cost;
 pub mod cpu;
 pub mod cuda;
 pub mod device;
+mod encoders;
 pub mod error;
 pub mod files;
 mod fnv;
@@ -72,6 +74,7 @@ pub mod sampling;
 pub mod size;
 pub mod tensor;
 pub mod text;
+pub mod vision;
 
 /// Version of the arithmetic of encoders and autoencoders: raised whenever the bits that they give change, so that what was
 /// kept from before is not taken for what they give now.

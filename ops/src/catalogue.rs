@@ -14,6 +14,7 @@ use crate::{
         forward::Forward,
         fuse::Fuse,
         hook_attention::HookAttention,
+        image_prompt::ImagePrompts,
         log::Log,
         lora::Lora,
         lora_update::LoraUpdate,
@@ -31,6 +32,7 @@ use crate::{
         refine::Refine,
         replay::Replay,
         sample::Sample,
+        sizes::PictureSizes,
         strip::Strip,
         timestep::Timestep,
         weighted_loss::WeightedLoss,
@@ -56,6 +58,8 @@ pub fn visit_all(v: &mut impl Visit) {
     v.operator::<Pick>();
     v.operator::<Refine>();
     v.operator::<Prompt>();
+    v.operator::<ImagePrompts>();
+    v.operator::<PictureSizes>();
     // Noise.
     v.operator::<Timestep>();
     v.operator::<Noise>();

@@ -10,7 +10,8 @@ use prefgraph_nn::{
     Cpu, Error,
     autoencoders::{Kl, Tiny},
     models::FluxUno,
-    text::{Clip, T5},
+    text::{Clip, ClipModel, T5},
+    vision::Vit,
 };
 use serde_json::Value;
 
@@ -22,13 +23,17 @@ use crate::{
 /// Reads the headers of a model in a folder.
 type Open = fn(&Path) -> Result<(), Error>;
 
-const MODELS: [(&str, Open); 6] = [
+const MODELS: [(&str, Open); 10] = [
     ("flux_uno/transformer", |path| FluxUno::open(Cpu::new(1)?, path).map(drop)),
     ("encoders/vae_flux", |path| Kl::open(path).map(drop)),
     ("encoders/vae_sdxl", |path| Kl::open(path).map(drop)),
     ("encoders/vae_tiny", |path| Tiny::open(path).map(drop)),
-    ("encoders/clip_text_l", |path| Clip::open(path).map(drop)),
+    ("encoders/clip_text_l", |path| Clip::open(path, ClipModel::L).map(drop)),
+    ("encoders/clip_text_bigg", |path| Clip::open(path, ClipModel::BigG).map(drop)),
     ("encoders/t5", |path| T5::open(path).map(drop)),
+    ("encoders/clip_vision", |path| Vit::open(path).map(drop)),
+    ("encoders/dino_vit", |path| Vit::open(path).map(drop)),
+    ("encoders/dinov2", |path| Vit::open(path).map(drop)),
 ];
 
 /// Every number below a value, by its path.

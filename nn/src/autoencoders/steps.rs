@@ -39,6 +39,8 @@ pub(super) enum Step {
 #[derive(Clone, Debug)]
 pub(super) struct RenamedFiles {
     pub files: Arc<TensorFiles>,
+    /// What the names of all its tensors begin with in the file.
+    pub prefix: &'static str,
     /// From a name of a diffusers checkpoint to the one in the file.
     pub rename: fn(&str, usize) -> String,
     /// Number of up blocks: the two layouts count them from different ends.
@@ -47,7 +49,7 @@ pub(super) struct RenamedFiles {
 
 impl RenamedFiles {
     pub(super) fn name(&self, name: &str) -> String {
-        (self.rename)(name, self.levels)
+        format!("{}{}", self.prefix, (self.rename)(name, self.levels))
     }
 }
 

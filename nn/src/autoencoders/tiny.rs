@@ -249,7 +249,8 @@ impl<D: Device> TinyAutoencoder<D> {
         files.expect(&expected)?;
         let (parameters, weight_bytes) = stored(&files, &expected);
         let levels = config.num_decoder_blocks.len();
-        let source = RenamedFiles { files: Arc::new(files), rename: |name, _| name.into(), levels };
+        let source =
+            RenamedFiles { files: Arc::new(files), prefix: "", rename: |name, _| name.into(), levels };
         let source = Arc::new(source);
         let (encoder, decoder) = (Network::new(encoder, source.clone()), Network::new(decoder, source));
         Ok(Self { config, encoder, decoder, parameters, weight_bytes })

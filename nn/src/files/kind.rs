@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 
 /// The field that names the kind of a model, and the name: diffusers has `_class_name`, transformers `model_type`.
-fn stated_kind(config: &Value) -> Option<(&'static str, &str)> {
+pub(crate) fn stated_kind(config: &Value) -> Option<(&'static str, &str)> {
     ["_class_name", "model_type"].into_iter().find_map(|field| Some((field, config.get(field)?.as_str()?)))
 }
 
@@ -21,15 +21,38 @@ fn json(path: &Path) -> Option<Value> {
 /// # Errors
 /// If the file cannot be read, states another kind of model, or is no such configuration.
 pub(crate) fn read_model_config<C: DeserializeOwned>(path: &Path, class: &str, what: &str) -> Result<C> {
+    model_config(path, read_json(path, what)?, class, what)
+}
+
+/// The contents of a configuration.
+///
+/// # Errors
+/// If the file cannot be read or is no JSON.
+pub(crate) fn read_json(path: &Path, what: &str) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
-    let not = |e: serde_json::Error| Error::file(path, format!("is not the configuration of {what}: {e}"));
-    let value: Value = serde_json::from_str(&text).map_err(not)?;
+    serde_json::from_str(&text).map_err(|e| no_config(path, what, &e))
+}
+
+/// The same as [`read_model_config`] for contents that were read from `path`.
+///
+/// # Errors
+/// If they state another kind of model, or are no such configuration.
+pub(crate) fn model_config<C: DeserializeOwned>(
+    path: &Path,
+    value: Value,
+    class: &str,
+    what: &str,
+) -> Result<C> {
     match stated_kind(&value) {
         Some((field, found)) if found != class => {
             Err(Error::file(path, format!("{field} is {found}: expected {class}")))
         }
-        _ => serde_json::from_value(value).map_err(not),
+        _ => serde_json::from_value(value).map_err(|e| no_config(path, what, &e)),
     }
+}
+
+fn no_config(path: &Path, what: &str, error: &serde_json::Error) -> Error {
+    Error::file(path, format!("is not the configuration of {what}: {error}"))
 }
 
 /// The error for a path that was to lead to a model and does not: nothing is there, or something else.

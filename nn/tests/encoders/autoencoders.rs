@@ -10,7 +10,7 @@ use prefgraph_nn::{
     files::NamedTensor,
 };
 
-use crate::files::{assert_near, batch, case, changed_copy, golden, gpu};
+use crate::files::{as_bf16, assert_near, batch, case, changed_copy, golden, gpu, rounded_to_bf16};
 
 fn scaled<D: Device>(kl: &KlAutoencoder<D>, z: &[f32]) -> Vec<f32> {
     let (shift, scale) = (kl.config().shift_factor.unwrap_or(0.0), kl.config().scaling_factor);
@@ -96,6 +96,53 @@ fn the_original_layout_of_names_is_the_same_autoencoder() {
         std::fs::rename(folder.path().join("diffusion_pytorch_model.safetensors"), &weights).unwrap();
         kl_is_golden(&case(name), &weights);
     }
+}
+
+/// As in a whole checkpoint in one file.
+fn in_checkpoint(tensor: NamedTensor<'static>) -> Option<NamedTensor<'static>> {
+    let tensor = in_original_layout(tensor)?;
+    Some(NamedTensor { name: format!("first_stage_model.{}", tensor.name), ..tensor })
+}
+
+#[test]
+fn the_autoencoder_is_found_inside_a_whole_checkpoint() {
+    let folder = changed_copy("vae_sdxl", in_checkpoint);
+    kl_is_golden(&case("vae_sdxl"), &folder.path().join("diffusion_pytorch_model.safetensors"));
+}
+
+#[test]
+fn four_channels_without_a_configuration_are_those_of_sdxl_in_its_checkpoint_and_ambiguous_alone() {
+    let opened = |change: fn(NamedTensor<'static>) -> Option<NamedTensor<'static>>| {
+        let folder = changed_copy("vae_sdxl", change);
+        std::fs::remove_file(folder.path().join("config.json")).unwrap();
+        Kl::open(&folder.path().join("diffusion_pytorch_model.safetensors")).unwrap_err().to_string()
+    };
+    let error = opened(|tensor| match &*tensor.name {
+        // The text encoder beside it tells whose checkpoint it is.
+        "post_quant_conv.bias" => {
+            let name = "conditioner.embedders.1.model.ln_final.bias".to_owned();
+            Some(NamedTensor { name, ..tensor })
+        }
+        _ => in_checkpoint(tensor),
+    });
+    assert!(error.contains("first_stage_model.encoder.conv_in.weight (expected [128, 3, 3, 3]"), "{error}");
+    for change in [in_checkpoint, in_original_layout] {
+        let error = opened(change);
+        assert!(error.contains("SDXL (scaling_factor 0.13025)") && error.contains("config.json"), "{error}");
+    }
+}
+
+#[test]
+fn weights_of_half_precision_are_computed_with_in_f32() {
+    let (cpu, io) = (Cpu::new(2).unwrap(), golden(&case("vae_sdxl")));
+    let (short, long) = (
+        changed_copy("vae_sdxl", |t| Some(as_bf16(t))),
+        changed_copy("vae_sdxl", |t| Some(rounded_to_bf16(t))),
+    );
+    let [short, long] = [short, long].map(|folder| {
+        Kl::open(folder.path()).unwrap().decode(&cpu, &cpu, &batch(&cpu, &io, "mean")).unwrap()
+    });
+    assert_eq!(short.values(), long.values());
 }
 
 #[test]

@@ -25,13 +25,32 @@ pub fn case(name: &str) -> PathBuf {
     folder
 }
 
+/// The folder of a golden case that the project does not carry. Where no other fixtures are named it is said that it is skipped.
+pub fn case_elsewhere(name: &str) -> Option<PathBuf> {
+    if std::env::var_os("PREFGRAPH_FIXTURES").is_some() {
+        return Some(case(name));
+    }
+    say(&format!("SKIPPED: the golden case `{name}`: PREFGRAPH_FIXTURES is not set\n"));
+    None
+}
+
+/// Straight to the stream: the test harness swallows what `eprintln` writes in a test that passes.
+fn say(text: &str) {
+    std::io::stderr().write_all(text.as_bytes()).unwrap();
+}
+
+/// The folder of the golden case of an IP-Adapter-Plus.
+pub fn ip_adapter_plus() -> PathBuf {
+    std::env::var_os("PREFGRAPH_FIXTURES")
+        .map_or_else(|| own().join("encoders/ip_adapter_plus"), |root| PathBuf::from(root).join("sdxl_ipa"))
+}
+
 /// The first GPU. Where there is none it is said that these cases are skipped.
 pub fn gpu(what: &str) -> Option<Cuda> {
     match is_there() {
         Ok(()) => Some(Cuda::open(0).unwrap()),
         Err(why) => {
-            // Straight to the stream: the test harness swallows what `eprintln` writes in a test that passes.
-            std::io::stderr().write_all(format!("SKIPPED: {what} on a GPU: {why}\n").as_bytes()).unwrap();
+            say(&format!("SKIPPED: {what} on a GPU: {why}\n"));
             None
         }
     }

@@ -6,4 +6,5 @@ mod published;
 mod single_files;
 mod text;
 mod tokenizers;
+mod vision;
 mod wrong;

@@ -8,7 +8,7 @@ use std::{
 use prefgraph_nn::{
     Cpu,
     files::{Dtype, NamedTensor, write_safetensors},
-    text::{Clip, T5, clip::ClipConfig},
+    text::{Clip, ClipModel, T5, clip::ClipConfig},
 };
 
 use crate::files::{assert_near, case, golden, ids, rewrite};
@@ -88,8 +88,8 @@ fn clip_in_one_file_has_heads_of_64_and_gives_what_its_folder_gives() {
 
     let cpu = Cpu::new(1).unwrap();
     let ids = [38, 5, 6, 7, 39, 39, 39, 39];
-    let [one, other] =
-        [&file, &folder].map(|path| Clip::open(path).unwrap().encode(&cpu, &cpu, 1, &ids).unwrap());
+    let [one, other] = [&file, &folder]
+        .map(|path| Clip::open(path, ClipModel::L).unwrap().encode(&cpu, &cpu, 1, &ids).unwrap());
     assert_eq!(one.tokens.values(), other.tokens.values());
     assert_eq!(one.pooled.values(), other.pooled.values());
     assert!(one.pooled.values().iter().any(|v| v.abs() > 0.1));
@@ -101,7 +101,7 @@ fn a_configuration_of_the_same_model_beside_the_file_counts() {
     fs::copy(case("clip_text_l").join("config.json"), dir.path().join("config.json")).unwrap();
     let (cpu, io) = (Cpu::new(1).unwrap(), golden(&case("clip_text_l")));
     let (prompts, ids) = ids(&io, "input_ids");
-    let found = Clip::open(&path).unwrap().encode(&cpu, &cpu, prompts, &ids).unwrap();
+    let found = Clip::open(&path, ClipModel::L).unwrap().encode(&cpu, &cpu, prompts, &ids).unwrap();
     assert_near(found.pooled.values(), &io.read("pooled").unwrap(), "pooled");
 }
 
@@ -123,10 +123,17 @@ fn a_file_that_is_another_model_or_of_too_few_bits_is_refused_by_name() {
         }
         Some(NamedTensor::f32(tensor.name, vec![1, 1280], &[0.0; 1280]))
     }
+    fn narrow(tensor: NamedTensor<'static>) -> Option<NamedTensor<'static>> {
+        if !tensor.name.ends_with("token_embedding.weight") {
+            return Some(tensor);
+        }
+        Some(NamedTensor::f32(tensor.name, vec![1, 768], &[0.0; 768]))
+    }
     type Open = fn(&Path) -> String;
-    let clip: Open = |path| Clip::open(path).unwrap_err().to_string();
+    let bigg: Open = |path| Clip::open(path, ClipModel::BigG).unwrap_err().to_string();
+    let clip: Open = |path| Clip::open(path, ClipModel::L).unwrap_err().to_string();
     let t5: Open = |path| T5::open(path).unwrap_err().to_string();
-    let cases: [(&str, Open, Change, &str); 7] = [
+    let cases: [(&str, Open, Change, &str); 9] = [
         (
             "t5",
             t5,
@@ -138,12 +145,19 @@ fn a_file_that_is_another_model_or_of_too_few_bits_is_refused_by_name() {
             "t5",
             clip,
             Some,
-            "is not a CLIP text encoder in one file: expected `embeddings.token_embedding.weight`",
+            "is not the CLIP text encoder in one file: expected `embeddings.token_embedding.weight`",
         ),
         ("clip_text_l", t5, Some, "is not a T5 encoder in one file: expected `shared.weight`"),
         ("t5", t5, ungated, "version 1.0, whose MLPs have no gate"),
         ("clip_text_l", clip, wide, "an OpenCLIP text encoder by its width, 1280"),
         ("clip_text_l", clip, Some, "a width of 32 is no multiple of 64"),
+        (
+            "clip_text_bigg",
+            bigg,
+            narrow,
+            "is CLIP-L by its width, 768: expected OpenCLIP ViT-bigG, 1280 wide",
+        ),
+        ("clip_text_l", bigg, Some, "is not the text encoder of OpenCLIP ViT-bigG in one file"),
     ];
     for (name, open, change, message) in cases {
         let (_dir, path) = single(name, "encoder.safetensors");

@@ -4,25 +4,29 @@ use std::path::Path;
 
 use prefgraph_nn::{
     Cpu, Device,
-    files::NamedTensor,
-    text::{Clip, ClipEncoder, T5, T5Encoder},
+    files::{NamedTensor, write_safetensors},
+    text::{Clip, ClipEncoder, ClipModel, T5, T5Encoder},
 };
 
 use crate::files::{as_bf16, assert_near, case, changed_copy, golden, gpu, ids, rewrite, rounded_to_bf16};
 
-fn clip_is_golden(folder: &Path) {
+fn clip_is_golden(folder: &Path, model: ClipModel) {
     let cpu = Cpu::new(2).unwrap();
-    clip_is_golden_on(&cpu, &cpu, folder);
+    clip_is_golden_on(&cpu, &cpu, folder, model);
     if let Some(gpu) = gpu("CLIP") {
-        clip_is_golden_on(&gpu, &cpu, folder);
+        clip_is_golden_on(&gpu, &cpu, folder, model);
     }
 }
 
-fn clip_is_golden_on<D: Device>(device: &D, cpu: &Cpu, folder: &Path) {
-    let io = golden(&case("clip_text_l"));
+fn clip_is_golden_on<D: Device>(device: &D, cpu: &Cpu, folder: &Path, model: ClipModel) {
+    let io = match model {
+        ClipModel::L => golden(&case("clip_text_l")),
+        _ => golden(&case("clip_text_bigg")),
+    };
     let (prompts, ids) = ids(&io, "input_ids");
-    let found = ClipEncoder::open(folder).unwrap().encode(device, cpu, prompts, &ids).unwrap();
+    let found = ClipEncoder::open(folder, model).unwrap().encode(device, cpu, prompts, &ids).unwrap();
     assert_near(found.tokens.values(), &io.read("last").unwrap(), "tokens");
+    assert_near(found.penultimate.values(), &io.read("penultimate").unwrap(), "tokens before the last block");
     assert_near(found.pooled.values(), &io.read("pooled").unwrap(), "pooled");
 }
 
@@ -43,7 +47,12 @@ fn t5_is_golden_on<D: Device>(device: &D, cpu: &Cpu, folder: &Path) {
 
 #[test]
 fn clip_gives_the_reference_tokens_and_pooled_vectors() {
-    clip_is_golden(&case("clip_text_l"));
+    clip_is_golden(&case("clip_text_l"), ClipModel::L);
+}
+
+#[test]
+fn openclip_gives_the_reference_tokens_and_projected_pooled_vectors() {
+    clip_is_golden(&case("clip_text_bigg"), ClipModel::BigG);
 }
 
 #[test]
@@ -52,21 +61,100 @@ fn clip_reads_names_without_their_prefix() {
         let name = t.name.trim_start_matches("text_model.").to_owned();
         Some(NamedTensor { name, ..t })
     });
-    clip_is_golden(folder.path());
+    clip_is_golden(folder.path(), ClipModel::L);
+}
+
+/// The numbers of one matrix `[rows, columns]` as those of its transpose.
+fn transposed(tensor: NamedTensor<'static>) -> NamedTensor<'static> {
+    let [rows, columns] = tensor.shape[..] else { panic!("two axes of {}", tensor.name) };
+    let values = tensor.bytes.as_chunks::<4>().0;
+    let at = |i: usize| values[i % rows * columns + i / rows];
+    let bytes = (0..rows * columns).flat_map(at).collect::<Vec<u8>>().into();
+    NamedTensor { shape: vec![columns, rows], bytes, ..tensor }
+}
+
+/// A text encoder as a whole checkpoint of SDXL in one file has it, and its configuration beside it.
+fn inside_a_checkpoint(name: &str, model: ClipModel) -> tempfile::TempDir {
+    // Queries, keys and values of a block come one after the other, in this order once they are sorted so.
+    let mut thirds: Vec<NamedTensor<'static>> = Vec::new();
+    let folder = changed_copy(name, |tensor| {
+        let inner = tensor.name.trim_start_matches("text_model.").to_owned();
+        if model == ClipModel::L {
+            let name = format!("conditioner.embedders.0.transformer.text_model.{inner}");
+            return Some(NamedTensor { name, ..tensor });
+        }
+        let inner = inner
+            .replace("embeddings.token_embedding", "token_embedding")
+            .replace("embeddings.position_embedding.weight", "positional_embedding")
+            .replace("encoder.layers", "transformer.resblocks")
+            .replace("layer_norm1", "ln_1")
+            .replace("layer_norm2", "ln_2")
+            .replace("mlp.fc1", "mlp.c_fc")
+            .replace("mlp.fc2", "mlp.c_proj")
+            .replace("self_attn.out_proj", "attn.out_proj")
+            .replace("final_layer_norm", "ln_final");
+        let name = format!("conditioner.embedders.1.model.{inner}");
+        if inner == "text_projection.weight" {
+            let name = name.trim_end_matches(".weight").to_owned();
+            return Some(NamedTensor { name, ..transposed(tensor) });
+        }
+        if [".q_proj", ".k_proj", ".v_proj"].iter().any(|linear| inner.contains(linear)) {
+            thirds.push(NamedTensor { name, ..tensor });
+            return None;
+        }
+        Some(NamedTensor { name, ..tensor })
+    });
+    let weights = folder.path().join("model.safetensors");
+    let file = folder.path().join("sdxl.safetensors");
+    if thirds.is_empty() {
+        std::fs::rename(weights, file).unwrap();
+        return folder;
+    }
+    let mut all: Vec<NamedTensor<'static>> = Vec::new();
+    rewrite(&weights, &file, |tensor| {
+        all.push(tensor.clone());
+        None
+    });
+    for q in thirds.iter().filter(|tensor| tensor.name.contains(".q_proj.")) {
+        let part = |linear: &str| {
+            let name = q.name.replace(".q_proj.", linear);
+            thirds.iter().find(|tensor| tensor.name == name).unwrap()
+        };
+        let parts = [q, part(".k_proj."), part(".v_proj.")];
+        let bytes = parts.iter().flat_map(|tensor| tensor.bytes.iter().copied()).collect::<Vec<u8>>().into();
+        let mut shape = q.shape.clone();
+        shape[0] *= 3;
+        let name = q.name.replace("self_attn.q_proj.", "attn.in_proj_");
+        all.push(NamedTensor { name, shape, bytes, ..q.clone() });
+    }
+    write_safetensors(&file, &all, &[]).unwrap();
+    std::fs::remove_file(weights).unwrap();
+    folder
+}
+
+#[test]
+fn both_text_encoders_of_sdxl_are_found_inside_a_whole_checkpoint() {
+    for (name, model) in [("clip_text_l", ClipModel::L), ("clip_text_bigg", ClipModel::BigG)] {
+        let folder = inside_a_checkpoint(name, model);
+        clip_is_golden(&folder.path().join("sdxl.safetensors"), model);
+    }
 }
 
 #[test]
 fn clip_takes_the_largest_id_as_the_end_where_an_old_configuration_says_two() {
-    let folder = changed_copy("clip_text_l", Some);
-    let path = folder.path().join("config.json");
-    let text = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(&path, text.replace("\"eos_token_id\": 98", "\"eos_token_id\": 2")).unwrap();
-    clip_is_golden(folder.path());
+    // The published configuration of OpenCLIP ViT-bigG is such an old one.
+    for (name, model) in [("clip_text_l", ClipModel::L), ("clip_text_bigg", ClipModel::BigG)] {
+        let folder = changed_copy(name, Some);
+        let path = folder.path().join("config.json");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("\"eos_token_id\": 98", "\"eos_token_id\": 2")).unwrap();
+        clip_is_golden(folder.path(), model);
+    }
 }
 
 #[test]
 fn clip_pools_the_first_end_and_a_later_token_changes_no_earlier_one() {
-    let (cpu, clip) = (Cpu::new(1).unwrap(), Clip::open(&case("clip_text_l")).unwrap());
+    let (cpu, clip) = (Cpu::new(1).unwrap(), Clip::open(&case("clip_text_l"), ClipModel::L).unwrap());
     let first = clip.encode(&cpu, &cpu, 1, &[97, 5, 6, 98, 98, 98]).unwrap();
     let second = clip.encode(&cpu, &cpu, 1, &[97, 5, 6, 98, 11, 98]).unwrap();
     assert_eq!(first.pooled.values(), second.pooled.values());

@@ -2,7 +2,7 @@
 
 use std::{io::Read, path::Path};
 
-use prefgraph_nn::text::{ClipTokenizer, T5Tokenizer};
+use prefgraph_nn::text::{ClipModel, ClipTokenizer, T5Tokenizer};
 
 use crate::files::own;
 
@@ -43,10 +43,21 @@ fn padded(ids: &[u32], length: usize) -> Vec<u32> {
 #[test]
 fn clip_splits_hard_prompts_as_the_reference_does() {
     let folder = unpacked("clip");
-    let tokenizer = ClipTokenizer::open(folder.path(), 77).unwrap();
+    let tokenizer = ClipTokenizer::open(folder.path(), 77, ClipModel::L).unwrap();
     assert_eq!(tokenizer.largest_id(), 49407);
     for case in expected() {
         assert_eq!(tokenizer.encode(&case.prompt).unwrap(), padded(&case.clip, 77), "{:?}", case.prompt);
+    }
+}
+
+#[test]
+fn openclip_splits_as_clip_does_and_pads_with_zeros() {
+    let folder = unpacked("clip");
+    let tokenizer = ClipTokenizer::open(folder.path(), 77, ClipModel::BigG).unwrap();
+    for case in expected() {
+        let mut ids = case.clip.clone();
+        ids.resize(77, 0);
+        assert_eq!(tokenizer.encode(&case.prompt).unwrap(), ids, "{:?}", case.prompt);
     }
 }
 
@@ -64,7 +75,7 @@ fn t5_splits_hard_prompts_as_the_reference_does() {
 fn a_long_prompt_keeps_its_end() {
     let (clip, t5) = (unpacked("clip"), unpacked("t5"));
     let text = "mug ".repeat(50);
-    let ids = ClipTokenizer::open(clip.path(), 6).unwrap().encode(&text).unwrap();
+    let ids = ClipTokenizer::open(clip.path(), 6, ClipModel::L).unwrap().encode(&text).unwrap();
     assert_eq!(ids, [49406, ids[1], ids[1], ids[1], ids[1], 49407]);
     let ids = T5Tokenizer::open(t5.path(), 5).unwrap().encode(&text).unwrap();
     assert_eq!((ids.len(), ids[4]), (5, 1));
@@ -89,7 +100,7 @@ fn a_whole_tokenizer_file_is_preferred_to_its_parts_and_its_own_padding_is_not_u
     write(folder.path(), "tokenizer.json", &whole.to_string());
     write(folder.path(), "vocab.json", "not read");
     write(folder.path(), "merges.txt", "not read");
-    let tokenizer = ClipTokenizer::open(folder.path(), 8).unwrap();
+    let tokenizer = ClipTokenizer::open(folder.path(), 8, ClipModel::L).unwrap();
     assert_eq!(tokenizer.encode("mug mug mug").unwrap(), [0, 7, 7, 7, 1, 1, 1, 1]);
 }
 
@@ -100,7 +111,7 @@ fn write(folder: &Path, name: &str, text: &str) {
 #[test]
 fn files_that_are_no_tokeniser_are_refused_with_their_names() {
     let folder = tempfile::tempdir().unwrap();
-    let clip = || ClipTokenizer::open(folder.path(), 77).unwrap_err().to_string();
+    let clip = || ClipTokenizer::open(folder.path(), 77, ClipModel::L).unwrap_err().to_string();
     assert!(clip().contains("expected tokenizer.json, or vocab.json and merges.txt"), "{}", clip());
     assert!(T5Tokenizer::open(folder.path(), 512).unwrap_err().to_string().contains("tokenizer.json"));
 
@@ -114,5 +125,7 @@ fn files_that_are_no_tokeniser_are_refused_with_their_names() {
 
     write(folder.path(), "tokenizer.json", "{}");
     assert!(clip().contains("tokenizer.json: is not a tokeniser"), "{}", clip());
-    assert!(ClipTokenizer::open(folder.path(), 1).unwrap_err().to_string().contains("at least 2"));
+    assert!(
+        ClipTokenizer::open(folder.path(), 1, ClipModel::L).unwrap_err().to_string().contains("at least 2")
+    );
 }

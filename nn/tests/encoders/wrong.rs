@@ -7,16 +7,22 @@ use prefgraph_nn::{
     autoencoders::{Autoencoder, Kl, Posterior, Tiny},
     files::{NamedTensor, write_safetensors},
     models::FluxUno,
-    text::{Clip, T5},
+    text::{Clip, ClipModel, T5},
+    vision::{Resampler, Vit},
 };
 
-use crate::files::{case, changed_copy};
+use crate::files::{case, changed_copy, ip_adapter_plus, rewrite};
 
 type Open = fn(&Path) -> Result<(), Error>;
 
 /// Every encoder: its case, how it is opened, its file of weights, one of its tensors.
-const ALL: [(&str, Open, &str, &str); 4] = [
-    ("clip_text_l", |p| Clip::open(p).map(drop), "model", "text_model.encoder.layers.1.mlp.fc2.bias"),
+const ALL: [(&str, Open, &str, &str); 6] = [
+    (
+        "clip_text_l",
+        |p| Clip::open(p, ClipModel::L).map(drop),
+        "model",
+        "text_model.encoder.layers.1.mlp.fc2.bias",
+    ),
     ("t5", |p| T5::open(p).map(drop), "model", "encoder.block.2.layer.0.SelfAttention.o.weight"),
     (
         "vae_flux",
@@ -25,6 +31,8 @@ const ALL: [(&str, Open, &str, &str); 4] = [
         "decoder.mid_block.resnets.1.norm2.weight",
     ),
     ("vae_tiny", |p| Tiny::open(p).map(drop), "diffusion_pytorch_model", "encoder.layers.5.conv.2.weight"),
+    ("clip_text_bigg", |p| Clip::open(p, ClipModel::BigG).map(drop), "model", "text_projection.weight"),
+    ("clip_vision", |p| Vit::open(p).map(drop), "model", "vision_model.encoder.layers.0.mlp.fc1.weight"),
 ];
 
 #[test]
@@ -67,9 +75,14 @@ fn a_missing_or_cut_file_is_named() {
 fn folders_of_other_models_and_paths_that_lead_nowhere_are_called_what_they_are() {
     let flux: (Open, &str) =
         (|p| FluxUno::open(Cpu::new(1)?, p).map(drop), "the transformer of FLUX: its folder");
-    let expected =
-        ["the CLIP text encoder: its folder", "the T5 encoder: its folder", "an autoencoder: its folder"];
-    let all = ALL.iter().zip([0, 1, 2, 2]).map(|((_, open, ..), i)| (*open, expected[i]));
+    let expected = [
+        "the CLIP text encoder: its folder",
+        "the T5 encoder: its folder",
+        "an autoencoder: its folder",
+        "the text encoder of OpenCLIP ViT-bigG: its folder",
+        "the vision encoder: its folder",
+    ];
+    let all = ALL.iter().zip([0, 1, 2, 2, 3, 4]).map(|((_, open, ..), i)| (*open, expected[i]));
     for (open, expected) in all.chain([flux]) {
         let folder = tempfile::tempdir().unwrap();
         let error = open(&folder.path().join("gone/model")).unwrap_err().to_string();
@@ -99,7 +112,7 @@ fn the_configuration_of_another_model_is_refused_with_what_was_expected() {
         let error = open(folder.path()).unwrap_err().to_string();
         assert!(error.contains("config.json") && error.contains(message), "{error}");
     };
-    let [(clip, open_clip, ..), (t5, open_t5, ..), (kl, open_kl, ..), (tiny, open_tiny, ..)] = ALL;
+    let [(clip, open_clip, ..), (t5, open_t5, ..), (kl, open_kl, ..), (tiny, open_tiny, ..), bigg, vit] = ALL;
     refused(clip, open_clip, "clip_text_model", "bert", "model_type is bert: expected clip_text_model");
     refused(clip, open_clip, "quick_gelu", "gelu", "expected quick_gelu");
     refused(t5, open_t5, "\"t5\"", "\"umt5\"", "model_type is umt5: expected t5");
@@ -109,12 +122,16 @@ fn the_configuration_of_another_model_is_refused_with_what_was_expected() {
     refused(kl, open_kl, "\"silu\"", "\"relu\"", "expected silu");
     refused(tiny, open_tiny, "AutoencoderTiny", "AutoencoderKL", "expected AutoencoderTiny");
     refused(tiny, open_tiny, "\"relu\"", "\"gelu\"", "expected relu");
+    refused(bigg.0, bigg.1, "\"gelu\"", "\"quick_gelu\"", "as OpenCLIP ViT-bigG has it");
+    refused(bigg.0, bigg.1, "\"gelu\"", "\"relu\"", "expected quick_gelu or gelu");
+    refused(vit.0, vit.1, "clip_vision_model", "siglip", "model_type is siglip: expected that of a vision");
+    refused(vit.0, vit.1, "\"num_channels\": 3", "\"num_channels\": 1", "expected 3");
 }
 
 #[test]
 fn ids_that_an_encoder_cannot_take_are_refused() {
     let cpu = Cpu::new(1).unwrap();
-    let clip = Clip::open(&case("clip_text_l")).unwrap();
+    let clip = Clip::open(&case("clip_text_l"), ClipModel::L).unwrap();
     let error = |ids: &[u32]| clip.encode(&cpu, &cpu, 1, ids).unwrap_err().to_string();
     assert!(error(&[97, 99, 98]).contains("token id 99") && error(&[97, 99, 98]).contains("below 99"));
     assert!(error(&[97, 5, 6]).contains("without the token 98"));
@@ -155,4 +172,87 @@ fn damaged_weights_are_named_when_they_are_read() {
     let error =
         kl.encode(&cpu, &cpu, &Tensor::zeros(&cpu, (1, 3, 8, 8)), Posterior::Mean).unwrap_err().to_string();
     assert!(error.contains("`encoder.conv_in.weight` holds NaN at element 0"), "{error}");
+}
+
+#[test]
+fn an_encoder_of_which_a_configuration_names_only_a_part_is_refused_with_the_rest() {
+    for (name, open) in [
+        ("clip_text_l", ALL[0].1),
+        ("clip_text_bigg", ALL[4].1),
+        ("clip_vision", ALL[5].1),
+        ("dinov2", ALL[5].1),
+    ] {
+        let folder = changed_copy(name, Some);
+        let path = folder.path().join("config.json");
+        let mut config: serde_json::Value =
+            serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        config["num_hidden_layers"] = (config["num_hidden_layers"].as_u64().unwrap() - 1).into();
+        fs::write(&path, config.to_string()).unwrap();
+        let error = open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("surplus: "), "{name}: {error}");
+    }
+}
+
+#[test]
+fn a_resampler_with_tensors_missing_or_surplus_and_files_of_other_adapters_are_called_what_they_are() {
+    type Change = fn(NamedTensor<'static>) -> Option<NamedTensor<'static>>;
+    fn named(t: NamedTensor<'static>, name: &str) -> Option<NamedTensor<'static>> {
+        Some(NamedTensor { name: name.to_owned(), ..t })
+    }
+    let of_other_kind: [(Change, &str); 6] = [
+        (
+            |t| (!t.name.ends_with("layers.1.1.3.weight")).then_some(t),
+            "missing: image_proj.layers.1.1.3.weight",
+        ),
+        (
+            |t| if t.name.ends_with("1.1.3.weight") { named(t, "image_proj.more") } else { Some(t) },
+            "surplus: image_proj.more",
+        ),
+        (
+            |t| if t.name.ends_with("proj_in.bias") { named(t, "image_proj.proj.weight") } else { Some(t) },
+            "is a plain IP-Adapter, which has no resampler: expected an IP-Adapter-Plus",
+        ),
+        (
+            |t| {
+                let face = "image_proj.perceiver_resampler.proj_in.bias";
+                if t.name.ends_with("proj_in.bias") { named(t, face) } else { Some(t) }
+            },
+            "is an IP-Adapter-FaceID-Plus",
+        ),
+        (
+            |t| {
+                let name = t.name.replace("image_proj.", "text_model.");
+                Some(NamedTensor { name, ..t })
+            },
+            "is not an IP-Adapter-Plus in one file: expected `image_proj.proj_in.weight`",
+        ),
+        (
+            |t| {
+                let flat = vec![t.shape.iter().product()];
+                Some(if t.name.ends_with("latents") { NamedTensor { shape: flat, ..t } } else { t })
+            },
+            "expected [1, queries, width]",
+        ),
+    ];
+    let file = ip_adapter_plus().join("ip-adapter-plus_sdxl.safetensors");
+    for (change, message) in of_other_kind {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("adapter.safetensors");
+        rewrite(&file, &path, change);
+        let error = Resampler::open(&path).unwrap_err().to_string();
+        assert!(error.contains("adapter.safetensors") && error.contains(message), "{message}: {error}");
+    }
+}
+
+#[test]
+fn image_tokens_of_another_encoder_are_refused_with_both_widths() {
+    let resampler = Resampler::open(&ip_adapter_plus().join("ip-adapter-plus_sdxl.safetensors")).unwrap();
+    let (cpu, taken) = (Cpu::new(1).unwrap(), resampler.sizes().input);
+    let tokens = Tensor::zeros(&cpu, (1, 3, taken + 1));
+    let error = resampler.encode(&cpu, &cpu, &tokens).unwrap_err().to_string();
+    assert!(error.contains("another image encoder"), "{error}");
+    assert!(
+        error.contains(&format!("{taken} wide")) && error.contains(&format!("{} wide", taken + 1)),
+        "{error}"
+    );
 }

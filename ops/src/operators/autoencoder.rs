@@ -14,6 +14,7 @@ use prefgraph_nn::{
     once::get_or_try_init,
 };
 
+use super::weights::below;
 use crate::{
     choices,
     operator::{Cost, Ctx, OpError},
@@ -127,8 +128,7 @@ pub(crate) fn part(kind: AutoencoderKind, allow_toy: bool) -> Part {
 
 /// Where an autoencoder is read from: the file, or the folder, which may lie below the one that is named.
 pub(crate) fn place(weights: &DataPath) -> PathBuf {
-    let below = weights.as_path().join("vae");
-    if !weights.as_path().join("config.json").exists() && below.is_dir() { below } else { weights.0.clone() }
+    below(weights, "vae")
 }
 
 /// A line for people about an autoencoder that has weights.

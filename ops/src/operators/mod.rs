@@ -15,6 +15,7 @@ pub mod features;
 pub mod forward;
 pub mod fuse;
 pub mod hook_attention;
+pub mod image_prompt;
 pub mod log;
 pub mod lora;
 pub mod lora_update;
@@ -35,10 +36,12 @@ pub mod refine;
 pub mod replay;
 pub mod sample;
 pub mod scores;
+pub mod sizes;
 pub mod strip;
 pub(crate) mod tensors;
 pub mod timestep;
 pub mod weighted_loss;
+mod weights;
 
 #[cfg(test)]
 mod golden;

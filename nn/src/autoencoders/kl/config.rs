@@ -112,6 +112,18 @@ impl KlConfig {
         }
     }
 
+    /// The autoencoder of SDXL, which its checkpoints in one file have without a configuration.
+    pub fn sdxl() -> Self {
+        Self {
+            latent_channels: 4,
+            use_quant_conv: true,
+            use_post_quant_conv: true,
+            scaling_factor: 0.13025,
+            shift_factor: None,
+            ..Self::flux()
+        }
+    }
+
     /// Read and check `config.json`.
     ///
     /// # Errors

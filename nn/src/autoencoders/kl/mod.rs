@@ -22,6 +22,7 @@ use crate::{
     cpu::Cpu,
     device::Device,
     error::{Error, Result},
+    files::TensorFiles,
     layers::stored,
     tensor::Tensor,
 };
@@ -54,26 +55,55 @@ pub struct LatentMoments {
     pub log_variance: Batch,
 }
 
+/// What the names of the autoencoder's tensors begin with in a whole checkpoint in one file.
+const CHECKPOINT: &str = "first_stage_model.";
+
+fn is_checkpoint(files: &TensorFiles) -> bool {
+    files.names().any(|name| name.starts_with(CHECKPOINT))
+}
+
+/// The configuration of a published autoencoder in one file.
+///
+/// # Errors
+/// If it may be one of several.
+fn published(files: &TensorFiles) -> Result<KlConfig> {
+    if is_checkpoint(files) && files.names().any(|name| name.starts_with("conditioner.embedders.1.")) {
+        return Ok(KlConfig::sdxl());
+    }
+    let prefix = if is_checkpoint(files) { CHECKPOINT } else { "" };
+    let last = files.info(&format!("{prefix}encoder.conv_out.weight"));
+    let channels = last.and_then(|info| info.shape.first()).map(|moments| moments / 2);
+    if channels != Some(4) {
+        return Ok(KlConfig::flux());
+    }
+    Err(Error::file(
+        files.path(),
+        "has 4 channels and no config.json beside it: the autoencoders of SDXL (scaling_factor 0.13025) and of SD 1.5 (0.18215) \
+         have the same tensors, so put the config.json of its folder `vae` beside the file",
+    ))
+}
+
 impl<D: Device> KlAutoencoder<D> {
     /// Open a folder with `config.json` and `diffusion_pytorch_model.safetensors`, the folder above its `vae`, or one
-    /// safetensors file in either layout of names, which is taken as FLUX's where no `config.json` is beside it. Only
-    /// headers are read.
+    /// safetensors file in either layout of names; a whole checkpoint of SDXL is such a file, too. Where no `config.json` is
+    /// beside a file it is taken as FLUX's if it has 16 channels, and as SDXL's in a checkpoint of SDXL. Only headers are read.
     ///
     /// # Errors
     /// If a file is missing or cut off, the configuration is of another model, or tensors are missing or of other
-    /// shapes.
+    /// shapes; if a file without a configuration may be that of several models.
     pub fn open(path: &Path) -> Result<Self> {
         let (config, files) = files::open(path)?;
         let (stated, config) = match config {
             Some(path) => (KlConfig::read(&path)?, path),
-            None => (KlConfig::flux(), path.to_owned()),
+            None => (published(&files)?, path.to_owned()),
         };
         stated.bound(&config, &files)?;
         let config = stated;
-        let original = files.info("encoder.down.0.block.0.conv1.weight").is_some();
+        let prefix = if is_checkpoint(&files) { CHECKPOINT } else { "" };
+        let original = files.info(&format!("{prefix}encoder.down.0.block.0.conv1.weight")).is_some();
         let levels = config.block_out_channels.len();
         let rename = if original { names::original } else { names::diffusers };
-        let source = RenamedFiles { files: Arc::new(files), rename, levels };
+        let source = RenamedFiles { files: Arc::new(files), prefix, rename, levels };
         let expected: Vec<(String, Vec<usize>)> = config
             .tensors()
             .into_iter()

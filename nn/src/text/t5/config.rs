@@ -5,12 +5,12 @@
 use std::path::Path;
 
 use crate::{
-    error::{Error, Result},
-    files::TensorFiles,
-    text::{
+    encoders::{
         config::{EncoderConfig, read_config},
         measure,
     },
+    error::{Error, Result},
+    files::TensorFiles,
 };
 
 /// The bias that all blocks share stands in the first.

@@ -17,16 +17,17 @@ use std::{
 pub use config::T5Config;
 use config::{BIAS, TABLES};
 
-use super::{
-    check_finite,
-    config::{configuration, open_stated},
-    measure,
-    weights::{LOADING, PrefixedFiles},
-};
+use super::length_of;
 use crate::{
     cost::PassCost,
     cpu::{Cpu, map::check_lengths},
     device::{Activation, Device, Kind, NormKind, Queue, Scores, View, ViewMut},
+    encoders::{
+        check_finite,
+        config::{configuration, open_stated},
+        measure, must_be_model,
+        weights::{LOADING, PrefixedFiles},
+    },
     error::Result,
     layers::{Attention, Linear, Norm, attention_flops},
     once::get_or_try_init,
@@ -71,7 +72,7 @@ impl<D: Device> T5Encoder<D> {
     /// If a file is missing or cut off, the configuration is of another model, or tensors are missing, of other shapes or
     /// in fp8.
     pub fn open(path: &Path) -> Result<Self> {
-        super::must_be_model(path, "the T5 encoder", "text_encoder_2")?;
+        must_be_model(path, "the T5 encoder", "text_encoder_2")?;
         let (stated, files) = open_stated(path)?;
         let table = TABLES.into_iter().find(|name| files.info(name).is_some()).unwrap_or(TABLES[0]);
         measure::no_fp8(&files, "encoder.", "e.g. `t5xxl_fp16.safetensors`")?;
@@ -133,7 +134,7 @@ impl<D: Device> T5Encoder<D> {
         prompts: usize,
         ids: &[u32],
     ) -> Result<Tensor<(usize, usize, usize)>> {
-        let length = super::length_of(prompts, ids)?;
+        let length = length_of(prompts, ids)?;
         let e = self.config.d_model;
         let x = self.source.embed(self.table, (self.config.vocab_size, e), ids)?;
         let weights = self.weights(device)?;
@@ -153,7 +154,7 @@ impl<D: Device> T5Encoder<D> {
     /// The bias on the scores of every head, `[H, L, L]`.
     fn bias(&self, length: usize) -> Result<Vec<f32>> {
         let (buckets, heads) = (self.config.relative_attention_num_buckets, self.config.num_heads);
-        let table = self.source.matrix(BIAS, [buckets, heads])?;
+        let table = self.source.values(BIAS, &[buckets, heads])?;
         let mut bias = Vec::with_capacity(heads * length * length);
         for head in 0..heads {
             for query in 0..length {
@@ -196,7 +197,7 @@ impl<D: Device> T5Encoder<D> {
                 |l: &str, io| source.linear(device, &at(&format!("1.DenseReluDense.{l}")), false, io);
             Ok(Block {
                 attention_norm: norm(&at("0.layer_norm"))?,
-                attention: source.attention(device, names, false, c.num_heads, (e, inner))?,
+                attention: source.attention(device, &names, false, c.num_heads, (e, inner))?,
                 mlp_norm: norm(&at("1.layer_norm"))?,
                 gate: linear("wi_0", (e, m))?,
                 up: linear("wi_1", (e, m))?,

@@ -1,6 +1,7 @@
 //! What the configuration of a T5 encoder decides.
 
-use super::{super::config::EncoderConfig, *};
+use super::*;
+use crate::encoders::config::EncoderConfig;
 
 fn published() -> T5Config {
     serde_json::from_str(

@@ -6,7 +6,10 @@ use ::tokenizers::Tokenizer;
 use serde_json::json;
 
 use super::{from_bytes, id_of, largest_id, read, split};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    text::clip::ClipModel,
+};
 
 const BEGIN: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
@@ -14,22 +17,28 @@ const END: &str = "<|endoftext|>";
 const WORDS: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
-/// Prompts as ids of one length: beginning, text, end, and ends up to the length.
+/// What OpenCLIP pads with.
+const ZERO: u32 = 0;
+
+/// Prompts as ids of one length: beginning, text, end, and padding up to the length, which tokens of the text do not see, but the
+/// network does that takes all tokens as its prompt.
 #[derive(Debug)]
 pub struct ClipTokenizer {
     tokenizer: Tokenizer,
     begin: u32,
     end: u32,
+    padding: u32,
     length: usize,
 }
 
 impl ClipTokenizer {
     /// Read `tokenizer.json` of a folder, or `vocab.json` and `merges.txt` where there is none, for prompts of `length`
-    /// ids (77 for the published encoders).
+    /// ids (77 for the published encoders). The vocabulary of all models is the same: CLIP-L was trained with ends as padding,
+    /// OpenCLIP with zeros.
     ///
     /// # Errors
     /// If files are missing or malformed, or `length` leaves no room between beginning and end.
-    pub fn open(folder: &Path, length: usize) -> Result<Self> {
+    pub fn open(folder: &Path, length: usize, model: ClipModel) -> Result<Self> {
         if length < 2 {
             return Err(Error::Setting(format!("prompts of {length} token ids: expected at least 2")));
         }
@@ -48,7 +57,11 @@ impl ClipTokenizer {
             ));
         };
         let (begin, end) = (id_of(&tokenizer, &path, BEGIN)?, id_of(&tokenizer, &path, END)?);
-        Ok(Self { tokenizer, begin, end, length })
+        let padding = match model {
+            ClipModel::L | ClipModel::Pair => end,
+            ClipModel::BigG => ZERO,
+        };
+        Ok(Self { tokenizer, begin, end, padding, length })
     }
 
     /// Number of ids of a prompt.
@@ -68,7 +81,8 @@ impl ClipTokenizer {
     pub fn encode(&self, prompt: &str) -> Result<Vec<u32>> {
         let mut ids = vec![self.begin];
         ids.extend(split(&self.tokenizer, prompt)?.into_iter().take(self.length - 2));
-        ids.resize(self.length, self.end);
+        ids.push(self.end);
+        ids.resize(self.length, self.padding);
         Ok(ids)
     }
 }

@@ -32,6 +32,14 @@ fn window((height, width): (usize, usize), target: (usize, usize)) -> Crop {
     }
 }
 
+/// The height and width of a picture, and the rows and columns of the scaled picture that are cut off above and left of it.
+pub(super) fn crop(size: (usize, usize), target: (usize, usize)) -> [f32; 4] {
+    let window = window(size, target);
+    let step = window.height / target.0 as f64;
+    let cut = [window.top, window.left].map(|pixels| (pixels / step).round() as f32);
+    [size.0 as f32, size.1 as f32, cut[0], cut[1]]
+}
+
 /// The picture at the size of training.
 pub(super) fn fitted(picture: Rgb, target: (usize, usize)) -> Vec<u8> {
     if (picture.height, picture.width) == target {
@@ -161,6 +169,13 @@ mod tests {
         assert_eq!((w.top, w.left, w.height, w.width), (0.0, 100.0, 100.0, 200.0));
         let w = window((300, 100), (64, 64));
         assert_eq!((w.top, w.left, w.height, w.width), (100.0, 0.0, 100.0, 100.0));
+    }
+
+    #[test]
+    fn what_is_cut_off_is_counted_in_pixels_of_the_scaled_picture() {
+        assert_eq!(crop((100, 400), (32, 64)), [100.0, 400.0, 0.0, 32.0]);
+        assert_eq!(crop((300, 100), (64, 64)), [300.0, 100.0, 64.0, 0.0]);
+        assert_eq!(crop((64, 64), (64, 64)), [64.0, 64.0, 0.0, 0.0]);
     }
 
     #[test]

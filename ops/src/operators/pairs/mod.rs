@@ -55,8 +55,8 @@ use crate::{
     identity,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{
-        ImageShape, Images, List, ListShape, Mask, Metric, MetricDoc, Metrics, MetricsShape, PerSample,
-        Texts, TextsShape,
+        Crops, ImageShape, Images, List, ListShape, Mask, Metric, MetricDoc, Metrics, MetricsShape,
+        PerSample, Texts, TextsShape,
     },
     resume::External,
 };
@@ -134,6 +134,7 @@ impl Pairs {
             texts(&|r| r.prompt.clone()),
             texts(&|r| r.id.clone()),
             tensor(ctx, (batch,), has_prior)?,
+            tensor(ctx, (batch, Const), samples.iter().flat_map(|(_, s)| s.crop).collect())?,
             metrics,
         ))
     }
@@ -176,9 +177,10 @@ impl Pairs {
 impl Operator for Pairs {
     const NAME: &'static str = "pairs";
     const DOC: &'static str = "Read preference pairs: winner, loser, references with the masks of their subjects, and \
-                               where each subject is in the winner (priors, on the focus grid of 16x16 pixels).";
+                               where each subject is in the winner (priors, on the focus grid of 16x16 pixels); \
+                               also how winners came to their size (crops).";
     const IN: [&'static str; 0] = [];
-    const OUT: [&'static str; 9] = [
+    const OUT: [&'static str; 10] = [
         "winner",
         "loser",
         "references",
@@ -187,6 +189,7 @@ impl Operator for Pairs {
         "prompts",
         "ids",
         "has_prior",
+        "crops",
         "metrics",
     ];
     const METRICS: &'static [MetricDoc] = &[
@@ -199,7 +202,8 @@ impl Operator for Pairs {
     ];
     type Settings = PairsSettings;
     type In = ();
-    type Out = (Images, Images, List<Images>, List<Mask>, List<Mask>, Texts, Texts, PerSample, Metrics);
+    type Out =
+        (Images, Images, List<Images>, List<Mask>, List<Mask>, Texts, Texts, PerSample, Crops, Metrics);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
 
@@ -256,6 +260,7 @@ impl Operator for Pairs {
             TextsShape { batch },
             TextsShape { batch },
             (batch,),
+            (batch, Const),
             MetricsShape,
         ))
     }

@@ -13,6 +13,8 @@ use crate::guard;
 /// A sample at the size of training.
 pub(super) struct Sample {
     pub winner: Vec<u8>,
+    /// How the winner came to its size.
+    pub crop: [f32; 4],
     pub loser: Vec<u8>,
     pub references: Vec<Vec<u8>>,
     pub reference_masks: Vec<Vec<f32>>,
@@ -37,19 +39,23 @@ pub(super) fn cells_of(path: &Path, mask: &Foreground, size: Size) -> Result<Vec
     geometry::on_grid(mask, size).map_err(|e| format!("{}: {e}", path.display()))
 }
 
-/// A picture at the size of training, and its masks on the grid.
-fn picture(
-    path: &Path,
-    masks: &[&Path],
-    size: Size,
-    max_pixels: usize,
-) -> Result<(Vec<u8>, Vec<Vec<f32>>), String> {
+/// A picture at the size of training.
+struct Fitted {
+    rgb: Vec<u8>,
+    /// How it came to its size: see [`geometry::crop`].
+    crop: [f32; 4],
+    /// Its masks on the grid.
+    masks: Vec<Vec<f32>>,
+}
+
+fn picture(path: &Path, masks: &[&Path], size: Size, max_pixels: usize) -> Result<Fitted, String> {
     let picture = Rgb::open(path, max_pixels)?;
-    let cells = masks
+    let masks = masks
         .iter()
         .map(|path| cells_of(path, &mask_of(path, &picture, max_pixels)?, size))
         .collect::<Result<_, _>>()?;
-    Ok((geometry::fitted(picture, size), cells))
+    let crop = geometry::crop((picture.height, picture.width), size);
+    Ok(Fitted { rgb: geometry::fitted(picture, size), crop, masks })
 }
 
 impl Sample {
@@ -69,18 +75,18 @@ impl Sample {
             vec![1.0; h * w]
         };
         let priors: Vec<&Path> = row.priors.iter().map(AsRef::as_ref).collect();
-        let (winner, mut priors) = read(&row.winner, &priors, size)?;
-        let (loser, _) = read(&row.loser, &[], size)?;
+        let Fitted { rgb: winner, crop, masks: mut priors } = read(&row.winner, &priors, size)?;
+        let loser = read(&row.loser, &[], size)?.rgb;
         if row.priors.is_empty() {
             priors = vec![whole(size); row.references.len()];
         }
         let (mut references, mut reference_masks) = (Vec::new(), Vec::new());
         for reference in &row.references {
             let masks: Vec<&Path> = reference.mask.iter().map(AsRef::as_ref).collect();
-            let (picture, mut mask) = read(&reference.image, &masks, reference_size)?;
-            references.push(picture);
-            reference_masks.push(mask.pop().unwrap_or_else(|| whole(reference_size)));
+            let Fitted { rgb, masks: mut found, .. } = read(&reference.image, &masks, reference_size)?;
+            references.push(rgb);
+            reference_masks.push(found.pop().unwrap_or_else(|| whole(reference_size)));
         }
-        Ok(Self { winner, loser, references, reference_masks, priors })
+        Ok(Self { winner, crop, loser, references, reference_masks, priors })
     }
 }

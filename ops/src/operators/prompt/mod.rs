@@ -2,11 +2,18 @@
 //!
 //! Shape letters: `B` batch, `L` text tokens, `E` text width, `P` pooled width.
 
+mod clip_bigg;
 mod clip_t5;
+mod encoders;
+mod files;
 
 use prefgraph_nn::{DeviceKind, text::hash::Hash};
 
-use self::clip_t5::ClipT5;
+use self::{
+    clip_bigg::ClipBigG,
+    clip_t5::ClipT5,
+    encoders::{TextEncoders, encode_distinct},
+};
 use super::tensors::tensor;
 use crate::{
     choices,
@@ -25,6 +32,8 @@ choices! {
         Hash = "hash",
         /// The encoders of FLUX: T5 for the tokens, CLIP-L for the pooled vector.
         ClipT5 = "clip_t5",
+        /// The encoders of SDXL: CLIP-L and OpenCLIP ViT-bigG side by side for the tokens, ViT-bigG for the pooled vector.
+        ClipBigG = "clip_bigg",
     }
 }
 
@@ -33,22 +42,49 @@ settings! {
     pub struct PromptSettings {
         /// Kind of text encoder: the one that the backbone was trained with.
         pub kind: TextKind = TextKind::Hash,
-        /// Text tokens; what comes later is cut off. 16 of kind `hash`, 512 of kind `clip_t5` where it is not given.
+        /// Text tokens; what comes later is cut off. 16 of kind `hash`, 512 of kind `clip_t5` where it is not given; those of kind `clip_bigg` are what its encoders take, 77.
         pub length: Option<usize> = None,
         /// Width of a token of kind `hash`; that of the connected backbone where it is not given.
         pub width: Option<usize> = None,
         /// Width of the pooled vector of kind `hash`; likewise.
         pub pooled: Option<usize> = None,
-        /// Of kind `clip_t5`: the folder of the CLIP text encoder, the folder above its `text_encoder`, or its single file, e.g. `clip_l.safetensors`.
+        /// Of kinds `clip_t5` and `clip_bigg`: the folder of the CLIP text encoder, the folder above its `text_encoder`, or its single file, e.g. `clip_l.safetensors`.
         pub clip: DataPath = DataPath::default(),
         /// Of kind `clip_t5`: the folder of the T5 encoder, the folder above its `text_encoder_2`, or its single file, e.g. `t5xxl_fp16.safetensors`.
         pub t5: DataPath = DataPath::default(),
+        /// Of kind `clip_bigg`: the folder of the text encoder of OpenCLIP ViT-bigG, the folder above its `text_encoder_2`, or its single file, e.g. `clip_g.safetensors`.
+        pub bigg: DataPath = DataPath::default(),
         /// Folder of CLIP's tokeniser; the neighbour `tokenizer` of its encoder where it is not given. Needed where the encoder is a single file without that neighbour.
         pub clip_tokenizer: DataPath = DataPath::default(),
         /// Folder of T5's tokeniser; the neighbour `tokenizer_2` of its encoder where it is not given. Needed where the encoder is a single file without that neighbour.
         pub t5_tokenizer: DataPath = DataPath::default(),
+        /// Folder of ViT-bigG's tokeniser; likewise.
+        pub bigg_tokenizer: DataPath = DataPath::default(),
         /// Is kind `hash` meant, even under a network of FLUX.1's shapes?
         pub allow_toy: bool = false,
+    }
+}
+
+impl PromptSettings {
+    /// Refuse settings of other kinds, which would be passed over in silence.
+    fn check(&self) -> Result<(), OpError> {
+        use TextKind::{ClipBigG, ClipT5, Hash};
+        let stated: [(&str, bool, &[TextKind]); 9] = [
+            ("length", self.length.is_some(), &[Hash, ClipT5]),
+            ("width", self.width.is_some(), &[Hash]),
+            ("pooled", self.pooled.is_some(), &[Hash]),
+            ("clip", !self.clip.is_empty(), &[ClipT5, ClipBigG]),
+            ("clip_tokenizer", !self.clip_tokenizer.is_empty(), &[ClipT5, ClipBigG]),
+            ("t5", !self.t5.is_empty(), &[ClipT5]),
+            ("t5_tokenizer", !self.t5_tokenizer.is_empty(), &[ClipT5]),
+            ("bigg", !self.bigg.is_empty(), &[ClipBigG]),
+            ("bigg_tokenizer", !self.bigg_tokenizer.is_empty(), &[ClipBigG]),
+        ];
+        let surplus =
+            stated.into_iter().find(|(_, is_stated, kinds)| *is_stated && !kinds.contains(&self.kind));
+        let Some((name, _, kinds)) = surplus else { return Ok(()) };
+        let kinds: Vec<String> = kinds.iter().map(|kind| format!("kind `{}`", kind.name())).collect();
+        Err(OpError::new(format!("{name} is a setting of {}, which this node is not", kinds.join(" or "))))
     }
 }
 
@@ -58,8 +94,8 @@ const HASHED_WORDS: usize = 16;
 /// Encoded prompts.
 pub struct Prompt {
     settings: PromptSettings,
-    /// Of kind `clip_t5`.
-    encoders: Option<Box<ClipT5>>,
+    /// Of all kinds but `hash`.
+    encoders: Option<Box<dyn TextEncoders>>,
 }
 
 impl Prompt {
@@ -82,9 +118,10 @@ impl Prompt {
     fn shape(&self, backbone: Option<(usize, usize)>) -> Result<(usize, usize, usize), OpError> {
         let Some(encoders) = &self.encoders else { return Ok(self.hash(backbone)?.shape()) };
         let (length, width, pooled) = encoders.shape();
-        let encoders = [("text tokens", "t5", width), ("pooled vectors", "clip", pooled)];
+        let [tokens, vectors] = encoders.sources();
+        let found = [("text tokens", tokens, width), ("pooled vectors", vectors, pooled)];
         for ((what, setting, found), taken) in
-            encoders.into_iter().zip(backbone.into_iter().flat_map(|b| [b.0, b.1]))
+            found.into_iter().zip(backbone.into_iter().flat_map(|b| [b.0, b.1]))
         {
             if found != taken {
                 return Err(OpError::new(format!(
@@ -108,31 +145,11 @@ impl Operator for Prompt {
     const DIFFERENTIABLE: bool = false;
 
     fn new(settings: PromptSettings) -> Result<Self, OpError> {
-        let PromptSettings { width, pooled, clip, t5, clip_tokenizer, t5_tokenizer, .. } = &settings;
-        // A setting of the other kind would be passed over in silence.
-        let surplus = match settings.kind {
-            TextKind::Hash => [
-                ("clip", clip),
-                ("t5", t5),
-                ("clip_tokenizer", clip_tokenizer),
-                ("t5_tokenizer", t5_tokenizer),
-            ]
-            .into_iter()
-            .find(|(_, path)| !path.is_empty())
-            .map(|(name, _)| (name, "clip_t5")),
-            TextKind::ClipT5 => [("width", width), ("pooled", pooled)]
-                .into_iter()
-                .find(|(_, width)| width.is_some())
-                .map(|(name, _)| (name, "hash")),
-        };
-        if let Some((name, kind)) = surplus {
-            return Err(OpError::new(format!(
-                "{name} is a setting of kind `{kind}`, which this node is not"
-            )));
-        }
-        let encoders = match settings.kind {
+        settings.check()?;
+        let encoders: Option<Box<dyn TextEncoders>> = match settings.kind {
             TextKind::Hash => None,
             TextKind::ClipT5 => Some(Box::new(ClipT5::open(&settings)?)),
+            TextKind::ClipBigG => Some(Box::new(ClipBigG::open(&settings)?)),
         };
         Ok(Self { settings, encoders })
     }
@@ -163,7 +180,7 @@ impl Operator for Prompt {
                 let instead = &["kind=clip_t5", "clip=FOLDER_OF_CLIP", "t5=FOLDER_OF_T5"];
                 Part::of_toy(Toy { chosen_by: "kind: hash", instead }, self.settings.allow_toy)
             }
-            TextKind::ClipT5 => Part::Ordinary,
+            TextKind::ClipT5 | TextKind::ClipBigG => Part::Ordinary,
         }
     }
 
@@ -185,7 +202,7 @@ impl Operator for Prompt {
 
     fn forward(&self, ctx: &Ctx<'_>, (prompts, backbone): Self::In) -> Result<(Self::Out, ()), OpError> {
         let (text, pooled) = match &self.encoders {
-            Some(encoders) => encoders.encode(ctx, &prompts.0)?,
+            Some(encoders) => encode_distinct(&**encoders, ctx, &prompts.0)?,
             None => {
                 let widths = backbone.as_ref().map(|b| (b.0.layout().text_width, b.0.layout().pooled_width));
                 let found = self.hash(widths)?.encode(ctx.cpu, &prompts.0)?;

@@ -99,7 +99,7 @@ fn a_batch_holds_pictures_masks_prompts_and_ids() {
     let op = Pairs::new(PairsSettings { batch: 2, ..data.settings() }).unwrap();
     let shapes = Operator::shapes(&op, (), 0).unwrap();
     let (out, ()) = op.forward(&Bench::new().ctx(), ()).unwrap();
-    let (winner, loser, references, masks, priors, prompts, ids, has_prior, _) = out;
+    let (winner, loser, references, masks, priors, prompts, ids, has_prior, crops, _) = out;
     assert_eq!(crate::Port::shape(&winner), shapes.0);
     assert_eq!(crate::Port::shape(&references), shapes.2);
     assert_eq!(crate::Port::shape(&masks), shapes.3);
@@ -110,6 +110,8 @@ fn a_batch_holds_pictures_masks_prompts_and_ids() {
     assert_eq!(priors.0[0].as_vec(), [1., 1., 0., 1., 1., 0., 1., 1., 1., 1., 1., 1.]);
     assert_eq!(masks.0[0].as_vec(), [1.0, 1.0]);
     assert_eq!(has_prior.as_vec(), [1.0, 0.0]);
+    let (height, width) = (winner.height as f32, winner.width as f32);
+    assert_eq!(crops.as_vec(), [height, width, 0.0, 0.0].repeat(2));
     assert_eq!((prompts.0[0].as_str(), ids.0[1].as_str()), ("a dog", "row-1"));
 }
 

@@ -90,7 +90,7 @@ fn a_skipped_sample_keeps_its_number_and_is_counted() {
     let bench = Bench::new();
     let at = |step| {
         let (out, ()) = op.forward(&bench.at(step), ()).unwrap();
-        (out.6.0.to_vec(), out.8.get("skipped").unwrap().mean().unwrap())
+        (out.6.0.to_vec(), out.9.get("skipped").unwrap().mean().unwrap())
     };
     assert_eq!(at(0), (vec!["row-0".to_owned(), "row-2".to_owned()], 1.0));
     assert_eq!(at(1), (vec!["row-2".to_owned(), "row-3".to_owned()], 0.0));

@@ -71,7 +71,7 @@ fn settings_that_do_not_go_together_are_refused_by_name() {
     let error = refused(PromptSettings { width: Some(48), ..settings() });
     assert!(error.contains("width is a setting of kind `hash`"), "{error}");
     let error = refused(PromptSettings { kind: TextKind::Hash, ..settings() });
-    assert!(error.contains("clip is a setting of kind `clip_t5`"), "{error}");
+    assert!(error.contains("clip is a setting of kind `clip_t5` or kind `clip_bigg`"), "{error}");
     let swapped = DataPath(checkpoint().join("text_encoder"));
     let error = refused(PromptSettings { t5: swapped, ..settings() });
     assert!(error.contains("t5:") && error.contains("expected t5"), "{error}");

@@ -1,4 +1,4 @@
-//! Text encoders in a single file, as ComfyUI stores them: sizes come from the shapes of tensors.
+//! Encoders in a single file, as ComfyUI stores them: sizes come from the shapes of tensors.
 
 use crate::{
     error::{Error, Result},
@@ -9,7 +9,7 @@ use crate::{
 ///
 /// # Errors
 /// If there is no such matrix, which makes the file one of another model.
-pub(super) fn matrix(files: &TensorFiles, name: &str, what: &str) -> Result<[usize; 2]> {
+pub(crate) fn matrix(files: &TensorFiles, name: &str, what: &str) -> Result<[usize; 2]> {
     match files.info(name).map(|info| &info.shape[..]) {
         Some([rows, columns]) => Ok([*rows, *columns]),
         Some(axes) => {
@@ -25,7 +25,7 @@ pub(super) fn matrix(files: &TensorFiles, name: &str, what: &str) -> Result<[usi
 }
 
 /// How many blocks there are, by a tensor that each of them has.
-pub(super) fn blocks(files: &TensorFiles, name: impl Fn(usize) -> String) -> usize {
+pub(crate) fn blocks(files: &TensorFiles, name: impl Fn(usize) -> String) -> usize {
     (0..).take_while(|block| files.info(&name(*block)).is_some()).count()
 }
 
@@ -33,7 +33,7 @@ pub(super) fn blocks(files: &TensorFiles, name: impl Fn(usize) -> String) -> usi
 ///
 /// # Errors
 /// If a tensor below `prefix` has them.
-pub(super) fn no_fp8(files: &TensorFiles, prefix: &str, instead: &str) -> Result<()> {
+pub(crate) fn no_fp8(files: &TensorFiles, prefix: &str, instead: &str) -> Result<()> {
     let dtype = |name: &str| files.info(name).map(|info| info.dtype);
     let small = |dtype: &Dtype| matches!(dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::F8_E8M0);
     match files.names().filter(|n| n.starts_with(prefix)).filter_map(dtype).find(small) {

@@ -1,20 +1,27 @@
-//! Which sizes a text encoder has, and from which file they come.
+//! Which sizes an encoder has, and from which file they come.
 
 use std::path::{Path, PathBuf};
 
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde_json::Value;
 
 use crate::{
+    device::Activation,
     error::{Error, Result},
-    files::{TensorFiles, read_model_config},
+    files::{TensorFiles, model_config, read_json},
 };
 
-/// The configuration of a kind of text encoder, `config.json` of transformers.
-pub(super) trait EncoderConfig: DeserializeOwned {
+/// The configuration of a kind of encoder, `config.json` of transformers.
+pub(crate) trait EncoderConfig: DeserializeOwned {
     /// Its `model_type`.
     const KIND: &'static str;
     /// The model in messages, with an article.
     const WHAT: &'static str;
+
+    /// Its part of a configuration of several models.
+    fn part_of(whole: Value) -> Value {
+        whole
+    }
 
     /// What is wrong with its values, if anything is.
     fn check(&self) -> Result<(), String>;
@@ -24,21 +31,34 @@ pub(super) trait EncoderConfig: DeserializeOwned {
 ///
 /// # Errors
 /// If it cannot be read, is of another model, or states sizes that cannot be run.
-pub(super) fn read_config<C: EncoderConfig>(path: &Path) -> Result<C> {
-    #[derive(serde::Deserialize)]
-    struct Stated {
-        #[serde(rename = "model_type")]
-        _kind: String,
-    }
-    read_model_config::<Stated>(path, C::KIND, C::WHAT)?;
-    let config: C = read_model_config(path, C::KIND, C::WHAT)?;
+pub(crate) fn read_config<C: EncoderConfig>(path: &Path) -> Result<C> {
+    let value = C::part_of(read_json(path, C::WHAT)?);
+    let config: C = model_config(path, value, C::KIND, C::WHAT)?;
     config.check().map_err(|message| Error::file(path, message))?;
     Ok(config)
 }
 
+/// What transformers calls the activations that published encoders have.
+const ACTIVATIONS: [(&str, Activation); 2] =
+    [("quick_gelu", Activation::QuickGelu), ("gelu", Activation::GeluErf)];
+
+/// Read `hidden_act`.
+pub(crate) fn activation<'de, D: Deserializer<'de>>(from: D) -> Result<Activation, D::Error> {
+    let stated = String::deserialize(from)?;
+    let found = ACTIVATIONS.iter().find(|(name, _)| *name == stated);
+    found.map(|(_, activation)| *activation).ok_or_else(|| {
+        serde::de::Error::custom(format!("hidden_act is {stated:?}: expected quick_gelu or gelu"))
+    })
+}
+
+/// What transformers calls an activation.
+pub(crate) fn activation_name(activation: Activation) -> &'static str {
+    ACTIVATIONS.iter().find(|(_, known)| *known == activation).map_or("another one", |(name, _)| name)
+}
+
 /// The weights of a folder or of one file, and the configuration that a folder states. That is read first, so that a folder of
 /// another kind is known by it.
-pub(super) fn open_stated<C: EncoderConfig>(path: &Path) -> Result<(Option<C>, TensorFiles)> {
+pub(crate) fn open_stated<C: EncoderConfig>(path: &Path) -> Result<(Option<C>, TensorFiles)> {
     if !path.is_dir() {
         return Ok((None, TensorFiles::open(path)?));
     }
@@ -48,7 +68,7 @@ pub(super) fn open_stated<C: EncoderConfig>(path: &Path) -> Result<(Option<C>, T
 
 /// The configuration of a model, and the file that it comes from: the one that its folder states, or that of its kind beside a
 /// single file, or what the tensors show.
-pub(super) fn configuration<C: EncoderConfig>(
+pub(crate) fn configuration<C: EncoderConfig>(
     path: &Path,
     stated: Option<C>,
     measured: impl FnOnce() -> Result<C>,
@@ -69,7 +89,7 @@ pub(super) fn configuration<C: EncoderConfig>(
 fn config_beside<C: EncoderConfig>(file: &Path) -> Result<Option<C>> {
     let path = file.with_file_name("config.json");
     let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
-    let value: Option<serde_json::Value> = serde_json::from_str(&text).ok();
+    let value: Option<Value> = serde_json::from_str(&text).ok();
     // A folder of single files has files of several models, and a configuration of at most one of them.
     let of_kind = value.and_then(|v| Some(v.get("model_type")?.as_str()? == C::KIND)).unwrap_or(false);
     of_kind.then(|| read_config(&path)).transpose()

@@ -1,0 +1,10 @@
+//! Vision encoders: from pictures to tokens and embeddings, and from their tokens to prompts.
+
+mod bicubic;
+pub mod preprocess;
+pub mod resampler;
+pub mod vit;
+
+pub use preprocess::Preprocess;
+pub use resampler::{ImageResampler, Resampler};
+pub use vit::{Vit, VitEncoder};

@@ -1,0 +1,47 @@
+//! Where encoders and tokenisers lie, by the settings that name them.
+
+use std::path::{Path, PathBuf};
+
+use crate::{operator::OpError, operators::weights::below, settings::DataPath};
+
+/// The folder of an encoder, which may be given as the folder above, or its file.
+pub(super) fn encoder(setting: &str, path: &DataPath, name: &str) -> Result<PathBuf, OpError> {
+    if path.is_empty() {
+        return Err(OpError::new(format!(
+            "{setting}: the encoder is needed: its folder, that of a checkpoint with `{name}`, or its single file"
+        )));
+    }
+    Ok(below(path, name))
+}
+
+/// The folder of a tokeniser: as stated, else the encoder's neighbour of this name, else the encoder's own.
+pub(super) fn tokenizer(
+    setting: &str,
+    path: &DataPath,
+    encoder: &Path,
+    name: &str,
+) -> Result<PathBuf, OpError> {
+    if !path.is_empty() {
+        return Ok(path.0.clone());
+    }
+    let beside = encoder.parent().map(|above| above.join(name));
+    match beside.filter(|folder| folder.is_dir()) {
+        Some(beside) => Ok(beside),
+        None if encoder.is_dir() => Ok(encoder.to_owned()),
+        None => Err(OpError::new(format!(
+            "{setting}: the encoder is a single file, `{}`, which has no tokeniser: name the folder of one",
+            encoder.display()
+        ))),
+    }
+}
+
+/// Refuse a tokeniser with more ids than its encoder has tokens.
+pub(super) fn one_model(setting: &str, largest: u32, vocabulary: usize) -> Result<(), OpError> {
+    if (largest as usize) < vocabulary {
+        return Ok(());
+    }
+    Err(OpError::new(format!(
+        "{setting}_tokenizer: it has ids up to {largest}, but the encoder of `{setting}` knows {vocabulary} tokens: they are not \
+         of one model"
+    )))
+}
