@@ -2,12 +2,12 @@
 //!
 //! Shape letters: `B` batch.
 
-use dfdx::shapes::Const;
+use dfdx::shapes::{Const, HasShape};
 
 use super::tensors::{same, tensor};
 use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
-    ports::{Crops, Images, Sizes},
+    ports::{Crops, Images, Latents, Sizes},
     settings,
 };
 
@@ -23,6 +23,9 @@ settings! {
     }
 }
 
+/// Along each side of a latent cell of SDXL.
+const PIXELS_OF_A_CELL: usize = 8;
+
 /// Sizes and crops, which SDXL was trained with beside pooled text (`time_ids`).
 pub struct PictureSizes(SizesSettings);
 
@@ -30,10 +33,10 @@ impl Operator for PictureSizes {
     const NAME: &'static str = "sizes";
     const DOC: &'static str = "State the sizes and crops of pictures as SDXL takes them (`time_ids`): original height and width, \
                                rows and columns cut off, wanted height and width.";
-    const IN: [&'static str; 2] = ["images", "crops"];
+    const IN: [&'static str; 3] = ["images", "crops", "like"];
     const OUT: [&'static str; 1] = ["sizes"];
     type Settings = SizesSettings;
-    type In = (Images, Option<Crops>);
+    type In = (Option<Images>, Option<Crops>, Option<Latents>);
     type Out = (Sizes,);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
@@ -46,15 +49,31 @@ impl Operator for PictureSizes {
         }
     }
 
-    fn shapes(&self, (images, crops): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
-        if let Some((batch, _)) = crops {
-            same("the batch of `crops`", batch, "that of `images`", images.batch)?;
+    fn shapes(&self, (images, crops, like): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
+        let batch = match (images, like) {
+            (Some(images), None) => images.batch,
+            (None, Some(like)) => like.0,
+            _ => {
+                return Err(OpError::new(
+                    "connect `images`, or, where there are none yet, `like`: latents of their size",
+                ));
+            }
+        };
+        if let Some((crops, _)) = crops {
+            same("the batch of `crops`", crops, "that of the pictures", batch)?;
         }
-        Ok(((images.batch, Const),))
+        Ok(((batch, Const),))
     }
 
-    fn forward(&self, ctx: &Ctx<'_>, (images, crops): Self::In) -> Result<(Self::Out, ()), OpError> {
-        let own = [images.height, images.width];
+    fn forward(&self, ctx: &Ctx<'_>, (images, crops, like): Self::In) -> Result<(Self::Out, ()), OpError> {
+        let (batch, own) = match (&images, &like) {
+            (Some(images), _) => (images.batch, [images.height, images.width]),
+            (None, Some(like)) => {
+                let &(batch, _, height, width) = HasShape::shape(like);
+                (batch, [height, width].map(|cells| cells * PIXELS_OF_A_CELL))
+            }
+            (None, None) => return Err(OpError::internal("sizes of no pictures")),
+        };
         let crops = crops.map(|crops| crops.as_vec());
         let number = |pixels: usize| pixels as f32;
         let of_sample = |sample: usize| {
@@ -67,8 +86,8 @@ impl Operator for PictureSizes {
             let target = self.0.target.unwrap_or(own).map(number);
             [part(self.0.original, 0, own), part(self.0.crop, 2, [0, 0]), target].concat()
         };
-        let values = (0..images.batch).flat_map(of_sample).collect();
-        Ok(((tensor(ctx, (images.batch, Const), values)?,), ()))
+        let values = (0..batch).flat_map(of_sample).collect();
+        Ok(((tensor(ctx, (batch, Const), values)?,), ()))
     }
 }
 
@@ -81,7 +100,17 @@ mod tests {
         let (bench, op) = (Bench::new(), PictureSizes::new(settings).unwrap());
         let images = Images { batch: 2, height: 3, width: 5, rgb: vec![0; 2 * 3 * 5 * 3].into() };
         let crops = crops.map(|values| tensor(&bench.ctx(), (2, Const), values).unwrap());
-        op.forward(&bench.ctx(), (images, crops)).unwrap().0.0.as_vec()
+        op.forward(&bench.ctx(), (Some(images), crops, None)).unwrap().0.0.as_vec()
+    }
+
+    #[test]
+    fn pictures_that_are_to_be_drawn_have_the_size_of_their_latents() {
+        let (bench, op) = (Bench::new(), PictureSizes::new(SizesSettings::default()).unwrap());
+        let like = crate::operators::testing::latents(&bench.ctx(), (1, 4, 3, 2), 1);
+        let found = op.forward(&bench.ctx(), (None, None, Some(like))).unwrap().0.0.as_vec();
+        assert_eq!(found, [24.0, 16.0, 0.0, 0.0, 24.0, 16.0]);
+        let error = op.shapes((None, None, None), 0).unwrap_err().to_string();
+        assert!(error.contains("connect `images`"), "{error}");
     }
 
     #[test]

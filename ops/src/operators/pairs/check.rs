@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, num::NonZero, path::Path, thread};
 
 use super::{
+    geometry::CELL,
     lines,
     picture::{Foreground, Rgb},
     row::{BadRow, Row},
@@ -71,7 +72,7 @@ impl Reader {
     fn mask(&self, path: &Path, picture: &Rgb, size: Option<Size>) -> Result<Foreground, String> {
         let mask = mask_of(path, picture, self.max_pixels)?;
         if let Some(size) = size {
-            cells_of(path, &mask, size)?;
+            cells_of(path, &mask, size, CELL)?;
         }
         Ok(mask)
     }

@@ -1,12 +1,12 @@
 //! Scaling pictures and masks to the training size: scaled to cover it, then cropped at the centre.
 //!
-//! Shape letters: `h` `w` focus grid; a cell is 16x16 pixels.
+//! Shape letters: `h` `w` focus grid.
 
 use image::{RgbImage, imageops};
 
 use super::picture::{Foreground, Rgb, size_text};
 
-/// Pixels along each side of a cell of the focus grid: one token of a FLUX transformer.
+/// Pixels along each side of a cell of the focus grid, where nothing else is said: one token of a FLUX transformer.
 pub const CELL: usize = 16;
 
 /// The part of a picture that is kept, in its own pixels.
@@ -60,9 +60,9 @@ pub(super) fn fitted(picture: Rgb, target: (usize, usize)) -> Vec<u8> {
 }
 
 /// The share of foreground in every cell of the focus grid of a picture of `target` pixels.
-fn shares(mask: &Foreground, target: (usize, usize)) -> Vec<f64> {
+fn shares(mask: &Foreground, target: (usize, usize), cell: usize) -> Vec<f64> {
     let window = window((mask.height, mask.width), target);
-    let (rows, columns) = (target.0 / CELL, target.1 / CELL);
+    let (rows, columns) = (target.0 / cell, target.1 / cell);
     let spans = |start: f64, length: f64, cells: usize, limit: usize| -> Vec<Vec<(usize, f64)>> {
         let step = length / cells as f64;
         let span = |cell: usize| {
@@ -87,12 +87,13 @@ fn shares(mask: &Foreground, target: (usize, usize)) -> Vec<f64> {
     out
 }
 
-/// The mask on the focus grid: cells that are foreground by at least half, or the best cell of a thin subject.
+/// The mask on the focus grid, whose cells have `cell` pixels along a side: cells that are foreground by at least half, or the best cell of
+/// a thin subject.
 ///
 /// # Errors
 /// If no foreground is left.
-pub(super) fn on_grid(mask: &Foreground, target: (usize, usize)) -> Result<Vec<f32>, String> {
-    let shares = shares(mask, target);
+pub(super) fn on_grid(mask: &Foreground, target: (usize, usize), cell: usize) -> Result<Vec<f32>, String> {
+    let shares = shares(mask, target, cell);
     // Shares are sums of parts of pixels: an exact half may come out a rounding below.
     let mut cells: Vec<f32> = shares.iter().map(|s| f32::from(u8::from(*s >= 0.5 - 1e-9))).collect();
     if cells.iter().all(|c| *c == 0.0) {
@@ -181,10 +182,11 @@ mod tests {
     #[test]
     fn a_cell_counts_from_a_half_and_a_thin_subject_keeps_its_best_cell() {
         let half = mask(16, 32, |_, x| !(8..25).contains(&x));
-        assert_eq!(on_grid(&half, (16, 32)).unwrap(), [1.0, 0.0]);
+        assert_eq!(on_grid(&half, (16, 32), CELL).unwrap(), [1.0, 0.0]);
         let thin = mask(32, 32, |y, x| x == 20 && y < 20);
-        assert_eq!(on_grid(&thin, (32, 32)).unwrap(), [0.0, 1.0, 0.0, 0.0]);
-        assert!(on_grid(&mask(32, 32, |_, _| false), (32, 32)).is_err());
+        assert_eq!(on_grid(&thin, (32, 32), CELL).unwrap(), [0.0, 1.0, 0.0, 0.0]);
+        assert_eq!(on_grid(&half, (16, 32), 8).unwrap(), [1.0, 0.0, 0.0, 1.0].repeat(2), "cells of latents");
+        assert!(on_grid(&mask(32, 32, |_, _| false), (32, 32), CELL).is_err());
     }
 
     #[test]
@@ -193,7 +195,7 @@ mod tests {
             let m = mask(8 * scale, 12 * scale, |y, x| y / scale < 4 && x / scale < 6);
             let found = shares(&m, (32, 48));
             assert!((found.iter().sum::<f64>() - 1.5).abs() < 1e-9, "{found:?}");
-            assert_eq!(on_grid(&m, (32, 48)).unwrap(), [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+            assert_eq!(on_grid(&m, (32, 48), CELL).unwrap(), [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
         }
         // Not a whole number of pixels a cell.
         let m = mask(50, 50, |_, x| x < 25);

@@ -112,7 +112,7 @@ impl Pairs {
             rgb: samples.iter().flat_map(|(_, s)| of(s)).copied().collect::<Vec<u8>>().into(),
         };
         let masks = |size, of: &dyn Fn(&Sample) -> &[f32]| -> Result<Mask, OpError> {
-            let (h, w) = grid(size);
+            let (h, w) = grid(size, self.settings.cell);
             mask(ctx, (batch, h, w), samples.iter().flat_map(|(_, s)| of(s)).copied().collect())
         };
         let references = 0..samples[0].0.references.len();
@@ -177,7 +177,7 @@ impl Pairs {
 impl Operator for Pairs {
     const NAME: &'static str = "pairs";
     const DOC: &'static str = "Read preference pairs: winner, loser, references with the masks of their subjects, and \
-                               where each subject is in the winner (priors, on the focus grid of 16x16 pixels); \
+                               where each subject is in the winner (priors, on the focus grid); \
                                also how winners came to their size (crops).";
     const IN: [&'static str; 0] = [];
     const OUT: [&'static str; 10] = [
@@ -247,7 +247,7 @@ impl Operator for Pairs {
         let batch = self.settings.batch;
         let image = |(height, width)| ImageShape { batch, height, width };
         let mask = |size| {
-            let (h, w) = grid(size);
+            let (h, w) = grid(size, self.settings.cell);
             (batch, Const, h, w)
         };
         let (size, reference_size) = (self.settings.size(), self.settings.reference_size());

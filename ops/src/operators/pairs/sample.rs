@@ -31,12 +31,12 @@ pub(super) fn mask_of(path: &Path, picture: &Rgb, max_pixels: usize) -> Result<F
     Ok(mask)
 }
 
-/// A mask on the focus grid of a picture of this size.
+/// A mask on the focus grid of a picture of this size, whose cells have `cell` pixels along a side.
 ///
 /// # Errors
 /// Naming the file of the mask.
-pub(super) fn cells_of(path: &Path, mask: &Foreground, size: Size) -> Result<Vec<f32>, String> {
-    geometry::on_grid(mask, size).map_err(|e| format!("{}: {e}", path.display()))
+pub(super) fn cells_of(path: &Path, mask: &Foreground, size: Size, cell: usize) -> Result<Vec<f32>, String> {
+    geometry::on_grid(mask, size, cell).map_err(|e| format!("{}: {e}", path.display()))
 }
 
 /// A picture at the size of training.
@@ -48,11 +48,12 @@ struct Fitted {
     masks: Vec<Vec<f32>>,
 }
 
-fn picture(path: &Path, masks: &[&Path], size: Size, max_pixels: usize) -> Result<Fitted, String> {
+fn picture(path: &Path, masks: &[&Path], size: Size, settings: &PairsSettings) -> Result<Fitted, String> {
+    let PairsSettings { max_pixels, cell, .. } = *settings;
     let picture = Rgb::open(path, max_pixels)?;
     let masks = masks
         .iter()
-        .map(|path| cells_of(path, &mask_of(path, &picture, max_pixels)?, size))
+        .map(|path| cells_of(path, &mask_of(path, &picture, max_pixels)?, size, cell))
         .collect::<Result<_, _>>()?;
     let crop = geometry::crop((picture.height, picture.width), size);
     Ok(Fitted { rgb: geometry::fitted(picture, size), crop, masks })
@@ -69,9 +70,9 @@ impl Sample {
 
     fn read_all(row: &Row, settings: &PairsSettings) -> Result<Self, String> {
         let (size, reference_size) = (settings.size(), settings.reference_size());
-        let read = |path: &Path, masks: &[&Path], size| picture(path, masks, size, settings.max_pixels);
+        let read = |path: &Path, masks: &[&Path], size| picture(path, masks, size, settings);
         let whole = |size| {
-            let (h, w) = grid(size);
+            let (h, w) = grid(size, settings.cell);
             vec![1.0; h * w]
         };
         let priors: Vec<&Path> = row.priors.iter().map(AsRef::as_ref).collect();

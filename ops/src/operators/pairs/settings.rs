@@ -26,6 +26,8 @@ settings! {
         pub reference_height: Option<usize> = None,
         /// Columns of pixels of a reference, a multiple of 16; `width` where it is not given.
         pub reference_width: Option<usize> = None,
+        /// Pixels along each side of a cell of the focus grid: 16 are a token of a FLUX transformer, 8 a latent cell, as a U-Net takes it.
+        pub cell: usize = CELL,
         /// Pairs in a batch.
         pub batch: usize = 1,
         /// Is the order drawn anew in every epoch?
@@ -77,6 +79,12 @@ impl PairsSettings {
             ("reference_width", self.reference_width),
         ] {
             side.map_or(Ok(()), |side| whole_cells(name, side))?;
+            if self.cell == 0 || side.is_some_and(|side| !side.is_multiple_of(self.cell)) {
+                return Err(OpError::new(format!(
+                    "cell {}: {name} must be whole cells of it; 16 or 8 pixels are what networks take",
+                    self.cell
+                )));
+            }
         }
         for (height, width) in [self.size(), self.reference_size()] {
             if !is_possible(self.batch, (height, width)) {
@@ -108,6 +116,6 @@ pub(super) fn is_possible(batch: usize, (height, width): Size) -> bool {
 }
 
 /// Height and width in cells of the focus grid.
-pub(super) fn grid((height, width): Size) -> (usize, usize) {
-    (height / CELL, width / CELL)
+pub(super) fn grid((height, width): Size, cell: usize) -> (usize, usize) {
+    (height / cell, width / cell)
 }

@@ -1,0 +1,220 @@
+//! The recipes for SDXL take two steps on small files of the published layouts, and share all but the network with those for FLUX.
+
+mod copy;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
+
+use assert_cmd::cargo::cargo_bin;
+use copy::copy;
+use prefgraph::{Plan, PlanOptions, Registry, RunOptions, Runner, spec};
+use prefgraph_nn::{
+    Cpu,
+    files::{NamedTensor, TensorFiles, write_safetensors},
+    models::UNetConfig,
+    vision::ResamplerSizes,
+};
+
+/// Width of pooled text.
+const POOLED: usize = 24;
+/// Width of the tokens: that of both text encoders together.
+const TOKENS: usize = 64;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Numbers without pattern, in +-`size`.
+fn numbers(count: usize, size: f32) -> Vec<f32> {
+    let mixed = |i: usize| (i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
+    (0..count).map(|i| size * ((mixed(i) & 0xFFFF) as f32 / 32768.0 - 1.0)).collect()
+}
+
+/// Write tensors without meaning, small enough for a deep network.
+fn write(path: &Path, tensors: Vec<(String, Vec<usize>)>) {
+    let tensors: Vec<NamedTensor<'_>> = tensors
+        .into_iter()
+        .map(|(name, shape)| {
+            let inputs: usize = shape.iter().skip(1).product();
+            let values = match name.contains("norm") && name.ends_with("weight") {
+                true => vec![1.0; shape[0]],
+                false => numbers(shape.iter().product(), 1.0 / (inputs as f32).sqrt()),
+            };
+            NamedTensor::f32(name, shape, &values)
+        })
+        .collect();
+    write_safetensors(path, &tensors, &[]).unwrap();
+}
+
+/// A pipeline in SDXL's layout, and an IP-Adapter for it.
+struct Published {
+    dir: tempfile::TempDir,
+}
+
+impl Published {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (pipeline, fixtures) = (dir.path().join("sdxl"), root().join("tests/fixtures/encoders"));
+        let small = fixtures.join("tiny_checkpoint");
+        for (from, to) in [
+            (small.join("text_encoder"), "text_encoder"),
+            (small.join("tokenizer"), "tokenizer"),
+            (small.join("tokenizer"), "tokenizer_2"),
+            (fixtures.join("vae_sdxl"), "vae"),
+        ] {
+            copy(&from, &pipeline.join(to));
+        }
+        copy(&fixtures.join("clip_vision"), &dir.path().join("image_encoder"));
+        second_text_encoder(&small.join("text_encoder"), &pipeline.join("text_encoder_2"));
+
+        let unet = pipeline.join("unet");
+        fs::create_dir_all(&unet).unwrap();
+        let config = format!(
+            r#"{{"_class_name": "UNet2DConditionModel", "act_fn": "silu", "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8, "attention_head_dim": [2, 2], "block_out_channels": [8, 16],
+            "cross_attention_dim": {TOKENS}, "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "in_channels": 4, "out_channels": 4,
+            "layers_per_block": 1, "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 4,
+            "projection_class_embeddings_input_dim": {}, "resnet_out_scale_factor": 1.0,
+            "transformer_layers_per_block": [1, 1], "use_linear_projection": true}}"#,
+            POOLED + 6 * 8
+        );
+        fs::write(unet.join("config.json"), config).unwrap();
+        let config = UNetConfig::read(&unet.join("config.json")).unwrap();
+        write(&unet.join("diffusion_pytorch_model.safetensors"), config.tensors());
+
+        let sizes =
+            ResamplerSizes { input: 32, queries: 4, width: 20, inner: 64, mlp: 40, depth: 1, output: TOKENS };
+        let mut tensors = sizes.tensors();
+        // All cross-attentions are on the level with 16 channels.
+        for crossing in 0..config.layout(true).blocks {
+            for part in ["to_k_ip", "to_v_ip"] {
+                tensors.push((format!("ip_adapter.{}.{part}.weight", 2 * crossing + 1), vec![16, TOKENS]));
+            }
+        }
+        write(&dir.path().join("ip-adapter.safetensors"), tensors);
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// What a user would change in a recipe, and small pictures.
+    fn sets(&self, with_images: bool) -> Vec<String> {
+        let mut sets = vec![
+            format!("backbone.weights={}", self.path("sdxl").display()),
+            format!("pairs.path={}", root().join("data/demo/pairs.jsonl").display()),
+            format!("held_out.path={}", root().join("data/demo/held_out.jsonl").display()),
+            format!("cache.path={}", self.path("cache").display()),
+            "lora.rank=4".into(),
+            "backbone.compute=f32".into(),
+        ];
+        let sides = ["height", "width", "reference_height", "reference_width"];
+        sets.extend(sides.map(|side| format!("pairs.{side}=64")));
+        if with_images {
+            sets.push(format!("backbone.ip_adapter={}", self.path("ip-adapter.safetensors").display()));
+            sets.push(format!("image_prompt.image_encoder={}", self.path("image_encoder").display()));
+        }
+        sets
+    }
+}
+
+/// The text encoder of a small checkpoint with a projection and the other activation, in place of ViT-bigG.
+fn second_text_encoder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    let mut config: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(from.join("config.json")).unwrap()).unwrap();
+    config["hidden_act"] = "gelu".into();
+    config["projection_dim"] = POOLED.into();
+    let width = config["hidden_size"].as_u64().unwrap() as usize;
+    fs::write(to.join("config.json"), config.to_string()).unwrap();
+    let files = TensorFiles::open(&from.join("model.safetensors")).unwrap();
+    let copied = files.names().map(|name| {
+        NamedTensor::f32(name.to_owned(), files.info(name).unwrap().shape.clone(), &files.read(name).unwrap())
+    });
+    let projection =
+        NamedTensor::f32("text_projection.weight", vec![POOLED, width], &numbers(POOLED * width, 0.2));
+    let tensors: Vec<NamedTensor<'_>> = copied.chain([projection]).collect();
+    write_safetensors(&to.join("model.safetensors"), &tensors, &[]).unwrap();
+}
+
+fn recipes() -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> =
+        fs::read_dir(root().join("graphs/sdxl")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.retain(|path| path.extension().is_some_and(|e| e == "ron"));
+    found.sort();
+    found
+}
+
+#[test]
+fn every_recipe_takes_two_steps_and_begins_at_the_loss_of_two_equal_networks() {
+    let published = Published::new();
+    let all = recipes();
+    assert!(all.len() >= 4, "{all:?}");
+    for recipe in all {
+        let with_images = recipe.to_string_lossy().contains("ip_adapter");
+        let name = recipe.display();
+        let loaded = spec::load(&recipe, &published.sets(with_images), &Registry::standard())
+            .unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        let graph = Arc::new(loaded.graph);
+        let plan = Plan::new(&graph, &PlanOptions::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let options = RunOptions { last: Some(1), ..RunOptions::new(0, Cpu::new(2).unwrap()) };
+        let mut runner = Runner::new(graph.clone(), plan, options).unwrap();
+        let mut step = || runner.step().unwrap_or_else(|e| panic!("{name}: {e}"));
+        let (first, second) = (step().loss.unwrap(), step().loss.unwrap());
+        if graph.find("reference").is_ok() {
+            assert_eq!(first, std::f32::consts::LN_2, "{name}");
+        }
+        assert!(first.is_finite() && second.is_finite(), "{name}: {first} {second}");
+    }
+}
+
+#[test]
+fn recipes_for_sdxl_and_for_flux_share_every_node_but_the_network_and_its_encoders() {
+    let diff = |old: &str, new: &str| {
+        let output = Command::new(cargo_bin("graph-run"))
+            .current_dir(root())
+            .args(["diff", old, new])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let said = diff("graphs/focusdpo.ron", "graphs/sdxl/focusdpo_ip_adapter.ron");
+    let same = said.lines().find(|l| l.starts_with("the same in both")).unwrap();
+    let same: Vec<&str> = same.split_once(": ").unwrap().1.split(", ").collect();
+    for node in ["found", "structure", "fuse", "log", "moments"] {
+        assert!(same.contains(&node), "{node} in {said}");
+    }
+    // Nothing else comes with the network than what it is conditioned on.
+    assert!(said.contains("only in + (4): sizes (sizes), held_out_sizes (sizes), image_prompt (image-prompt)"), "{said}");
+    assert!(said.contains("only in - (2): references (encode-references), held_out_references"), "{said}");
+}
+
+#[test]
+fn a_recipe_for_published_files_says_what_is_missing_or_of_another_model() {
+    let published = Published::new();
+    let recipe = root().join("graphs/sdxl/focusdpo_ip_adapter.ron");
+    let refused = |sets: &[String]| match spec::load(&recipe, sets, &Registry::standard()) {
+        Ok(loaded) => match Plan::new(&loaded.graph, &PlanOptions::default()) {
+            Ok(_) => panic!("it was taken"),
+            Err(e) => e.to_string(),
+        },
+        Err(e) => format!("{e:?}"),
+    };
+    let error = refused(&[]);
+    assert!(error.contains("pairs.jsonl") || error.contains("sdxl"), "{error}");
+    let with = |set: String| [published.sets(true), vec![set]].concat();
+    let error = refused(&with(format!("backbone.ip_adapter={}", published.path("sdxl/vae").display())));
+    assert!(error.contains("ip_adapter") || error.contains("IP-Adapter"), "{error}");
+    let error = refused(&with("time.process=flow".into()));
+    assert!(error.contains("timesteps of DDPM") || error.contains("process"), "{error}");
+    // Without its IP-Adapter the network has no use for image tokens.
+    let error = refused(&with("backbone.ip_adapter=\"\"".into()));
+    assert!(error.contains("ip_adapter") || error.contains("IP-Adapter"), "{error}");
+}
