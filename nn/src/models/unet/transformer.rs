@@ -12,8 +12,8 @@
 use std::sync::Arc;
 
 use super::{
-    attention::{self, AttentionSaved, Looked, Sizes, Tokens},
-    pass::{Pass, Route},
+    attention::{self, AttentionSaved, Looked, Sizes},
+    context::{Pass, Route, Tokens},
     probe::Asked,
     resnet::add,
     weights::{Block, Transformer},

@@ -9,7 +9,7 @@ use super::{
     config::{TRANSFORMER_GROUP_EPS, TRANSFORMER_ROW_EPS, UNetConfig},
     files::UNetFiles,
     image_prompt::ImagePromptFiles,
-    stages::{IMAGE_PROMPT, MLP_RATIO, Stage, steps},
+    stages::{IMAGE_PROMPT, MLP_RATIO, Stage, is_of_image_prompt, steps},
 };
 use crate::{
     backbone::LinearLayout,
@@ -178,7 +178,7 @@ impl<D: Device> Reader<'_, D> {
             .layouts
             .get(name)
             .ok_or_else(|| Error::Internal(format!("`{name}` is not among the model's linears")))?;
-        let weight = match self.image_prompt.filter(|_| name.contains(".processor.")) {
+        let weight = match self.image_prompt.filter(|_| is_of_image_prompt(name)) {
             Some(files) => files.view(name)?,
             None => self.files.view(&format!("{name}.weight"))?,
         };
