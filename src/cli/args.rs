@@ -36,6 +36,13 @@ pub(super) enum Command {
         #[arg(long, value_enum, default_value_t = Format::Dot)]
         format: Format,
     },
+    /// Say what two graphs have not in common, node by node
+    Diff {
+        /// A graph file (RON)
+        old: PathBuf,
+        /// Another one
+        new: PathBuf,
+    },
     /// Draw pictures from a prompt, with the networks of a graph and an adapter that it trained
     Sample(Sample),
     /// List the devices that networks can run on
