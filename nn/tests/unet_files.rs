@@ -2,11 +2,12 @@
 
 mod small_unet;
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc};
 
 use prefgraph_nn::{
-    Backbone, Cpu, Probe, Tensor,
+    Adapter, AdapterLayout, Backbone, Cpu, Probe, Tensor,
     backbone::Scoring,
+    lora::AdapterFormat,
     models::{SdxlUNet, UNetOptions, unet::ImagePrompt},
 };
 use serde_json::Value;
@@ -95,6 +96,22 @@ fn an_ip_adapter_for_another_network_is_called_what_it_is() {
         error.contains("is no IP-Adapter: expected tensors called `ip_adapter.1.to_k_ip.weight`"),
         "{error}"
     );
+}
+
+#[test]
+fn an_adapter_of_a_u_net_is_written_and_read_back_with_the_names_of_kohya() {
+    let small = Small::new(&config());
+    let linears = &small.model(small.options()).layout().linears.clone();
+    let (layout, _) =
+        AdapterLayout::matching(linears, &["to_q", "to_k_ip", "proj_in", "ff.net.2"], 3, 4.5).unwrap();
+    let values = small_unet::numbers(layout.len(), 7);
+    let adapter = Adapter { layout: Arc::new(layout), values: values.clone().into() };
+    let path = small.path().join("adapter.safetensors");
+    adapter.write(&path, AdapterFormat::Kohya, &[]).unwrap();
+    let names = prefgraph_nn::files::TensorFiles::open(&path).unwrap();
+    let name = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k_ip.lora_down.weight";
+    assert!(names.info(name).is_some(), "{:?}", names.names().next());
+    assert_eq!(*Adapter::read(&path, linears).unwrap().values.host().unwrap(), values);
 }
 
 #[test]

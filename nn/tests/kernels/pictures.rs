@@ -70,7 +70,7 @@ fn the_backward_of_a_norm_of_groups_equals_differences() {
                     let values: Vec<f64> = at.iter().map(|i| x[*i]).collect();
                     for (i, n) in at.iter().zip(normed(&values, true)) {
                         let z = n * f64::from(weight[i % width]) + f64::from(bias[i % width]);
-                        y[*i] = if silu { z / (1.0 + (-z).exp()) } else { z };
+                        y[*i] = if silu { z / (1.0 + libm::exp(-z)) } else { z };
                     }
                 }
                 y

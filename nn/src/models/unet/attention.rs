@@ -8,7 +8,10 @@
 //!
 //! `N` batch, `T` pixels, `U` tokens with keys, `C` channels, `H` heads, `M = N T` rows.
 
-use super::{pass::Pass, weights::Attention};
+use super::{
+    context::{Pass, Tokens},
+    weights::Attention,
+};
 use crate::{
     device::{
         self, AttentionBackward, AttentionShape, Device, HeadLayout, Kind, Queue, Scores, View, ViewMut,
@@ -16,21 +19,6 @@ use crate::{
     error::{Error, Result},
     layers::{InputGrad, Linear, Output, linears, linears_backward},
 };
-
-/// Tokens that have keys and values, `[N U, width]`.
-pub(super) struct Tokens<'a, D: Device> {
-    pub values: View<'a, D>,
-    /// U.
-    pub count: usize,
-}
-
-impl<D: Device> Clone for Tokens<'_, D> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<D: Device> Copy for Tokens<'_, D> {}
 
 /// The sizes of an attention, and what it runs in.
 #[derive(Clone, Copy)]

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use super::{
     UNetOptions,
     config::UNetConfig,
-    stages::{MLP_RATIO, Stage, Step, steps},
+    stages::{MLP_RATIO, Stage, Step, is_of_image_prompt, steps},
 };
 use crate::{
     backbone::{LinearLayout, PassCost},
@@ -130,7 +130,14 @@ impl Costs<'_> {
         }
         let reached = first < all.len();
         c.conv(ConvWindow::Three, (first_channels, io), pixels(size), reached);
-        if !reached {
+        if reached {
+            // What the last norm reads; of the steps that no derivative reaches, what lies on the way down; and the conditions.
+            let tokens = sizes.text as f64 + image_tokens;
+            let conditions = sizes.batch as f64
+                * (tokens * config.cross_attention_dim as f64 + config.time_width() as f64);
+            let ends = 2.0 * pixels(sizes.grid) * first_channels as f64;
+            c.kept.activations += ends + skipped(&all[..first], sizes) + conditions;
+        } else {
             c.kept = Held::default();
         }
         let storage = Storage::new(self.on, self.options.loading.precision);
@@ -261,7 +268,7 @@ impl Counter<'_> {
         let before = self.kept;
         for (linear, _) in linears {
             let of_text = linear.name.ends_with("attn2.to_k") || linear.name.ends_with("attn2.to_v");
-            let of_image = linear.name.contains(".processor.");
+            let of_image = is_of_image_prompt(&linear.name);
             let (rows, by_input) = match (of_text, of_image) {
                 (true, _) => (text, false),
                 (_, true) => (image, false),

@@ -1,21 +1,24 @@
 //! The U-Net of Stable Diffusion XL (Podell et al. 2023), with the attention over image tokens of an IP-Adapter (Ye et al. 2023).
 //!
 //! ```text
-//! config     sizes, and from them every tensor of the checkpoint    stages     the network as a list of steps
-//! files      where those tensors stand                              linears    the names of its linears in both layouts
-//! image_prompt   keys and values of an IP-Adapter file              weights    the frozen weights, packed
-//! resnet     residual blocks                                        attention  over pixels, text and image tokens
-//! transformer   blocks of attention and MLP                         pass       a whole pass, forward and backward
-//! probe      what is asked of its cross-attentions                  cost       what a pass costs, and the weights on a device
+//! config    sizes as a file states them    layout     what follows from them: tensors, linears
+//! stages    the network as a list of steps linears    the names of its linears in both layouts
+//! files     where the tensors stand        image_prompt   keys and values of an IP-Adapter file
+//! weights   the frozen weights, packed     context    what every function of a pass needs to know
+//! resnet    residual blocks                attention  over pixels, text and image tokens
+//! transformer   blocks of attention and MLP      probe    what is asked of its cross-attentions
+//! pass      a whole pass, forward and backward   cost     what a pass costs, and the weights on a device
 //! ```
 //!
 //! The model is that of diffusers' `UNet2DConditionModel`. It takes whole DDPM steps as its time and predicts eps or v.
 
 mod attention;
 mod config;
+mod context;
 mod cost;
 mod files;
 mod image_prompt;
+mod layout;
 mod linears;
 mod pass;
 mod probe;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{
     UNet,
-    attention::Tokens,
+    context::{Pass, Route, Tokens},
     probe::Asked,
     resnet::{self, Inputs as ResnetInputs, ResnetSaved, add},
     transformer::{self, TransformerSaved},
@@ -21,70 +21,6 @@ use crate::{
     models::checkpointing::{Checkpointing, Kept},
     tensor::Tensor,
 };
-
-/// What every function of a pass needs to know.
-pub(super) struct Pass<'a, D: Device> {
-    pub ctx: Context<'a, D>,
-    /// `N`.
-    pub batch: usize,
-    /// `silu(temb)`, `[N, D]`.
-    pub condition: &'a D::Buffer,
-    /// `[N L, E]`.
-    pub text: Tokens<'a, D>,
-    /// `[N K, E]`, where the network takes them.
-    pub image: Option<Tokens<'a, D>>,
-    /// What attention over image tokens is multiplied by.
-    pub image_scale: f32,
-    pub checkpointing: Checkpointing,
-    /// Is anything kept for a backward?
-    pub saving: bool,
-}
-
-impl<D: Device> Clone for Pass<'_, D> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<D: Device> Copy for Pass<'_, D> {}
-
-impl<D: Device> Pass<'_, D> {
-    /// Working memory for this many activations.
-    pub fn take(&self, len: usize) -> D::Buffer {
-        self.ctx.queue.take(len, Kind::Activation)
-    }
-}
-
-/// The units of the weights in the order in which a pass comes to them.
-pub(super) struct Route<'a, D: Device> {
-    queue: &'a D::Queue,
-    weights: &'a Weights<D>,
-    order: Vec<usize>,
-    /// Number of the first unit that an adapter reaches.
-    pub first: usize,
-    backward: bool,
-}
-
-impl<'a, D: Device> Route<'a, D> {
-    fn forward(weights: &'a Weights<D>, ctx: Context<'a, D>) -> Self {
-        let (queue, first) = (ctx.queue, weights.first_adapted(ctx));
-        Self { queue, weights, order: (0..weights.units()).collect(), first, backward: false }
-    }
-
-    fn backward(weights: &'a Weights<D>, ctx: Context<'a, D>) -> Self {
-        let (queue, first) = (ctx.queue, weights.first_adapted(ctx));
-        Self { queue, weights, order: (first..weights.units()).rev().collect(), first, backward: true }
-    }
-
-    /// A unit runs next.
-    ///
-    /// # Errors
-    /// If a file was truncated, a weight is not finite, or the device has no room.
-    pub fn approach(&self, unit: usize) -> Result<()> {
-        let place = if self.backward { self.weights.units() - 1 - unit } else { unit };
-        self.weights.approach(self.queue, &self.order, place)
-    }
-}
 
 /// What a pass is given, on the device.
 struct Conditions<D: Device> {

@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use super::{attention::Looked, pass::Pass};
+use super::{attention::Looked, context::Pass};
 use crate::{
     backbone::{BlockTokens, Probe},
     device::{Device, Kind, Queue, View, ViewMut},

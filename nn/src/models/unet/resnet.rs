@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use super::{pass::Pass, weights::Resnet};
+use super::{context::Pass, weights::Resnet};
 use crate::{
     device::{CopyTokens, Device, Kind, Queue, View, ViewMut},
     error::Result,

@@ -186,8 +186,13 @@ impl Stage {
     }
 }
 
-/// The keys and values of an IP-Adapter within a block, as the module that has them is called in the original implementation.
-pub(super) const IMAGE_PROMPT: [&str; 2] = ["attn2.processor.to_k_ip", "attn2.processor.to_v_ip"];
+/// The linears of an IP-Adapter within a block: the original implementation has them in the attention's processor.
+pub(super) const IMAGE_PROMPT: [&str; 2] = ["attn2.to_k_ip", "attn2.to_v_ip"];
+
+/// Is this one of the linears of an IP-Adapter?
+pub(super) fn is_of_image_prompt(linear: &str) -> bool {
+    IMAGE_PROMPT.iter().any(|part| linear.ends_with(part))
+}
 
 /// Names of all cross-attentions in the order in which IP-Adapter files number them: down, up, middle.
 pub(super) fn numbered_crossings(config: &UNetConfig) -> Vec<String> {

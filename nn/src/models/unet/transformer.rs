@@ -12,8 +12,8 @@
 use std::sync::Arc;
 
 use super::{
-    attention::{self, AttentionSaved, Looked, Sizes, Tokens},
-    pass::{Pass, Route},
+    attention::{self, AttentionSaved, Looked, Sizes},
+    context::{Pass, Route, Tokens},
     probe::Asked,
     resnet::add,
     weights::{Block, Transformer},
@@ -30,11 +30,14 @@ pub(super) struct TransformerSaved<D: Device> {
     x: Arc<Map<D>>,
     in_inner: Option<D::Buffer>,
     /// From the first block that an adapter or a derivative reaches.
-    blocks: Vec<Option<Kept<Arc<D::Buffer>, BlockSaved<D>>>>,
+    blocks: Vec<Option<KeptBlock<D>>>,
     /// What `proj_out` reads, `[M, C]`, and what its adapter makes of it.
     last: Arc<D::Buffer>,
     out_inner: Option<D::Buffer>,
 }
+
+/// All that the backward of a block needs, or what the block has read.
+type KeptBlock<D> = Kept<Arc<<D as Device>::Buffer>, BlockSaved<D>>;
 
 /// What the backward of a block needs.
 pub(super) struct BlockSaved<D: Device> {

@@ -9,7 +9,7 @@ use super::{
     config::{TRANSFORMER_GROUP_EPS, TRANSFORMER_ROW_EPS, UNetConfig},
     files::UNetFiles,
     image_prompt::ImagePromptFiles,
-    stages::{IMAGE_PROMPT, MLP_RATIO, Stage, steps},
+    stages::{IMAGE_PROMPT, MLP_RATIO, Stage, is_of_image_prompt, steps},
 };
 use crate::{
     backbone::LinearLayout,
@@ -67,7 +67,7 @@ pub(super) struct Transformer<D: Device> {
 #[derive(Debug)]
 pub(super) enum StageWeights<D: Device> {
     Resnet(Box<Resnet<D>>),
-    Transformer(Transformer<D>),
+    Transformer(Box<Transformer<D>>),
     Down(Conv<D>),
     Up(Conv<D>),
 }
@@ -116,7 +116,8 @@ impl<D: Device> StageWeights<D> {
                 let convs = resnet.convs.iter().chain(&resnet.shortcut).map(Conv::linear);
                 std::iter::once(&resnet.time).chain(convs).collect()
             }
-            Self::Transformer(Transformer { blocks, proj_in, proj_out, .. }) => {
+            Self::Transformer(transformer) => {
+                let Transformer { blocks, proj_in, proj_out, .. } = &**transformer;
                 let block = unit.checked_sub(1).map(|block| blocks.get(block));
                 match block {
                     None => vec![proj_in],
@@ -178,7 +179,7 @@ impl<D: Device> Reader<'_, D> {
             .layouts
             .get(name)
             .ok_or_else(|| Error::Internal(format!("`{name}` is not among the model's linears")))?;
-        let weight = match self.image_prompt.filter(|_| name.contains(".processor.")) {
+        let weight = match self.image_prompt.filter(|_| is_of_image_prompt(name)) {
             Some(files) => files.view(name)?,
             None => self.files.view(&format!("{name}.weight"))?,
         };
@@ -282,14 +283,14 @@ impl<D: Device> Reader<'_, D> {
                     }
                 };
                 let block = |i: usize| self.block(&format!("{name}.transformer_blocks.{i}"), *channels);
-                StageWeights::Transformer(Transformer {
+                StageWeights::Transformer(Box::new(Transformer {
                     heads: *heads,
                     crossing: *crossing,
                     norm: self.group_norm(&format!("{name}.norm"), *channels, TRANSFORMER_GROUP_EPS)?,
                     proj_in: projection("proj_in")?,
                     blocks: (0..*depth).map(block).collect::<Result<_>>()?,
                     proj_out: projection("proj_out")?,
-                })
+                }))
             }
             Stage::Down { name, channels } => StageWeights::Down(self.conv(
                 name,
