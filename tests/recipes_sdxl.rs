@@ -192,7 +192,10 @@ fn recipes_for_sdxl_and_for_flux_share_every_node_but_the_network_and_its_encode
         assert!(same.contains(&node), "{node} in {said}");
     }
     // Nothing else comes with the network than what it is conditioned on.
-    assert!(said.contains("only in + (4): sizes (sizes), held_out_sizes (sizes), image_prompt (image-prompt)"), "{said}");
+    assert!(
+        said.contains("only in + (4): sizes (sizes), held_out_sizes (sizes), image_prompt (image-prompt)"),
+        "{said}"
+    );
     assert!(said.contains("only in - (2): references (encode-references), held_out_references"), "{said}");
 }
 

@@ -6,5 +6,5 @@ pub mod resampler;
 pub mod vit;
 
 pub use preprocess::Preprocess;
-pub use resampler::{ImageResampler, Resampler};
+pub use resampler::{ImageResampler, Resampler, ResamplerSizes};
 pub use vit::{Vit, VitEncoder};

@@ -193,13 +193,13 @@ mod tests {
     fn shares_do_not_depend_on_the_resolution_of_the_mask() {
         for scale in [1, 2, 3, 7] {
             let m = mask(8 * scale, 12 * scale, |y, x| y / scale < 4 && x / scale < 6);
-            let found = shares(&m, (32, 48));
+            let found = shares(&m, (32, 48), CELL);
             assert!((found.iter().sum::<f64>() - 1.5).abs() < 1e-9, "{found:?}");
             assert_eq!(on_grid(&m, (32, 48), CELL).unwrap(), [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
         }
         // Not a whole number of pixels a cell.
         let m = mask(50, 50, |_, x| x < 25);
-        assert_eq!(shares(&m, (48, 48)).iter().map(|s| (s * 1000.0).round()).sum::<f64>(), 4500.0);
+        assert_eq!(shares(&m, (48, 48), CELL).iter().map(|s| (s * 1000.0).round()).sum::<f64>(), 4500.0);
     }
 
     #[test]
@@ -208,7 +208,7 @@ mod tests {
         let inside = |_: usize, x: usize| (90..110).contains(&x);
         let rgb = (0..height * width).flat_map(|i| [if inside(0, i % width) { 255 } else { 0 }; 3]).collect();
         let picture = fitted(Rgb { height, width, rgb, turned: false }, (48, 48));
-        let cells = shares(&mask(height, width, inside), (48, 48));
+        let cells = shares(&mask(height, width, inside), (48, 48), CELL);
         for (cell, share) in cells.iter().enumerate() {
             let (top, left) = (cell / 3 * CELL, cell % 3 * CELL);
             let bright: f64 = (0..CELL * CELL)
