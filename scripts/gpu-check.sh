@@ -2,8 +2,8 @@
 # All checks of a GPU in one command, on a machine that has a driver, Python and PyTorch, and nothing to build with.
 #
 #   scripts/gpu-check.sh pack FOLDER     here: builds tests, benches and the command, and copies them with what they read
-#   FOLDER/gpu-check.sh run              there: runs them on cuda:0 and prints one table last (8 minutes on one H100)
-#   FOLDER/gpu-check.sh run --quick      the tests, and FLUX.1-dev's step at 512 pixels
+#   FOLDER/gpu-check.sh run              there: runs them on cuda:0 and prints one table last (8 minutes)
+#   FOLDER/gpu-check.sh run --quick      the tests, and FLUX.1-dev's step at 512 pixels (PIXELS names others)
 #
 # A part that fails or is missing does not stop the rest: the table says so. What does not fit into LIMIT seconds (480) is left out, the
 # most important parts come first, and none takes longer than PART seconds (200). The exit status is 1 where a part failed or was
@@ -15,6 +15,8 @@ set -euo pipefail
 
 # The program among nn/benches that times every operation of a device against its roofline: `PROGRAM cuda:0` prints a table.
 KERNELS=operations
+# Tests of nn that use a GPU: operations, golden cases, streamed weights, weights that share rows.
+TESTS=(devices golden_flux flux_on_gpu shared_rows)
 
 pack() {
     local folder=$1 profile=${PROFILE:-release} benches=(step) built
@@ -24,7 +26,7 @@ pack() {
     if [[ -e nn/benches/$KERNELS.rs || -d nn/benches/$KERNELS ]]; then benches+=("$KERNELS"); fi
     # In one command, so that everything is built once; the command `graph-run` is built with its benches.
     built=$(cargo test --locked --profile "$profile" --no-run --message-format=json -p prefgraph-nn -p prefgraph \
-        --test devices --test golden_flux "${benches[@]/#/--bench=}" |
+        "${TESTS[@]/#/--test=}" "${benches[@]/#/--bench=}" |
         python3 -c 'import json, sys
 for line in sys.stdin:
     found = json.loads(line)
@@ -33,7 +35,7 @@ for line in sys.stdin:
     while read -r name path; do
         cp "$path" "$folder/$name"
     done <<<"$built"
-    local programs=(devices golden_flux graph-run "${benches[@]}")
+    local programs=("${TESTS[@]}" graph-run "${benches[@]}")
     (cd "$folder" && strip "${programs[@]}" 2>/dev/null || true)
     cp graphs/*.ron "$folder/graphs/"
     cp -r data/demo "$folder/data/"
@@ -91,11 +93,11 @@ steps() {
     grep -a '^{' "logs/$1.log" >>steps.jsonl 2>/dev/null || true
 }
 
-# Ours and PyTorch's steps in turn, two rounds, on the shapes given.
+# Ours and PyTorch's steps in turn, ROUNDS times (2), on the shapes given.
 duel() {
     local name=$1 round
     shift
-    for round in 1 2; do
+    for ((round = 1; round <= rounds; round++)); do
         steps "$name-ours-$round" ./step "$@" --device cuda:0 "${pace[@]}"
         if [[ -n $torch ]]; then
             steps "$name-torch-$round" env LD_LIBRARY_PATH="$own_path" "$python" peers/torch_step.py "$@" --device "$torch" \
@@ -119,7 +121,7 @@ run() {
     local quick=$1
     cd "$(dirname "$0")"
     tar -xzf programs.tar.gz
-    python=${PYTHON:-python3} limit=${LIMIT:-480} part=${PART:-200} own_path=${LD_LIBRARY_PATH:-} torch=$(find_torch)
+    python=${PYTHON:-python3} limit=${LIMIT:-480} part=${PART:-200} rounds=${ROUNDS:-2} own_path=${LD_LIBRARY_PATH:-} torch=$(find_torch)
     # What is on the path comes first: the stand-in's libraries, in a rehearsal.
     local found
     found=$(libraries)
@@ -134,8 +136,7 @@ run() {
     mkdir -p logs
     if [[ -z $torch ]]; then row PyTorch missing 0 "PYTHON=$python has no PyTorch that sees a GPU: nothing is compared with it"; fi
 
-    check devices ./devices
-    check golden ./golden_flux
+    for test in "${TESTS[@]}"; do check "$test" "./$test"; done
 
     modes=eager,compiled
     local shape=flux-dev others=(bench large) compute=bf16 seconds=3
@@ -144,12 +145,7 @@ run() {
         check agree-write ./step tiny --device cuda:0 --lr 1e-3 --write out/record
         check agree env LD_LIBRARY_PATH="$own_path" "$python" peers/torch_agree.py out/record --device "$torch"
     fi
-    pace=(--compute "$compute" --checkpointing "none,blocks" --steps 5 --seconds "$seconds")
-    local all_pace=("${pace[@]}")
-    if [[ -n $quick && -z ${REHEARSAL:-} ]]; then pace+=(--pixels 512); fi
-    duel "$shape" "$shape"
     if [[ -z $quick ]]; then
-        pace=("${all_pace[@]}")
         # The place of the kernels' rooflines: a table of an executable.
         if [[ -x ./$KERNELS ]]; then
             check kernels "./$KERNELS" cuda:0 ${REHEARSAL:+--small}
@@ -157,6 +153,13 @@ run() {
             row kernels missing 0 "the folder has no program $KERNELS"
         fi
         demo
+    fi
+    pace=(--compute "$compute" --checkpointing "none,blocks" --steps 5 --seconds "$seconds")
+    local all_pace=("${pace[@]}") pixels=${PIXELS:-${quick:+512}}
+    if [[ -n $pixels && -z ${REHEARSAL:-} ]]; then pace+=(--pixels "$pixels"); fi
+    duel "$shape" "$shape"
+    if [[ -z $quick ]]; then
+        pace=("${all_pace[@]}")
         duel small "${others[@]}"
         sanitize
     fi

@@ -36,6 +36,36 @@ fn plan_shows_shapes_costs_notes_and_memory() {
 }
 
 #[test]
+fn diff_says_which_nodes_two_graphs_share_and_what_the_others_say_differently() {
+    let (code, out, err) = graph_run(&["diff", "graphs/focusdpo.ron", "graphs/diffusion_dpo.ron"]);
+    assert_eq!(code, 0, "{err}");
+    let line = |start: &str| {
+        out.lines().find(|l| l.starts_with(start)).unwrap_or_else(|| panic!("{start} in {out}"))
+    };
+    assert!(line("the same in both").contains("backbone, lora"), "{out}");
+    assert!(line("only in -").contains("fuse (fuse)"), "{out}");
+    assert!(!out.contains("only in +"), "{out}");
+    assert!(
+        out.contains("\nloss (masked-loss)\n  reads mask from\n    - fuse.mask\n    + nothing\n"),
+        "{out}"
+    );
+    assert!(out.contains("\npolicy (forward)\n  hooks:\n    - all\n    + off\n"), "{out}");
+
+    let (code, out, _) = graph_run(&["diff", SFT, SFT]);
+    assert!(code == 0 && out.contains("they say the same"), "{out}");
+}
+
+#[test]
+fn diff_needs_no_file_that_a_graph_names_and_names_a_graph_that_is_missing() {
+    let (code, out, err) =
+        graph_run(&["diff", "graphs/focusdpo_samples.ron", "graphs/flux/focusdpo_uno.ron"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("only in +") && out.contains("kind:\n    - dct\n    + kl"), "{out}");
+    let (code, _, err) = graph_run(&["diff", SFT, "graphs/nowhere.ron"]);
+    assert!(code != 0 && err.contains("graphs/nowhere.ron"), "{err}");
+}
+
+#[test]
 fn dot_is_text_that_graphviz_draws() {
     let (code, out, err) = graph_run(&["dot", SFT]);
     assert_eq!(code, 0, "{err}");

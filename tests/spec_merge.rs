@@ -97,6 +97,30 @@ fn a_file_that_extends_itself_by_a_detour_is_refused() {
 }
 
 #[test]
+fn files_of_a_list_are_laid_over_the_first_in_their_order_and_have_no_parent_of_their_own() {
+    let first = r#"Graph(nodes: [(id: "x", with: (level: 5.0))])"#;
+    let second = r#"Graph(nodes: [(id: "x", with: (level: 6.0))])"#;
+    let level = |child: &str| {
+        let files = [("base.ron", GRAPH), ("first.ron", first), ("second.ron", second), ("child.ron", child)];
+        in_folder(&files, &[]).1.map(|loaded| setting(&loaded, "x.level"))
+    };
+    assert_eq!(level(r#"Graph(extends: ["base.ron", "first.ron", "second.ron"])"#).unwrap(), "6.0");
+    assert_eq!(level(r#"Graph(extends: ["base.ron", "second.ron", "first.ron"])"#).unwrap(), "5.0");
+    let own = r#"Graph(extends: ["base.ron", "first.ron"], nodes: [(id: "x", with: (level: 7.0))])"#;
+    assert_eq!(level(own).unwrap(), "7.0");
+
+    let whole = r#"Graph(extends: "base.ron")"#;
+    let files = [
+        ("base.ron", GRAPH),
+        ("whole.ron", whole),
+        ("child.ron", r#"Graph(extends: ["base.ron", "whole.ron"])"#),
+    ];
+    let error = in_folder(&files, &[]).1.unwrap_err();
+    assert!(error.message().contains("cannot extend one itself"), "{}", error.message());
+    assert!(error.places()[0].0.contains("whole.ron:1"), "{:?}", error.places());
+}
+
+#[test]
 fn a_mistake_in_a_parent_is_shown_in_the_parent() {
     let parent = GRAPH.replace("size: 4", "sise: 4");
     let (_folder, loaded) = in_folder(&[("p.ron", &parent), ("c.ron", r#"Graph(extends: "p.ron")"#)], &[]);

@@ -91,6 +91,9 @@ struct Args {
     /// Learning rate
     #[arg(long, default_value_t = 1e-5)]
     lr: f64,
+    /// Print when each task of a step ran, too
+    #[arg(long)]
+    tasks: bool,
     /// Time nothing: write the first steps into this folder
     #[arg(long)]
     write: Option<PathBuf>,
@@ -192,6 +195,11 @@ impl Case<'_> {
         line["peak_bytes"] = json!(peak_bytes(gpu)?);
         line["idle"] = json!(measured.idle);
         line["without_pass"] = json!(measured.without_pass);
+        if args.tasks {
+            for (task, lane, start, took) in &measured.tasks {
+                eprintln!("lane {lane}  from {start:9.2} ms  {took:9.2} ms  {task}");
+            }
+        }
         Ok(line)
     }
 }

@@ -29,6 +29,8 @@ pub struct Measured {
     pub idle: Option<f64>,
     /// Share of the time in which no node was at work that uses the network: then a GPU can only be idle.
     pub without_pass: f64,
+    /// Of the last step: each task, its lane, when it began after the step was asked for, and how long it took, in milliseconds.
+    pub tasks: Vec<(String, usize, f64, f64)>,
 }
 
 impl Measured {
@@ -62,11 +64,19 @@ pub fn measure(
     let to = began.elapsed().as_secs_f64();
     let idle = watched.and_then(GpuUse::idle);
     // What has run ahead is told with its own step.
-    times.extend(runner.step()?.times);
+    let asked = began.elapsed().as_secs_f64();
+    let last = runner.step()?.times;
+    let milliseconds = |seconds: f64| (1e5 * seconds).round() / 1e2;
+    let task = |t: &TaskTime| {
+        let name = format!("{}, {}", runner.graph()[t.task.node()].id, t.task.direction());
+        (name, t.lane, milliseconds(t.start - asked), milliseconds(t.seconds))
+    };
+    let tasks = last.iter().map(task).collect();
+    times.extend(last);
     let passes: Vec<TaskTime> =
         times.into_iter().filter(|time| PASSES.contains(&&*runner.graph()[time.task.node()].id)).collect();
     seconds.sort_by(f64::total_cmp);
-    Ok(Measured { seconds, loss, idle, without_pass: 1.0 - covered(&passes, from, to) / (to - from) })
+    Ok(Measured { seconds, loss, idle, without_pass: 1.0 - covered(&passes, from, to) / (to - from), tasks })
 }
 
 /// Seconds between two times in which at least one task ran.

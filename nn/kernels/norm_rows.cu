@@ -100,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_norm(const activatio
       mean = moments[2 * group], reciprocal = moments[2 * group + 1];
     }
     v[k] = fmaf((v[k] - mean) * reciprocal, w[k], b[k]);
-    if (silu) v[k] = v[k] / (1.0f + expf(-v[k]));
+    if (silu) v[k] = times_logistic(v[k], v[k]);
   }
   store_wide(y + start, v, p.left, p.wide);
 }

@@ -73,22 +73,22 @@ extern "C" __global__ void __launch_bounds__(256) add_scaled_exact(float a, cons
   add_scaled_values(a, x, y, count, wide);
 }
 
-// The tanh form of GELU, and its slope.
-DEVICE float gelu_argument(float x) { return 0.7978845608028654f * (x + 0.044715f * x * x * x); }
-DEVICE float gelu_of(float x) { return 0.5f * x * (1.0f + tanhf(gelu_argument(x))); }
+// The tanh form of GELU, and its slope: (1 + tanh(u)) / 2 is the logistic function of 2 u.
+constexpr float GELU_SCALE = 1.5957691216057308f, GELU_CUBE = 0.044715f;  // 2 sqrt(2 / pi)
+DEVICE float gelu_argument(float x) { return GELU_SCALE * (x + GELU_CUBE * x * x * x); }
 DEVICE float gelu_slope(float x) {
-  const float t = tanhf(gelu_argument(x));
-  return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.7978845608028654f * (1.0f + 3.0f * 0.044715f * x * x);
+  const float s = times_logistic(1.0f, gelu_argument(x));
+  return fmaf(x * s * (1.0f - s), GELU_SCALE * (1.0f + 3.0f * GELU_CUBE * x * x), s);
 }
 
 // In the order of `Activation` in queue/pointwise.rs.
 enum Function { SILU, GELU, GELU_ERF, QUICK_GELU, RELU, TANH };
 DEVICE float function_of(int function, float x) {
   switch (function) {
-    case SILU: return x / (1.0f + expf(-x));
-    case GELU: return gelu_of(x);
+    case SILU: return times_logistic(x, x);
+    case GELU: return times_logistic(x, gelu_argument(x));
     case GELU_ERF: return 0.5f * x * (1.0f + erff(x * 0.7071067811865476f));
-    case QUICK_GELU: return x / (1.0f + expf(-1.702f * x));
+    case QUICK_GELU: return times_logistic(x, 1.702f * x);
     case RELU: return fmaxf(x, 0.0f);
     default: return tanhf(x);
   }

@@ -17,7 +17,6 @@ constexpr bool SHORT_TILES = true;
 #else
 constexpr bool SHORT_TILES = false;
 #endif
-constexpr float LOG2_E = 1.4426950408889634f;
 
 // Where a thread stands in operands and in sums. The sums of a tile of 16 rows and eight columns that a thread has: [0] and [1] of
 // row `group`, [2] and [3] of row `group + 8`, columns `2 pair` and `2 pair + 1`.

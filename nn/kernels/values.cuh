@@ -11,6 +11,12 @@ typedef bf16 activation;
 typedef float activation;
 #endif
 
+constexpr float LOG2_E = 1.4426950408889634f;
+
+// x times the logistic function of y, to a few units in the last place: SiLU, and GELU in its tanh form. Without a branch, so that
+// memory stays the limit.
+DEVICE float times_logistic(float x, float y) { return __fdividef(x, 1.0f + exp2_approx(-LOG2_E * y)); }
+
 DEVICE float to_float(float v) { return v; }
 template <class T> DEVICE T from_float(float v) {
   if constexpr (sizeof(T) == 2) return to_bf16(v);
@@ -33,6 +39,15 @@ template <int N> DEVICE void load_wide(const float* p, float (&v)[N], int left, 
   }
 #pragma unroll
   for (int i = 0; i < N; ++i) v[i] = i < left ? p[i] : 0.0f;
+}
+DEVICE void load_wide(const float* p, float (&v)[2], int left, bool wide) {
+  if (wide) {
+    const float2 x = *reinterpret_cast<const float2*>(p);
+    v[0] = x.x, v[1] = x.y;
+    return;
+  }
+  v[0] = left > 0 ? p[0] : 0.0f;
+  v[1] = left > 1 ? p[1] : 0.0f;
 }
 DEVICE void load_wide(const bf16* p, float (&v)[8], int left, bool wide) {
   if (wide) {

@@ -1,6 +1,6 @@
 //! The interface of a frozen denoiser.
 //!
-//! Shape letters: `N` batch, `C` latent channels, `H` `W` latent grid, `L` text tokens, `E` text width,
+//! Shape letters: `N` batch, `B` samples of text, `C` latent channels, `H` `W` latent grid, `L` text tokens, `E` text width,
 //! `P` pooled width, `T` image tokens of the target and of every reference, `D` width of the stream.
 
 use std::{any::Any, ops::Range};
@@ -64,14 +64,15 @@ impl BackboneLayout {
     }
 }
 
-/// The inputs of one pass. Every tensor has the same `N`.
+/// The inputs of one pass. Every tensor has the same `N`, but text may have fewer samples, which are repeated: winner and loser share
+/// theirs, and it is the largest of the inputs.
 #[derive(Clone, Debug)]
 pub struct Inputs {
     /// Noised latents, `[N, C, H, W]`.
     pub x_t: Latents,
     /// Time of each sample, `[N]`: see [`Time`].
     pub t: Vec<f32>,
-    /// Text tokens, `[N, L, E]`.
+    /// Text tokens, `[B, L, E]`, where `B` divides `N`: row `n` has those of sample `n % B`.
     pub text: Tensor<(usize, usize, usize)>,
     /// Pooled text, `[N, P]`.
     pub pooled: Tensor<(usize, usize)>,

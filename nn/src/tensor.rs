@@ -59,6 +59,13 @@ impl<S: Shape> Tensor<S, Cpu> {
         Self { shape, buffer: device.buffers().zeros(shape.num_elements()) }
     }
 
+    /// With values that the caller writes, all of them, row-major.
+    pub fn filled(device: &Cpu, shape: S, write: impl FnOnce(&mut [f32])) -> Self {
+        let mut buffer = device.buffers().take(shape.num_elements());
+        write(&mut buffer);
+        Self { shape, buffer }
+    }
+
     /// The values, row-major.
     pub fn values(&self) -> &[f32] {
         &self.buffer

@@ -2,7 +2,7 @@
 //!
 //! The fixture holds trajectories of 7 steps for a network that is a matrix over the channels, computed by diffusers' own
 //! schedulers: `FlowMatchEulerDiscreteScheduler` with a shift of 3 and with mu = 0.9, `DDIMScheduler` and
-//! `EulerDiscreteScheduler` with SDXL's configuration.
+//! `EulerDiscreteScheduler` with SDXL's configuration. `solvers.json` holds those of more solvers, written by tests/peers/solvers.py.
 
 #![allow(clippy::disallowed_methods, reason = "expected values: their last bits do not matter")]
 
@@ -10,7 +10,7 @@ use std::{convert::Infallible, path::PathBuf};
 
 use prefgraph_nn::{
     files::TensorFiles,
-    sampling::{Schedule, flow, scaled_linear},
+    sampling::{Ddpm, Predicts, Schedule, flow, scaled_linear, scaled_linear::Terminal},
 };
 use proptest::prelude::*;
 
@@ -42,13 +42,19 @@ fn predict(matrix: &[f32], x: &[f32]) -> Vec<f32> {
     (0..x.len()).map(|i| product(i / cells, i % cells) as f32).collect()
 }
 
+/// Solvers without noise of their own ask for none.
+fn none(step: usize) -> Vec<f32> {
+    panic!("step {step} asked for noise")
+}
+
 /// Every state of a run on the fixture's network, step after step.
 fn trajectory(files: &TensorFiles, schedule: &Schedule) -> Vec<f32> {
     let matrix = files.read("matrix").unwrap();
     let mut states = Vec::new();
     for made in 1..=schedule.steps.len() {
         let part = Schedule { steps: schedule.steps[..made].to_vec(), ..schedule.clone() };
-        let run = part.sample(files.read("init").unwrap(), |x, _| Ok::<_, Infallible>(predict(&matrix, &x)));
+        let run =
+            part.sample(files.read("init").unwrap(), none, |x, _| Ok::<_, Infallible>(predict(&matrix, &x)));
         states.extend(run.unwrap());
     }
     states
@@ -81,13 +87,56 @@ fn flow_euler_with_a_dynamic_shift_is_that_of_diffusers() {
 
 #[test]
 fn ddim_is_that_of_diffusers() {
-    assert_case("ddim", &Schedule::ddim(STEPS), 1.0);
+    assert_case("ddim", &Schedule::ddim(&Ddpm::eps(STEPS)), 1.0);
 }
 
 #[test]
 fn euler_is_that_of_diffusers() {
     assert_near("sigmas", &scaled_linear::sigmas(STEPS), &fixture().read("euler.sigmas").unwrap());
-    assert_case("euler", &Schedule::euler(STEPS), 1.0);
+    assert_case("euler", &Schedule::euler(&Ddpm::eps(STEPS)), 1.0);
+}
+
+#[test]
+fn every_solver_of_ddpm_is_that_of_diffusers_for_eps_for_v_and_without_signal_at_the_end() {
+    let file: serde_json::Value = serde_json::from_str(include_str!("solvers.json")).unwrap();
+    let numbers = |value: &serde_json::Value| -> Vec<f32> {
+        value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
+    };
+    let (matrix, init) = (numbers(&file["matrix"]), numbers(&file["init"]));
+    let (channels, cells) = (4, init.len() / 4);
+    let network = |x: Vec<f32>, _: f32| -> Result<Vec<f32>, Infallible> {
+        let product = |row: usize, cell: usize| -> f32 {
+            (0..channels).map(|c| matrix[row * channels + c] * x[c * cells + cell]).sum()
+        };
+        Ok((0..x.len()).map(|i| product(i / cells, i % cells)).collect())
+    };
+    let mut seen = 0;
+    for (solver, cases) in file["cases"].as_object().unwrap() {
+        for (case, expected) in cases.as_object().unwrap() {
+            let (predicts, terminal) = match case.as_str() {
+                "epsilon" => (Predicts::Eps, Terminal::Published),
+                "v_prediction" => (Predicts::V, Terminal::Published),
+                "zero_snr" => (Predicts::V, Terminal::ZeroSnr),
+                other => panic!("{other}: no such case is known"),
+            };
+            let ddpm = Ddpm { steps: STEPS, predicts, terminal };
+            let schedule = match solver.as_str() {
+                "ddim" => Schedule::ddim(&ddpm),
+                "euler" => Schedule::euler(&ddpm),
+                "euler_ancestral" => Schedule::euler_ancestral(&ddpm),
+                "dpmpp_2m_karras" => Schedule::dpmpp_2m_karras(&ddpm),
+                other => panic!("{other}: no such solver is known"),
+            };
+            let what = format!("{solver}, {case}");
+            let times: Vec<f32> = schedule.steps.iter().map(|s| s.time).collect();
+            assert_near(&what, &times, &numbers(&expected["times"]));
+            let fresh = |step: usize| numbers(&file["fresh"][step]);
+            let found = schedule.sample(init.clone(), fresh, network).unwrap();
+            assert_near(&what, &found, &numbers(&expected["end"]));
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 10);
 }
 
 #[test]
@@ -120,18 +169,28 @@ proptest! {
         let velocity = |_: Vec<f32>, _: f32| {
             Ok::<_, Infallible>(noise.iter().zip(&picture).map(|(e, x)| e - x).collect())
         };
-        let found = flow.sample(noise.clone(), velocity).unwrap();
+        let found = flow.sample(noise.clone(), none, velocity).unwrap();
         for (f, x) in found.iter().zip(&picture) {
             prop_assert!((f - x).abs() < 1e-4, "{} and {}", f, x);
         }
-        // With the exact eps, DDIM and Euler stay on `a x_0 + b eps` for that eps.
+        // With the exact eps, DDIM and the others stay on `a x_0 + b eps` for that eps.
         let kept = scaled_linear::kept();
-        for (schedule, in_signal) in [(Schedule::ddim(steps), false), (Schedule::euler(steps), true)] {
-            let first = kept[schedule.steps[0].time as usize];
+        let network = Ddpm::eps(steps);
+        let solvers = [
+            (Schedule::ddim(&network), false),
+            (Schedule::euler(&network), true),
+            (Schedule::dpmpp_2m_karras(&network), true),
+        ];
+        for (schedule, in_signal) in solvers {
+            let first = match in_signal {
+                // The network's input has unit variance: its first weight says how much of it is signal.
+                true => f64::from(schedule.steps[0].input).powi(2),
+                false => kept[schedule.steps[0].time as usize],
+            };
             let (a, b) = (first.sqrt() as f32, (1.0 - first).sqrt() as f32);
             let scale = if in_signal { 1.0 / (a * schedule.start) } else { 1.0 };
             let start = picture.iter().zip(&noise).map(|(x, e)| scale * (a * x + b * e)).collect();
-            let found = schedule.sample(start, |_, _| Ok::<_, Infallible>(noise.clone())).unwrap();
+            let found = schedule.sample(start, none, |_, _| Ok::<_, Infallible>(noise.clone())).unwrap();
             let (a, b) = match in_signal {
                 true => (1.0, 0.0),
                 false => (kept[0].sqrt() as f32, (1.0 - kept[0]).sqrt() as f32),
@@ -144,7 +203,7 @@ proptest! {
 
     #[test]
     fn the_network_is_asked_at_falling_times_about_latents_of_unit_variance(steps in 1usize..400) {
-        let euler = Schedule::euler(steps);
+        let euler = Schedule::euler(&Ddpm::eps(steps));
         prop_assert!(euler.steps.array_windows().all(|[a, b]| a.time > b.time));
         prop_assert!(euler.steps.iter().all(|s| s.time >= 1.0 && s.time < 1000.0));
         prop_assert!((euler.start * euler.steps[0].input - 1.0).abs() < 1e-6);
@@ -154,7 +213,7 @@ proptest! {
 #[test]
 fn a_failure_of_the_network_ends_sampling_at_once() {
     let mut asked = 0;
-    let result = Schedule::flow(&flow::sigmas(5, 1.0)).sample(vec![0.0], |x, time| {
+    let result = Schedule::flow(&flow::sigmas(5, 1.0)).sample(vec![0.0], none, |x, time| {
         asked += 1;
         if time < 0.7 { Err(time) } else { Ok(x) }
     });

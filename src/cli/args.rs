@@ -36,6 +36,13 @@ pub(super) enum Command {
         #[arg(long, value_enum, default_value_t = Format::Dot)]
         format: Format,
     },
+    /// Say what two graphs have not in common, node by node
+    Diff {
+        /// A graph file (RON)
+        old: PathBuf,
+        /// Another one
+        new: PathBuf,
+    },
     /// Draw pictures from a prompt, with the networks of a graph and an adapter that it trained
     Sample(Sample),
     /// List the devices that networks can run on
@@ -100,6 +107,12 @@ pub(super) struct Sample {
     /// Guidance value, for networks that take one [default: the graph's, else the published one]
     #[arg(long)]
     pub guidance: Option<f64>,
+    /// Classifier-free guidance: how far to go from the negative prompt to the prompt, with two passes for each step; 1 is none [default: the graph's]
+    #[arg(long)]
+    pub cfg: Option<f64>,
+    /// What to keep away from, under --cfg
+    #[arg(long)]
+    pub negative: Option<String>,
     /// Folder for the pictures
     #[arg(long, default_value = "pictures")]
     pub out: PathBuf,

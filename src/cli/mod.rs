@@ -26,6 +26,7 @@ mod cache;
 mod calibrate;
 mod data;
 mod device;
+mod diff;
 mod dot;
 mod fill;
 mod first;
@@ -115,6 +116,7 @@ pub fn main_with(registry: Registry) -> ExitCode {
     let done = match args.command {
         Some(Command::Plan(wanted)) => plan::plan(&wanted, &registry),
         Some(Command::Dot { graph, format }) => dot::dot(&graph, format, &registry),
+        Some(Command::Diff { old, new }) => diff::diff(&old, &new, &registry),
         Some(Command::Sample(wanted)) => sample::sample(&wanted, &registry),
         Some(Command::Devices) => device::list(),
         Some(Command::Ops { name }) => ops::ops(name.as_deref(), &registry),

@@ -3,10 +3,14 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{
-    parse::{FileText, Stated, Wiring, parse},
+    parse::{FileText, NodeText, Stated, Wiring, parse},
     run_settings::FREE,
     source::{At, Sources, SpecError},
 };
+
+/// What a graph says, by name: `node` is its operator, `node.setting` and `node.in.input` are what they say. Node and settings are told
+/// apart by the dot, which no id has.
+pub type Facts = BTreeMap<String, String>;
 
 /// One difference, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +47,11 @@ pub fn diff(old: &str, new: &str) -> Result<Vec<Change>, Box<SpecError>> {
         Ok::<_, Box<SpecError>>(facts(&parse(&sources, file)?))
     };
     let (old, new) = (table("the old graph", old)?, table("the new graph", new)?);
+    Ok(compare(&old, &new))
+}
+
+/// All differences between what two graphs say.
+pub(crate) fn compare(old: &Facts, new: &Facts) -> Vec<Change> {
     let mut changes = Vec::new();
     for what in old.keys().chain(new.keys().filter(|k| !old.contains_key(*k))) {
         let (a, b) = (old.get(what), new.get(what));
@@ -57,13 +66,26 @@ pub fn diff(old: &str, new: &str) -> Result<Vec<Change>, Box<SpecError>> {
         let harmless = free || what.starts_with("cache.");
         changes.push(Change { what: what.clone(), old: a.cloned(), new: b.cloned(), harmless });
     }
-    Ok(changes)
+    changes
 }
 
-/// Everything that a graph says, by name. Node and settings are told apart by the dot, which no id has.
-fn facts(graph: &FileText) -> BTreeMap<String, String> {
-    let mut facts = BTreeMap::new();
-    for node in &graph.nodes {
+/// Everything that a graph says.
+fn facts(graph: &FileText) -> Facts {
+    let (nodes, loss) = (&graph.nodes, graph.loss.as_ref());
+    let carry = graph.carry.iter().filter_map(|(cell, next)| Some((cell, next.as_ref()?)));
+    facts_of(nodes, loss, carry, &graph.run, &graph.cache)
+}
+
+/// The same of the parts of a graph.
+pub(super) fn facts_of<'a>(
+    nodes: &[NodeText],
+    loss: Option<&At<String>>,
+    carry: impl Iterator<Item = (&'a At<String>, &'a At<String>)>,
+    run: &[Stated],
+    cache: &[Stated],
+) -> Facts {
+    let mut facts = Facts::new();
+    for node in nodes {
         let id = &node.id.value;
         facts.insert(id.clone(), node.op.as_ref().map(|o| o.value.clone()).unwrap_or_default());
         for (name, wiring) in &node.inputs {
@@ -82,18 +104,16 @@ fn facts(graph: &FileText) -> BTreeMap<String, String> {
             facts.insert(format!("{id}.{}", key.value), value.value.clone());
         }
     }
-    if let Some(loss) = &graph.loss {
+    if let Some(loss) = loss {
         facts.insert("the loss".into(), loss.value.clone());
     }
-    for (cell, next) in &graph.carry {
-        if let Some(next) = next {
-            facts.insert(format!("the carry of {}", cell.value), next.value.clone());
-        }
+    for (cell, next) in carry {
+        facts.insert(format!("the carry of {}", cell.value), next.value.clone());
     }
-    for (key, value) in &graph.run {
+    for (key, value) in run {
         facts.insert(format!("run.{}", key.value), value.value.clone());
     }
-    for (key, value) in &graph.cache {
+    for (key, value) in cache {
         facts.insert(format!("cache.{}", key.value), value.value.clone());
     }
     facts

@@ -45,30 +45,62 @@ pub(super) fn merge(
     let mut seen: HashSet<PathBuf> = path.map(identity).into_iter().collect();
     loop {
         let (child, text) = &chain[chain.len() - 1];
-        let Some(extends) = text.extends.clone() else { break };
+        let Some(extends) = text.extends.first().cloned() else { break };
         let parent = sources.folder(*child).join(&extends.value);
         if !seen.insert(identity(&parent)) {
             let message = format!("`{}` extends itself, by way of {} files", extends.value, chain.len());
             return Err(sources.error(message, extends.span, "already part of this graph"));
         }
-        let text = std::fs::read_to_string(&parent).map_err(|e| {
-            let message = format!("cannot read `{}`: {e}", parent.display());
-            let error = sources.error(message, extends.span, "not a file that can be read");
-            error.help("the path is relative to the file that states it")
-        })?;
-        let folder = parent.parent().unwrap_or(Path::new(".")).to_owned();
-        let added = sources.add(shown(&parent), text, &folder);
-        let parsed = parse(sources, added)?;
-        chain.push((added, parsed));
+        chain.push(read(sources, &parent, &extends)?);
     }
     let mut merged: Option<Merged> = None;
     for (file, text) in chain.into_iter().rev() {
         merged = Some(match merged {
             None => root(sources, file, text)?,
-            Some(parent) => extend(sources, parent, text)?,
+            Some(parent) => {
+                let parent = overlaid(sources, file, parent, text.extends.get(1..).unwrap_or_default())?;
+                extend(sources, parent, text)?
+            }
         });
     }
     merged.ok_or_else(|| SpecError::nowhere("internal error, please report it: no file was read"))
+}
+
+/// A file that another one extends.
+fn read(
+    sources: &mut Sources,
+    path: &Path,
+    extends: &At<String>,
+) -> Result<(usize, FileText), Box<SpecError>> {
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        let message = format!("cannot read `{}`: {e}", path.display());
+        let error = sources.error(message, extends.span, "not a file that can be read");
+        error.help("the path is relative to the file that states it")
+    })?;
+    let folder = path.parent().unwrap_or(Path::new(".")).to_owned();
+    let added = sources.add(shown(path), text, &folder);
+    Ok((added, parse(sources, added)?))
+}
+
+/// The parent with files laid over it, in their order: what several graphs change in the same way.
+fn overlaid(
+    sources: &mut Sources,
+    child: usize,
+    parent: Merged,
+    files: &[At<String>],
+) -> Result<Merged, Box<SpecError>> {
+    files.iter().try_fold(parent, |merged, extends| {
+        let path = sources.folder(child).join(&extends.value);
+        let (_, text) = read(sources, &path, extends)?;
+        if let Some(own) = text.extends.first() {
+            let message =
+                format!("`{}` is laid over another graph, and cannot extend one itself", extends.value);
+            let error = sources.error(message, own.span, "a parent of its own");
+            let error = sources.also(error, extends.span, "laid over here");
+            return Err(error.help("only the first file of `extends` may have a parent"));
+        }
+        extend(sources, merged, text)
+    })
 }
 
 /// A path as somebody in the current folder would write it.

@@ -35,8 +35,8 @@ mod wire;
 
 use std::path::Path;
 
-pub(crate) use diff::nodes;
-pub use diff::{Change, diff};
+pub use diff::{Change, Facts, diff};
+pub(crate) use diff::{compare, nodes};
 pub(crate) use nearest::advice;
 pub use outline::Outline;
 pub(crate) use run_settings::{CPU, DEVICES, gpu_number};

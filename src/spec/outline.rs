@@ -5,6 +5,7 @@ use std::path::Path;
 use prefgraph_ops::Operator;
 
 use super::{
+    diff::{self, Facts},
     merge::Merged,
     merged,
     parse::Wiring,
@@ -54,6 +55,24 @@ impl<'r> Outline<'r> {
     /// If a setting is none of its operator, or a reference leads nowhere.
     pub fn settings_of<O: Operator>(&self) -> Result<Vec<(String, O::Settings)>, Box<SpecError>> {
         Resolver::new(&self.sources, &self.merged, self.registry)?.settings_of::<O>()
+    }
+
+    /// All that the graph says, with every default. Nothing is built, so that the file of a weight need not be there: a reference that
+    /// only a built operator could follow stays as it is written.
+    ///
+    /// # Errors
+    /// If a node's operator is not known.
+    pub fn facts(&self) -> Result<Facts, Box<SpecError>> {
+        let Merged { nodes, loss, carry, run, cache, .. } = &self.merged;
+        let carry = carry.iter().map(|(cell, next)| (cell, next));
+        let mut facts = diff::facts_of(nodes, loss.as_ref(), carry, run, cache);
+        facts.extend(Resolver::new(&self.sources, &self.merged, self.registry)?.known_settings());
+        Ok(facts)
+    }
+
+    /// The ids of the nodes, in the order of the file.
+    pub fn ids(&self) -> impl Iterator<Item = &str> {
+        self.merged.ids()
     }
 
     /// The id of the node that `node` reads as `input`; `None` if it reads nothing there, or several.

@@ -34,7 +34,8 @@ pub(super) struct NodeText {
 /// A graph file.
 #[derive(Clone, Debug, Default)]
 pub(super) struct FileText {
-    pub extends: Option<At<String>>,
+    /// The parent, and files that are laid over it.
+    pub extends: Vec<At<String>>,
     pub name: Option<At<String>>,
     pub remove: Vec<At<String>>,
     pub nodes: Vec<NodeText>,
@@ -53,7 +54,14 @@ pub(super) fn parse(sources: &Sources, file: usize) -> Result<FileText, Box<Spec
     let mut out = FileText::default();
     for (key, value) in Piece::whole(sources, file).fields("a graph", "Graph")? {
         match key.value {
-            "extends" => out.extends = Some(value.string("the file that is extended")?),
+            "extends" if value.form() == Form::Text => {
+                out.extends = vec![value.string("the file that is extended")?];
+            }
+            "extends" => {
+                for file in value.items("`extends`")? {
+                    out.extends.push(file.string("a file that is extended")?);
+                }
+            }
             "name" => {
                 let name = value.string("a name")?;
                 check_name(sources, &name)?;

@@ -176,6 +176,34 @@ impl<'a> Resolver<'a> {
         Ok(found)
     }
 
+    /// Every setting of every node, of the run too, by `node.setting`: with references followed as far as that needs no operator, and defaults.
+    pub fn known_settings(mut self) -> Vec<(String, String)> {
+        let mut all = Vec::new();
+        let merged = self.merged;
+        for (node, spec) in merged.nodes.iter().enumerate() {
+            let entry = self.entries[node];
+            for setting in &entry.settings {
+                let stated = spec.settings.iter().find(|(key, _)| key.value == setting.doc.name);
+                let text = self.known(Owner::Node(node), setting, stated.map(|(_, value)| value));
+                all.push((format!("{}.{}", spec.id.value, setting.doc.name), text));
+            }
+        }
+        for setting in self.run.clone() {
+            let stated = merged.run.iter().find(|(key, _)| key.value == setting.doc.name);
+            let text = self.known(Owner::Run, &setting, stated.map(|(_, value)| value));
+            all.push((format!("run.{}", setting.doc.name), text));
+        }
+        all
+    }
+
+    /// A setting's value; the reference itself where it cannot be followed yet.
+    fn known(&mut self, owner: Owner, setting: &SettingEntry, stated: Option<&At<String>>) -> String {
+        let Some(value) = stated else { return setting.default.clone() };
+        let found = self.stated(owner, setting, value);
+        self.path.clear();
+        found.map_or_else(|_| value.value.clone(), |found| found.text)
+    }
+
     /// The settings of a node as `(name: value, ...)`: those that are stated, with references followed.
     fn settings_text(&mut self, node: usize) -> Result<String, Box<SpecError>> {
         let (spec, entry) = (&self.merged.nodes[node], self.entries[node]);

@@ -16,6 +16,30 @@ pub fn kept() -> Vec<f64> {
         .collect()
 }
 
+/// How the schedule ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Terminal {
+    /// As SDXL was published: a little of the signal is left at the last timestep, 0.0047 of its variance.
+    Published,
+    /// No signal is left: the schedule's roots are shifted and scaled so that the first one stays (arXiv 2305.08891, algorithm 1).
+    ZeroSnr,
+}
+
+impl Terminal {
+    /// The share of the signal's variance that is left at each timestep.
+    pub fn kept(self) -> Vec<f64> {
+        let mut kept = kept();
+        if self == Self::ZeroSnr {
+            let (first, last) = (kept[0].sqrt(), kept[TIMESTEPS - 1].sqrt());
+            for kept in &mut kept {
+                let root = (kept.sqrt() - last) * first / (first - last);
+                *kept = root * root;
+            }
+        }
+        kept
+    }
+}
+
 /// Timesteps between two of `steps` samples.
 pub(super) fn stride(steps: usize) -> usize {
     TIMESTEPS / steps
@@ -29,6 +53,16 @@ pub(super) fn stride(steps: usize) -> usize {
 pub fn timesteps(steps: usize) -> Vec<usize> {
     assert!((1..TIMESTEPS).contains(&steps), "{steps} steps: expected 1 to {}", TIMESTEPS - 1);
     (0..steps).rev().map(|i| i * stride(steps) + 1).collect()
+}
+
+/// The timesteps of a schedule that ends without signal: the last one, and down from it. Diffusers calls this spacing `trailing`.
+///
+/// # Panics
+/// As [`timesteps`].
+pub fn trailing(steps: usize) -> Vec<usize> {
+    assert!((1..TIMESTEPS).contains(&steps), "{steps} steps: expected 1 to {}", TIMESTEPS - 1);
+    let stride = TIMESTEPS as f64 / steps as f64;
+    (0..steps).map(|i| (TIMESTEPS as f64 - i as f64 * stride).round_ties_even() as usize - 1).collect()
 }
 
 /// `sqrt((1 - kept) / kept)`: the noise, in units of the signal.

@@ -30,6 +30,9 @@ settings! {
         pub kind: Counting = Counting::Gaussian,
         /// Side of a patch in pixels: 16 is one token of a FLUX transformer.
         pub patch: usize = 16,
+        /// Side in pixels of a cell of the focus grid, of which a patch covers whole ones: 8 is a latent cell, as a U-Net takes it; the patch itself
+        /// where it is not given.
+        pub cell: Option<usize> = None,
         /// Number of centres of `gaussian`.
         pub bins: usize = 32,
         /// Standard deviation of `gaussian`, where the grey values span [-1, 1].
@@ -44,6 +47,11 @@ pub struct Entropy(EntropySettings);
 const REACH: f64 = 12.6;
 
 impl Entropy {
+    /// Side of a cell of the focus grid in pixels.
+    fn cell(&self) -> usize {
+        self.0.cell.unwrap_or(self.0.patch)
+    }
+
     fn bins(&self) -> usize {
         match self.0.kind {
             Counting::Gaussian => self.0.bins,
@@ -132,7 +140,15 @@ impl Operator for Entropy {
                 s.patch, s.bins, s.sigma
             )));
         }
-        Ok(Self(s))
+        let op = Self(s);
+        if op.cell() == 0 || !op.0.patch.is_multiple_of(op.cell()) {
+            return Err(OpError::new(format!(
+                "cell {}: a patch of {side} x {side} pixels must be whole cells",
+                op.cell(),
+                side = op.0.patch
+            )));
+        }
+        Ok(op)
     }
 
     fn shapes(&self, (images,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
@@ -143,7 +159,8 @@ impl Operator for Entropy {
                 images.width, images.height
             )));
         }
-        Ok(((images.batch, Const::<1>, images.height / side, images.width / side),))
+        let cell = self.cell();
+        Ok(((images.batch, Const::<1>, images.height / cell, images.width / cell),))
     }
 
     fn cost(&self, (images,): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
@@ -164,12 +181,17 @@ impl Operator for Entropy {
 
     fn forward(&self, ctx: &Ctx<'_>, (images,): Self::In) -> Result<(Self::Out, ()), OpError> {
         let (height, width) = (images.height, images.width);
-        let mut out = Vec::new();
+        let (rows, columns) = (height / self.cell(), width / self.cell());
+        // Cells along a patch, and patches along a row.
+        let (covered, patches) = (self.0.patch / self.cell(), width / self.0.patch);
+        let mut out = Vec::with_capacity(images.batch * rows * columns);
         for b in 0..images.batch {
-            out.extend(stretched(&self.of_picture(images.picture(b), height, width)));
+            let values: Vec<f32> = stretched(&self.of_picture(images.picture(b), height, width)).collect();
+            for y in 0..rows {
+                out.extend((0..columns).map(|x| values[y / covered * patches + x / covered]));
+            }
         }
-        let side = self.0.patch;
-        Ok(((mask(ctx, (images.batch, height / side, width / side), out)?.into(),), ()))
+        Ok(((mask(ctx, (images.batch, rows, columns), out)?.into(),), ()))
     }
 }
 
@@ -230,6 +252,25 @@ mod tests {
         };
         assert_eq!(scratch(1_000_032) - scratch(32), 8_000_000);
         assert_eq!(scratch(usize::MAX), usize::MAX);
+    }
+
+    #[test]
+    fn a_patch_gives_its_value_to_every_cell_that_it_covers() {
+        let bench = Bench::new();
+        // Three patches: grey, noise, grey.
+        let noise = |i: usize| (i * 7919 % 251) as u8;
+        let rgb =
+            (0..16 * 48).flat_map(|i| [if (16..32).contains(&(i % 48)) { noise(i) } else { 9 }; 3]).collect();
+        let op = Entropy::new(EntropySettings { cell: Some(8), ..Default::default() }).unwrap();
+        let images = picture(1, 16, 48, rgb);
+        assert_eq!(
+            op.shapes((ImageShape { batch: 1, height: 16, width: 48 },), 0).unwrap().0,
+            (1, Const, 2, 6)
+        );
+        let ((detail,), ()) = op.forward(&bench.ctx(), (images,)).unwrap();
+        assert_eq!(detail.as_vec(), [0.0, 0.0, 1.0, 1.0, 0.0, 0.0].repeat(2));
+        let odd = Entropy::new(EntropySettings { cell: Some(5), ..Default::default() });
+        assert!(odd.err().unwrap().to_string().contains("whole cells"));
     }
 
     #[test]

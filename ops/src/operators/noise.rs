@@ -3,7 +3,7 @@
 //! Shape letters: `B` pairs, `N` rows (`2B` with a loser), `C` channels, `H` `W` latent grid.
 
 use dfdx::shapes::{HasShape, Shape};
-use prefgraph_nn::sampling::scaled_linear;
+use prefgraph_nn::sampling::scaled_linear::{self, Terminal};
 
 use super::tensors::{Fixed, same, tensor};
 use crate::{
@@ -22,6 +22,8 @@ settings! {
     pub struct NoiseSettings {
         /// How latents become noise and what is predicted. The times must be of the same process.
         pub process: Process = Process::Flow,
+        /// Of `ddpm_v`: no signal is left at the last timestep (arXiv 2305.08891), for networks that were trained so.
+        pub zero_snr: bool = false,
         /// The noise repeats after so many steps: a held-out batch then gets the same noise whenever it is measured. 0 means never.
         pub repeat: u64 = 0,
     }
@@ -43,7 +45,7 @@ pub struct Mix {
 }
 
 impl Mix {
-    fn at(process: Process, t: f32) -> Result<Self, OpError> {
+    fn at(process: Process, terminal: Terminal, t: f32) -> Result<Self, OpError> {
         if process == Process::Flow {
             if !(0.0..=1.0).contains(&t) {
                 return Err(OpError::new(format!("sigma {t} is outside [0, 1]")));
@@ -53,7 +55,7 @@ impl Mix {
         if t.fract() != 0.0 || !(0.0..DDPM_STEPS as f32).contains(&t) {
             return Err(OpError::new(format!("timestep {t} is not a whole number in 0..{DDPM_STEPS}")));
         }
-        let kept = scaled_linear::kept()[t as usize];
+        let kept = terminal.kept()[t as usize];
         let (keep, add) = (kept.sqrt() as f32, (1.0 - kept).sqrt() as f32);
         Ok(match process {
             Process::DdpmV => Self { keep, add, target_x: -add, target_eps: keep },
@@ -82,6 +84,11 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Noise<C, H, W> {
     const DIFFERENTIABLE: bool = true;
 
     fn new(settings: NoiseSettings) -> Result<Self, OpError> {
+        if settings.zero_snr && settings.process != Process::DdpmV {
+            return Err(OpError::new(
+                "zero_snr: where no signal is left, only v says something of the picture; set `process: ddpm_v`",
+            ));
+        }
         Ok(Self { settings, axes: Fixed::default() })
     }
 
@@ -131,12 +138,14 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Noise<C, H, W> {
             }
             None => ctx.random_repeating(self.settings.repeat, "eps").normals(batch * size),
         };
+        let terminal = if self.settings.zero_snr { Terminal::ZeroSnr } else { Terminal::Published };
         let mixes: Vec<Mix> = time
             .values
             .iter()
             .enumerate()
             .map(|(i, t)| {
-                Mix::at(self.settings.process, *t).map_err(|e| OpError::new(format!("sample {i}: {e}")))
+                Mix::at(self.settings.process, terminal, *t)
+                    .map_err(|e| OpError::new(format!("sample {i}: {e}")))
             })
             .collect::<Result<_, _>>()?;
         let sides: Vec<_> = std::iter::once(winner).chain(loser.map(|As(_, loser)| loser)).collect();
@@ -224,6 +233,17 @@ mod tests {
     }
 
     #[test]
+    fn without_signal_at_the_end_the_schedule_begins_as_it_did_and_v_is_needed() {
+        let kept = Terminal::ZeroSnr.kept();
+        assert!((kept[0] - 0.99915).abs() < 1e-9, "{}", kept[0]);
+        assert!(kept[999] < 1e-30 && kept.array_windows().all(|[a, b]| a > b), "{}", kept[999]);
+        let settings = |process| NoiseSettings { process, zero_snr: true, ..Default::default() };
+        assert!(Noise::<usize, usize, usize>::new(settings(Process::DdpmV)).is_ok());
+        let error = Noise::<usize, usize, usize>::new(settings(Process::DdpmEps)).err().unwrap().to_string();
+        assert!(error.contains("process: ddpm_v"), "{error}");
+    }
+
+    #[test]
     fn a_pair_shares_noise_and_time_and_the_winner_comes_first() {
         let bench = Bench::new();
         let ctx = bench.ctx();
@@ -243,8 +263,15 @@ mod tests {
 
     #[test]
     fn what_is_predicted_gives_back_the_clean_latents_in_every_process() {
-        for (process, t) in [(Process::Flow, 0.3), (Process::DdpmEps, 400.0), (Process::DdpmV, 400.0)] {
-            let m = Mix::at(process, t).unwrap();
+        use Terminal::{Published, ZeroSnr};
+        for (process, terminal, t) in [
+            (Process::Flow, Published, 0.3),
+            (Process::DdpmEps, Published, 400.0),
+            (Process::DdpmV, Published, 400.0),
+            (Process::DdpmV, ZeroSnr, 400.0),
+            (Process::DdpmV, ZeroSnr, 999.0),
+        ] {
+            let m = Mix::at(process, terminal, t).unwrap();
             let (x0, eps) = (0.7f32, -1.3f32);
             let (x_t, target) = (m.keep * x0 + m.add * eps, m.target_x * x0 + m.target_eps * eps);
             let back = match process {

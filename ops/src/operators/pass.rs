@@ -6,7 +6,7 @@
 use dfdx::shapes::{HasShape, Shape};
 use prefgraph_nn::{self as nn, AdapterLayout, BackboneLayout, PassCost, backbone::Time};
 
-use super::tensors::{latents_to_nn, repeated, same, tensor};
+use super::tensors::{latents_to_nn, repeat, same, tensor};
 use crate::{
     operator::{Cost, Ctx, OpError},
     port::{Port, T},
@@ -161,16 +161,19 @@ impl Conditions<'_> {
         let rows = x_t.shape().0;
         let &(samples, tokens, width) = HasShape::shape(self.text);
         let &(_, pooled_width) = HasShape::shape(self.pooled);
-        let times = rows / samples;
         let references = self.references.iter().flat_map(|r| r.0.iter()).map(|reference| {
             let &(_, c, h, w) = HasShape::shape(reference);
-            nn::Tensor::new(ctx.cpu, (rows, c, h, w), repeated(reference.as_vec(), times))
+            nn::Tensor::filled(ctx.cpu, (rows, c, h, w), |to| {
+                repeat(to, rows / samples, |to| reference.copy_into(to))
+            })
         });
         Ok(nn::Inputs {
             t: self.t.values.repeat(rows / self.t.values.len()),
-            text: nn::Tensor::new(ctx.cpu, (rows, tokens, width), repeated(self.text.as_vec(), times))?,
-            pooled: nn::Tensor::new(ctx.cpu, (rows, pooled_width), repeated(self.pooled.as_vec(), times))?,
-            references: references.collect::<Result<_, _>>()?,
+            text: nn::Tensor::filled(ctx.cpu, (samples, tokens, width), |to| self.text.copy_into(to)),
+            pooled: nn::Tensor::filled(ctx.cpu, (rows, pooled_width), |to| {
+                repeat(to, rows / samples, |to| self.pooled.copy_into(to));
+            }),
+            references: references.collect(),
             guidance: self.guidance.map(|g| g as f32),
             x_t,
         })

@@ -45,12 +45,16 @@ pub(crate) fn latents_to_nn<C: Axis, H: Axis, W: Axis>(
     latents: &Latents<C, H, W>,
 ) -> Result<nn::Tensor<(usize, usize, usize, usize)>, OpError> {
     let &(b, c, h, w) = HasShape::shape(latents);
-    Ok(nn::Tensor::new(ctx.cpu, (b, c.size(), h.size(), w.size()), latents.as_vec())?)
+    Ok(nn::Tensor::filled(ctx.cpu, (b, c.size(), h.size(), w.size()), |to| latents.copy_into(to)))
 }
 
-/// The values `times` times over: conditions of a pair, for its winner and its loser.
-pub(crate) fn repeated(values: Vec<f32>, times: usize) -> Vec<f32> {
-    if times == 1 { values } else { values.repeat(times) }
+/// Values written once by `write` and repeated behind: conditions of a pair, for its winner and its loser.
+pub(crate) fn repeat(to: &mut [f32], times: usize, write: impl FnOnce(&mut [f32])) {
+    let len = to.len() / times;
+    write(&mut to[..len]);
+    for copy in 1..times {
+        to.copy_within(..len, copy * len);
+    }
 }
 
 /// `found` must be `expected`; the message names both.

@@ -1,7 +1,7 @@
 //! The graph that draws one picture, made of the networks of another graph.
 //!
 //! ```text
-//!  prompts ─► prompt ───────────────┐
+//!  prompts ─► prompt ───────────────┐   (the negative prompt likewise, under classifier-free guidance)
 //!     └─► encode-references ────────┤
 //!  backbone ─► lora (the adapter) ──┼─► sample ─► decode
 //!  blank (the size) ────────────────┘
@@ -40,6 +40,8 @@ pub(super) struct Wanted<'a> {
     pub size: (usize, usize),
     pub steps: Option<usize>,
     pub guidance: Option<f64>,
+    pub negative: Option<&'a str>,
+    pub cfg: Option<f64>,
 }
 
 /// A graph whose every step is one picture.
@@ -49,6 +51,7 @@ pub(super) struct Drawing {
     /// Passes for a picture.
     pub steps: usize,
     pub guidance: Option<f64>,
+    pub cfg: f64,
     /// What was chosen that nobody stated.
     pub notes: Vec<String>,
 }
@@ -101,6 +104,23 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
     let (pictures, prompts, _) = graph.add(&asked, asked_op, ());
     let (text, pooled) = graph.add(&id, prompt, (prompts, backbone));
 
+    let cfg = wanted.cfg.unwrap_or(parts.sample.cfg);
+    let avoided = if cfg != 1.0 {
+        // The empty prompt where nothing is to be avoided, as classifier-free guidance was trained.
+        let negative = Some(wanted.negative.unwrap_or("").to_owned());
+        let negative =
+            Prompts::new(PromptsSettings { prompt: negative, ..Default::default() }).map_err(Failure::new)?;
+        let (_, prompts, _) = graph.add(&ids.take("avoided"), negative, ());
+        let prompt: Prompt = op(&id, parts.prompt.1.clone())?;
+        Some(graph.add(&ids.take("negative"), prompt, (prompts, backbone)))
+    } else if wanted.negative.is_some() {
+        return Err(Failure::new(
+            "--negative: without classifier-free guidance nothing is avoided; set --cfg, as in --cfg 5",
+        ));
+    } else {
+        None
+    };
+
     let decode = ids.take(&parts.autoencoder.0);
     let references = match wanted.references.is_empty() {
         true => None,
@@ -138,13 +158,14 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
     if !parts.states_sample && wanted.steps.is_none() {
         notes.push(format!("{steps} passes: the graph says nothing of sampling; --steps N sets it"));
     }
-    let settings = SampleSettings { steps, guidance, seed: None, ..parts.sample.clone() };
+    let settings = SampleSettings { steps, guidance, cfg, seed: None, ..parts.sample.clone() };
     let sample = Sample::<usize, usize, usize>::new(settings).map_err(Failure::new)?;
-    let wires = (backbone, adapter, like, text, pooled, references);
+    let (negative_text, negative_pooled) = avoided.unzip();
+    let wires = (backbone, adapter, like, text, pooled, references, negative_text, negative_pooled);
     let (latents,) = graph.add(&ids.take("sample"), sample, wires);
     let settings = DecodeSettings { kind, weights, allow_toy: parts.autoencoder.1.allow_toy };
     let (images,) = graph.add(&decode, op::<Decode>(&decode, settings)?, (latents,));
-    Ok(Drawing { graph: Arc::new(graph), images, steps, guidance, notes })
+    Ok(Drawing { graph: Arc::new(graph), images, steps, guidance, cfg, notes })
 }
 
 /// The adapter in a file, as it is: its linears, its rank and its scale.

@@ -71,6 +71,9 @@ pub(super) struct About<'a> {
     pub references: &'a [PathBuf],
     pub steps: usize,
     pub guidance: Option<f64>,
+    /// Classifier-free guidance, and what it leads away from.
+    pub cfg: f64,
+    pub negative: Option<&'a str>,
     pub graph: &'a str,
 }
 
@@ -85,6 +88,10 @@ impl About<'_> {
             ("adapter", self.adapter.map_or("none".to_owned(), |path| path.display().to_string())),
         ];
         texts.extend(self.guidance.map(|g| ("guidance", g.to_string())));
+        if self.cfg != 1.0 {
+            texts.push(("cfg", self.cfg.to_string()));
+        }
+        texts.extend(self.negative.map(|negative| ("negative", negative.to_owned())));
         texts.extend(self.references.iter().map(|path| ("reference", path.display().to_string())));
         texts
     }

@@ -44,6 +44,8 @@ pub(super) fn sample(args: &args::Sample, registry: &Registry) -> Result<u8, Fai
         size: args.size.map_or(parts.size, |size| (size.height, size.width)),
         steps: args.steps,
         guidance: args.guidance,
+        negative: args.negative.as_deref(),
+        cfg: args.cfg,
     };
     let drawing = build::build(&parts, &wanted)?;
     let (threads, fewer) = threads::capped(args.threads.unwrap_or(0));
@@ -76,6 +78,8 @@ pub(super) fn sample(args: &args::Sample, registry: &Registry) -> Result<u8, Fai
             references: &args.references,
             steps: drawing.steps,
             guidance: drawing.guidance,
+            cfg: drawing.cfg,
+            negative: args.negative.as_deref(),
             graph: outline.name(),
         };
         // Another command may have written it since the beginning.
@@ -121,15 +125,19 @@ fn check_memory(plan: &Plan, gpu: Option<u64>) -> Result<(), Failure> {
 fn introduce(drawing: &Drawing, wanted: &Wanted<'_>, count: usize) {
     let (height, width) = wanted.size;
     let guidance = drawing.guidance.map(|g| format!(", guidance {g}")).unwrap_or_default();
+    // Two passes for each step.
+    let (passes, cfg) = match drawing.cfg {
+        1.0 => (drawing.steps, String::new()),
+        cfg => (2 * drawing.steps, format!(", classifier-free guidance {cfg}")),
+    };
     let network = match wanted.adapter {
         Some(adapter) => format!("with the adapter `{}`", Path::display(adapter)),
         None => "from the frozen network, without an adapter".to_owned(),
     };
     say!(
-        "{count} picture{} of {width} x {height} pixels (width x height), {} pass{} each{guidance}, {network}",
+        "{count} picture{} of {width} x {height} pixels (width x height), {passes} pass{} each{guidance}{cfg}, {network}",
         if count == 1 { "" } else { "s" },
-        drawing.steps,
-        if drawing.steps == 1 { "" } else { "es" },
+        if passes == 1 { "" } else { "es" },
     );
     for note in &drawing.notes {
         say!("  {note}");

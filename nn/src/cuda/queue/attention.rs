@@ -2,7 +2,7 @@
 //!
 //! `B` samples, `H` heads, `S` tokens of one stream, `T` tokens of the attention, `D` width of a head.
 
-use super::{CudaQueue, Rows};
+use super::{CudaQueue, Rows, wide};
 use crate::{
     cuda::{
         Cuda,
@@ -15,23 +15,35 @@ use crate::{
     },
 };
 
-/// Warps of a block: each has one head of one token.
-const WARPS: usize = 8;
+/// Threads of a block of the kernels that split heads.
+const HEAD_THREADS: usize = 256;
 /// Rows of a block of the plain attention, and rows of a tile (`attention_plain.cu`).
 const ROWS: usize = 4;
 const TILE: usize = 32;
 /// Threads of a block of the attention on tensor cores (`tensor.cuh`).
 const THREADS: usize = 128;
 
-fn heads_grid(layout: HeadLayout) -> Grid {
-    let count = layout.batch * layout.stream_tokens * layout.heads;
-    Grid { blocks: (count.div_ceil(WARPS), 1), threads: 256, shared: 0 }
+/// Threads that share one head of one token, each with sixteen bytes of it: a power of two, at most a warp.
+fn lanes(dim: usize, element: Element) -> usize {
+    dim.div_ceil(wide(element)).next_power_of_two().min(32)
 }
 
-/// Rows of the stream, heads, width of a head, tokens of the stream and of the attention, and where the stream begins.
-fn head_sizes(layout: HeadLayout) -> [Argument; 6] {
+fn heads_grid(layout: HeadLayout, lanes: usize) -> Grid {
+    let count = layout.batch * layout.stream_tokens * layout.heads;
+    Grid { blocks: (count.div_ceil(HEAD_THREADS / lanes), 1), threads: HEAD_THREADS as u32, shared: 0 }
+}
+
+/// Threads of a head, rows of the stream, heads, width of a head, tokens of the stream and of the attention, and where the stream
+/// begins.
+fn head_sizes(layout: HeadLayout, lanes: usize) -> [Argument; 7] {
     let HeadLayout { batch, heads, dim, stream_tokens, tokens, offset } = layout;
-    [batch * stream_tokens, heads, dim, stream_tokens, tokens, offset].map(int)
+    [lanes, batch * stream_tokens, heads, dim, stream_tokens, tokens, offset].map(int)
+}
+
+/// Can every head of these rows be read sixteen bytes at a time?
+fn whole_chunks(layout: HeadLayout, rows: &[Rows]) -> Argument {
+    let fit = |r: &Rows| r.is_wide() && (layout.dim * r.element.size()).is_multiple_of(16);
+    flag(rows.iter().all(fit))
 }
 
 /// A block for four rows of every head.
@@ -109,13 +121,10 @@ impl AttentionShape {
 }
 
 impl CudaQueue {
-    fn rotary(layout: HeadLayout, norm: NormRotary<'_, Cuda>) -> [Argument; 3] {
-        let angles = layout.tokens * layout.dim / 2;
-        [
-            Rows::flat(norm.weight, layout.dim).argument(),
-            Rows::flat(norm.cos, angles).argument(),
-            Rows::flat(norm.sin, angles).argument(),
-        ]
+    fn rotary(layout: HeadLayout, norm: NormRotary<'_, Cuda>) -> [Rows; 3] {
+        let angles =
+            |buffer| Rows { stride: layout.dim / 2, ..Rows::flat(buffer, layout.tokens * layout.dim / 2) };
+        [Rows::flat(norm.weight, layout.dim), angles(norm.cos), angles(norm.sin)]
     }
 
     pub(super) fn heads_from_tokens(
@@ -132,10 +141,12 @@ impl CudaQueue {
             Some(norm) => ("split_heads", Self::rotary(layout, norm).to_vec()),
             None => ("split_values", Vec::new()),
         };
-        let arguments =
-            [&[x.argument()], rotary.as_slice(), &[out.argument()], &head_sizes(layout), &[int(x.stride)]]
-                .concat();
-        self.launch(Source::Heads, name, heads_grid(layout), &arguments);
+        let operands = [&[x], rotary.as_slice(), &[out]].concat();
+        let pointers: Vec<Argument> = operands.iter().map(|r| r.argument()).collect();
+        let lanes = lanes(layout.dim, x.element);
+        let end = [int(x.stride), whole_chunks(layout, &operands)];
+        let arguments = [&pointers[..], &head_sizes(layout, lanes), &end].concat();
+        self.launch(Source::Heads, name, heads_grid(layout, lanes), &arguments);
     }
 
     pub(super) fn tokens_from_heads(
@@ -149,22 +160,20 @@ impl CudaQueue {
         let dx = Rows::of_mut(dx, rows, width);
         let d_out = Rows::flat(d_out, layout.batch * layout.heads * layout.tokens * layout.dim);
         self.expect_activations("split_heads_backward", [d_out, dx]);
-        let Some((x, norm)) = x else {
-            let arguments =
-                [&[d_out.argument(), dx.argument()][..], &head_sizes(layout), &[int(dx.stride)]].concat();
-            return self.launch(Source::Heads, "split_values_backward", heads_grid(layout), &arguments);
+        let (name, operands, strides) = match x {
+            None => ("split_values_backward", vec![d_out, dx], vec![int(dx.stride)]),
+            Some((x, norm)) => {
+                let x = Rows::of(x, rows, width);
+                self.expect_activations("split_heads_backward", [x]);
+                let operands = [&[d_out, x], &Self::rotary(layout, norm)[..], &[dx]].concat();
+                ("split_heads_backward", operands, vec![int(x.stride), int(dx.stride)])
+            }
         };
-        let x = Rows::of(x, rows, width);
-        self.expect_activations("split_heads_backward", [x]);
-        let arguments = [
-            &[d_out.argument(), x.argument()][..],
-            &Self::rotary(layout, norm),
-            &[dx.argument()],
-            &head_sizes(layout),
-            &[int(x.stride), int(dx.stride)],
-        ]
-        .concat();
-        self.launch(Source::Heads, "split_heads_backward", heads_grid(layout), &arguments);
+        let pointers: Vec<Argument> = operands.iter().map(|r| r.argument()).collect();
+        let lanes = lanes(layout.dim, dx.element);
+        let end = [whole_chunks(layout, &operands)];
+        let arguments = [&pointers[..], &head_sizes(layout, lanes), &strides, &end].concat();
+        self.launch(Source::Heads, name, heads_grid(layout, lanes), &arguments);
     }
 
     pub(super) fn attend(&self, call: Attention<'_, Cuda>) {

@@ -5,12 +5,14 @@
 use super::{
     CudaQueue, Rows,
     pointwise::{column_sums, dense},
+    wide,
 };
 use crate::{
     cuda::{
         Cuda,
         launch::{Grid, double, flag, float, int, pointer},
         modules::Source,
+        values::Element,
     },
     device::{
         GroupNorm, Kind, ModulationGrad, Norm, NormKind, NormModulate, NormModulateBackward, Queue,
@@ -20,9 +22,19 @@ use crate::{
 
 /// Shared memory in which a block sums two values of each thread.
 const BLOCK_SUMS: usize = 2 * 32 * 4;
+/// The most threads of a block that has a row.
+const MOST_THREADS: usize = 256;
 /// Rows of a picture that one block sums for a group of channels, and the most blocks of a group.
 const ROWS_OF_A_SLICE: usize = 1024;
 const MOST_SLICES: usize = 256;
+
+/// A block for each of `rows` rows of `width` activations, in which every thread has as many chunks of sixteen bytes.
+fn row_blocks(rows: usize, width: usize, element: Element) -> Grid {
+    let chunks = width.div_ceil(wide(element));
+    let each = chunks.div_ceil(MOST_THREADS).max(1);
+    let threads = chunks.div_ceil(each).next_multiple_of(32).clamp(32, MOST_THREADS);
+    Grid { blocks: (rows, 1), threads: threads as u32, shared: BLOCK_SUMS }
+}
 
 impl CudaQueue {
     pub(super) fn modulated_norm(&self, call: NormModulate<'_, Cuda>) {
@@ -37,7 +49,7 @@ impl CudaQueue {
         self.launch(
             Source::Norm,
             "norm_modulate",
-            Grid { blocks: (count, 1), threads: 256, shared: BLOCK_SUMS },
+            row_blocks(count, width, x.element),
             &[
                 x.argument(),
                 shift.argument(),
@@ -64,7 +76,7 @@ impl CudaQueue {
         self.launch(
             Source::Norm,
             "norm_modulate_backward",
-            Grid { blocks: (count, 1), threads: 256, shared: BLOCK_SUMS },
+            row_blocks(count, width, x.element),
             &[
                 x.argument(),
                 mean.argument(),

@@ -111,8 +111,8 @@ impl<D: Device> Flux<D> {
         let (text_n, text, text_width) = inputs.text.shape();
         expect(
             "text",
-            text_n == n && text > 0 && text_width == layout.text_width,
-            format!("[{n}, L, {}] with L > 0", layout.text_width),
+            text_n > 0 && n.is_multiple_of(text_n) && text > 0 && text_width == layout.text_width,
+            format!("[B, L, {}] with L > 0 and B a divisor of {n}", layout.text_width),
             format!("{:?}", inputs.text.dims()),
         )?;
         expect(
@@ -363,8 +363,11 @@ impl<D: Device> Begun<D> {
         let (width, text_width) = (model.layout.width, model.layout.text_width);
         let mut x = queue.take(sequence.rows() * width, Kind::Activation);
         let text = queue.upload(inputs.text.values(), Kind::Activation);
-        let output = Output(&weights.text_in, ViewMut::new(&mut x, width));
-        linears(ctx, sequence.span_rows(TEXT).len(), View::new(&text, text_width), &mut [output])?;
+        let rows = inputs.text.shape().0 * shapes.text;
+        for first in sequence.span_rows(TEXT).step_by(rows) {
+            let to = ViewMut::new(&mut x, width).skip(first * width);
+            linears(ctx, rows, View::new(&text, text_width), &mut [Output(&weights.text_in, to)])?;
+        }
         let image = sequence.span_rows(IMAGE);
         let token = c * PATCH * PATCH;
         let packed = queue.fill(image.len() * token, Kind::Activation, |packed| {

@@ -8,7 +8,10 @@ mod tests;
 use dfdx::shapes::{HasShape, Shape};
 use prefgraph_nn::{
     self as nn, Adapter, BackboneLayout, DeviceKind, Probe,
-    sampling::{Schedule, flow, scaled_linear::TIMESTEPS},
+    sampling::{
+        Ddpm, Predicts, Schedule, flow,
+        scaled_linear::{TIMESTEPS, Terminal},
+    },
 };
 
 use super::{
@@ -33,10 +36,14 @@ choices! {
         Static = "static",
         /// Flow, Euler; dynamic, but with the few tokens that UNO's published sampler counts.
         Uno = "uno",
-        /// DDIM on SDXL's schedule, for networks that predict eps.
+        /// DDIM on SDXL's schedule, for networks that predict eps or v.
         Ddim = "ddim",
-        /// Euler on SDXL's schedule, for networks that predict eps.
+        /// Euler on SDXL's schedule.
         Euler = "euler",
+        /// Euler on SDXL's schedule, with fresh noise at every step.
+        EulerAncestral = "euler_ancestral",
+        /// DPM-Solver++ with two steps on the sigmas of Karras et al.: what most programs call DPM++ 2M Karras.
+        Dpmpp2mKarras = "dpmpp_2m_karras",
     }
 }
 
@@ -51,6 +58,13 @@ settings! {
         pub schedule: SampleSchedule = SampleSchedule::Dynamic,
         /// Of `static`: 3 for a picture of 1024 pixels a side.
         pub shift: f64 = 3.0,
+        /// Of `ddim` to `dpmpp_2m_karras`: what the network predicts, `ddpm_eps` or `ddpm_v`; eps where it is not given.
+        pub process: Option<Process> = None,
+        /// Of the same: the network was trained with no signal at the last timestep (`zero_snr` of `noise`). It predicts v then.
+        pub zero_snr: bool = false,
+        /// Classifier-free guidance: predictions are `negative + cfg (prediction - negative)`, with the negative conditions connected. 1 is
+        /// none; SDXL is sampled with 5 to 7.
+        pub cfg: f64 = 1.0,
         /// Of the noise; the run's where it is not given.
         pub seed: Option<u64> = None,
     }
@@ -67,11 +81,14 @@ pub struct Sample<C = usize, H = usize, W = usize> {
 }
 
 impl<C: Axis, H: Axis, W: Axis> Sample<C, H, W> {
+    /// Is it one of the solvers on SDXL's schedule?
+    fn is_ddpm(&self) -> bool {
+        use SampleSchedule::{Ddim, Dpmpp2mKarras, Euler, EulerAncestral};
+        matches!(self.settings.schedule, Ddim | Euler | EulerAncestral | Dpmpp2mKarras)
+    }
+
     fn process(&self) -> Process {
-        match self.settings.schedule {
-            SampleSchedule::Ddim | SampleSchedule::Euler => Process::DdpmEps,
-            _ => Process::Flow,
-        }
+        if self.is_ddpm() { self.settings.process.unwrap_or(Process::DdpmEps) } else { Process::Flow }
     }
 
     /// The shift of the sigmas of a latent grid; `None` where there are no sigmas to shift.
@@ -82,29 +99,41 @@ impl<C: Axis, H: Axis, W: Axis> Sample<C, H, W> {
                 Some(flow::dynamic_shift((height / layout.patch) * (width / layout.patch)))
             }
             SampleSchedule::Uno => Some(flow::uno_shift(height, width)),
-            SampleSchedule::Ddim | SampleSchedule::Euler => None,
+            _ => None,
         }
     }
 
     fn schedule(&self, layout: &BackboneLayout, grid: (usize, usize)) -> Schedule {
         let steps = self.settings.steps;
-        match (self.settings.schedule, self.shift(layout, grid)) {
-            (_, Some(shift)) => Schedule::flow(&flow::sigmas(steps, shift)),
-            (SampleSchedule::Ddim, None) => Schedule::ddim(steps),
-            (_, None) => Schedule::euler(steps),
+        if let Some(shift) = self.shift(layout, grid) {
+            return Schedule::flow(&flow::sigmas(steps, shift));
         }
+        let predicts = if self.process() == Process::DdpmV { Predicts::V } else { Predicts::Eps };
+        let terminal = if self.settings.zero_snr { Terminal::ZeroSnr } else { Terminal::Published };
+        let network = Ddpm { steps, predicts, terminal };
+        match self.settings.schedule {
+            SampleSchedule::Ddim => Schedule::ddim(&network),
+            SampleSchedule::EulerAncestral => Schedule::euler_ancestral(&network),
+            SampleSchedule::Dpmpp2mKarras => Schedule::dpmpp_2m_karras(&network),
+            _ => Schedule::euler(&network),
+        }
+    }
+
+    /// Are there two passes for each step?
+    fn guided(&self) -> bool {
+        self.settings.cfg != 1.0
     }
 
     fn cost_on(
         &self,
         on: DeviceKind,
-        (backbone, adapter, like, text, _, references): &InShapes<Self>,
+        (backbone, adapter, like, text, _, references, ..): &InShapes<Self>,
     ) -> Cost {
         let grids = reference_grids(references.as_ref());
         let adapter = adapter.as_ref().map(|a| a.0.as_ref());
         let size = (like.2.size(), like.3.size());
         let pass = forward_cost(&backbone.0.cost(on, like.0, size, &grids, text.1, adapter));
-        let passes = self.settings.steps as f64;
+        let passes = (self.settings.steps * (1 + usize::from(self.guided()))) as f64;
         Cost { forward_flops: passes * pass.forward_flops, moved_bytes: passes * pass.moved_bytes, ..pass }
     }
 }
@@ -114,28 +143,53 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
     const DOC: &'static str = "Draw latents from the network, with the adapter as it is at this step or without one. \
                                Of `like` only the axes are used. The noise is the same at every step and for every \
                                network, so that samples can be compared.";
-    const IN: [&'static str; 6] = ["backbone", "adapter", "like", "text", "pooled", "references"];
+    const IN: [&'static str; 8] =
+        ["backbone", "adapter", "like", "text", "pooled", "references", "negative_text", "negative_pooled"];
     const OUT: [&'static str; 1] = ["latents"];
     type Settings = SampleSettings;
-    type In = (BackboneHandle, Option<Adapter>, Latents<C, H, W>, TextTokens, Pooled, Option<List<Latents>>);
+    type In = (
+        BackboneHandle,
+        Option<Adapter>,
+        Latents<C, H, W>,
+        TextTokens,
+        Pooled,
+        Option<List<Latents>>,
+        Option<TextTokens>,
+        Option<Pooled>,
+    );
     type Out = (Clean<C, H, W>,);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
 
     fn new(settings: SampleSettings) -> Result<Self, OpError> {
-        let SampleSettings { steps, shift, .. } = settings;
+        let SampleSettings { steps, shift, cfg, process, zero_snr, .. } = settings;
         if !(1..TIMESTEPS).contains(&steps) {
             return Err(OpError::new(format!("steps {steps}: 1 to {} are possible", TIMESTEPS - 1)));
         }
         if !(shift > 0.0 && shift.is_finite()) {
             return Err(OpError::new(format!("shift {shift}: a positive number is needed")));
         }
-        Ok(Self { settings, axes: Fixed::default() })
+        if !cfg.is_finite() {
+            return Err(OpError::new(format!("cfg {cfg}: a number is needed")));
+        }
+        let op = Self { settings, axes: Fixed::default() };
+        let of_ddpm = process.is_none_or(|process| process != Process::Flow);
+        if (process.is_some() || zero_snr) && !(op.is_ddpm() && of_ddpm) {
+            return Err(OpError::new(
+                "`process` and `zero_snr` are settings of ddim, euler, euler_ancestral and dpmpp_2m_karras: `ddpm_eps` or `ddpm_v`",
+            ));
+        }
+        if zero_snr && op.process() != Process::DdpmV {
+            return Err(OpError::new(
+                "zero_snr: where no signal is left, eps says nothing of the picture; set `process: ddpm_v`",
+            ));
+        }
+        Ok(op)
     }
 
     fn shapes(
         &self,
-        (backbone, adapter, like, text, pooled, references): InShapes<Self>,
+        (backbone, adapter, like, text, pooled, references, negative_text, negative_pooled): InShapes<Self>,
         _: usize,
     ) -> Result<OutShapes<Self>, OpError> {
         let conditions = ConditionShapes {
@@ -146,6 +200,23 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
             guidance: self.settings.guidance,
         };
         conditions.check(backbone.layout(), like.concrete())?;
+        match (&negative_text, &negative_pooled) {
+            (Some(text), Some(pooled)) => {
+                ConditionShapes { text, pooled, ..conditions }.check(backbone.layout(), like.concrete())?;
+            }
+            (None, None) if self.guided() => {
+                return Err(OpError::new(format!(
+                    "cfg {}: connect `negative_text` and `negative_pooled`, those of the empty prompt where nothing is to be avoided",
+                    self.settings.cfg
+                )));
+            }
+            (None, None) => {}
+            _ => {
+                return Err(OpError::new(
+                    "`negative_text` and `negative_pooled` belong together: connect both",
+                ));
+            }
+        }
         if let Some(adapter) = adapter {
             check_adapter(backbone.layout(), &adapter.0)?;
         }
@@ -164,18 +235,20 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
         let steps = self.settings.steps;
         let shift = self.shift(backbone.layout(), (like.2.size(), like.3.size()));
         let shifted = shift.map(|shift| format!(", sigmas shifted by {shift:.3}"));
-        vec![format!("{steps} passes for a sample{}", shifted.unwrap_or_default())]
+        let passes = if self.guided() { 2 * steps } else { steps };
+        vec![format!("{passes} passes for a sample{}", shifted.unwrap_or_default())]
     }
 
     fn forward(
         &self,
         ctx: &Ctx<'_>,
-        (backbone, adapter, like, text, pooled, references): Self::In,
+        (backbone, adapter, like, text, pooled, references, negative_text, negative_pooled): Self::In,
     ) -> Result<(Self::Out, ()), OpError> {
         let shape = *HasShape::shape(&like);
         let dims @ (rows, _, height, width) = (shape.0, shape.1.size(), shape.2.size(), shape.3.size());
+        let t = Timesteps::new(self.process(), vec![0.0; rows]);
         let conditions = Conditions {
-            t: &Timesteps::new(self.process(), vec![0.0; rows]),
+            t: &t,
             text: &text,
             pooled: &pooled,
             references: references.as_ref(),
@@ -183,15 +256,33 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
         };
         // What is in `like`, and the times, every pass replaces by its own.
         let mut inputs = conditions.inputs(ctx, &like)?;
+        let mut negative = match (&negative_text, &negative_pooled) {
+            (Some(text), Some(pooled)) if self.guided() => {
+                Some(Conditions { text, pooled, ..conditions }.inputs(ctx, &like)?)
+            }
+            _ => None,
+        };
         let seed = self.settings.seed.unwrap_or(ctx.seed);
-        let noise = Random::new(seed, Self::NAME, u64::MAX, "noise").normals(shape.num_elements());
+        let normals =
+            |purpose: &str| Random::new(seed, Self::NAME, u64::MAX, purpose).normals(shape.num_elements());
+        let fresh = |step: usize| normals(&format!("noise of step {step}"));
         let schedule = self.schedule(backbone.0.layout(), (height, width));
         let adapter = adapter.map(|adapter| backbone.0.place(adapter)).transpose()?;
-        let latents = schedule.sample(noise, |x, time| -> Result<_, OpError> {
+        let pass = |inputs: &mut nn::Inputs, x: &[f32], time: f32| -> Result<_, OpError> {
             inputs.x_t = nn::Tensor::new(ctx.cpu, dims, x)?;
             inputs.t.fill(time);
-            let found = backbone.0.predict(&inputs, adapter.as_ref(), &Probe::NOTHING)?.latents;
+            let found = backbone.0.predict(inputs, adapter.as_ref(), &Probe::NOTHING)?.latents;
             Ok(prediction(ctx, shape, found)?.as_vec())
+        };
+        let latents = schedule.sample(normals("noise"), fresh, |x, time| {
+            let mut found = pass(&mut inputs, &x, time)?;
+            if let Some(negative) = &mut negative {
+                let cfg = self.settings.cfg as f32;
+                for (found, away) in found.iter_mut().zip(pass(negative, &x, time)?) {
+                    *found = away + cfg * (*found - away);
+                }
+            }
+            Ok::<_, OpError>(found)
         })?;
         Ok(((super::tensors::tensor(ctx, shape, latents)?.into(),), ()))
     }

@@ -51,10 +51,31 @@ impl Case {
         SampleSettings { steps, schedule, guidance: self.guidance, ..Default::default() }
     }
 
+    /// Conditions to keep away from: those of the case, turned round.
+    fn negative(&self) -> (TextTokens, Pooled) {
+        let ctx = self.bench.ctx();
+        let (text, pooled) = (&self.text, &self.pooled);
+        let minus = |values: Vec<f32>| values.into_iter().map(|v| -v).collect();
+        (
+            tensor(&ctx, *HasShape::shape(text), minus(text.as_vec())).unwrap(),
+            tensor(&ctx, *HasShape::shape(pooled), minus(pooled.as_vec())).unwrap(),
+        )
+    }
+
     fn sample_at(&self, ctx: &Ctx<'_>, settings: SampleSettings, adapter: Option<Adapter>) -> Vec<f32> {
         let (text, pooled) = (self.text.clone(), self.pooled.clone());
         let references = Some(self.references.clone());
-        let inputs = (self.backbone.clone(), adapter, self.like.clone(), text, pooled, references);
+        let (negative_text, negative_pooled) = self.negative();
+        let inputs = (
+            self.backbone.clone(),
+            adapter,
+            self.like.clone(),
+            text,
+            pooled,
+            references,
+            Some(negative_text),
+            Some(negative_pooled),
+        );
         Op::new(settings).unwrap().forward(ctx, inputs).unwrap().0.0.as_vec()
     }
 
@@ -69,11 +90,20 @@ impl Case {
 
     /// What the `reference` node, or with an adapter the `forward` node, predicts.
     fn predict(&self, process: Process, x: &[f32], time: f32, adapter: Option<&Adapter>) -> Vec<f32> {
+        self.predict_for((self.text.clone(), self.pooled.clone()), (process, time), x, adapter)
+    }
+
+    fn predict_for(
+        &self,
+        (text, pooled): (TextTokens, Pooled),
+        (process, time): (Process, f32),
+        x: &[f32],
+        adapter: Option<&Adapter>,
+    ) -> Vec<f32> {
         let ctx = self.bench.ctx();
         let shape = *HasShape::shape(&self.like);
         let x = tensor(&ctx, shape, x.to_vec()).unwrap().into();
         let t = Timesteps::new(process, vec![time; shape.0]);
-        let (text, pooled) = (self.text.clone(), self.pooled.clone());
         let references = Some(self.references.clone());
         let (backbone, guidance) = (self.backbone.clone(), self.guidance);
         match adapter {
@@ -139,14 +169,36 @@ fn a_policy_samples_what_its_forward_predicts_and_is_the_reference_while_b_is_ze
 #[test]
 fn a_network_that_predicts_eps_is_asked_at_timesteps_of_sdxls_schedule() {
     let case = open("flux_uno");
-    for (kind, schedule) in
-        [(SampleSchedule::Ddim, Schedule::ddim(3)), (SampleSchedule::Euler, Schedule::euler(3))]
-    {
-        let by_hand = schedule.sample(case.noise(), |x, time| {
+    let network = Ddpm::eps(3);
+    let fresh = |step: usize| {
+        let count = HasShape::shape(&case.like).num_elements();
+        Random::new(case.bench.ctx().seed, "sample", u64::MAX, &format!("noise of step {step}"))
+            .normals(count)
+    };
+    for (kind, schedule) in [
+        (SampleSchedule::Ddim, Schedule::ddim(&network)),
+        (SampleSchedule::Euler, Schedule::euler(&network)),
+        (SampleSchedule::EulerAncestral, Schedule::euler_ancestral(&network)),
+        (SampleSchedule::Dpmpp2mKarras, Schedule::dpmpp_2m_karras(&network)),
+    ] {
+        let by_hand = schedule.sample(case.noise(), fresh, |x, time| {
             Ok::<_, std::convert::Infallible>(case.predict(Process::DdpmEps, &x, time, None))
         });
-        assert_eq!(case.sample(case.settings(kind, 3), None), by_hand.unwrap());
+        assert_eq!(case.sample(case.settings(kind, 3), None), by_hand.unwrap(), "{kind:?}");
     }
+}
+
+#[test]
+fn classifier_free_guidance_goes_on_from_the_negative_prediction_through_the_prediction() {
+    let case = open("flux_uno");
+    let noise = case.noise();
+    // One step of a flow goes from sigma 1 to 0.
+    let found = case.sample(SampleSettings { cfg: 2.5, ..case.settings(SampleSchedule::Dynamic, 1) }, None);
+    let toward = case.predict(Process::Flow, &noise, 1.0, None);
+    let away = case.predict_for(case.negative(), (Process::Flow, 1.0), &noise, None);
+    let expected = noise.iter().zip(toward.iter().zip(&away)).map(|(x, (t, a))| x - (a + 2.5 * (t - a)));
+    assert_eq!(found, expected.collect::<Vec<_>>());
+    assert_ne!(toward, away);
 }
 
 #[test]
@@ -168,12 +220,17 @@ fn what_cannot_be_sampled_is_refused_before_the_first_pass() {
     assert!(message(SampleSettings { steps: 0, ..Default::default() }).contains("steps 0"));
     assert!(message(SampleSettings { steps: 1000, ..Default::default() }).contains("1 to 999"));
     assert!(message(SampleSettings { shift: -1.0, ..Default::default() }).contains("shift -1"));
+    assert!(message(SampleSettings { cfg: f64::NAN, ..Default::default() }).contains("cfg NaN"));
+    let of_flow = SampleSettings { process: Some(Process::DdpmV), ..Default::default() };
+    assert!(message(of_flow).contains("settings of ddim"));
+    let eps = SampleSettings { zero_snr: true, schedule: SampleSchedule::Ddim, ..Default::default() };
+    assert!(message(eps).contains("process: ddpm_v"));
 
     let case = open("flux_uno_multi");
     let shapes = |settings: SampleSettings, like, adapter: Option<AdapterShape>| {
         let (text, pooled) = (*HasShape::shape(&case.text), *HasShape::shape(&case.pooled));
         let backbone = BackboneShape(case.backbone.0.clone());
-        Op::new(settings).unwrap().shapes((backbone, adapter, like, text, pooled, None), 0)
+        Op::new(settings).unwrap().shapes((backbone, adapter, like, text, pooled, None, None, None), 0)
     };
     let good = case.settings(SampleSchedule::Dynamic, 2);
     let like = *HasShape::shape(&case.like);
@@ -181,6 +238,8 @@ fn what_cannot_be_sampled_is_refused_before_the_first_pass() {
     let error =
         shapes(SampleSettings { guidance: None, ..good.clone() }, like, None).unwrap_err().to_string();
     assert!(error.contains("guidance"), "{error}");
+    let error = shapes(SampleSettings { cfg: 5.0, ..good.clone() }, like, None).unwrap_err().to_string();
+    assert!(error.contains("negative_text"), "{error}");
     let error = shapes(good.clone(), (like.0, like.1 + 1, like.2, like.3), None).unwrap_err().to_string();
     assert!(error.contains("channels"), "{error}");
     let mut layout = (*case.adapters()[0].layout).clone();

@@ -1,0 +1,75 @@
+//! `graph-run diff`: what two graphs have not in common.
+
+use std::{collections::BTreeMap, fmt::Write as _, path::Path};
+
+use super::{Failure, system};
+use crate::{
+    registry::Registry,
+    spec::{Change, Facts, Outline, compare},
+};
+
+/// Where a changed line is not about a node.
+const GRAPH: &str = "the graph";
+const INPUT: &str = "in.";
+
+/// Print the differences: nodes that only one graph has, and what the others say differently.
+pub(super) fn diff(old: &Path, new: &Path, registry: &Registry) -> Result<u8, Failure> {
+    let (a, b) = (Outline::open(old, &[], registry)?, Outline::open(new, &[], registry)?);
+    let (says_a, says_b) = (a.facts()?, b.facts()?);
+    let only = |this: &Outline<'_>, other: &Facts| -> Vec<String> {
+        this.ids().filter(|id| !other.contains_key(*id)).map(str::to_owned).collect()
+    };
+    let (only_a, only_b) = (only(&a, &says_b), only(&b, &says_a));
+    let mut by_node: BTreeMap<String, Vec<Change>> = BTreeMap::new();
+    for change in compare(&says_a, &says_b) {
+        // A whole node that came or went is listed with its kind.
+        if only_a.contains(&change.what) || only_b.contains(&change.what) {
+            continue;
+        }
+        let owner = change.what.split_once('.').map_or(&*change.what, |(node, _)| node);
+        let owner =
+            if says_a.contains_key(owner) || owner == "run" || owner == "cache" { owner } else { GRAPH };
+        by_node.entry(owner.to_owned()).or_default().push(change);
+    }
+    let same: Vec<&str> =
+        a.ids().filter(|id| says_b.contains_key(*id) && !by_node.contains_key(*id)).collect();
+
+    let mut out = String::new();
+    let _ = writeln!(out, "- {}\n+ {}", old.display(), new.display());
+    if by_node.is_empty() && only_a.is_empty() && only_b.is_empty() {
+        out.push_str("they say the same\n");
+    }
+    list(&mut out, "the same in both", &same, |id| id.to_string());
+    list(&mut out, "only in -", &only_a, |id| format!("{id} ({})", says_a[id]));
+    list(&mut out, "only in +", &only_b, |id| format!("{id} ({})", says_b[id]));
+    for id in a.ids().chain([GRAPH, "run", "cache"]) {
+        let Some(changes) = by_node.get(id) else { continue };
+        match says_a.get(id) {
+            Some(op) => {
+                let _ = writeln!(out, "\n{id} ({op})");
+            }
+            None => {
+                let _ = writeln!(out, "\n{id}");
+            }
+        }
+        for change in changes {
+            let what = change.what.strip_prefix(&format!("{id}.")).unwrap_or(&change.what);
+            let what = match what.strip_prefix(INPUT) {
+                Some(input) => format!("reads {input} from"),
+                None if what == id => "is".to_owned(),
+                None => format!("{what}:"),
+            };
+            let side = |value: &Option<String>| value.clone().unwrap_or_else(|| "nothing".to_owned());
+            let _ = writeln!(out, "  {what}\n    - {}\n    + {}", side(&change.old), side(&change.new));
+        }
+    }
+    system::print(&out)?;
+    Ok(0)
+}
+
+fn list<T>(out: &mut String, title: &str, items: &[T], shown: impl Fn(&T) -> String) {
+    if !items.is_empty() {
+        let items: Vec<String> = items.iter().map(shown).collect();
+        let _ = writeln!(out, "{title} ({}): {}", items.len(), items.join(", "));
+    }
+}
