@@ -234,6 +234,10 @@ fn a_resampler_with_tensors_missing_or_surplus_and_files_of_other_adapters_are_c
             "expected [1, queries, width]",
         ),
     ];
+    for path in [ip_adapter_plus(), ip_adapter_plus().join("gone.safetensors")] {
+        let error = Resampler::open(&path).unwrap_err().to_string();
+        assert!(error.contains("expected the file of an IP-Adapter-Plus"), "{error}");
+    }
     let file = ip_adapter_plus().join("ip-adapter-plus_sdxl.safetensors");
     for (change, message) in of_other_kind {
         let dir = tempfile::tempdir().unwrap();

@@ -10,6 +10,7 @@ use prefgraph_nn::{
 use super::{
     autoencoder::{self, AutoencoderKind, Coder, on_host},
     tensors::tensor,
+    weights::configuration,
 };
 use crate::{
     choices,
@@ -97,7 +98,10 @@ impl Encoder {
         if self.weights.is_empty() {
             identity
         } else {
-            identity.file("weights", &autoencoder::place(&self.weights)).on_device()
+            let place = autoencoder::place(&self.weights);
+            let identity = identity.file("weights", &place).on_device();
+            let beside = configuration(&place);
+            beside.iter().fold(identity, |identity, path| identity.file("config", path))
         }
     }
 

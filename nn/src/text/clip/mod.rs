@@ -75,13 +75,13 @@ struct Weights<D: Device> {
 }
 
 impl<D: Device> ClipEncoder<D> {
-    /// Open the encoder of a model: a folder with `config.json` and `model.safetensors` or the index of its shards, or one file, as ComfyUI has it:
-    /// of that the sizes come from a `config.json` of a CLIP text encoder beside it, or from its tensors. Only headers are
-    /// read.
+    /// Open a folder with `config.json` and `model.safetensors` or the index of its shards, or one file, as ComfyUI has it or a
+    /// whole checkpoint of SDXL: of that the sizes come from a `config.json` of a CLIP text encoder beside it, or from its
+    /// tensors. Only headers are read.
     ///
     /// # Errors
-    /// If a file is missing or cut off, the configuration is of another model, or tensors are missing, of other shapes or
-    /// in fp8.
+    /// If a file is missing or cut off, it is of another model than the one that is wanted, or tensors are missing, surplus, of
+    /// other shapes or in fp8.
     pub fn open(path: &Path, model: ClipModel) -> Result<Self> {
         must_be_model(path, model.what(), model.folder())?;
         let (stated, files) = open_stated(path)?;

@@ -26,7 +26,7 @@ use crate::{
         weights::{LOADING, PrefixedFiles, linear},
     },
     error::{Error, Result},
-    files::TensorFiles,
+    files::{TensorFiles, no_model},
     layers::{Attention, Linear, Norm},
     once::get_or_try_init,
     size,
@@ -34,6 +34,8 @@ use crate::{
     vision::vit::PictureTokens,
 };
 
+/// What a path must lead to.
+const EXPECTED: &str = "the file of an IP-Adapter-Plus, e.g. `ip-adapter-plus_sdxl_vit-h.safetensors`";
 /// Added to the variance in norms.
 const EPS: f64 = 1e-5;
 
@@ -77,6 +79,9 @@ impl<D: Device> ImageResampler<D> {
     /// If the file is missing, cut off or of another kind, or if tensors of the resampler are missing, surplus or of shapes that do
     /// not go together.
     pub fn open(path: &Path) -> Result<Self> {
+        if !path.is_file() {
+            return Err(no_model(path, EXPECTED));
+        }
         let files = TensorFiles::open(path)?;
         measure::no_fp8(&files, PREFIX, "as it is published")?;
         let sizes = ResamplerSizes::measured(&files)?;
