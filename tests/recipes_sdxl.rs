@@ -19,6 +19,8 @@ use prefgraph_nn::{
     vision::ResamplerSizes,
 };
 
+/// Pixels that the features' encoder sees, four patches a side.
+const SIDE_OF_FEATURES: usize = 4 * 8;
 /// Width of pooled text.
 const POOLED: usize = 24;
 /// Width of the tokens: that of both text encoders together.
@@ -105,7 +107,7 @@ impl Published {
     }
 
     /// What a user would change in a recipe, and small pictures.
-    fn sets(&self, with_images: bool) -> Vec<String> {
+    fn sets(&self, with_images: bool, patches: bool) -> Vec<String> {
         let mut sets = vec![
             format!("backbone.weights={}", self.path("sdxl").display()),
             format!("pairs.path={}", root().join("data/demo/pairs.jsonl").display()),
@@ -116,6 +118,11 @@ impl Published {
         ];
         let sides = ["height", "width", "reference_height", "reference_width"];
         sets.extend(sides.map(|side| format!("pairs.{side}=64")));
+        if with_images && patches {
+            let encoder = root().join("tests/fixtures/encoders/dinov2");
+            sets.push(format!("features_gen.encoder={}", encoder.display()));
+            sets.push(format!("features_gen.side={}", SIDE_OF_FEATURES));
+        }
         if with_images {
             sets.push(format!("backbone.ip_adapter={}", self.path("ip-adapter.safetensors").display()));
             sets.push(format!("image_prompt.image_encoder={}", self.path("image_encoder").display()));
@@ -159,8 +166,12 @@ fn every_recipe_takes_two_steps_and_begins_at_the_loss_of_two_equal_networks() {
     for recipe in all {
         let with_images = recipe.to_string_lossy().contains("ip_adapter");
         let name = recipe.display();
-        let loaded = spec::load(&recipe, &published.sets(with_images), &Registry::standard())
-            .unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        let loaded = spec::load(
+            &recipe,
+            &published.sets(with_images, recipe.to_string_lossy().contains("patchdpo")),
+            &Registry::standard(),
+        )
+        .unwrap_or_else(|e| panic!("{name}: {e:?}"));
         let graph = Arc::new(loaded.graph);
         let plan = Plan::new(&graph, &PlanOptions::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
         let options = RunOptions { last: Some(1), ..RunOptions::new(0, Cpu::new(2).unwrap()) };
@@ -212,7 +223,7 @@ fn a_recipe_for_published_files_says_what_is_missing_or_of_another_model() {
     };
     let error = refused(&[]);
     assert!(error.contains("pairs.jsonl") || error.contains("sdxl"), "{error}");
-    let with = |set: String| [published.sets(true), vec![set]].concat();
+    let with = |set: String| [published.sets(true, false), vec![set]].concat();
     let error = refused(&with(format!("backbone.ip_adapter={}", published.path("sdxl/vae").display())));
     assert!(error.contains("ip_adapter") || error.contains("IP-Adapter"), "{error}");
     let error = refused(&with("time.process=flow".into()));
@@ -220,4 +231,41 @@ fn a_recipe_for_published_files_says_what_is_missing_or_of_another_model() {
     // Without its IP-Adapter the network has no use for image tokens.
     let error = refused(&with("backbone.ip_adapter=\"\"".into()));
     assert!(error.contains("ip_adapter") || error.contains("IP-Adapter"), "{error}");
+}
+
+#[test]
+fn a_recipe_draws_with_references_guidance_and_a_negative_prompt_and_says_that_a_reference_is_missing() {
+    let published = Published::new();
+    let reference = published.path("dog.png");
+    image::RgbImage::from_fn(48, 40, |x, y| image::Rgb([x as u8 * 5, y as u8 * 6, 90]))
+        .save(&reference)
+        .unwrap();
+    let reference = reference.display().to_string();
+    let draw = |out: &str, more: &[&str]| {
+        let out = published.path(out);
+        let mut command = Command::new(cargo_bin("graph-run"));
+        command.current_dir(root()).args([
+            "sample",
+            "graphs/sdxl/focusdpo_ip_adapter.ron",
+            "--prompt",
+            "a dog",
+        ]);
+        command.args(["--steps", "2", "--size", "64x48", "--out"]).arg(&out).args(more);
+        let sets = published.sets(true, false);
+        let settings = sets.iter().filter(|s| !s.starts_with("cache") && !s.starts_with("pairs.path"));
+        settings.for_each(|set| _ = command.args(["--set", set]));
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let picture = image::open(out.join("a-dog-seed-0.png")).map(image::DynamicImage::into_rgb8);
+        (output.status.success(), said, picture.ok())
+    };
+    let (good, said, guided) = draw("guided", &["--ref", &reference, "--negative", "blurry"]);
+    assert!(good && said.contains("4 passes") && said.contains("classifier-free guidance 5"), "{said}");
+    let guided = guided.unwrap();
+    assert_eq!(guided.dimensions(), (64, 48));
+    let (good, said, plain) = draw("plain", &["--ref", &reference, "--cfg", "1"]);
+    assert!(good && said.contains("2 passes"), "{said}");
+    assert_ne!(plain.unwrap(), guided);
+    let (good, said, _) = draw("without", &[]);
+    assert!(!good && said.contains("--ref"), "{said}");
 }

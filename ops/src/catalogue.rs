@@ -25,6 +25,7 @@ use crate::{
         pairs::{Pairs, Prompts},
         patch_quality::PatchQuality,
         pick::Pick,
+        picture_features::PictureFeatures,
         pictures::Pictures,
         preview::Preview,
         prompt::Prompt,
@@ -76,6 +77,7 @@ pub fn visit_all(v: &mut impl Visit) {
     v.operator::<Entropy>();
     v.operator::<Fuse>();
     v.operator::<Features>();
+    v.operator::<PictureFeatures>();
     v.operator::<PatchQuality>();
     // What is asked for.
     v.operator::<MaskedLoss>();

@@ -27,6 +27,7 @@ pub mod pairs;
 mod pass;
 pub mod patch_quality;
 pub mod pick;
+pub mod picture_features;
 pub mod pictures;
 pub mod preview;
 pub mod prompt;

@@ -17,12 +17,14 @@ use prefgraph_ops::{
         blank::{Blank, BlankSettings},
         decode::{Decode, DecodeSettings},
         encode::EncodeReferences,
+        image_prompt::{ImagePromptSettings, ImagePrompts},
         lora::{Lora, LoraSettings},
         pairs::{Prompts, PromptsSettings},
         prompt::Prompt,
         sample::{Sample, SampleSettings},
+        sizes::PictureSizes,
     },
-    ports::Images,
+    ports::{Crops, Images},
 };
 
 use super::parts::Parts;
@@ -122,14 +124,39 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
     };
 
     let decode = ids.take(&parts.autoencoder.0);
-    let references = match wanted.references.is_empty() {
-        true => None,
-        false => {
-            let id = ids.take(&parts.references.0);
-            let encode: EncodeReferences = op(&id, parts.references.1.clone())?;
-            Some(graph.add(&id, encode, (pictures,)).0)
+    let (mut references, mut image_prompt, mut negative_image_prompt) = (None, None, None);
+    if layout.image_tokens {
+        let (id, settings) = parts.image_prompt.as_ref().ok_or_else(|| {
+            Failure::new(
+                "the network has an IP-Adapter, but the graph has no node `image-prompt` for its references",
+            )
+        })?;
+        if wanted.references.is_empty() {
+            return Err(Failure::new(format!(
+                "the network has an IP-Adapter, which needs a reference: name one with --ref, or draw without it: --set {}.ip_adapter=\"\"",
+                parts.backbone.0
+            )));
         }
-    };
+        let mut encode = |id: &str, negative| -> Result<_, Failure> {
+            let id = ids.take(id);
+            let encode: ImagePrompts = op(&id, ImagePromptSettings { negative, ..settings.clone() })?;
+            Ok(graph.add(&id, encode, (pictures, Some(backbone))).0)
+        };
+        image_prompt = Some(encode(id, false)?);
+        if cfg != 1.0 {
+            negative_image_prompt = Some(encode("no_picture", true)?);
+        }
+    } else if !wanted.references.is_empty() {
+        if layout.sizes {
+            return Err(Failure::new(format!(
+                "--ref: SDXL sees references through an IP-Adapter only, as in {}.ip_adapter",
+                parts.backbone.0
+            )));
+        }
+        let id = ids.take(&parts.references.0);
+        let encode: EncodeReferences = op(&id, parts.references.1.clone())?;
+        references = Some(graph.add(&id, encode, (pictures,)).0);
+    }
     let adapter = match wanted.adapter {
         None => None,
         Some(path) => {
@@ -145,6 +172,17 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
     let blank = BlankSettings { height, width, kind, weights: weights.clone() };
     let blank = Blank::new(blank).map_err(|e| Failure::new(format!("the size: {e}")))?;
     let (like,) = graph.add(&ids.take("blank"), blank, (prompts,));
+    let sizes = match layout.sizes {
+        true => {
+            let sizes = PictureSizes::new(Default::default()).map_err(Failure::new)?;
+            Some(
+                graph
+                    .add(&ids.take("sizes"), sizes, (None::<Wire<Images>>, None::<Wire<Crops>>, Some(like)))
+                    .0,
+            )
+        }
+        false => None,
+    };
 
     let guidance = wanted.guidance.or(parts.sample.guidance).or_else(|| {
         let published = parts.published_guidance();
@@ -161,8 +199,19 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
     let settings = SampleSettings { steps, guidance, cfg, seed: None, ..parts.sample.clone() };
     let sample = Sample::<usize, usize, usize>::new(settings).map_err(Failure::new)?;
     let (negative_text, negative_pooled) = avoided.unzip();
-    let wires =
-        (backbone, adapter, like, text, pooled, references, negative_text, negative_pooled, None, None, None);
+    let wires = (
+        backbone,
+        adapter,
+        like,
+        text,
+        pooled,
+        references,
+        negative_text,
+        negative_pooled,
+        sizes,
+        image_prompt,
+        negative_image_prompt,
+    );
     let (latents,) = graph.add(&ids.take("sample"), sample, wires);
     let settings = DecodeSettings { kind, weights, allow_toy: parts.autoencoder.1.allow_toy };
     let (images,) = graph.add(&decode, op::<Decode>(&decode, settings)?, (latents,));

@@ -6,18 +6,23 @@
 use prefgraph_ops::{
     Operator,
     operators::{
-        backbone::{Backbone, BackboneSettings},
+        backbone::{Backbone, BackboneKind, BackboneSettings},
         blank::Blank,
         decode::Decode,
         encode::{Encode, EncodeReferences, EncodeSettings},
         forward::Forward,
+        image_prompt::{ImagePromptSettings, ImagePrompts},
         pairs::{Pairs, Prompts},
         prompt::{Prompt, PromptSettings},
         sample::{Sample, SampleSchedule, SampleSettings},
     },
+    ports::Process,
 };
 
-use crate::{cli::Failure, spec::Outline};
+use crate::{
+    cli::Failure,
+    spec::{Outline, text},
+};
 
 /// Settings, and the id of the node that states them.
 pub(super) type Stated<S> = (String, S);
@@ -33,6 +38,8 @@ pub(super) struct Parts {
     pub autoencoder: Stated<EncodeSettings>,
     /// What references are encoded with.
     pub references: Stated<EncodeSettings>,
+    /// What references are encoded with where the network sees them as image tokens.
+    pub image_prompt: Option<Stated<ImagePromptSettings>>,
     pub sample: SampleSettings,
     /// Does the graph itself say how to sample?
     pub states_sample: bool,
@@ -42,6 +49,9 @@ pub(super) struct Parts {
 
 /// Pixels along each side where a graph says nothing of it.
 const SIDE: usize = 512;
+
+/// Classifier-free guidance of SDXL's pipeline in diffusers.
+const SDXL_CFG: f64 = 5.0;
 
 impl Parts {
     pub(super) fn of(outline: &Outline<'_>) -> Result<Self, Failure> {
@@ -81,17 +91,56 @@ impl Parts {
         let (size, reference_size) = sizes(outline)?;
         let states_sample = sample.is_some();
         let stated = sample.and_then(|id| samples.iter().find(|(other, _)| other == id));
-        // UNO as it was published, where its adapter is part of the network.
-        let uno = !backbone.1.adapter.is_empty();
-        let schedule = if uno { SampleSchedule::Uno } else { SampleSchedule::Dynamic };
-        let sample = stated.map_or(SampleSettings { schedule, ..Default::default() }, |(_, s)| s.clone());
-        Ok(Self { backbone, prompt, autoencoder, references, sample, states_sample, size, reference_size })
+        let sample = match stated {
+            Some((_, settings)) => settings.clone(),
+            None => published(outline, pass, &backbone.1)?,
+        };
+        let image_prompt = outline.settings_of::<ImagePrompts>()?.into_iter().find(|(_, s)| !s.negative);
+        Ok(Self {
+            backbone,
+            prompt,
+            autoencoder,
+            references,
+            image_prompt,
+            sample,
+            states_sample,
+            size,
+            reference_size,
+        })
     }
 
     /// The guidance where nobody states one: what FLUX.1 and UNO were published with.
     pub(super) fn published_guidance(&self) -> f64 {
         if self.backbone.1.adapter.is_empty() { 3.5 } else { 4.0 }
     }
+}
+
+/// How a network is sampled where the graph says nothing of it: as it was published.
+fn published(
+    outline: &Outline<'_>,
+    pass: &str,
+    backbone: &BackboneSettings,
+) -> Result<SampleSettings, Failure> {
+    Ok(match backbone.kind {
+        // UNO, where its adapter is part of the network.
+        BackboneKind::FluxUno if !backbone.adapter.is_empty() => {
+            SampleSettings { schedule: SampleSchedule::Uno, ..Default::default() }
+        }
+        BackboneKind::FluxUno => SampleSettings::default(),
+        BackboneKind::Sdxl => {
+            // What it predicts is what it is trained on. Only these two settings: others may follow from data.
+            let facts = outline.facts()?;
+            let of_noise = |setting: &str| facts.get(&format!("{}.{setting}", outline.source(pass, "x_t")?));
+            let process = of_noise("process").and_then(|text| text::read::<Process>(text).ok());
+            SampleSettings {
+                schedule: SampleSchedule::Euler,
+                cfg: SDXL_CFG,
+                process: process.filter(|process| *process != Process::Flow),
+                zero_snr: of_noise("zero_snr").is_some_and(|text| text == "true"),
+                ..Default::default()
+            }
+        }
+    })
 }
 
 /// The settings of the node, of operator `O`, that `pass` reads as `input`.
