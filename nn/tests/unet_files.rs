@@ -7,6 +7,7 @@ use std::{fs, path::Path, sync::Arc};
 use prefgraph_nn::{
     Adapter, AdapterLayout, Backbone, Cpu, Probe, Tensor,
     backbone::Scoring,
+    files::{NamedTensor, TensorFiles, write_safetensors},
     lora::AdapterFormat,
     models::{SdxlUNet, UNetOptions, unet::ImagePrompt},
 };
@@ -57,7 +58,7 @@ fn a_folder_with_missing_surplus_or_other_tensors_is_refused_by_their_names() {
     let none = refused(&dir.path().join("nowhere"), UNetOptions::default());
     assert!(none.contains("does not exist") && none.contains("U-Net of Stable Diffusion XL"), "{none}");
     let file = refused(&dir.path().join("diffusion_pytorch_model.safetensors"), UNetOptions::default());
-    assert!(file.contains("is a file of a U-Net's folder: expected"), "{file}");
+    assert!(file.contains("is a file of a U-Net's folder: name the folder"), "{file}");
 }
 
 #[test]
@@ -70,6 +71,83 @@ fn the_folder_above_the_u_net_and_weights_in_half_precision_alone_are_found() {
     let from = unet.join("diffusion_pytorch_model.safetensors");
     fs::rename(&from, unet.join("diffusion_pytorch_model.fp16.safetensors")).unwrap();
     open().unwrap();
+}
+
+#[test]
+fn a_single_file_with_the_original_names_is_the_same_model() {
+    let small = Small::new(&config());
+    let whole = TensorFiles::open(&small.path().join("diffusion_pytorch_model.safetensors")).unwrap();
+    let rename = |name: &str| {
+        let pairs = [
+            ("conv_in", "input_blocks.0.0"),
+            ("time_embedding.linear_1", "time_embed.0"),
+            ("time_embedding.linear_2", "time_embed.2"),
+            ("add_embedding.linear_1", "label_emb.0.0"),
+            ("add_embedding.linear_2", "label_emb.0.2"),
+            ("conv_norm_out", "out.0"),
+            ("conv_out", "out.2"),
+            ("down_blocks.0.resnets.0", "input_blocks.1.0"),
+            ("down_blocks.0.downsamplers.0.conv", "input_blocks.2.0.op"),
+            ("down_blocks.1.resnets.0", "input_blocks.3.0"),
+            ("down_blocks.1.attentions.0", "input_blocks.3.1"),
+            ("mid_block.resnets.0", "middle_block.0"),
+            ("mid_block.attentions.0", "middle_block.1"),
+            ("mid_block.resnets.1", "middle_block.2"),
+            ("up_blocks.0.resnets.0", "output_blocks.0.0"),
+            ("up_blocks.0.attentions.0", "output_blocks.0.1"),
+            ("up_blocks.0.resnets.1", "output_blocks.1.0"),
+            ("up_blocks.0.attentions.1", "output_blocks.1.1"),
+            ("up_blocks.0.upsamplers.0.conv", "output_blocks.1.2.conv"),
+            ("up_blocks.1.resnets.0", "output_blocks.2.0"),
+            ("up_blocks.1.resnets.1", "output_blocks.3.0"),
+        ];
+        let (from, to) = pairs.iter().find(|(from, _)| name.starts_with(&format!("{from}."))).unwrap();
+        let mut name = name.replacen(from, to, 1);
+        if from.contains("resnets") {
+            for (from, to) in [
+                ("norm1", "in_layers.0"),
+                ("conv1", "in_layers.2"),
+                ("time_emb_proj", "emb_layers.1"),
+                ("norm2", "out_layers.0"),
+                ("conv2", "out_layers.3"),
+                ("conv_shortcut", "skip_connection"),
+            ] {
+                name = name.replace(from, to);
+            }
+        }
+        format!("model.diffusion_model.{name}")
+    };
+    let values: Vec<_> = whole.names().map(|name| (rename(name), whole.read(name).unwrap(), name)).collect();
+    let shape = |name: &str| whole.info(name).unwrap().shape.clone();
+    let mut tensors: Vec<_> =
+        values.iter().map(|(to, v, name)| NamedTensor::f32(to, shape(name), v)).collect();
+    tensors.push(NamedTensor::f32("first_stage_model.decoder.conv_in.bias", vec![1], &[1.0]));
+    let file = small.path().join("model.safetensors");
+    write_safetensors(&file, &tensors, &[]).unwrap();
+    let predict = |path: &Path| {
+        let model = SdxlUNet::open_with(Cpu::new(2).unwrap(), path, small.options()).unwrap();
+        model.predict(&inputs(), None, &Probe::NOTHING).unwrap().latents.into_values()
+    };
+    assert_eq!(predict(&file), predict(small.path()));
+
+    // Without sizes beside it a file is taken for SDXL itself, or for what its shapes say.
+    let alone = tempfile::tempdir().unwrap();
+    let moved = alone.path().join("model.safetensors");
+    write_safetensors(&moved, &tensors, &[]).unwrap();
+    let error = refused(&moved, UNetOptions::default());
+    assert!(error.contains("model.diffusion_model.input_blocks"), "{error}");
+    let kinds = [
+        (vec![8, 9, 3, 3], vec![8, 768], "an inpainting U-Net (9 channels"),
+        (vec![8, 4, 3, 3], vec![8, 768], "the U-Net of Stable Diffusion 1"),
+        (vec![8, 4, 3, 3], vec![8, 1280], "SDXL's refiner"),
+    ];
+    for (first, key, expected) in kinds {
+        let at = |rest: &str| format!("model.diffusion_model.{rest}.weight");
+        let key = (at("input_blocks.4.1.transformer_blocks.0.attn2.to_k"), key);
+        write_tensors(&moved, vec![(at("input_blocks.0.0"), first), key]);
+        let error = refused(&moved, UNetOptions::default());
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
 }
 
 #[test]
@@ -108,7 +186,7 @@ fn an_adapter_of_a_u_net_is_written_and_read_back_with_the_names_of_kohya() {
     let adapter = Adapter { layout: Arc::new(layout), values: values.clone().into() };
     let path = small.path().join("adapter.safetensors");
     adapter.write(&path, AdapterFormat::Kohya, &[]).unwrap();
-    let names = prefgraph_nn::files::TensorFiles::open(&path).unwrap();
+    let names = TensorFiles::open(&path).unwrap();
     let name = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k_ip.lora_down.weight";
     assert!(names.info(name).is_some(), "{:?}", names.names().next());
     assert_eq!(*Adapter::read(&path, linears).unwrap().values.host().unwrap(), values);

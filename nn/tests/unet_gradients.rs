@@ -54,7 +54,8 @@ fn the_derivative_by_the_factors_of_every_linear_is_that_of_finite_differences()
                 let length =
                     gradient[range.clone()].iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
                 assert!(length > 0.0, "{} {side}: no derivative", module.name);
-                let step = 2e-2 / length;
+                // Far enough for the change to stand out from the rounding of f32, and no further: norms of few pixels bend.
+                let step = (2e-3 / length).clamp(1e-3, 0.2) / length;
                 let moved = |sign: f64| {
                     let mut values = values.clone();
                     for i in range.clone() {
@@ -65,7 +66,7 @@ fn the_derivative_by_the_factors_of_every_linear_is_that_of_finite_differences()
                 let slope = (moved(1.0) - moved(-1.0)) / (2.0 * step);
                 let error = (slope / length.powi(2) - 1.0).abs();
                 // Beside the change of a value there is the rounding of f32 in the prediction's values.
-                let bar = 1e-2 + 3e-6 / (step * length.powi(2));
+                let bar = 1e-2 + 4e-6 / (step * length.powi(2));
                 assert!(
                     bar < 0.2 && error < bar,
                     "{} {side}: slope {slope}, expected {}",

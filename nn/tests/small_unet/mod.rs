@@ -47,8 +47,12 @@ pub fn write_tensors(path: &Path, tensors: Vec<(String, Vec<usize>)>) {
         .map(|(salt, (name, shape))| {
             let values = numbers(shape.iter().product(), salt);
             let inputs = shape.iter().skip(1).product::<usize>().max(1) as f32;
-            let norm = name.contains("norm") && name.ends_with(".weight");
-            let (base, scale) = if norm { (1.0, 0.3) } else { (0.0, 1.5 / inputs.sqrt()) };
+            // Biases are small, so that pixels and tokens differ, and attention prefers some to others.
+            let (base, scale) = match name {
+                name if name.contains("norm") && name.ends_with(".weight") => (1.0, 0.3),
+                name if name.ends_with(".bias") => (0.0, 0.1),
+                _ => (0.0, 1.5 / inputs.sqrt()),
+            };
             values.into_iter().map(|v| base + scale * v).collect()
         })
         .collect();

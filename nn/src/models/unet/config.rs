@@ -155,6 +155,31 @@ fn same(found: &Value, only: &str) -> bool {
 }
 
 impl UNetConfig {
+    /// The sizes of Stable Diffusion XL, which all models made from it have.
+    pub fn sdxl() -> Self {
+        let kinds = |kinds: [&str; 3]| kinds.map(String::from).to_vec();
+        Self {
+            class_name: None,
+            in_channels: 4,
+            out_channels: 4,
+            block_out_channels: vec![320, 640, 1280],
+            layers_per_block: two(),
+            down_block_types: kinds(["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"]),
+            up_block_types: kinds(["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]),
+            transformer_layers_per_block: PerBlock::Each(vec![1, 2, 10]),
+            attention_head_dim: PerBlock::Each(vec![5, 10, 20]),
+            num_attention_heads: None,
+            cross_attention_dim: 2048,
+            norm_num_groups: groups(),
+            norm_eps: eps(),
+            use_linear_projection: true,
+            addition_embed_type: Some("text_time".into()),
+            addition_time_embed_dim: Some(256),
+            projection_class_embeddings_input_dim: Some(2816),
+            others: BTreeMap::new(),
+        }
+    }
+
     /// What another U-Net of Stable Diffusion is called, where its sizes give it away.
     pub(super) fn other_kind(&self) -> Option<String> {
         let text = self.cross_attention_dim;

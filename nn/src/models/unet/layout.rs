@@ -115,26 +115,21 @@ impl UNetConfig {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::config::PerBlock, *};
-
-    fn published() -> UNetConfig {
-        serde_json::from_str(
-            r#"{"_class_name":"UNet2DConditionModel","act_fn":"silu","addition_embed_type":"text_time",
-            "addition_time_embed_dim":256,"attention_head_dim":[5,10,20],"block_out_channels":[320,640,1280],
-            "cross_attention_dim":2048,"down_block_types":["DownBlock2D","CrossAttnDownBlock2D","CrossAttnDownBlock2D"],
-            "in_channels":4,"layers_per_block":2,"mid_block_scale_factor":1,"norm_eps":1e-05,"norm_num_groups":32,
-            "out_channels":4,"projection_class_embeddings_input_dim":2816,"resnet_out_scale_factor":1.0,
-            "transformer_layers_per_block":[1,2,10],
-            "up_block_types":["CrossAttnUpBlock2D","CrossAttnUpBlock2D","UpBlock2D"],"use_linear_projection":true}"#,
-        )
-        .unwrap()
-    }
+    use super::{
+        super::{config::PerBlock, original::originals},
+        *,
+    };
 
     #[test]
     fn the_published_model_has_its_published_tensors_and_parameters() {
-        let config = published();
+        let config = UNetConfig::sdxl();
         config.check().unwrap();
         assert_eq!(config.tensors().len(), 1680);
+        let mut original: Vec<String> = originals(&config).into_iter().map(|(_, name, _)| name).collect();
+        original.sort();
+        original.dedup();
+        assert_eq!(original.len(), 1680);
+        assert!(!original.iter().any(|name| name.contains("resnets") || name.contains("down_blocks")));
         let layout = config.layout(false);
         assert_eq!(layout.parameters, 2_567_463_684);
         assert_eq!((layout.blocks, layout.pooled_width, layout.linears.len()), (70, 1280, 722));
@@ -169,7 +164,7 @@ mod tests {
             ),
         ];
         for (break_it, message) in faults {
-            let mut config = published();
+            let mut config = UNetConfig::sdxl();
             break_it(&mut config);
             let error = config.check().unwrap_err();
             assert!(error.contains(message), "{error}");
@@ -179,7 +174,7 @@ mod tests {
     #[test]
     fn every_linear_of_the_published_model_has_one_place_in_both_layouts() {
         let mut places = Vec::new();
-        for linear in published().linears(true) {
+        for linear in UNetConfig::sdxl().linears(true) {
             if let Some(outside) = NAMES.outside_of_diffusers(&linear.name) {
                 places.push(outside.original.to_owned());
                 continue;

@@ -3,11 +3,12 @@
 //! ```text
 //! config    sizes as a file states them    layout     what follows from them: tensors, linears
 //! stages    the network as a list of steps linears    the names of its linears in both layouts
-//! files     where the tensors stand        image_prompt   keys and values of an IP-Adapter file
-//! weights   the frozen weights, packed     context    what every function of a pass needs to know
+//! files     where the tensors stand        original   their names in the layout of a single file
+//! weights   the frozen weights, packed     image_prompt   keys and values of an IP-Adapter file
 //! resnet    residual blocks                attention  over pixels, text and image tokens
-//! transformer   blocks of attention and MLP      probe    what is asked of its cross-attentions
-//! pass      a whole pass, forward and backward   cost     what a pass costs, and the weights on a device
+//! transformer   blocks of attention and MLP    context  what every function of a pass needs to know
+//! pass      a whole pass, forward and backward     probe    what is asked of its cross-attentions
+//! cost      what a pass costs, and the weights on a device
 //! ```
 //!
 //! The model is that of diffusers' `UNet2DConditionModel`. It takes whole DDPM steps as its time and predicts eps or v.
@@ -20,6 +21,7 @@ mod files;
 mod image_prompt;
 mod layout;
 mod linears;
+mod original;
 mod pass;
 mod probe;
 mod resnet;
@@ -72,7 +74,7 @@ pub struct UNetOptions {
 /// A U-Net on the processor.
 pub type SdxlUNet = UNet<Cpu>;
 
-/// A U-Net read from a folder.
+/// A U-Net read from a folder or a file.
 #[derive(Debug)]
 pub struct UNet<D: Device> {
     device: D,
