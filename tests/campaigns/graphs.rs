@@ -255,7 +255,7 @@ fn case(choices: &mut Choices) -> Outcome {
 
 #[test]
 fn mutated_graphs_are_planned_or_refused_in_place() {
-    let ends = campaign::run("graphs", 400, case);
+    let ends = campaign::run("graphs", 700, case);
     // A campaign in which all cases end alike tests one thing only.
     if campaign::is_whole() {
         for end in ["refused", "refused when planned", "planned"] {
