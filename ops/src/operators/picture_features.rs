@@ -29,8 +29,8 @@ settings! {
     pub struct PictureFeaturesSettings {
         /// A vision transformer of CLIP, DINO or DINOv2: its folder with `config.json` and weights, or one safetensors file.
         pub encoder: DataPath = DataPath::default(),
-        /// Side of what it sees of a picture, in pixels, a multiple of its patch; what it was trained with where it is not given. Positions are
-        /// interpolated as its authors do.
+        /// Side of what it sees of a picture, in pixels, a multiple of its patch; what it was trained with where it is not given. Only DINO and DINOv2
+        /// take another one: their positions are interpolated as their authors do.
         pub side: Option<usize> = None,
         /// Which of `references`, from zero.
         pub index: usize = 0,
@@ -129,6 +129,13 @@ impl Operator for PictureFeatures {
                 op.side()
             )));
         }
+        let trained = op.cpu.config().picture;
+        if op.cpu.config().family == VitFamily::Clip && op.side() != trained {
+            return Err(OpError::new(format!(
+                "side {}: CLIP sees {trained} x {trained} pixels; DINO and DINOv2 take other sizes",
+                op.side()
+            )));
+        }
         Ok(op)
     }
 
@@ -211,7 +218,8 @@ mod tests {
         for encoder in ["clip_vision", "dino_vit", "dinov2"] {
             let probe = op(encoder, None).unwrap();
             let (trained, patch) = (probe.cpu.config().picture, probe.cpu.config().patch);
-            for side in [None, Some(trained + patch)] {
+            let other = (probe.cpu.config().family != VitFamily::Clip).then_some(trained + patch);
+            for side in [None].into_iter().chain(other.map(Some)) {
                 let (bench, op) = (Bench::new(), op(encoder, side).unwrap());
                 let images = pictures(op.side());
                 let ((found,), ()) = op.forward(&bench.ctx(), (Some(images.clone()), None)).unwrap();
@@ -243,6 +251,8 @@ mod tests {
     fn what_an_encoder_cannot_see_is_refused() {
         let error = op("dinov2", Some(1)).err().unwrap().to_string();
         assert!(error.contains("multiple of"), "{error}");
+        let error = op("clip_vision", Some(40)).err().unwrap().to_string();
+        assert!(error.contains("CLIP sees 32 x 32"), "{error}");
         let op = op("dinov2", None).unwrap();
         let wide = ImageShape { batch: 1, height: 16, width: 32 };
         assert!(op.shapes((Some(wide), None), 0).unwrap_err().to_string().contains("square"));
