@@ -13,9 +13,10 @@ use assert_cmd::cargo::cargo_bin;
 use copy::copy;
 use prefgraph::{Plan, PlanOptions, Registry, RunOptions, Runner, spec};
 use prefgraph_nn::{
-    Cpu,
+    Adapter, AdapterLayout, Backbone, Cpu,
     files::{NamedTensor, TensorFiles, write_safetensors},
-    models::UNetConfig,
+    lora::AdapterFormat,
+    models::{SdxlUNet, UNetConfig},
     vision::ResamplerSizes,
 };
 
@@ -182,6 +183,27 @@ fn every_recipe_takes_two_steps_and_begins_at_the_loss_of_two_equal_networks() {
             assert_eq!(first, std::f32::consts::LN_2, "{name}");
         }
         assert!(first.is_finite() && second.is_finite(), "{name}: {first} {second}");
+    }
+}
+
+#[test]
+fn an_adapter_of_a_u_net_has_the_names_that_diffusers_and_kohyas_tools_read_and_is_read_back() {
+    let published = Published::new();
+    let network = SdxlUNet::open(Cpu::new(1).unwrap(), &published.path("sdxl")).unwrap();
+    let linears = &network.layout().linears;
+    let layout = AdapterLayout::matching(linears, &["to_q", "to_out.0"], 2, 2.0).unwrap().0;
+    let adapter = Adapter { values: numbers(layout.len(), 0.3).into(), layout: Arc::new(layout) };
+    for (format, start) in [
+        (AdapterFormat::Diffusers, "unet.mid_block.attentions.0.transformer_blocks.0.attn"),
+        (AdapterFormat::Kohya, "lora_unet_middle_block_1_transformer_blocks_0_attn"),
+    ] {
+        let file = published.path("adapter.safetensors");
+        adapter.write(&file, format, &[]).unwrap();
+        let files = TensorFiles::open(&file).unwrap();
+        assert!(files.names().any(|name| name.starts_with(start)), "{format:?}: {:?}", files.names().next());
+        let back = Adapter::read(&file, linears).unwrap();
+        assert_eq!(back.layout, adapter.layout, "{format:?}");
+        assert!(back.values.host().unwrap().iter().eq(adapter.values.host().unwrap().iter()), "{format:?}");
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Names {
     pub network: &'static str,
     /// The same in a word, e.g. `FLUX`.
     pub short: &'static str,
+    /// The part of a pipeline that it is, which stands before its modules in the files of diffusers: `transformer` or `unet`.
+    pub part: &'static str,
     /// What headers of sd-scripts' files call the module that trains it, and the network.
     pub kohya: (&'static str, &'static str),
     /// Its kinds of blocks, in the order of the model.

@@ -35,6 +35,8 @@ struct Style {
     spelling: Spelling,
     /// Of A.
     ending: String,
+    /// What diffusers calls the network in a pipeline.
+    part: &'static str,
 }
 
 /// All the ways in which a file names factors; most have one.
@@ -95,7 +97,7 @@ pub(super) fn gather(files: &Arc<TensorFiles>, under: &str, names: &'static Name
         }
         if tensor.side == Side::Down {
             let (prefix, ending) = (tensor.prefix.into(), tensor.ending.into());
-            styles.0.insert(Style { prefix, spelling, ending });
+            styles.0.insert(Style { prefix, spelling, ending, part: names.part });
         }
         // By the linear's name without prefix, so that factors under two prefixes are known as the same.
         let found = modules.entry(tensor.module.into()).or_insert_with(|| Found {
@@ -225,7 +227,11 @@ impl Styles {
 impl Style {
     fn format(&self) -> Option<AdapterFormat> {
         match (self.prefix.as_str(), self.spelling, self.ending.as_str()) {
-            ("transformer.", Spelling::Diffusers, ".lora_A.weight") => Some(AdapterFormat::Diffusers),
+            (prefix, Spelling::Diffusers, ".lora_A.weight")
+                if prefix.strip_suffix('.') == Some(self.part) =>
+            {
+                Some(AdapterFormat::Diffusers)
+            }
             ("lora_unet_", Spelling::UnderscoredOriginal, ".lora_down.weight") => Some(AdapterFormat::Kohya),
             ("", Spelling::Uno, _) => Some(AdapterFormat::Uno),
             _ => None,

@@ -69,13 +69,13 @@ impl PeftConfig {
         let fault = |message: String| format!("{stated_in} {message}");
         let value: Value = serde_json::from_str(text).map_err(|e| fault(format!("is not JSON: {e}")))?;
         let all = value.as_object().ok_or_else(|| fault("is no JSON object".into()))?;
-        // diffusers puts the part of its pipeline before each setting; a transformer that is saved alone has none.
-        let prefixed = all.keys().any(|key| key.starts_with(PART));
+        // diffusers puts the part of its pipeline before each setting; a network that is saved alone has none.
+        let part = PARTS.into_iter().find(|part| all.keys().any(|key| key.starts_with(part)));
         let settings: Settings<'_> = all
             .iter()
-            .filter_map(|(key, value)| match prefixed {
-                true => Some((key.strip_prefix(PART)?, value)),
-                false => (!key.contains('.')).then_some((key.as_str(), value)),
+            .filter_map(|(key, value)| match part {
+                Some(part) => Some((key.strip_prefix(part)?, value)),
+                None => (!key.contains('.')).then_some((key.as_str(), value)),
             })
             .collect();
         if settings.is_empty() {
@@ -148,7 +148,8 @@ impl PeftConfig {
     }
 }
 
-const PART: &str = "transformer.";
+/// Parts of pipelines that an adapter may be of.
+const PARTS: [&str; 2] = ["transformer.", "unet."];
 
 fn positive(value: &Value) -> Option<f64> {
     value.as_f64().filter(|v| *v > 0.0 && v.is_finite())

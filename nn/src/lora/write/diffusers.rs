@@ -1,5 +1,6 @@
-//! PEFT's names, as diffusers writes and reads them: `transformer.MODULE.lora_A.weight [rank, inputs]` and
-//! `transformer.MODULE.lora_B.weight [outputs, rank]`; rank and modules in the header (`lora_adapter_metadata`).
+//! PEFT's names, as diffusers writes and reads them: `PART.MODULE.lora_A.weight [rank, inputs]` and
+//! `PART.MODULE.lora_B.weight [outputs, rank]`, where the part of a pipeline is `transformer` or `unet`; rank and modules in the header
+//! (`lora_adapter_metadata`).
 //!
 //! Alpha stands in that header, too, but ComfyUI does not read it, and diffusers refuses a file that has `.alpha` beside it.
 //! So alpha is the rank here, and the strength of the adapter is in its factors, which every program reads.
@@ -10,15 +11,13 @@ use crate::{
     lora::{adapter::HostAdapter, header},
 };
 
-/// The part of a pipeline that the adapted model is.
-const PREFIX: &str = "transformer.";
-
 /// The tensors of an adapter whose scale is 1, and what the header says.
 pub(super) fn tensors(adapter: &HostAdapter) -> Contents<'_> {
     let layout = &adapter.layout;
+    let part = layout.names.part;
     let mut tensors = Vec::with_capacity(2 * layout.modules.len());
     for (module, (a, b)) in layout.modules.iter().zip(layout.ranges()) {
-        let name = format!("{PREFIX}{}", module.name);
+        let name = format!("{part}.{}", module.name);
         let (a, b) = (&adapter.values[a], &adapter.values[b]);
         tensors.push(NamedTensor::borrowed(
             format!("{name}.lora_A.weight"),
@@ -32,10 +31,10 @@ pub(super) fn tensors(adapter: &HostAdapter) -> Contents<'_> {
         ));
     }
     let config = serde_json::json!({
-        format!("{PREFIX}r"): layout.rank,
-        format!("{PREFIX}lora_alpha"): alpha_as_json(layout.alpha),
-        format!("{PREFIX}target_modules"): layout.modules.iter().map(|m| &m.name).collect::<Vec<_>>(),
-        format!("{PREFIX}bias"): "none",
+        format!("{part}.r"): layout.rank,
+        format!("{part}.lora_alpha"): alpha_as_json(layout.alpha),
+        format!("{part}.target_modules"): layout.modules.iter().map(|m| &m.name).collect::<Vec<_>>(),
+        format!("{part}.bias"): "none",
     });
     Contents { tensors, header: vec![(header::PEFT.into(), config.to_string())] }
 }

@@ -14,6 +14,7 @@ pub(super) const SINGLE_STACK: usize = 1;
 pub static NAMES: Names = Names {
     network: "a FLUX transformer",
     short: "FLUX",
+    part: "transformer",
     kohya: ("networks.lora_flux", "flux1"),
     stacks: &[
         Stack { original: "double_blocks", diffusers: "transformer_blocks", linears: &DOUBLE },

@@ -12,6 +12,7 @@ use crate::naming::{Fused, Names, Outside, Stack};
 pub static NAMES: Names = Names {
     network: "a U-Net of Stable Diffusion XL",
     short: "SDXL",
+    part: "unet",
     kohya: ("networks.lora", "sdxl_base_v1-0"),
     stacks: &STACKS,
     outside: &OUTSIDE,
