@@ -140,6 +140,7 @@ mod tests {
     static NAMES: Names = Names {
         network: "a network",
         short: "network",
+        part: "transformer",
         kohya: ("", ""),
         stacks: &[],
         outside: &[],
