@@ -47,8 +47,13 @@ impl CudaQueue {
             // stream's.
             let done =
                 unsafe { self.cuda.0.products.run(call, &self.lane.workspace, stream.cu_stream().cast()) };
-            done.map_err(|e| {
-                self.cuda.0.error(format!("cuBLASLt does not multiply [{m}, {k}] by [{k}, {n}]: {:?}", e.0))
+            // The library says the same of a call that it refuses and of a GPU that was lost before: the driver knows which.
+            done.map_err(|refused| match stream.synchronize() {
+                Err(lost) => self.cuda.0.failed("multiply", lost),
+                Ok(()) => self
+                    .cuda
+                    .0
+                    .error(format!("cuBLASLt does not multiply [{m}, {k}] by [{k}, {n}]: {:?}", refused.0)),
             })
         };
         self.note(run());
