@@ -6,7 +6,7 @@
 use std::{any::Any, ops::Range};
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     lora::{Adapter, AdapterGrad},
     tensor::Tensor,
 };
@@ -152,6 +152,24 @@ pub struct BlockTokens {
 
 /// What a pass keeps for its backward; only the backbone that made it knows what is inside.
 pub struct Saved(pub Box<dyn Any + Send>);
+
+impl Saved {
+    /// What a pass kept.
+    pub fn new(kept: impl Any + Send) -> Self {
+        Self(Box::new(kept))
+    }
+
+    /// What is inside, for the backbone that made it.
+    ///
+    /// # Errors
+    /// If another kind of backbone made it.
+    pub fn take<T: Any>(self) -> Result<T> {
+        match self.0.downcast() {
+            Ok(kept) => Ok(*kept),
+            Err(_) => Err(Error::Setting("what was kept comes from another kind of backbone".into())),
+        }
+    }
+}
 
 /// A frozen denoiser with room for a LoRA.
 pub trait Backbone: Send + Sync {

@@ -1,8 +1,10 @@
 //! Backbones made of layers.
 
+mod adapter;
 mod checkpointing;
 pub mod flux;
 mod footprint;
+mod inputs;
 pub mod unet;
 
 pub use checkpointing::Checkpointing;

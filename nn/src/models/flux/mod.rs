@@ -32,7 +32,7 @@ mod weights;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 pub use config::FluxConfig;
@@ -45,11 +45,12 @@ use weights::Weights;
 use crate::{
     backbone::{Backbone, BackboneLayout, DeviceKind, Inputs, Latents, PassCost, Prediction, Probe, Saved},
     cpu::{Cpu, WIDEST},
-    device::{Device, Queue},
+    device::Device,
     error::{Error, Result},
     layers::{Loading, Packing},
     lora::{Adapter, AdapterGrad, AdapterLayout, FrozenAdapter},
-    models::Checkpointing,
+    models::{Checkpointing, adapter::placed},
+    once::MadeOnce,
     tensor::Tensor,
 };
 
@@ -88,10 +89,7 @@ pub struct Flux<D: Device> {
     layout: BackboneLayout,
     files: FluxFiles,
     adapter: Option<(FrozenAdapter, FrozenUse)>,
-    weights: OnceLock<Weights<D>>,
-    /// Held while the weights are read, so that two passes that start together read them once. Never locked on a thread of
-    /// the pool.
-    loading: Mutex<()>,
+    weights: MadeOnce<Weights<D>>,
     rotary: Mutex<Vec<(Grids, Arc<RotaryTables<D>>)>>,
 }
 
@@ -171,8 +169,7 @@ impl<D: Device> Flux<D> {
             config,
             files,
             adapter,
-            weights: OnceLock::new(),
-            loading: Mutex::new(()),
+            weights: MadeOnce::new(),
             rotary: Mutex::new(Vec::new()),
         })
     }
@@ -207,22 +204,13 @@ impl<D: Device> Flux<D> {
     }
 
     fn weights(&self) -> Result<&Weights<D>> {
-        if let Some(weights) = self.weights.get() {
-            return Ok(weights);
-        }
-        let _one_at_a_time = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(weights) = self.weights.get() {
-            return Ok(weights);
-        }
-        let adapter = self.adapter.as_ref().map(|(adapter, how)| (adapter, *how));
-        let weights = Weights::read(&self.device, &self.files, adapter, &self.config, self.options.loading)?;
-        Ok(self.weights.get_or_init(|| weights))
+        self.weights.get_or_try_init(|| {
+            let adapter = self.adapter.as_ref().map(|(adapter, how)| (adapter, *how));
+            Weights::read(&self.device, &self.files, adapter, &self.config, self.options.loading)
+        })
     }
 
-    /// Run where the device wants it.
-    ///
-    /// Weights are loaded before, on the caller's thread: loading holds a lock while it uses the pool, and a thread of the
-    /// pool that waits there may take up another pass, which would wait for the lock on the same thread for ever.
+    /// Run where the device wants it. Weights are read before, on the caller's thread: see [`MadeOnce`].
     fn on_device<T: Send>(&self, run: impl FnOnce(&Weights<D>) -> Result<T> + Send) -> Result<T> {
         let weights = self.weights()?;
         self.device.run(|| run(weights))
@@ -256,9 +244,7 @@ impl<D: Device> Backbone for Flux<D> {
     }
 
     fn place(&self, adapter: Adapter) -> Result<Adapter> {
-        let queue = self.queue()?;
-        let values = queue.keep(queue.share(&adapter.values)?, adapter.values.len())?;
-        Ok(Adapter { values, ..adapter })
+        placed::<D>(&self.queue()?, adapter)
     }
 
     fn predict(&self, inputs: &Inputs, adapter: Option<&Adapter>, probe: &Probe<'_>) -> Result<Prediction> {
@@ -275,15 +261,12 @@ impl<D: Device> Backbone for Flux<D> {
         let (prediction, saved) =
             self.on_device(|weights| self.forward(weights, inputs, Some(adapter), probe, true))?;
         let saved = saved.ok_or_else(|| Error::Internal("a pass kept nothing for its backward".into()))?;
-        Ok((prediction, Saved(Box::new(saved))))
+        Ok((prediction, Saved::new(saved)))
     }
 
     fn backward(&self, saved: Saved, adapter: &Adapter, cotangent: &Latents) -> Result<AdapterGrad> {
-        let saved = saved
-            .0
-            .downcast::<pass::SavedPass<D>>()
-            .map_err(|_| Error::Setting("what was kept comes from another kind of backbone".into()))?;
-        self.on_device(|weights| self.backward_pass(weights, *saved, adapter, cotangent))
+        let saved = saved.take()?;
+        self.on_device(|weights| self.backward_pass(weights, saved, adapter, cotangent))
     }
 
     fn features(&self, inputs: &Inputs) -> Result<Tensor<(usize, usize, usize)>> {

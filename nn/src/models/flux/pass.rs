@@ -22,7 +22,11 @@ use crate::{
     error::{Error, Result},
     layers::{Branches, Context, InputGrad, Output, linears, linears_backward, sinusoid},
     lora::{Adapter, AdapterGrad},
-    models::checkpointing::{Checkpointing, Kept},
+    models::{
+        adapter::check_backward,
+        checkpointing::{Checkpointing, Kept},
+        inputs::{check_conditions, check_guidance, expect},
+    },
     tensor::Tensor,
 };
 
@@ -79,9 +83,6 @@ impl<D: Device> Flux<D> {
     fn shapes(&self, inputs: &Inputs) -> Result<Shapes> {
         let layout = &self.layout;
         let (n, c, h, w) = inputs.x_t.shape();
-        let expect = |what: &str, good: bool, expected: String, found: String| {
-            if good { Ok(()) } else { Err(Error::Shape { what: what.into(), expected, found }) }
-        };
         let even = |h: usize, w: usize| h > 0 && w > 0 && h.is_multiple_of(PATCH) && w.is_multiple_of(PATCH);
         expect(
             "x_t",
@@ -89,20 +90,7 @@ impl<D: Device> Flux<D> {
             format!("[N, {}, H, W] with N > 0 and even H and W", layout.channels),
             format!("{:?}", inputs.x_t.dims()),
         )?;
-        expect("t", inputs.t.len() == n, format!("{n} values"), format!("{}", inputs.t.len()))?;
-        let (text_n, text, text_width) = inputs.text.shape();
-        expect(
-            "text",
-            text_n > 0 && n.is_multiple_of(text_n) && text > 0 && text_width == layout.text_width,
-            format!("[B, L, {}] with L > 0 and B a divisor of {n}", layout.text_width),
-            format!("{:?}", inputs.text.dims()),
-        )?;
-        expect(
-            "pooled text",
-            inputs.pooled.shape() == (n, layout.pooled_width),
-            format!("[{n}, {}]", layout.pooled_width),
-            format!("{:?}", inputs.pooled.dims()),
-        )?;
+        check_conditions(layout, n, inputs)?;
         for (i, reference) in inputs.references.iter().enumerate() {
             let (rn, rc, rh, rw) = reference.shape();
             expect(
@@ -112,15 +100,7 @@ impl<D: Device> Flux<D> {
                 format!("{:?}", reference.dims()),
             )?;
         }
-        match (layout.guidance, inputs.guidance) {
-            (true, None) => {
-                return Err(Error::Setting("the model takes a guidance value, and none was given".into()));
-            }
-            (false, Some(g)) => {
-                return Err(Error::Setting(format!("the model takes no guidance value, but {g} was given")));
-            }
-            _ => {}
-        }
+        check_guidance(layout, inputs)?;
         expect(
             "sizes of pictures",
             inputs.sizes.is_empty(),
@@ -130,7 +110,7 @@ impl<D: Device> Flux<D> {
         expect("image tokens", inputs.image_tokens.is_none(), "none".into(), "some".into())?;
         let references =
             inputs.references.iter().map(|r| (r.shape().2 / PATCH, r.shape().3 / PATCH)).collect();
-        Ok(Shapes { grid: (n, c, h, w), references, text })
+        Ok(Shapes { grid: (n, c, h, w), references, text: inputs.text.shape().1 })
     }
 
     /// The prediction, and with `saving` what the backward needs.
@@ -260,14 +240,7 @@ impl<D: Device> Flux<D> {
             end,
             grid,
         } = saved;
-        if cotangent.shape() != grid {
-            return Err(Error::shape("derivative by the prediction", grid, cotangent.shape()));
-        }
-        if used.layout != adapter.layout || !used.values.equals(&adapter.values)? {
-            return Err(Error::Setting(
-                "the backward of a pass was asked for with another adapter than the pass ran with".into(),
-            ));
-        }
+        check_backward(&used, grid, adapter, cotangent)?;
         let ctx = Context { queue: &queue, branches: Some(&branches) };
         let width = self.layout.width;
         let pass = Pass {

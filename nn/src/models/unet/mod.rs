@@ -29,12 +29,10 @@ mod stages;
 mod transformer;
 mod weights;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::{Mutex, OnceLock, PoisonError},
-};
+use std::path::{Path, PathBuf};
 
 pub use config::{PerBlock, UNetConfig};
+pub use cost::IMAGE_TOKENS;
 pub use files::UNetFiles;
 use image_prompt::ImagePromptFiles;
 pub use linears::NAMES;
@@ -43,11 +41,12 @@ use weights::Weights;
 use crate::{
     backbone::{Backbone, BackboneLayout, DeviceKind, Inputs, Latents, PassCost, Prediction, Probe, Saved},
     cpu::Cpu,
-    device::{Device, Queue},
+    device::Device,
     error::{Error, Result},
     layers::Loading,
     lora::{Adapter, AdapterGrad, AdapterLayout},
-    models::Checkpointing,
+    models::{Checkpointing, adapter::placed},
+    once::MadeOnce,
     tensor::Tensor,
 };
 
@@ -85,10 +84,7 @@ pub struct UNet<D: Device> {
     layout: BackboneLayout,
     files: UNetFiles,
     image_prompt: Option<ImagePromptFiles>,
-    weights: OnceLock<Weights<D>>,
-    /// Held while the weights are read, so that two passes that start together read them once. Never locked on a thread of
-    /// the pool.
-    loading: Mutex<()>,
+    weights: MadeOnce<Weights<D>>,
 }
 
 impl SdxlUNet {
@@ -139,8 +135,7 @@ impl<D: Device> UNet<D> {
             config,
             files,
             image_prompt,
-            weights: OnceLock::new(),
-            loading: Mutex::new(()),
+            weights: MadeOnce::new(),
         })
     }
 
@@ -173,20 +168,13 @@ impl<D: Device> UNet<D> {
     }
 
     fn weights(&self) -> Result<&Weights<D>> {
-        if let Some(weights) = self.weights.get() {
-            return Ok(weights);
-        }
-        let _one_at_a_time = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(weights) = self.weights.get() {
-            return Ok(weights);
-        }
-        let (image_prompt, loading) = (self.image_prompt.as_ref(), self.options.loading);
-        let weights = Weights::read(&self.device, &self.files, image_prompt, &self.config, loading)?;
-        Ok(self.weights.get_or_init(|| weights))
+        self.weights.get_or_try_init(|| {
+            let (image_prompt, loading) = (self.image_prompt.as_ref(), self.options.loading);
+            Weights::read(&self.device, &self.files, image_prompt, &self.config, loading)
+        })
     }
 
-    /// Run where the device wants it, with weights that were loaded before on the caller's thread: loading holds a lock while it uses
-    /// the pool.
+    /// Run where the device wants it. Weights are read before, on the caller's thread: see [`MadeOnce`].
     fn on_device<T: Send>(&self, run: impl FnOnce(&Weights<D>) -> Result<T> + Send) -> Result<T> {
         let weights = self.weights()?;
         self.device.run(|| run(weights))
@@ -208,9 +196,7 @@ impl<D: Device> Backbone for UNet<D> {
     }
 
     fn place(&self, adapter: Adapter) -> Result<Adapter> {
-        let queue = self.queue()?;
-        let values = queue.keep(queue.share(&adapter.values)?, adapter.values.len())?;
-        Ok(Adapter { values, ..adapter })
+        placed::<D>(&self.queue()?, adapter)
     }
 
     fn predict(&self, inputs: &Inputs, adapter: Option<&Adapter>, probe: &Probe<'_>) -> Result<Prediction> {
@@ -227,15 +213,12 @@ impl<D: Device> Backbone for UNet<D> {
         let (prediction, saved) =
             self.on_device(|weights| self.forward(weights, inputs, Some(adapter), probe, true))?;
         let saved = saved.ok_or_else(|| Error::Internal("a pass kept nothing for its backward".into()))?;
-        Ok((prediction, Saved(Box::new(saved))))
+        Ok((prediction, Saved::new(saved)))
     }
 
     fn backward(&self, saved: Saved, adapter: &Adapter, cotangent: &Latents) -> Result<AdapterGrad> {
-        let saved = saved
-            .0
-            .downcast::<pass::SavedPass<D>>()
-            .map_err(|_| Error::Setting("what was kept comes from another kind of backbone".into()))?;
-        self.on_device(|weights| self.backward_pass(weights, *saved, adapter, cotangent))
+        let saved = saved.take()?;
+        self.on_device(|weights| self.backward_pass(weights, saved, adapter, cotangent))
     }
 
     /// A U-Net has none: its tokens stand on several grids.

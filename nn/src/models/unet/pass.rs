@@ -18,7 +18,11 @@ use crate::{
     error::{Error, Result},
     layers::{Branches, Context, Map, sinusoid},
     lora::{Adapter, AdapterGrad},
-    models::checkpointing::{Checkpointing, Kept},
+    models::{
+        adapter::check_backward,
+        checkpointing::{Checkpointing, Kept},
+        inputs::{check_conditions, check_guidance, expect},
+    },
     tensor::Tensor,
 };
 
@@ -78,9 +82,6 @@ impl<D: Device> UNet<D> {
     fn check(&self, inputs: &Inputs) -> Result<()> {
         let layout = &self.layout;
         let (n, c, h, w) = inputs.x_t.shape();
-        let expect = |what: &str, good: bool, expected: String, found: String| {
-            if good { Ok(()) } else { Err(Error::Shape { what: what.into(), expected, found }) }
-        };
         let cell = self.config.cell();
         let whole = |side: usize| side > 0 && side.is_multiple_of(cell);
         expect(
@@ -89,20 +90,7 @@ impl<D: Device> UNet<D> {
             format!("[N, {}, H, W] with N > 0 and H and W multiples of {cell}", layout.channels),
             format!("{:?}", inputs.x_t.dims()),
         )?;
-        expect("t", inputs.t.len() == n, format!("{n} values"), format!("{}", inputs.t.len()))?;
-        let (text_n, text, text_width) = inputs.text.shape();
-        expect(
-            "text",
-            text_n > 0 && n.is_multiple_of(text_n) && text > 0 && text_width == layout.text_width,
-            format!("[B, L, {}] with L > 0 and B a divisor of {n}", layout.text_width),
-            format!("{:?}", inputs.text.dims()),
-        )?;
-        expect(
-            "pooled text",
-            inputs.pooled.shape() == (n, layout.pooled_width),
-            format!("[{n}, {}]", layout.pooled_width),
-            format!("{:?}", inputs.pooled.dims()),
-        )?;
+        check_conditions(layout, n, inputs)?;
         let sizes = inputs.sizes.len();
         expect("sizes of pictures", sizes == n, format!("{n} of them"), format!("{sizes}"))?;
         expect(
@@ -111,9 +99,7 @@ impl<D: Device> UNet<D> {
             "none among the latents: a U-Net sees references as image tokens".into(),
             format!("{}", inputs.references.len()),
         )?;
-        if let Some(g) = inputs.guidance {
-            return Err(Error::Setting(format!("the model takes no guidance value, but {g} was given")));
-        }
+        check_guidance(layout, inputs)?;
         match (&inputs.image_tokens, layout.image_tokens) {
             (None, false) => Ok(()),
             (None, true) => Err(Error::Setting(
@@ -238,14 +224,7 @@ impl<D: Device> UNet<D> {
         cotangent: &Latents,
     ) -> Result<AdapterGrad> {
         let SavedPass { queue, adapter: used, branches, conditions, mut steps, end, grid } = saved;
-        if cotangent.shape() != grid {
-            return Err(Error::shape("derivative by the prediction", grid, cotangent.shape()));
-        }
-        if used.layout != adapter.layout || !used.values.equals(&adapter.values)? {
-            return Err(Error::Setting(
-                "the backward of a pass was asked for with another adapter than the pass ran with".into(),
-            ));
-        }
+        check_backward(&used, grid, adapter, cotangent)?;
         let ctx = Context { queue: &queue, branches: Some(&branches) };
         let pass = conditions.pass(self, ctx, false);
         let route = Route::backward(weights, ctx);
