@@ -6,25 +6,19 @@ mod case;
 #[allow(dead_code, reason = "of the U-Net's cases")]
 #[path = "golden/image_tokens.rs"]
 mod image_tokens;
+#[path = "small_unet/numbers.rs"]
+mod numbers;
+mod slopes;
 
 use std::sync::Arc;
 
 use case::{Case, Network, cases, relative};
+use numbers::numbers;
 use prefgraph_nn::{
     Adapter, Backbone, DeviceKind, Inputs, Probe, Tensor, backbone::Latents, lora::AdapterLayout,
     models::FluxUno,
 };
-
-/// Numbers without pattern, in +-1.
-fn numbers(count: usize, salt: usize) -> Vec<f32> {
-    (0..count)
-        .map(|i| {
-            let mixed =
-                (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15 ^ salt.wrapping_mul(0xD6E8_FEB8_6659_FD93));
-            ((mixed >> 40) & 0xFFFF) as f32 / 32768.0 - 1.0
-        })
-        .collect()
-}
+use slopes::along_every_factor;
 
 fn setting(case: &Case) -> (FluxUno, Inputs, Latents) {
     let inputs = case.inputs(&case.file("forward.safetensors"), "", &["x_t"]);
@@ -55,30 +49,14 @@ fn the_derivative_by_the_factors_of_every_linear_is_that_of_finite_differences()
             let prediction = model.predict(&inputs, Some(&adapter(values)), &Probe::NOTHING).unwrap().latents;
             prediction.values().iter().zip(cotangent.values()).map(|(p, c)| f64::from(p * c)).sum()
         };
-        for (module, (a, b)) in layout.modules.iter().zip(layout.ranges()) {
-            for (side, range) in [("A", a), ("B", b)] {
-                // Along the gradient of this factor, so that rounding is small beside the change.
-                let length =
-                    gradient[range.clone()].iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-                assert!(length > 0.0, "{} {side}: no derivative", module.name);
-                let step = 2e-2 / length;
-                let moved = |sign: f64| {
-                    let mut values = values.clone();
-                    for i in range.clone() {
-                        values[i] += (sign * step * f64::from(gradient[i])) as f32;
-                    }
-                    value(values)
-                };
-                let slope = (moved(1.0) - moved(-1.0)) / (2.0 * step);
-                let error = (slope / length.powi(2) - 1.0).abs();
-                assert!(
-                    error < 1e-2,
-                    "{} {} {side}: slope {slope}, expected {}",
-                    case.name,
-                    module.name,
-                    length.powi(2)
-                );
-            }
+        for found in along_every_factor(&layout, &values, &gradient, |length| 2e-2 / length, value) {
+            let (slope, expected) = (found.slope, found.expected());
+            assert!(
+                found.error() < 1e-2,
+                "{} {}: slope {slope}, expected {expected}",
+                case.name,
+                found.factor
+            );
         }
     }
 }

@@ -5,6 +5,8 @@
 #[allow(dead_code, reason = "what only FLUX's tests use")]
 #[path = "golden/case.rs"]
 mod case;
+#[path = "golden/every_network.rs"]
+mod every_network;
 #[allow(dead_code, reason = "what only FLUX's tests use")]
 #[path = "golden/faint.rs"]
 mod faint;
@@ -14,11 +16,10 @@ mod image_tokens;
 #[path = "golden/training.rs"]
 mod training;
 
-use case::{Case, Network, assert_near, cases, relative};
+use case::{Case, Network, assert_near, cases, whole_references};
 use prefgraph_nn::{
-    Backbone, Cpu, Inputs, Probe,
+    Backbone, Probe,
     backbone::{BlockTokens, Scoring},
-    device::Precision,
     layers::{Loading, Packing},
     models::{Checkpointing, unet::UNetOptions},
 };
@@ -65,59 +66,14 @@ fn follows_the_reference(case: &Case, device: &str, model: &dyn Backbone) {
     assert_eq!(again.latents.values(), found.latents.values(), "{of} a pass is a function of its inputs");
 }
 
-/// Masks that take every image token of the one reference.
-fn whole_references(inputs: &Inputs) -> Vec<Vec<f32>> {
-    let (samples, tokens, _) = inputs.image_tokens.as_ref().unwrap().shape();
-    vec![vec![1.0; samples * tokens]]
-}
-
 #[test]
 fn a_prediction_does_not_depend_on_the_threads_on_the_probe_or_on_an_adapter_whose_b_is_zero() {
-    for case in cases(Network::UNet) {
-        let values = case.file("forward.safetensors");
-        let inputs = case.inputs(&values, "", &["x_t"]);
-        let [one, three] = [1, 3].map(|threads| {
-            let cpu = Cpu::new(threads).unwrap();
-            let model = case.open(cpu.clone(), cpu, Loading::default());
-            model.predict(&inputs, None, &Probe::NOTHING).unwrap().latents
-        });
-        assert_eq!(one.values(), three.values(), "{}: on three threads", case.name);
-        for (device, model) in case.on_every_device() {
-            let of = format!("{} on {device}", case.name);
-            let expected = model.predict(&inputs, None, &Probe::NOTHING).unwrap().latents;
-            let probe = Probe { tokens: 0..model.layout().blocks, ..Probe::NOTHING };
-            let seen = model.predict(&inputs, None, &probe).unwrap().latents;
-            assert_eq!(seen.values(), expected.values(), "{of}: with a probe");
-            let adapter = case.adapter_with_zero_b(&*model);
-            let adapted = model.predict(&inputs, Some(&adapter), &Probe::NOTHING).unwrap().latents;
-            assert_eq!(adapted.values(), expected.values(), "{of}: with B = 0");
-            let (saving, _) = model.predict_saving(&inputs, &adapter, &Probe::NOTHING).unwrap();
-            assert_eq!(saving.latents.values(), expected.values(), "{of}: while saving");
-        }
-    }
+    every_network::depends_on_its_inputs_alone(Network::UNet);
 }
 
 #[test]
 fn in_bf16_a_pass_and_its_gradient_stay_near_the_reference() {
-    for case in cases(Network::UNet) {
-        let values = case.file("forward.safetensors");
-        let inputs = case.inputs(&values, "", &["x_t"]);
-        let expected = values.read("pred").unwrap();
-        for (device, model) in case.on_every_device_in(Precision::Bf16) {
-            let of = format!("{} on {device} in bf16", case.name);
-            let found = model.predict(&inputs, None, &Probe::NOTHING).unwrap().latents;
-            let off = relative(found.values(), &expected);
-            eprintln!("{of}: prediction off by {off:.1e}");
-            // A rounding to bf16 is off by at most 4e-3, and activations are rounded after every operation on a GPU.
-            assert!(off > 1e-5 && off < 2e-2, "{of}: prediction off by {off:e}");
-            let objective = training::Objective::Supervised;
-            let name = "train_sft.safetensors";
-            let Some(step) = training::first_step(&case, name, objective, &*model) else { continue };
-            let off = step.gradient_off;
-            eprintln!("{of}: first gradient off by {off:.1e}");
-            assert!(off > 1e-5 && off < 5e-2, "{of}: first gradient off by {off:e}");
-        }
-    }
+    every_network::stays_near_in_bf16(Network::UNet);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Gradients of an adapter on any linear of a U-Net: against finite differences, alone against all together, and whatever a pass
 //! keeps.
 
+mod slopes;
 mod small_unet;
 
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use prefgraph_nn::{
     lora::AdapterLayout,
     models::{Checkpointing, SdxlUNet, UNetOptions},
 };
+use slopes::along_every_factor;
 use small_unet::{Small, config, cotangent, gradient, inputs, numbers};
 
 fn layout(model: &SdxlUNet, targets: &[&str]) -> Arc<AdapterLayout> {
@@ -48,32 +50,14 @@ fn the_derivative_by_the_factors_of_every_linear_is_that_of_finite_differences()
             let cotangent = cotangent();
             found.values().iter().zip(cotangent.values()).map(|(p, c)| f64::from(*p) * f64::from(*c)).sum()
         };
-        for (module, (a, b)) in layout.modules.iter().zip(layout.ranges()) {
-            for (side, range) in [("A", a), ("B", b)] {
-                // Along the gradient of this factor, so that rounding is small beside the change.
-                let length =
-                    gradient[range.clone()].iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-                assert!(length > 0.0, "{} {side}: no derivative", module.name);
-                // Far enough for the change to stand out from the rounding of f32, and no further: norms of few pixels bend.
-                let step = (2e-3 / length).clamp(1e-3, 0.2) / length;
-                let moved = |sign: f64| {
-                    let mut values = values.clone();
-                    for i in range.clone() {
-                        values[i] += (sign * step * f64::from(gradient[i])) as f32;
-                    }
-                    value(values)
-                };
-                let slope = (moved(1.0) - moved(-1.0)) / (2.0 * step);
-                let error = (slope / length.powi(2) - 1.0).abs();
-                // Beside the change of a value there is the rounding of f32 in the prediction's values.
-                let bar = 1e-2 + 4e-6 / (step * length.powi(2));
-                assert!(
-                    bar < 0.2 && error < bar,
-                    "{} {side}: slope {slope}, expected {}",
-                    module.name,
-                    length.powi(2)
-                );
-            }
+        // Far enough for the change to stand out from the rounding of f32, and no further: norms of few pixels bend.
+        let step = |length: f64| (2e-3 / length).clamp(1e-3, 0.2) / length;
+        for found in along_every_factor(&layout, &values, &gradient, step, value) {
+            let (slope, expected) = (found.slope, found.expected());
+            // Beside the change of a value there is the rounding of f32 in the prediction's values.
+            let bar = 1e-2 + 4e-6 / (found.step * expected);
+            let good = bar < 0.2 && found.error() < bar;
+            assert!(good, "{}: slope {slope}, expected {expected}", found.factor);
         }
     }
 }

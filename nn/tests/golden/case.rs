@@ -248,6 +248,10 @@ pub fn by_sample(tokens: &BlockTokens, samples: usize) -> Vec<f32> {
 
 /// Masks that take every token of every reference.
 pub fn whole_references(inputs: &Inputs) -> Vec<Vec<f32>> {
+    if let Some(tokens) = &inputs.image_tokens {
+        let (samples, tokens, _) = tokens.shape();
+        return vec![vec![1.0; samples * tokens]];
+    }
     let tokens = |r: &Latents| r.shape().0 * (r.shape().2 / 2) * (r.shape().3 / 2);
     inputs.references.iter().map(|r| vec![1.0; tokens(r)]).collect()
 }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test takes its part")]
 
+mod numbers;
+
 use std::path::{Path, PathBuf};
 
 use prefgraph_nn::{
@@ -12,12 +14,7 @@ use prefgraph_nn::{
 };
 use serde_json::{Value, json};
 
-/// Numbers without pattern, in +-1.
-pub fn numbers(count: usize, salt: usize) -> Vec<f32> {
-    let mixed =
-        |i: usize| (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15 ^ salt.wrapping_mul(0xD6E8_FEB8_6659_FD93));
-    (0..count).map(|i| ((mixed(i) >> 40) & 0xFFFF) as f32 / 32768.0 - 1.0).collect()
-}
+pub use numbers::numbers;
 
 /// Two levels, with transformers on the lower one and in the middle.
 pub fn config() -> Value {
