@@ -17,12 +17,9 @@ use prefgraph_nn::{
 use super::{
     PromptSettings,
     encoders::{Encoded, TextEncoders, ids, of},
-    files::{encoder, one_model, tokenizer},
+    files::{by_setting, encoder, one_model, tokenizer},
 };
-use crate::{
-    operator::{Cost, Ctx, OpError},
-    operators::weights::configuration,
-};
+use crate::operator::{Cost, Ctx, OpError};
 
 /// Both encoders with their tokenisers.
 #[derive(Debug)]
@@ -90,16 +87,10 @@ impl ClipBigG {
             ClipTokenizer::open(&bigg_words, length, ClipModel::BigG).map_err(of("bigg_tokenizer"))?;
         one_model("clip", clip_tokenizer.largest_id(), first.vocab_size)?;
         one_model("bigg", bigg_tokenizer.largest_id(), second.vocab_size)?;
-        let configurations =
-            [("clip_config", configuration(&clip_path)), ("bigg_config", configuration(&bigg_path))];
-        let mut paths: Vec<(&'static str, PathBuf)> =
-            configurations.into_iter().filter_map(|(name, path)| Some((name, path?))).collect();
-        paths.extend([
-            ("clip", clip_path.clone()),
-            ("bigg", bigg_path.clone()),
-            ("clip_tokenizer", clip_words),
-            ("bigg_tokenizer", bigg_words),
-        ]);
+        let paths = by_setting(
+            [("clip", "clip_config", &clip_path), ("bigg", "bigg_config", &bigg_path)],
+            [("clip_tokenizer", clip_words), ("bigg_tokenizer", bigg_words)],
+        );
         let gpu = OnceLock::new();
         Ok(Self { cpu, gpu, clip_tokenizer, bigg_tokenizer, clip: clip_path, bigg: bigg_path, paths })
     }

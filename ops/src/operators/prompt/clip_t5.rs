@@ -17,12 +17,9 @@ use prefgraph_nn::{
 use super::{
     PromptSettings,
     encoders::{Encoded, TextEncoders, ids, of},
-    files::{encoder, one_model, tokenizer},
+    files::{by_setting, encoder, one_model, tokenizer},
 };
-use crate::{
-    operator::{Cost, Ctx, OpError},
-    operators::weights::configuration,
-};
+use crate::operator::{Cost, Ctx, OpError};
 
 /// T5 tokens of a prompt where nothing else is stated: what FLUX.1-dev was trained with.
 const LENGTH: usize = 512;
@@ -88,16 +85,10 @@ impl ClipT5 {
             T5Tokenizer::open(&t5_words, settings.length.unwrap_or(LENGTH)).map_err(of("t5_tokenizer"))?;
         one_model("clip", clip_tokenizer.largest_id(), clip.config().vocab_size)?;
         one_model("t5", t5_tokenizer.largest_id(), t5.config().vocab_size)?;
-        let configurations =
-            [("clip_config", configuration(&clip_path)), ("t5_config", configuration(&t5_path))].into_iter();
-        let mut paths: Vec<(&'static str, PathBuf)> =
-            configurations.filter_map(|(name, path)| Some((name, path?))).collect();
-        paths.extend([
-            ("clip", clip_path.clone()),
-            ("t5", t5_path.clone()),
-            ("clip_tokenizer", clip_words),
-            ("t5_tokenizer", t5_words),
-        ]);
+        let paths = by_setting(
+            [("clip", "clip_config", &clip_path), ("t5", "t5_config", &t5_path)],
+            [("clip_tokenizer", clip_words), ("t5_tokenizer", t5_words)],
+        );
         let gpu = OnceLock::new();
         Ok(Self { cpu, gpu, clip_tokenizer, t5_tokenizer, clip: clip_path, t5: t5_path, paths })
     }

@@ -2,7 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{operator::OpError, operators::weights::below, settings::DataPath};
+use crate::{
+    operator::OpError,
+    operators::weights::{below, configuration},
+    settings::DataPath,
+};
 
 /// The folder of an encoder, which may be given as the folder above, or its file.
 pub(super) fn encoder(setting: &str, path: &DataPath, name: &str) -> Result<PathBuf, OpError> {
@@ -44,4 +48,16 @@ pub(super) fn one_model(setting: &str, largest: u32, vocabulary: usize) -> Resul
         "{setting}_tokenizer: it has ids up to {largest}, but the encoder of `{setting}` knows {vocabulary} tokens: they are not \
          of one model"
     )))
+}
+
+/// What two encoders and their tokenisers are read from, by setting: the configurations that are there, then the encoders, each stated
+/// with the name of its configuration, then the tokenisers.
+pub(super) fn by_setting(
+    encoders: [(&'static str, &'static str, &Path); 2],
+    tokenizers: [(&'static str, PathBuf); 2],
+) -> Vec<(&'static str, PathBuf)> {
+    let configurations =
+        encoders.into_iter().filter_map(|(_, name, path)| Some((name, configuration(path)?)));
+    let weights = encoders.into_iter().map(|(setting, _, path)| (setting, path.to_owned()));
+    configurations.chain(weights).chain(tokenizers).collect()
 }

@@ -7,14 +7,14 @@ mod clip_t5;
 mod encoders;
 mod files;
 
-use prefgraph_nn::{DeviceKind, text::hash::Hash};
+use prefgraph_nn::text::hash::Hash;
 
 use self::{
     clip_bigg::ClipBigG,
     clip_t5::ClipT5,
     encoders::{TextEncoders, encode_distinct},
 };
-use super::tensors::tensor;
+use super::{autoencoder::on_gpu, tensors::tensor};
 use crate::{
     choices,
     identity::Identity,
@@ -165,9 +165,7 @@ impl Operator for Prompt {
     }
 
     fn gpu_cost(&self, (prompts, _): &InShapes<Self>, _: &OutShapes<Self>) -> Option<Cost> {
-        let cost = self.encoders.as_ref()?.cost(prompts.batch);
-        let (queue_bytes, host_bytes) = (DeviceKind::Cuda.queue_bytes(), DeviceKind::Cuda.pinned_bytes());
-        Some(Cost { queue_bytes, host_bytes, ..cost })
+        self.encoders.as_ref().map(|encoders| on_gpu(encoders.cost(prompts.batch)))
     }
 
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {
