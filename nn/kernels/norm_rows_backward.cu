@@ -15,27 +15,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_rows_backward(const a
   const activation* xr = x + at(blockIdx.x, width, 0);
   const activation* dyr = dy + at(blockIdx.x, width, 0);
   activation* dxr = dx + at(blockIdx.x, width, 0);
-  float v[WIDE], w[WIDE], g[WIDE], mean = 0.0f;
+  float mean, reciprocal;
+  row_moments<THREADS>(xr, width, centred, eps, wide, scratch, mean, reciprocal);
+  float v[WIDE], w[WIDE], g[WIDE];
   float2 sums = {0.0f, 0.0f};
-  if (centred) {
-    for (int i = threadIdx.x * WIDE; i < width; i += STEP) {
-      load_wide(xr + i, v, width - i, wide);
-#pragma unroll
-      for (int k = 0; k < WIDE; ++k) sums.x += v[k];
-    }
-    mean = block_sum2(sums, scratch).x / width;
-  }
-  sums = {0.0f, 0.0f};
-  for (int i = threadIdx.x * WIDE; i < width; i += STEP) {
-    load_wide(xr + i, v, width - i, wide);
-#pragma unroll
-    for (int k = 0; k < WIDE; ++k) {
-      const float d = i + k < width ? v[k] - mean : 0.0f;
-      sums.x = fmaf(d, d, sums.x);
-    }
-  }
-  const float reciprocal = 1.0f / sqrtf(block_sum2(sums, scratch).x / width + eps);
-  sums = {0.0f, 0.0f};
   for (int i = threadIdx.x * WIDE; i < width; i += STEP) {
     load_wide(xr + i, v, width - i, wide);
     load_wide(weight + i, w, width - i, wide);

@@ -46,3 +46,31 @@ template <class T, int N, class Term> DEVICE bool column_sums(int first, int cou
     for (int s = 1; s < SLICES; ++s) sums[n] += part[(n * SLICES + s) * COLUMNS + lane];
   return true;
 }
+
+// Mean and 1 / deviation of a row, by a whole block. Without `centred` the mean is zero: the moments of an RMS norm.
+template <int THREADS>
+DEVICE void row_moments(const activation* row, int width, int centred, float eps, int wide, float* scratch, float& mean,
+                        float& reciprocal) {
+  constexpr int STEP = THREADS * WIDE;
+  float v[WIDE];
+  float2 sums = {0.0f, 0.0f};
+  mean = 0.0f;
+  if (centred) {
+    for (int i = threadIdx.x * WIDE; i < width; i += STEP) {
+      load_wide(row + i, v, width - i, wide);
+#pragma unroll
+      for (int k = 0; k < WIDE; ++k) sums.x += v[k];
+    }
+    mean = block_sum2(sums, scratch).x / width;
+  }
+  sums = {0.0f, 0.0f};
+  for (int i = threadIdx.x * WIDE; i < width; i += STEP) {
+    load_wide(row + i, v, width - i, wide);
+#pragma unroll
+    for (int k = 0; k < WIDE; ++k) {
+      const float d = i + k < width ? v[k] - mean : 0.0f;
+      sums.x = fmaf(d, d, sums.x);
+    }
+  }
+  reciprocal = 1.0f / sqrtf(block_sum2(sums, scratch).x / width + eps);
+}
