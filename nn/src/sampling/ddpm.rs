@@ -51,9 +51,7 @@ impl Ddpm {
     pub(super) fn sigmas(&self) -> Vec<(f32, [f64; 2])> {
         let kept = self.terminal.kept();
         let times = self.timesteps();
-        // A sigma without signal has no end: 2^-24 of it is as good as none.
-        let sigma = |t: usize| scaled_linear::sigma(kept[t].max(f64::from(2.0f32.powi(-24))));
-        let sigmas: Vec<f64> = times.iter().map(|&t| sigma(t)).chain([0.0]).collect();
+        let sigmas: Vec<f64> = times.iter().map(|&t| scaled_linear::sigma(kept[t])).chain([0.0]).collect();
         times.iter().map(|&t| t as f32).zip(sigmas.array_windows().copied()).collect()
     }
 

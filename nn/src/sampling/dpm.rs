@@ -36,12 +36,7 @@ impl Schedule {
 
 /// Timesteps, sigmas there, and the sigma where each step ends.
 fn karras(network: &Ddpm) -> Vec<(f32, [f64; 2])> {
-    let all: Vec<f64> = network
-        .terminal
-        .kept()
-        .into_iter()
-        .map(|k| scaled_linear::sigma(k.max(f64::from(2.0f32.powi(-24)))))
-        .collect();
+    let all: Vec<f64> = network.terminal.kept().into_iter().map(scaled_linear::sigma).collect();
     let root = |sigma: f64| libm::pow(sigma, 1.0 / RHO);
     let (most, least) = (root(all[all.len() - 1]), root(all[0]));
     let count = network.timesteps().len();

@@ -26,6 +26,11 @@ pub enum Terminal {
 }
 
 impl Terminal {
+    /// That of a network which was trained with no signal at the last timestep, or was not.
+    pub fn new(zero_snr: bool) -> Self {
+        if zero_snr { Self::ZeroSnr } else { Self::Published }
+    }
+
     /// The share of the signal's variance that is left at each timestep.
     pub fn kept(self) -> Vec<f64> {
         let mut kept = kept();
@@ -65,8 +70,9 @@ pub fn trailing(steps: usize) -> Vec<usize> {
     (0..steps).map(|i| (TIMESTEPS as f64 - i as f64 * stride).round_ties_even() as usize - 1).collect()
 }
 
-/// `sqrt((1 - kept) / kept)`: the noise, in units of the signal.
+/// `sqrt((1 - kept) / kept)`: the noise, in units of the signal. Without signal it has no end: 2^-24 of it is as good as none.
 pub(super) fn sigma(kept: f64) -> f64 {
+    let kept = kept.max(f64::from(2.0f32.powi(-24)));
     ((1.0 - kept) / kept).sqrt()
 }
 

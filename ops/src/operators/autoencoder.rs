@@ -103,6 +103,12 @@ pub(crate) fn on_host(cost: Cost) -> Cost {
     Cost { scratch_bytes: cost.scratch_bytes.saturating_add(cost.host_bytes), host_bytes: 0, ..cost }
 }
 
+/// The cost of a node that gives a GPU what it has on the host: a queue, and memory that copies go through.
+pub(crate) fn on_gpu(cost: Cost) -> Cost {
+    let host_bytes = cost.host_bytes.saturating_add(DeviceKind::Cuda.pinned_bytes());
+    Cost { queue_bytes: DeviceKind::Cuda.queue_bytes(), host_bytes, ..cost }
+}
+
 fn open<D: Device>(kind: AutoencoderKind, weights: &DataPath) -> Result<Arc<dyn Autoencoder<D>>, OpError> {
     let opened: nn::error::Result<Arc<dyn Autoencoder<D>>> = match kind {
         AutoencoderKind::Dct => Ok(Arc::new(Dct::new())),

@@ -138,7 +138,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Noise<C, H, W> {
             }
             None => ctx.random_repeating(self.settings.repeat, "eps").normals(batch * size),
         };
-        let terminal = if self.settings.zero_snr { Terminal::ZeroSnr } else { Terminal::Published };
+        let terminal = Terminal::new(self.settings.zero_snr);
         let mixes: Vec<Mix> = time
             .values
             .iter()

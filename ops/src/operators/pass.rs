@@ -4,7 +4,9 @@
 //! `H` `W` latent grid, `L` text tokens, `K` image tokens, `E` text width, `P` pooled width.
 
 use dfdx::shapes::{HasShape, Shape};
-use prefgraph_nn::{self as nn, AdapterLayout, BackboneLayout, PassCost, backbone::Time};
+use prefgraph_nn::{
+    self as nn, AdapterLayout, BackboneLayout, PassCost, backbone::Time, models::unet::IMAGE_TOKENS,
+};
 
 use super::tensors::{latents_to_nn, repeat, same, tensor};
 use crate::{
@@ -46,14 +48,13 @@ pub(crate) fn reference_grids(
     references.iter().flat_map(|r| r.0.iter()).map(|r| (r.2, r.3)).collect()
 }
 
-/// The same where references may be image tokens, of which each has sixteen: a pass costs by their number.
+/// The same where references may be image tokens: a pass costs by their number.
 pub(crate) fn reference_places(
     references: Option<&ListShape<<Latents as Port>::Shape>>,
     image_prompt: Option<&<ImagePrompt as Port>::Shape>,
 ) -> Vec<(usize, usize)> {
-    const EACH: usize = 16;
     match image_prompt {
-        Some((_, tokens, _)) => vec![(1, EACH); tokens.div_ceil(EACH)],
+        Some((_, tokens, _)) => vec![(1, IMAGE_TOKENS); tokens.div_ceil(IMAGE_TOKENS)],
         None => reference_grids(references),
     }
 }

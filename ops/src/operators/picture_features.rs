@@ -5,14 +5,14 @@
 use std::{path::PathBuf, sync::OnceLock};
 
 use prefgraph_nn::{
-    self as nn, Cpu, DeviceKind,
+    self as nn, Cpu,
     cuda::Cuda,
     once::get_or_try_init,
     vision::{Preprocess, Vit, VitEncoder, vit::VitFamily},
 };
 
 use super::{
-    autoencoder::on_host,
+    autoencoder::{on_gpu, on_host},
     tensors::tensor,
     weights::{below, configuration},
 };
@@ -155,9 +155,7 @@ impl Operator for PictureFeatures {
     }
 
     fn gpu_cost(&self, inputs: &InShapes<Self>, _: &OutShapes<Self>) -> Option<Cost> {
-        let cost = self.cost_of(self.pictures(inputs).ok()?);
-        let host_bytes = cost.host_bytes.saturating_add(DeviceKind::Cuda.pinned_bytes());
-        Some(Cost { queue_bytes: DeviceKind::Cuda.queue_bytes(), host_bytes, ..cost })
+        Some(on_gpu(self.cost_of(self.pictures(inputs).ok()?)))
     }
 
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Image tokens of a reference, as published IP-Adapters have them.
-const IMAGE_TOKENS: usize = 16;
+pub const IMAGE_TOKENS: usize = 16;
 
 /// Sizes of a pass: samples, latent grid, references, text tokens.
 #[derive(Clone, Copy)]

@@ -4,10 +4,13 @@
 
 mod encoders;
 
-use prefgraph_nn::{self as nn, DeviceKind};
+use prefgraph_nn as nn;
 
 use self::encoders::{ImageEncoders, Tokens};
-use super::{autoencoder::on_host, tensors::tensor};
+use super::{
+    autoencoder::{on_gpu, on_host},
+    tensors::tensor,
+};
 use crate::{
     choices,
     identity::Identity,
@@ -154,9 +157,7 @@ impl Operator for ImagePrompts {
     }
 
     fn gpu_cost(&self, (images, _): &InShapes<Self>, _: &OutShapes<Self>) -> Option<Cost> {
-        let cost = self.cost_of(&images.0);
-        let host_bytes = cost.host_bytes.saturating_add(DeviceKind::Cuda.pinned_bytes());
-        Some(Cost { queue_bytes: DeviceKind::Cuda.queue_bytes(), host_bytes, ..cost })
+        Some(on_gpu(self.cost_of(&images.0)))
     }
 
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {

@@ -112,7 +112,7 @@ impl<C: Axis, H: Axis, W: Axis> Sample<C, H, W> {
             return Schedule::flow(&flow::sigmas(steps, shift));
         }
         let predicts = if self.process() == Process::DdpmV { Predicts::V } else { Predicts::Eps };
-        let terminal = if self.settings.zero_snr { Terminal::ZeroSnr } else { Terminal::Published };
+        let terminal = Terminal::new(self.settings.zero_snr);
         let network = Ddpm { steps, predicts, terminal };
         match self.settings.schedule {
             SampleSchedule::Ddim => Schedule::ddim(&network),
