@@ -3,7 +3,7 @@
 #
 #   scripts/gpu-check.sh pack FOLDER     here: builds tests, benches and the command, and copies them with what they read
 #   FOLDER/gpu-check.sh run              there: runs them on cuda:0 and prints one table last (8 minutes)
-#   FOLDER/gpu-check.sh run --quick      the tests, and FLUX.1-dev's step at 512 pixels (PIXELS names others)
+#   FOLDER/gpu-check.sh run --quick      the tests, and FLUX.1-dev's step at 512 pixels (PIXELS names others; MODES=eager: PyTorch uncompiled only)
 #
 # A part that fails or is missing does not stop the rest: the table says so. What does not fit into LIMIT seconds (480) is left out, the
 # most important parts come first, and none takes longer than PART seconds (200). The exit status is 1 where a part failed or was
@@ -138,7 +138,7 @@ run() {
 
     for test in "${TESTS[@]}"; do check "$test" "./$test"; done
 
-    modes=eager,compiled
+    modes=${MODES:-eager,compiled}
     local shape=flux-dev others=(bench large) compute=bf16 seconds=3
     if [[ -n ${REHEARSAL:-} ]]; then shape=tiny others=(tiny) compute=f32 seconds=0 modes=${MODES:-eager}; fi
     if [[ -n $torch ]]; then
