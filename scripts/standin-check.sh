@@ -19,10 +19,11 @@ step() {
 }
 
 standin=scripts/standin.sh
-# Of the whole workspace, so that nothing is compiled again for other features than before.
+# A test of the root package is among those of each step (`ports_table`, a moment's work): without one, cargo would select other features
+# of the dependencies than `cargo test --workspace` does, and compile everything again.
 step scripts/nvrtc-check.sh
 step "$standin" cargo test --quiet --locked -p cuda-standin
-step env STANDIN_CHECK=1 "$standin" cargo test --quiet --locked --workspace --test devices
-step env STANDIN_CAPABILITY=100 "$standin" cargo test --quiet --locked --workspace --test devices attention
-step env STANDIN_ORDER=latest "$standin" cargo test --locked --workspace --test devices --test golden_flux --test encoders --test flux_on_gpu --test shared_rows
+step env STANDIN_CHECK=1 "$standin" cargo test --quiet --locked --workspace --test ports_table --test devices
+step env STANDIN_CAPABILITY=100 "$standin" cargo test --quiet --locked --workspace --test ports_table --test devices attention
+step env STANDIN_ORDER=latest "$standin" cargo test --locked --workspace --test ports_table --test devices --test golden_flux --test encoders --test flux_on_gpu --test shared_rows
 step "$standin" cargo test --locked --workspace --test cli_cuda
