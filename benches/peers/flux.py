@@ -3,55 +3,15 @@
 B samples, T text tokens, S image tokens (target, then references), L = T + S, D width, H heads.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from layers import Linear, Named, adapt, embed, embedder, sinusoid
+
 SINUSOID = 256
 EPS = 1e-6
-
-
-class Linear(nn.Module):
-    """A frozen linear; an adapted one adds `scale (x A^T) B^T`, as PEFT does.
-
-    A and B are f32, and are cast to the type of the activations, as under autocast: products in f32 would cost PyTorch several times as much.
-    """
-
-    def __init__(self, inputs, outputs):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs), requires_grad=False)
-        self.bias = nn.Parameter(torch.empty(outputs), requires_grad=False)
-        self.lora_A = self.lora_B = None
-        self.scale = 1.0
-
-    def adapt(self, rank, alpha):
-        outputs, inputs = self.weight.shape
-        device = self.weight.device
-        self.lora_A = nn.Parameter(torch.empty(rank, inputs, device=device, dtype=torch.float32))
-        self.lora_B = nn.Parameter(torch.zeros(outputs, rank, device=device, dtype=torch.float32))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-        self.scale = alpha / rank
-
-    def forward(self, x, adapted=False):
-        y = F.linear(x, self.weight, self.bias)
-        if adapted and self.lora_A is not None:
-            y = y + F.linear(F.linear(x, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scale
-        return y
-
-
-class Named(nn.Module):
-    """Modules under names that no attribute can have, such as `net.0.proj`."""
-
-    def __init__(self, **modules):
-        super().__init__()
-        for name, module in modules.items():
-            self.add_module(name.strip("_"), module)
-
-    def __getitem__(self, name):
-        return self._modules[name]
 
 
 class HeadNorm(nn.Module):
@@ -140,18 +100,6 @@ class SingleBlock(nn.Module):
         return x + gate[:, None] * self.proj_out(torch.cat((attended, hidden), -1), adapted)
 
 
-def embedder(inputs, width):
-    return Named(linear_1=Linear(inputs, width), linear_2=Linear(width, width))
-
-
-def sinusoid(values):
-    """Cosines, then sines, of a thousandfold value."""
-    half = SINUSOID // 2
-    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=values.device) / half
-    angle = values.float()[:, None] * 1000 * exponent.exp()
-    return torch.cat((angle.cos(), angle.sin()), -1)
-
-
 class Flux(nn.Module):
     def __init__(self, sizes):
         super().__init__()
@@ -171,14 +119,9 @@ class Flux(nn.Module):
         self.proj_out = Linear(width, sizes["in_channels"])
 
     def adapt(self, rank):
-        """A LoRA of this rank, alpha the same, on every linear of the blocks but the modulations; returns its parameters by name."""
-        found = {}
-        for name, module in self.named_modules():
-            blocks = name.startswith(("transformer_blocks.", "single_transformer_blocks."))
-            if isinstance(module, Linear) and blocks and ".norm" not in name:
-                module.adapt(rank, rank)
-                found[f"{name}.lora_A.weight"], found[f"{name}.lora_B.weight"] = module.lora_A, module.lora_B
-        return found
+        """A LoRA on every linear of the blocks but the modulations."""
+        blocks = ("transformer_blocks.", "single_transformer_blocks.")
+        return adapt(self, rank, lambda name: name.startswith(blocks) and ".norm" not in name)
 
     def rotary(self, text, grid, reference, device):
         """Cosines and sines `[L, dim / 2]`: text at zero, the target from the origin, the reference behind it in rows and columns."""
@@ -195,12 +138,11 @@ class Flux(nn.Module):
         return angle.cos().float(), angle.sin().float()
 
     def vector(self, t, guidance, pooled):
-        embed, dtype = self.time_text_embed, pooled.dtype
-        def through(e, x):
-            return e["linear_2"](F.silu(e["linear_1"](x.to(dtype))))
-        out = through(embed["timestep_embedder"], sinusoid(t)) + through(embed["text_embedder"], pooled)
+        of, dtype = self.time_text_embed, pooled.dtype
+        of_value = lambda which, value: embed(of[which], sinusoid(value * 1000, SINUSOID).to(dtype))
+        out = of_value("timestep_embedder", t) + embed(of["text_embedder"], pooled)
         if guidance is not None:
-            out = out + through(embed["guidance_embedder"], sinusoid(torch.full_like(t, guidance)))
+            out = out + of_value("guidance_embedder", torch.full_like(t, guidance))
         return F.silu(out)
 
     def forward(self, tokens, targets, text, pooled, t, guidance, rotary, adapted, probe=None):

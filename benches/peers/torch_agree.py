@@ -14,11 +14,9 @@ from pathlib import Path
 
 import torch
 
-from flux import Flux
 from focusdpo import Step
+from torch_step import SHAPES, guidance_of, make
 
-SHAPES = Path(__file__).with_name("shapes.json")
-GUIDANCE = 1.0
 DTYPES = {"F32": torch.float32, "U8": torch.uint8}
 
 
@@ -46,7 +44,7 @@ def main():
     record = json.loads((args.folder / "record.json").read_text())
     shape = json.loads(SHAPES.read_text())[record["about"]["shape"]]
     torch.backends.cuda.matmul.allow_tf32 = False
-    model = Flux(shape["network"])
+    model = make(shape)
     model.load_state_dict(read(args.folder / "weights.safetensors", "cpu"))
     model.to(args.device)
     model.checkpointing = record["about"]["checkpointing"] == "blocks"
@@ -56,8 +54,7 @@ def main():
         for name, parameter in parameters.items():
             parameter.copy_(steps[f"lora.{name}"])
     steps["prior"] = steps["prior"].squeeze(1)
-    guidance = GUIDANCE if shape["network"]["guidance_embeds"] else None
-    step = Step(model, parameters.values(), steps, guidance, torch.float32, record["about"]["lr"])
+    step = Step(model, parameters.values(), steps, guidance_of(shape), torch.float32, record["about"]["lr"])
     worst = 0.0
     for i, (loss, norm) in enumerate(zip(record["losses"], record["grad_norms"])):
         found = step(steps[f"x_t.{i}"], steps[f"target.{i}"], steps[f"t.{i}"])

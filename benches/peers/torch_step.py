@@ -20,42 +20,71 @@ import torch
 
 import flux
 import focusdpo
+import unet
 
 SHAPES = Path(__file__).with_name("shapes.json")
 GUIDANCE = 1.0
 CELL = 8
 
 
+def make(shape, device="cpu"):
+    """The model of a shape, its values not set."""
+    with torch.device(device):
+        return flux.Flux(shape["flux"]) if "flux" in shape else unet.UNet(shape["unet"])
+
+
 def random_model(shape, device, dtype):
-    with torch.device("meta"):
-        model = flux.Flux(shape["network"]).to(dtype)
+    model = make(shape, "meta").to(dtype)
     model.to_empty(device=device)
     with torch.no_grad():
         for name, values in model.named_parameters():
-            if values.dim() == 2:
-                values.uniform_(-1, 1).mul_((3 / values.shape[1]) ** 0.5)
-            elif "norm_" in name and name.endswith("weight"):
+            if values.dim() >= 2:
+                values.uniform_(-1, 1).mul_((3 / values[0].numel()) ** 0.5)
+            elif "norm" in name and name.endswith("weight"):
                 values.fill_(1)
             else:
                 values.uniform_(-0.02, 0.02)
-    return model
+    # Convolutions are faster so; what has other axes stays as it is.
+    return model.to(memory_format=torch.channels_last) if "unet" in shape else model
+
+
+def guidance_of(shape):
+    return GUIDANCE if shape.get("flux", {}).get("guidance_embeds") else None
 
 
 def random_batch(shape, pixels, device):
-    grid, reference, pairs = pixels // CELL, shape["reference"] // CELL, shape["pairs"]
+    grid, pairs = pixels // CELL, shape["pairs"]
     normal = lambda *dims: torch.randn(*dims, device=device)
-    prior = torch.zeros(pairs, (grid // 2) ** 2, device=device)
+    if "flux" in shape:
+        sizes, reference = shape["flux"], shape["reference"] // CELL
+        channels, focus, width, pooled = 16, grid // 2, sizes["joint_attention_dim"], sizes["pooled_projection_dim"]
+        own = {"t": torch.rand(pairs, device=device), "reference": normal(pairs, channels, reference, reference)}
+    else:
+        sizes = shape["unet"]
+        channels, focus, width = sizes["in_channels"], grid, sizes["cross_attention_dim"]
+        pooled = sizes["projection_class_embeddings_input_dim"] - 6 * sizes["addition_time_embed_dim"]
+        own = {"t": torch.randint(0, 1000, (pairs,), device=device).float(), "image_prompt": normal(pairs, shape["image_tokens"], width)}
+    prior = torch.zeros(pairs, focus**2, device=device)
     prior[:, : prior.shape[1] // 3] = 1
-    winner = normal(pairs, 16, grid, grid)
-    return {
-        "x0": torch.cat((winner, winner + 0.1 * normal(pairs, 16, grid, grid))),
-        "t": torch.rand(pairs, device=device).repeat(2),
-        "reference": normal(pairs, 16, reference, reference),
-        "text": normal(pairs, shape["text"], shape["network"]["joint_attention_dim"]),
-        "pooled": normal(pairs, shape["network"]["pooled_projection_dim"]),
+    winner = normal(pairs, channels, grid, grid)
+    return own | {
+        "x0": torch.cat((winner, winner + 0.1 * normal(pairs, channels, grid, grid))),
+        "t": own["t"].repeat(2),
+        "text": normal(pairs, shape["text"], width),
+        "pooled": normal(pairs, pooled),
         "winner": torch.randint(0, 256, (pairs, pixels, pixels, 3), dtype=torch.uint8, device=device),
-        "prior": prior.view(pairs, grid // 2, grid // 2),
+        "prior": prior.view(pairs, focus, focus),
     }
+
+
+def noised(shape, x0, eps, t):
+    """`x_t` and target: of rectified flow, or of DDPM on SDXL's schedule, which predicts eps."""
+    if "flux" in shape:
+        t = t.view(-1, 1, 1, 1)
+        return (1 - t) * x0 + t * eps, eps - x0
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64, device=t.device) ** 2
+    kept = torch.cumprod(1 - betas, 0)[t.long()].float().view(-1, 1, 1, 1)
+    return kept.sqrt() * x0 + (1 - kept).sqrt() * eps, eps
 
 
 class Idle:
@@ -88,13 +117,12 @@ class Idle:
         return 1 - sum(self.samples) / len(self.samples) / 100 if len(self.samples) >= 10 else None
 
 
-def timed(step, batch, args, device):
+def timed(shape, step, batch, args, device):
     def once():
         begin = time.perf_counter()
         x0 = batch["x0"]
         eps = torch.randn_like(x0[: len(x0) // 2]).repeat(2, 1, 1, 1)
-        t = batch["t"].view(-1, 1, 1, 1)
-        loss = step((1 - t) * x0 + t * eps, eps - x0, batch["t"])
+        loss = step(*noised(shape, x0, eps, batch["t"]), batch["t"])
         if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - begin, loss
@@ -118,17 +146,18 @@ def timed(step, batch, args, device):
     )
 
 
-def outcome(step, batch, args, device):
+def outcome(shape, step, batch, args, device):
     """What was measured, or the error that came instead: the other cases are run all the same."""
     try:
-        return timed(step, batch, args, device)
+        return timed(shape, step, batch, args, device)
     except torch.cuda.OutOfMemoryError:
         return dict(error="out of memory")
     except Exception as error:  # torch.compile fails in many ways, without a C compiler for one
         return dict(error=f"{type(error).__name__}: {error}".splitlines()[0])
 
 
-PLAIN = {kind: kind.forward for kind in (flux.DoubleBlock, flux.SingleBlock)}, focusdpo.cosines
+KINDS = (flux.DoubleBlock, flux.SingleBlock, unet.Resnet, unet.Block)
+PLAIN = {kind: kind.forward for kind in KINDS}, focusdpo.cosines
 
 
 def compile_blocks(compiled):
@@ -182,9 +211,8 @@ def main():
                 for checkpointing in args.checkpointing:
                     model.checkpointing = checkpointing == "blocks"
                     about = dict(who=mode, shape=name, pixels=pixels, device=args.device, compute=args.compute, checkpointing=checkpointing)
-                    guidance = GUIDANCE if shape["network"]["guidance_embeds"] else None
-                    step = focusdpo.Step(model, parameters, batch, guidance, dtype, 1e-5)
-                    print(json.dumps(about | outcome(step, batch, args, device)), flush=True)
+                    step = focusdpo.Step(model, parameters, batch, guidance_of(shape), dtype, 1e-5)
+                    print(json.dumps(about | outcome(shape, step, batch, args, device)), flush=True)
                     # The next case begins with what the weights take.
                     step.optimizer.zero_grad()
                     del step

@@ -1,11 +1,11 @@
 //! The graph of one FocusDPO step.
 
 use prefgraph::{Graph, Wire};
-use prefgraph_nn::Adapter;
+use prefgraph_nn::{Adapter, backbone::Time};
 use prefgraph_ops::{
     OpError, Operator,
     operators::{
-        entropy::Entropy,
+        entropy::{Entropy, EntropySettings},
         forward::{Forward, ForwardSettings},
         fuse::Fuse,
         hook_attention::HookAttention,
@@ -14,19 +14,20 @@ use prefgraph_ops::{
         mask_field::MaskField,
         masked_loss::MaskedLoss,
         moments::ZeroMoments,
-        noise::Noise,
+        noise::{Noise, NoiseSettings},
         reference::{Reference, ReferenceSettings},
         scores::Hooks,
     },
     ports::{
-        Images, Latents, List, Mask, Metrics, Noised, PerSample, Pooled, Target, TextTokens, Texts, Timesteps,
+        ImagePrompt, Images, Latents, List, Mask, Metrics, Noised, PerSample, Pooled, Process, Target,
+        TextTokens, Texts, Timesteps,
     },
 };
 
 use crate::{
-    batch::Draw,
+    batch::{Draw, DrawImagePrompt},
     network::{Network, Open},
-    shape::Shape,
+    shape::{CELL, Shape},
 };
 
 /// Nodes that a GPU works for, by their ids.
@@ -39,6 +40,8 @@ pub const GUIDANCE: f64 = 1.0;
 pub struct Wires {
     pub lora: Wire<Adapter>,
     pub references: Wire<List<Latents>>,
+    /// Where references are image tokens.
+    pub image_prompt: Option<Wire<ImagePrompt>>,
     pub text: Wire<TextTokens>,
     pub pooled: Wire<Pooled>,
     pub winner: Wire<Images>,
@@ -52,23 +55,43 @@ pub struct Wires {
 /// A step of a shape at so many pixels, with this learning rate.
 pub fn step(network: &Network, shape: &Shape, pixels: usize, lr: f64) -> Result<(Graph, Wires), OpError> {
     let mut g = Graph::new("step");
+    let layout = network.backbone().layout().clone();
     let (x0_w, x0_l, references, t, text, pooled, winner, priors) =
-        g.add("draw", Draw::new(shape, pixels), ());
+        g.add("draw", Draw::new(shape, &layout, pixels), ());
+    let (sizes, image_prompt) = if layout.image_tokens {
+        let (sizes, tokens) = g.add("draw_image_prompt", DrawImagePrompt::new(shape, &layout, pixels), ());
+        (Some(sizes), Some(tokens))
+    } else {
+        (None, None)
+    };
     let (backbone,) = g.add("network", Open(network.backbone()), ());
-    let lora = LoraSettings { rank: shape.rank, init: Init::Kaiming, ..Default::default() };
+    let lora = LoraSettings {
+        rank: shape.rank,
+        init: Init::Kaiming,
+        targets: shape.targets.clone(),
+        ..Default::default()
+    };
     let (lora,) = g.add("lora", Lora::new(lora)?, (backbone,));
     let (moments,) = g.add("moments", ZeroMoments, (lora,));
-    let (x_t, target, times, _) = g.add("noise", Noise::new(Default::default())?, (x0_w, x0_l, t, None));
-    let guidance = shape.network.guidance_embeds.then_some(GUIDANCE);
-    let listed = Some(references);
-    let inputs = (backbone, x_t, times, text, pooled, listed, None, None);
+    let process = match layout.time {
+        Time::Sigma => Process::Flow,
+        Time::Step => Process::DdpmEps,
+    };
+    let noise = Noise::new(NoiseSettings { process, ..Default::default() })?;
+    let (x_t, target, times, _) = g.add("noise", noise, (x0_w, x0_l, t, None));
+    let guidance = layout.guidance.then_some(GUIDANCE);
+    let listed = (!layout.image_tokens).then_some(references);
+    let inputs = (backbone, x_t, times, text, pooled, listed, sizes, image_prompt);
     let (reference,) = g.add("reference", Reference::new(ReferenceSettings { guidance })?, inputs);
     let settings = ForwardSettings { guidance, hooks: Hooks::All, ..Default::default() };
-    let inputs = (backbone, lora, x_t, times, text, pooled, listed, None::<Wire<List<Mask>>>, None, None);
+    let masks = None::<Wire<List<Mask>>>;
+    let inputs = (backbone, lora, x_t, times, text, pooled, listed, masks, sizes, image_prompt);
     let (policy, scores) = g.add("policy", Forward::new(settings)?, inputs);
     let (matched,) = g.add("found", HookAttention, (scores, priors));
     let (structure, prior) = g.add("structure", MaskField, (Some(matched), priors));
-    let (detail,) = g.add("detail", Entropy::new(Default::default())?, (winner,));
+    let cell = Some(CELL * layout.patch);
+    let entropy = Entropy::new(EntropySettings { cell, ..Default::default() })?;
+    let (detail,) = g.add("detail", entropy, (winner,));
     let inputs = (Some(structure), Some(detail), prior, None::<Wire<PerSample>>);
     let (mask, ..) = g.add("fuse", Fuse::new(Default::default())?, inputs);
     let inputs = (policy, target, Some(reference), Some(mask), Some(t), None::<Wire<Texts>>);
@@ -79,6 +102,7 @@ pub fn step(network: &Network, shape: &Shape, pixels: usize, lr: f64) -> Result<
     g.set_loss(loss);
     g.carry(lora, next);
     g.carry(moments, next_moments);
-    let wires = Wires { lora, references, text, pooled, winner, priors, x_t, target, times, update };
+    let wires =
+        Wires { lora, references, image_prompt, text, pooled, winner, priors, x_t, target, times, update };
     Ok((g, wires))
 }

@@ -4,8 +4,8 @@
 //! cargo bench --bench step -- SHAPE.. [--device cuda:0] [--compute bf16] [--checkpointing none,blocks] [--pixels 512] ...
 //! ```
 //!
-//! SHAPE is one of `benches/peers/shapes.json`: `tiny`, `small`, `bench`, `large` or `flux-dev`. Weights are random ones of that
-//! shape, or those of `--weights`. Each case is one line of JSON, in the words of `benches/peers/torch_step.py`; a case that fails is
+//! SHAPE is one of `benches/peers/shapes.json`: `tiny`, `small`, `bench`, `large`, `flux-dev`, `sdxl-tiny`, `sdxl-bench` or `sdxl`. Weights
+//! are random ones of that shape, or those of `--weights`; those of SDXL can be made beforehand (`--make`). Each case is one line of JSON, in the words of `benches/peers/torch_step.py`; a case that fails is
 //! a line with its error. `--write FOLDER` writes the first steps down for `benches/peers/torch_agree.py` instead.
 //!
 //! ```text
@@ -39,13 +39,13 @@ use prefgraph_nn::{
     cuda::Cuda,
     device::Precision,
     layers::{Loading, Packing},
-    models::{self, FluxOptions},
+    models,
 };
 use serde_json::json;
 
 use self::{
     measure::{Pace, measure, peak_bytes},
-    network::{Network, Weights},
+    network::Network,
     shape::Shape,
 };
 
@@ -70,9 +70,12 @@ struct Args {
     /// Weights stay in their file, and are read by every product
     #[arg(long)]
     streamed: bool,
-    /// Weights of a network of this shape, instead of random ones
+    /// Weights of a network of this shape, instead of random ones; beside a U-Net's lies `ip_adapter.safetensors`
     #[arg(long)]
     weights: Option<PathBuf>,
+    /// Time nothing: write random weights of a U-Net into this folder, for a later `--weights`
+    #[arg(long)]
+    make: Option<PathBuf>,
     /// Steps before the first that is timed
     #[arg(long, default_value_t = 2)]
     warmup: usize,
@@ -180,7 +183,7 @@ impl Case<'_> {
         let mut runner = Runner::new(Arc::new(graph), plan, options)?;
         let mut line = self.about();
         if let Some(folder) = &args.write {
-            record::write(folder, line.clone(), (&self.shape.network, network.files()), &mut runner, &wires)?;
+            record::write(folder, line.clone(), &network.frozen()?, &mut runner, &wires)?;
             return Ok(line);
         }
         let time = Duration::try_from_secs_f64(args.seconds)?;
@@ -206,26 +209,22 @@ impl Case<'_> {
 
 fn bench(args: &Args, name: &str) -> Result<bool, Box<dyn Error>> {
     let shape = Shape::named(name)?;
+    if let Some(folder) = &args.make {
+        return network::make(&shape, folder).map(|()| true);
+    }
     let host = Cpu::new(args.threads)?;
     let gpu = match args.device.strip_prefix("cuda:") {
         Some(number) => Some(Cuda::open(number.parse()?)?),
         None if args.device == "cpu" => None,
         None => return Err(format!("--device {}: expected `cpu` or `cuda:0`", args.device).into()),
     };
-    let weights = match &args.weights {
-        Some(path) => Weights::of_files(path)?,
-        None => Weights::random(&shape.network)?,
-    };
-    if weights.config().tensors() != shape.network.tensors() {
-        return Err(format!("--weights are of a network of another shape than `{name}`").into());
-    }
     let precision = match args.compute {
         Compute::F32 => Precision::F32,
         Compute::Bf16 => Precision::Bf16,
     };
     let packing = if args.streamed { Packing::Streamed } else { Packing::Resident };
-    let options = FluxOptions { loading: Loading { precision, packing }, ..Default::default() };
-    let (mut network, _folder) = weights.open(&host, gpu.as_ref(), options)?;
+    let loading = Loading { precision, packing };
+    let mut network = Network::open(&shape, args.weights.as_deref(), &host, gpu.as_ref(), loading)?;
     let pixels = if args.pixels.is_empty() { &shape.pixels } else { &args.pixels };
     let mut all_ran = true;
     for &pixels in pixels {

@@ -4,7 +4,9 @@
 /// large as its input, norms are near one, biases small.
 pub fn spread(name: &str, shape: &[usize]) -> (f32, f32) {
     match shape {
-        [_, inputs] => (0.0, (3.0 / *inputs as f32).sqrt()),
+        [_, inputs @ ..] if !inputs.is_empty() => {
+            (0.0, (3.0 / inputs.iter().product::<usize>() as f32).sqrt())
+        }
         _ if name.contains("norm") && name.ends_with("weight") => (1.0, 0.1),
         _ => (0.0, 0.02),
     }

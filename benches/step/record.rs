@@ -3,17 +3,14 @@
 //!
 //! ```text
 //!  weights.safetensors   the frozen tensors, by diffusers' names
-//!  steps.safetensors     the first adapter (`lora.`); text, pooled, reference, winner, prior; x_t, target, t of each step
+//!  steps.safetensors     the first adapter (`lora.`); text, pooled, reference or image_prompt, winner, prior; x_t, target, t of each step
 //!  record.json           shape, learning rate, losses, norms
 //! ```
 
 use std::{error::Error, path::Path};
 
 use prefgraph::{Runner, StepOutput, Wire};
-use prefgraph_nn::{
-    files::{Dtype, NamedTensor, write_atomically, write_safetensors},
-    models::{FluxConfig, FluxFiles},
-};
+use prefgraph_nn::files::{Dtype, NamedTensor, write_atomically, write_safetensors};
 use prefgraph_ops::{Carried, Port, T, dfdx::shapes::Shape};
 use serde_json::json;
 
@@ -26,19 +23,15 @@ const STEPS: usize = 3;
 pub fn write(
     folder: &Path,
     about: serde_json::Value,
-    (config, files): (&FluxConfig, &FluxFiles),
+    frozen: &[NamedTensor<'_>],
     runner: &mut Runner,
     wires: &Wires,
 ) -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(folder)?;
-    let frozen = config.tensors().into_iter().map(|(name, shape)| {
-        let values = files.view(&name)?.read();
-        Ok(NamedTensor::f32(name, shape, &values))
-    });
-    let frozen = frozen.collect::<prefgraph_nn::Result<Vec<_>>>()?;
-    write_safetensors(&folder.join("weights.safetensors"), &frozen, &[])?;
+    write_safetensors(&folder.join("weights.safetensors"), frozen, &[])?;
 
-    let Wires { lora, references, text, pooled, winner, priors, x_t, target, times, update } = wires;
+    let Wires { lora, references, image_prompt, text, pooled, winner, priors, x_t, target, times, update } =
+        wires;
     for at in [
         lora.endpoint(),
         references.endpoint(),
@@ -53,6 +46,9 @@ pub fn write(
     ] {
         runner.keep(at)?;
     }
+    if let Some(tokens) = image_prompt {
+        runner.keep(tokens.endpoint())?;
+    }
     let (mut tensors, mut losses, mut norms) = (Vec::new(), Vec::new(), Vec::new());
     for step in 0..STEPS {
         let output = runner.step()?;
@@ -63,7 +59,12 @@ pub fn write(
             }
             tensors.push(tensor("text", &kept(&output, *text)?));
             tensors.push(tensor("pooled", &kept(&output, *pooled)?));
-            tensors.push(tensor("reference", &kept(&output, *references)?.0[0]));
+            // As latents or as image tokens.
+            let references = kept(&output, *references)?.0;
+            tensors.extend(references.first().map(|reference| tensor("reference", reference)));
+            if let Some(tokens) = image_prompt {
+                tensors.push(tensor("image_prompt", &kept(&output, *tokens)?.1));
+            }
             tensors.push(tensor("prior", &kept(&output, *priors)?.0[0]));
             let winner = kept(&output, *winner)?;
             tensors.push(NamedTensor {
