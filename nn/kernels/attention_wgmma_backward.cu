@@ -85,6 +85,8 @@ DEVICE void attention_queries(const bf16* q, const bf16* k, const bf16* v, const
     for (int n = 0; n < TILE / 8; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) p[n][i] = exp2_approx(fmaf(p[n][i], exponent, shift[i / 2]));
+    wgmma_pin(p);
+    wgmma_meanwhile(tokens);
     wgmma_wait<0>();
     wgmma_pin(dp);
 #pragma unroll

@@ -109,6 +109,8 @@ DEVICE void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, fl
     wgmma_pin(scores);
     if (tokens - key < TILE) hide(scores, tokens - key, lane);
     weigh(scores, rows, shrink, factor);
+    wgmma_pin(scores);
+    wgmma_meanwhile(tokens);
     wgmma_wait<0>();
     wgmma_pin(acc);
     wgmma_pin(scores);

@@ -86,12 +86,18 @@ DEVICE void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // The products are done, but for the last `Pending` groups of them.
 template <int Pending> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory"); }
+// What stands before this is done before what stands behind it. In a straight piece of code ptxas puts a wait first, and what could be
+// done beside the products comes after them: this ends the piece, by a branch that is always taken. `count` is never negative.
+DEVICE void wgmma_meanwhile(int count) {
+  asm volatile("{.reg .pred p; setp.ge.s32 p, %0, 0; @p bra.uni behind; nanosleep.u32 20; behind: }" ::"r"(count) : "memory");
+}
 // What this thread has written to shared memory, and has waited for, is there for products after a barrier.
 DEVICE void wgmma_publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 #else
 #include "emu/wgmma.h"
 template <int N> DEVICE void wgmma_pin(float (&)[N][4]) {}
+DEVICE void wgmma_meanwhile(int) {}
 #endif
 
 constexpr int WARPGROUP = 128, ROW_BYTES = 128, EIGHT_ROWS = 8 * ROW_BYTES;
