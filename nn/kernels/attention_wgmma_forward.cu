@@ -4,14 +4,21 @@
 //   q, k, v  [B, H, T, D]     out  [B, T, H D] with a stride     lse  [B, H, T], natural logarithm
 //   q, k, v, out and the stride are multiples of 16 bytes
 //
-// A block has 64 queries of one head for each of its warpgroups. Keys and values come in tiles, two stages of each. A warpgroup asks
-// for the scores of the next tile and for the weighted values of this one together: while the tensor cores are at the values, and at
-// the other warpgroup's products, the threads are at the softmax of the next scores. Keys of tile j + 1 and values of tile j are fetched
-// while the scores of tile j are computed, with one barrier for each tile.
+// A block has 64 queries of one head for each of its warpgroups. Keys and values come in tiles, three stages of each. For each tile a
+// warpgroup takes two steps. It asks for the products: the scores of this tile, and the weighted values of the tile before. Then it
+// turns the scores into weights, while the tensor cores are at the values. Each step ends with a barrier of the block, and every other
+// warpgroup begins one step later: while one is at its softmax, the products of the other one keep the tensor cores busy.
 //
-//   D     warpgroups, keys of a tile   shared memory: queries + 2 stages of keys and values   sums + scores + weights of a thread
-//   64    2, 128                       16 + 2 * 2 * 16 = 80 KiB                               32 + 64 + 32 registers
-//   128   2, 176                       32 + 2 * 2 * 44 = 208 KiB                              64 + 88 + 44 registers
+//   step    even warpgroup                       odd warpgroup
+//   2 j     asks for scores j, values j - 1      softmax j - 1
+//   2 j+1   softmax j                            asks for scores j, values j - 1
+//
+// Keys of tile j + 2 and values of tile j + 1 are fetched at softmax j, when nobody is at keys j - 1 or at values j - 2 any more, and
+// waited for where the products of tile j + 1 were asked for: one step before anybody needs them.
+//
+//   D     warpgroups, keys of a tile   shared memory: queries + 3 stages of keys and values   sums + scores + weights of a thread
+//   64    2, 128                       16 + 3 * 2 * 16 = 112 KiB                              32 + 64 + 32 registers
+//   128   2, 128                       32 + 3 * 2 * 32 = 224 KiB                              64 + 64 + 32 registers
 //
 // One block of 128 queries fits on a multiprocessor. A row's bits depend on its own query and on the keys and values: neither on its
 // place in the block nor on other rows.
@@ -59,51 +66,65 @@ DEVICE void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, fl
   constexpr int ROWS = GROUPS * 64, THREADS = GROUPS * WARPGROUP, BYTES = TILE * 2 * D;
   char* qs = tiles_in_shared_memory();
   char* ks = qs + ROWS * 2 * D;
-  char* vs = ks + 2 * BYTES;
+  char* vs = ks + 3 * BYTES;
   const Lane lane = lane_of_thread();
   const long long head = at(blockIdx.y, tokens * D, 0);
   const int first = first_query + blockIdx.x * ROWS, there = first_query + queries - first;
   k += head, v += head;
+  // The keys, or the values, from `key` on into a stage.
+  const auto fetch_tile = [&](char* to, const bf16* from, int key) {
+    if (key < tokens) fetch<D, TILE, THREADS>(to, from + at(key, D, 0), D, 0, tokens - key);
+  };
 
   fetch<D, ROWS, THREADS>(qs, q + head + at(first, D, 0), D, 0, there);
-  fetch<D, TILE, THREADS>(ks, k, D, 0, tokens);
+  fetch_tile(ks, k, 0);
   copy_async_commit();
-  if (TILE < tokens) fetch<D, TILE, THREADS>(ks + BYTES, k + at(TILE, D, 0), D, 0, tokens - TILE);
-  fetch<D, TILE, THREADS>(vs, v, D, 0, tokens);
+  fetch_tile(ks + BYTES, k, TILE);
+  fetch_tile(vs, v, 0);
   copy_async_commit();
 
   const float factor = scale * LOG2_E;
-  const char* mine = qs + threadIdx.x / WARPGROUP * (64 * ROW_BYTES);
+  const int group = threadIdx.x / WARPGROUP;
+  const char* mine = qs + group * (64 * ROW_BYTES);
   float acc[D / 8][4], scores[TILE / 8][4], shrink[2];
   unsigned weights[TILE / 16][4];
   Softmax rows = {{-infinity(), -infinity()}, {0.0f, 0.0f}};
+  clear(acc);
 
   copy_async_wait<1>();
   wgmma_publish();
   __syncthreads();  // queries and the first keys are there
+  if (group % 2 == 1) __syncthreads();  // one step later
   wgmma_begin();
   multiply_rows<D, ROWS, TILE>(scores, mine, ks);
   wgmma_commit();
+  copy_async_wait<0>();
+  wgmma_publish();
+  __syncthreads();
+  fetch_tile(ks + 2 * BYTES, k, 2 * TILE);
+  fetch_tile(vs + BYTES, v, TILE);
+  copy_async_commit();
   wgmma_wait<0>();
   wgmma_pin(scores);
   if (tokens < TILE) hide(scores, tokens, lane);
   weigh(scores, rows, shrink, factor);
   to_weights(weights, scores);
+  __syncthreads();
 
-  int stage = 0;  // of the values whose weights are there
-  for (int key = TILE; key < tokens; key += TILE, stage ^= 1) {
-    copy_async_wait<0>();
-    wgmma_publish();
-    __syncthreads();  // these keys and the values before them are there, and everyone has left the other stages
+  int before = 0, now = BYTES, next = 2 * BYTES;  // stages of the tile before this one, of this one, and of the next one
+  for (int key = TILE; key < tokens; key += TILE) {
     wgmma_pin(acc);
     wgmma_begin();
-    multiply_rows<D, ROWS, TILE>(scores, mine, ks + (stage ^ 1) * BYTES);
+    multiply_rows<D, ROWS, TILE>(scores, mine, ks + now);
     wgmma_commit();
-    add_weighted_rows<D, TILE>(acc, weights, vs + stage * BYTES, key > TILE);
+    add_weighted_rows<D, TILE>(acc, weights, vs + before, true);
     wgmma_commit();
-    const int next = key + TILE;
-    if (next < tokens) fetch<D, TILE, THREADS>(ks + stage * BYTES, k + at(next, D, 0), D, 0, tokens - next);
-    fetch<D, TILE, THREADS>(vs + (stage ^ 1) * BYTES, v + at(key, D, 0), D, 0, tokens - key);
+    copy_async_wait<0>();
+    wgmma_publish();
+    __syncthreads();  // the next keys and these values are there, and everyone has left the keys before these and the values before those
+
+    fetch_tile(ks + before, k, key + 2 * TILE);
+    fetch_tile(vs + next, v, key + TILE);
     copy_async_commit();
     wgmma_wait<1>();
     wgmma_pin(scores);
@@ -119,16 +140,17 @@ DEVICE void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, fl
 #pragma unroll
       for (int i = 0; i < 4; ++i) acc[n][i] *= shrink[i / 2];
     to_weights(weights, scores);
+    __syncthreads();
+    const int last = before;
+    before = now, now = next, next = last;
   }
-  copy_async_wait<0>();
-  wgmma_publish();
-  __syncthreads();  // the last values are there, and everyone has left the queries
   wgmma_pin(acc);
   wgmma_begin();
-  add_weighted_rows<D, TILE>(acc, weights, vs + stage * BYTES, TILE < tokens);
+  add_weighted_rows<D, TILE>(acc, weights, vs + before, true);
   wgmma_commit();
   wgmma_wait<0>();
   wgmma_pin(acc);
+  if (group % 2 == 0) __syncthreads();  // as many steps as the others have
 
   float inverse[2];
   const int row = lane.warp * 16;
@@ -152,4 +174,4 @@ DEVICE void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, fl
     attention<D, GROUPS, TILE>(q, k, v, out, lse, heads, tokens, first_query, queries, out_stride, scale);                            \
   }
 ATTENTION(64, 2, 128)
-ATTENTION(128, 2, 176)
+ATTENTION(128, 2, 128)

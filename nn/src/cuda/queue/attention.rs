@@ -116,7 +116,7 @@ const BY_WARPGROUPS: [TensorCores; 2] = {
         TensorCores {
             dim: 64,
             delta: "attention_delta_64",
-            forward: kernel(Forward, "attention_wgmma_64", (128, 4)),
+            forward: kernel(Forward, "attention_wgmma_64", (128, 6)),
             queries: kernel(Backward, "attention_wgmma_queries_64", (128, 5)),
             keys: kernel(Backward, "attention_wgmma_keys_64", (64, 6)),
             alignment: 1024,
@@ -124,7 +124,7 @@ const BY_WARPGROUPS: [TensorCores; 2] = {
         TensorCores {
             dim: 128,
             delta: "attention_delta_128",
-            forward: kernel(Forward, "attention_wgmma_128", (176, 4)),
+            forward: kernel(Forward, "attention_wgmma_128", (128, 6)),
             queries: kernel(Backward, "attention_wgmma_queries_128", (128, 5)),
             keys: kernel(Backward, "attention_wgmma_keys_128", (64, 6)),
             alignment: 1024,
