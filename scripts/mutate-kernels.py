@@ -30,6 +30,9 @@ TESTS = {
     "attention_forward.cu": ["attention::attention"],
     "attention_backward.cu": ["attention::attention"],
     "tensor.cuh": ["attention::attention"],
+    "attention_wgmma_forward.cu": ["attention::attention"],
+    "attention_wgmma_backward.cu": ["attention::attention"],
+    "wgmma.cuh": ["attention::attention"],
     "attention_plain.cu": ["attention::attention"],
     "heads.cu": ["attention::heads"],
     "norm.cu": ["norms::modulated", "pointwise::gates"],
@@ -43,10 +46,15 @@ TESTS = {
     "optimizer.cu": ["optimizer::"],
 }
 
+# Compute capability of a GPU that uses the file, where it is not the stand-in's own.
+CAPABILITIES = {"attention_forward.cu": "80", "attention_backward.cu": "80", "tensor.cuh": "80"}
+
 # File, what is broken, which occurrence of the text, the text, and what takes its place.
 F, B, T, P = "attention_forward.cu", "attention_backward.cu", "tensor.cuh", "attention_plain.cu"
+WF, WB, W = "attention_wgmma_forward.cu", "attention_wgmma_backward.cu", "wgmma.cuh"
 WAIT = "copy_async_wait<0>();"
 BARRIER = "__syncthreads();"
+PUBLISH = "wgmma_publish();"
 MUTANTS = [
     (F, "no barrier after the keys", 0, BARRIER, ""),
     (F, "no barrier after the values", 1, BARRIER, ""),
@@ -114,6 +122,86 @@ MUTANTS = [
     (B, "delta of half a head", 0, "offset > 0; offset /= 2", "offset > 1; offset /= 2"),
     (B, "delta past the queries", 0, "if (there && lane == 0)", "if (lane == 0)"),
     (B, "a block with queries ends", 0, "low < ROWS && high > 0 ? tokens : 0", "low <= 0 && high > 0 ? tokens : 0"),
+    (WF, "no barrier before the first scores", 0, BARRIER, ""),
+    (WF, "no barrier for a tile", 1, BARRIER, ""),
+    (WF, "no barrier before the last values", 2, BARRIER, ""),
+    (WF, "the first keys not waited for", 0, "copy_async_wait<1>();", ""),
+    (WF, "a tile not waited for", 0, WAIT, ""),
+    (WF, "the last values not waited for", 1, WAIT, ""),
+    (WF, "the first keys not published", 0, PUBLISH, ""),
+    (WF, "a tile not published", 1, PUBLISH, ""),
+    (WF, "the last values not published", 2, PUBLISH, ""),
+    (WF, "products begin without a fence", 1, "wgmma_begin();", ""),
+    (WF, "scores not waited for", 0, "wgmma_wait<1>();", ""),
+    (WF, "weighted values not waited for", 1, "wgmma_wait<0>();", ""),
+    (WF, "the last values not waited for as products", 2, "wgmma_wait<0>();", ""),
+    (WF, "keys fetched over those in use", 0, "ks + stage * BYTES, k + at(next", "ks + (stage ^ 1) * BYTES, k + at(next"),
+    (WF, "values fetched over those in use", 0, "vs + (stage ^ 1) * BYTES, v", "vs + stage * BYTES, v"),
+    (WF, "scores of the keys before", 0, "mine, ks + (stage ^ 1) * BYTES", "mine, ks + stage * BYTES"),
+    (WF, "values of the wrong stage", 0, "acc, weights, vs + stage * BYTES", "acc, weights, vs + (stage ^ 1) * BYTES"),
+    (WF, "the rest of an earlier product", 0, "vs + stage * BYTES, key > TILE)", "vs + stage * BYTES, true)"),
+    (WF, "queries of the first warpgroup", 0, "threadIdx.x / WARPGROUP * (64 * ROW_BYTES)", "0"),
+    (WF, "no tail mask", 0, "if (tokens - key < TILE)", "if (false)"),
+    (WF, "no tail mask of the first tile", 0, "if (tokens < TILE)", "if (false)"),
+    (WF, "one key too many", 0, "i % 2 >= left)", "i % 2 > left)"),
+    (WF, "rows past the end of the keys", 0, "0, tokens - next);", "0, TILE);"),
+    (WF, "rows past the end of the values", 0, "0, tokens - key);", "0, TILE);"),
+    (WF, "rows past the queries read", 0, "D, 0, there);", "D, 0, ROWS);"),
+    (WF, "rows past the queries written", 0, "0, there - row, acc", "0, 16, acc"),
+    (WF, "sums not rescaled", 0, "acc[n][i] *= shrink[i / 2];", ""),
+    (WF, "total not rescaled", 0, "rows.sum[h] * shrink[h], odd", "rows.sum[h], odd"),
+    (WF, "largest score of two lanes", 0, "high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));", ""),
+    (WF, "lse past the queries", 0, "&& r < there)", ")"),
+    (WF, "queries from the start", 0, "q + head + at(first, D, 0)", "q + head + at(first - first_query, D, 0)"),
+    (W, "swizzle of a fetch", 0, "(c % 8 ^ (r & 7)) * 16;", "(c % 8 ^ (r & 3)) * 16;"),
+    (W, "swizzle of a result", 1, "(c % 8 ^ (r & 7)) * 16;", "(c % 8 ^ (r & 3)) * 16;"),
+    (W, "a descriptor without the swizzle", 0, "static_cast<descriptor>(1) << 62", "static_cast<descriptor>(0) << 62"),
+    (W, "a descriptor's stride", 0, "(EIGHT_ROWS >> 4) << 32", "(EIGHT_ROWS >> 5) << 32"),
+    (W, "a descriptor's next panel", 0, "describe(b, N * ROW_BYTES)", "describe(b, 16)"),
+    (W, "tiles begin anywhere", 0, "from + (0u - shared_address(from)) % EIGHT_ROWS", "from"),
+    (W, "a step along the rows of the left factor", 0, "(R * ROW_BYTES) + d % 4 * 32", "(R * ROW_BYTES) + d % 4 * 16"),
+    (W, "the second panel of the right factor", 0, "further(right, d / 4 * (N * ROW_BYTES) +", "further(right,"),
+    (W, "a step over the rows of the values", 0, "t * 2 * EIGHT_ROWS", "t * EIGHT_ROWS"),
+    (W, "values along, not across", 0, "wgmma<true>(acc", "wgmma<false>(acc"),
+    (W, "scores added to those before", 0, "+ d % 4 * 32), d > 0);", "+ d % 4 * 32), true);"),
+    (W, "halves of weights swapped", 0, "weights[t][1] = pack_bf16(lo[2], lo[3]);", "weights[t][1] = pack_bf16(lo[3], lo[2]);"),
+    (W, "rows of weights swapped", 0, "weights[t][2] = pack_bf16(hi[0], hi[1])", "weights[t][2] = pack_bf16(hi[2], hi[3])"),
+    (W, "rows before the first read", 0, "r >= low - i && ", ""),
+    (W, "no order before the result", 0, "__syncwarp();", ""),
+    (W, "rows past the last written", 0, "r < low || r >= high", "r < low || r > high"),
+    (WB, "no barrier: queries", 0, BARRIER, ""),
+    (WB, "no barrier at the end: queries", 1, BARRIER, ""),
+    (WB, "no barrier: keys", 2, BARRIER, ""),
+    (WB, "no barrier at the end: keys", 3, BARRIER, ""),
+    (WB, "tile not waited for: queries", 0, WAIT, ""),
+    (WB, "own rows not waited for: queries", 1, WAIT, ""),
+    (WB, "tile not waited for: keys", 2, WAIT, ""),
+    (WB, "own rows not waited for: keys", 3, WAIT, ""),
+    (WB, "tile not published: queries", 0, PUBLISH, ""),
+    (WB, "tile not published: keys", 1, PUBLISH, ""),
+    (WB, "scores not waited for: queries", 0, "wgmma_wait<1>();", ""),
+    (WB, "cotangents not waited for: queries", 0, "wgmma_wait<0>();", ""),
+    (WB, "sums not waited for: queries", 1, "wgmma_wait<0>();", ""),
+    (WB, "scores not waited for: keys", 1, "wgmma_wait<1>();", ""),
+    (WB, "cotangents not waited for: keys", 2, "wgmma_wait<1>();", ""),
+    (WB, "sums not waited for: keys", 2, "wgmma_wait<0>();", ""),
+    (WB, "two stages of keys", 0, "ks == all_ks + 2 * BYTES ?", "ks == all_ks + BYTES ?"),
+    (WB, "one stage of values", 0, "next_vs = vs == all_vs ? all_vs + BYTES : all_vs;", "next_vs = vs;"),
+    (WB, "two stages of queries", 0, "stage = stage == 2 ? 0 : stage + 1;", "stage = stage == 1 ? 0 : stage + 1;"),
+    (WB, "next sums into this stage", 0, "sums[stage * (2 * TILE) + threadIdx.x] = next_sum;", "sums[(stage + 2) % 3 * (2 * TILE) + threadIdx.x] = next_sum;"),
+    (WB, "weights past the keys", 0, "if (tokens - key < TILE)", "if (false)"),
+    (WB, "delta not taken: queries", 0, "p[n][i] *= dp[n][i] - taken[i / 2];", "p[n][i] *= dp[n][i];"),
+    (WB, "delta not taken: keys", 0, "dp[n][i] - (i % 2 == 0 ? t.x : t.y)", "dp[n][i]"),
+    (WB, "lse of the neighbour", 0, "i % 2 == 0 ? s.x : s.y", "i % 2 == 0 ? s.y : s.x"),
+    (WB, "rows without a cotangent have one", 0, "r >= low && r < high", "r < high"),
+    (WB, "keys and values swapped", 0, "(acc, weights, ks, true)", "(acc, weights, vs, true)"),
+    (WB, "dk of the cotangents", 0, "(d_key, slopes, qs, true)", "(d_key, slopes, ds, true)"),
+    (WB, "dv of changed weights", 0, "(d_value, weights, ds, true)", "(d_value, slopes, ds, true)"),
+    (WB, "rows past the tokens: dq", 0, "0, tokens - first - row, acc", "0, 16, acc"),
+    (WB, "rows past the tokens: dk", 0, "0, tokens - first - row, d_key", "0, 16, d_key"),
+    (WB, "queries past the end", 0, "D, 0, queries - after);", "D, 0, TILE);"),
+    (WB, "cotangents of another sample", 0, "at(sample * tokens + first_query,", "at(first_query,"),
+    (WB, "a block with queries ends", 0, "low < ROWS && high > 0 ? tokens : 0", "low <= 0 && high > 0 ? tokens : 0"),
     (P, "no barrier before a tile", 0, BARRIER, ""),
     (P, "no barrier after a tile", 1, BARRIER, ""),
     (P, "weights read too early", 0, "__syncwarp();", ""),
@@ -254,8 +342,9 @@ def judge(program, mutant):
         text = (folder / file).read_text()
         parts = text.split(old)
         (folder / file).write_text(old.join(parts[: occurrence + 1]) + new + old.join(parts[occurrence + 1 :]))
-        values, _, _ = run(program, folder, TESTS[file])
-        checks, found, _ = run(program, folder, TESTS[file], **CHECKED)
+        gpu = {"STANDIN_CAPABILITY": CAPABILITIES[file]} if file in CAPABILITIES else {}
+        values, _, _ = run(program, folder, TESTS[file], **gpu)
+        checks, found, _ = run(program, folder, TESTS[file], **gpu, **CHECKED)
         return mutant, values, checks, found
 
 
@@ -286,10 +375,13 @@ def judge_all(mutants, program, jobs):
         folder = pathlib.Path(folder)
         for source in KERNELS.iterdir():
             shutil.copy(source, folder)
-        for more in {}, CHECKED:
-            failed, _, text = run(program, folder, sorted({t for m in mutants for t in TESTS[m[0]]}), **more)
-            if failed:
-                sys.exit(f"the tests fail without a change {more}:\n{text}")
+        for capability in sorted({CAPABILITIES.get(m[0], "") for m in mutants}):
+            gpu = {"STANDIN_CAPABILITY": capability} if capability else {}
+            tests = sorted({t for m in mutants if CAPABILITIES.get(m[0], "") == capability for t in TESTS[m[0]]})
+            for more in gpu, {**gpu, **CHECKED}:
+                failed, _, text = run(program, folder, tests, **more)
+                if failed:
+                    sys.exit(f"the tests fail without a change {more}:\n{text}")
     print(f"{'file':22} {'what is broken':42} {'values':10} checks", flush=True)
     missed, by_values, by_checks = [], 0, 0
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Compiles every kernel with the real NVRTC for sm_80, sm_90 and sm_100, and prints the registers and spills of each:
+# Compiles every kernel with the real NVRTC for sm_80, sm_90 and sm_100 (those of wgmma.cuh for sm_90a), and prints the registers and spills of each:
 #
 #   scripts/nvrtc-check.sh [FILE.cu...]    default: nn/kernels/*.cu
 #

@@ -1,7 +1,8 @@
 //! Registers and spills of kernels: `nvrtc_report LIMITS FILE.cu...`, with the real NVRTC, which needs no driver.
 //!
-//! Compiles each file for each of `ARCHITECTURES`, in both precisions of activations, and prints a line for each kernel. Ends with 1 where a file does not compile,
-//! a kernel spills, or one is above its limit. `LIMITS` has a line for each kernel, `NAME REGISTERS`, and comments after `#`; it
+//! Compiles each file for each of `ARCHITECTURES`, or for `ONE_GENERATION` where it needs what no other has, in both precisions of
+//! activations, and prints a line for each kernel. Ends with 1 where a file does not compile, a kernel spills, products of warpgroups
+//! wait for each other, or a kernel is above its limit. `LIMITS` has a line for each kernel, `NAME REGISTERS`, and comments after `#`; it
 //! need not be there. `scripts/nvrtc-check.sh` gets NVRTC and runs this.
 #![allow(
     unsafe_code,
@@ -21,6 +22,11 @@ use std::{
 use cudarc::nvrtc::{result, sys};
 
 const ARCHITECTURES: [&str; 3] = ["sm_80", "sm_90", "sm_100"];
+/// For files that include `WGMMA`.
+const ONE_GENERATION: [&str; 1] = ["sm_90a"];
+const WGMMA: &str = "#include \"wgmma.cuh\"\n";
+/// What the assembler says where it puts a wait behind each product of a warpgroup.
+const SERIALIZED: &str = "wgmma.mma_async instructions are serialized";
 /// Every file is compiled once for each precision of activations, as the project does.
 const PRECISIONS: [(&str, Option<&str>); 2] = [("f32", None), ("bf16", Some("-DACTIVATION_BF16"))];
 const INCLUDE: &str = "#include \"device.cuh\"\n";
@@ -54,7 +60,9 @@ fn main() -> ExitCode {
     let mut good = true;
     let mut seen = Vec::new();
     for file in &files {
-        for (arch, (precision, define)) in ARCHITECTURES.iter().flat_map(|a| PRECISIONS.map(|p| (a, p))) {
+        let wgmma = fs::read_to_string(file).is_ok_and(|text| text.contains(WGMMA));
+        let architectures = if wgmma { &ONE_GENERATION[..] } else { &ARCHITECTURES[..] };
+        for (arch, (precision, define)) in architectures.iter().flat_map(|a| PRECISIONS.map(|p| (a, p))) {
             match compile(Path::new(file), arch, define) {
                 Ok(kernels) => {
                     for kernel in kernels {
@@ -147,6 +155,7 @@ fn compile(file: &Path, arch: &str, define: Option<&str>) -> Result<Vec<Usage>, 
         (done, log)
     };
     match done {
+        Ok(()) if log.contains(SERIALIZED) => Err(log),
         Ok(()) => Ok(read_log(&log)),
         Err(_) => Err(log),
     }

@@ -4,18 +4,33 @@
 #pragma once
 #include "runner.h"
 
+namespace emu {
+// What was written to shared memory is there for products after the thread's next fence.
+EMU_RUNTIME void note_written(const void* p, unsigned bytes) {
+  const char* at = static_cast<const char*>(p);
+  if (at < block->shared || at + bytes > block->shared + block->launch->shared_bytes) return;
+  for (size_t i = (at - block->shared) / 16, last = (at + bytes - 1 - block->shared) / 16; i <= last; ++i)
+    block->written[i] = {self->linear, self->fences + 1};
+}
+}  // namespace emu
+
 #ifdef EMU_CHECK
 namespace emu {
 extern "C" const char __ehdr_start __attribute__((visibility("hidden")));
 extern "C" char _end __attribute__((visibility("hidden")));
 
+// By a thread of the block, which is not always the one that runs.
+EMU_RUNTIME void check(const void* p, unsigned bytes, Kind kind, const void* pc, unsigned thread) {
+  const Request request = {p, bytes, kind, block->linear, thread, block->epoch, block->warp[thread / LANES].epoch,
+                           block->shared, block->launch->shared_bytes, pc};
+  if (block->launch->access(&request)) fail("access to memory that is not the kernel's", FOREIGN);
+}
 EMU_RUNTIME void check(const void* p, unsigned bytes, Kind kind, const void* pc) {
   const char* at = static_cast<const char*>(p);
   if (block == nullptr || (at >= self->low && at < self->low + STACK)) return;  // its own stack
   if (at >= &__ehdr_start && at < &_end) return;                                // constants
-  const Request request = {p, bytes, kind, block->linear, self->linear, block->epoch, block->warp[self->linear / LANES].epoch,
-                           block->shared, block->launch->shared_bytes, pc};
-  if (block->launch->access(&request)) fail("access to memory that is not the kernel's", FOREIGN);
+  check(p, bytes, kind, pc, self->linear);
+  if (kind == WRITE) note_written(p, bytes);
 }
 }  // namespace emu
 
@@ -51,6 +66,7 @@ EMU_CALLBACK __ubsan_handle_type_mismatch_v1(EmuMisaligned* place, unsigned long
 #else
 namespace emu {
 inline void check(const void*, unsigned, Kind, const void*) {}
+inline void check(const void*, unsigned, Kind, const void*, unsigned) {}
 }  // namespace emu
 #endif
 

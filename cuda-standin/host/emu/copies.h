@@ -30,6 +30,7 @@ EMU_RUNTIME void copy_wait(unsigned pending, const void* pc) {
     else {
       check(c.to, COPY_BYTES, WRITE, pc);
       perform(c);
+      note_written(c.to, COPY_BYTES);
     }
   }
   self->copies = kept;

@@ -52,6 +52,7 @@ enum End : int { DONE, FAILED, FOREIGN };  // FOREIGN: the checker refused an ac
 // --------------------------------------------------------------------------------------------
 
 constexpr unsigned MAX_THREADS = 1024, LANES = 32, MAX_WARPS = MAX_THREADS / LANES, ALL = 0xffffffffu;
+constexpr unsigned WARPGROUP = 4 * LANES, MAX_WARPGROUPS = MAX_THREADS / WARPGROUP, MAX_SUMS = 8;
 constexpr size_t LINE = 64;
 constexpr size_t STACK = 48 * 1024 + 17 * LINE;  // the odd lines keep the stacks of a block out of one cache set
 constexpr unsigned SPARE_STACKS = 16;            // below the others: what overflows the lowest one spoils nobody's memory
@@ -74,6 +75,7 @@ struct Fiber {  // at the top of its own stack
   unsigned linear, group;  // group: commit groups of asynchronous copies
   unsigned copies, capacity;
   Copy* copy;
+  unsigned fences;  // fence.proxy.async so far
 };
 struct Group {
   unsigned mask, arrived, generation;
@@ -85,18 +87,33 @@ struct Warp {
   unsigned open, epoch;  // open: the groups that wait for lanes
 };
 
+// Products of a warpgroup (wgmma.h): those under way, and sums of theirs.
+struct Warpgroup {
+  void* slot[WARPGROUP];
+  const char* what;
+  unsigned arrived, generation, group, count;
+  bool begun;  // wgmma.fence since the last wait
+  struct Product* products;
+  struct Sums* sums[MAX_SUMS];
+  unsigned under_way[MAX_SUMS];  // products of each
+};
+// Sixteen bytes of shared memory: who wrote last, and the fence of that thread which lets products see it. 0: nobody.
+struct Written { unsigned thread, fence; };
+
 struct Block {
   const Launch* launch;
   void (*call)(void**);
   dim3 index;
   unsigned linear, threads, live, arrived, generation, idle, epoch;
   End end;
-  bool late_copies;
+  bool late_copies, late_products;
   char *stacks, *shared;
+  Written* written;
   size_t shared_room;
   void* caller;
   Fiber* fiber[MAX_THREADS];
   Warp warp[MAX_WARPS];
+  Warpgroup warpgroup[MAX_WARPGROUPS];
 };
 
 static thread_local Block* block;
@@ -169,6 +186,7 @@ EMU_RUNTIME void barrier() {
 [[noreturn]] EMU_RUNTIME void fiber_main() {
   block->call(block->launch->parameters);
   check_stack();
+  if (block->warpgroup[self->linear / WARPGROUP].count) fail("a thread ends before products that it asked for");
   Fiber* from = self;
   block->idle = 0;
   if (--block->live > 0 && block->arrived == block->live) release_barrier();
@@ -215,7 +233,7 @@ EMU_RUNTIME Fiber* prepare(Block& b, unsigned linear) {
     memset(f, 0, sizeof *f);
     *reinterpret_cast<uint64_t*>(low) = CANARY;
   }
-  f->low = low, f->linear = linear, f->group = f->copies = 0;
+  f->low = low, f->linear = linear, f->group = f->copies = f->fences = 0;
   f->index = position(linear, b.launch->block);
   void** top = reinterpret_cast<void**>(reinterpret_cast<uintptr_t>(f) & ~uintptr_t(15));
   top[-1] = nullptr;
@@ -244,6 +262,10 @@ EMU_RUNTIME Fiber* prepare_all(Block& b) {
     b.warp[w].epoch = 1, b.warp[w].open = 0;
     for (Group& g : b.warp[w].group) g.arrived = 0;
   }
+  for (Warpgroup& g : b.warpgroup) {
+    g.arrived = g.group = g.count = 0, g.begun = false;
+    memset(g.under_way, 0, sizeof g.under_way);
+  }
   return first;
 }
 
@@ -251,18 +273,24 @@ EMU_RUNTIME int run(const Launch* launch, void (*call)(void**)) {
   Block& b = *(block = block_of_this_thread());
   b.launch = launch, b.call = call, b.end = DONE;
   b.late_copies = launch->seed % 2 == 0;
+  b.late_products = launch->seed % 4 < 2;
   b.threads = launch->block.x * launch->block.y * launch->block.z;
   if (b.shared_room < launch->shared_bytes) {
     free(b.shared);
+    free(b.written);
     b.shared_room = (launch->shared_bytes + 127) / 128 * 128;
     b.shared = static_cast<char*>(aligned_alloc(128, b.shared_room));
+    b.written = static_cast<Written*>(malloc(b.shared_room / 16 * sizeof(Written)));
   }
   for (unsigned i = launch->first_block; i < launch->first_block + launch->blocks && b.end == DONE; ++i) {
     b.linear = i;
     b.index = position(i, launch->grid);
     b.live = b.threads, b.arrived = b.generation = b.idle = 0;
     b.epoch = 1;
-    if (launch->shared_bytes) memset(b.shared, UNDEFINED, launch->shared_bytes);
+    if (launch->shared_bytes) {
+      memset(b.shared, UNDEFINED, launch->shared_bytes);
+      memset(b.written, 0, (launch->shared_bytes + 15) / 16 * sizeof(Written));
+    }
     self = prepare_all(b);
     emu_switch(&b.caller, self->sp);
   }

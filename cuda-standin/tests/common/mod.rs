@@ -23,13 +23,18 @@ pub use cudarc::driver::{
 use cudarc::nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts};
 pub use half::bf16;
 
-const HEADER: &str = include_str!("../../../nn/kernels/device.cuh");
-const INCLUDE: &str = "#include \"device.cuh\"\n";
-const SOURCES: [(&str, &str); 4] = [
+/// Each includes the one before it.
+const HEADERS: [(&str, &str); 3] = [
+    ("device.cuh", include_str!("../../../nn/kernels/device.cuh")),
+    ("values.cuh", include_str!("../../../nn/kernels/values.cuh")),
+    ("wgmma.cuh", include_str!("../../../nn/kernels/wgmma.cuh")),
+];
+const SOURCES: [(&str, &str); 5] = [
     ("attention.cu", include_str!("../kernels/attention.cu")),
     ("broken.cu", include_str!("../kernels/broken.cu")),
     ("correct.cu", include_str!("../kernels/correct.cu")),
     ("streams.cu", include_str!("../kernels/streams.cu")),
+    ("wgmma.cu", include_str!("../kernels/wgmma.cu")),
 ];
 
 /// Says once why tests are skipped. Not by `eprintln`, which the test runner keeps to itself.
@@ -71,7 +76,7 @@ pub fn standin() -> bool {
     ours
 }
 
-/// One translation unit: the header in the place of its include.
+/// One translation unit: headers in the place of their includes.
 pub fn source(file: &str) -> String {
     changed_source(file, &|_, text| text)
 }
@@ -79,11 +84,23 @@ pub fn source(file: &str) -> String {
 /// The same of changed texts; `change` gets each file with its name.
 pub fn changed_source(file: &str, change: &dyn Fn(&str, String) -> String) -> String {
     let text = SOURCES.iter().find(|(name, _)| *name == file).expect("a kernel file").1;
-    let text = change(file, text.to_owned());
-    let (before, after) = text.split_once(INCLUDE).expect("the include");
-    let line = before.lines().count() + 2;
-    let header = change("device.cuh", HEADER.replace("#pragma once\n", "\n"));
-    format!("#line 1 \"device.cuh\"\n{header}\n#line {line} \"{file}\"\n{after}")
+    assemble(file, text, change)
+}
+
+fn assemble(file: &str, text: &str, change: &dyn Fn(&str, String) -> String) -> String {
+    let text = change(file, text.replace("#pragma once\n", "\n"));
+    let include = |header: &str| format!("#include \"{header}\"\n");
+    let found = HEADERS.iter().find_map(|(header, body)| {
+        let (before, after) = text.split_once(&include(header))?;
+        Some((assemble(header, body, change), before, after))
+    });
+    match found {
+        Some((header, before, after)) => {
+            let line = before.lines().count() + 2;
+            format!("{header}\n{before}\n#line {line} \"{file}\"\n{after}")
+        }
+        None => format!("#line 1 \"{file}\"\n{text}"),
+    }
 }
 
 /// The compiled text, or what the compiler said.

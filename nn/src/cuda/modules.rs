@@ -30,6 +30,8 @@ pub(super) enum Source {
     AttentionPlain,
     AttentionForward,
     AttentionBackward,
+    AttentionWgmmaForward,
+    AttentionWgmmaBackward,
     Optimizer,
     Scores,
     NormRows,
@@ -56,17 +58,29 @@ impl Source {
             Self::AttentionBackward => {
                 ("attention_backward.cu", include_str!("../../kernels/attention_backward.cu"))
             }
+            Self::AttentionWgmmaForward => {
+                ("attention_wgmma_forward.cu", include_str!("../../kernels/attention_wgmma_forward.cu"))
+            }
+            Self::AttentionWgmmaBackward => {
+                ("attention_wgmma_backward.cu", include_str!("../../kernels/attention_wgmma_backward.cu"))
+            }
             Self::Optimizer => ("optimizer.cu", include_str!("../../kernels/optimizer.cu")),
             Self::Scores => ("scores.cu", include_str!("../../kernels/scores.cu")),
         }
     }
+
+    /// Does it use what only one generation of GPUs has? Such a source is compiled for the very GPU (`sm_90a`), and for no other.
+    fn is_for_one_generation(self) -> bool {
+        matches!(self, Self::AttentionWgmmaForward | Self::AttentionWgmmaBackward)
+    }
 }
 
-const HEADERS: [File; 4] = [
+const HEADERS: [File; 5] = [
     ("device.cuh", include_str!("../../kernels/device.cuh")),
     ("values.cuh", include_str!("../../kernels/values.cuh")),
     ("sums.cuh", include_str!("../../kernels/sums.cuh")),
     ("tensor.cuh", include_str!("../../kernels/tensor.cuh")),
+    ("wgmma.cuh", include_str!("../../kernels/wgmma.cuh")),
 ];
 
 /// A tool for developing kernels: a folder whose sources are read in the place of those that were built in.
@@ -133,8 +147,9 @@ pub(super) fn image(source: Source, precision: Precision, gpu: &GpuInfo, cache: 
     if let Some(image) = cache.read(&key) {
         return Ok(image);
     }
-    let machine = (format!("sm_{capability}"), true);
-    let older = KNOWN.iter().filter(|k| **k < capability).map(|k| (format!("compute_{k}"), false));
+    let one = source.is_for_one_generation();
+    let machine = (format!("sm_{capability}{}", if one { "a" } else { "" }), true);
+    let older = KNOWN.iter().filter(|k| **k < capability && !one).map(|k| (format!("compute_{k}"), false));
     let mut refused = String::new();
     for (architecture, machine_code) in std::iter::once(machine).chain(older) {
         let mut options = options.clone();

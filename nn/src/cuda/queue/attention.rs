@@ -20,7 +20,7 @@ const HEAD_THREADS: usize = 256;
 /// Rows of a block of the plain attention, and rows of a tile (`attention_plain.cu`).
 const ROWS: usize = 4;
 const TILE: usize = 32;
-/// Threads of a block of the attention on tensor cores (`tensor.cuh`).
+/// Threads of a block of the kernel of delta (`attention_backward.cu`).
 const THREADS: usize = 128;
 
 /// Threads that share one head of one token, each with sixteen bytes of it: a power of two, at most a warp.
@@ -52,50 +52,103 @@ fn plain_grid(shape: AttentionShape, rows: usize) -> Grid {
     Grid { blocks: (rows.div_ceil(ROWS), shape.batch * shape.heads), threads: 128, shared }
 }
 
-/// The kernels of attention for one width of a head, on tensor cores: names, rows of a block, and rows of the other side's tile.
-struct TensorCores {
-    dim: usize,
-    forward: (&'static str, usize, usize),
-    delta: &'static str,
-    queries: (&'static str, usize, usize),
-    keys: (&'static str, usize, usize),
+/// A kernel of attention on tensor cores.
+struct Kernel {
+    source: Source,
+    name: &'static str,
+    warps: usize,
+    /// Rows that a block has.
+    rows: usize,
+    /// Rows of a tile of the other side.
+    tile: usize,
+    /// Tiles of the other side that are in shared memory at once.
+    tiles: usize,
 }
 
-const TENSOR_CORES: [TensorCores; 2] = [
-    TensorCores {
-        dim: 64,
-        forward: ("attention_64", 128, 64),
-        delta: "attention_delta_64",
-        queries: ("attention_queries_64", 128, 32),
-        keys: ("attention_keys_64", 128, 32),
-    },
-    TensorCores {
-        dim: 128,
-        forward: ("attention_128", 128, 64),
-        delta: "attention_delta_128",
-        queries: ("attention_queries_128", 128, 32),
-        keys: ("attention_keys_128", 64, 64),
-    },
-];
+/// The kernels of attention for one width of a head, on tensor cores.
+struct TensorCores {
+    dim: usize,
+    delta: &'static str,
+    forward: Kernel,
+    queries: Kernel,
+    keys: Kernel,
+    /// Bytes of shared memory that it takes to begin tiles where they must begin.
+    alignment: usize,
+}
+
+/// By `mma.sync`, for every GPU.
+const BY_WARPS: [TensorCores; 2] = {
+    const fn kernel(
+        source: Source,
+        name: &'static str,
+        (rows, tile, tiles): (usize, usize, usize),
+    ) -> Kernel {
+        Kernel { source, name, warps: 4, rows, tile, tiles }
+    }
+    use Source::{AttentionBackward as Backward, AttentionForward as Forward};
+    [
+        TensorCores {
+            dim: 64,
+            delta: "attention_delta_64",
+            forward: kernel(Forward, "attention_64", (128, 64, 2)),
+            queries: kernel(Backward, "attention_queries_64", (128, 32, 4)),
+            keys: kernel(Backward, "attention_keys_64", (128, 32, 4)),
+            alignment: 0,
+        },
+        TensorCores {
+            dim: 128,
+            delta: "attention_delta_128",
+            forward: kernel(Forward, "attention_128", (128, 64, 2)),
+            queries: kernel(Backward, "attention_queries_128", (128, 32, 4)),
+            keys: kernel(Backward, "attention_keys_128", (64, 64, 4)),
+            alignment: 0,
+        },
+    ]
+};
+
+/// By `wgmma`, which Hopper has and no other GPU.
+const BY_WARPGROUPS: [TensorCores; 2] = {
+    const fn kernel(source: Source, name: &'static str, (tile, tiles): (usize, usize)) -> Kernel {
+        Kernel { source, name, warps: 8, rows: 128, tile, tiles }
+    }
+    use Source::{AttentionWgmmaBackward as Backward, AttentionWgmmaForward as Forward};
+    [
+        TensorCores {
+            dim: 64,
+            delta: "attention_delta_64",
+            forward: kernel(Forward, "attention_wgmma_64", (128, 6)),
+            queries: kernel(Backward, "attention_wgmma_queries_64", (128, 5)),
+            keys: kernel(Backward, "attention_wgmma_keys_64", (64, 6)),
+            alignment: 1024,
+        },
+        TensorCores {
+            dim: 128,
+            delta: "attention_delta_128",
+            forward: kernel(Forward, "attention_wgmma_128", (128, 6)),
+            queries: kernel(Backward, "attention_wgmma_queries_128", (128, 5)),
+            keys: kernel(Backward, "attention_wgmma_keys_128", (64, 6)),
+            alignment: 1024,
+        },
+    ]
+};
+
+/// The GPU whose kernels are by `wgmma`.
+const HOPPER: (i32, i32) = (9, 0);
 
 impl TensorCores {
     /// Where tensor cores can do it: bf16, tokens over themselves, a width that there are kernels for, and rows of whole sixteen
     /// bytes.
-    fn for_rows(shape: AttentionShape, rows: &[Rows]) -> Option<&'static Self> {
+    fn for_rows(capability: (i32, i32), shape: AttentionShape, rows: &[Rows]) -> Option<&'static Self> {
         let fit = |r: &Rows| r.element == Element::Bf16 && r.is_wide();
-        TENSOR_CORES.iter().find(|t| t.dim == shape.dim && shape.keys == shape.tokens && rows.iter().all(fit))
+        let kernels = if capability == HOPPER { &BY_WARPGROUPS } else { &BY_WARPS };
+        kernels.iter().find(|t| t.dim == shape.dim && shape.keys == shape.tokens && rows.iter().all(fit))
     }
 
-    /// `own` tiles of a block's rows and `other` tiles of the other side in shared memory, and `more` bytes.
-    fn grid(
-        &self,
-        shape: AttentionShape,
-        rows: usize,
-        (block, tile): (usize, usize),
-        (own, other, more): (usize, usize, usize),
-    ) -> Grid {
-        let shared = (own * block + other * tile) * 2 * self.dim + more;
-        Grid { blocks: (rows.div_ceil(block), shape.batch * shape.heads), threads: THREADS as u32, shared }
+    /// Blocks for `rows` of every head, with `own` tiles of a block's rows in shared memory, and `more` bytes.
+    fn grid(&self, shape: AttentionShape, rows: usize, kernel: &Kernel, own: usize, more: usize) -> Grid {
+        let tiles = (own * kernel.rows + kernel.tiles * kernel.tile) * 2 * self.dim;
+        let blocks = (rows.div_ceil(kernel.rows), shape.batch * shape.heads);
+        Grid { blocks, threads: 32 * kernel.warps as u32, shared: tiles + more + self.alignment }
     }
 }
 
@@ -189,7 +242,8 @@ impl CudaQueue {
         let rows = [q, k, v, out, lse].map(Rows::argument);
         let queries = [query_rows.start, query_rows.len()].map(int);
         let end = [int(out.stride), float(scores.scale.unwrap_or(shape.scale()))];
-        let Some(tensor_cores) = TensorCores::for_rows(shape, &[q, k, v, out]).filter(|_| scores.are_plain())
+        let Some(tensor_cores) = TensorCores::for_rows(self.cuda.info().capability, shape, &[q, k, v, out])
+            .filter(|_| scores.are_plain())
         else {
             let sizes = [shape.heads, shape.tokens, shape.keys, shape.dim].map(int);
             let more = [bias, flag(scores.causal)];
@@ -197,11 +251,11 @@ impl CudaQueue {
             let grid = plain_grid(shape, query_rows.len());
             return self.launch(Source::AttentionPlain, "attention_plain", grid, &arguments);
         };
-        let (name, block, tile) = tensor_cores.forward;
-        let grid = tensor_cores.grid(shape, query_rows.len(), (block, tile), (1, 2, 0));
+        let kernel = &tensor_cores.forward;
+        let grid = tensor_cores.grid(shape, query_rows.len(), kernel, 1, 0);
         let sizes = [shape.heads, shape.tokens].map(int);
         let arguments = [&rows[..], &sizes, &queries, &end].concat();
-        self.launch(Source::AttentionForward, name, grid, &arguments);
+        self.launch(kernel.source, kernel.name, grid, &arguments);
     }
 
     pub(super) fn attend_backward(&self, call: AttentionBackward<'_, Cuda>) {
@@ -222,7 +276,8 @@ impl CudaQueue {
         let end = [int(d_out.stride), float(shape.scale())];
         let to_queries = [dq.argument()];
         let to_keys = [dk.argument(), dv.argument()];
-        let Some(tensor_cores) = TensorCores::for_rows(shape, &[q, k, v, out, d_out, dq, dk, dv]) else {
+        let operands = [q, k, v, out, d_out, dq, dk, dv];
+        let Some(tensor_cores) = TensorCores::for_rows(self.cuda.info().capability, shape, &operands) else {
             let [heads, tokens, keys, dim] = [shape.heads, shape.tokens, shape.keys, shape.dim].map(int);
             let sizes = [&[heads, tokens, keys, dim][..], &queries].concat();
             let launch = |name, grid, arguments: &[&[Argument]]| {
@@ -237,18 +292,20 @@ impl CudaQueue {
             return;
         };
         let sizes = [&[shape.heads, shape.tokens].map(int)[..], &queries].concat();
-        let launch = |name, grid, arguments: &[&[Argument]]| {
-            self.launch(Source::AttentionBackward, name, grid, &arguments.concat());
-        };
-        let rows_of_delta = THREADS / (shape.dim / 8);
-        let grid = tensor_cores.grid(shape, query_rows.len(), (rows_of_delta, 0), (0, 0, 0));
-        launch(tensor_cores.delta, grid, &[&sums, &sizes, &strides]);
-        let (name, block, tile) = tensor_cores.queries;
-        let grid = tensor_cores.grid(shape, shape.tokens, (block, tile), (2, 4, 0));
-        launch(name, grid, &[&inputs, &to_queries, &sizes, &end]);
-        let (name, block, tile) = tensor_cores.keys;
-        // And lse and delta of both stages.
-        let grid = tensor_cores.grid(shape, shape.tokens, (block, tile), (2, 4, 4 * tile * 4));
-        launch(name, grid, &[&inputs, &to_keys, &sizes, &end]);
+        let delta_rows = THREADS / (shape.dim / 8);
+        let blocks = (query_rows.len().div_ceil(delta_rows), shape.batch * shape.heads);
+        let grid = Grid { blocks, threads: THREADS as u32, shared: 0 };
+        let arguments = [&sums[..], &sizes, &strides].concat();
+        self.launch(Source::AttentionBackward, tensor_cores.delta, grid, &arguments);
+        let queries = &tensor_cores.queries;
+        let grid = tensor_cores.grid(shape, shape.tokens, queries, 2, 0);
+        let arguments = [&inputs[..], &to_queries, &sizes, &end].concat();
+        self.launch(queries.source, queries.name, grid, &arguments);
+        let keys = &tensor_cores.keys;
+        // And lse and delta of the queries in shared memory, for which there are a tile of queries and one of cotangents.
+        let sums = keys.tiles / 2 * keys.tile * 2 * size_of::<f32>();
+        let grid = tensor_cores.grid(shape, shape.tokens, keys, 2, sums);
+        let arguments = [&inputs[..], &to_keys, &sizes, &end].concat();
+        self.launch(keys.source, keys.name, grid, &arguments);
     }
 }
