@@ -81,6 +81,31 @@ fn a_linear_with_its_branch_agrees_in_both_directions() {
     }
 }
 
+/// `x A^T` of an adapter, and its cotangent's way back, with long rows: `K` columns of `x`, `R` of the result.
+fn narrow<D: Device>(device: &D, precision: Precision, (m, k, r): (usize, usize, usize)) -> Vec<Vec<f32>> {
+    let queue = device.queue(precision).unwrap();
+    let x = activations::<D>(&queue, m * (k + 8), 1);
+    let (down, up) = (exact::<D>(&queue, r * k, 2), exact::<D>(&queue, k * r, 3));
+    let factors = [(&down, (r, k), Direction::Forward), (&up, (k, r), Direction::Backward)];
+    let products = factors.map(|(values, (rows, columns), direction)| {
+        let factor = queue.factor(&[View::new(values, columns)], rows, columns, 0.5, direction);
+        let mut y = queue.zeros(m * r, Kind::Activation);
+        let x = View::new(&x, k + 8).skip(8);
+        queue.gemm(plain(m, x, (&factor, direction), ViewMut::new(&mut y, r)));
+        queue.download(&y, 0, m * r).unwrap()
+    });
+    products.to_vec()
+}
+
+/// A GPU sums them in parts: longer than one, an even number of parts, and a part that is short.
+#[test]
+fn products_of_long_rows_with_few_columns_agree() {
+    let Some(devices) = devices() else { return };
+    for sizes in [(5, 3072, 8), (3, 6144, 16), (19, 6216, 24)] {
+        agree!(devices, [5e-6, 1.2e-2], narrow(sizes));
+    }
+}
+
 fn factor_gradient<D: Device>(
     device: &D,
     precision: Precision,
