@@ -76,8 +76,10 @@ pub struct TaskTime {
 pub struct StepOutput {
     /// Its number, from zero.
     pub step: u64,
-    /// The loss, if the graph has one.
+    /// The loss, if the graph has one; of several, the first.
     pub loss: Option<f32>,
+    /// All losses, in the order of [`Graph::losses`].
+    pub losses: Vec<f32>,
     /// What nodes ask to be written, with their ids, in the order of the graph.
     pub effects: Vec<(String, Effect)>,
     /// Every task that ran for this step, by start; those that ran ahead started before the step was asked for.
@@ -86,7 +88,7 @@ pub struct StepOutput {
     pub seconds: f64,
     /// The part of it in which nothing could be done but wait for nodes that may run ahead: for data.
     pub data_seconds: f64,
-    kept: BTreeMap<Endpoint, Value>,
+    pub(crate) kept: BTreeMap<Endpoint, Value>,
 }
 
 impl StepOutput {
