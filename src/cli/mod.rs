@@ -12,6 +12,7 @@
 //!  fill       the cache before the first step      interrupt   requests to stop
 //!  system     memory, standard output
 //!  sample     pictures from a prompt               threads   how many worker threads there will be
+//!  sweep      variants of a graph side by side
 //!  calibrate  the speed of this machine            forecast  how long a run will take
 //!  device     the GPUs that there are              fits      whether a graph fits into memory, and what would make it fit
 //!  plan, dot, ops, data, adapter, cache   the other commands
@@ -46,6 +47,7 @@ mod say;
 mod session;
 mod steps;
 mod stop;
+mod sweep;
 mod system;
 mod threads;
 mod trained;
@@ -115,6 +117,7 @@ pub fn main_with(registry: Registry) -> ExitCode {
     };
     let done = match args.command {
         Some(Command::Plan(wanted)) => plan::plan(&wanted, &registry),
+        Some(Command::Sweep(wanted)) => sweep::sweep(&wanted, &registry),
         Some(Command::Dot { graph, format }) => dot::dot(&graph, format, &registry),
         Some(Command::Diff { old, new }) => diff::diff(&old, &new, &registry),
         Some(Command::Sample(wanted)) => sample::sample(&wanted, &registry),

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prefgraph_ops::{Restart, Restated, guard};
 
-use super::{Failure, interrupt, prepare::Prepared, progress::Counter, say::say};
+use super::{Failure, interrupt, progress::Counter, say::say};
 use crate::{
     checkpoint::Checkpoint,
     folder::{Accepted, Command, RunFolder},
-    graph::{Endpoint, Tap},
+    graph::{Endpoint, Graph, Tap},
     registry::Registry,
     sources::{Comparison, Survey},
     spec::{Change, RunSettings, diff, nodes},
@@ -27,7 +27,11 @@ pub(super) enum Found {
 /// What a resumed run is compared with.
 pub(super) struct Resuming<'a> {
     pub folder: &'a RunFolder,
-    pub prepared: &'a Prepared,
+    pub graph: &'a Graph,
+    /// The same as a flat file.
+    pub resolved: &'a str,
+    /// Those of the whole run.
+    pub steps: u64,
     pub registry: &'a Registry,
     /// Settings and accepted changes of earlier command lines.
     pub command: &'a Command,
@@ -103,7 +107,7 @@ impl Resuming<'_> {
     /// Mention a third graph: the run was resumed with it and killed before the next checkpoint.
     fn note_graph(&self, found: &Checkpoint) -> Result<(), Failure> {
         let last = self.folder.graph().map_err(Failure::new)?;
-        if last.is_some_and(|last| last != found.graph && last != self.prepared.resolved) {
+        if last.is_some_and(|last| last != found.graph && last != *self.resolved) {
             say!(
                 "note: graph.ron differs from the graph of the checkpoint of step {}: the run was resumed with another graph \
                  after it, and those steps are lost",
@@ -122,7 +126,7 @@ impl Resuming<'_> {
             })
         };
         let idle = self.idle();
-        for change in diff(&found.graph, &self.prepared.resolved)? {
+        for change in diff(&found.graph, self.resolved)? {
             let line = format!("  {change}");
             let node = node_of(&change.what);
             if comparison.same.contains(&change.what) {
@@ -180,7 +184,7 @@ impl Resuming<'_> {
 
     /// What operators say about their old settings.
     fn restated(&self, found: &Checkpoint) -> Vec<(String, Restated)> {
-        let graph = &self.prepared.graph;
+        let graph = self.graph;
         let mut all = Vec::new();
         for (id, op, settings) in nodes(&found.graph) {
             let Ok(node) = graph.find(&id) else { continue };
@@ -195,7 +199,7 @@ impl Resuming<'_> {
                     cells.insert(input.name.to_owned(), state);
                 }
             }
-            let restart = Restart { step: found.step, steps: self.prepared.run.steps, cells };
+            let restart = Restart { step: found.step, steps: self.steps, cells };
             // A courtesy: a panic here must not stop the run.
             let said = guard::catch(|| node.op.restated(&old, &restart)).ok().flatten();
             all.extend(said.map(|restated| (id, restated)));
@@ -205,7 +209,7 @@ impl Resuming<'_> {
 
     /// Nodes that do not influence the carried state.
     fn idle(&self) -> BTreeSet<&str> {
-        let graph = &self.prepared.graph;
+        let graph = self.graph;
         let counts = graph.shapes_state();
         graph.nodes().filter(|(id, _)| !counts[id.index()]).map(|(_, node)| node.id.as_str()).collect()
     }
@@ -220,7 +224,7 @@ impl Resuming<'_> {
         if change.what == "run.device" {
             return RunSettings::default().device == new.trim_matches('"');
         }
-        let graph = &self.prepared.graph;
+        let graph = self.graph;
         let Ok(node) = graph.find(node) else { return false };
         let entry = self.registry.get(graph[node].op.name());
         entry.and_then(|entry| entry.setting(setting)).is_some_and(|known| known.default == *new)

@@ -56,7 +56,9 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     let mut survey = Survey::of(&prepared.graph).map_err(Failure::new)?;
     let resuming = Resuming {
         folder: &folder,
-        prepared: &prepared,
+        graph: &prepared.graph,
+        resolved: &prepared.resolved,
+        steps: prepared.run.steps,
         registry,
         command: &command,
         accept: args.accept_changes,
@@ -102,11 +104,11 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     if !fill::fill(&mut prepared, &cpu, gpu.as_ref())? {
         return Ok(INTERRUPTED);
     }
-    let reader = Reader::start(survey)
+    let mut reader = Reader::start(survey)
         .map_err(|e| Failure::new(format!("cannot start a thread to read the data: {e}")))?;
     let begin = Begin { command, accepted, newest, lines, updates };
-    let session = begin.write(folder, &prepared, args, reader)?;
-    begin_loop(prepared, session, runner, health, args.json)
+    let session = begin.write(folder, &prepared, args, &mut reader)?;
+    begin_loop(prepared, session, reader, runner, health, args.json)
 }
 
 /// The folder of the run to resume, if it exists, and the settings it remembers.
@@ -190,13 +192,13 @@ impl Begin {
         mut folder: RunFolder,
         prepared: &Prepared,
         args: &args::Run,
-        mut reader: Reader,
+        reader: &mut Reader,
     ) -> Result<Session, Failure> {
         folder.check().map_err(Failure::new)?;
         folder.keep();
         let newest = match self.newest {
             Some(step) => step,
-            None => mark(&folder, prepared, &mut reader)?,
+            None => mark(&folder, prepared, reader)?,
         };
         let machine = |set: &String| set.starts_with("run.lanes=") || set.starts_with("run.threads=");
         let mut set = Command::default().over(&prepared.sets);
@@ -224,7 +226,6 @@ impl Begin {
             rates: rates(&prepared.graph),
             origin: origin(&prepared.graph),
             updates: self.updates,
-            reader,
         })
     }
 }
@@ -243,6 +244,7 @@ fn mark(folder: &RunFolder, prepared: &Prepared, reader: &mut Reader) -> Result<
 fn begin_loop(
     prepared: Prepared,
     session: Session,
+    reader: Reader,
     mut runner: Runner,
     health: Health,
     json: bool,
@@ -255,7 +257,7 @@ fn begin_loop(
         }
     }
     let progress = Progress::new(start, steps, prepared.run.log_every);
-    let mut running = Loop { runner, session, progress, health, json };
+    let mut running = Loop { runner, session, reader, progress, health, json };
     let done = running.go(steps);
     running.progress.end();
     done.map_err(|stop| running.session.explain(stop))

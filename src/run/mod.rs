@@ -213,6 +213,17 @@ impl Runner {
     /// # Errors
     /// If the run has broken down; if a cell lives on a device that fails.
     pub fn cells(&self) -> Result<BTreeMap<String, NamedState>, RunError> {
+        self.cells_of(|_| true)
+    }
+
+    /// The same of some cells.
+    ///
+    /// # Errors
+    /// As [`cells`](Self::cells).
+    pub fn cells_of(
+        &self,
+        wanted: impl Fn(Endpoint) -> bool,
+    ) -> Result<BTreeMap<String, NamedState>, RunError> {
         let (answer, reply) = bounded(1);
         self.tell(Message::Cells(answer))?;
         let cells = reply.recv().map_err(|_| RunError::Stopped)?;
@@ -223,7 +234,7 @@ impl Runner {
                 (carry.save)(&value).map_err(|source| RunError::Save { cell: path.clone(), source })?;
             Ok((path, state))
         };
-        cells.into_iter().map(save).collect()
+        cells.into_iter().filter(|(at, _)| wanted(*at)).map(save).collect()
     }
 
     /// Go on at `step` from cells that [`cells`](Self::cells) gave. No cells at all are those of a run that has not

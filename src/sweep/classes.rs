@@ -25,9 +25,8 @@ pub(super) fn classes(parts: &[Part<'_>]) -> Vec<Vec<usize>> {
             let node = NodeId::new(index);
             let keys: Vec<Key<'_>> = (0..parts.len()).map(|v| key(parts, &classes, node, v)).collect();
             let old = &classes[index];
-            let alike = |variant: usize, first: usize| {
-                old[first] == old[variant] && keys[first] == keys[variant]
-            };
+            let alike =
+                |variant: usize, first: usize| old[first] == old[variant] && keys[first] == keys[variant];
             let first = |variant: usize| (0..variant).find(|first| alike(variant, *first)).unwrap_or(variant);
             let new: Vec<usize> = (0..parts.len()).map(first).collect();
             if new != classes[index] {

@@ -52,7 +52,8 @@ impl Cost {
             seconds = seconds.zip(time).map(|(all, one)| all + one);
         }
         let share = steps as f64 / looked_at as f64;
-        let peak = plan.memory_by_place().iter().map(|(_, memory)| memory.peak).fold(0, usize::saturating_add);
+        let peak =
+            plan.memory_by_place().iter().map(|(_, memory)| memory.peak).fold(0, usize::saturating_add);
         Self { flops: flops_of_all * share, peak, seconds: seconds.map(|s| s * share) }
     }
 }
