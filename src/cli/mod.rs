@@ -3,6 +3,7 @@
 //! ```text
 //!  args       what can be typed                    prepare   a graph file as a graph and a plan
 //!  run        a run from its folder to its end     resume    where a resumed run continues, and what has changed
+//!  begin      the files before the first step
 //!  steps      the loop over steps                  session   what a step writes into the run's folder
 //!  trained    the adapters of a run                updates   the loss of an update that several steps make
 //!  stop       why a run stops early                advice    what to do then
@@ -23,6 +24,7 @@
 mod adapter;
 mod advice;
 mod args;
+mod begin;
 mod cache;
 mod calibrate;
 mod data;

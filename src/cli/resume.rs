@@ -39,17 +39,17 @@ pub(super) struct Resuming<'a> {
     pub accept: bool,
 }
 
-/// Changes, by how much they matter.
+/// Changes, by how much they matter: lines of text.
 #[derive(Default)]
-struct Changes {
+pub(super) struct Changes {
     /// No effect on what is trained.
-    free: Vec<String>,
+    pub free: Vec<String>,
     /// A consequence of the number of steps: shown, and not asked about.
-    follow: Vec<String>,
+    pub follow: Vec<String>,
     /// To be accepted.
-    grave: Vec<String>,
+    pub grave: Vec<String>,
     /// Their effects, in words.
-    effects: Vec<String>,
+    pub effects: Vec<String>,
 }
 
 impl Resuming<'_> {
@@ -73,7 +73,7 @@ impl Resuming<'_> {
         let Some(comparison) = comparison else { return Ok(Found::Interrupted) };
         self.note_graph(&found)?;
         let changes = self.changes(&found, &comparison)?;
-        let accepted = self.judge(&found, changes)?;
+        let accepted = self.judge(found.step, changes)?;
         Ok(Found::At(Box::new(found), accepted))
     }
 
@@ -117,7 +117,8 @@ impl Resuming<'_> {
         Ok(())
     }
 
-    fn changes(&self, found: &Checkpoint, comparison: &Comparison) -> Result<Changes, Failure> {
+    /// What is not as the checkpoint records it.
+    pub fn changes(&self, found: &Checkpoint, comparison: &Comparison) -> Result<Changes, Failure> {
         let mut all = Changes::default();
         let restated = self.restated(found);
         let explained = |change: &Change| {
@@ -149,7 +150,7 @@ impl Resuming<'_> {
     }
 
     /// Report the changes; returns those that were accepted.
-    fn judge(&self, found: &Checkpoint, changes: Changes) -> Result<Option<Accepted>, Failure> {
+    pub fn judge(&self, step: u64, changes: Changes) -> Result<Option<Accepted>, Failure> {
         let Changes { free, follow, grave, effects } = changes;
         if !free.is_empty() {
             say!("changed since the checkpoint, without effect on what is trained:\n{}", free.join("\n"));
@@ -158,7 +159,7 @@ impl Resuming<'_> {
             say!("changed since the checkpoint, following the number of steps:\n{}", follow.join("\n"));
         }
         let shown: Vec<String> = grave.iter().map(|line| line.trim().to_owned()).collect();
-        let accepted = (!shown.is_empty()).then_some(Accepted { step: found.step, changes: shown });
+        let accepted = (!shown.is_empty()).then_some(Accepted { step, changes: shown });
         let before = accepted.is_some() && accepted == self.command.accepted;
         let effects = effects.join("\n");
         if !grave.is_empty() && !self.accept && !before {
@@ -167,9 +168,8 @@ impl Resuming<'_> {
                 list += &format!("\nas a result\n{effects}");
             }
             return Err(Failure::new(format!(
-                "the checkpoint of step {} was trained with something else:\n{list}\nnothing was changed; --accept-changes \
-                 continues with the changes, {NEW_RUN}",
-                found.step
+                "the checkpoint of step {step} was trained with something else:\n{list}\nnothing was changed; --accept-changes \
+                 continues with the changes, {NEW_RUN}"
             )));
         }
         if !grave.is_empty() {
