@@ -136,6 +136,18 @@ impl Session {
         self.saved.newest == step
     }
 
+    /// Is the state one to go on from? If not, what is wrong with it.
+    pub fn check_cells(&self, cells: &BTreeMap<String, NamedState>) -> Result<(), String> {
+        for (name, state) in cells {
+            check_finite(name, state)?;
+        }
+        for AdapterCell { path, .. } in &self.adapters {
+            let mut factors = cells.get(path).into_iter().flat_map(|state| &state.tensors);
+            factors.try_for_each(|t| check_range(&t.values, |_| t.name.clone()))?;
+        }
+        Ok(())
+    }
+
     /// Write the state before `step` as a checkpoint; values out of range are refused.
     pub fn checkpoint(
         &mut self,
@@ -143,14 +155,7 @@ impl Session {
         cells: BTreeMap<String, NamedState>,
         sources: Sources,
     ) -> Result<(), Stop> {
-        let spoilt = |what: String| Stop::spoilt(step.saturating_sub(1), &what);
-        for (name, state) in &cells {
-            check_finite(name, state).map_err(spoilt)?;
-        }
-        for AdapterCell { path, .. } in &self.adapters {
-            let mut factors = cells.get(path).into_iter().flat_map(|state| &state.tensors);
-            factors.try_for_each(|t| check_range(&t.values, |_| t.name.clone())).map_err(spoilt)?;
-        }
+        self.check_cells(&cells).map_err(|what| Stop::spoilt(step.saturating_sub(1), &what))?;
         // A checkpoint must not claim steps whose metrics could still be lost.
         self.metrics.sync().map_err(Stop::failed)?;
         let (seed, graph) = (self.run.seed, self.resolved.clone());

@@ -128,7 +128,7 @@ impl Overs {
         picks
     }
 
-    /// The settings of a variant with their values as people read them.
+    /// The settings of a variant with their values as people read them, as the lists state them: paths may be relative.
     pub fn values(&self, variant: usize) -> Vec<(String, String)> {
         let picked = self.axes.iter().zip(self.picks(variant));
         let of = |(axis, pick): (&Axis, usize)| {
@@ -162,6 +162,35 @@ impl Overs {
             }
         }
         build(sources, merged, all, registry)
+    }
+
+    /// The varied settings of a variant that was loaded, with their values as people read them; paths are absolute.
+    pub fn values_of(&self, loaded: &Loaded) -> Vec<(String, String)> {
+        let varied = self.settings().count();
+        let sets = loaded.sets.iter().skip(loaded.sets.len().saturating_sub(varied));
+        sets.filter_map(|set| set.split_once('='))
+            .map(|(name, value)| (name.to_owned(), plain(value)))
+            .collect()
+    }
+
+    /// The lists so that they mean the same in every folder; `sets` are those of every variant.
+    pub fn anywhere(&self, sets: &[&[String]]) -> Vec<String> {
+        let with = |axis: usize, pick: usize| {
+            (0..sets.len()).find(|variant| self.picks(*variant).get(axis) == Some(&pick)).map(|at| sets[at])
+        };
+        let value = |axis: usize, setting: &Setting, pick: usize| {
+            let name = format!("{}=", setting.name());
+            let found = with(axis, pick)?.iter().rev().find_map(|set| set.strip_prefix(&name))?;
+            Some(found.to_owned())
+        };
+        let list = |axis: usize, setting: &Setting| {
+            let values = (0..self.axes[axis].len()).filter_map(|pick| value(axis, setting, pick));
+            format!("{}={}", setting.name(), values.collect::<Vec<_>>().join(","))
+        };
+        let one = |(at, axis): (usize, &Axis)| {
+            axis.settings.iter().map(|setting| list(at, setting)).collect::<Vec<_>>().join("; ")
+        };
+        self.axes.iter().enumerate().map(one).collect()
     }
 
     fn check_sets(&self, sets: &[String]) -> Result<(), Box<SpecError>> {

@@ -143,7 +143,7 @@ pub(super) fn sweep(args: &args::Sweep, registry: &Registry) -> Result<u8, Failu
     }
     let mut reader = Reader::start(survey)
         .map_err(|e| Failure::new(format!("cannot start a thread to read the data: {e}")))?;
-    let mut begin = Start { sweep: &sweep, args, command, accepted, diverged, over };
+    let mut begin = Start { sweep: &sweep, args, command, accepted, diverged };
     let folder = begin.write(folder)?;
     if folders.is_empty() {
         folders = open(&sweep, &active, &path, args.resume)?;
@@ -259,7 +259,6 @@ struct Start<'a> {
     command: Command,
     accepted: Option<Accepted>,
     diverged: Diverged,
-    over: Vec<String>,
 }
 
 impl Start<'_> {
@@ -275,7 +274,8 @@ impl Start<'_> {
         set.retain(|set| {
             !varied.iter().any(|name| set.split_once('=').is_some_and(|(n, _)| n == name.as_str()))
         });
-        let command = Command { graph, set, over: self.over.clone(), accepted };
+        let sets: Vec<&[String]> = self.sweep.variants.iter().map(|v| &*v.loaded.sets).collect();
+        let command = Command { graph, set, over: self.sweep.overs.anywhere(&sets), accepted };
         folder.write_command(&command).map_err(Failure::new)?;
         Ok(folder)
     }

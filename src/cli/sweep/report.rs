@@ -99,7 +99,7 @@ impl<'a> Report<'a> {
 
     /// Measures in the order of the table and the figure.
     pub fn shown(&self) -> Vec<&str> {
-        const LAST: [&str; 5] = ["margin", "w_diff", "accuracy", "plain_margin", "plain_w_diff"];
+        const LAST: [&str; 4] = ["margin", "w_diff", "accuracy", "plain_w_diff"];
         let names = self.names();
         let place = |name: &str| LAST.iter().position(|last| name.rsplit('.').next() == Some(last));
         let mut shown: Vec<&str> = names.iter().copied().filter(|name| place(name).is_some()).collect();
@@ -108,7 +108,7 @@ impl<'a> Report<'a> {
         });
         let held_out = shown.iter().any(|name| name.contains('.'));
         // What is measured on the training pairs says less where others were measured.
-        shown.retain(|name| name.contains('.') || !held_out || *name == "margin");
+        shown.retain(|name| name.contains('.') || !held_out);
         shown.extend(names.into_iter().filter(|name| *name == "loss"));
         shown
     }

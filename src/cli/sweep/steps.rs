@@ -156,24 +156,26 @@ impl Loop<'_> {
         Ok(written)
     }
 
-    /// The variants whose training has made a node fail; an error if it is something else.
+    /// The variants whose training has made a node fail: it says so, or their state shows it. An error if it is something else.
     fn gone(&mut self, error: RunError) -> Result<Gone, Failure> {
-        let node = match &error {
-            RunError::Node { node, source, .. } if source.fault() == Fault::Training => Some(node.clone()),
-            _ => None,
-        };
-        let whose: Vec<usize> = node
-            .map(|node| (0..self.members.len()).filter(|at| self.members[*at].place.has(&node)).collect())
-            .unwrap_or_default();
-        let stop = steps::stop(error);
-        let everybody = whose.len() == self.members.len() && whose.len() > 1;
-        match (stop, &whose[..]) {
-            (Stop::Diverged(step, why), [_, ..]) if !everybody => {
-                Ok(whose.into_iter().map(|at| (at, Stop::Diverged(step, why.clone()))).collect())
+        let RunError::Node { node, step, source, .. } = &error else { return Err(Failure::new(error)) };
+        let (node, step, fault) = (node.clone(), *step, source.fault());
+        let why = error.to_string();
+        let mut gone = Gone::new();
+        for (at, member) in self.members.iter().enumerate().filter(|(_, m)| m.place.has(&node)) {
+            let cells = member.place.cells(&self.runner).map_err(Failure::new)?;
+            let spoilt = member.session.check_cells(&cells).err();
+            if fault == Fault::Training || spoilt.is_some() {
+                let spoilt = spoilt.map(|what| format!("; {what}")).unwrap_or_default();
+                gone.insert(at, Stop::Diverged(step, format!("{why}{spoilt}")));
             }
-            (stop, _) => Err(match self.members.first_mut() {
-                Some(member) => member.session.explain(stop),
-                None => Failure::new("no variant is left"),
+        }
+        let shared = self.members.iter().all(|m| m.place.has(&node)) && self.members.len() > 1;
+        match gone.is_empty() || shared {
+            false => Ok(gone),
+            true => Err(match self.members.first_mut() {
+                Some(member) => member.session.explain(steps::stop(error)),
+                None => Failure::new(error),
             }),
         }
     }

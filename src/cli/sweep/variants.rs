@@ -104,7 +104,7 @@ pub(super) fn load_some(
     let mut variants = Vec::new();
     let digits = loaded.len().to_string().len();
     for (variant, (loaded, settings)) in loaded.into_iter().zip(settings).enumerate() {
-        let values = overs.values(variant);
+        let values = overs.values_of(&loaded);
         let plan = Plan::new(&loaded.graph, &options)
             .map_err(|e| loaded.error_at(&e.node, e.input.as_deref(), &e.to_string()))?;
         let number = variant as u32 + 1;
@@ -235,7 +235,10 @@ fn folder_name(values: &[(String, String)]) -> String {
     const LONGEST: usize = 80;
     let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
     let unique = |name: &str| values.iter().filter(|(other, _)| last(other) == last(name)).count() == 1;
+    // Of a path the last part: it is the same wherever the path begins.
+    let short = |value: &str| value.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned();
     let shown = |(name, value): &(String, String)| {
+        let value = short(value);
         format!("{}={value}", if unique(name) { last(name) } else { name.clone() })
     };
     let safe = |c: char| if c.is_alphanumeric() || "._-=,+".contains(c) { c } else { '_' };
@@ -259,6 +262,6 @@ mod tests {
         };
         assert_eq!(named(&[("fuse.tau", "0.05"), ("fuse.gamma", "-1e-3")]), "tau=0.05,gamma=-1e-3");
         assert_eq!(named(&[("a.lr", "1"), ("b.lr", "2")]), "a.lr=1,b.lr=2");
-        assert_eq!(named(&[("lora.from", "../x/[y] z")]), "from=.._x__y__z");
+        assert_eq!(named(&[("lora.from", "../x/[y] z")]), "from=_y__z");
     }
 }
