@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::{
     graph::Graph,
-    plan::{Plan, due},
+    plan::{Place, Plan, due},
 };
 
 /// What a run costs by its plan.
@@ -12,8 +12,10 @@ use crate::{
 pub struct Cost {
     /// Floating-point operations.
     pub flops: f64,
-    /// Bytes that are held at the fullest moment.
+    /// Bytes that the host holds at the fullest moment.
     pub peak: usize,
+    /// The same of a GPU, if networks run on one.
+    pub gpu_peak: Option<usize>,
     /// Seconds, where the plan has them.
     pub seconds: Option<f64>,
 }
@@ -52,9 +54,13 @@ impl Cost {
             seconds = seconds.zip(time).map(|(all, one)| all + one);
         }
         let share = steps as f64 / looked_at as f64;
-        let peak =
-            plan.memory_by_place().iter().map(|(_, memory)| memory.peak).fold(0, usize::saturating_add);
-        Self { flops: flops_of_all * share, peak, seconds: seconds.map(|s| s * share) }
+        let gpu = plan.memory_by_place().iter().find(|(place, _)| *place != Place::Cpu);
+        Self {
+            flops: flops_of_all * share,
+            peak: plan.memory().peak,
+            gpu_peak: gpu.map(|(_, memory)| memory.peak),
+            seconds: seconds.map(|s| s * share),
+        }
     }
 }
 

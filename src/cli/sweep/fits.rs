@@ -31,13 +31,21 @@ pub(super) fn check(sweep: &Sweep, gpu: Option<u64>, registry: &Registry) -> Res
         fits::check(&one.all, gpu, registry)?;
     }
     let size = |bytes: u64| system::bytes(bytes);
+    let mut ways = vec!["sweep over fewer values at a time".to_owned()];
+    if sweep.all.plan.options().lanes > 1 {
+        ways.push("work on one variant at a time with --lanes 1".into());
+    }
+    let savings: Vec<String> =
+        fits::host_savings(&sweep.all).iter().map(|set| format!("--set {set}")).collect();
+    if !savings.is_empty() {
+        ways.push(format!("try settings that need less: {}", savings.join(" ")));
+    }
     Err(Failure::new(format!(
-        "{count} variants need {} of memory of {place}, and there are {}: {fit} of them would fit, with {}. Sweep over fewer values at \
-         a time, with --lanes 1 to work on one variant at a time, or with settings that need less, such as \
-         backbone.checkpointing=blocks",
+        "{count} variants need {} of memory of {place}, and there are {}; {fit} of them would fit, with {}\n{}",
         size(need),
         size(there),
         size(peak),
+        ways.join(", or "),
     )))
 }
 

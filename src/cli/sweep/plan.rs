@@ -54,6 +54,7 @@ pub(super) fn saved(sweep: &Sweep) -> Saved {
         let one = Cost::of(variant.graph(), &variant.plan, steps);
         apart.flops += one.flops;
         apart.peak = apart.peak.max(one.peak);
+        apart.gpu_peak = apart.gpu_peak.max(one.gpu_peak);
         apart.seconds = apart.seconds.zip(one.seconds).map(|(all, one)| all + one);
     }
     Saved { together, apart }
@@ -123,13 +124,14 @@ fn listing(sweep: &Sweep, saved: &Saved, is_measured: bool) -> String {
             together / apart.max(f64::MIN_POSITIVE)
         );
     }
-    text += &format!(
-        "{:<24}  {:>14}  {:>20}  {:.2}\n",
-        "predicted peak memory",
-        bytes(together.peak),
-        bytes(apart.peak),
-        together.peak as f64 / apart.peak.max(1) as f64
-    );
+    let mut peak = |of: String, together: usize, apart: usize| {
+        let share = together as f64 / apart.max(1) as f64;
+        text += &format!("{of:<24}  {:>14}  {:>20}  {share:.2}\n", bytes(together), bytes(apart));
+    };
+    peak("predicted peak memory".into(), together.peak, apart.peak);
+    if let (Some(together), Some(apart)) = (together.gpu_peak, apart.gpu_peak) {
+        peak(format!("  of {}", sweep.all.plan.options().networks()), together, apart);
+    }
     if !is_measured {
         text += "no forecast: debug builds are not timed unless --calibrate is given\n";
     }
@@ -175,7 +177,7 @@ fn json(sweep: &Sweep, saved: &Saved, is_measured: bool) -> Value {
             json!({"number": v.number, "folder": v.folder, "settings": settings})
         })
         .collect();
-    let cost = |cost: &Cost| json!({"flops": cost.flops, "peak_bytes": cost.peak, "seconds": cost.seconds.filter(|_| is_measured)});
+    let cost = |cost: &Cost| json!({"flops": cost.flops, "peak_bytes": cost.peak, "gpu_peak_bytes": cost.gpu_peak, "seconds": cost.seconds.filter(|_| is_measured)});
     json!({
         "name": sweep.all.graph.name, "steps": sweep.all.run.steps, "variants": variants, "nodes": nodes,
         "together": cost(&saved.together), "apart": cost(&saved.apart), "flops_ratio": saved.ratio(),

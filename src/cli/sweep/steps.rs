@@ -143,13 +143,13 @@ impl Loop<'_> {
     /// Write what every variant that goes on has trained; returns the files.
     fn export(&mut self, output: &StepOutput, gone: &mut Gone) -> Result<Vec<PathBuf>, Failure> {
         let mut written = Vec::new();
-        for (at, member) in self.members.iter_mut().enumerate().filter(|(at, _)| !gone.contains_key(at)) {
+        for (at, member) in self.members.iter_mut().enumerate() {
+            if gone.contains_key(&at) {
+                continue;
+            }
             match member.session.export(output) {
                 Ok(paths) => written.extend(paths),
-                Err(stop @ Stop::Diverged(..)) => {
-                    gone.insert(at, stop);
-                    return Ok(written);
-                }
+                Err(stop @ Stop::Diverged(..)) => drop(gone.insert(at, stop)),
                 Err(stop) => return Err(member.session.explain(stop)),
             }
         }
