@@ -33,7 +33,7 @@ const DEMO: [&str; 17] = [
     "--set",
     "pairs.batch=2",
     "--set",
-    "held_out.first=4",
+    "held_out.first=2",
     "--set",
     "preview.every=3",
 ];
@@ -224,7 +224,7 @@ fn a_sweep_goes_on_from_the_newest_checkpoint_that_all_variants_have() {
         said
     };
     // What was said at first is known: settings, lists of values.
-    let said = resumed("same", &[4, 4], &["--lanes", "3"]);
+    let said = resumed("same", &[4, 4], &[]);
     assert!(said.contains("resumed at step 4"), "{said}");
     let said = resumed("torn", &[2, 4], &TAU);
     assert!(said.contains("checkpoints of steps 2 to 4") && said.contains("resumed at step 2"), "{said}");

@@ -74,8 +74,16 @@ fn what_cannot_be_swept_is_refused_in_its_place() {
         (&["fuse.tau=0.1,1e-1"], "variants 1 and 2 are the same", "leave one of them out"),
         (&["fuse.tau=0.1,0.2", "fuse.tau=0.3"], "`fuse.tau` is varied twice", "first here"),
         (&["fuse.tau=0.1,0.2; fuse.gamma=0.3"], "2 values and `fuse.gamma` has 1", "value by value"),
-        (&["pairs.batch=2,4"], "this reaches the data: `pairs`", "the same samples in the same order"),
-        (&["fuse.tau=0.1,0.2", "held_out.first=4,8"], "this reaches the data: `held_out`", "held_out.first"),
+        (
+            &["pairs.shuffle=true,false"],
+            "this reaches the data: `pairs`",
+            "the same samples in the same order",
+        ),
+        (
+            &["fuse.tau=0.1,0.2", "held_out.shuffle=true,false"],
+            "this reaches the data: `held_out`",
+            "held_out.shuffle",
+        ),
         (&["run.seed=0,1"], "`run.seed` cannot be varied", "--seed sets the seed of all"),
         (&["run.steps=5,6"], "`run.steps` cannot be varied", "all variants are one run"),
         (&["log.every=1,2"], "`log.every` changes nothing of what is trained", "one and the same adapter"),
