@@ -260,7 +260,7 @@ mod tests {
         let mean = |value, error| Mean { value, error };
         assert_eq!(number("held_out.margin", mean(2.8e-4, 1.6e-4)), "+2.80e-4 ± 1.6e-4");
         assert_eq!(number("accuracy", mean(0.625, f64::INFINITY)), "0.62");
-        assert_eq!(number("loss", mean(0.69315, 0.001)), "0.6931 ± 0.0010");
+        assert_eq!(number("loss", mean(0.75123, 0.001)), "0.7512 ± 0.0010");
         assert_eq!(shortened("0.1"), "0.1");
         assert_eq!(
             shortened("/a/very/long/path/to/some/adapter.safetensors"),
