@@ -126,6 +126,7 @@
 //!  graph        what a step computes: operators, wires, a loss, carried state
 //!  plan         when and where: shapes, tasks, lanes, lifetimes, memory; a value that can be printed and compared
 //!  run          the execution of a plan, step by step
+//!  sweep        several variants of a graph as one
 //!  registry     operators by name
 //!  spec         graphs from RON files
 //!  cache        what frozen encoders compute, kept on the disk
@@ -153,6 +154,7 @@ pub mod registry;
 pub mod run;
 pub mod sources;
 pub mod spec;
+pub mod sweep;
 
 /// The processor: its kernels and worker threads.
 pub use prefgraph_nn::Cpu;

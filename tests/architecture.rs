@@ -103,9 +103,16 @@ fn operators_know_no_graph_no_plan_and_no_text_of_a_file() {
 
 #[test]
 fn only_the_loader_of_files_and_the_registry_know_ron() {
-    for part in
-        ["src/graph", "src/plan", "src/run", "src/cache", "src/sources", "src/checkpoint", "src/folder"]
-    {
+    for part in [
+        "src/graph",
+        "src/plan",
+        "src/run",
+        "src/sweep",
+        "src/cache",
+        "src/sources",
+        "src/checkpoint",
+        "src/folder",
+    ] {
         nobody_says("ron::", part, &[]);
         nobody_says("crate::spec", part, &[]);
     }

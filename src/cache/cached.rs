@@ -27,7 +27,7 @@ pub(super) struct Cached {
     /// Name of the folder of its entries.
     folder: String,
     store: Arc<Store>,
-    inner: RwLock<Option<Box<dyn DynOperator>>>,
+    inner: RwLock<Option<Arc<dyn DynOperator>>>,
     /// Shapes that the operator has inferred: a graph can be planned again when it is gone.
     shapes: Mutex<Vec<Inferred>>,
 }
@@ -65,7 +65,7 @@ impl Cached {
     }
 
     /// Ask this operator for rows that are missing.
-    pub fn compute_by(&self, op: Box<dyn DynOperator>) {
+    pub fn compute_by(&self, op: Arc<dyn DynOperator>) {
         *self.inner.write().unwrap_or_else(PoisonError::into_inner) = Some(op);
     }
 

@@ -122,7 +122,7 @@ impl Cache {
             let (recipe, store) = (lineage.recipe.clone(), cache.store.clone());
             let identity = graph[node].op.cacheable().unwrap_or_default();
             let cached = Arc::new(Cached::new(graph[node].op.as_ref(), identity, &recipe, store));
-            cached.compute_by(graph.replace_operator(node, Box::new(Handle(cached.clone()))));
+            cached.compute_by(graph.replace_operator(node, Arc::new(Handle(cached.clone()))));
             if !cache.sources.iter().any(|s| s.node == lineage.source) {
                 let op = &graph[lineage.source].op;
                 let samples = op.samples().unwrap_or_default();

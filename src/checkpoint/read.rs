@@ -68,9 +68,17 @@ impl Checkpoint {
     /// If all checkpoints are damaged; if the system fails to read the folder or a checkpoint, since falling back to an older
     /// one would undo steps.
     pub fn newest(folder: &Path) -> Result<(Option<Self>, Vec<String>), CheckpointError> {
+        Self::newest_up_to(folder, u64::MAX)
+    }
+
+    /// The same among those of at most so many steps.
+    ///
+    /// # Errors
+    /// As [`newest`](Self::newest).
+    pub fn newest_up_to(folder: &Path, most: u64) -> Result<(Option<Self>, Vec<String>), CheckpointError> {
         let mut notes = Vec::new();
         let steps = steps(folder).map_err(|e: io::Error| CheckpointError::new(folder, e))?;
-        for &step in &steps {
+        for &step in steps.iter().filter(|step| **step <= most) {
             match Self::read(&place(folder, step)) {
                 Ok(found) if found.step == step => return Ok((Some(found), notes)),
                 Ok(found) => notes.push(format!(

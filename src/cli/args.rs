@@ -28,6 +28,8 @@ pub(super) struct Args {
 pub(super) enum Command {
     /// Show shapes, lanes, costs and memory of a graph, and refuse what will not fit
     Plan(Plan),
+    /// Train variants of a graph side by side, sharing what they have in common: a table and a figure
+    Sweep(Sweep),
     /// Print the plan as a picture: Graphviz text, or SVG or PNG if Graphviz is installed
     Dot {
         #[command(flatten)]
@@ -76,6 +78,31 @@ pub(super) struct Plan {
     /// How much memory the GPU has, as in 24GB or 22.5GiB, whatever GPU is here, if any [default: what the driver says]
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     pub gpu_memory: Option<u64>,
+    /// Plan a sweep over values of a setting; may be given more than once
+    #[arg(long, value_name = "NODE.SETTING=V1,V2,...", value_parser = over)]
+    pub over: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Sweep {
+    #[command(flatten)]
+    pub graph: Graph,
+    /// Values of a setting; given more than once, every combination is a variant. Settings that go together stand in one list, as in
+    /// "loss.objective=dpo,ipo; loss.beta=2000,0.1"
+    #[arg(long, value_name = "NODE.SETTING=V1,V2,...", value_parser = over)]
+    pub over: Vec<String>,
+    /// Folder of the sweep, with a folder for each variant [default: runs/NAME-sweep]
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Go on from the newest checkpoint that all variants have
+    #[arg(long)]
+    pub resume: bool,
+    /// Resume although settings have changed that change results
+    #[arg(long, requires = "resume")]
+    pub accept_changes: bool,
+    /// Print the table as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -306,6 +333,13 @@ fn set(text: &str) -> Result<String, String> {
     match text.contains('=') {
         true => Ok(text.to_owned()),
         false => Err(format!("an equals sign is needed, as in `--set {text}=VALUE`")),
+    }
+}
+
+fn over(text: &str) -> Result<String, String> {
+    match text.contains('=') {
+        true => Ok(text.to_owned()),
+        false => Err(format!("an equals sign and values are needed, as in `--over {text}=V1,V2`")),
     }
 }
 

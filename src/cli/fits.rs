@@ -135,6 +135,11 @@ fn check_gpu(
     Err(Failure::new(message))
 }
 
+/// Settings that a graph has and that need less memory of the host, as `--set` takes them.
+pub(super) fn host_savings(prepared: &Prepared) -> Vec<String> {
+    savings(prepared, SAVINGS)
+}
+
 /// Settings that a graph has, of those that make it smaller, as `--set` takes them.
 fn savings(prepared: &Prepared, better: [(&str, &str); 4]) -> Vec<String> {
     let of = |(setting, better): (&str, &str)| -> Vec<String> {

@@ -3,6 +3,7 @@
 //! ```text
 //!  args       what can be typed                    prepare   a graph file as a graph and a plan
 //!  run        a run from its folder to its end     resume    where a resumed run continues, and what has changed
+//!  begin      the files before the first step
 //!  steps      the loop over steps                  session   what a step writes into the run's folder
 //!  trained    the adapters of a run                updates   the loss of an update that several steps make
 //!  stop       why a run stops early                advice    what to do then
@@ -12,6 +13,7 @@
 //!  fill       the cache before the first step      interrupt   requests to stop
 //!  system     memory, standard output
 //!  sample     pictures from a prompt               threads   how many worker threads there will be
+//!  sweep      variants of a graph side by side
 //!  calibrate  the speed of this machine            forecast  how long a run will take
 //!  device     the GPUs that there are              fits      whether a graph fits into memory, and what would make it fit
 //!  plan, dot, ops, data, adapter, cache   the other commands
@@ -22,6 +24,7 @@
 mod adapter;
 mod advice;
 mod args;
+mod begin;
 mod cache;
 mod calibrate;
 mod data;
@@ -46,6 +49,7 @@ mod say;
 mod session;
 mod steps;
 mod stop;
+mod sweep;
 mod system;
 mod threads;
 mod trained;
@@ -115,6 +119,7 @@ pub fn main_with(registry: Registry) -> ExitCode {
     };
     let done = match args.command {
         Some(Command::Plan(wanted)) => plan::plan(&wanted, &registry),
+        Some(Command::Sweep(wanted)) => sweep::sweep(&wanted, &registry),
         Some(Command::Dot { graph, format }) => dot::dot(&graph, format, &registry),
         Some(Command::Diff { old, new }) => diff::diff(&old, &new, &registry),
         Some(Command::Sample(wanted)) => sample::sample(&wanted, &registry),

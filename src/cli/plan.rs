@@ -6,7 +6,7 @@ use super::{
     Failure, args, calibrate, device, fits,
     forecast::{self, Forecast},
     prepare::{Prepared, prepare},
-    system,
+    sweep, system,
 };
 use crate::{
     cache::{NodeStatus, State},
@@ -16,6 +16,9 @@ use crate::{
 
 /// Print the plan; an error after it if it does not fit.
 pub(super) fn plan(args: &args::Plan, registry: &Registry) -> Result<u8, Failure> {
+    if !args.over.is_empty() {
+        return sweep::plan(args, registry);
+    }
     let mut prepared = prepare(&args.graph, registry)?;
     let room = room(args, &prepared)?;
     // A debug build says nothing of the speed of the one that will run.
@@ -39,7 +42,7 @@ pub(super) fn plan(args: &args::Plan, registry: &Registry) -> Result<u8, Failure
 }
 
 /// Bytes of memory of the GPU of a plan, where they are known.
-fn room(args: &args::Plan, prepared: &Prepared) -> Result<Option<u64>, Failure> {
+pub(super) fn room(args: &args::Plan, prepared: &Prepared) -> Result<Option<u64>, Failure> {
     match (args.gpu_memory, prepared.plan.options().gpu) {
         (Some(_), None) => Err(Failure::new(
             "--gpu-memory is the memory of a GPU, and this graph's networks run on the processor: add --device cuda:0",

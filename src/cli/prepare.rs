@@ -7,7 +7,7 @@ use prefgraph_ops::guard;
 use super::{Failure, args, device, system, threads};
 use crate::{
     cache::{Cache, NodeStatus, State},
-    graph::{Endpoint, Graph},
+    graph::{Endpoint, Graph, Node},
     plan::{Plan, PlanOptions, Rates, due},
     registry::Registry,
     spec::{Loaded, RunSettings, load},
@@ -39,20 +39,14 @@ pub(super) fn prepare(args: &args::Graph, registry: &Registry) -> Result<Prepare
         return Err(Failure::new("no graph was named"));
     }
     let loaded = load(path, &args.all_sets(), registry)?;
-    let (threads, fewer) = threads::capped(loaded.run.threads);
-    let process = system::process_memory(threads);
-    let gpu = device::planned(&loaded.run.device);
-    let mut options = PlanOptions { ahead: loaded.run.ahead, process, gpu, ..PlanOptions::default() };
-    if loaded.run.lanes > 0 {
-        options.lanes = loaded.run.lanes;
-    }
+    let (options, threads, fewer) = options(&loaded.run);
     let plan = Plan::new(&loaded.graph, &options)
         .map_err(|e| loaded.error_at(&e.node, e.input.as_deref(), &e.to_string()))?;
     let settings = loaded.settings();
     let levers = levers(&settings);
     let Loaded { graph, run, resolved, sets, cache, .. } = loaded;
     let run = RunSettings { threads, ..run };
-    let mut notes = notes(&graph, &plan);
+    let mut notes = notes(&graph, &plan, |_| true);
     notes.extend(fewer.map(|fewer| format!("run: {fewer}")));
     let cache = cache.map(|cache| {
         let status = cache.status();
@@ -62,9 +56,22 @@ pub(super) fn prepare(args: &args::Graph, registry: &Registry) -> Result<Prepare
     Ok(Prepared { graph: Arc::new(graph), plan, run, resolved, sets, notes, levers, settings, args, cache })
 }
 
-fn notes(graph: &Graph, plan: &Plan) -> Vec<String> {
+/// What a run may use, how many threads that are, and a word where they are fewer than asked for.
+pub(super) fn options(run: &RunSettings) -> (PlanOptions, usize, Option<String>) {
+    let (threads, fewer) = threads::capped(run.threads);
+    let process = system::process_memory(threads);
+    let gpu = device::planned(&run.device);
+    let mut options = PlanOptions { ahead: run.ahead, process, gpu, ..PlanOptions::default() };
+    if run.lanes > 0 {
+        options.lanes = run.lanes;
+    }
+    (options, threads, fewer)
+}
+
+/// What the operators of some nodes say about themselves.
+pub(super) fn notes(graph: &Graph, plan: &Plan, wanted: impl Fn(&Node) -> bool) -> Vec<String> {
     let mut notes = Vec::new();
-    for (id, node) in graph.nodes() {
+    for (id, node) in graph.nodes().filter(|(_, node)| wanted(node)) {
         // A note is a courtesy: an operator that cannot give it is not a reason to refuse the graph.
         let lines = guard::catch(|| node.op.notes(&plan.input_shapes(graph, id)));
         let lines = lines.unwrap_or_else(|panic| vec![format!("(no notes: a panic: {panic})")]);
@@ -74,7 +81,7 @@ fn notes(graph: &Graph, plan: &Plan) -> Vec<String> {
 }
 
 /// Settings that make values smaller, if they are made smaller.
-fn levers(settings: &[(String, String)]) -> Vec<String> {
+pub(super) fn levers(settings: &[(String, String)]) -> Vec<String> {
     const NAMES: [&str; 9] =
         ["batch", "size", "height", "width", "resolution", "rank", "references", "checkpointing", "tokens"];
     let good = |name: &str| {

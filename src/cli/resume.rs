@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prefgraph_ops::{Restart, Restated, guard};
 
-use super::{Failure, interrupt, prepare::Prepared, progress::Counter, say::say};
+use super::{Failure, interrupt, progress::Counter, say::say};
 use crate::{
     checkpoint::Checkpoint,
     folder::{Accepted, Command, RunFolder},
-    graph::{Endpoint, Tap},
+    graph::{Endpoint, Graph, Tap},
     registry::Registry,
     sources::{Comparison, Survey},
     spec::{Change, RunSettings, diff, nodes},
@@ -27,7 +27,11 @@ pub(super) enum Found {
 /// What a resumed run is compared with.
 pub(super) struct Resuming<'a> {
     pub folder: &'a RunFolder,
-    pub prepared: &'a Prepared,
+    pub graph: &'a Graph,
+    /// The same as a flat file.
+    pub resolved: &'a str,
+    /// Those of the whole run.
+    pub steps: u64,
     pub registry: &'a Registry,
     /// Settings and accepted changes of earlier command lines.
     pub command: &'a Command,
@@ -35,17 +39,17 @@ pub(super) struct Resuming<'a> {
     pub accept: bool,
 }
 
-/// Changes, by how much they matter.
+/// Changes, by how much they matter: lines of text.
 #[derive(Default)]
-struct Changes {
+pub(super) struct Changes {
     /// No effect on what is trained.
-    free: Vec<String>,
+    pub free: Vec<String>,
     /// A consequence of the number of steps: shown, and not asked about.
-    follow: Vec<String>,
+    pub follow: Vec<String>,
     /// To be accepted.
-    grave: Vec<String>,
+    pub grave: Vec<String>,
     /// Their effects, in words.
-    effects: Vec<String>,
+    pub effects: Vec<String>,
 }
 
 impl Resuming<'_> {
@@ -69,7 +73,7 @@ impl Resuming<'_> {
         let Some(comparison) = comparison else { return Ok(Found::Interrupted) };
         self.note_graph(&found)?;
         let changes = self.changes(&found, &comparison)?;
-        let accepted = self.judge(&found, changes)?;
+        let accepted = self.judge(found.step, changes)?;
         Ok(Found::At(Box::new(found), accepted))
     }
 
@@ -103,7 +107,7 @@ impl Resuming<'_> {
     /// Mention a third graph: the run was resumed with it and killed before the next checkpoint.
     fn note_graph(&self, found: &Checkpoint) -> Result<(), Failure> {
         let last = self.folder.graph().map_err(Failure::new)?;
-        if last.is_some_and(|last| last != found.graph && last != self.prepared.resolved) {
+        if last.is_some_and(|last| last != found.graph && last != *self.resolved) {
             say!(
                 "note: graph.ron differs from the graph of the checkpoint of step {}: the run was resumed with another graph \
                  after it, and those steps are lost",
@@ -113,7 +117,8 @@ impl Resuming<'_> {
         Ok(())
     }
 
-    fn changes(&self, found: &Checkpoint, comparison: &Comparison) -> Result<Changes, Failure> {
+    /// What is not as the checkpoint records it.
+    pub fn changes(&self, found: &Checkpoint, comparison: &Comparison) -> Result<Changes, Failure> {
         let mut all = Changes::default();
         let restated = self.restated(found);
         let explained = |change: &Change| {
@@ -122,7 +127,7 @@ impl Resuming<'_> {
             })
         };
         let idle = self.idle();
-        for change in diff(&found.graph, &self.prepared.resolved)? {
+        for change in diff(&found.graph, self.resolved)? {
             let line = format!("  {change}");
             let node = node_of(&change.what);
             if comparison.same.contains(&change.what) {
@@ -145,7 +150,7 @@ impl Resuming<'_> {
     }
 
     /// Report the changes; returns those that were accepted.
-    fn judge(&self, found: &Checkpoint, changes: Changes) -> Result<Option<Accepted>, Failure> {
+    pub fn judge(&self, step: u64, changes: Changes) -> Result<Option<Accepted>, Failure> {
         let Changes { free, follow, grave, effects } = changes;
         if !free.is_empty() {
             say!("changed since the checkpoint, without effect on what is trained:\n{}", free.join("\n"));
@@ -154,7 +159,7 @@ impl Resuming<'_> {
             say!("changed since the checkpoint, following the number of steps:\n{}", follow.join("\n"));
         }
         let shown: Vec<String> = grave.iter().map(|line| line.trim().to_owned()).collect();
-        let accepted = (!shown.is_empty()).then_some(Accepted { step: found.step, changes: shown });
+        let accepted = (!shown.is_empty()).then_some(Accepted { step, changes: shown });
         let before = accepted.is_some() && accepted == self.command.accepted;
         let effects = effects.join("\n");
         if !grave.is_empty() && !self.accept && !before {
@@ -163,9 +168,8 @@ impl Resuming<'_> {
                 list += &format!("\nas a result\n{effects}");
             }
             return Err(Failure::new(format!(
-                "the checkpoint of step {} was trained with something else:\n{list}\nnothing was changed; --accept-changes \
-                 continues with the changes, {NEW_RUN}",
-                found.step
+                "the checkpoint of step {step} was trained with something else:\n{list}\nnothing was changed; --accept-changes \
+                 continues with the changes, {NEW_RUN}"
             )));
         }
         if !grave.is_empty() {
@@ -180,7 +184,7 @@ impl Resuming<'_> {
 
     /// What operators say about their old settings.
     fn restated(&self, found: &Checkpoint) -> Vec<(String, Restated)> {
-        let graph = &self.prepared.graph;
+        let graph = self.graph;
         let mut all = Vec::new();
         for (id, op, settings) in nodes(&found.graph) {
             let Ok(node) = graph.find(&id) else { continue };
@@ -195,7 +199,7 @@ impl Resuming<'_> {
                     cells.insert(input.name.to_owned(), state);
                 }
             }
-            let restart = Restart { step: found.step, steps: self.prepared.run.steps, cells };
+            let restart = Restart { step: found.step, steps: self.steps, cells };
             // A courtesy: a panic here must not stop the run.
             let said = guard::catch(|| node.op.restated(&old, &restart)).ok().flatten();
             all.extend(said.map(|restated| (id, restated)));
@@ -205,7 +209,7 @@ impl Resuming<'_> {
 
     /// Nodes that do not influence the carried state.
     fn idle(&self) -> BTreeSet<&str> {
-        let graph = &self.prepared.graph;
+        let graph = self.graph;
         let counts = graph.shapes_state();
         graph.nodes().filter(|(id, _)| !counts[id.index()]).map(|(_, node)| node.id.as_str()).collect()
     }
@@ -220,7 +224,7 @@ impl Resuming<'_> {
         if change.what == "run.device" {
             return RunSettings::default().device == new.trim_matches('"');
         }
-        let graph = &self.prepared.graph;
+        let graph = self.graph;
         let Ok(node) = graph.find(node) else { return false };
         let entry = self.registry.get(graph[node].op.name());
         entry.and_then(|entry| entry.setting(setting)).is_some_and(|known| known.default == *new)

@@ -5,28 +5,29 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use prefgraph_nn as nn;
 
 use super::{
-    Failure, INTERRUPTED, args, device, fill, fits,
+    Failure, INTERRUPTED, args,
+    begin::{Begin, Subject},
+    device, fill, fits,
     health::Health,
     interrupt,
     prepare::{Prepared, prepare},
     progress::Progress,
     resume::{Found, Resuming},
     say::say,
-    session::{Saved, Session},
+    session::Session,
     steps::Loop,
     system,
-    trained::{adapter_cells, complete, origin, rates, warn_of_nothing},
+    trained::{complete, warn_of_nothing},
     updates::Updates,
 };
 use crate::{
     checkpoint::Checkpoint,
-    folder::{Accepted, Command, MetricsFile, RunFolder, Survey as Lines},
+    folder::{Command, RunFolder, Survey as Lines},
     registry::Registry,
     run::{RunOptions, Runner},
     sources::{Reader, Survey},
@@ -41,7 +42,13 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
         (None, None) => return Err(Failure::new("no graph was named")),
     };
     let (existing, mut command) = existing(&path, args.resume)?;
-    forget(&mut command, args, registry);
+    if !command.over.is_empty() {
+        return Err(Failure::new(format!(
+            "`{0}` holds a sweep; `graph-run sweep GRAPH --resume --out {0}` continues it",
+            path.display()
+        )));
+    }
+    forget(&mut command, &args.graph, registry);
     let mut prepared = prepare(&args.graph.recalling(&command.set), registry)?;
     fits::check(&prepared, device::memory(&prepared.run.device), registry)?;
     let gpu = device::open(&prepared.run.device)?;
@@ -56,7 +63,9 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     let mut survey = Survey::of(&prepared.graph).map_err(Failure::new)?;
     let resuming = Resuming {
         folder: &folder,
-        prepared: &prepared,
+        graph: &prepared.graph,
+        resolved: &prepared.resolved,
+        steps: prepared.run.steps,
         registry,
         command: &command,
         accept: args.accept_changes,
@@ -102,15 +111,23 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     if !fill::fill(&mut prepared, &cpu, gpu.as_ref())? {
         return Ok(INTERRUPTED);
     }
-    let reader = Reader::start(survey)
+    let mut reader = Reader::start(survey)
         .map_err(|e| Failure::new(format!("cannot start a thread to read the data: {e}")))?;
     let begin = Begin { command, accepted, newest, lines, updates };
-    let session = begin.write(folder, &prepared, args, reader)?;
-    begin_loop(prepared, session, runner, health, args.json)
+    let subject = Subject {
+        graph: &prepared.graph,
+        plan: &prepared.plan,
+        run: &prepared.run,
+        resolved: &prepared.resolved,
+        sets: &prepared.sets,
+        file: args.graph.graph.as_deref(),
+    };
+    let session = begin.write(folder, &subject, &mut |patience| reader.sources(patience).clone())?;
+    begin_loop(prepared, session, reader, runner, health, args.json)
 }
 
 /// The folder of the run to resume, if it exists, and the settings it remembers.
-fn existing(path: &Path, resume: bool) -> Result<(Option<RunFolder>, Command), Failure> {
+pub(super) fn existing(path: &Path, resume: bool) -> Result<(Option<RunFolder>, Command), Failure> {
     match fs::symlink_metadata(path) {
         _ if !resume => return Ok((None, Command::default())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((None, Command::default())),
@@ -126,8 +143,8 @@ fn existing(path: &Path, resume: bool) -> Result<(Option<RunFolder>, Command), F
 }
 
 /// Forget settings of nodes that the graph no longer has. What else is wrong with the graph is said when it is built.
-fn forget(command: &mut Command, args: &args::Run, registry: &Registry) {
-    let Some(path) = args.graph.graph.as_deref().filter(|_| !command.set.is_empty()) else { return };
+pub(super) fn forget(command: &mut Command, args: &args::Graph, registry: &Registry) {
+    let Some(path) = args.graph.as_deref().filter(|_| !command.set.is_empty()) else { return };
     let Ok(outline) = spec::Outline::open(path, &[], registry) else { return };
     command.set.retain(|set| {
         let kept = outline.has_place_for(set);
@@ -173,76 +190,10 @@ fn introduce(prepared: &Prepared, path: &Path) {
     warn_of_nothing(prepared);
 }
 
-/// What is known when a run starts to write.
-struct Begin {
-    command: Command,
-    accepted: Option<Accepted>,
-    /// Step of the checkpoint it continues from.
-    newest: Option<u64>,
-    lines: Lines,
-    updates: Updates,
-}
-
-impl Begin {
-    /// Take the folder over and write the files that precede the first step.
-    fn write(
-        self,
-        mut folder: RunFolder,
-        prepared: &Prepared,
-        args: &args::Run,
-        mut reader: Reader,
-    ) -> Result<Session, Failure> {
-        folder.check().map_err(Failure::new)?;
-        folder.keep();
-        let newest = match self.newest {
-            Some(step) => step,
-            None => mark(&folder, prepared, &mut reader)?,
-        };
-        let machine = |set: &String| set.starts_with("run.lanes=") || set.starts_with("run.threads=");
-        let mut set = Command::default().over(&prepared.sets);
-        set.retain(|set| !machine(set));
-        let graph = args.graph.graph.as_deref().unwrap_or(Path::new("")).display().to_string();
-        let accepted = self.accepted.or(self.command.accepted);
-        folder.write_command(&Command { graph, set, accepted }).map_err(Failure::new)?;
-        folder.write_text("graph.ron", &prepared.resolved).map_err(Failure::new)?;
-        let picture = prepared.plan.to_dot(&prepared.graph).to_string();
-        folder.write_text("graph.dot", &picture).map_err(Failure::new)?;
-        if self.lines.later > 0 {
-            say!(
-                "note: {} lines of metrics.jsonl, from step {newest} on, are cut off; these steps run again",
-                self.lines.later
-            );
-        }
-        let metrics = MetricsFile::open(folder.path(), newest).map_err(Failure::new)?;
-        Ok(Session {
-            folder,
-            metrics,
-            run: prepared.run.clone(),
-            resolved: prepared.resolved.clone(),
-            saved: Saved::new(newest),
-            adapters: adapter_cells(&prepared.graph),
-            rates: rates(&prepared.graph),
-            origin: origin(&prepared.graph),
-            updates: self.updates,
-            reader,
-        })
-    }
-}
-
-/// Write the checkpoint of step 0: the folder holds a run from now on, and starting over loses nothing.
-fn mark(folder: &RunFolder, prepared: &Prepared, reader: &mut Reader) -> Result<u64, Failure> {
-    // Enough for a small data set; a large one is not worth the wait.
-    const PATIENCE: Duration = Duration::from_secs(1);
-    let sources = Some(reader.sources(PATIENCE).clone());
-    let (seed, graph) = (prepared.run.seed, prepared.resolved.clone());
-    let checkpoint = Checkpoint { step: 0, seed, graph, sources, cells: Default::default() };
-    checkpoint.write(&folder.checkpoints()).map_err(Failure::new)?;
-    Ok(0)
-}
-
 fn begin_loop(
     prepared: Prepared,
     session: Session,
+    reader: Reader,
     mut runner: Runner,
     health: Health,
     json: bool,
@@ -255,7 +206,7 @@ fn begin_loop(
         }
     }
     let progress = Progress::new(start, steps, prepared.run.log_every);
-    let mut running = Loop { runner, session, progress, health, json };
+    let mut running = Loop { runner, session, reader, progress, health, json };
     let done = running.go(steps);
     running.progress.end();
     done.map_err(|stop| running.session.explain(stop))

@@ -1,12 +1,16 @@
 //! What the steps of a run write into its folder.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use prefgraph_nn::{Adapter, lora::AdapterFormat};
-use prefgraph_ops::ports::{Effect, Metric, Metrics};
+use prefgraph_ops::{
+    NamedState,
+    ports::{Effect, Metric, Metrics},
+};
 
 use super::{
     stop::Stop,
@@ -16,13 +20,13 @@ use super::{
 use crate::{
     checkpoint::{Checkpoint, check_finite, check_range, prune},
     folder::{FolderError, Line, MetricsFile, RunFolder},
-    run::{Runner, StepOutput},
-    sources::Reader,
+    run::StepOutput,
+    sources::Sources,
     spec::RunSettings,
 };
 
 /// How long a checkpoint waits for the reader of the data.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The files of a run.
 pub(super) struct Session {
@@ -37,8 +41,6 @@ pub(super) struct Session {
     /// What adapter files say of where they come from.
     pub origin: Vec<(String, String)>,
     pub updates: Updates,
-    /// Reads the data that the run is made from, for checkpoints.
-    pub reader: Reader,
 }
 
 /// The checkpoints written so far.
@@ -129,26 +131,35 @@ impl Session {
         by_steps || (minutes > 0.0 && self.saved.at.elapsed().as_secs_f64() >= 60.0 * minutes)
     }
 
-    /// Write a checkpoint, unless this step has one; values out of range are refused.
-    pub fn checkpoint(&mut self, runner: &Runner) -> Result<(), Stop> {
-        let step = runner.next_step();
-        if self.saved.newest == step {
-            return Ok(());
-        }
-        let cells = runner.cells().map_err(Stop::failed)?;
-        let spoilt = |what: String| Stop::spoilt(step.saturating_sub(1), &what);
-        for (name, state) in &cells {
-            check_finite(name, state).map_err(spoilt)?;
+    /// Has the state before this step a checkpoint?
+    pub fn is_saved(&self, step: u64) -> bool {
+        self.saved.newest == step
+    }
+
+    /// Is the state one to go on from? If not, what is wrong with it.
+    pub fn check_cells(&self, cells: &BTreeMap<String, NamedState>) -> Result<(), String> {
+        for (name, state) in cells {
+            check_finite(name, state)?;
         }
         for AdapterCell { path, .. } in &self.adapters {
             let mut factors = cells.get(path).into_iter().flat_map(|state| &state.tensors);
-            factors.try_for_each(|t| check_range(&t.values, |_| t.name.clone())).map_err(spoilt)?;
+            factors.try_for_each(|t| check_range(&t.values, |_| t.name.clone()))?;
         }
+        Ok(())
+    }
+
+    /// Write the state before `step` as a checkpoint; values out of range are refused.
+    pub fn checkpoint(
+        &mut self,
+        step: u64,
+        cells: BTreeMap<String, NamedState>,
+        sources: Sources,
+    ) -> Result<(), Stop> {
+        self.check_cells(&cells).map_err(|what| Stop::spoilt(step.saturating_sub(1), &what))?;
         // A checkpoint must not claim steps whose metrics could still be lost.
         self.metrics.sync().map_err(Stop::failed)?;
-        let sources = Some(self.reader.sources(PATIENCE).clone());
         let (seed, graph) = (self.run.seed, self.resolved.clone());
-        let checkpoint = Checkpoint { step, seed, graph, sources, cells };
+        let checkpoint = Checkpoint { step, seed, graph, sources: Some(sources), cells };
         self.check()?;
         checkpoint.write(&self.folder.checkpoints()).map_err(Stop::failed)?;
         self.saved = Saved { newest: step, at: Instant::now(), ..self.saved };

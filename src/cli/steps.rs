@@ -11,13 +11,24 @@ use prefgraph_ops::{
 };
 
 use super::{
-    INTERRUPTED, first, health::Health, interrupt, progress::Progress, session::Session, stop::Stop, system,
+    INTERRUPTED, first,
+    health::Health,
+    interrupt,
+    progress::Progress,
+    session::{PATIENCE, Session},
+    stop::Stop,
+    system,
 };
-use crate::run::{RunError, Runner, StepOutput};
+use crate::{
+    run::{RunError, Runner, StepOutput},
+    sources::Reader,
+};
 
 pub(super) struct Loop {
     pub runner: Runner,
     pub session: Session,
+    /// Reads the data that the run is made from, for checkpoints.
+    pub reader: Reader,
     pub progress: Progress,
     pub health: Health,
     /// Are metrics printed on standard output?
@@ -53,7 +64,7 @@ impl Loop {
             let ends = interrupted || made == steps;
             let mut adapters = Vec::new();
             if ends || self.session.is_due(made) {
-                self.session.checkpoint(&self.runner)?;
+                self.checkpoint(made)?;
                 if ends || self.session.run.checkpoint_adapter {
                     adapters = self.session.export(&output)?;
                 }
@@ -68,6 +79,15 @@ impl Loop {
         }
         self.session.prune();
         Ok(0)
+    }
+
+    fn checkpoint(&mut self, step: u64) -> Result<(), Stop> {
+        if self.session.is_saved(step) {
+            return Ok(());
+        }
+        let cells = self.runner.cells().map_err(Stop::failed)?;
+        let sources = self.reader.sources(PATIENCE).clone();
+        self.session.checkpoint(step, cells, sources)
     }
 
     fn tell(&mut self, output: &StepOutput, metrics: &Metrics, line: &str) {
@@ -109,7 +129,7 @@ impl Loop {
 }
 
 /// A note about gradients that the run ends without using.
-fn left_over(metrics: &Metrics) -> Option<String> {
+pub(super) fn left_over(metrics: &Metrics) -> Option<String> {
     let number = |name: &str| metrics.get(name).and_then(Metric::mean);
     let (batch, of) = (number("micro_batch")?, number("micro_batches")?);
     (batch < of).then(|| {
@@ -120,7 +140,7 @@ fn left_over(metrics: &Metrics) -> Option<String> {
     })
 }
 
-fn stop(e: RunError) -> Stop {
+pub(super) fn stop(e: RunError) -> Stop {
     match &e {
         RunError::Node { step, source, .. } if source.fault() == Fault::Training => {
             Stop::Diverged(*step, e.to_string())

@@ -16,6 +16,9 @@ pub struct Command {
     pub graph: String,
     /// Settings in the syntax of `--set`, with absolute paths; each setting once.
     pub set: Vec<String>,
+    /// Of a sweep: the lists of values, in the syntax of `--over`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub over: Vec<String>,
     /// Accepted changes since a checkpoint; they hold until the next checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accepted: Option<Accepted>,
@@ -79,7 +82,12 @@ mod tests {
         let path = dir.path().join(NAME);
         assert_eq!(Command::read(&path).unwrap(), Command::default());
         let accepted = Accepted { step: 3, changes: vec!["update.lr: 1 -> 2".into()] };
-        let command = Command { graph: "g.ron".into(), set: vec!["a.b=1".into()], accepted: Some(accepted) };
+        let command = Command {
+            graph: "g.ron".into(),
+            set: vec!["a.b=1".into()],
+            accepted: Some(accepted),
+            over: Vec::new(),
+        };
         std::fs::write(&path, command.text().unwrap()).unwrap();
         assert_eq!(Command::read(&path).unwrap(), command);
         std::fs::write(&path, "{").unwrap();

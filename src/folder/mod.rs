@@ -8,6 +8,8 @@
 //!  command.json          settings from the command line, and accepted changes
 //!  lock                  held while a run is at work here
 //!
+//! The folder of a sweep has `sweep.json`, `sweep.svg`, `command.json`, a lock, and the folder of a run for each variant.
+//!
 //!  lock, held   the folder belongs to one run, and has not been moved or replaced
 //!  metrics, command   the files of these names
 //! ```
@@ -127,7 +129,7 @@ impl RunFolder {
             let name = name.to_string_lossy().into_owned();
             let adapter = name.starts_with("adapter") && name.ends_with(".safetensors");
             let counts = match name.as_str() {
-                "graph.ron" | "metrics.jsonl" | "preview" => true,
+                "graph.ron" | "metrics.jsonl" | "preview" | "sweep.json" => true,
                 // A run killed while writing its first checkpoint leaves only an unfinished one.
                 "checkpoints" => entries(&self.checkpoints())?.iter().any(|e| !is_unfinished(e)),
                 _ => adapter,

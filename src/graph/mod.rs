@@ -1,4 +1,4 @@
-//! The description of a training step: operators, wires between their ports, one loss, and the state carried from step
+//! The description of a training step: operators, wires between their ports, the loss, and the state carried from step
 //! to step. A graph holds no values and runs nothing.
 
 mod connect;
@@ -11,6 +11,7 @@ mod wire;
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
+    sync::Arc,
 };
 
 use petgraph::{Direction, graph::DiGraph, visit::EdgeRef};
@@ -28,14 +29,19 @@ pub use wire::{Endpoint, NodeId, Tap, Wire};
 pub struct Node {
     /// Unique in the graph.
     pub id: String,
-    /// What it computes.
-    pub op: Box<dyn DynOperator>,
+    /// What it computes. Several graphs may hold one operator.
+    pub op: Arc<dyn DynOperator>,
     /// Of the operator.
     pub inputs: Vec<InputSpec>,
     /// Of the operator.
     pub outputs: Vec<OutputSpec>,
     /// For every input, what it reads.
     pub wires: Vec<Vec<Endpoint>>,
+    /// The name that its random numbers are drawn by: its id, or the id of the node that it is a copy of.
+    pub draws_as: String,
+    /// Its turn among parts of the graph that do not depend on each other; 0 for what belongs to no part. A plan works on
+    /// as many turns at once as it has lanes, so that not all of them hold values for their backward at the same time.
+    pub turn: u32,
 }
 
 impl fmt::Debug for Node {
@@ -68,6 +74,9 @@ pub struct CarryWire {
 
 /// A training step: a directed acyclic graph of operators, a loss, and carried state.
 ///
+/// There may be several losses: what is differentiated is their sum, which nobody computes. Where no value reaches two of
+/// them, each cotangent is that of one loss.
+///
 /// A node whose outputs are carried is a *cell*: its forward runs once, while the cell is empty, and from then on it
 /// gives what [`carry`](Self::carry) put there at the end of the step before.
 #[derive(Default)]
@@ -76,7 +85,7 @@ pub struct Graph {
     pub name: String,
     dag: DiGraph<Node, Edge>,
     by_id: HashMap<String, NodeId>,
-    loss: Option<Endpoint>,
+    losses: Vec<Endpoint>,
     carries: Vec<CarryWire>,
     /// By cell, its place among them.
     by_cell: BTreeMap<Endpoint, usize>,
@@ -144,30 +153,53 @@ impl Graph {
             self.check_input(id, op.name(), spec, wires)?;
         }
         let outputs = op.outputs();
-        let node =
-            self.dag.add_node(Node { id: id.into(), op, inputs: specs, outputs, wires: inputs.to_vec() });
-        for (input, wires) in inputs.iter().enumerate() {
+        let wires = inputs.to_vec();
+        let (id, draws_as, op) = (id.to_owned(), id.to_owned(), Arc::from(op));
+        Ok(self.push(Node { id, op, inputs: specs, outputs, wires, draws_as, turn: 0 }))
+    }
+
+    /// Add a copy of a node of another graph: the same operator, which draws the same random numbers. Its wires lead to copies of
+    /// what it reads there, so their types need no second look; its id may have characters that are not those of files.
+    pub(crate) fn insert_copy(
+        &mut self,
+        id: String,
+        of: &Node,
+        wires: Vec<Vec<Endpoint>>,
+        turn: u32,
+    ) -> Result<NodeId, GraphError> {
+        if self.by_id.contains_key(&id) {
+            return Err(GraphError::Duplicate { id });
+        }
+        let (op, draws_as) = (of.op.clone(), of.draws_as.clone());
+        let (inputs, outputs) = (of.inputs.clone(), of.outputs.clone());
+        Ok(self.push(Node { id, op, inputs, outputs, wires, draws_as, turn }))
+    }
+
+    fn push(&mut self, node: Node) -> NodeId {
+        let (id, wires) = (node.id.clone(), node.wires.clone());
+        let node = self.dag.add_node(node);
+        for (input, wires) in wires.iter().enumerate() {
             for (position, from) in wires.iter().enumerate() {
                 let edge = Edge { port: from.port, tap: from.tap, input, position };
                 self.dag.add_edge(from.node, node, edge);
             }
         }
-        self.by_id.insert(id.into(), node);
-        Ok(node)
+        self.by_id.insert(id, node);
+        node
     }
 
     /// Put another operator with the same ports in the place of a node's; returns the old one.
     pub(crate) fn replace_operator(
         &mut self,
         node: NodeId,
-        op: Box<dyn DynOperator>,
-    ) -> Box<dyn DynOperator> {
+        op: Arc<dyn DynOperator>,
+    ) -> Arc<dyn DynOperator> {
         std::mem::replace(&mut self.dag[node].op, op)
     }
 
     /// Name the port that is differentiated.
     pub fn set_loss(&mut self, loss: Wire<Scalar>) {
-        self.loss = Some(loss.endpoint());
+        self.losses = vec![loss.endpoint()];
     }
 
     /// [`set_loss`](Self::set_loss) for a port whose type is known at run time only.
@@ -175,11 +207,28 @@ impl Graph {
     /// # Errors
     /// If it does not carry one number.
     pub fn set_loss_at(&mut self, loss: Endpoint) -> Result<(), GraphError> {
+        self.check_loss(loss)?;
+        self.losses = vec![loss];
+        Ok(())
+    }
+
+    /// Name one more port that is differentiated; one that is named already is not counted twice.
+    ///
+    /// # Errors
+    /// If it does not carry one number.
+    pub fn add_loss_at(&mut self, loss: Endpoint) -> Result<(), GraphError> {
+        self.check_loss(loss)?;
+        if !self.losses.contains(&loss) {
+            self.losses.push(loss);
+        }
+        Ok(())
+    }
+
+    fn check_loss(&self, loss: Endpoint) -> Result<(), GraphError> {
         let ty = self.port_type(loss)?;
         if loss.tap == Tap::Cotangent || !ty.is_scalar() {
             return Err(GraphError::Loss { from: self.path(loss), found: carried(loss, ty) });
         }
-        self.loss = Some(loss);
         Ok(())
     }
 
@@ -223,9 +272,14 @@ impl Graph {
         Ok(())
     }
 
-    /// The port that is differentiated.
+    /// The port that is differentiated; of several, the first.
     pub fn loss(&self) -> Option<Endpoint> {
-        self.loss
+        self.losses.first().copied()
+    }
+
+    /// All ports that are differentiated.
+    pub fn losses(&self) -> &[Endpoint] {
+        &self.losses
     }
 
     /// All cells and their next values, in the order in which they were stated.

@@ -21,8 +21,8 @@ impl Graph {
             for Endpoint { node, tap, .. } in self[node].wires.iter().flatten() {
                 reach(&mut open, *node);
                 // A derivative depends on all that the loss depends on.
-                if let (Tap::Cotangent, Some(loss)) = (tap, self.loss()) {
-                    reach(&mut open, loss.node);
+                if *tap == Tap::Cotangent {
+                    self.losses().iter().for_each(|loss| reach(&mut open, loss.node));
                 }
             }
         }

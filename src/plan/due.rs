@@ -1,6 +1,6 @@
 //! Which nodes run in a step: those whose outputs are needed.
 //!
-//! The loss, what is carried and what is kept are wanted at every step. A node that nobody reads, e.g. one that has pictures
+//! Losses, what is carried and what is kept are wanted at every step. A node that nobody reads, e.g. one that has pictures
 //! written, says itself at which steps it is due. All else follows: what only pictures read is computed only where
 //! pictures are drawn.
 
@@ -13,7 +13,7 @@ pub(crate) fn due(graph: &Graph, step: u64, kept: impl IntoIterator<Item = Endpo
     let mut wanted = vec![false; graph.len()];
     let mut read = vec![false; graph.len()];
     let carried = graph.carries().iter().flat_map(|c| [c.cell, c.next]);
-    for at in carried.chain(graph.loss()).chain(kept) {
+    for at in carried.chain(graph.losses().iter().copied()).chain(kept) {
         wanted[at.node.index()] = true;
     }
     let nodes: Vec<_> = graph.nodes().collect();

@@ -183,7 +183,7 @@ impl Explain<'_> {
                 format!("{}.{}", target.id, target.inputs[edge.input].name)
             })
             .collect();
-        if self.graph.loss().is_some_and(|l| l.node == id) {
+        if self.graph.losses().iter().any(|l| l.node == id) {
             from.insert(0, "1".into());
         }
         from.join(" + ")

@@ -60,7 +60,7 @@ pub(super) fn derive(graph: &Graph, slots: &Slots, cells: &[bool]) -> Result<Gra
     };
     let mut tapped = vec![false; slots.len()];
     let taps: Vec<(NodeId, usize, Endpoint)> = taps(graph).collect();
-    let Some(loss) = graph.loss() else {
+    if graph.losses().is_empty() {
         return match taps.first() {
             None => Ok(gradient),
             Some(&(node, input, from)) => {
@@ -69,18 +69,22 @@ pub(super) fn derive(graph: &Graph, slots: &Slots, cells: &[bool]) -> Result<Gra
                 Err(PlanError::new(graph, node, message).at_input(graph[node].inputs[input].name))
             }
         };
-    };
-    before_the_gradient(graph, loss)?;
+    }
+    for &loss in graph.losses() {
+        before_the_gradient(graph, loss)?;
+    }
 
     let mut search =
         Search { graph, slots, cells, down: vec![false; slots.len()], node_down: vec![false; graph.len()] };
-    search.down[slots.at(loss)] = true;
+    for &loss in graph.losses() {
+        search.down[slots.at(loss)] = true;
+    }
     for index in (0..graph.len()).rev() {
         search.visit(NodeId::new(index));
     }
     for &(node, input, from) in &taps {
         if !search.down[slots.at(from)] {
-            return Err(search.unreached(node, input, from, loss));
+            return Err(search.unreached(node, input, from));
         }
         tapped[slots.at(from)] = true;
     }
@@ -171,8 +175,10 @@ impl Search<'_> {
         self.node_down[node.index()] = self.slots.all(node).any(|slot| self.down[slot]);
     }
 
-    fn unreached(&self, reader: NodeId, input: usize, from: Endpoint, loss: Endpoint) -> PlanError {
-        let (port, loss) = (Endpoint { tap: Tap::Value, ..from }, self.graph.path(loss));
+    fn unreached(&self, reader: NodeId, input: usize, from: Endpoint) -> PlanError {
+        let port = Endpoint { tap: Tap::Value, ..from };
+        let losses: Vec<String> = self.graph.losses().iter().map(|l| self.graph.path(*l)).collect();
+        let loss = losses.join("`, `");
         let mut message = format!("no gradient reaches `{}`: ", self.graph.path(port));
         let ends = self.ends(from);
         if ends.is_empty() {

@@ -73,7 +73,7 @@ pub(super) fn items(
         backward[planned.task.node().index()] = Some(id);
     }
     let mut pinned = vec![false; slots.len()];
-    for endpoint in graph.carries().iter().map(|c| c.next).chain(graph.loss()) {
+    for endpoint in graph.carries().iter().map(|c| c.next).chain(graph.losses().iter().copied()) {
         pinned[slots.at(endpoint)] = true;
     }
     let mut items = Vec::with_capacity(2 * tasks.len());

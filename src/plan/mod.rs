@@ -246,7 +246,7 @@ impl Plan {
         agree::check(graph, &variants[0])?;
         let gradient = gradient::derive(graph, &slots, &cells)?;
         let ahead = ahead::derive(graph, &cells);
-        let tasks = tasks::tasks(graph, &gradient, &ahead);
+        let tasks = tasks::tasks(graph, &gradient, &ahead, options.lanes);
         let items = memory::items(graph, &slots, &variants, &gradient, &tasks, &cells, networks);
         let resident = |place| variants.iter().map(|v| memory::resident(graph, &slots, v, place)).collect();
         let resident = options.places().into_iter().map(|place| (place, resident(place))).collect();

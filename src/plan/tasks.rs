@@ -1,10 +1,16 @@
 //! Forwards and backwards as one set of tasks: the gradient is planned and overlapped like any other work.
+//!
+//! Parts of a graph that do not depend on each other take turns, or else all their forwards, which are the most urgent, would come
+//! before the first backward, and each of them holds what its backward needs.
+
+use std::collections::BTreeMap;
 
 use super::{Gradient, Phase, Place, PlannedTask, Task, TaskId, ahead::has_effects};
 use crate::graph::{Graph, Tap};
 
-/// The forward of node `i` is task `i`; the backwards follow, the last node first.
-pub(super) fn tasks(graph: &Graph, gradient: &Gradient, ahead: &[bool]) -> Vec<PlannedTask> {
+/// The forward of node `i` is task `i`; the backwards follow, the last node first. At most so many turns are `abreast`.
+pub(super) fn tasks(graph: &Graph, gradient: &Gradient, ahead: &[bool], abreast: usize) -> Vec<PlannedTask> {
+    let turns = turns(graph, ahead, abreast);
     let mut backward: Vec<Option<TaskId>> = vec![None; graph.len()];
     let mut all: Vec<Task> = graph.nodes().map(|(id, _)| Task::Forward(id)).collect();
     for (id, _) in graph.nodes().filter(|(id, _)| gradient.reaches(*id)).collect::<Vec<_>>().into_iter().rev()
@@ -40,6 +46,9 @@ pub(super) fn tasks(graph: &Graph, gradient: &Gradient, ahead: &[bool]) -> Vec<P
                 std::iter::once(node.index()).chain(readers).collect()
             }
         };
+        if let Task::Forward(node) = task {
+            after.extend(turns.get(&node.index()).into_iter().flatten());
+        }
         after.sort_unstable();
         after.dedup();
         let phase = match task {
@@ -70,4 +79,28 @@ pub(super) fn tasks(graph: &Graph, gradient: &Gradient, ahead: &[bool]) -> Vec<P
         }
     }
     tasks
+}
+
+/// The forwards that begin a turn, by node, and what they wait for: that an earlier turn has carried what it learned, and holds
+/// nothing for its backward any more. What is carried is needed in every step, so nobody waits for what is not due.
+fn turns(graph: &Graph, ahead: &[bool], abreast: usize) -> BTreeMap<TaskId, Vec<TaskId>> {
+    let mut ends: BTreeMap<u32, Vec<TaskId>> = BTreeMap::new();
+    for carry in graph.carries() {
+        let node = carry.next.node;
+        match graph[node].turn {
+            0 => {}
+            turn => ends.entry(turn).or_default().push(node.index()),
+        }
+    }
+    let order: Vec<u32> = ends.keys().copied().collect();
+    let mut waits = BTreeMap::new();
+    for (id, node) in graph.nodes().filter(|(id, _)| !ahead[id.index()]) {
+        // A node of a turn that carries nothing goes with the turn before.
+        let place = order.partition_point(|turn| *turn <= node.turn);
+        let begins = node.wires.iter().flatten().all(|from| graph[from.node].turn != node.turn);
+        if node.turn > 0 && begins && place > abreast {
+            waits.insert(id.index(), ends[&order[place - 1 - abreast]].clone());
+        }
+    }
+    waits
 }

@@ -357,9 +357,11 @@ impl Coordinator {
             take::<Effects>(&effects).0.into_iter().map(move |effect| (id.clone(), effect))
         });
         front.times.sort_by(|a, b| a.start.total_cmp(&b.start));
+        let losses: Vec<f32> = graph.losses().iter().filter_map(|&at| Some(number(&value(at)?))).collect();
         let output = StepOutput {
             step: front.step,
-            loss: graph.loss().and_then(value).map(|loss| number(&loss)),
+            loss: losses.first().copied(),
+            losses,
             effects: effects.collect(),
             times: std::mem::take(&mut front.times),
             seconds: request.since.elapsed().as_secs_f64(),

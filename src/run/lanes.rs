@@ -22,7 +22,7 @@ use super::{
     work::{Done, Job, Product, Work},
 };
 use crate::{
-    graph::{Graph, NodeId, Tap},
+    graph::{Endpoint, Graph, NodeId, Tap},
     plan::{Plan, Task},
 };
 
@@ -71,7 +71,7 @@ fn run(
 ) -> Result<Product, OpError> {
     let node = &shared.graph[task.node()];
     let (cpu, gpu) = (&shared.cpu, shared.gpu.as_ref());
-    let ctx = Ctx { step, seed: shared.seed, node: &node.id, cpu, gpu, host };
+    let ctx = Ctx { step, seed: shared.seed, node: &node.draws_as, cpu, gpu, host };
     match job {
         Job::Forward(inputs) => forward(shared, &ctx, task.node(), inputs),
         Job::Backward(saved, cotangents) => backward(shared, &ctx, task.node(), saved, cotangents),
@@ -144,7 +144,7 @@ fn backward(
     let node = &shared.graph[id];
     let mut sums = Vec::with_capacity(node.outputs.len());
     for (port, (spec, came)) in node.outputs.iter().zip(cotangents).enumerate() {
-        let is_loss = shared.graph.loss().is_some_and(|l| l.node == id && l.port == port);
+        let is_loss = shared.graph.losses().contains(&Endpoint::value(id, port));
         let one = is_loss.then(|| {
             let one: Scalar = ctx.host.ones();
             Arc::new(one) as Value

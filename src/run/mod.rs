@@ -76,8 +76,10 @@ pub struct TaskTime {
 pub struct StepOutput {
     /// Its number, from zero.
     pub step: u64,
-    /// The loss, if the graph has one.
+    /// The loss, if the graph has one; of several, the first.
     pub loss: Option<f32>,
+    /// All losses, in the order of [`Graph::losses`].
+    pub losses: Vec<f32>,
     /// What nodes ask to be written, with their ids, in the order of the graph.
     pub effects: Vec<(String, Effect)>,
     /// Every task that ran for this step, by start; those that ran ahead started before the step was asked for.
@@ -86,7 +88,7 @@ pub struct StepOutput {
     pub seconds: f64,
     /// The part of it in which nothing could be done but wait for nodes that may run ahead: for data.
     pub data_seconds: f64,
-    kept: BTreeMap<Endpoint, Value>,
+    pub(crate) kept: BTreeMap<Endpoint, Value>,
 }
 
 impl StepOutput {
@@ -211,6 +213,17 @@ impl Runner {
     /// # Errors
     /// If the run has broken down; if a cell lives on a device that fails.
     pub fn cells(&self) -> Result<BTreeMap<String, NamedState>, RunError> {
+        self.cells_of(|_| true)
+    }
+
+    /// The same of some cells.
+    ///
+    /// # Errors
+    /// As [`cells`](Self::cells).
+    pub fn cells_of(
+        &self,
+        wanted: impl Fn(Endpoint) -> bool,
+    ) -> Result<BTreeMap<String, NamedState>, RunError> {
         let (answer, reply) = bounded(1);
         self.tell(Message::Cells(answer))?;
         let cells = reply.recv().map_err(|_| RunError::Stopped)?;
@@ -221,7 +234,7 @@ impl Runner {
                 (carry.save)(&value).map_err(|source| RunError::Save { cell: path.clone(), source })?;
             Ok((path, state))
         };
-        cells.into_iter().map(save).collect()
+        cells.into_iter().filter(|(at, _)| wanted(*at)).map(save).collect()
     }
 
     /// Go on at `step` from cells that [`cells`](Self::cells) gave. No cells at all are those of a run that has not

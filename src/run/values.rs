@@ -31,7 +31,8 @@ impl Reads {
         }
         let wires = graph.nodes().flat_map(|(_, node)| node.wires.iter().flatten().copied());
         // What is looked at when the step has ended counts as a reader that never finishes.
-        let at_end = graph.carries().iter().map(|c| c.next).chain(graph.loss()).chain(kept.iter().copied());
+        let losses = graph.losses().iter().copied();
+        let at_end = graph.carries().iter().map(|c| c.next).chain(losses).chain(kept.iter().copied());
         let all: Vec<Endpoint> = wires.chain(at_end).chain(reads.effects.iter().copied()).collect();
         for at in all {
             *reads.of(at, slots) += 1;

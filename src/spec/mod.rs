@@ -4,6 +4,7 @@
 //!  source, excerpt        texts and places in them, and what an error shows of a text
 //!  syntax, scan           one level of RON at a time, with the place of every part
 //!  parse -> merge -> set  one file; a chain of files as one; settings of the command line over it
+//!  over                   lists of values on the command line: variants
 //!  resolve -> wire        references followed and operators built; names become wires
 //!  caching                nodes that a cache stands before
 //!  resolved, diff         a graph as one flat file; what two of them have not in common
@@ -20,6 +21,7 @@ mod excerpt;
 mod merge;
 mod nearest;
 mod outline;
+mod over;
 mod parse;
 mod paths;
 mod resolve;
@@ -39,6 +41,7 @@ pub use diff::{Change, Facts, diff};
 pub(crate) use diff::{compare, nodes};
 pub(crate) use nearest::advice;
 pub use outline::Outline;
+pub use over::Overs;
 pub(crate) use run_settings::{CPU, DEVICES, gpu_number};
 pub use run_settings::{CacheSettings, RunSettings};
 pub use source::SpecError;
@@ -64,6 +67,7 @@ pub struct Loaded {
     pub resolved: String,
     /// The settings over the file, with absolute paths.
     pub sets: Vec<String>,
+    cached: CacheSettings,
     sources: Sources,
     merged: Merged,
 }
@@ -160,14 +164,27 @@ fn load_from(
 ) -> Result<Loaded, Box<SpecError>> {
     let mut sources = Sources::default();
     let (merged, sets) = merged(&mut sources, name, text, folder, path, sets, registry)?;
+    let mut loaded = build(sources, merged, sets, registry)?;
+    let mut graph = std::mem::take(&mut loaded.graph);
+    loaded.cache = loaded.attach_cache(&mut graph, |id| vec![id.to_owned()])?;
+    loaded.graph = graph;
+    Ok(loaded)
+}
+
+/// The graph that these texts state, without its cache.
+fn build(
+    sources: Sources,
+    merged: Merged,
+    sets: Vec<String>,
+    registry: &Registry,
+) -> Result<Loaded, Box<SpecError>> {
     let (built, run, cached) = resolve::Resolver::new(&sources, &merged, registry)?.all()?;
     let internal = |e: String| SpecError::nowhere(format!("internal error, please report it: {e}"));
     let settings = built.iter().map(|b| text::fields(&b.settings)).collect::<Result<Vec<_>, _>>();
     let settings = settings.map_err(internal)?;
-    let mut graph = wire::wire(&sources, &merged, built)?;
-    let cache = caching::attach(&sources, &merged, &mut graph, &cached, &run.device)?;
+    let graph = wire::wire(&sources, &merged, built)?;
     let resolved = resolved::resolved(&graph, &merged, &settings, &run, &cached).map_err(internal)?;
-    Ok(Loaded { graph, run, cache, resolved, sets, sources, merged })
+    Ok(Loaded { graph, run, cache: None, resolved, sets, cached, sources, merged })
 }
 
 /// A chain of files as one, with the settings of the command line over it.
@@ -193,6 +210,20 @@ pub(crate) fn unknown_operator(name: &str, registry: &Registry) -> String {
 }
 
 impl Loaded {
+    /// Put the cache that the file states before nodes of `graph`, which are found by what `named` says for each id of the file.
+    ///
+    /// # Errors
+    /// If a node cannot be cached; the error shows the place.
+    pub fn attach_cache(
+        &self,
+        graph: &mut Graph,
+        named: impl Fn(&str) -> Vec<String>,
+    ) -> Result<Option<Cache>, Box<SpecError>> {
+        let nodes = self.cached.nodes.iter().flat_map(|id| named(id)).collect();
+        let settings = CacheSettings { nodes, path: self.cached.path.clone() };
+        caching::attach(&self.sources, &self.merged, graph, &settings, &self.run.device)
+    }
+
     /// An error about a node, or one of its inputs, shown where the file states it.
     pub fn error_at(&self, node: &str, input: Option<&str>, message: &str) -> Box<SpecError> {
         let Some(spec) = self.merged.node(node) else { return SpecError::nowhere(message) };

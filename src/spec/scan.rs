@@ -103,6 +103,24 @@ pub(super) fn strings(text: &str) -> Vec<Range<usize>> {
     pieces(text).filter(|(kind, _)| *kind == Kind::Text).map(|(_, range)| range).collect()
 }
 
+/// The parts of `text` between separators that stand in no bracket, string or comment.
+pub(super) fn split(text: &str, separator: char) -> Vec<Range<usize>> {
+    let (mut parts, mut start, mut depth) = (Vec::new(), 0, 0usize);
+    for (kind, range) in pieces(text) {
+        match (kind, &text[range.clone()]) {
+            (Kind::Other, "(" | "[" | "{") => depth += 1,
+            (Kind::Other, ")" | "]" | "}") => depth = depth.saturating_sub(1),
+            (Kind::Other, found) if depth == 0 && found.chars().eq([separator]) => {
+                parts.push(start..range.start);
+                start = range.end;
+            }
+            _ => {}
+        }
+    }
+    parts.push(start..text.len());
+    parts
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +130,18 @@ mod tests {
         assert_eq!(trim(" // a \"b\n /* x /* y */ */ Some( 5 /* in */ ) // c"), "Some( 5 /* in */ )");
         assert_eq!(trim(r##" "a // b" /* " */ "##), r#""a // b""#);
         assert_eq!(trim(" \n "), "");
+    }
+
+    #[test]
+    fn a_list_is_split_where_no_bracket_and_no_string_is_open() {
+        let parts = |text: &'static str| split(text, ',').into_iter().map(|r| &text[r]).collect::<Vec<_>>();
+        assert_eq!(parts("0.05,-1e-4, x"), ["0.05", "-1e-4", " x"]);
+        assert_eq!(
+            parts(r#"["a,b","c"],(x: 1, y: 2),"d,e""#),
+            [r#"["a,b","c"]"#, "(x: 1, y: 2)", r#""d,e""#]
+        );
+        assert_eq!(parts(""), [""]);
+        assert_eq!(parts("a)],b"), ["a)]", "b"]);
     }
 
     #[test]

@@ -56,40 +56,72 @@ fn apply_one(
             None => "as in `--set noise.process=flow` or `--set run.steps=10`".into(),
         }));
     };
-    let key = At { value: field.to_owned(), span: at(node.len() + 1, field) };
-    let value_at = at(node.len() + field.len() + 2, value);
+    let setting = Setting {
+        node: At { value: node.to_owned(), span: at(0, node) },
+        field: At { value: field.to_owned(), span: at(node.len() + 1, field) },
+    };
+    let value = At { value: value.to_owned(), span: at(node.len() + field.len() + 2, value) };
+    assign(sources, merged, &setting, &value, registry)
+}
+
+/// A setting that the command line names.
+#[derive(Clone, Debug)]
+pub(super) struct Setting {
+    /// A node, `run` or `cache`.
+    pub node: At<String>,
+    pub field: At<String>,
+}
+
+impl Setting {
+    /// As `--set` names it.
+    pub fn name(&self) -> String {
+        format!("{}.{}", self.node.value, self.field.value)
+    }
+}
+
+/// Give a setting a value, as the command line writes it; relative paths are relative to the folder of the text that states it.
+/// Returns `node.setting=VALUE` so that it means the same in every folder.
+pub(super) fn assign(
+    sources: &Sources,
+    merged: &mut Merged,
+    setting: &Setting,
+    value: &At<String>,
+    registry: &Registry,
+) -> Result<String, Box<SpecError>> {
+    let Setting { node: At { value: node, span: node_at }, field: key } = setting;
+    let (field, At { value, span: value_at }) = (key.value.as_str(), value);
     let (ron, path) = match merged.node(node) {
         Some(found) => {
             let entry = entry_of(sources, registry, found)?;
-            let setting = entry.setting(field).ok_or_else(|| unknown_setting(sources, entry, &key))?;
+            let setting = entry.setting(field).ok_or_else(|| unknown_setting(sources, entry, key))?;
             (as_ron(field, value, |text| entry.check(text).is_ok()), setting.doc.path)
         }
-        None if node == "run" => other::<RunSettings>(sources, "a run", &key, value)?,
-        None if node == "cache" => other::<CacheSettings>(sources, "a cache", &key, value)?,
+        None if node == "run" => other::<RunSettings>(sources, "a run", key, value)?,
+        None if node == "cache" => other::<CacheSettings>(sources, "a cache", key, value)?,
         None => {
             let help = advice("nodes", node, merged.ids().chain(["run", "cache"]));
-            let error = sources.error(format!("there is no node `{node}`"), at(0, node), "not a node");
+            let error = sources.error(format!("there is no node `{node}`"), *node_at, "not a node");
             return Err(error.help(help));
         }
     };
     let Some(ron) = ron else {
-        let error = sources.error(format!("`{field}` cannot be `{value}`"), value_at, "not one value");
+        let error = sources.error(format!("`{field}` cannot be `{value}`"), *value_at, "not one value");
         return Err(error.help("one `--set` sets one setting: repeat it for another, as in `--set run.steps=10 --set run.seed=1`"));
     };
     // A reference is no path, and a path that cannot be stated is refused later, in place.
     let is_reference = text::read::<String>(&ron).is_ok_and(|content| content.starts_with('@'));
     let anywhere = match path && !is_reference {
-        true => absolute(&ron, sources.folder(file)).unwrap_or_else(|_| ron.clone()),
+        true => absolute(&ron, sources.folder(value_at.file)).unwrap_or_else(|_| ron.clone()),
         false => ron.clone(),
     };
     let normal = format!("{node}.{field}={anywhere}");
-    let value = At { value: ron, span: value_at };
-    let all = match merged.nodes.iter_mut().find(|n| n.id.value == node) {
+    let value = At { value: ron, span: *value_at };
+    let all = match merged.nodes.iter_mut().find(|n| n.id.value == *node) {
         Some(found) => &mut found.settings,
         None if node == "cache" => &mut merged.cache,
         None => &mut merged.run,
     };
-    put(all, key, value);
+    put(all, key.clone(), value);
     Ok(normal)
 }
 

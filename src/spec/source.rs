@@ -11,9 +11,11 @@ use super::excerpt::{self, Excerpt};
 
 /// The name of a source that is a setting of the command line.
 pub(super) const COMMAND_LINE: &str = "--set";
+/// The name of a source that is a list of values of the command line.
+pub(super) const VARIED: &str = "--over";
 
-/// A text that settings can come from: a graph file, or one `--set` of the command line.
-#[derive(Debug)]
+/// A text that settings can come from: a graph file, or one `--set` or `--over` of the command line.
+#[derive(Clone, Debug)]
 pub(super) struct SourceText {
     /// Its name is shown in errors.
     pub shown: Excerpt,
@@ -48,7 +50,7 @@ pub(super) struct At<V> {
 }
 
 /// All texts read so far.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Sources(Vec<SourceText>);
 
 impl Sources {
@@ -71,7 +73,7 @@ impl Sources {
 
     /// Is it a setting of the command line?
     pub fn is_command_line(&self, file: usize) -> bool {
-        self.name(file) == COMMAND_LINE
+        [COMMAND_LINE, VARIED].contains(&self.name(file))
     }
 
     pub fn folder(&self, file: usize) -> &Path {

@@ -6,6 +6,7 @@
 //!  signs      what the numbers of a moment are signs of, with all thresholds
 //!  advice     what to say of a sign, with the settings that help
 //!  summary    what a run has achieved, in a few lines
+//!  history    the same as numbers, along the run
 //! ```
 //!
 //! Everything here follows from the metrics of steps: it changes nothing and costs nothing.
@@ -13,6 +14,7 @@
 mod advice;
 mod change;
 mod held_out;
+mod history;
 mod signs;
 mod summary;
 
@@ -20,11 +22,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prefgraph_ops::ports::{Metric, Metrics};
 
+pub(super) use self::history::{Better, History, Measure, Point};
 use self::{
     change::{Change, Pair, Steps},
     held_out::HeldOut,
     signs::{LOSS_WINDOW, Moment, Sign, WINDOW},
 };
+
 use super::recent::{Mean, RecentValues};
 use crate::graph::Graph;
 
@@ -99,20 +103,9 @@ impl Health {
 
     /// A step from before the run was resumed, from its line of metrics.jsonl: what was said of it then is not said again.
     pub fn recall(&mut self, line: &serde_json::Value) {
-        let (Some(step), Some(fields)) = (line["step"].as_u64(), line.as_object()) else { return };
-        let metric = |value: &serde_json::Value| match value {
-            serde_json::Value::Number(number) => number.as_f64().map(Metric::Number),
-            serde_json::Value::Array(all) => {
-                let numbers = all.iter().map(serde_json::Value::as_f64).collect::<Option<Vec<f64>>>();
-                let texts = || {
-                    all.iter().map(|text| text.as_str().map(str::to_owned)).collect::<Option<Vec<String>>>()
-                };
-                numbers.map(Metric::PerSample).or_else(|| texts().map(Metric::Texts))
-            }
-            _ => None,
-        };
-        let metrics = fields.iter().filter_map(|(name, value)| Some((name.clone(), metric(value)?)));
-        self.observe(step, &Metrics(metrics.collect()));
+        if let Some((step, metrics)) = recorded(line) {
+            self.observe(step, &metrics);
+        }
     }
 
     /// A step has finished. What is to be said of it now: every sign that was not there before.
@@ -166,6 +159,23 @@ impl Health {
             held_out: self.held_out.values().filter(settled).flat_map(HeldOut::changes).collect(),
         }
     }
+}
+
+/// The step and the metrics of a line of metrics.jsonl.
+fn recorded(line: &serde_json::Value) -> Option<(u64, Metrics)> {
+    let (step, fields) = (line["step"].as_u64()?, line.as_object()?);
+    let metric = |value: &serde_json::Value| match value {
+        serde_json::Value::Number(number) => number.as_f64().map(Metric::Number),
+        serde_json::Value::Array(all) => {
+            let numbers = all.iter().map(serde_json::Value::as_f64).collect::<Option<Vec<f64>>>();
+            let texts =
+                || all.iter().map(|text| text.as_str().map(str::to_owned)).collect::<Option<Vec<String>>>();
+            numbers.map(Metric::PerSample).or_else(|| texts().map(Metric::Texts))
+        }
+        _ => None,
+    };
+    let metrics = fields.iter().filter_map(|(name, value)| Some((name.clone(), metric(value)?)));
+    Some((step, Metrics(metrics.collect())))
 }
 
 /// What the batch of a step says; `None` where it is not measured, or holds what is not finite.

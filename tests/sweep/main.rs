@@ -1,0 +1,313 @@
+//! `graph-run sweep`: the variants of a sweep leave what their own runs leave, to the bit.
+
+mod plans;
+#[cfg(unix)]
+mod signals;
+
+#[path = "../copy/mod.rs"]
+mod copy;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use assert_cmd::cargo::cargo_bin;
+use copy::copy;
+use serde_json::Value;
+
+/// The demo's pictures, small, and all that a recipe has: masks, held-out pairs, previews, two formats of adapters.
+const DEMO: [&str; 17] = [
+    "graphs/focusdpo.ron",
+    "--steps",
+    "6",
+    "--set",
+    "pairs.height=64",
+    "--set",
+    "pairs.width=64",
+    "--set",
+    "pairs.reference_height=32",
+    "--set",
+    "pairs.reference_width=32",
+    "--set",
+    "pairs.batch=2",
+    "--set",
+    "held_out.first=2",
+    "--set",
+    "preview.every=3",
+];
+/// Held-out pairs are measured twice; a checkpoint after every other step, and all of them kept.
+const OFTEN: [&str; 6] =
+    ["--set", "held_out_log.every=3", "--set", "run.checkpoint_every=2", "--set", "run.keep_checkpoints=99"];
+const TAU: [&str; 2] = ["--over", "fuse.tau=0.05,0.4"];
+const GAMMA: [&str; 2] = ["--over", "fuse.gamma=0,0.6"];
+
+fn command(args: &[&[&str]]) -> Command {
+    let mut command = Command::new(cargo_bin("graph-run"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(args.concat());
+    command.env("NO_COLOR", "1").stdin(Stdio::null());
+    command
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A command that must go well: standard output and standard error.
+fn good(args: &[&[&str]]) -> (String, String) {
+    let output = command(args).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    (String::from_utf8(output.stdout.clone()).unwrap(), stderr(&output))
+}
+
+/// A command that must be refused with exit code 1; what it said.
+fn refused(args: &[&[&str]]) -> String {
+    let output = command(args).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    stderr(&output)
+}
+
+fn sweep(out: &Path, args: &[&[&str]]) -> (String, String) {
+    good(&[&[&["sweep"], &DEMO[..], &OFTEN, &["--out", out.to_str().unwrap()]].concat(), &args.concat()])
+}
+
+/// The run of one variant by itself.
+fn single(out: &Path, args: &[&str]) {
+    good(&[&DEMO, &OFTEN, &["--out", out.to_str().unwrap()], args]);
+}
+
+/// The folders of the variants, in order.
+fn variants(out: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(out).unwrap().map(|entry| entry.unwrap().path());
+    let mut found: Vec<PathBuf> = entries.filter(|path| path.is_dir()).collect();
+    found.sort();
+    found
+}
+
+/// Every file of a run by its path, but those that a clock, the machine or the command line are in: of metrics all but the
+/// times.
+fn files(run: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut open = vec![run.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            let name = entry.strip_prefix(run).unwrap().to_str().unwrap().to_owned();
+            match name.as_str() {
+                "command.json" | "graph.dot" | "lock" => {}
+                "metrics.jsonl" => found.push((name, metrics(&entry))),
+                _ if entry.is_dir() => open.push(entry),
+                _ => found.push((name, fs::read(entry).unwrap())),
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn metrics(path: &Path) -> Vec<u8> {
+    let text = fs::read_to_string(path).unwrap();
+    let mut kept = Vec::new();
+    for line in text.lines() {
+        let times = line.find(", \"seconds\"").expect("the times come last");
+        kept.extend_from_slice(&line.as_bytes()[..times]);
+        kept.push(b'\n');
+    }
+    kept
+}
+
+/// The same files with the same bytes; what differs is named.
+fn same(a: &Path, b: &Path) {
+    let (a, b) = (files(a), files(b));
+    let names = |files: &[(String, Vec<u8>)]| files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&a), names(&b));
+    for ((name, a), (_, b)) in a.iter().zip(&b) {
+        assert!(a == b, "{name} differs");
+    }
+    assert!(names(&a).iter().any(|name| name == "adapter.safetensors"));
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_sweep_over_two_settings_leaves_the_bits_of_four_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("sweep");
+    let (table, said) = sweep(&out, &[&TAU, &GAMMA]);
+    let found = variants(&out);
+    let names: Vec<&str> = found.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(
+        names,
+        ["1-tau=0.05,gamma=0", "2-tau=0.05,gamma=0.6", "3-tau=0.4,gamma=0", "4-tau=0.4,gamma=0.6"]
+    );
+    for (at, (tau, gamma)) in
+        [("0.05", "0"), ("0.05", "0.6"), ("0.4", "0"), ("0.4", "0.6")].into_iter().enumerate()
+    {
+        let alone = dir.path().join(format!("alone-{at}"));
+        single(&alone, &["--set", &format!("fuse.tau={tau}"), "--set", &format!("fuse.gamma={gamma}")]);
+        same(&found[at], &alone);
+    }
+    let adapters: std::collections::BTreeSet<Vec<u8>> =
+        found.iter().map(|path| fs::read(path.join("adapter.safetensors")).unwrap()).collect();
+    assert!(adapters.len() >= 3, "the variants are not one");
+
+    assert!(
+        said.contains("every logit is exactly 0") && said.contains("complete: 6 steps of 4 variants"),
+        "{said}"
+    );
+    let lines: Vec<&str> = table.lines().collect();
+    assert!(lines[0].contains("fuse.tau") && lines[0].contains("held_out.margin"), "{table}");
+    assert_eq!(lines.len(), 6, "a title, four variants, a word: {table}");
+    let report = json(&out.join("sweep.json"));
+    assert_eq!(report["compared_by"], "held_out.margin");
+    assert_eq!(report["variants"][2]["settings"]["fuse.tau"], "0.4");
+    let points = report["variants"][0]["measures"]["held_out.margin"]["points"].as_array().unwrap();
+    assert_eq!(points.iter().map(|p| p["steps"].as_u64().unwrap()).collect::<Vec<_>>(), [3, 6]);
+    let figure = fs::read_to_string(out.join("sweep.svg")).unwrap();
+    assert!(figure.starts_with("<svg") && figure.ends_with("</svg>\n"), "{figure}");
+    assert!(figure.contains("held_out.margin") && figure.matches("<rect").count() >= 8, "{figure}");
+}
+
+#[test]
+fn lanes_and_what_runs_ahead_change_no_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = dir.path().join("1");
+    sweep(&first, &[&TAU, &["--lanes", "1"]]);
+    for (lanes, ahead) in [("2", "2"), ("3", "0"), ("4", "1")] {
+        let other = dir.path().join(lanes);
+        sweep(&other, &[&TAU, &["--lanes", lanes, "--set", &format!("run.ahead={ahead}")]]);
+        for (a, b) in variants(&first).iter().zip(variants(&other)) {
+            for name in ["adapter.safetensors", "adapter.kohya.safetensors"] {
+                assert!(
+                    fs::read(a.join(name)).unwrap() == fs::read(b.join(name)).unwrap(),
+                    "{lanes} lanes: {name}"
+                );
+            }
+            assert!(metrics(&a.join("metrics.jsonl")) == metrics(&b.join("metrics.jsonl")), "{lanes} lanes");
+        }
+    }
+}
+
+/// The sweep as it was when it was killed: each variant with its checkpoints up to some step.
+fn killed(from: &Path, to: &Path, steps: &[u64]) {
+    copy(from, to);
+    for (folder, most) in variants(to).iter().zip(steps) {
+        for entry in fs::read_dir(folder.join("checkpoints")).unwrap().map(|e| e.unwrap().path()) {
+            let step = entry.file_name().unwrap().to_str().unwrap().strip_prefix("step-").unwrap().to_owned();
+            if step.parse::<u64>().unwrap() > *most {
+                fs::remove_dir_all(entry).unwrap();
+            }
+        }
+        fs::remove_file(folder.join("adapter.safetensors")).unwrap();
+        fs::write(folder.join("lock"), "999999999\n").unwrap();
+    }
+    fs::remove_file(to.join("sweep.json")).unwrap();
+    fs::write(to.join("lock"), "999999999\n").unwrap();
+}
+
+#[test]
+fn a_sweep_goes_on_from_the_newest_checkpoint_that_all_variants_have() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = dir.path().join("whole");
+    let (table, _) = sweep(&whole, &[&TAU]);
+    let resumed = |name: &str, steps: &[u64], more: &[&str]| {
+        let again = dir.path().join(name);
+        killed(&whole, &again, steps);
+        let (found, said) =
+            good(&[&["sweep", "graphs/focusdpo.ron", "--resume", "--out", again.to_str().unwrap()], more]);
+        for (a, b) in variants(&whole).iter().zip(variants(&again)) {
+            same(a, &b);
+        }
+        assert_eq!(found, table);
+        said
+    };
+    // What was said at first is known: settings, lists of values.
+    let said = resumed("same", &[4, 4], &[]);
+    assert!(said.contains("resumed at step 4"), "{said}");
+    let said = resumed("torn", &[2, 4], &TAU);
+    assert!(said.contains("checkpoints of steps 2 to 4") && said.contains("resumed at step 2"), "{said}");
+    let said = resumed("complete", &[6, 6], &[]);
+    assert!(said.contains("an adapter was missing") && said.contains("the sweep is complete"), "{said}");
+
+    let out = whole.to_str().unwrap();
+    let resume = ["sweep", "graphs/focusdpo.ron", "--resume", "--out", out];
+    let said = refused(&[&resume, &["--over", "fuse.tau=0.05,0.3"]]);
+    assert!(said.contains("has other variants: --over \"fuse.tau=0.05,0.4\""), "{said}");
+    let said = refused(&[&resume, &["--set", "update.lr=1e-3"]]);
+    assert!(
+        said.contains("update.lr") && said.contains("--accept-changes") && !said.contains("variant 1"),
+        "{said}"
+    );
+    let said = refused(&[&["graphs/focusdpo.ron", "--resume", "--out", out]]);
+    assert!(said.contains("holds a sweep") && said.contains("graph-run sweep"), "{said}");
+    let said = refused(&[&["sweep", "graphs/focusdpo.ron", "--out", out], &TAU]);
+    assert!(said.contains("already holds a run"), "{said}");
+    // Longer, together and one of them alone.
+    let alone = dir.path().join("alone");
+    copy(&variants(&whole)[1], &alone);
+    good(&[&[
+        "graphs/focusdpo.ron",
+        "--resume",
+        "--steps",
+        "8",
+        "--accept-changes",
+        "--out",
+        alone.to_str().unwrap(),
+    ]]);
+    let (_, said) = good(&[&resume, &["--steps", "8", "--accept-changes"]]);
+    assert!(said.contains("resumed at step 6"), "{said}");
+    same(&variants(&whole)[1], &alone);
+}
+
+#[test]
+fn a_variant_that_diverges_is_left_out_and_the_others_have_the_bits_that_they_would_have() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("sweep");
+    // Without clipping, one step of this rate moves the adapter beyond any number that makes sense.
+    let rates = ["--over", "update.lr=1e-4,1e30,2e-4", "--set", "update.max_grad_norm=0"];
+    let (table, said) = sweep(&out, &[&rates]);
+    assert!(said.contains("WARNING: variant 2 (update.lr=1e30) is left out"), "{said}");
+    assert!(said.contains("complete: 6 steps of 2 variants"), "{said}");
+    assert!(table.lines().nth(2).unwrap().contains("diverged"), "{table}");
+    let report = json(&out.join("sweep.json"));
+    let states: Vec<bool> =
+        report["variants"].as_array().unwrap().iter().map(|v| v["diverged"].is_string()).collect();
+    assert_eq!(states, [false, true, false]);
+    let found = variants(&out);
+    for (variant, rate) in [(0, "1e-4"), (2, "2e-4")] {
+        let alone = dir.path().join(rate);
+        single(&alone, &["--set", &format!("update.lr={rate}"), "--set", "update.max_grad_norm=0"]);
+        same(&found[variant], &alone);
+    }
+    let (again, said) =
+        good(&[&["sweep", "graphs/focusdpo.ron", "--resume", "--out", out.to_str().unwrap()]]);
+    assert!(said.contains("variant 2 (update.lr=1e30) has diverged and stays left out"), "{said}");
+    assert_eq!(again, table);
+}
+
+#[test]
+fn paired_lists_a_cache_and_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("sweep");
+    let cache = format!("cache.path={}", dir.path().join("cache").display());
+    let cached = ["--set", &cache, "--json", "--over", "loss.objective=dpo,ipo; loss.beta=2000,10"];
+    let mut demo = DEMO;
+    demo[0] = "graphs/focusdpo_cached.ron";
+    let (text, _) = good(&[&["sweep"], &demo, &OFTEN, &cached, &["--out", out.to_str().unwrap()]]);
+    let report: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(report, json(&out.join("sweep.json")));
+    assert_eq!(report["variants"].as_array().unwrap().len(), 2);
+    assert_eq!(report["variants"][1]["settings"]["loss.objective"], "ipo");
+    // Encoders that run beforehand give the same adapters.
+    let alone = dir.path().join("alone");
+    single(&alone, &["--set", "loss.objective=ipo", "--set", "loss.beta=10"]);
+    let adapter = |folder: &Path| fs::read(folder.join("adapter.kohya.safetensors")).unwrap();
+    let tensors = |bytes: &[u8]| {
+        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        bytes[8 + header..].to_vec()
+    };
+    // The headers name the graph, which is another one.
+    assert!(tensors(&adapter(&variants(&out)[1])) == tensors(&adapter(&alone)));
+}
