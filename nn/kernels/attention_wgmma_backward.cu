@@ -15,7 +15,7 @@
 //
 //   kernel    D     rows of a tile   shared memory: own two + stages          sums + scores + weights of a thread
 //   queries   64    128              2 * 16 + 3 * 16 + 2 * 16 = 112 KiB       32 + 128 + 32 registers
-//   queries   128   128              2 * 32 + 3 * 32 + 2 * 32 = 224 KiB       64 + 128 + 32 registers
+//   queries   128   96               2 * 32 + 3 * 24 + 2 * 24 = 184 KiB       64 + 96 + 24 registers
 //   keys      64    64               2 * 16 + 3 * 2 * 8       = 80 KiB        64 + 64 + 32 registers
 //   keys      128   64               2 * 32 + 3 * 2 * 16      = 160 KiB       128 + 64 + 32 registers
 //
@@ -231,4 +231,4 @@ DEVICE void attention_keys(const bf16* q, const bf16* k, const bf16* v, const bf
     attention_keys<D, KEYS_TILE>(q, k, v, d_out, lse, delta, dk, dv, heads, tokens, first_query, queries, d_out_stride, scale);       \
   }
 BACKWARD(64, 128, 64)
-BACKWARD(128, 128, 64)
+BACKWARD(128, 96, 64)

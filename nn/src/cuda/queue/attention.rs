@@ -125,7 +125,7 @@ const BY_WARPGROUPS: [TensorCores; 2] = {
             dim: 128,
             delta: "attention_delta_128",
             forward: kernel(Forward, "attention_wgmma_128", (128, 6)),
-            queries: kernel(Backward, "attention_wgmma_queries_128", (128, 5)),
+            queries: kernel(Backward, "attention_wgmma_queries_128", (96, 5)),
             keys: kernel(Backward, "attention_wgmma_keys_128", (64, 6)),
             alignment: 1024,
         },
