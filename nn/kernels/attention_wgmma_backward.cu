@@ -5,17 +5,18 @@
 //   all but lse and delta, and the strides, are multiples of 16 bytes
 //
 // With P the probabilities and dP = dO V^T: dV = P^T dO, dS = P (dP - delta), dQ = scale dS K, dK = scale dS^T Q, where delta is the
-// product of a row of dO with that row of the result (attention_backward.cu has its kernel). One kernel has queries and goes over keys
-// (S, dP, dQ), the other has keys and goes over queries (S^T, dP^T, dV, dK). Both have their scores with the rows that they own as
+// product of a row of dO with that row of the result (attention_backward.cu has its kernel). One half of the blocks has queries and goes
+// over keys (S, dP, dQ), the other half has keys and goes over queries (S^T, dP^T, dV, dK): one launch, or the last blocks of each half
+// would leave multiprocessors idle. Both have their scores with the rows that they own as
 // rows, so that P and dS are factors of the next product as they stand in registers.
 //
 // A block has 64 rows for each of its two warpgroups. The other side comes in tiles, with one barrier for each. The last product of a
 // tile is still under way when the next tile's scores are asked for, and a tile that it needs stays for one barrier more: three stages
 // of what the last products read, two of the rest.
 //
-//   kernel    D     rows of a tile   shared memory: own two + stages          sums + scores + weights of a thread
+//   half      D     rows of a tile   shared memory: own two + stages          sums + scores + weights of a thread
 //   queries   64    128              2 * 16 + 3 * 16 + 2 * 16 = 112 KiB       32 + 128 + 32 registers
-//   queries   128   128              2 * 32 + 3 * 32 + 2 * 32 = 224 KiB       64 + 128 + 32 registers
+//   queries   128   96               2 * 32 + 3 * 24 + 2 * 24 = 184 KiB       64 + 96 + 24 registers
 //   keys      64    64               2 * 16 + 3 * 2 * 8       = 80 KiB        64 + 64 + 32 registers
 //   keys      128   64               2 * 32 + 3 * 2 * 16      = 160 KiB       128 + 64 + 32 registers
 //
@@ -27,7 +28,7 @@ constexpr int GROUPS = 2, ROWS = GROUPS * 64, THREADS = GROUPS * WARPGROUP;
 // dq. Tiles begin at the first token, so that every row of dq belongs to a block: rows without a cotangent are zero.
 template <int D, int TILE>
 DEVICE void attention_queries(const bf16* q, const bf16* k, const bf16* v, const bf16* d_out, const float* lse, const float* delta,
-                              bf16* dq, int heads, int tokens, int first_query, int queries, int d_out_stride, float scale) {
+                              bf16* dq, int block, int heads, int tokens, int first_query, int queries, int d_out_stride, float scale) {
   constexpr int BYTES = TILE * 2 * D;
   char* qs = tiles_in_shared_memory();
   char* ds = qs + ROWS * 2 * D;
@@ -36,7 +37,7 @@ DEVICE void attention_queries(const bf16* q, const bf16* k, const bf16* v, const
   const Lane lane = lane_of_thread();
   const long long head = at(blockIdx.y, tokens * D, 0);
   const int sample = blockIdx.y / heads, column = static_cast<int>(blockIdx.y) % heads * D;
-  const int first = blockIdx.x * ROWS, low = first_query - first, high = first_query + queries - first;
+  const int first = block * ROWS, low = first_query - first, high = first_query + queries - first;
   const int row = lane.warp * 16, end = low < ROWS && high > 0 ? tokens : 0;
   k += head, v += head;
 
@@ -118,7 +119,7 @@ DEVICE void attention_queries(const bf16* q, const bf16* k, const bf16* v, const
 // dk and dv.
 template <int D, int TILE>
 DEVICE void attention_keys(const bf16* q, const bf16* k, const bf16* v, const bf16* d_out, const float* lse, const float* delta,
-                           bf16* dk, bf16* dv, int heads, int tokens, int first_query, int queries, int d_out_stride, float scale) {
+                           bf16* dk, bf16* dv, int block, int heads, int tokens, int first_query, int queries, int d_out_stride, float scale) {
   constexpr int BYTES = TILE * 2 * D;
   static_assert(2 * TILE <= THREADS);
   char* ks = tiles_in_shared_memory();
@@ -128,7 +129,7 @@ DEVICE void attention_keys(const bf16* q, const bf16* k, const bf16* v, const bf
   const Lane lane = lane_of_thread();
   const long long head = at(blockIdx.y, tokens * D, 0);
   const int sample = blockIdx.y / heads, column = static_cast<int>(blockIdx.y) % heads * D;
-  const int first = blockIdx.x * ROWS, row = lane.warp * 16;
+  const int first = block * ROWS, row = lane.warp * 16;
   q += head + at(first_query, D, 0);
   d_out += at(sample * tokens + first_query, d_out_stride, column);
   lse += at(blockIdx.y, tokens, first_query);
@@ -219,16 +220,15 @@ DEVICE void attention_keys(const bf16* q, const bf16* k, const bf16* v, const bf
 
 #define BACKWARD(D, QUERIES_TILE, KEYS_TILE)                                                                                          \
   extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                                            \
-      attention_wgmma_queries_##D(const bf16* q, const bf16* k, const bf16* v, const bf16* d_out, const float* lse,                   \
-                                  const float* delta, bf16* dq, int heads, int tokens, int first_query, int queries,                  \
-                                  int d_out_stride, float scale) {                                                                    \
-    attention_queries<D, QUERIES_TILE>(q, k, v, d_out, lse, delta, dq, heads, tokens, first_query, queries, d_out_stride, scale);     \
-  }                                                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                                            \
-      attention_wgmma_keys_##D(const bf16* q, const bf16* k, const bf16* v, const bf16* d_out, const float* lse, const float* delta,  \
-                               bf16* dk, bf16* dv, int heads, int tokens, int first_query, int queries, int d_out_stride,             \
-                               float scale) {                                                                                         \
-    attention_keys<D, KEYS_TILE>(q, k, v, d_out, lse, delta, dk, dv, heads, tokens, first_query, queries, d_out_stride, scale);       \
+      attention_wgmma_backward_##D(const bf16* q, const bf16* k, const bf16* v, const bf16* d_out, const float* lse,                  \
+                                   const float* delta, bf16* dq, bf16* dk, bf16* dv, int heads, int tokens, int first_query,          \
+                                   int queries, int d_out_stride, float scale) {                                                      \
+    const int half = gridDim.x / 2, block = blockIdx.x;                                                                               \
+    if (block < half)                                                                                                                 \
+      attention_keys<D, KEYS_TILE>(q, k, v, d_out, lse, delta, dk, dv, block, heads, tokens, first_query, queries, d_out_stride, scale);\
+    else                                                                                                                              \
+      attention_queries<D, QUERIES_TILE>(q, k, v, d_out, lse, delta, dq, block - half, heads, tokens, first_query, queries,           \
+                                         d_out_stride, scale);                                                                        \
   }
 BACKWARD(64, 128, 64)
-BACKWARD(128, 128, 64)
+BACKWARD(128, 96, 64)

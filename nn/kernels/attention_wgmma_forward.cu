@@ -4,7 +4,7 @@
 //   q, k, v  [B, H, T, D]     out  [B, T, H D] with a stride     lse  [B, H, T], natural logarithm
 //   q, k, v, out and the stride are multiples of 16 bytes
 //
-// A block has 64 queries of one head for each of its warpgroups. Keys and values come in tiles, three stages of each. For each tile a
+// A block has 64 queries of one head for each of its warpgroups, in registers. Keys and values come in tiles, three stages of each. For each tile a
 // warpgroup takes two steps. It asks for the products: the scores of this tile, and the weighted values of the tile before. Then it
 // turns the scores into weights, while the tensor cores are at the values. Each step ends with a barrier of the block, and every other
 // warpgroup begins one step later: while one is at its softmax, the products of the other one keep the tensor cores busy.
@@ -13,12 +13,13 @@
 //   2 j     asks for scores j, values j - 1      softmax j - 1
 //   2 j+1   softmax j                            asks for scores j, values j - 1
 //
-// Keys of tile j + 2 and values of tile j + 1 are fetched at softmax j, when nobody is at keys j - 1 or at values j - 2 any more, and
-// waited for where the products of tile j + 1 were asked for: one step before anybody needs them.
+// A warpgroup fetches where it asks for products, its share of each tile: an even one for the next products, keys j + 1 and values j, an
+// odd one a tile further ahead. What it fetched it waits for after its softmax. Then nobody waits for a copy, and nobody is at keys j - 2
+// or values j - 3, at whose places the new ones are, nor, one step later, at keys j - 1 or values j - 2.
 //
-//   D     warpgroups, keys of a tile   shared memory: queries + 3 stages of keys and values   sums + scores + weights of a thread
-//   64    2, 128                       16 + 3 * 2 * 16 = 112 KiB                              32 + 64 + 32 registers
-//   128   2, 128                       32 + 3 * 2 * 32 = 224 KiB                              64 + 64 + 32 registers
+//   D     warpgroups, keys of a tile   shared memory: queries + 3 stages of keys and values   queries + sums + scores + weights of a thread
+//   64    2, 128                       16 + 3 * 2 * 16 = 112 KiB                              16 + 32 + 64 + 32 registers
+//   128   2, 128                       32 + 3 * 2 * 32 = 224 KiB                              32 + 64 + 64 + 32 registers
 //
 // One block of 128 queries fits on a multiprocessor. A row's bits depend on its own query and on the keys and values: neither on its
 // place in the block nor on other rows.
@@ -33,9 +34,13 @@ struct Softmax {
 template <int N> DEVICE void weigh(float (&scores)[N][4], Softmax& rows, float (&shrink)[2], float factor) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    float high = rows.top[h];
+    float high = rows.top[h], other = high;
 #pragma unroll
-    for (int n = 0; n < N; ++n) high = fmaxf(high, fmaxf(scores[n][2 * h], scores[n][2 * h + 1]));
+    for (int n = 0; n < N; n += 2) {
+      high = fmaxf(high, fmaxf(scores[n][2 * h], scores[n][2 * h + 1]));
+      other = fmaxf(other, fmaxf(scores[n + 1][2 * h], scores[n + 1][2 * h + 1]));
+    }
+    high = fmaxf(high, other);
     high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
     high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
     const float shift = -high * factor;
@@ -76,16 +81,20 @@ DEVICE void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, fl
     if (key < tokens) fetch<D, TILE, THREADS>(to, from + at(key, D, 0), D, 0, tokens - key);
   };
 
+  const int late = threadIdx.x / WARPGROUP % 2;  // begins one step later
   fetch<D, ROWS, THREADS>(qs, q + head + at(first, D, 0), D, 0, there);
   fetch_tile(ks, k, 0);
   copy_async_commit();
-  fetch_tile(ks + BYTES, k, TILE);
-  fetch_tile(vs, v, 0);
+  if (late) {
+    fetch_tile(ks + BYTES, k, TILE);
+    fetch_tile(vs, v, 0);
+  }
   copy_async_commit();
 
   const float factor = scale * LOG2_E;
-  const int group = threadIdx.x / WARPGROUP;
-  const char* mine = qs + group * (64 * ROW_BYTES);
+  const int row = lane.warp * 16;
+  char* mine = qs + row * ROW_BYTES;
+  unsigned own[D / 16][4];
   float acc[D / 8][4], scores[TILE / 8][4], shrink[2];
   unsigned weights[TILE / 16][4];
   Softmax rows = {{-infinity(), -infinity()}, {0.0f, 0.0f}};
@@ -94,38 +103,40 @@ DEVICE void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, fl
   copy_async_wait<1>();
   wgmma_publish();
   __syncthreads();  // queries and the first keys are there
-  if (group % 2 == 1) __syncthreads();  // one step later
+  load_rows<D, ROWS>(own, mine);
+  if (late) __syncthreads();
   wgmma_begin();
-  multiply_rows<D, ROWS, TILE>(scores, mine, ks);
+  multiply_rows<D, TILE>(scores, own, ks);
   wgmma_commit();
   copy_async_wait<0>();
   wgmma_publish();
-  __syncthreads();
-  fetch_tile(ks + 2 * BYTES, k, 2 * TILE);
-  fetch_tile(vs + BYTES, v, TILE);
+  fetch_tile(ks + (late ? 2 * BYTES : BYTES), k, late ? 2 * TILE : TILE);
+  fetch_tile(vs + (late ? BYTES : 0), v, late ? TILE : 0);
   copy_async_commit();
+  __syncthreads();
+
   wgmma_wait<0>();
   wgmma_pin(scores);
   if (tokens < TILE) hide(scores, tokens, lane);
   weigh(scores, rows, shrink, factor);
   to_weights(weights, scores);
+  copy_async_wait<0>();
+  wgmma_publish();
   __syncthreads();
 
   int before = 0, now = BYTES, next = 2 * BYTES;  // stages of the tile before this one, of this one, and of the next one
   for (int key = TILE; key < tokens; key += TILE) {
     wgmma_pin(acc);
     wgmma_begin();
-    multiply_rows<D, ROWS, TILE>(scores, mine, ks + now);
+    multiply_rows<D, TILE>(scores, own, ks + now);
     wgmma_commit();
     add_weighted_rows<D, TILE>(acc, weights, vs + before, true);
     wgmma_commit();
-    copy_async_wait<0>();
-    wgmma_publish();
-    __syncthreads();  // the next keys and these values are there, and everyone has left the keys before these and the values before those
-
-    fetch_tile(ks + before, k, key + 2 * TILE);
-    fetch_tile(vs + next, v, key + TILE);
+    fetch_tile(ks + (late ? before : next), k, late ? key + 2 * TILE : key + TILE);
+    fetch_tile(vs + (late ? next : now), v, late ? key + TILE : key);
     copy_async_commit();
+    __syncthreads();  // the others' softmax ends
+
     wgmma_wait<1>();
     wgmma_pin(scores);
     if (tokens - key < TILE) hide(scores, tokens - key, lane);
@@ -140,7 +151,9 @@ DEVICE void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, fl
 #pragma unroll
       for (int i = 0; i < 4; ++i) acc[n][i] *= shrink[i / 2];
     to_weights(weights, scores);
-    __syncthreads();
+    copy_async_wait<0>();
+    wgmma_publish();
+    __syncthreads();  // what this warpgroup fetched is there, and it has left the keys of this tile and the values before them
     const int last = before;
     before = now, now = next, next = last;
   }
@@ -150,10 +163,9 @@ DEVICE void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, fl
   wgmma_commit();
   wgmma_wait<0>();
   wgmma_pin(acc);
-  if (group % 2 == 0) __syncthreads();  // as many steps as the others have
+  if (!late) __syncthreads();  // as many steps as the others have
 
   float inverse[2];
-  const int row = lane.warp * 16;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     rows.sum[h] += __shfl_xor_sync(0xffffffffu, rows.sum[h], 1);
@@ -163,8 +175,8 @@ DEVICE void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, fl
     if (lane.pair == 0 && r < there) lse[at(blockIdx.y, tokens, first + r)] = fmaf(rows.top[h], scale, logf(rows.sum[h]));
   }
   const int sample = blockIdx.y / heads, column = static_cast<int>(blockIdx.y) % heads * D;
-  store_rows<D, ROWS>(out + at(sample * tokens + first + row, out_stride, column), out_stride, 0, there - row, acc, inverse,
-                      qs + row * ROW_BYTES, lane);
+  store_rows<D, ROWS>(out + at(sample * tokens + first + row, out_stride, column), out_stride, 0, there - row, acc, inverse, mine,
+                      lane);
 }
 
 #define ATTENTION(D, GROUPS, TILE)                                                                                                    \

@@ -147,6 +147,21 @@ template <int D, int R, int N> DEVICE void multiply_rows(float (&sums)[N / 8][4]
     wgmma<false>(sums, further(left, d / 4 * (R * ROW_BYTES) + d % 4 * 32), further(right, d / 4 * (N * ROW_BYTES) + d % 4 * 32), d > 0);
 }
 
+// The same of 64 rows in registers, which the warps have by load_rows.
+template <int D, int N> DEVICE void multiply_rows(float (&sums)[N / 8][4], const unsigned (&a)[D / 16][4], const char* b) {
+  const descriptor right = describe(b, 16);
+#pragma unroll
+  for (int d = 0; d < D / 16; ++d) wgmma<false>(sums, a[d], further(right, d / 4 * (N * ROW_BYTES) + d % 4 * 32), d > 0);
+}
+
+// The warp's 16 rows from `rows` on, which are part of a tile of R, as a left factor.
+template <int D, int R> DEVICE void load_rows(unsigned (&a)[D / 16][4], const char* rows) {
+  const int r = threadIdx.x % 16, c = threadIdx.x % 32 / 16;
+#pragma unroll
+  for (int d = 0; d < D / 16; ++d)
+    load_matrix_x4(a[d], rows + d / 4 * (R * ROW_BYTES) + r * ROW_BYTES + (d % 4 * 2 + c ^ (r & 7)) * 16);
+}
+
 // acc = (more ? acc : 0) + weights b over the N rows of `b`.
 template <int D, int N> DEVICE void add_weighted_rows(float (&acc)[D / 8][4], const unsigned (&weights)[N / 16][4], const char* b, bool more) {
   const descriptor right = describe(b, N * ROW_BYTES);

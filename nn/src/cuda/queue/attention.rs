@@ -72,6 +72,8 @@ struct TensorCores {
     forward: Kernel,
     queries: Kernel,
     keys: Kernel,
+    /// The kernel that has both halves of the backward pass, where one has: blocks of keys first, and as many of queries.
+    backward: Option<&'static str>,
     /// Bytes of shared memory that it takes to begin tiles where they must begin.
     alignment: usize,
 }
@@ -93,6 +95,7 @@ const BY_WARPS: [TensorCores; 2] = {
             forward: kernel(Forward, "attention_64", (128, 64, 2)),
             queries: kernel(Backward, "attention_queries_64", (128, 32, 4)),
             keys: kernel(Backward, "attention_keys_64", (128, 32, 4)),
+            backward: None,
             alignment: 0,
         },
         TensorCores {
@@ -101,6 +104,7 @@ const BY_WARPS: [TensorCores; 2] = {
             forward: kernel(Forward, "attention_128", (128, 64, 2)),
             queries: kernel(Backward, "attention_queries_128", (128, 32, 4)),
             keys: kernel(Backward, "attention_keys_128", (64, 64, 4)),
+            backward: None,
             alignment: 0,
         },
     ]
@@ -117,16 +121,18 @@ const BY_WARPGROUPS: [TensorCores; 2] = {
             dim: 64,
             delta: "attention_delta_64",
             forward: kernel(Forward, "attention_wgmma_64", (128, 6)),
-            queries: kernel(Backward, "attention_wgmma_queries_64", (128, 5)),
-            keys: kernel(Backward, "attention_wgmma_keys_64", (64, 6)),
+            queries: kernel(Backward, "attention_wgmma_backward_64", (128, 5)),
+            keys: kernel(Backward, "attention_wgmma_backward_64", (64, 6)),
+            backward: Some("attention_wgmma_backward_64"),
             alignment: 1024,
         },
         TensorCores {
             dim: 128,
             delta: "attention_delta_128",
             forward: kernel(Forward, "attention_wgmma_128", (128, 6)),
-            queries: kernel(Backward, "attention_wgmma_queries_128", (128, 5)),
-            keys: kernel(Backward, "attention_wgmma_keys_128", (64, 6)),
+            queries: kernel(Backward, "attention_wgmma_backward_128", (96, 5)),
+            keys: kernel(Backward, "attention_wgmma_backward_128", (64, 6)),
+            backward: Some("attention_wgmma_backward_128"),
             alignment: 1024,
         },
     ]
@@ -297,15 +303,21 @@ impl CudaQueue {
         let grid = Grid { blocks, threads: THREADS as u32, shared: 0 };
         let arguments = [&sums[..], &sizes, &strides].concat();
         self.launch(Source::AttentionBackward, tensor_cores.delta, grid, &arguments);
-        let queries = &tensor_cores.queries;
-        let grid = tensor_cores.grid(shape, shape.tokens, queries, 2, 0);
-        let arguments = [&inputs[..], &to_queries, &sizes, &end].concat();
-        self.launch(queries.source, queries.name, grid, &arguments);
-        let keys = &tensor_cores.keys;
-        // And lse and delta of the queries in shared memory, for which there are a tile of queries and one of cotangents.
+        let TensorCores { queries, keys, .. } = tensor_cores;
+        // The keys' with lse and delta of their queries, of which there are a tile and one of cotangents.
         let sums = keys.tiles / 2 * keys.tile * 2 * size_of::<f32>();
-        let grid = tensor_cores.grid(shape, shape.tokens, keys, 2, sums);
+        let queries_grid = tensor_cores.grid(shape, shape.tokens, queries, 2, 0);
+        let keys_grid = tensor_cores.grid(shape, shape.tokens, keys, 2, sums);
+        if let Some(name) = tensor_cores.backward {
+            let (x, y) = queries_grid.blocks;
+            let shared = queries_grid.shared.max(keys_grid.shared);
+            let grid = Grid { blocks: (2 * x, y), shared, ..queries_grid };
+            let arguments = [&inputs[..], &to_queries, &to_keys, &sizes, &end].concat();
+            return self.launch(queries.source, name, grid, &arguments);
+        }
+        let arguments = [&inputs[..], &to_queries, &sizes, &end].concat();
+        self.launch(queries.source, queries.name, queries_grid, &arguments);
         let arguments = [&inputs[..], &to_keys, &sizes, &end].concat();
-        self.launch(keys.source, keys.name, grid, &arguments);
+        self.launch(keys.source, keys.name, keys_grid, &arguments);
     }
 }
