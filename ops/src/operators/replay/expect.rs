@@ -15,6 +15,7 @@ pub(super) fn check(settings: &ReplaySettings, case: &Map<String, Value>) -> Res
     let entropy = text("entropy").split(' ').next().unwrap_or_default().to_owned();
     let hooks = match (text("hooks").contains("double"), text("hooks").contains("single")) {
         (true, true) => "all",
+        _ if text("hooks").starts_with("cross-attention queries") => "all",
         (true, false) => "double",
         (false, true) => "single",
         (false, false) => "off",
