@@ -118,7 +118,7 @@ impl<D: Device> Branches<D> {
     }
 
     /// A of a convolution, `[R, I, taps]` from `start` on, as `[R, taps, I]`.
-    fn into_taps(&self, queue: &D::Queue, start: usize, linear: &Linear<D>) -> D::Buffer {
+    fn taps_first(&self, queue: &D::Queue, start: usize, linear: &Linear<D>) -> D::Buffer {
         let (taps, channels) = (linear.taps(), linear.inputs() / linear.taps());
         let mut values = queue.take(self.rank * linear.inputs(), Kind::Exact);
         for tap in 0..taps {
@@ -132,7 +132,7 @@ impl<D: Device> Branches<D> {
     }
 
     /// The way back: `[R, taps, I]` into `to` from `start` on.
-    pub(super) fn into_channels(
+    pub(super) fn channels_first(
         &self,
         queue: &D::Queue,
         values: &D::Buffer,
@@ -163,7 +163,7 @@ impl<D: Device> Branches<D> {
         // Files have the taps of a window within channels, products the channels within taps.
         let by_taps: Vec<Option<D::Buffer>> = adapted
             .iter()
-            .map(|(linear, a)| (linear.taps() > 1).then(|| self.into_taps(queue, a.start, linear)))
+            .map(|(linear, a)| (linear.taps() > 1).then(|| self.taps_first(queue, a.start, linear)))
             .collect();
         let parts = adapted.iter().zip(&by_taps);
         let parts: Vec<View<'_, D>> = parts

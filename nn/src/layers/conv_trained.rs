@@ -114,7 +114,7 @@ impl<D: Device> Conv<D> {
         queue.gemm_tn(GemmTn { m: rows, p: outputs, q: rank, a: dy.view(), b: h, out: db.again() });
         queue.scale(branches.scale, db, outputs * rank);
         let taps = self.window.side().pow(2);
-        branches.into_channels(queue, &da, (rank, taps, terms / taps), grads, a_place.start);
+        branches.channels_first(queue, &da, (rank, taps, terms / taps), grads, a_place.start);
         Ok(dx.map(|values| x.with(x.channels, values)))
     }
 
