@@ -329,7 +329,7 @@ fn the_header_states_rank_alpha_and_targets_and_what_else_is_known() {
                 assert_eq!(config["transformer.target_modules"][1], "transformer_blocks.1.attn.to_out.0");
             }
             AdapterFormat::Kohya => assert_eq!(metadata["ss_network_alpha"], "4"),
-            AdapterFormat::Uno => {}
+            AdapterFormat::Uno | AdapterFormat::IpAdapter => {}
         }
         // Multiplied into B where there is no place for it.
         let inside = format != AdapterFormat::Kohya;
