@@ -1,7 +1,7 @@
 //! Training runs of the recipes against runs of an independent implementation in f64.
 //!
 //! Cases are the folders of `PREFGRAPH_FIXTURES`, or of `tests/fixtures`, which holds the smaller part of them.
-//! What a folder does not hold, and folders of networks that are not there yet, are skipped by name.
+//! What a folder does not hold is skipped by name.
 
 #[path = "../nn/tests/golden/faint.rs"]
 mod faint;
@@ -78,13 +78,16 @@ fn follows(run: &str, graph: &str, sets: &[&str], bars: Bars) {
     for folder in folders() {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let file = folder.join(format!("train_{run}.safetensors"));
-        if !name.starts_with("flux_") {
-            say(&format!("skipped: {name}: no network of its kind yet"));
+        let of_a_u_net = name.starts_with("sdxl_");
+        if !of_a_u_net && !name.starts_with("flux_") {
+            say(&format!("skipped: {name}: is no case of a denoiser"));
         } else if !file.exists() {
             say(&format!("skipped: {name}: has no train_{run}.safetensors"));
         } else {
             say(&format!("{name}: train_{run}"));
-            trains_as(&folder, &Golden(TensorFiles::open(&file).expect("a golden file")), graph, sets, bars);
+            let golden = Golden(TensorFiles::open(&file).expect("a golden file"));
+            let graph = if of_a_u_net { format!("sdxl_{graph}") } else { graph.to_owned() };
+            trains_as(&folder, &golden, &graph, sets, bars);
         }
     }
 }
@@ -104,6 +107,7 @@ fn trains_as(folder: &Path, golden: &Golden, graph: &str, sets: &[&str], bars: B
 
     let losses = golden.values("log.loss");
     let margins = golden.values("log.margin");
+    let coverages = golden.values("log.coverage");
     let batch = margins.len() / losses.len();
     let mut modules = Vec::new();
     let mut start = Vec::new();
@@ -120,6 +124,7 @@ fn trains_as(folder: &Path, golden: &Golden, graph: &str, sets: &[&str], bars: B
         if step == 0 {
             let off =
                 relative(&doubles(&gradient.values.host().unwrap()), &golden.adapter("grad0", &modules));
+            say(&format!("    the first gradient is off by {off:.1e}"));
             assert!(off <= bars.gradient, "the first gradient is off by {off:e}");
         }
         faint.see(&gradient, number(&out.effects, "lr"));
@@ -132,6 +137,14 @@ fn trains_as(folder: &Path, golden: &Golden, graph: &str, sets: &[&str], bars: B
             let golden = f64::from(margins[step * batch + i]);
             assert!((logit - golden).abs() <= 5e-3, "step {step}: logit {i} is {logit}, should be {golden}");
         }
+        // Where the mask has the cells of the case, it has as many of them.
+        for (i, found) in per_sample(&out.effects, "coverage").iter().enumerate() {
+            let golden = f64::from(coverages[step * batch + i]);
+            assert!(
+                (found - golden).abs() <= 1e-6,
+                "step {step}: coverage {i} is {found}, should be {golden}"
+            );
+        }
     }
     let cells = runner.cells().expect("cells");
     let mut end = Vec::new();
@@ -142,7 +155,8 @@ fn trains_as(folder: &Path, golden: &Golden, graph: &str, sets: &[&str], bars: B
         }
     }
     let change = |end: &[f64]| end.iter().zip(&start).map(|(a, b)| a - b).collect::<Vec<f64>>();
-    faint.compare(&change(&end), &change(&golden.adapter("final", &modules)), bars.change);
+    let off = faint.compare(&change(&end), &change(&golden.adapter("final", &modules)), bars.change);
+    say(&format!("    the adapter's change is off by {off:.1e}"));
 }
 
 fn number(effects: &[(String, Effect)], name: &str) -> f64 {

@@ -291,3 +291,81 @@ fn a_recipe_draws_with_references_guidance_and_a_negative_prompt_and_says_that_a
     let (good, said, _) = draw("without", &[]);
     assert!(!good && said.contains("--ref"), "{said}");
 }
+
+/// Train through the command line; returns what it says, and whether it succeeded.
+fn train(published: &Published, recipe: &str, patches: bool, out: &Path, more: &[&str]) -> (bool, String) {
+    let mut command = Command::new(cargo_bin("graph-run"));
+    command.current_dir(root()).arg(recipe).arg("--out").arg(out);
+    for set in published.sets(true, patches) {
+        command.args(["--set", &set]);
+    }
+    command.args(["--set", "update.accumulate=1", "--set", "update.schedule=constant"]);
+    let output = command.args(["--set", "update.warmup=0"]).args(more).output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn keys_trained_whole_are_written_as_an_ip_adapter_and_a_run_resumes_to_the_same_bytes() {
+    let published = Published::new();
+    let recipe = "graphs/sdxl/patchdpo_ip_adapter.ron";
+    let run = |out: &str, more: &[&str]| {
+        let out = published.path(out);
+        let (good, said) = train(&published, recipe, true, &out, more);
+        assert!(good, "{said}");
+        assert!(!out.join("adapter.safetensors").exists());
+        fs::read(out.join("adapter.ip_adapter.safetensors")).unwrap()
+    };
+    let straight = run("straight", &["--steps", "3"]);
+    run("broken", &["--steps", "1"]);
+    assert_eq!(run("broken", &["--steps", "3", "--resume"]), straight);
+
+    let old = TensorFiles::open(&published.path("ip-adapter.safetensors")).unwrap();
+    let new = TensorFiles::open(&published.path("straight/adapter.ip_adapter.safetensors")).unwrap();
+    assert!(old.names().eq(new.names()));
+    assert_eq!(new.metadata()["prefgraph.step"], "3");
+    for name in old.names() {
+        let trained = name.starts_with("ip_adapter.");
+        assert_eq!(old.bytes(name).unwrap() != new.bytes(name).unwrap(), trained, "{name}");
+    }
+    // As the adapter of another run, or of one that draws.
+    let set = format!(
+        "backbone.ip_adapter={}",
+        published.path("straight/adapter.ip_adapter.safetensors").display()
+    );
+    let (good, said) =
+        train(&published, recipe, true, &published.path("next"), &["--steps", "1", "--set", &set]);
+    assert!(good, "{said}");
+
+    let refused = |more: &[&str]| {
+        let (good, said) = train(&published, recipe, true, &published.path("refused"), more);
+        assert!(!good, "{said}");
+        // Messages are wrapped.
+        said.replace('│', " ").split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let said = refused(&["--set", "export.formats=[kohya]"]);
+    assert!(said.contains("is trained whole, and kohya names hold pairs of factors"), "{said}");
+    let said = refused(&["--set", "lora.whole=[\"*.to_q\"]"]);
+    assert!(said.contains("which is no linear of an IP-Adapter"), "{said}");
+}
+
+#[test]
+fn a_resampler_inside_the_network_is_trained_by_two_more_settings() {
+    let published = Published::new();
+    let recipe = "graphs/sdxl/diffusion_dpo_ip_adapter.ron";
+    let inside =
+        ["--set", "backbone.resampler=inside", "--set", "export.formats=[diffusers]", "--steps", "2"];
+    let run = |out: &str, tokens: &str| {
+        let more = [&inside[..], &["--set", tokens]].concat();
+        train(&published, recipe, false, &published.path(out), &more)
+    };
+    let (good, said) = run("wrong", "backbone.picture_tokens=7");
+    assert!(!good && said.contains("`picture_tokens` of the backbone"), "{said}");
+    // What the message states.
+    let grid = prefgraph_nn::vision::Vit::open(&published.path("image_encoder")).unwrap().config().grid();
+    let (good, said) = run("run", &format!("backbone.picture_tokens={}", 1 + grid * grid));
+    assert!(good && said.contains("every logit is exactly 0"), "{said}");
+    let files = TensorFiles::open(&published.path("run/adapter.safetensors")).unwrap();
+    let name = "unet.encoder_hid_proj.image_projection_layers.0.layers.0.attn.to_k.lora_B.weight";
+    let factor = files.read(name).unwrap();
+    assert!(factor.iter().any(|v| *v != 0.0));
+}

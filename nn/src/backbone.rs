@@ -1,7 +1,8 @@
 //! The interface of a frozen denoiser.
 //!
 //! Shape letters: `N` batch, `B` samples of text, `C` latent channels, `H` `W` latent grid, `L` text tokens, `E` text width,
-//! `P` pooled width, `T` image tokens of the target and of every reference, `D` width of the stream, `K` image tokens of a prompt.
+//! `P` pooled width, `T` image tokens of the target and of every reference, `D` width of the stream, `K` image tokens of a prompt,
+//! `R` references, `S` tokens that an image encoder makes of one, `I` their width.
 
 use std::{any::Any, ops::Range};
 
@@ -55,13 +56,41 @@ pub struct BackboneLayout {
     pub sizes: bool,
     /// Does it take image tokens, `E` wide, beside the text?
     pub image_tokens: bool,
+    /// Where it makes them itself: the tokens of an image encoder that it takes in their place.
+    pub pictures: Option<Pictures>,
     /// The linears an adapter may have factors for, and their names in files.
     pub linears: Linears,
     /// Number of frozen parameters.
     pub parameters: usize,
 }
 
+/// What a network takes of every reference that makes image tokens itself, by a resampler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pictures {
+    /// `S`.
+    pub count: usize,
+    /// `I`.
+    pub width: usize,
+    /// Image tokens that the resampler makes of them.
+    pub queries: usize,
+}
+
 impl BackboneLayout {
+    /// Width of the image tokens that it is given: `E`, or `I` where it makes them itself.
+    pub fn prompt_width(&self) -> usize {
+        self.pictures.map_or(self.text_width, |pictures| pictures.width)
+    }
+
+    /// `K`, the image tokens that its attentions see where it is given so many; nothing if they are not those of whole references.
+    pub fn prompt_tokens(&self, given: usize) -> Option<usize> {
+        match self.pictures {
+            None => Some(given),
+            Some(Pictures { count, queries, .. }) => {
+                given.is_multiple_of(count.max(1)).then(|| given / count.max(1) * queries)
+            }
+        }
+    }
+
     /// Are its widths those of FLUX.1? Such a network was trained with FLUX's autoencoder, with T5-XXL and CLIP-L.
     pub fn has_the_widths_of_flux1(&self) -> bool {
         (self.width, self.text_width, self.pooled_width) == (3072, 4096, 768)
@@ -87,7 +116,8 @@ pub struct Inputs {
     /// What each sample's picture is said to be where the model takes sizes, else nothing: its height and width before it was
     /// scaled, rows and columns that were cropped above and left, and the height and width that are wanted.
     pub sizes: Vec<[f32; 6]>,
-    /// Image tokens of all references, one reference after the other, `[N, K, E]`, where the model takes them.
+    /// Image tokens of all references, one reference after the other, `[N, K, E]`, where the model takes them; those of the image encoder,
+    /// `[N, R S, I]`, where it [makes](BackboneLayout::pictures) image tokens itself.
     pub image_tokens: Option<Tensor<(usize, usize, usize)>>,
 }
 

@@ -32,7 +32,7 @@ fn follows_the_reference(case: &Case, device: &str, model: &dyn Backbone) {
     let values = case.file("forward.safetensors");
     let inputs = case.inputs(&values, "", &["x_t"]);
     let blocks = 0..model.layout().blocks;
-    let masks = whole_references(&inputs);
+    let masks = whole_references(model.layout(), &inputs);
     let scoring = Scoring { blocks: blocks.clone(), cells: None, samples: inputs.t.len(), masks: &masks };
     let probe = Probe { scores: Some(scoring), tokens: blocks.clone() };
     let found = model.predict(&inputs, None, &probe).unwrap();

@@ -9,7 +9,10 @@ use prefgraph_nn::{
     backbone::Scoring,
     files::{NamedTensor, TensorFiles, write_safetensors},
     lora::AdapterFormat,
-    models::{SdxlUNet, UNetOptions, unet::ImagePrompt},
+    models::{
+        SdxlUNet, UNetOptions,
+        unet::{ImagePrompt, ResamplerUse},
+    },
 };
 use serde_json::Value;
 use small_unet::{CROSSINGS, Small, config, image_prompt_tensors, inputs, write_tensors, write_unet};
@@ -154,7 +157,8 @@ fn a_single_file_with_the_original_names_is_the_same_model() {
 fn an_ip_adapter_for_another_network_is_called_what_it_is() {
     let small = Small::new(&config());
     let refused_with = |name: &str| {
-        let image_prompt = Some(ImagePrompt { path: small.path().join(name), scale: 1.0 });
+        let image_prompt =
+            Some(ImagePrompt { path: small.path().join(name), scale: 1.0, resampler: ResamplerUse::Outside });
         refused(small.path(), UNetOptions { image_prompt, ..UNetOptions::default() })
     };
     let write = |name: &str, tensors| write_tensors(&small.path().join(name), tensors);
@@ -229,7 +233,8 @@ fn text_of_one_sample_is_that_of_every_row_and_an_ip_adapter_of_scale_zero_chang
     assert_eq!(predict(small.options(), &once), predict(small.options(), &twice));
     assert_ne!(predict(small.options(), &once), predict(small.options(), &inputs()));
 
-    let silent = Some(ImagePrompt { path: small.image_prompt(), scale: 0.0 });
+    let silent =
+        Some(ImagePrompt { path: small.image_prompt(), scale: 0.0, resampler: ResamplerUse::Outside });
     let silent = predict(UNetOptions { image_prompt: silent, ..UNetOptions::default() }, &once);
     assert_ne!(silent, predict(small.options(), &once));
     once.image_tokens = None;

@@ -7,13 +7,14 @@ mod small_unet;
 use std::sync::Arc;
 
 use prefgraph_nn::{
-    Adapter, Backbone, Probe,
+    Adapter, Backbone, Cpu, DeviceKind, Inputs, Probe, Tensor,
     layers::{Loading, Packing},
     lora::AdapterLayout,
-    models::{Checkpointing, SdxlUNet, UNetOptions},
+    models::{Checkpointing, SdxlUNet, UNetOptions, unet::ResamplerUse},
+    vision::Resampler,
 };
 use slopes::along_every_factor;
-use small_unet::{Small, config, cotangent, gradient, inputs, numbers};
+use small_unet::{PICTURE_TOKENS, Small, config, cotangent, gradient, inputs, inputs_of_pictures, numbers};
 
 fn layout(model: &SdxlUNet, targets: &[&str]) -> Arc<AdapterLayout> {
     Arc::new(AdapterLayout::matching(&model.layout().linears, targets, 3, 4.5).unwrap().0)
@@ -27,22 +28,28 @@ fn small_values(len: usize) -> Vec<f32> {
     numbers(len, 2).iter().map(|v| 0.2 * v).collect()
 }
 
-/// A U-Net whose transformers are projected by linears, and one in which 1x1 convolutions do it.
-fn both_projections() -> [Small; 2] {
-    [true, false].map(|linear| {
+/// A U-Net whose transformers are projected by linears, one in which 1x1 convolutions do it, and one with the resampler inside; each
+/// with inputs.
+fn networks() -> [(SdxlUNet, Inputs); 3] {
+    let of = |linear: bool, resampler| {
         let mut config = config();
         config["use_linear_projection"] = linear.into();
-        Small::new(&config)
-    })
+        let small = Small::new(&config);
+        small.model(small.options_with(resampler))
+    };
+    let inside = ResamplerUse::Inside { tokens: PICTURE_TOKENS };
+    [
+        (of(true, ResamplerUse::Outside), inputs()),
+        (of(false, ResamplerUse::Outside), inputs()),
+        (of(true, inside), inputs_of_pictures()),
+    ]
 }
 
 #[test]
 fn the_derivative_by_the_factors_of_every_linear_is_that_of_finite_differences() {
-    for small in both_projections() {
-        let model = small.model(small.options());
+    for (model, inputs) in networks() {
         let layout = layout(&model, &["*"]);
         let values = small_values(layout.len());
-        let inputs = inputs();
         let gradient = gradient(&model, &inputs, &adapter(&layout, values.clone()));
         let value = |values: Vec<f32>| -> f64 {
             let found = model.predict(&inputs, Some(&adapter(&layout, values)), &Probe::NOTHING).unwrap();
@@ -64,8 +71,7 @@ fn the_derivative_by_the_factors_of_every_linear_is_that_of_finite_differences()
 
 #[test]
 fn an_adapter_on_one_linear_has_the_derivative_that_it_has_among_all() {
-    for small in both_projections() {
-        let (model, inputs) = (small.model(small.options()), inputs());
+    for (model, inputs) in networks() {
         let all = layout(&model, &["*"]);
         for (module, (a, b)) in all.modules.iter().zip(all.ranges()) {
             let alone = AdapterLayout { modules: vec![module.clone()], ..(*all).clone() };
@@ -86,24 +92,31 @@ fn an_adapter_on_one_linear_has_the_derivative_that_it_has_among_all() {
 #[test]
 fn a_gradient_has_the_same_bits_whatever_a_pass_keeps_and_wherever_weights_are() {
     let small = Small::new(&config());
-    let inputs = inputs();
     let streamed = Loading { packing: Packing::Streamed, ..Loading::default() };
-    let variants = [
-        UNetOptions { checkpointing: Checkpointing::Blocks, ..small.options() },
-        UNetOptions { loading: streamed, ..small.options() },
-        UNetOptions { checkpointing: Checkpointing::Blocks, loading: streamed, ..small.options() },
-    ];
-    // Everywhere, on the way up only, and in the last transformer's last block alone.
-    for targets in
-        [&["*"][..], &["up_blocks.*"], &["up_blocks.0.attentions.1.transformer_blocks.1.attn2.to_q"]]
-    {
-        let model = small.model(small.options());
-        let layout = layout(&model, targets);
+    let inside = ResamplerUse::Inside { tokens: PICTURE_TOKENS };
+    let (ready, pictures) = (inputs(), inputs_of_pictures());
+    let (outside, inside) = ((small.options(), &ready), (small.options_with(inside), &pictures));
+    // Everywhere, on the way up only, in the last transformer's last block alone, and in the resampler alone.
+    for (targets, (options, inputs)) in [
+        ("*", &outside),
+        ("up_blocks.*", &outside),
+        ("up_blocks.0.attentions.1.transformer_blocks.1.attn2.to_q", &outside),
+        ("*", &inside),
+        ("up_blocks.*", &inside),
+        ("encoder_hid_proj.*", &inside),
+    ] {
+        let model = small.model(options.clone());
+        let layout = layout(&model, &[targets]);
         let adapter = adapter(&layout, small_values(layout.len()));
-        let expected = gradient(&model, &inputs, &adapter);
+        let expected = gradient(&model, inputs, &adapter);
         assert!(expected.iter().any(|g| *g != 0.0));
-        for options in &variants {
-            let found = gradient(&small.model(options.clone()), &inputs, &adapter);
+        let checkpointing = Checkpointing::Blocks;
+        for options in [
+            UNetOptions { checkpointing, ..options.clone() },
+            UNetOptions { loading: streamed, ..options.clone() },
+            UNetOptions { checkpointing, loading: streamed, ..options.clone() },
+        ] {
+            let found = gradient(&small.model(options.clone()), inputs, &adapter);
             assert_eq!(found, expected, "{targets:?} {options:?}");
         }
     }
@@ -128,17 +141,49 @@ fn a_backward_with_another_adapter_or_shape_than_the_pass_is_refused() {
 #[test]
 fn what_a_pass_holds_for_its_backward_is_what_it_is_said_to_hold() {
     let small = Small::new(&config());
-    let inputs = inputs();
-    for checkpointing in [Checkpointing::None, Checkpointing::Blocks] {
-        let model = small.model(UNetOptions { checkpointing, ..small.options() });
-        let layout = layout(&model, &["attn1.to_q", "attn2.to_q"]);
-        let adapter = adapter(&layout, small_values(layout.len()));
-        let before = model.working_memory().0;
-        let (_, saved) = model.predict_saving(&inputs, &adapter, &Probe::NOTHING).unwrap();
-        let held = (model.working_memory().0 - before) as f64;
-        let cost = model.cost(prefgraph_nn::DeviceKind::Cpu, 2, (4, 6), &[(4, 6)], 3, Some(&layout));
-        let said = cost.saved_bytes as f64;
-        assert!(held <= 1.25 * said && said <= 1.6 * held, "{checkpointing:?}: {held} held, {said} said");
-        drop(saved);
+    let inside = ResamplerUse::Inside { tokens: PICTURE_TOKENS };
+    for (resampler, inputs, targets) in [
+        (ResamplerUse::Outside, inputs(), &["attn1.to_q", "attn2.to_q"]),
+        (inside, inputs_of_pictures(), &["attn1.to_q", "attn2.to_q"]),
+        (inside, inputs_of_pictures(), &["encoder_hid_proj.*", "attn2.to_q"]),
+    ] {
+        for checkpointing in [Checkpointing::None, Checkpointing::Blocks] {
+            let model = small.model(UNetOptions { checkpointing, ..small.options_with(resampler) });
+            let layout = layout(&model, targets);
+            let adapter = adapter(&layout, small_values(layout.len()));
+            let before = model.working_memory().0;
+            let (_, saved) = model.predict_saving(&inputs, &adapter, &Probe::NOTHING).unwrap();
+            let held = (model.working_memory().0 - before) as f64;
+            // Ready image tokens are as few as those of no reference; the resampler is given two.
+            let references = vec![(4, 6); if resampler == ResamplerUse::Outside { 1 } else { 2 }];
+            let cost = model.cost(DeviceKind::Cpu, 2, (4, 6), &references, 3, Some(&layout));
+            let said = cost.saved_bytes as f64;
+            let good = held <= 1.25 * said && said <= 1.6 * held;
+            assert!(good, "{targets:?} {checkpointing:?}: {held} held, {said} said");
+            drop(saved);
+        }
     }
+}
+
+#[test]
+fn image_tokens_of_a_frozen_resampler_are_the_same_outside_and_inside() {
+    let small = Small::new(&config());
+    let (cpu, pictures) = (Cpu::new(2).unwrap(), inputs_of_pictures());
+    let given = pictures.image_tokens.clone().unwrap();
+    let (n, count, width) = given.shape();
+    let each = Tensor::new(&cpu, (n * count / PICTURE_TOKENS, PICTURE_TOKENS, width), given.into_values());
+    let resampler = Resampler::open(&small.image_prompt()).unwrap();
+    let tokens = resampler.encode(&cpu, &cpu, &each.unwrap()).unwrap();
+    let (_, queries, wide) = tokens.shape();
+    let seen = count / PICTURE_TOKENS * queries;
+    let ready = Inputs {
+        image_tokens: Some(Tensor::new(&cpu, (n, seen, wide), tokens.into_values()).unwrap()),
+        ..inputs()
+    };
+    let outside = small.model(small.options()).predict(&ready, None, &Probe::NOTHING).unwrap();
+    let inside = small.model(small.options_with(ResamplerUse::Inside { tokens: PICTURE_TOKENS }));
+    let found = inside.predict(&pictures, None, &Probe::NOTHING).unwrap();
+    assert_eq!(found.latents.values(), outside.latents.values());
+    let error = inside.predict(&ready, None, &Probe::NOTHING).unwrap_err().to_string();
+    assert!(error.contains("tokens of the image encoder") && error.contains("multiple of 5"), "{error}");
 }

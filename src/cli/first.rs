@@ -3,13 +3,11 @@
 use prefgraph_nn::Adapter;
 use prefgraph_ops::ports::{Metric, Metrics};
 
-/// Are all B factors zero, so that the adapter changes nothing?
+/// Are all B factors zero, and all that is trained whole, so that the adapter changes nothing?
 pub(super) fn changes_nothing(adapter: &Adapter) -> bool {
-    adapter
-        .layout
-        .ranges()
-        .into_iter()
-        .all(|(_, b)| adapter.values.host().unwrap()[b].iter().all(|v| *v == 0.0))
+    let values = adapter.values.host().unwrap();
+    let factors = adapter.layout.ranges().into_iter().map(|(_, b)| b);
+    factors.chain(adapter.layout.whole_ranges()).all(|range| values[range].iter().all(|v| *v == 0.0))
 }
 
 /// What the first step says, if there is anything to say: a sentence, and whether it is a warning.
@@ -63,8 +61,8 @@ mod tests {
     use super::*;
 
     fn adapter(b: f32) -> Adapter {
-        let module = LinearLayout { name: "m".into(), inputs: 2, outputs: 1 };
-        let layout = Arc::new(AdapterLayout { names: &NAMES, modules: vec![module], rank: 1, alpha: 1.0 });
+        let module = LinearLayout { name: "m".into(), inputs: 2, outputs: 1, window: None };
+        let layout = Arc::new(AdapterLayout::of_factors(&NAMES, vec![module], 1, 1.0));
         Adapter { layout, values: vec![0.5, 0.25, b].into() }
     }
 

@@ -173,7 +173,9 @@ impl Session {
             let kept = output.kept(cell.next);
             let Some(adapter) = kept.and_then(|v| v.downcast_ref::<Adapter>()) else { continue };
             let stem = stem(&cell.node, self.adapters.len());
-            written.push(self.write_adapter(&stem, adapter, AdapterFormat::Diffusers, output.step)?);
+            for format in adapter.layout.formats() {
+                written.push(self.write_adapter(&stem, adapter, format, output.step)?);
+            }
         }
         Ok(written)
     }

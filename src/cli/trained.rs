@@ -1,9 +1,10 @@
 //! The adapters that a run trains, and their files.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use prefgraph_nn::{
     Adapter,
+    files::TensorFiles,
     lora::{AdapterFile, AdapterFormat},
     models::flux::NAMES,
 };
@@ -93,17 +94,29 @@ pub(super) fn complete(
     let mut written = Vec::new();
     for cell in &cells {
         let stem = stem(&cell.node, cells.len());
-        let path = folder.path().join(AdapterFormat::Diffusers.file_name(&stem));
         let made = checkpoint.step.to_string();
-        let there =
-            AdapterFile::open(&path, "", &NAMES).is_ok_and(|file| file.metadata().get(STEP) == Some(&made));
-        let Some(state) = checkpoint.cells.get(&cell.path).filter(|_| !there) else { continue };
+        let there = |format: AdapterFormat| {
+            let path = folder.path().join(format.file_name(&stem));
+            let is_of_step = |metadata: &BTreeMap<String, String>| metadata.get(STEP) == Some(&made);
+            match format {
+                AdapterFormat::IpAdapter => TensorFiles::open(&path).is_ok_and(|f| is_of_step(f.metadata())),
+                _ => AdapterFile::open(&path, "", &NAMES).is_ok_and(|f| is_of_step(f.metadata())),
+            }
+        };
+        let Some(state) = checkpoint.cells.get(&cell.path) else { continue };
         let adapter = restored(graph, plan, cell.value, state)?;
+        let mut missing = adapter.layout.formats();
+        missing.retain(|format| !there(*format));
+        if missing.is_empty() {
+            continue;
+        }
         check_adapter(&adapter)
             .map_err(|e| Failure::new(format!("the adapter is out of range and is not written: {e}")))?;
         let about = about(&origin(graph), checkpoint.step);
-        let path = folder.write_adapter(&stem, &adapter, AdapterFormat::Diffusers, &about);
-        written.push(path.map_err(Failure::new)?);
+        for format in missing {
+            let path = folder.write_adapter(&stem, &adapter, format, &about);
+            written.push(path.map_err(Failure::new)?);
+        }
     }
     Ok(written)
 }

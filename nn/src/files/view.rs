@@ -123,6 +123,20 @@ impl TensorView {
         others.iter().all(|n| *n == 1).then(|| Self { shape: vec![*rows, *columns], ..self.clone() })
     }
 
+    /// The same values as a matrix of so many rows and columns.
+    ///
+    /// # Panics
+    /// If it has another number of rows or of values.
+    pub(crate) fn with_rows_of(&self, rows: usize, columns: usize) -> Self {
+        assert_eq!(
+            (self.shape.first(), self.len()),
+            (Some(&rows), rows * columns),
+            "axes of `{}`",
+            self.name
+        );
+        Self { shape: vec![rows, columns], ..self.clone() }
+    }
+
     /// Can it be read as a matrix of so many rows and columns? Its first axis is the rows, all others together are the
     /// columns.
     ///

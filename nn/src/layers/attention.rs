@@ -1,7 +1,7 @@
-//! Attention of tokens over themselves or over others, with its four linears.
+//! Attention of tokens over themselves, with its four linears.
 //!
 //! ```text
-//! B  samples    T  tokens    U  tokens that are looked at    K  width of a token    H  heads    D  width of a head
+//! B  samples    T  tokens    K  width of a token    H  heads    D  width of a head
 //! ```
 
 use super::Linear;
@@ -40,31 +40,13 @@ impl<D: Device> Attention<D> {
         let project = |linear| self.project(queue, (batch, tokens), &x, linear);
         let (q, k, v) = (project(&self.q)?, project(&self.k)?, project(&self.v)?);
         drop(x);
-        self.attend(queue, (batch, tokens, tokens), (q, k, v), scores)
-    }
-
-    /// The result `[B, T, K]` for tokens `x [B, T, K]` that look at `others [B, U, K]`; the sizes are B, T and U.
-    ///
-    /// # Errors
-    /// As [`run`](Self::run).
-    pub fn run_over(
-        &self,
-        queue: &D::Queue,
-        (batch, tokens, keys): (usize, usize, usize),
-        x: &D::Buffer,
-        others: &D::Buffer,
-        scores: Scores<'_, D>,
-    ) -> Result<D::Buffer> {
-        let q = self.project(queue, (batch, tokens), x, &self.q)?;
-        let project = |linear| self.project(queue, (batch, keys), others, linear);
-        let (k, v) = (project(&self.k)?, project(&self.v)?);
-        self.attend(queue, (batch, tokens, keys), (q, k, v), scores)
+        self.attend(queue, (batch, tokens), (q, k, v), scores)
     }
 
     fn attend(
         &self,
         queue: &D::Queue,
-        (batch, tokens, keys): (usize, usize, usize),
+        (batch, tokens): (usize, usize),
         (q, k, v): (D::Buffer, D::Buffer, D::Buffer),
         scores: Scores<'_, D>,
     ) -> Result<D::Buffer> {
@@ -72,7 +54,7 @@ impl<D: Device> Attention<D> {
         let mut attended = queue.take(rows * inner, Kind::Activation);
         let mut lse = queue.take(rows * heads, Kind::Exact);
         queue.attention(device::Attention {
-            shape: AttentionShape { batch, heads, tokens, keys, dim: inner / heads },
+            shape: AttentionShape { batch, heads, tokens, keys: tokens, dim: inner / heads },
             query_rows: 0..tokens,
             scores,
             q: &q,

@@ -1,4 +1,4 @@
-//! The factors of the trained adapter, by the linears of a model.
+//! The factors of the trained adapter, and what of it is trained whole, by the linears of a model.
 //!
 //! `N` outputs, `K` inputs, `R` rank, `J` adapted linears of a group.
 
@@ -7,12 +7,12 @@ use std::ops::Range;
 use super::Linear;
 use crate::{
     backbone::LinearLayout,
-    device::{Device, Direction, Queue, View},
+    device::{CopyTokens, Device, Direction, Kind, Queue, TokenRows, View, ViewMut},
     error::{Error, Result},
     lora::Adapter,
 };
 
-/// The factors of an adapter, by the number of their linear.
+/// The values of an adapter, by the number of their linear.
 #[derive(Debug)]
 pub struct Branches<D: Device> {
     pub(super) rank: usize,
@@ -20,6 +20,8 @@ pub struct Branches<D: Device> {
     values: D::Buffer,
     /// Where A and B stand in the adapter's values.
     places: Vec<Option<(Range<usize>, Range<usize>)>>,
+    /// Where the matrices of linears stand that are trained whole.
+    whole: Vec<Option<Range<usize>>>,
 }
 
 impl<D: Device> Branches<D> {
@@ -33,18 +35,17 @@ impl<D: Device> Branches<D> {
         if adapter.values.len() != layout.len() {
             return Err(Error::shape("values of the adapter", layout.len(), adapter.values.len()));
         }
-        if layout.rank == 0 {
+        if layout.rank == 0 && !layout.modules.is_empty() {
             return Err(Error::Setting("the adapter's rank is 0: expected at least 1".into()));
         }
         let numbers: std::collections::HashMap<&str, usize> =
             linears.iter().enumerate().map(|(i, l)| (l.name.as_str(), i)).collect();
-        let mut places = vec![None; linears.len()];
-        for (module, place) in layout.modules.iter().zip(layout.ranges()) {
+        let find = |module: &LinearLayout| {
             let Some(&index) = numbers.get(module.name.as_str()) else {
                 let near = crate::files::nearest(&module.name, linears.iter().map(|l| l.name.as_str()));
                 let hint = near.map_or(String::new(), |n| format!("; nearest: `{n}`"));
                 return Err(Error::Setting(format!(
-                    "the adapter has factors for `{}`, which the model does not have{hint}",
+                    "the adapter has `{}`, which the model does not have{hint}",
                     module.name
                 )));
             };
@@ -56,17 +57,45 @@ impl<D: Device> Branches<D> {
                     (module.inputs, module.outputs),
                 ));
             }
-            if places[index].replace(place).is_some() {
-                return Err(Error::Setting(format!("the adapter has `{}` twice", module.name)));
+            Ok(index)
+        };
+        let twice =
+            |module: &LinearLayout| Error::Setting(format!("the adapter has `{}` twice", module.name));
+        let mut places = vec![None; linears.len()];
+        for (module, place) in layout.modules.iter().zip(layout.ranges()) {
+            if places[find(module)?].replace(place).is_some() {
+                return Err(twice(module));
+            }
+        }
+        let mut whole = vec![None; linears.len()];
+        for (module, place) in layout.whole.iter().zip(layout.whole_ranges()) {
+            let index = find(module)?;
+            if places[index].is_some() || whole[index].replace(place).is_some() {
+                return Err(twice(module));
             }
         }
         let values = queue.share(&adapter.values)?;
-        Ok(Self { rank: layout.rank, scale: layout.scale(), values, places })
+        Ok(Self { rank: layout.rank, scale: layout.scale(), values, places, whole })
     }
 
-    /// Has this linear factors?
+    /// Is something of this linear trained?
     pub fn adapts(&self, linear: &Linear<D>) -> bool {
-        self.place(linear).is_some()
+        self.place(linear).is_some() || self.whole_place(linear).is_some()
+    }
+
+    pub(super) fn whole_place(&self, linear: &Linear<D>) -> Option<&Range<usize>> {
+        linear.index().and_then(|i| self.whole[i].as_ref())
+    }
+
+    /// `[N, K]`, what is added to the weight of a linear that is trained whole, as a factor: `x D^T` forward, `dy D` backward.
+    pub(super) fn whole(
+        &self,
+        queue: &D::Queue,
+        linear: &Linear<D>,
+        direction: Direction,
+    ) -> Option<D::Matrix> {
+        let place = self.whole_place(linear)?;
+        Some(queue.factor(&[self.view(place)], linear.outputs(), linear.inputs(), 1.0, direction))
     }
 
     pub(super) fn place(&self, linear: &Linear<D>) -> Option<&(Range<usize>, Range<usize>)> {
@@ -88,6 +117,38 @@ impl<D: Device> Branches<D> {
         Some(queue.factor(&[self.view(b)], linear.outputs(), self.rank, self.scale, direction))
     }
 
+    /// A of a convolution, `[R, I, taps]` from `start` on, as `[R, taps, I]`.
+    fn taps_first(&self, queue: &D::Queue, start: usize, linear: &Linear<D>) -> D::Buffer {
+        let (taps, channels) = (linear.taps(), linear.inputs() / linear.taps());
+        let mut values = queue.take(self.rank * linear.inputs(), Kind::Exact);
+        for tap in 0..taps {
+            queue.copy_tokens(CopyTokens {
+                rows: TokenRows { batch: self.rank, tokens: channels, width: 1 },
+                from: (View::new(&self.values, taps).skip(start + tap), channels),
+                to: (ViewMut::new(&mut values, 1).skip(tap * channels), taps * channels),
+            });
+        }
+        values
+    }
+
+    /// The way back: `[R, taps, I]` into `to` from `start` on.
+    pub(super) fn channels_first(
+        &self,
+        queue: &D::Queue,
+        values: &D::Buffer,
+        (rank, taps, channels): (usize, usize, usize),
+        to: &mut D::Buffer,
+        start: usize,
+    ) {
+        for tap in 0..taps {
+            queue.copy_tokens(CopyTokens {
+                rows: TokenRows { batch: rank, tokens: channels, width: 1 },
+                from: (View::new(values, 1).skip(tap * channels), taps * channels),
+                to: (ViewMut::new(to, taps).skip(start + tap), channels),
+            });
+        }
+    }
+
     /// The A matrices of a group, one below the other, `[J R, K]`, as a factor: `x A^T` forward, `dh A` backward; with `J R`.
     /// Nothing if none is adapted.
     pub(super) fn stacked_a<'l>(
@@ -96,14 +157,20 @@ impl<D: Device> Branches<D> {
         linears: impl Iterator<Item = &'l Linear<D>>,
         direction: Direction,
     ) -> Option<(D::Matrix, usize)> {
-        let mut parts = Vec::new();
-        let mut inputs = 0;
-        for linear in linears {
-            if let Some((a, _)) = self.place(linear) {
-                parts.push(self.view(a));
-                inputs = linear.inputs();
-            }
-        }
+        let adapted = linears.filter_map(|linear| Some((linear, self.place(linear)?.0.clone())));
+        let adapted: Vec<(&Linear<D>, Range<usize>)> = adapted.collect();
+        let inputs = adapted.last().map_or(0, |(linear, _)| linear.inputs());
+        // Files have the taps of a window within channels, products the channels within taps.
+        let by_taps: Vec<Option<D::Buffer>> = adapted
+            .iter()
+            .map(|(linear, a)| (linear.taps() > 1).then(|| self.taps_first(queue, a.start, linear)))
+            .collect();
+        let parts = adapted.iter().zip(&by_taps);
+        let parts: Vec<View<'_, D>> = parts
+            .map(|((_, a), by_taps)| {
+                by_taps.as_ref().map_or(self.view(a), |values| View::new(values, inputs))
+            })
+            .collect();
         let width = parts.len() * self.rank;
         (width > 0).then(|| (queue.factor(&parts, self.rank, inputs, 1.0, direction), width))
     }

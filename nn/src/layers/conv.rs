@@ -6,11 +6,11 @@
 //!
 //! A block of output pixels has its windows copied into rows, and one matrix product with the weight does the rest:
 //! memory beside input and output is bounded whatever the pictures' size. Blocks run through all pictures, so that small ones share a
-//! product. The backward by the input takes the same way back: the weight is frozen.
+//! product. The backward by the input takes the same way back: the weight is frozen. With factors it is that of `conv_trained`.
 
 use std::ops::Range;
 
-use super::{Frozen, InputGrad, Linear, Loading, Map};
+use super::{Context, Frozen, InputGrad, Linear, Loading, Map, Output, linears};
 use crate::{
     device::{ConvWindow, Device, Kind, Queue, View, ViewMut, Windows, WindowsBackward},
     error::{Error, Result},
@@ -26,10 +26,10 @@ const BLOCK_PIXELS: usize = 64;
 #[derive(Debug)]
 pub struct Conv<D: Device> {
     /// `[S S I, O]`.
-    linear: Linear<D>,
+    pub(super) linear: Linear<D>,
     name: String,
     inputs: usize,
-    window: ConvWindow,
+    pub(super) window: ConvWindow,
 }
 
 impl<D: Device> Conv<D> {
@@ -50,6 +50,12 @@ impl<D: Device> Conv<D> {
         Ok(Self { linear: Linear::plain(device, weight, bias)?, name, inputs, window })
     }
 
+    /// The same as the linear of this number among those that an adapter may have factors for.
+    #[must_use]
+    pub fn numbered(self, index: usize) -> Self {
+        Self { linear: self.linear.numbered(index), ..self }
+    }
+
     /// The product that its windows go through.
     pub fn linear(&self) -> &Linear<D> {
         &self.linear
@@ -68,6 +74,15 @@ impl<D: Device> Conv<D> {
     /// # Errors
     /// As [`run`](Self::run).
     pub fn run_as(&self, queue: &D::Queue, x: &Map<D>, kind: Kind) -> Result<Map<D>> {
+        self.run_in(Context { queue, branches: None }, x, kind)
+    }
+
+    /// The same with its factors, if the adapter has some.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_in(&self, ctx: Context<'_, D>, x: &Map<D>, kind: Kind) -> Result<Map<D>> {
+        let queue = ctx.queue;
         if x.channels != self.inputs {
             return Err(Error::shape(format!("channels for `{}`", self.name), self.inputs, x.channels));
         }
@@ -75,28 +90,56 @@ impl<D: Device> Conv<D> {
         let (height, width) = (window.output(x.height), window.output(x.width));
         let rows = x.samples * height * width;
         let mut values = queue.take(rows * outputs, kind);
-        if window == ConvWindow::One {
-            self.linear.write(queue, rows, x.view(), ViewMut::new(&mut values, outputs))?;
-            return Ok(Map { samples: x.samples, height, width, channels: outputs, values });
-        }
         let terms = self.linear.inputs();
-        let mut windows = queue.take(block_pixels(terms).min(rows) * terms, Kind::Activation);
-        for block in blocks(terms, rows) {
-            for (sample, pixels) in by_sample(&block, height * width) {
-                let at = sample * height * width + pixels.start - block.start;
-                queue.windows(Windows {
-                    window,
-                    size: (x.height, x.width),
-                    channels: x.channels,
-                    pixels,
-                    x: x.view().skip(sample * x.pixels() * x.channels),
-                    out: ViewMut::new(&mut windows, terms).skip(at * terms),
-                });
-            }
+        let mut copied = self.block_buffer(queue, rows);
+        for block in self.blocks(rows) {
+            let windows = match &mut copied {
+                None => x.view(),
+                Some(copied) => {
+                    self.copy_windows(queue, x, &block, copied);
+                    View::new(copied, terms)
+                }
+            };
             let out = ViewMut::new(&mut values, outputs).skip(block.start * outputs);
-            self.linear.write(queue, block.len(), View::new(&windows, terms), out)?;
+            linears(ctx, block.len(), windows, &mut [Output(&self.linear, out)])?;
         }
         Ok(Map { samples: x.samples, height, width, channels: outputs, values })
+    }
+
+    /// The output pixels of all pictures in blocks.
+    pub(super) fn blocks(&self, rows: usize) -> impl Iterator<Item = Range<usize>> + use<D> {
+        let most = if self.is_plain() { rows.max(1) } else { block_pixels(self.linear.inputs()) };
+        (0..rows).step_by(most).map(move |first| first..rows.min(first + most))
+    }
+
+    /// Working memory for the windows of a block; nothing where a window is a pixel.
+    pub(super) fn block_buffer(&self, queue: &D::Queue, rows: usize) -> Option<D::Buffer> {
+        let terms = self.linear.inputs();
+        let len = block_pixels(terms).min(rows) * terms;
+        (!self.is_plain() && rows > 0).then(|| queue.take(len, Kind::Activation))
+    }
+
+    /// Copies the windows of a block of output pixels into rows.
+    pub(super) fn copy_windows(
+        &self,
+        queue: &D::Queue,
+        x: &Map<D>,
+        block: &Range<usize>,
+        to: &mut D::Buffer,
+    ) {
+        let (window, terms) = (self.window, self.linear.inputs());
+        let outputs = window.output(x.height) * window.output(x.width);
+        for (sample, pixels) in by_sample(block, outputs) {
+            let at = sample * outputs + pixels.start - block.start;
+            queue.windows(Windows {
+                window,
+                size: (x.height, x.width),
+                channels: x.channels,
+                pixels,
+                x: x.view().skip(sample * x.pixels() * x.channels),
+                out: ViewMut::new(to, terms).skip(at * terms),
+            });
+        }
     }
 
     /// Its backward: the cotangent of the input, pictures of `(height, width)` pixels, from that of the result.
@@ -117,7 +160,7 @@ impl<D: Device> Conv<D> {
             return Ok(Map { samples, height, width, channels, values });
         }
         let mut windows = queue.take(block_pixels(terms).min(rows) * terms, Kind::Activation);
-        for block in blocks(terms, rows) {
+        for block in self.blocks(rows) {
             by_input(&block, ViewMut::new(&mut windows, terms))?;
             for (sample, pixels) in by_sample(&block, dy.pixels()) {
                 let at = sample * dy.pixels() + pixels.start - block.start;
@@ -136,14 +179,11 @@ impl<D: Device> Conv<D> {
     }
 }
 
-/// The output pixels of all pictures in blocks.
-fn blocks(terms: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {
-    let most = block_pixels(terms);
-    (0..rows).step_by(most).map(move |first| first..rows.min(first + most))
-}
-
 /// The parts of a block that belong to one picture of so many output pixels: its number, and its pixels.
-fn by_sample(block: &Range<usize>, pixels: usize) -> impl Iterator<Item = (usize, Range<usize>)> + use<> {
+pub(super) fn by_sample(
+    block: &Range<usize>,
+    pixels: usize,
+) -> impl Iterator<Item = (usize, Range<usize>)> + use<> {
     let Range { start, end } = *block;
     let samples = start / pixels.max(1)..end.div_ceil(pixels.max(1));
     samples.map(move |sample| {

@@ -129,6 +129,14 @@ impl<D: Device> Frozen<D> {
         self.inputs
     }
 
+    /// Pixels of a window, whose inputs the product reads one after the other; 1 where rows are as in the file.
+    pub fn taps(&self) -> usize {
+        match self.order {
+            Order::Same => 1,
+            Order::Taps(taps) => taps,
+        }
+    }
+
     /// The precision of its products.
     pub fn precision(&self) -> Precision {
         self.loading.precision

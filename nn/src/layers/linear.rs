@@ -6,7 +6,8 @@
 //! M  rows    K  inputs    N  outputs    R  rank    J  adapted linears of a group
 //! ```
 //!
-//! D and U are frozen as W is: the reference has them too. A and B are trained.
+//! D and U are frozen as W is: the reference has them too. A and B are trained. A linear that is trained whole has a matrix
+//! `C [N, K]` in their place: `y = x W^T + bias + x C^T`, `dC = dy^T x`, `dx = dy W + dy C`.
 //!
 //! Backward, given dy: `dB = s dy^T h`, `dh = s dy B`, `dA = dh^T x`, `dx = dy W + f (dy U) D + dh A`. A group of linears with
 //! one input has its A matrices one below the other, so that `h` and `dA` are one product each, and `x` is read once.
@@ -124,6 +125,16 @@ impl<D: Device> Linear<D> {
         std::iter::once(&self.weight).chain(branch)
     }
 
+    /// The same as the linear of this number among those that an adapter may have factors for.
+    pub(super) fn numbered(self, index: usize) -> Self {
+        Self { index: Some(index), ..self }
+    }
+
+    /// Pixels of a window, where it is a convolution's product.
+    pub(super) fn taps(&self) -> usize {
+        self.weight.taps()
+    }
+
     pub(super) fn index(&self) -> Option<usize> {
         self.index
     }
@@ -134,7 +145,7 @@ impl<D: Device> Linear<D> {
 pub struct Output<'a, D: Device>(pub &'a Linear<D>, pub ViewMut<'a, D>);
 
 /// `out = x weight`, or `out += x weight`.
-fn product<D: Device>(
+pub(super) fn product<D: Device>(
     queue: &D::Queue,
     m: usize,
     x: View<'_, D>,
@@ -170,13 +181,14 @@ pub fn linears<D: Device>(
         let b = ctx.branches.and_then(|branches| {
             branches.scaled_b(queue, linear, Direction::Forward).map(|b| (b, branches.rank))
         });
+        let whole = ctx.branches.and_then(|branches| branches.whole(queue, linear, Direction::Forward));
         let trained = match (&inner, &b) {
             (Some((h, width)), Some((b, rank))) => {
                 let x = View::new(h, *width).skip(column);
                 column += rank;
                 Some(Extra { x, weight: b, direction: Direction::Forward })
             }
-            _ => None,
+            _ => whole.as_ref().map(|weight| Extra { x, weight, direction: Direction::Forward }),
         };
         linear.weight.with(queue, Direction::Forward, |weight| {
             queue.gemm(Gemm {
@@ -220,6 +232,13 @@ pub struct InputGrad<'a, D: Device> {
     pub accumulate: bool,
 }
 
+impl<D: Device> InputGrad<'_, D> {
+    /// The same for a shorter time.
+    fn again(&mut self) -> InputGrad<'_, D> {
+        InputGrad { values: self.values.again(), accumulate: self.accumulate }
+    }
+}
+
 /// Backward of [`linears`]: each linear with its `dy`. `x` and `h` are read only where a linear is adapted.
 /// `grads` is the derivative by all values of the adapter; those of these linears are overwritten.
 ///
@@ -235,17 +254,23 @@ pub fn linears_backward<D: Device>(
     grads: &mut D::Buffer,
 ) -> Result<()> {
     let queue = ctx.queue;
-    let branches = ctx.branches.filter(|b| outputs.iter().any(|(linear, _)| b.adapts(linear)));
+    let missing = || Error::Internal("the input of an adapted linear was not kept".into());
+    let reached = ctx.branches.filter(|b| outputs.iter().any(|(linear, _)| b.adapts(linear)));
+    for (linear, dy) in outputs {
+        let Some(place) = reached.and_then(|b| b.whole_place(linear)) else { continue };
+        let (p, q) = (linear.outputs(), linear.inputs());
+        let out = ViewMut::new(grads, q).skip(place.start);
+        queue.gemm_tn(GemmTn { m, p, q, a: *dy, b: x.ok_or_else(missing)?, out });
+    }
+    let branches = reached.filter(|b| outputs.iter().any(|(linear, _)| b.place(linear).is_some()));
     let inner_grad = match (branches, x, inner) {
         (None, ..) => None,
         (Some(branches), Some(x), Some(h)) => {
             Some(factor_gradients(queue, branches, m, x, h, outputs, grads))
         }
-        (Some(_), ..) => {
-            return Err(Error::Internal("the input of an adapted linear was not kept".into()));
-        }
+        (Some(_), ..) => return Err(missing()),
     };
-    let Some(dx) = dx else { return Ok(()) };
+    let Some(mut dx) = dx else { return Ok(()) };
     let linears = outputs.iter().map(|(linear, _)| *linear);
     let a = branches.and_then(|b| b.stacked_a(queue, linears, Direction::Backward));
     let trained = inner_grad.as_ref().zip(a.as_ref()).map(|(dh, (a, width))| Extra {
@@ -253,11 +278,18 @@ pub fn linears_backward<D: Device>(
         weight: a,
         direction: Direction::Backward,
     });
-    by_input(queue, m, outputs, trained, dx)
+    by_input(queue, m, outputs, trained, dx.again())?;
+    for (linear, dy) in outputs {
+        let whole = reached.and_then(|b| b.whole(queue, linear, Direction::Backward));
+        if let Some(whole) = whole {
+            product(queue, m, *dy, (&whole, Direction::Backward), true, dx.values.again());
+        }
+    }
+    Ok(())
 }
 
 /// `dx` of a group of linears; `trained` is the adapter's part of it.
-fn by_input<D: Device>(
+pub(super) fn by_input<D: Device>(
     queue: &D::Queue,
     m: usize,
     outputs: &[(&Linear<D>, View<'_, D>)],

@@ -5,6 +5,7 @@ mod attention;
 mod branches;
 mod context;
 pub mod conv;
+mod conv_trained;
 mod embedder;
 pub mod embedding;
 pub mod frozen;

@@ -2,7 +2,13 @@
 
 use std::{ops::Range, sync::Arc};
 
-use crate::{device::DeviceVec, error::Result, linears::LinearLayout, naming::Names, size};
+use crate::{
+    device::DeviceVec,
+    error::Result,
+    linears::{IpAdapterPlaces, LinearLayout},
+    naming::Names,
+    size,
+};
 
 /// Which linears an adapter has factors for, and at what rank.
 #[derive(Clone, Debug)]
@@ -15,29 +21,39 @@ pub struct AdapterLayout {
     pub rank: usize,
     /// The branch is scaled by `alpha / rank`.
     pub alpha: f32,
+    /// Linears that are trained whole, in the order of the model: each has a matrix `[outputs, inputs]` that is added to its weight.
+    pub whole: Vec<LinearLayout>,
+    /// Where linears of an IP-Adapter stand in its file, which is copied with what was trained of them.
+    pub ip_adapter: Option<Arc<IpAdapterPlaces>>,
 }
 
 impl PartialEq for AdapterLayout {
     fn eq(&self, other: &Self) -> bool {
         let key = |l: &Self| (l.names.network, l.rank, l.alpha);
-        key(self) == key(other) && self.modules == other.modules
+        key(self) == key(other) && self.modules == other.modules && self.whole == other.whole
     }
 }
 
 impl AdapterLayout {
+    /// Pairs of factors for these linears, and nothing that is trained whole.
+    pub fn of_factors(names: &'static Names, modules: Vec<LinearLayout>, rank: usize, alpha: f32) -> Self {
+        Self { names, modules, rank, alpha, whole: Vec::new(), ip_adapter: None }
+    }
+
     /// `alpha / rank`.
     pub fn scale(&self) -> f32 {
         self.alpha / self.rank as f32
     }
 
-    /// Number of values in all factors; `usize::MAX` where there are more than that.
+    /// Number of values in all factors and all linears that are trained whole; `usize::MAX` where there are more than that.
     pub fn len(&self) -> usize {
-        size::sum(self.modules.iter().map(|m| self.rank.saturating_mul(m.inputs + m.outputs)))
+        let whole = self.whole.iter().map(|m| m.inputs.saturating_mul(m.outputs));
+        size::sum(self.modules.iter().map(|m| self.rank.saturating_mul(m.inputs + m.outputs)).chain(whole))
     }
 
-    /// Has it no modules?
+    /// Is nothing trained?
     pub fn is_empty(&self) -> bool {
-        self.modules.is_empty()
+        self.modules.is_empty() && self.whole.is_empty()
     }
 
     /// Where A and B of each module stand in the flat run of values.
@@ -54,10 +70,23 @@ impl AdapterLayout {
             .collect()
     }
 
-    /// The name of the module whose factors hold the value at this place; `?` beyond all of them.
+    /// Where the matrix of each linear that is trained whole stands there, behind all factors.
+    pub fn whole_ranges(&self) -> Vec<Range<usize>> {
+        let mut at = self.ranges().last().map_or(0, |(_, b)| b.end);
+        let mut range = |m: &LinearLayout| {
+            let start = at;
+            at += m.outputs * m.inputs;
+            start..at
+        };
+        self.whole.iter().map(&mut range).collect()
+    }
+
+    /// The name of the linear that the value at this place belongs to; `?` beyond all of them.
     pub fn module_at(&self, at: usize) -> &str {
         let found = self.ranges().iter().position(|(a, b)| a.contains(&at) || b.contains(&at));
-        found.map_or("?", |i| self.modules[i].name.as_str())
+        let whole = || self.whole_ranges().iter().position(|range| range.contains(&at));
+        let name = found.map(|i| &self.modules[i]).or_else(|| whole().map(|i| &self.whole[i]));
+        name.map_or("?", |module| module.name.as_str())
     }
 }
 
@@ -66,7 +95,7 @@ impl AdapterLayout {
 pub struct Adapter {
     /// What the values mean.
     pub layout: Arc<AdapterLayout>,
-    /// All factors, in the order of [`AdapterLayout::ranges`].
+    /// All factors, in the order of [`AdapterLayout::ranges`], and then what is [trained whole](AdapterLayout::whole_ranges).
     pub values: DeviceVec,
 }
 
@@ -92,6 +121,6 @@ impl Adapter {
 pub struct AdapterGrad {
     /// What the values mean.
     pub layout: Arc<AdapterLayout>,
-    /// In the order of [`AdapterLayout::ranges`].
+    /// In the order of the adapter's.
     pub values: DeviceVec,
 }

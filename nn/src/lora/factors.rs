@@ -31,6 +31,8 @@ pub(super) struct Factors {
     pub key: String,
     /// `[R, K]`.
     pub down: TensorView,
+    /// Side of the window, where its axes are those of a convolution of more than one pixel.
+    pub window: Option<usize>,
     /// `[N, R]`.
     pub up: TensorView,
     /// The product is scaled by `alpha / R`; nothing where the file says nothing.
@@ -69,7 +71,8 @@ impl Factors {
         alpha: Option<f32>,
     ) -> Result<Self> {
         let path = files.path();
-        let (down, up) = (matrix(files, down)?, matrix(files, up)?);
+        let (down, window) = filters(files, down)?;
+        let up = matrix(files, up)?;
         let (rank, outputs, same) = (down.shape()[0], up.shape()[0], up.shape()[1]);
         if rank != same || rank == 0 {
             let message =
@@ -86,7 +89,7 @@ impl Factors {
             Error::file(path, message)
         })?;
         let shared = matches!(linear, Linear::SharedA(_));
-        Ok(Self { key: key.into(), down, up, alpha, parts, shared })
+        Ok(Self { key: key.into(), down, window, up, alpha, parts, shared })
     }
 
     /// `R`.
@@ -105,7 +108,12 @@ impl Factors {
         let found = if candidate { blocks(&self.up.read(), rank, &rows) } else { None };
         let module = |part: usize, rank: usize, blocks: usize, a: TensorView, columns: Range<usize>| {
             let Part { name, rows } = &self.parts[part];
-            let linear = LinearLayout { name: name.clone(), inputs: a.shape()[1], outputs: rows.len() };
+            let linear = LinearLayout {
+                name: name.clone(),
+                inputs: a.shape()[1],
+                outputs: rows.len(),
+                window: self.window,
+            };
             let up = self.up.rows(rows.clone())?;
             let key = self.key.clone();
             Ok(Module { linear, rank, blocks, alpha: self.alpha, a, up, columns, key })
@@ -151,6 +159,18 @@ fn matrix(files: &Arc<TensorFiles>, name: &str) -> Result<TensorView> {
         let message = format!("`{name}` has axes {:?}: expected two, of any others each 1", view.shape());
         Error::file(files.path(), message)
     })
+}
+
+/// A as a matrix, with the side of its window where it has the axes of a convolution, `[R, channels, side, side]`. Those of one pixel are
+/// written of linears, too.
+fn filters(files: &Arc<TensorFiles>, name: &str) -> Result<(TensorView, Option<usize>)> {
+    let view = TensorView::whole(files, name)?;
+    match *view.shape() {
+        [rank, channels, side, other] if side == other && side > 1 => {
+            Ok((view.with_rows_of(rank, channels * side * side), Some(side)))
+        }
+        _ => Ok((matrix(files, name)?, None)),
+    }
 }
 
 /// The parts of a linear with their rows of `up`, in the order of diffusers' layout; no parts if the rows cannot be shared

@@ -9,10 +9,12 @@ pub enum AdapterFormat {
     Kohya,
     /// The names of UNO's own adapter and of XLabs.
     Uno,
+    /// No pairs of factors, but a copy of the IP-Adapter's file with what was trained of it.
+    IpAdapter,
 }
 
 impl AdapterFormat {
-    /// All of them.
+    /// Those of pairs of factors.
     pub const ALL: [Self; 3] = [Self::Diffusers, Self::Kohya, Self::Uno];
 
     /// As it is written on a command line and in a graph file.
@@ -21,6 +23,7 @@ impl AdapterFormat {
             Self::Diffusers => "diffusers",
             Self::Kohya => "kohya",
             Self::Uno => "uno",
+            Self::IpAdapter => "ip_adapter",
         }
     }
 

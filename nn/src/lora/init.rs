@@ -69,8 +69,8 @@ mod tests {
     }
 
     fn deviation_of_a(init: Init) -> f64 {
-        let modules = vec![LinearLayout { name: "a".into(), inputs: 400, outputs: 3 }];
-        let layout = Arc::new(AdapterLayout { names: &NAMES, modules, rank: 8, alpha: 8.0 });
+        let modules = vec![LinearLayout { name: "a".into(), inputs: 400, outputs: 3, window: None }];
+        let layout = Arc::new(AdapterLayout::of_factors(&NAMES, modules, 8, 8.0));
         let adapter = Adapter::new(layout, init, |_| uniform());
         let values = adapter.values.host().unwrap();
         let (a, b) = values.split_at(8 * 400);

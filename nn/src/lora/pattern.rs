@@ -3,7 +3,8 @@
 //! A pattern names every linear whose path it is, or ends with at a dot, as PEFT's `target_modules` does: `attn.to_q`
 //! names `transformer_blocks.0.attn.to_q`. In it `*` stands for any run of characters: `attn.to_*`,
 //! `single_transformer_blocks.*.attn.to_*`. No pattern at all names every linear but the modulations, which are made
-//! from the time alone: published adapters leave them out.
+//! from the time alone: published adapters leave them out. Convolutions are named by patterns whose last part begins with `conv`: `conv1`,
+//! `*.downsamplers.0.conv`, `*.conv*`.
 
 use std::collections::BTreeSet;
 
@@ -42,7 +43,7 @@ impl AdapterLayout {
         }
         let mut matches = Vec::new();
         for pattern in patterns.iter().map(AsRef::as_ref) {
-            let count = linears.iter().filter(|l| names(pattern, &l.name)).count();
+            let count = linears.iter().filter(|l| names_linear(pattern, l)).count();
             if count == 0 {
                 return Err(Error::Setting(format!(
                     "target `{pattern}` names no linear of the model; nearest: {}",
@@ -52,8 +53,8 @@ impl AdapterLayout {
             matches.push(PatternMatch { pattern: pattern.into(), linears: count });
         }
         let named = |l: &&LinearLayout| match patterns {
-            [] => !is_modulation(&l.name),
-            patterns => patterns.iter().any(|p| names(p.as_ref(), &l.name)),
+            [] => l.window.is_none() && !is_modulation(&l.name),
+            patterns => patterns.iter().any(|p| names_linear(p.as_ref(), l)),
         };
         let modules: Vec<LinearLayout> = linears.iter().filter(named).cloned().collect();
         if patterns.is_empty() {
@@ -66,8 +67,60 @@ impl AdapterLayout {
                 narrow.name, narrow.inputs, narrow.outputs
             )));
         }
-        Ok((Self { names: linears.names, modules, rank, alpha }, matches))
+        let ip_adapter = linears.ip_adapter.clone();
+        Ok((Self { ip_adapter, ..Self::of_factors(linears.names, modules, rank, alpha) }, matches))
     }
+
+    /// The same with the linears that any of these patterns names trained whole, and what each pattern named.
+    ///
+    /// # Errors
+    /// If a pattern names nothing (the nearest names are given), a linear that has factors, or one that no IP-Adapter's file holds.
+    pub fn with_whole<S: AsRef<str>>(
+        mut self,
+        linears: &Linears,
+        patterns: &[S],
+    ) -> Result<(Self, Vec<PatternMatch>)> {
+        let mut matches = Vec::new();
+        for pattern in patterns.iter().map(AsRef::as_ref) {
+            let named: Vec<&LinearLayout> = linears.iter().filter(|l| names_linear(pattern, l)).collect();
+            let refused = |why: String| Err(Error::Setting(format!("whole: `{pattern}` {why}")));
+            if named.is_empty() && linears.ip_adapter.is_none() {
+                return refused("names no linear of the model, which has no IP-Adapter".into());
+            }
+            if named.is_empty() {
+                let nearest = nearest_kinds(pattern, linears);
+                return refused(format!("names no linear of the model; nearest: {nearest}"));
+            }
+            let in_file = |l: &LinearLayout| {
+                linears.ip_adapter.as_ref().is_some_and(|file| file.places.contains_key(&l.name))
+            };
+            if let Some(other) = named.iter().find(|l| !in_file(l)) {
+                return refused(format!(
+                    "names `{}`, which is no linear of an IP-Adapter: only its file can hold what is trained whole; name such \
+                     linears among the targets",
+                    other.name
+                ));
+            }
+            if let Some(both) = named.iter().find(|l| self.modules.contains(l)) {
+                return refused(format!(
+                    "names `{}`, which the targets name, too: it is trained whole or by factors",
+                    both.name
+                ));
+            }
+            matches.push(PatternMatch { pattern: pattern.into(), linears: named.len() });
+        }
+        let named = |l: &&LinearLayout| patterns.iter().any(|p| names_linear(p.as_ref(), l));
+        self.whole = linears.iter().filter(named).cloned().collect();
+        self.ip_adapter.clone_from(&linears.ip_adapter);
+        Ok((self, matches))
+    }
+}
+
+/// Does the pattern name this linear? A convolution is named only by a pattern whose last part begins with `conv`: patterns of linears
+/// mean what they mean where there are convolutions, too.
+fn names_linear(pattern: &str, linear: &LinearLayout) -> bool {
+    let of_convs = pattern.rsplit('.').next().is_some_and(|last| last.starts_with("conv"));
+    (linear.window.is_none() || of_convs) && names(pattern, &linear.name)
 }
 
 /// Does the pattern name this path?
@@ -156,8 +209,8 @@ mod tests {
             "single_transformer_blocks.0.attn.to_q",
             "single_transformer_blocks.0.norm.linear",
         ]
-        .map(|name| LinearLayout { name: name.into(), inputs: 8, outputs: 8 });
-        Linears { names: &NAMES, all: all.into() }
+        .map(|name| LinearLayout { name: name.into(), inputs: 8, outputs: 8, window: None });
+        Linears::new(&NAMES, all.into())
     }
 
     fn matched(patterns: &[&str]) -> Vec<String> {

@@ -181,7 +181,8 @@ impl AdapterFile {
         let Some(first) = modules.first() else {
             return Err(Error::file(self.files.path(), "holds no factors"));
         };
-        if let Some(other) = modules.iter().find(|m| m.rank != first.rank) {
+        let first = first.0;
+        if let Some((other, _)) = modules.iter().find(|(m, _)| m.rank != first.rank) {
             return Err(Error::file(
                 self.files.path(),
                 format!(
@@ -193,8 +194,9 @@ impl AdapterFile {
         }
         let alpha = self.alpha()?.unwrap_or(first.rank as f32);
         let rank = first.rank;
-        let modules = modules.into_iter().map(|m| m.linear.clone()).collect();
-        Ok(AdapterLayout { names: self.names, modules, rank, alpha })
+        let linear = |(m, window): (&Module, Option<usize>)| LinearLayout { window, ..m.linear.clone() };
+        let modules = modules.into_iter().map(linear).collect();
+        Ok(AdapterLayout::of_factors(self.names, modules, rank, alpha))
     }
 
     /// The adapter, with one pair of factors for each linear of diffusers' layout. As [`layout`](Self::layout).
@@ -206,7 +208,7 @@ impl AdapterFile {
         let stated = self.alpha()?;
         let inside = self.trained_alpha().map_or(1.0, |alpha| alpha / layout.rank as f32);
         let mut values = Vec::with_capacity(layout.len());
-        for module in self.ordered(linears)? {
+        for (module, _) in self.ordered(linears)? {
             values.extend(module.a.read_finite()?);
             let up = module.up.read_finite()?;
             let width = module.up.shape()[1];
@@ -231,9 +233,13 @@ impl AdapterFile {
         Ok(Adapter { layout: Arc::new(layout), values: values.into() })
     }
 
-    /// The modules in the order of these linears, which must have all of them.
-    fn ordered(&self, linears: Option<&[LinearLayout]>) -> Result<Vec<&Module>> {
-        let Some(linears) = linears else { return self.known() };
+    /// The modules in the order of these linears, which must have all of them, and the sides of their windows.
+    fn ordered(&self, linears: Option<&[LinearLayout]>) -> Result<Vec<(&Module, Option<usize>)>> {
+        let Some(linears) = linears else {
+            let one_pixel = |m: &Module| m.linear.name.ends_with(".conv_shortcut").then_some(1);
+            let modules = self.known()?.into_iter();
+            return Ok(modules.map(|m| (m, m.linear.window.or_else(|| one_pixel(m)))).collect());
+        };
         let mut left: BTreeMap<&str, &Module> =
             self.modules.iter().map(|m| (m.linear.name.as_str(), m)).collect();
         let mut ordered = Vec::with_capacity(left.len());
@@ -247,7 +253,15 @@ impl AdapterFile {
                     found,
                 ));
             }
-            ordered.push(module);
+            let window = module.linear.window;
+            if window.unwrap_or(1) != linear.window.unwrap_or(1) {
+                return Err(Error::shape(
+                    format!("side of the windows of `{}` of {}", linear.name, self.files.path().display()),
+                    format!("{:?}", linear.window),
+                    format!("{window:?}"),
+                ));
+            }
+            ordered.push((module, linear.window));
         }
         if let Some((unknown, module)) = left.iter().next() {
             let spelled =

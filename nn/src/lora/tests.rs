@@ -34,12 +34,12 @@ fn flux() -> Linears {
                         "ff.net.0.proj" | "ff_context.net.0.proj" | "proj_mlp" => 4 * D,
                         _ => D,
                     };
-                    all.push(LinearLayout { name, inputs, outputs });
+                    all.push(LinearLayout { name, inputs, outputs, window: None });
                 }
             }
         }
     }
-    Linears { names: &NAMES, all }
+    Linears::new(&NAMES, all)
 }
 
 /// An adapter whose values are all different.
@@ -329,7 +329,7 @@ fn the_header_states_rank_alpha_and_targets_and_what_else_is_known() {
                 assert_eq!(config["transformer.target_modules"][1], "transformer_blocks.1.attn.to_out.0");
             }
             AdapterFormat::Kohya => assert_eq!(metadata["ss_network_alpha"], "4"),
-            AdapterFormat::Uno => {}
+            AdapterFormat::Uno | AdapterFormat::IpAdapter => {}
         }
         // Multiplied into B where there is no place for it.
         let inside = format != AdapterFormat::Kohya;
@@ -344,8 +344,8 @@ fn the_header_states_rank_alpha_and_targets_and_what_else_is_known() {
 fn names_of_any_model_are_read_with_or_without_prefixes_and_alpha_is_then_the_rank() {
     let folder = Folder::new();
     let linears = [("blocks.0.to_q", 3, 2), ("blocks.1.to_q", 3, 4)]
-        .map(|(name, inputs, outputs)| LinearLayout { name: name.into(), inputs, outputs });
-    let linears = Linears { names: &NAMES, all: linears.into() };
+        .map(|(name, inputs, outputs)| LinearLayout { name: name.into(), inputs, outputs, window: None });
+    let linears = Linears::new(&NAMES, linears.into());
     for prefix in ["", "transformer.", "base_model.model.", "base_model.model.transformer."] {
         let path = folder.write(&[
             (&format!("{prefix}blocks.1.to_q.lora_A.weight"), &[2, 3], &[0.5; 6]),

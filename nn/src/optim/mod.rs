@@ -134,8 +134,8 @@ mod tests {
     use crate::{linears::LinearLayout, lora::AdapterLayout, models::flux::NAMES};
 
     fn layout() -> Arc<AdapterLayout> {
-        let modules = vec![LinearLayout { name: "a".into(), inputs: 2, outputs: 1 }];
-        Arc::new(AdapterLayout { names: &NAMES, modules, rank: 1, alpha: 1.0 })
+        let modules = vec![LinearLayout { name: "a".into(), inputs: 2, outputs: 1, window: None }];
+        Arc::new(AdapterLayout::of_factors(&NAMES, modules, 1, 1.0))
     }
 
     #[test]

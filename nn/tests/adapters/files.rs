@@ -34,7 +34,12 @@ fn linears() -> Vec<LinearLayout> {
                         _ => D,
                     };
                     let wide = name.contains(".net.0.") || name.ends_with("proj_mlp");
-                    all.push(LinearLayout { name, inputs, outputs: if wide { 4 * D } else { D } });
+                    all.push(LinearLayout {
+                        name,
+                        inputs,
+                        outputs: if wide { 4 * D } else { D },
+                        window: None,
+                    });
                 }
             }
         }
@@ -44,7 +49,7 @@ fn linears() -> Vec<LinearLayout> {
 
 /// An adapter of which every layout can hold every bit: parts of one linear have one A. All other values differ.
 pub fn adapter(rank: usize, alpha: f32) -> Adapter {
-    let layout = AdapterLayout { names: &NAMES, modules: linears(), rank, alpha };
+    let layout = AdapterLayout::of_factors(&NAMES, linears(), rank, alpha);
     let mut values: Vec<f32> = (0..layout.len()).map(|i| (i as f32 + 1.0) / 7.0).collect();
     let mut first: BTreeMap<Place, Vec<f32>> = BTreeMap::new();
     for (module, (a, _)) in layout.modules.iter().zip(layout.ranges()) {

@@ -195,7 +195,7 @@ fn linears_outside_the_blocks_are_converted_and_shift_and_scale_change_places() 
         adapter.write(&to, AdapterFormat::Uno, &[]).unwrap_err().to_string().contains("it has factors for")
     );
     // In a network adapters are for the blocks.
-    let none = Linears { names: &NAMES, all: Vec::new() };
+    let none = Linears::new(&NAMES, Vec::new());
     let message =
         "`norm_out.linear` (`lora_unet_final_layer_adaLN_modulation_1`), which is outside the blocks of FLUX";
     let error = Adapter::read(&to, &none).unwrap_err().to_string();

@@ -13,8 +13,8 @@ use prefgraph_nn::{
 use crate::{cases::numbers::numbers, devices, difference};
 
 fn layout() -> Arc<AdapterLayout> {
-    let modules = vec![LinearLayout { name: "a".into(), inputs: 1000, outputs: 501 }];
-    Arc::new(AdapterLayout { names: &NAMES, modules, rank: 3, alpha: 3.0 })
+    let modules = vec![LinearLayout { name: "a".into(), inputs: 1000, outputs: 501, window: None }];
+    Arc::new(AdapterLayout::of_factors(&NAMES, modules, 3, 3.0))
 }
 
 /// Values on the GPU, as a backward leaves them.

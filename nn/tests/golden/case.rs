@@ -7,7 +7,7 @@ use std::{
 };
 
 use prefgraph_nn::{
-    Adapter, Backbone, Cpu, Inputs, Tensor,
+    Adapter, Backbone, BackboneLayout, Cpu, Inputs, Tensor,
     backbone::{BlockTokens, Latents},
     cuda,
     device::{Device, Precision},
@@ -17,11 +17,11 @@ use prefgraph_nn::{
     models::{
         FluxUno, SdxlUNet,
         flux::{Flux, FluxOptions},
-        unet::{ImagePrompt, UNet, UNetOptions},
+        unet::{ImagePrompt, ResamplerUse, UNet, UNetOptions},
     },
 };
 
-use crate::image_tokens::{ADAPTED, ImageTokens, image_tokens};
+use crate::image_tokens::image_tokens;
 
 /// Which network a case is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub enum Network {
 pub struct Case {
     pub network: Network,
     pub name: String,
+    /// Of a U-Net: is the resampler inside, so that it takes the image encoder's tokens?
+    pub resampler: bool,
     pub folder: PathBuf,
     pub constants: serde_json::Value,
 }
@@ -51,6 +53,7 @@ pub fn cases(network: Network) -> Vec<Case> {
         .map(|(name, folder)| Case {
             network,
             name: name.into(),
+            resampler: false,
             constants: serde_json::from_str(&std::fs::read_to_string(folder.join("case.json")).unwrap())
                 .unwrap(),
             folder,
@@ -116,7 +119,14 @@ impl Case {
     /// The options of a U-Net with the case's IP-Adapter.
     pub fn unet_options(&self) -> UNetOptions {
         let path = self.folder.join("ip-adapter-plus_sdxl.safetensors");
-        UNetOptions { image_prompt: Some(ImagePrompt { path, scale: 1.0 }), ..UNetOptions::default() }
+        let resampler = match self.resampler {
+            true => ResamplerUse::Inside { tokens: self.embeds(&self.file("forward.safetensors"), "").1 },
+            false => ResamplerUse::Outside,
+        };
+        UNetOptions {
+            image_prompt: Some(ImagePrompt { path, scale: 1.0, resampler }),
+            ..UNetOptions::default()
+        }
     }
 
     pub fn unet(&self, options: UNetOptions) -> SdxlUNet {
@@ -167,8 +177,14 @@ impl Case {
         let (text_shape, text) = tensor("prompt_embeds");
         let (pooled_shape, pooled) = tensor("pooled");
         let image_tokens = (self.network == Network::UNet).then(|| {
-            let tokens = self.image_tokens(None, file, prefix);
-            Tensor::new(&device, (shape[0], tokens.count, tokens.width), tokens.values.repeat(times)).unwrap()
+            let (values, count, width) = match self.resampler {
+                true => self.embeds(file, prefix),
+                false => {
+                    let tokens = image_tokens(&self.file("ip-adapter-plus_sdxl.safetensors"), file, prefix);
+                    (tokens.values, tokens.count, tokens.width)
+                }
+            };
+            Tensor::new(&device, (shape[0], count, width), values.repeat(times)).unwrap()
         });
         let sizes =
             image_tokens.as_ref().map_or_else(Vec::new, |_| tensor("time_ids").1.as_chunks().0.to_vec());
@@ -198,9 +214,17 @@ impl Case {
         }
     }
 
-    /// Image tokens of the frozen resampler, or as a run begins that adapts it.
-    pub fn image_tokens(&self, run: Option<&TensorFiles>, file: &TensorFiles, prefix: &str) -> ImageTokens {
-        image_tokens(&self.file("ip-adapter-plus_sdxl.safetensors"), run, file, prefix)
+    /// The tokens of the image encoder, one picture a sample, with their number and width.
+    fn embeds(&self, file: &TensorFiles, prefix: &str) -> (Vec<f32>, usize, usize) {
+        let name = format!("{prefix}image_embeds");
+        let shape = &file.info(&name).unwrap().shape;
+        assert_eq!(shape[1], 1, "one picture a sample");
+        (file.read(&name).unwrap(), shape[2], shape[3])
+    }
+
+    /// A U-Net's case with the resampler inside.
+    pub fn with_resampler(self) -> Self {
+        Self { name: format!("{} with its resampler", self.name), resampler: true, ..self }
     }
 
     /// The layout that the case's targets name.
@@ -220,8 +244,7 @@ impl Case {
         let names = layout.modules.iter().flat_map(|m| {
             [format!("{prefix}{}.lora_A.weight", m.name), format!("{prefix}{}.lora_B.weight", m.name)]
         });
-        let of_model = |n: &&str| n.strip_prefix(prefix).is_some_and(|n| !n.starts_with(ADAPTED));
-        let count = file.names().filter(of_model).count();
+        let count = file.names().filter(|n| n.starts_with(prefix)).count();
         assert_eq!(count, 2 * layout.modules.len(), "factors of {prefix} that no module of the model takes");
         names.flat_map(|name| file.read(&name).unwrap()).collect()
     }
@@ -247,9 +270,10 @@ pub fn by_sample(tokens: &BlockTokens, samples: usize) -> Vec<f32> {
 }
 
 /// Masks that take every token of every reference.
-pub fn whole_references(inputs: &Inputs) -> Vec<Vec<f32>> {
+pub fn whole_references(layout: &BackboneLayout, inputs: &Inputs) -> Vec<Vec<f32>> {
     if let Some(tokens) = &inputs.image_tokens {
-        let (samples, tokens, _) = tokens.shape();
+        let (samples, given, _) = tokens.shape();
+        let tokens = layout.prompt_tokens(given).unwrap();
         return vec![vec![1.0; samples * tokens]];
     }
     let tokens = |r: &Latents| r.shape().0 * (r.shape().2 / 2) * (r.shape().3 / 2);

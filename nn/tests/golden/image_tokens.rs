@@ -14,7 +14,6 @@ pub struct ImageTokens {
 }
 
 /// Rows of f64.
-#[derive(Clone)]
 struct Rows {
     width: usize,
     values: Vec<f64>,
@@ -33,19 +32,14 @@ impl Rows {
         Self { width, values: self.rows().flat_map(f).collect() }
     }
 
-    fn beside(&self, other: &Self) -> Self {
-        let values = self.rows().zip(other.rows()).flat_map(|(a, b)| [a, b].concat()).collect();
-        Self { width: self.width + other.width, values }
-    }
-
     fn plus(mut self, other: &Self) -> Self {
         self.values.iter_mut().zip(&other.values).for_each(|(a, b)| *a += b);
         self
     }
 }
 
-/// Tensors of the file under `image_proj.`, and of a training run that adapts the resampler, too.
-struct Weights<'a>(&'a TensorFiles, Option<&'a TensorFiles>);
+/// Tensors of the file under `image_proj.`.
+struct Weights<'a>(&'a TensorFiles);
 
 impl Weights<'_> {
     fn read(&self, name: &str) -> Rows {
@@ -63,18 +57,6 @@ impl Weights<'_> {
         x.map(outputs, |x| weight.rows().zip(&bias).map(|(w, b)| dot(x, w) + f64::from(*b)).collect())
     }
 
-    /// `x A^T B^T` of a linear in the attention of a layer, at the beginning of the run; its alpha is its rank.
-    fn adapted(&self, layer: usize, linear: &str, x: &Rows) -> Option<Rows> {
-        let module = format!("{ADAPTED}.{layer}.attn.{linear}");
-        let product = |x: &Rows, factor: &str| -> Option<Rows> {
-            let name = format!("init.{module}.lora_{factor}.weight");
-            let factor = Rows::of(x.width, self.1?.read(&name).unwrap());
-            let dot = |x: &[f64], w: &[f64]| x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
-            Some(x.map(factor.rows().count(), |x| factor.rows().map(|w| dot(x, w)).collect()))
-        };
-        product(&product(x, "A")?, "B")
-    }
-
     fn norm(&self, name: &str, x: &Rows) -> Rows {
         let [weight, bias] = ["weight", "bias"].map(|what| self.read(&format!("{name}.{what}")).values);
         x.map(x.width, |x| {
@@ -87,18 +69,9 @@ impl Weights<'_> {
     }
 }
 
-/// What diffusers calls the layers of a resampler inside a U-Net. Runs of the reference adapt their attention, since their targets are
-/// also its linears' names.
-pub const ADAPTED: &str = "encoder_hid_proj.image_projection_layers.0.layers";
-
-/// The tokens of a batch from what the image encoder saw, `[N, 1, T, width]`; those of the frozen resampler, or as a run begins.
-pub fn image_tokens(
-    adapter: &TensorFiles,
-    run: Option<&TensorFiles>,
-    file: &TensorFiles,
-    prefix: &str,
-) -> ImageTokens {
-    let weights = Weights(adapter, run);
+/// The tokens of a batch from what the image encoder saw, `[N, 1, T, width]`.
+pub fn image_tokens(adapter: &TensorFiles, file: &TensorFiles, prefix: &str) -> ImageTokens {
+    let weights = Weights(adapter);
     let name = format!("{prefix}image_embeds");
     let shape = &file.info(&name).unwrap().shape;
     assert_eq!(shape[1], 1, "one picture a sample");
@@ -123,17 +96,8 @@ fn resampled(weights: &Weights<'_>, embeds: Rows) -> Rows {
         }
         let (seen, own) = (weights.norm(&at("0.norm1"), &x), weights.norm(&at("0.norm2"), &latents));
         let all = Rows { width: seen.width, values: [seen.values, own.values.clone()].concat() };
-        let plus = |x: Rows, adapted: Option<Rows>| match adapted {
-            Some(adapted) => x.plus(&adapted),
-            None => x,
-        };
-        let adapted = |linear: &str, x: &Rows| weights.adapted(layer, linear, x);
-        let q = plus(weights.linear(&at("0.to_q"), &own), adapted("to_q", &own));
-        let of_kv = adapted("to_k", &all).zip(adapted("to_v", &all)).map(|(k, v)| k.beside(&v));
-        let kv = plus(weights.linear(&at("0.to_kv"), &all), of_kv);
-        let seen = attention(&q, &kv);
-        let out = plus(weights.linear(&at("0.to_out"), &seen), adapted("to_out.0", &seen));
-        latents = latents.plus(&out);
+        let (q, kv) = (weights.linear(&at("0.to_q"), &own), weights.linear(&at("0.to_kv"), &all));
+        latents = latents.plus(&weights.linear(&at("0.to_out"), &attention(&q, &kv)));
         let hidden = weights.linear(&at("1.1"), &weights.norm(&at("1.0"), &latents));
         let gelu = |x: &f64| x / 2.0 * (1.0 + libm::erf(x / 2f64.sqrt()));
         let active = hidden.map(hidden.width, |row| row.iter().map(gelu).collect());

@@ -49,10 +49,7 @@ pub fn first_step(case: &Case, name: &str, objective: Objective, model: &dyn Bac
     let adapter =
         Adapter { layout: Arc::clone(&layout), values: case.factors(&layout, &run, "init.").into() };
     let batches = case.file("batches.safetensors");
-    let mut sample = Step::read(case, &batches, "step0.", objective);
-    if case.network == Network::UNet {
-        sample.adapt_image_tokens(case, &run, &batches, "step0.");
-    }
+    let sample = Step::read(case, &batches, "step0.", objective);
     let (loss, logits, cotangent, saved) = sample.loss(case, model, &adapter, objective);
     let gradient = model.backward(saved, &adapter, &cotangent).unwrap();
     let expected = case.factors(&layout, &run, "grad0.");
@@ -93,13 +90,15 @@ fn follow_on(case: &Case, name: &str, objective: Objective, run: &TensorFiles, m
             );
         }
         let gradient = model.backward(saved, &adapter, &cotangent).unwrap();
-        let norm = gradient.norm(&host).unwrap();
-        let expected_norm = f64::from(run.read("log.grad_norm").unwrap()[step]);
-        assert!(
-            (norm - expected_norm).abs() < 5e-3 * expected_norm,
-            "{} {name} step {step}: gradient norm {norm}, expected {expected_norm}",
-            case.name
-        );
+        // Not every case states it.
+        if let Ok(norms) = run.read("log.grad_norm") {
+            let (norm, expected) = (gradient.norm(&host).unwrap(), f64::from(norms[step]));
+            assert!(
+                (norm - expected).abs() < 5e-3 * expected,
+                "{} {name} step {step}: gradient norm {norm}, expected {expected}",
+                case.name
+            );
+        }
         if step == 0 {
             let error = relative(&gradient.values.host().unwrap(), &case.factors(&layout, run, "grad0."));
             let bar = if objective == Objective::Supervised { 1e-5 } else { 1e-3 };
@@ -121,8 +120,6 @@ fn follow_on(case: &Case, name: &str, objective: Objective, run: &TensorFiles, m
 /// A batch: inputs and targets, winners first.
 struct Step {
     inputs: prefgraph_nn::Inputs,
-    /// Those of the frozen network, where they are others.
-    frozen: Option<prefgraph_nn::Inputs>,
     targets: Vec<f32>,
 }
 
@@ -148,17 +145,7 @@ impl Step {
             *target = eps[i] - *x;
             *x = (1.0 - t) * *x + t * eps[i];
         }
-        Self { inputs, frozen: None, targets }
-    }
-
-    /// The run adapts the resampler, too: the policy sees other image tokens than the frozen network.
-    fn adapt_image_tokens(&mut self, case: &Case, run: &TensorFiles, batches: &TensorFiles, prefix: &str) {
-        self.frozen = Some(self.inputs.clone());
-        let tokens = case.image_tokens(Some(run), batches, prefix).values;
-        let Some(inputs) = &mut self.inputs.image_tokens else { return };
-        for (to, from) in inputs.values_mut().iter_mut().zip(tokens.iter().cycle()) {
-            *to = *from;
-        }
+        Self { inputs, targets }
     }
 
     /// Loss, logits, the derivative by the prediction, and what the policy's pass kept.
@@ -181,10 +168,7 @@ impl Step {
                 (sum / self.targets.len() as f64, Vec::new(), vec![1.0 / samples as f64; samples])
             }
             Objective::Preference => {
-                let reference = model
-                    .predict(self.frozen.as_ref().unwrap_or(&self.inputs), None, &Probe::NOTHING)
-                    .unwrap()
-                    .latents;
+                let reference = model.predict(&self.inputs, None, &Probe::NOTHING).unwrap().latents;
                 self.preference(case.number("beta"), &policy, &reference)
             }
         };

@@ -4,7 +4,7 @@ use prefgraph_nn::lora::AdapterLayout;
 
 /// The derivative of a value along the gradient of one factor, so that rounding is small beside the change.
 pub struct Slope {
-    /// The module, and A or B.
+    /// The module, and A or B where it has both.
     pub factor: String,
     /// Norm of the factor's gradient.
     pub length: f64,
@@ -27,7 +27,7 @@ impl Slope {
     }
 }
 
-/// The slope of `value` along `gradient` for every factor that has `values`; `step` follows from the norm of the factor's gradient.
+/// The slope of `value` along `gradient` for every factor, and every linear that is trained whole, that has `values`; `step` follows from the norm of the factor's gradient.
 pub fn along_every_factor(
     layout: &AdapterLayout,
     values: &[f32],
@@ -36,8 +36,10 @@ pub fn along_every_factor(
     value: impl Fn(Vec<f32>) -> f64,
 ) -> Vec<Slope> {
     let factors = layout.modules.iter().zip(layout.ranges());
+    let whole = layout.whole.iter().zip(layout.whole_ranges());
     factors
         .flat_map(|(module, (a, b))| [(format!("{} A", module.name), a), (format!("{} B", module.name), b)])
+        .chain(whole.map(|(module, range)| (module.name.clone(), range)))
         .map(|(factor, range)| {
             let length = gradient[range.clone()].iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
             assert!(length > 0.0, "{factor}: no derivative");

@@ -10,7 +10,11 @@ use prefgraph_nn::{
     Adapter, Backbone, Cpu, Inputs, Probe, Tensor,
     backbone::Latents,
     files::{NamedTensor, write_safetensors},
-    models::{SdxlUNet, UNetConfig, UNetOptions, unet::ImagePrompt},
+    models::{
+        SdxlUNet, UNetConfig, UNetOptions,
+        unet::{ImagePrompt, ResamplerUse},
+    },
+    vision::ResamplerSizes,
 };
 use serde_json::{Value, json};
 
@@ -65,9 +69,17 @@ pub fn image_prompt_tensors(widths: &[usize], inputs: usize) -> Vec<(String, Vec
         .map(|(i, width, which)| {
             (format!("ip_adapter.{}.to_{which}_ip.weight", 2 * i + 1), vec![*width, inputs])
         })
-        .chain([("image_proj.latents".into(), vec![1, 2, 8])])
+        .chain(resampler(inputs).tensors())
         .collect()
 }
+
+/// The sizes of a resampler, whose image tokens are so wide.
+fn resampler(output: usize) -> ResamplerSizes {
+    ResamplerSizes { input: 10, queries: 2, width: 8, inner: 64, mlp: 20, depth: 2, output }
+}
+
+/// Tokens that an image encoder makes of a picture.
+pub const PICTURE_TOKENS: usize = 5;
 
 /// Number of cross-attentions of [`config`], all of 16 channels.
 pub const CROSSINGS: usize = 8;
@@ -95,7 +107,12 @@ impl Small {
 
     /// With the IP-Adapter.
     pub fn options(&self) -> UNetOptions {
-        let image_prompt = Some(ImagePrompt { path: self.image_prompt(), scale: 0.7 });
+        self.options_with(ResamplerUse::Outside)
+    }
+
+    /// With the IP-Adapter's resampler there.
+    pub fn options_with(&self, resampler: ResamplerUse) -> UNetOptions {
+        let image_prompt = Some(ImagePrompt { path: self.image_prompt(), scale: 0.7, resampler });
         UNetOptions { image_prompt, ..UNetOptions::default() }
     }
 
@@ -121,6 +138,13 @@ pub fn inputs() -> Inputs {
         sizes: vec![[32.0, 48.0, 0.0, 0.0, 32.0, 48.0], [64.0, 48.0, 8.0, 0.0, 32.0, 48.0]],
         image_tokens: Some(tensor(4, 12, 104)),
     }
+}
+
+/// The same with two references as the image encoder sees them.
+pub fn inputs_of_pictures() -> Inputs {
+    let (cpu, count) = (Cpu::new(1).unwrap(), 2 * PICTURE_TOKENS);
+    let tokens = Tensor::new(&cpu, (2, count, 10), numbers(2 * count * 10, 106)).unwrap();
+    Inputs { image_tokens: Some(tokens), ..inputs() }
 }
 
 /// A cotangent for the prediction of [`inputs`].

@@ -12,7 +12,7 @@ use prefgraph_nn::{
     models::{
         self, FluxOptions, FluxUno, SdxlUNet,
         flux::Flux,
-        unet::{ImagePrompt, UNet, UNetOptions},
+        unet::{ImagePrompt, ResamplerUse, UNet, UNetOptions},
     },
     once::get_or_try_init,
 };
@@ -78,6 +78,17 @@ choices! {
     }
 }
 
+choices! {
+    /// Where the resampler of an IP-Adapter-Plus runs.
+    pub enum ResamplerPlace {
+        /// In the node `image-prompt`: image tokens can be cached, and the resampler stays as it is.
+        Outside = "outside",
+        /// In the network, which takes the tokens of the image encoder: `targets` of a LoRA name its linears, too, by diffusers'
+        /// names (`encoder_hid_proj...`).
+        Inside = "inside",
+    }
+}
+
 settings! {
     /// Settings of [`Backbone`].
     pub struct BackboneSettings {
@@ -100,6 +111,10 @@ settings! {
         pub ip_adapter: DataPath = DataPath::default(),
         /// What the attention over image tokens is multiplied by; 1 in training.
         pub ip_scale: f64 = 1.0,
+        /// Where the IP-Adapter's resampler runs; the node `image-prompt` has the same setting, most simply `resampler: "@backbone.resampler"`.
+        pub resampler: ResamplerPlace = ResamplerPlace::Outside,
+        /// Of a resampler inside: tokens that the image encoder makes of a picture; 257 are those of ViT-H at 224 pixels.
+        pub picture_tokens: usize = 257,
     }
 }
 
@@ -112,6 +127,7 @@ impl BackboneSettings {
             ("adapter_use", self.adapter_use != FrozenUse::Branch, FluxUno),
             ("ip_adapter", !self.ip_adapter.is_empty(), Sdxl),
             ("ip_scale", self.ip_scale != 1.0, Sdxl),
+            ("resampler", self.resampler != ResamplerPlace::Outside, Sdxl),
         ];
         match stated.into_iter().find(|(_, is_stated, kind)| *is_stated && *kind != self.kind) {
             Some((name, _, kind)) => Err(OpError::new(format!(
@@ -124,6 +140,12 @@ impl BackboneSettings {
             }
             None if self.ip_scale != 1.0 && self.ip_adapter.is_empty() => {
                 Err(OpError::new("ip_scale: there is no IP-Adapter to scale; set `ip_adapter`"))
+            }
+            None if self.resampler == ResamplerPlace::Inside && self.ip_adapter.is_empty() => Err(
+                OpError::new("resampler: there is no IP-Adapter whose resampler could run; set `ip_adapter`"),
+            ),
+            None if self.picture_tokens == 0 => {
+                Err(OpError::new("picture_tokens: an image encoder makes at least 1 token of a picture"))
             }
             None => Ok(()),
         }
@@ -163,7 +185,12 @@ impl BackboneSettings {
             }
             BackboneKind::Sdxl => {
                 let path = (!self.ip_adapter.is_empty()).then(|| self.ip_adapter.0.clone());
-                let image_prompt = path.map(|path| ImagePrompt { path, scale: self.ip_scale as f32 });
+                let (scale, tokens) = (self.ip_scale as f32, self.picture_tokens);
+                let resampler = match self.resampler {
+                    ResamplerPlace::Outside => ResamplerUse::Outside,
+                    ResamplerPlace::Inside => ResamplerUse::Inside { tokens },
+                };
+                let image_prompt = path.map(|path| ImagePrompt { path, scale, resampler });
                 Network::UNet(UNetOptions { loading, checkpointing, image_prompt })
             }
         }
@@ -227,10 +254,10 @@ impl Network {
                 };
                 ("adapter", &**path, how.to_owned())
             }),
-            Self::UNet(options) => options
-                .image_prompt
-                .as_ref()
-                .map(|i| ("ip_adapter", &*i.path, format!("with scale {}", i.scale))),
+            Self::UNet(options) => options.image_prompt.as_ref().map(|i| {
+                let inside = if i.resampler == ResamplerUse::Outside { "" } else { " and its resampler" };
+                ("ip_adapter", &*i.path, format!("with scale {}{inside}", i.scale))
+            }),
         }
     }
 }

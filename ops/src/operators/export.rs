@@ -18,6 +18,8 @@ choices! {
         Kohya = "kohya",
         /// `adapter.uno.safetensors`, in the names of UNO's own adapter.
         Uno = "uno",
+        /// `adapter.ip_adapter.safetensors`: the IP-Adapter's file with what was trained of it.
+        IpAdapter = "ip_adapter",
     }
 }
 
@@ -27,6 +29,7 @@ impl From<Format> for AdapterFormat {
             Format::Diffusers => Self::Diffusers,
             Format::Kohya => Self::Kohya,
             Format::Uno => Self::Uno,
+            Format::IpAdapter => Self::IpAdapter,
         }
     }
 }
@@ -38,7 +41,7 @@ settings! {
         pub every: u64 = 0,
         /// Steps of the whole run: the last is always exported. 0 means unknown.
         pub steps: u64 = 0,
-        /// Names of the tensors, a file for each: `adapter.safetensors`, `adapter.kohya.safetensors`, `adapter.uno.safetensors`; every file is read back and compared. UNO's names hold no q, k and v that are trained.
+        /// Names of the tensors, a file for each: `adapter.safetensors`, `adapter.kohya.safetensors`, `adapter.uno.safetensors`; every file is read back and compared. UNO's names hold no q, k and v that are trained. Linears that are trained whole, and no others, take `ip_adapter`: a copy of their IP-Adapter's file.
         pub formats: Vec<Format> = vec![Format::Diffusers],
     }
 }
@@ -100,8 +103,8 @@ mod tests {
     use crate::operators::testing::Bench;
 
     fn adapter(module: &str) -> Adapter {
-        let modules = vec![LinearLayout { name: module.into(), inputs: 4, outputs: 4 }];
-        let layout = Arc::new(AdapterLayout { names: &NAMES, modules, rank: 1, alpha: 1.0 });
+        let modules = vec![LinearLayout { name: module.into(), inputs: 4, outputs: 4, window: None }];
+        let layout = Arc::new(AdapterLayout::of_factors(&NAMES, modules, 1, 1.0));
         Adapter { values: vec![0.5; layout.len()].into(), layout }
     }
 

@@ -94,23 +94,28 @@ impl<C: Axis, H: Axis, W: Axis> Forward<C, H, W> {
     }
 }
 
-/// References that share out image tokens: as many as there are masks, which have no other use there, since image tokens stand for no place
+/// References that share out image tokens, and the tokens of each: as many as there are masks, which have no other use there, since image tokens stand for no place
 /// in a picture.
-fn shares(tokens: usize, masks: Option<usize>) -> Result<usize, OpError> {
+fn shares(
+    layout: &nn::BackboneLayout,
+    given: usize,
+    masks: Option<usize>,
+) -> Result<(usize, usize), OpError> {
     let count = masks.unwrap_or(1).max(1);
+    let tokens = layout.prompt_tokens(given).unwrap_or(given);
     if !tokens.is_multiple_of(count) {
         return Err(OpError::new(format!(
             "image_prompt has {tokens} tokens, which {count} references (those of reference_masks) cannot share equally"
         )));
     }
-    Ok(count)
+    Ok((count, tokens / count))
 }
 
 fn cost_on<C: Axis, H: Axis, W: Axis>(
     on: DeviceKind,
     (backbone, adapter, x_t, _, text, _, references, _, _, image_prompt): &InShapes<Forward<C, H, W>>,
 ) -> Cost {
-    let grids = reference_places(references.as_ref(), image_prompt.as_ref());
+    let grids = reference_places(backbone.layout(), references.as_ref(), image_prompt.as_ref());
     let size = (x_t.2.size(), x_t.3.size());
     let pass = backbone.0.cost(on, x_t.0, size, &grids, text.1, Some(&adapter.0));
     // The weights once more, where a backward reads a copy of its own.
@@ -183,7 +188,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
         check_adapter(layout, &adapter.0)?;
         let grids = conditions.reference_grids();
         let count = match image_prompt {
-            Some(tokens) => shares(tokens.1, masks.as_ref().map(|masks| masks.0.len()))?,
+            Some(tokens) => shares(layout, tokens.1, masks.as_ref().map(|masks| masks.0.len()))?.0,
             None => grids.len(),
         };
         if let (Some(masks), None) = (&masks, image_prompt) {
@@ -260,9 +265,9 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
         let masks = match (&references, &image_prompt) {
             _ if blocks.is_empty() => Vec::new(),
             (_, Some(As(_, tokens))) => {
-                let tokens = HasShape::shape(tokens).1;
-                let count = shares(tokens, masks.map(|masks| masks.0.len()))?;
-                vec![vec![1.0; samples * (tokens / count)]; count]
+                let given = HasShape::shape(tokens).1;
+                let (count, each) = shares(layout, given, masks.map(|masks| masks.0.len()))?;
+                vec![vec![1.0; samples * each]; count]
             }
             (Some(references), None) => Self::masks(references, masks, layout.patch)?,
             (None, None) => Vec::new(),

@@ -88,7 +88,7 @@ impl Trainer {
     /// One step of PatchDPO: a pass on the loser, and one on the first reference as its own target.
     fn patch_step(&self, ctx: &Ctx<'_>, adapter: &mut Adapter, moments: &mut Moments) -> Stepped {
         let batch = self.replay.forward(ctx, ()).unwrap().0;
-        let (_, x0_l, references, eps, t, text, pooled, _, _, f_gen, f_ref) = batch;
+        let (_, x0_l, references, eps, t, text, pooled, _, _, f_gen, f_ref, ..) = batch;
         let backbone = self.backbone.forward(ctx, ()).unwrap().0.0;
         let (q_gen, q_ref) = PatchQuality.forward(ctx, (f_gen, f_ref)).unwrap().0;
         let first = Pick::new(Default::default()).unwrap().forward(ctx, (references.clone(),)).unwrap().0.0;

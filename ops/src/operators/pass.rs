@@ -50,11 +50,13 @@ pub(crate) fn reference_grids(
 
 /// The same where references may be image tokens: a pass costs by their number.
 pub(crate) fn reference_places(
+    layout: &BackboneLayout,
     references: Option<&ListShape<<Latents as Port>::Shape>>,
     image_prompt: Option<&<ImagePrompt as Port>::Shape>,
 ) -> Vec<(usize, usize)> {
+    let each = layout.pictures.map_or(IMAGE_TOKENS, |pictures| pictures.count.max(1));
     match image_prompt {
-        Some((_, tokens, _)) => vec![(1, IMAGE_TOKENS); tokens.div_ceil(IMAGE_TOKENS)],
+        Some((_, tokens, _)) => vec![(1, IMAGE_TOKENS); tokens.div_ceil(each)],
         None => reference_grids(references),
     }
 }
@@ -74,14 +76,14 @@ pub(crate) fn forward_cost(pass: &PassCost) -> Cost {
 
 /// The network must have every linear that the adapter has factors for.
 pub(crate) fn check_adapter(layout: &BackboneLayout, adapter: &AdapterLayout) -> Result<(), OpError> {
-    for module in &adapter.modules {
+    for module in adapter.modules.iter().chain(&adapter.whole) {
         if !layout
             .linears
             .iter()
             .any(|l| l.name == module.name && (l.inputs, l.outputs) == (module.inputs, module.outputs))
         {
             return Err(OpError::new(format!(
-                "the adapter has factors for `{}` ({} to {}), which this {} does not have",
+                "the adapter has `{}` ({} to {}), which this {} does not have",
                 module.name, module.inputs, module.outputs, layout.kind
             )));
         }
@@ -192,7 +194,30 @@ impl ConditionShapes<'_> {
             }
             (Some(&(batch, tokens, width)), true) => {
                 same("the batch of image_prompt", batch, "that of text", self.text.0)?;
-                same("the width of image_prompt", width, "what the network takes", layout.text_width)?;
+                match layout.pictures {
+                    None if width != layout.text_width => {
+                        return refuse(format!(
+                            "image_prompt is {width} wide, the {kind} takes image tokens {} wide: those of the IP-Adapter's resampler, \
+                             or with `resampler: inside` on the nodes of the backbone and of `image-prompt` those of the image encoder",
+                            layout.text_width
+                        ));
+                    }
+                    Some(pictures) if width != pictures.width => {
+                        return refuse(format!(
+                            "image_prompt is {width} wide, the {kind} with its resampler inside takes tokens of the image encoder, {} \
+                             wide: set `resampler: inside` on the node of `image-prompt`, too",
+                            pictures.width
+                        ));
+                    }
+                    Some(pictures) if !tokens.is_multiple_of(pictures.count) => {
+                        return refuse(format!(
+                            "image_prompt has {tokens} tokens, and `picture_tokens` of the {kind} says that the image encoder makes \
+                             {} of a picture: set it to what it makes",
+                            pictures.count
+                        ));
+                    }
+                    _ => {}
+                }
                 if tokens == 0 {
                     return refuse("image_prompt has no tokens".into());
                 }

@@ -42,7 +42,7 @@ fn cost_on<C: Axis, H: Axis, W: Axis>(
     on: DeviceKind,
     (backbone, x_t, _, text, _, references, _, image_prompt): &InShapes<Reference<C, H, W>>,
 ) -> Cost {
-    let grids = reference_places(references.as_ref(), image_prompt.as_ref());
+    let grids = reference_places(backbone.layout(), references.as_ref(), image_prompt.as_ref());
     forward_cost(&backbone.0.cost(on, x_t.0, (x_t.2.size(), x_t.3.size()), &grids, text.1, None))
 }
 

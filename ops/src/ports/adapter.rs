@@ -16,7 +16,11 @@ pub struct AdapterShape(pub Arc<AdapterLayout>);
 
 impl PortShape for AdapterShape {
     fn describe(&self) -> String {
-        format!("adapter rank {}, {} linears", self.0.rank, self.0.modules.len())
+        match self.0.whole.len() {
+            0 => format!("adapter rank {}, {} linears", self.0.rank, self.0.modules.len()),
+            whole if self.0.modules.is_empty() => format!("adapter, {whole} linears whole"),
+            whole => format!("adapter rank {}, {} linears, {whole} whole", self.0.rank, self.0.modules.len()),
+        }
     }
     fn bytes(&self) -> usize {
         self.0.len().saturating_mul(size_of::<f32>())
@@ -55,7 +59,10 @@ impl Cotangent for AdapterGrad {
     }
 }
 
-/// The factors of every linear as named tensors, from a flat run of values.
+/// What the change of a linear that is trained whole is called.
+const WHOLE: &str = ".diff";
+
+/// The factors of every linear as named tensors, and what is trained whole, from a flat run of values.
 fn factors(layout: &AdapterLayout, values: &DeviceVec, prefix: &str) -> Result<Vec<NamedTensor>, OpError> {
     let values = values.host()?;
     let mut tensors = Vec::with_capacity(2 * layout.modules.len());
@@ -67,8 +74,16 @@ fn factors(layout: &AdapterLayout, values: &DeviceVec, prefix: &str) -> Result<V
                 values: Arc::new(values[range].to_vec()),
             });
         };
-        push("lora_A", vec![layout.rank, module.inputs], a);
-        push("lora_B", vec![module.outputs, layout.rank], b);
+        let [of_a, of_b] = module.factor_axes(layout.rank);
+        push("lora_A", of_a, a);
+        push("lora_B", of_b, b);
+    }
+    for (module, range) in layout.whole.iter().zip(layout.whole_ranges()) {
+        tensors.push(NamedTensor {
+            name: format!("{prefix}{}{WHOLE}", module.name),
+            dims: vec![module.outputs, module.inputs],
+            values: Arc::new(values[range].to_vec()),
+        });
     }
     Ok(tensors)
 }
@@ -77,9 +92,7 @@ fn factors(layout: &AdapterLayout, values: &DeviceVec, prefix: &str) -> Result<V
 fn gather(layout: &AdapterLayout, state: &NamedState, prefix: &str) -> Result<Vec<f32>, OpError> {
     let mut values = Vec::with_capacity(layout.len());
     for module in &layout.modules {
-        for (suffix, dims) in
-            [("lora_A", [layout.rank, module.inputs]), ("lora_B", [module.outputs, layout.rank])]
-        {
+        for (suffix, dims) in ["lora_A", "lora_B"].into_iter().zip(module.factor_axes(layout.rank)) {
             let found = state.tensor(&format!("{prefix}{}.{suffix}.weight", module.name))?;
             if found.dims != dims {
                 return Err(OpError::new(format!(
@@ -90,6 +103,17 @@ fn gather(layout: &AdapterLayout, state: &NamedState, prefix: &str) -> Result<Ve
             values.extend_from_slice(&found.values);
         }
     }
+    for module in &layout.whole {
+        let (found, dims) =
+            (state.tensor(&format!("{prefix}{}{WHOLE}", module.name))?, [module.outputs, module.inputs]);
+        if found.dims != dims {
+            return Err(OpError::new(format!(
+                "`{}` has axes {:?}, the graph wants {dims:?}",
+                found.name, found.dims
+            )));
+        }
+        values.extend_from_slice(&found.values);
+    }
     Ok(values)
 }
 
@@ -97,21 +121,35 @@ fn gather(layout: &AdapterLayout, state: &NamedState, prefix: &str) -> Result<Ve
 /// by; nothing if the state is
 /// that of something else.
 pub fn saved_layout(state: &NamedState, names: &'static Names, alpha: f32) -> Option<AdapterLayout> {
-    let (pairs, odd) = state.tensors.as_chunks::<2>();
-    if pairs.is_empty() || !odd.is_empty() || !state.counters.is_empty() {
+    let factors = state.tensors.iter().take_while(|t| !t.name.ends_with(WHOLE)).count();
+    let (factors, whole) = state.tensors.split_at(factors);
+    let (pairs, odd) = factors.as_chunks::<2>();
+    if state.tensors.is_empty() || !odd.is_empty() || !state.counters.is_empty() {
         return None;
     }
+    let whole = whole.iter().map(|t| {
+        let ([outputs, inputs], name) = (&t.dims[..], t.name.strip_suffix(WHOLE)?) else { return None };
+        Some(LinearLayout { name: name.into(), inputs: *inputs, outputs: *outputs, window: None })
+    });
+    let whole = whole.collect::<Option<Vec<_>>>()?;
     let module = |[a, b]: &[NamedTensor; 2]| {
         let name = a.name.strip_suffix(".lora_A.weight")?;
-        let ([rank, inputs], [outputs, same]) = (&a.dims[..], &b.dims[..]) else { return None };
-        let fits = b.name.strip_suffix(".lora_B.weight") == Some(name) && rank == same;
-        let linear = LinearLayout { name: name.into(), inputs: *inputs, outputs: *outputs };
+        let (inputs, window) = match a.dims[..] {
+            [_, inputs] => (inputs, None),
+            [_, channels, side, other] if side == other => (channels * side * side, Some(side)),
+            _ => return None,
+        };
+        let ([rank, ..], [outputs, ..]) = (&a.dims[..], &b.dims[..]) else { return None };
+        let linear = LinearLayout { name: name.into(), inputs, outputs: *outputs, window };
+        let fits = b.name.strip_suffix(".lora_B.weight") == Some(name)
+            && [&a.dims, &b.dims].into_iter().eq(linear.factor_axes(*rank).iter());
         fits.then_some((*rank, linear))
     };
     let (ranks, modules): (Vec<usize>, Vec<LinearLayout>) =
         pairs.iter().map(module).collect::<Option<Vec<_>>>()?.into_iter().unzip();
-    let rank = ranks[0];
-    ranks.iter().all(|r| *r == rank).then_some(AdapterLayout { names, modules, rank, alpha })
+    let rank = ranks.first().copied().unwrap_or(1);
+    let layout = AdapterLayout { whole, ..AdapterLayout::of_factors(names, modules, rank, alpha) };
+    ranks.iter().all(|r| *r == rank).then_some(layout)
 }
 
 impl Carried for Adapter {

@@ -19,16 +19,9 @@ pub(super) fn tensors(adapter: &HostAdapter) -> Contents<'_> {
     for (module, (a, b)) in layout.modules.iter().zip(layout.ranges()) {
         let name = format!("{part}.{}", module.name);
         let (a, b) = (&adapter.values[a], &adapter.values[b]);
-        tensors.push(NamedTensor::borrowed(
-            format!("{name}.lora_A.weight"),
-            vec![layout.rank, module.inputs],
-            a,
-        ));
-        tensors.push(NamedTensor::borrowed(
-            format!("{name}.lora_B.weight"),
-            vec![module.outputs, layout.rank],
-            b,
-        ));
+        let [of_a, of_b] = module.factor_axes(layout.rank);
+        tensors.push(NamedTensor::borrowed(format!("{name}.lora_A.weight"), of_a, a));
+        tensors.push(NamedTensor::borrowed(format!("{name}.lora_B.weight"), of_b, b));
     }
     let config = serde_json::json!({
         format!("{part}.r"): layout.rank,

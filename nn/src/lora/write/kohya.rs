@@ -28,10 +28,11 @@ pub(super) fn tensors(adapter: &HostAdapter) -> Result<Contents<'static>> {
     let outside =
         groups.outside.iter().map(|(o, module)| Ok((o.original.to_owned(), alone(adapter, o, *module))));
     for group in fused.chain(outside) {
-        let (original, Group { inputs, rank, down, up, outputs }) = group?;
+        let (original, Group { axes, rank, down, up }) = group?;
+        let [of_down, of_up] = axes;
         let name = format!("{PREFIX}{}", original.replace('.', "_"));
-        tensors.push(NamedTensor::f32(format!("{name}.lora_down.weight"), vec![rank, inputs], &down));
-        tensors.push(NamedTensor::f32(format!("{name}.lora_up.weight"), vec![outputs, rank], &up));
+        tensors.push(NamedTensor::f32(format!("{name}.lora_down.weight"), of_down, &down));
+        tensors.push(NamedTensor::f32(format!("{name}.lora_up.weight"), of_up, &up));
         let alpha = layout.alpha * (rank / layout.rank) as f32;
         tensors.push(NamedTensor::f32(format!("{name}.alpha"), Vec::new(), &[alpha]));
     }
@@ -45,8 +46,8 @@ pub(super) fn tensors(adapter: &HostAdapter) -> Result<Contents<'static>> {
 }
 
 struct Group {
-    inputs: usize,
-    outputs: usize,
+    /// Of both factors.
+    axes: [Vec<usize>; 2],
     rank: usize,
     down: Vec<f32>,
     up: Vec<f32>,
@@ -61,7 +62,7 @@ fn alone(adapter: &HostAdapter, outside: &Outside, module: usize) -> Group {
         let half = up.len() / 2;
         up.rotate_left(half);
     }
-    Group { inputs: linear.inputs, outputs: linear.outputs, rank, down, up }
+    Group { axes: linear.factor_axes(rank), rank, down, up }
 }
 
 /// One pair of factors for all parts of a linear.
@@ -94,7 +95,8 @@ fn fuse(adapter: &HostAdapter, place: &Place, parts: &[Option<usize>]) -> Result
             let ranges = place.rows(outputs).unwrap_or_default();
             // What happens to look like blocks would be read as blocks.
             if parts.len() == 1 || blocks(&up, r, &ranges).is_none() {
-                return Ok(Group { inputs, outputs, rank: r, down: first.to_vec(), up });
+                let axes = [vec![r, inputs], vec![outputs, r]];
+                return Ok(Group { axes, rank: r, down: first.to_vec(), up });
             }
         }
     }
@@ -109,5 +111,5 @@ fn fuse(adapter: &HostAdapter, place: &Place, parts: &[Option<usize>]) -> Result
             up[at..at + r].copy_from_slice(values);
         }
     }
-    Ok(Group { inputs, outputs, rank, down, up })
+    Ok(Group { axes: [vec![rank, inputs], vec![outputs, rank]], rank, down, up })
 }

@@ -2,17 +2,19 @@
 //!
 //! ```text
 //! diffusers, kohya, uno  tensors and header of each format     groups    modules by linears of the original layout
+//! ip_adapter             a copy of an IP-Adapter's file
 //! contents               what a format gives                   strength  alpha / rank inside the factors
 //! ```
 
 mod contents;
 mod diffusers;
 mod groups;
+mod ip_adapter;
 mod kohya;
 mod strength;
 mod uno;
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use super::{
     adapter::{Adapter, AdapterLayout, HostAdapter},
@@ -25,7 +27,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     files::write_safetensors,
-    linears::Linears,
+    linears::{LinearLayout, Linears},
 };
 use contents::Contents;
 use groups::grouped;
@@ -61,7 +63,14 @@ impl Adapter {
             Error::Setting(message) => Error::file(path, format!("cannot be written: {message}")),
             other => other,
         };
-        let own = self.on_host()?;
+        let mut own = self.on_host()?;
+        if format == AdapterFormat::IpAdapter {
+            ip_adapter::write(&own, path, about).map_err(refused)?;
+            return Ok(Written { rounding: 0.0 });
+        }
+        if !own.layout.whole.is_empty() {
+            own = own.of_factors(self.layout.beside_whole(format).map_err(refused)?);
+        }
         let mut plain = Folded { adapter: own.clone(), rounding: 0.0 };
         if format != AdapterFormat::Kohya {
             plain = folded(&own).map_err(refused)?;
@@ -78,6 +87,7 @@ impl Adapter {
                 ))));
             }
             AdapterFormat::Uno => uno::tensors(written).map_err(refused)?,
+            AdapterFormat::IpAdapter => return Err(Error::Internal("no format of factors".into())),
         };
         let layout = &written.layout;
         let targets = count_kinds(layout.modules.iter().map(|m| kind(&m.name)));
@@ -92,10 +102,10 @@ impl Adapter {
             .map(|(key, value)| (key.to_owned(), value)),
         );
         // Reading gives back the adapter as it is here where the scale can be divided out again, else as it is written.
-        let scaled = layout.alpha != self.layout.alpha;
-        let restored = scaled && *rounding == 0.0 && power_of_two(&self.layout);
+        let scaled = layout.alpha != own.layout.alpha;
+        let restored = scaled && *rounding == 0.0 && power_of_two(&own.layout);
         if restored {
-            header.push((header::TRAINED_ALPHA.to_owned(), self.layout.alpha.to_string()));
+            header.push((header::TRAINED_ALPHA.to_owned(), own.layout.alpha.to_string()));
         }
         let known = header.len();
         header.extend_from_slice(about);
@@ -114,9 +124,17 @@ impl Adapter {
 }
 
 impl HostAdapter {
+    /// The factors of these modules alone.
+    fn of_factors(&self, layout: AdapterLayout) -> Self {
+        let kept = self.layout.modules.iter().zip(self.layout.ranges());
+        let kept = kept.filter(|(module, _)| layout.modules.contains(module));
+        let values = kept.flat_map(|(_, (a, b))| &self.values[a.start..b.end]).copied().collect();
+        Self { layout: Arc::new(layout), values: Arc::new(values) }
+    }
+
     /// Does the file hold exactly this adapter?
     fn compare_with(&self, path: &Path) -> Result<()> {
-        let linears = Linears { names: self.layout.names, all: self.layout.modules.clone() };
+        let linears = Linears::new(self.layout.names, self.layout.modules.clone());
         let back = Adapter::read(path, &linears)?.on_host()?;
         let same = self.values.iter().map(|v| v.to_bits()).eq(back.values.iter().map(|v| v.to_bits()));
         if back.layout != self.layout || !same {
@@ -139,7 +157,11 @@ impl AdapterLayout {
     /// If the format has no names for a module; for UNO's names also if q, k and v are adapted, whose A matrices
     /// training moves apart, or if the scale is no power of two.
     pub fn writable(&self, format: AdapterFormat) -> Result<()> {
+        if !self.whole.is_empty() && format != AdapterFormat::IpAdapter {
+            return self.beside_whole(format)?.writable(format);
+        }
         match format {
+            AdapterFormat::IpAdapter => ip_adapter::fits(self),
             AdapterFormat::Diffusers => Ok(()),
             AdapterFormat::Kohya => grouped(self).map(drop),
             AdapterFormat::Uno => {
@@ -162,6 +184,32 @@ impl AdapterLayout {
                     self.alpha, self.rank
                 )))
             }
+        }
+    }
+
+    /// The formats that a run writes in any case: diffusers' names for pairs of factors; where linears are trained whole, their IP-Adapter's
+    /// file, and diffusers' names for factors that it does not hold.
+    pub fn formats(&self) -> Vec<AdapterFormat> {
+        if self.whole.is_empty() {
+            return vec![AdapterFormat::Diffusers];
+        }
+        let beside = self.beside_whole(AdapterFormat::Diffusers).is_ok();
+        std::iter::once(AdapterFormat::IpAdapter).chain(beside.then_some(AdapterFormat::Diffusers)).collect()
+    }
+
+    /// The factors that the IP-Adapter's file does not hold, where linears are trained whole: a file of this format has those.
+    fn beside_whole(&self, format: AdapterFormat) -> Result<Self> {
+        let held =
+            |m: &LinearLayout| self.ip_adapter.as_ref().is_some_and(|f| f.places.contains_key(&m.name));
+        let modules: Vec<LinearLayout> = self.modules.iter().filter(|m| !held(m)).cloned().collect();
+        match self.whole.first() {
+            Some(whole) if modules.is_empty() => Err(Error::Setting(format!(
+                "`{}` is trained whole, and {} names hold pairs of factors: what is trained whole goes into a copy of its \
+                 IP-Adapter's file, `ip_adapter` among the formats of an export",
+                whole.name,
+                format.name()
+            ))),
+            _ => Ok(Self::of_factors(self.names, modules, self.rank, self.alpha)),
         }
     }
 

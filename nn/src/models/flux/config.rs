@@ -152,6 +152,7 @@ impl FluxConfig {
                 name,
                 inputs: width(inputs),
                 outputs: width(outputs),
+                window: None,
             })
             .collect()
     }
@@ -174,7 +175,7 @@ impl FluxConfig {
             all.push(("time_text_embed.guidance_embedder.linear_2", d, d));
         }
         all.into_iter()
-            .map(|(name, inputs, outputs)| LinearLayout { name: name.into(), inputs, outputs })
+            .map(|(name, inputs, outputs)| LinearLayout { name: name.into(), inputs, outputs, window: None })
             .collect()
     }
 
@@ -220,7 +221,8 @@ impl FluxConfig {
             guidance: self.guidance_embeds,
             sizes: false,
             image_tokens: false,
-            linears: Linears { names: &NAMES, all: self.linears() },
+            pictures: None,
+            linears: Linears::new(&NAMES, self.linears()),
             parameters: self.tensors().iter().map(|(_, s)| s.iter().product::<usize>()).sum(),
         }
     }

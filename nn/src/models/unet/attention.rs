@@ -9,7 +9,7 @@
 //! `N` batch, `T` pixels, `U` tokens with keys, `C` channels, `H` heads, `M = N T` rows.
 
 use super::{
-    context::{Pass, Tokens},
+    context::{Grads, Pass, Tokens},
     weights::Attention,
 };
 use crate::{
@@ -165,8 +165,8 @@ fn sum<D: Device>(pass: Pass<'_, D>, len: usize, own: &D::Buffer, image: &D::Buf
     all
 }
 
-/// Backward of [`forward`]: `dx [M, C]` is overwritten. Where keys and values are of `x` itself, their part of the cotangent is in it;
-/// other tokens need none, since nothing that made them is trained.
+/// Backward of [`forward`]: `dx [M, C]` is overwritten. Where keys and values are of `x` itself, their part of the cotangent is in it.
+/// That of image tokens is added to `grads` where it is wanted; nothing that made the text's is trained.
 #[expect(clippy::too_many_arguments, reason = "the operands of one layer")]
 pub(super) fn backward<D: Device>(
     pass: Pass<'_, D>,
@@ -178,7 +178,7 @@ pub(super) fn backward<D: Device>(
     of_itself: bool,
     dy: View<'_, D>,
     dx: &mut D::Buffer,
-    grads: &mut D::Buffer,
+    grads: &mut Grads<D>,
 ) -> Result<()> {
     let (rows, channels, ctx) = (pass.batch * sizes.pixels, sizes.channels, pass.ctx);
     let (queue, len) = (ctx.queue, rows * channels);
@@ -195,7 +195,7 @@ pub(super) fn backward<D: Device>(
         out_inner.as_ref(),
         &[(&attention.out, dy)],
         Some(InputGrad { values: ViewMut::new(&mut d_out, channels), accumulate: false }),
-        grads,
+        &mut grads.adapter,
     )?;
     drop(joined);
 
@@ -210,7 +210,11 @@ pub(super) fn backward<D: Device>(
         let of_image = over.backward(&image, &d_out);
         queue.add_scaled(1.0, View::new(&of_image.dq, len), ViewMut::new(&mut dq, len), len);
         let [k, v] = linears;
-        over.linears_backward([k, v], &image, [of_image.dk, of_image.dv], None, grads)?;
+        let width = k.inputs();
+        let d_tokens = grads.image.as_mut();
+        let d_tokens = d_tokens.map(|to| InputGrad { values: ViewMut::new(to, width), accumulate: true });
+        let by_tokens = [of_image.dk, of_image.dv];
+        over.linears_backward([k, v], &image, by_tokens, d_tokens, &mut grads.adapter)?;
     }
     drop(d_out);
     let dq = sizes.join(pass, sizes.pixels, &dq);
@@ -221,11 +225,11 @@ pub(super) fn backward<D: Device>(
         q_inner.as_ref(),
         &[(&attention.q, View::new(&dq, channels))],
         Some(InputGrad { values: ViewMut::new(dx, channels), accumulate: false }),
-        grads,
+        &mut grads.adapter,
     )?;
     drop(dq);
     let dx = of_itself.then(|| InputGrad { values: ViewMut::new(dx, channels), accumulate: true });
-    of_own.linears_backward([&attention.k, &attention.v], &own, [dk, dv], dx, grads)
+    of_own.linears_backward([&attention.k, &attention.v], &own, [dk, dv], dx, &mut grads.adapter)
 }
 
 /// Cotangents by heads.

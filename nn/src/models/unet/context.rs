@@ -58,6 +58,14 @@ impl<D: Device> Pass<'_, D> {
     }
 }
 
+/// The derivatives that a backward makes.
+pub(super) struct Grads<D: Device> {
+    /// By the values of the adapter.
+    pub adapter: D::Buffer,
+    /// By image tokens, `[N K, E]`, summed over cross-attentions in the order of the backward; where something is trained that made them.
+    pub image: Option<D::Buffer>,
+}
+
 /// The units of the weights in the order in which a pass comes to them.
 pub(super) struct Route<'a, D: Device> {
     queue: &'a D::Queue,

@@ -13,7 +13,7 @@ use super::{
     stages::{MLP_RATIO, Stage, Step, is_of_image_prompt, steps},
 };
 use crate::{
-    backbone::{LinearLayout, PassCost},
+    backbone::{LinearLayout, PassCost, Pictures},
     cost::DeviceKind,
     cuda,
     device::ConvWindow,
@@ -27,6 +27,7 @@ use crate::{
         footprint::{Held, Storage, value},
     },
     size,
+    vision::ResamplerSizes,
 };
 
 /// Image tokens of a reference, as published IP-Adapters have them.
@@ -47,6 +48,8 @@ pub(super) struct Costs<'a> {
     pub config: &'a UNetConfig,
     pub options: &'a UNetOptions,
     pub image_prompt: bool,
+    /// Of a resampler that is inside, and what it is given of a picture.
+    pub resampler: Option<(&'a ResamplerSizes, Pictures)>,
 }
 
 /// What is counted of a pass.
@@ -54,7 +57,11 @@ struct Counter<'a> {
     sizes: Sizes,
     image_tokens: f64,
     rank: f64,
+    /// Is the derivative by image tokens wanted?
+    by_images: bool,
+    /// Linears of which something is trained, and those that are trained whole.
     adapted: HashSet<&'a str>,
+    whole: HashSet<&'a str>,
     cost: PassCost,
     /// Kept for the backward.
     kept: Held,
@@ -77,7 +84,13 @@ impl Costs<'_> {
     }
 
     fn parameters(&self) -> usize {
-        self.config.layout(self.image_prompt).parameters
+        let of_resampler = self.resampler.map_or(0, |(sizes, _)| sizes.parameters());
+        self.config.layout(self.image_prompt).parameters + of_resampler
+    }
+
+    /// Image tokens of a reference.
+    fn tokens(&self) -> usize {
+        self.resampler.map_or(IMAGE_TOKENS, |(sizes, _)| sizes.queries)
     }
 
     /// Bytes on the device for weights that are streamed, while a pass runs.
@@ -101,25 +114,46 @@ impl Costs<'_> {
         let config = self.config;
         let all = steps(config);
         let image_tokens =
-            if self.image_prompt { (sizes.references.max(1) * IMAGE_TOKENS) as f64 } else { 0.0 };
+            if self.image_prompt { (sizes.references.max(1) * self.tokens()) as f64 } else { 0.0 };
         let mut c = Counter {
             sizes,
             image_tokens,
             rank: adapter.map_or(0, |a| a.rank) as f64,
-            adapted: adapter.iter().flat_map(|a| &a.modules).map(|m| m.name.as_str()).collect(),
+            by_images: false,
+            adapted: adapter
+                .iter()
+                .flat_map(|a| a.modules.iter().chain(&a.whole))
+                .map(|m| &*m.name)
+                .collect(),
+            whole: adapter.iter().flat_map(|a| &a.whole).map(|m| m.name.as_str()).collect(),
             cost: PassCost::default(),
             kept: Held::default(),
             running: Held::default(),
             again: Held::default(),
         };
         let linears: Vec<_> = all.iter().map(|step| step.stage.linears(config, self.image_prompt)).collect();
-        let adapted =
-            |of: &Vec<(LinearLayout, bool)>| of.iter().any(|(l, _)| c.adapted.contains(l.name.as_str()));
-        let first = linears.iter().position(adapted).unwrap_or(all.len());
+        let named = |name: &str| c.adapted.contains(name);
+        let adapted = |step: &Step, of: &[(LinearLayout, bool)]| {
+            of.iter().any(|(l, _)| named(&l.name)) || step.stage.convs().iter().any(|l| named(&l.name))
+        };
+        // A derivative by image tokens goes through every cross-attention.
+        let resampler = self.resampler.filter(|_| sizes.references > 0);
+        let resampled =
+            resampler.is_some_and(|(of, _)| of.linears().iter().any(|l| c.adapted.contains(l.name.as_str())));
+        let reached = |(step, of): (&Step, &Vec<(LinearLayout, bool)>)| {
+            adapted(step, of) || resampled && !of.is_empty()
+        };
+        let first = if named("conv_in") {
+            0
+        } else {
+            all.iter().zip(&linears).position(reached).unwrap_or(all.len())
+        };
+        let ends = [named("conv_in"), named("conv_out")];
+        c.by_images = resampled;
         let mut size = sizes.grid;
         let (io, first_channels) = (config.in_channels, config.sinusoid());
         let pixels = |(h, w): (usize, usize)| (sizes.batch * h * w) as f64;
-        c.conv(ConvWindow::Three, (io, first_channels), pixels(size), false);
+        c.conv(ConvWindow::Three, (io, first_channels), pixels(size), false, ends[0]);
         for (number, (Step { stage, .. }, linears)) in all.iter().zip(&linears).enumerate() {
             let (reached, below) = (number >= first, number > first);
             let before = c.kept;
@@ -128,8 +162,8 @@ impl Costs<'_> {
                 c.kept = before;
             }
         }
-        let reached = first < all.len();
-        c.conv(ConvWindow::Three, (first_channels, io), pixels(size), reached);
+        let reached = first < all.len() || ends[1];
+        c.conv(ConvWindow::Three, (first_channels, io), pixels(size), reached, ends[1]);
         if reached {
             // What the last norm reads; of the steps that no derivative reaches, what lies on the way down; and the conditions.
             let tokens = sizes.text as f64 + image_tokens;
@@ -139,6 +173,9 @@ impl Costs<'_> {
             c.kept.activations += ends + skipped(&all[..first], sizes) + conditions;
         } else {
             c.kept = Held::default();
+        }
+        if let Some((of, pictures)) = resampler {
+            c.resampler(of, sizes.batch * sizes.references, pictures.count, resampled);
         }
         let storage = Storage::new(self.on, self.options.loading.precision);
         let streamed = self.streamed();
@@ -184,9 +221,24 @@ fn skipped(all: &[Step], sizes: Sizes) -> f64 {
 }
 
 impl Counter<'_> {
-    fn conv(&mut self, window: ConvWindow, channels: (usize, usize), pixels: f64, by_input: bool) {
+    /// A convolution of so many output pixels; `by_input`: is the derivative by its input wanted? `adapted`: has it factors?
+    fn conv(
+        &mut self,
+        window: ConvWindow,
+        channels: (usize, usize),
+        pixels: f64,
+        by_input: bool,
+        adapted: bool,
+    ) {
         let flops = conv_flops(window, channels, pixels);
         self.cost.forward_flops += flops;
+        if adapted {
+            // Forward once, and once more in the backward, with as many products for the derivatives.
+            let terms = (window.side().pow(2) * channels.0) as f64;
+            let factors = 2.0 * pixels * self.rank * (terms + channels.1 as f64);
+            self.cost.forward_flops += factors;
+            self.cost.backward_flops += 3.0 * factors;
+        }
         self.cost.backward_flops += if by_input { flops } else { 0.0 };
         let (inputs, outputs) = (channels.0 as f64, channels.1 as f64);
         // The input, its norm, the windows, the result, and what it is added to.
@@ -199,11 +251,27 @@ impl Counter<'_> {
         let (inputs, outputs) = (linear.inputs as f64, linear.outputs as f64);
         self.cost.forward_flops += 2.0 * rows * inputs * outputs;
         self.cost.backward_flops += if by_input { 2.0 * rows * inputs * outputs } else { 0.0 };
-        if self.adapted.contains(linear.name.as_str()) {
+        if self.whole.contains(linear.name.as_str()) {
+            let product = 2.0 * rows * inputs * outputs;
+            self.cost.forward_flops += product;
+            self.cost.backward_flops += if by_input { 2.0 * product } else { product };
+        } else if self.adapted.contains(linear.name.as_str()) {
             self.cost.forward_flops += 2.0 * rows * self.rank * (inputs + outputs);
             let products = if by_input { 2.0 * inputs } else { inputs } + 2.0 * outputs;
             self.cost.backward_flops += 2.0 * rows * self.rank * products;
             self.kept.activations += rows * self.rank;
+        }
+    }
+
+    /// The resampler, for so many pictures of `tokens` tokens; `trained`: is there a backward?
+    fn resampler(&mut self, of: &ResamplerSizes, pictures: usize, tokens: usize, trained: bool) {
+        let cost = of.cost(pictures, tokens, if trained { self.rank as usize } else { 0 });
+        self.cost.forward_flops += cost.linears + cost.attention;
+        self.running = self.running.max(Held { activations: cost.alive, exact: 0.0 });
+        if trained {
+            self.cost.backward_flops += cost.linears + 2.5 * cost.attention;
+            let [activations, exact] = cost.kept;
+            self.kept = self.kept + Held { activations, exact };
         }
     }
 
@@ -226,10 +294,10 @@ impl Counter<'_> {
         match stage {
             Stage::Resnet { inputs, skip, outputs, .. } => {
                 let (p, i, o) = (pixels(*size), inputs + skip, *outputs);
-                self.conv(ConvWindow::Three, (i, o), p, below);
-                self.conv(ConvWindow::Three, (o, o), p, below);
-                if i != o {
-                    self.conv(ConvWindow::One, (i, o), p, below);
+                for (conv, channels) in stage.convs().iter().zip([(i, o), (o, o), (i, o)]) {
+                    let window = if conv.window == Some(1) { ConvWindow::One } else { ConvWindow::Three };
+                    let adapted = self.adapted.contains(conv.name.as_str());
+                    self.conv(window, channels, p, below || adapted, adapted);
                 }
                 let middle = Held { activations: p * o as f64, exact: 0.0 };
                 match checkpointing {
@@ -243,15 +311,19 @@ impl Counter<'_> {
                 let p = pixels(*size);
                 self.transformer(linears, (p, *channels as f64, *heads as f64, *depth), checkpointing, below);
             }
-            Stage::Down { channels, .. } | Stage::Up { channels, .. } => {
+            Stage::Down { channels, name } | Stage::Up { channels, name } => {
+                let adapted = self.adapted.contains(name.as_str());
                 let window = match stage {
                     Stage::Down { .. } => ConvWindow::ThreeHalvingCentred,
                     _ => ConvWindow::ThreeOfDoubled,
                 };
                 let after = (window.output(size.0), window.output(size.1));
                 let p = pixels(after);
+                if adapted {
+                    self.kept.activations += pixels(*size) * *channels as f64;
+                }
                 *size = after;
-                self.conv(window, (*channels, *channels), p, below);
+                self.conv(window, (*channels, *channels), p, below, adapted);
             }
         }
     }
@@ -271,7 +343,7 @@ impl Counter<'_> {
             let of_image = is_of_image_prompt(&linear.name);
             let (rows, by_input) = match (of_text, of_image) {
                 (true, _) => (text, false),
-                (_, true) => (image, false),
+                (_, true) => (image, self.by_images),
                 _ => (p, below || !linear.name.ends_with("proj_in")),
             };
             self.linear(linear, rows, by_input);

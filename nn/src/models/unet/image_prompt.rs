@@ -3,7 +3,7 @@
 //! The file numbers its modules by attention, two to a block, on the way down, on the way up, and in the middle: so those of the
 //! cross-attentions are odd, from 1 on.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{collections::HashMap, ops::Range, path::Path, sync::Arc};
 
 use super::{
     config::UNetConfig,
@@ -61,6 +61,14 @@ impl ImagePromptFiles {
         let views = names.into_iter().zip(&expected);
         let views = views.map(|(linear, (name, _))| Ok((linear, TensorView::whole(&files, name)?)));
         Ok(Self { views: views.collect::<Result<_>>()? })
+    }
+
+    /// Where the linears stand in the file.
+    pub fn places(&self) -> impl Iterator<Item = (String, (String, Range<usize>))> {
+        self.views.iter().map(|(linear, view)| {
+            let rows = 0..view.shape().first().copied().unwrap_or(0);
+            (linear.clone(), (view.name().to_owned(), rows))
+        })
     }
 
     /// The weight of a linear.

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{
     config::{CLASS, UNetConfig},
     linears::NAMES,
-    stages::{Stage, Step, is_of_image_prompt, steps},
+    stages::{Stage, Step, conv, is_of_image_prompt, steps},
 };
 use crate::{
     backbone::{BackboneLayout, LinearLayout, Linears, Time},
@@ -54,15 +54,17 @@ impl UNetConfig {
         Ok(())
     }
 
-    /// The linears that an adapter may have factors for, in the order of the model. With `image_prompt` those of an IP-Adapter are
+    /// The linears and convolutions that an adapter may have factors for, in the order of the model. With `image_prompt` those of an IP-Adapter are
     /// among them.
     pub(super) fn linears(&self, image_prompt: bool) -> Vec<LinearLayout> {
-        let steps = steps(self);
-        steps
-            .iter()
-            .flat_map(|step| step.stage.linears(self, image_prompt))
-            .map(|(layout, _)| layout)
-            .collect()
+        let first = self.sinusoid();
+        let mut all = vec![conv("conv_in".into(), 3, self.in_channels, first)];
+        for Step { stage, .. } in steps(self) {
+            all.extend(stage.convs());
+            all.extend(stage.linears(self, image_prompt).into_iter().map(|(layout, _)| layout));
+        }
+        all.push(conv("conv_out".into(), 3, first, self.out_channels));
+        all
     }
 
     /// Every tensor of the checkpoint, with its shape.
@@ -107,7 +109,8 @@ impl UNetConfig {
             guidance: false,
             sizes: true,
             image_tokens: image_prompt,
-            linears: Linears { names: &NAMES, all: linears },
+            pictures: None,
+            linears: Linears::new(&NAMES, linears),
             parameters: parameters + image_parameters,
         }
     }
@@ -132,10 +135,13 @@ mod tests {
         assert!(!original.iter().any(|name| name.contains("resnets") || name.contains("down_blocks")));
         let layout = config.layout(false);
         assert_eq!(layout.parameters, 2_567_463_684);
-        assert_eq!((layout.blocks, layout.pooled_width, layout.linears.len()), (70, 1280, 722));
+        let linears = layout.linears.iter().filter(|l| l.window.is_none()).count();
+        assert_eq!((layout.blocks, layout.pooled_width, linears), (70, 1280, 722));
+        // 17 residual blocks, 11 of which change their channels, two halvings, two doublings, the first and the last.
+        assert_eq!(layout.linears.len(), 722 + 2 * 17 + 11 + 2 + 2 + 2);
         // 340.8 million of the IP-Adapter's keys and values.
         let with_images = config.layout(true);
-        assert_eq!(with_images.linears.len(), 722 + 140);
+        assert_eq!(with_images.linears.len(), layout.linears.len() + 140);
         assert_eq!(with_images.parameters - layout.parameters, 340_787_200);
     }
 
@@ -191,7 +197,7 @@ mod tests {
         let all = places.len();
         places.sort();
         places.dedup();
-        assert_eq!((places.len(), all), (862, 862));
+        assert_eq!((places.len(), all), (862 + 51, 862 + 51));
         let (place, _) =
             NAMES.of_diffusers("down_blocks.2.attentions.1.transformer_blocks.9.attn2.to_k").unwrap();
         assert_eq!(place.original(), "input_blocks.8.1.transformer_blocks.9.attn2.to_k");

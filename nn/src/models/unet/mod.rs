@@ -29,7 +29,11 @@ mod stages;
 mod transformer;
 mod weights;
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 pub use config::{PerBlock, UNetConfig};
 pub use cost::IMAGE_TOKENS;
@@ -39,15 +43,19 @@ pub use linears::NAMES;
 use weights::Weights;
 
 use crate::{
-    backbone::{Backbone, BackboneLayout, DeviceKind, Inputs, Latents, PassCost, Prediction, Probe, Saved},
+    backbone::{
+        Backbone, BackboneLayout, DeviceKind, Inputs, Latents, PassCost, Pictures, Prediction, Probe, Saved,
+    },
     cpu::Cpu,
     device::Device,
     error::{Error, Result},
     layers::Loading,
+    linears::IpAdapterPlaces,
     lora::{Adapter, AdapterGrad, AdapterLayout},
     models::{Checkpointing, adapter::placed},
     once::MadeOnce,
     tensor::Tensor,
+    vision::ImageResampler,
 };
 
 /// An IP-Adapter beside a U-Net.
@@ -57,6 +65,21 @@ pub struct ImagePrompt {
     pub path: PathBuf,
     /// What its attention is multiplied by; 1 in training.
     pub scale: f32,
+    /// Where its resampler runs.
+    pub resampler: ResamplerUse,
+}
+
+/// Where the resampler of an IP-Adapter-Plus runs, which makes image tokens of those of an image encoder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ResamplerUse {
+    /// Outside the U-Net, which takes ready image tokens: they can be kept, and the resampler stays as it is.
+    #[default]
+    Outside,
+    /// Inside the U-Net, which takes the tokens of the image encoder: an adapter may have factors for its linears.
+    Inside {
+        /// Tokens that the image encoder makes of a picture.
+        tokens: usize,
+    },
 }
 
 /// How a U-Net is run.
@@ -84,6 +107,7 @@ pub struct UNet<D: Device> {
     layout: BackboneLayout,
     files: UNetFiles,
     image_prompt: Option<ImagePromptFiles>,
+    resampler: Option<ImageResampler<D>>,
     weights: MadeOnce<Weights<D>>,
 }
 
@@ -127,14 +151,29 @@ impl<D: Device> UNet<D> {
             Some(ImagePrompt { path, .. }) => Some(ImagePromptFiles::open(path, &config)?),
             None => None,
         };
+        let mut layout = config.layout(image_prompt.is_some());
+        let mut places: BTreeMap<_, _> = image_prompt.iter().flat_map(ImagePromptFiles::places).collect();
+        let resampler = match &options.image_prompt {
+            Some(ImagePrompt { path, resampler: ResamplerUse::Inside { tokens }, .. }) => {
+                let resampler = ImageResampler::open(path)?;
+                with_resampler(&mut layout, &resampler, *tokens)?;
+                places.extend(resampler.sizes().places());
+                Some(resampler)
+            }
+            _ => None,
+        };
+        if let Some(ImagePrompt { path, .. }) = &options.image_prompt {
+            layout.linears.ip_adapter = Some(Arc::new(IpAdapterPlaces { path: path.clone(), places }));
+        }
         Ok(Self {
-            layout: config.layout(image_prompt.is_some()),
+            layout,
             device,
             host,
             options,
             config,
             files,
             image_prompt,
+            resampler,
             weights: MadeOnce::new(),
         })
     }
@@ -169,8 +208,8 @@ impl<D: Device> UNet<D> {
 
     fn weights(&self) -> Result<&Weights<D>> {
         self.weights.get_or_try_init(|| {
-            let (image_prompt, loading) = (self.image_prompt.as_ref(), self.options.loading);
-            Weights::read(&self.device, &self.files, image_prompt, &self.config, loading)
+            let images = (self.image_prompt.as_ref(), self.resampler.as_ref());
+            Weights::read(&self.device, &self.files, images, &self.config, self.options.loading)
         })
     }
 
@@ -182,8 +221,30 @@ impl<D: Device> UNet<D> {
 
     fn costs(&self, on: DeviceKind) -> cost::Costs<'_> {
         let image_prompt = self.image_prompt.is_some();
-        cost::Costs { on, config: &self.config, options: &self.options, image_prompt }
+        let resampler = self.resampler.as_ref().map(ImageResampler::sizes).zip(self.layout.pictures);
+        cost::Costs { on, config: &self.config, options: &self.options, image_prompt, resampler }
     }
+}
+
+/// The layout of a U-Net that has the resampler inside, to which the image encoder gives so many tokens of a picture.
+fn with_resampler<D: Device>(
+    layout: &mut BackboneLayout,
+    resampler: &ImageResampler<D>,
+    tokens: usize,
+) -> Result<()> {
+    let sizes = resampler.sizes();
+    if sizes.output != layout.text_width {
+        return Err(Error::shape("width of the resampler's image tokens", layout.text_width, sizes.output));
+    }
+    if tokens == 0 {
+        return Err(Error::Setting(
+            "an image encoder with 0 tokens of a picture: expected at least 1".into(),
+        ));
+    }
+    layout.pictures = Some(Pictures { count: tokens, width: sizes.input, queries: sizes.queries });
+    layout.linears.all.extend(sizes.linears());
+    layout.parameters += resampler.parameters();
+    Ok(())
 }
 
 impl<D: Device> Backbone for UNet<D> {

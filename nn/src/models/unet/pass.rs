@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{
     UNet,
-    context::{Pass, Route, Tokens},
+    context::{Grads, Pass, Route, Tokens},
     probe::Asked,
     resnet::{self, Inputs as ResnetInputs, ResnetSaved, add},
     transformer::{self, TransformerSaved},
@@ -24,6 +24,7 @@ use crate::{
         inputs::{check_conditions, check_guidance, expect},
     },
     tensor::Tensor,
+    vision::resampler::ResamplerSaved,
 };
 
 /// What a pass is given, on the device.
@@ -33,6 +34,8 @@ struct Conditions<D: Device> {
     condition: D::Buffer,
     text: (D::Buffer, usize),
     image: Option<(D::Buffer, usize)>,
+    /// What was kept of the pass that made image tokens, where it is trained.
+    resampled: Option<ResamplerSaved<D>>,
     /// `E`.
     width: usize,
 }
@@ -62,6 +65,8 @@ pub(super) struct SavedPass<D: Device> {
     adapter: Adapter,
     branches: Branches<D>,
     conditions: Conditions<D>,
+    /// The noised latents, where the first convolution is adapted.
+    start: Option<Map<D>>,
     /// From the first step that an adapter or a derivative reaches.
     steps: Vec<Option<StageSaved<D>>>,
     /// What the last norm reads.
@@ -73,8 +78,8 @@ pub(super) struct SavedPass<D: Device> {
 enum StageSaved<D: Device> {
     Resnet(Kept<ResnetInputs<D>, ResnetSaved<D>>),
     Transformer(TransformerSaved<D>),
-    /// Rows and columns before a halving or a doubling.
-    Resampled((usize, usize)),
+    /// Rows and columns before a halving or a doubling, and what was halved or doubled where its convolution is adapted.
+    Resampled((usize, usize), Option<Arc<Map<D>>>),
 }
 
 impl<D: Device> UNet<D> {
@@ -109,11 +114,18 @@ impl<D: Device> UNet<D> {
                 "image tokens were given, but the U-Net has no IP-Adapter that would read them".into(),
             )),
             (Some(tokens), true) => {
-                let (image_n, count, width) = tokens.shape();
+                let (image_n, count, given) = tokens.shape();
+                let (width, whole) = (layout.prompt_width(), layout.prompt_tokens(count).is_some());
+                let (what, of) = match layout.pictures {
+                    None => ("image tokens", String::new()),
+                    Some(pictures) => {
+                        ("tokens of the image encoder", format!(" and a multiple of {}", pictures.count))
+                    }
+                };
                 expect(
-                    "image tokens",
-                    image_n == n && count > 0 && width == layout.text_width,
-                    format!("[{n}, K, {}] with K > 0", layout.text_width),
+                    what,
+                    image_n == n && count > 0 && whole && given == width,
+                    format!("[{n}, K, {width}] with K > 0{of}"),
                     format!("{:?}", tokens.dims()),
                 )
             }
@@ -125,6 +137,7 @@ impl<D: Device> UNet<D> {
         weights: &Weights<D>,
         ctx: Context<'_, D>,
         inputs: &Inputs,
+        saving: bool,
     ) -> Result<Conditions<D>> {
         let n = inputs.t.len();
         // Tokens of fewer samples than there are rows are repeated.
@@ -140,11 +153,22 @@ impl<D: Device> UNet<D> {
             }
             (all, count)
         };
+        let (mut image, mut resampled) = (inputs.image_tokens.as_ref().map(upload), None);
+        if let (Some(resampler), Some(pictures)) = (&weights.resampler, self.layout.pictures) {
+            let seen = image.as_ref().and_then(|(_, given)| self.layout.prompt_tokens(*given));
+            if let Some(((given, count), seen)) = image.take().zip(seen) {
+                let saving = saving && resampler.adapted(ctx);
+                let sizes = (n * (count / pictures.count), pictures.count);
+                let (tokens, saved) = resampler.forward(ctx, sizes, given, saving)?;
+                (image, resampled) = (Some((tokens, seen)), saved);
+            }
+        }
         Ok(Conditions {
             batch: n,
             condition: self.condition(weights, ctx, inputs)?,
             text: upload(&inputs.text),
-            image: inputs.image_tokens.as_ref().map(upload),
+            image,
+            resampled,
             width: self.layout.text_width,
         })
     }
@@ -180,13 +204,14 @@ impl<D: Device> UNet<D> {
         let queue = self.queue()?;
         let branches = adapter.map(|a| Branches::new(&queue, a, &self.layout.linears)).transpose()?;
         let ctx = Context { queue: &queue, branches: branches.as_ref() };
-        let conditions = self.conditions(weights, ctx, inputs)?;
+        let conditions = self.conditions(weights, ctx, inputs, saving)?;
         let pass = conditions.pass(self, ctx, saving);
         let mut asked = Asked::new(probe, (grid.2, grid.3), pass.image.map(|image| image.count))?;
         let route = Route::forward(weights, ctx);
 
-        let x = Map::of_samples(&queue, inputs.x_t.values(), grid, |v| v);
-        let mut x = Arc::new(weights.conv_in.run(&queue, &x)?);
+        let noised = Map::of_samples(&queue, inputs.x_t.values(), grid, |v| v);
+        let mut x = Arc::new(weights.conv_in.run_in(ctx, &noised, Kind::Activation)?);
+        let start = (saving && ctx.adapts(weights.conv_in.linear())).then_some(noised);
         let mut skips = vec![Arc::clone(&x)];
         let mut steps = Vec::new();
         for step in &weights.steps {
@@ -201,16 +226,23 @@ impl<D: Device> UNet<D> {
         }
         let normed = weights.norm_out.run(&queue, &x, true);
         // Not rounded to the precision of activations.
-        let out = weights.conv_out.run_as(&queue, &normed, Kind::Exact)?;
+        let out = weights.conv_out.run_in(ctx, &normed, Kind::Exact)?;
         drop(normed);
         let mut latents = vec![0.0; out.len()];
         out.write_planes(&queue, &mut latents)?;
         let (scores, tokens) = asked.answer(&queue)?;
         let prediction = Prediction { latents: Tensor::new(&self.host, grid, latents)?, scores, tokens };
         let saved = match (saving, adapter, branches) {
-            (true, Some(adapter), Some(branches)) => {
-                Some(SavedPass { queue, adapter: adapter.clone(), branches, conditions, steps, end: x, grid })
-            }
+            (true, Some(adapter), Some(branches)) => Some(SavedPass {
+                queue,
+                adapter: adapter.clone(),
+                branches,
+                conditions,
+                start,
+                steps,
+                end: x,
+                grid,
+            }),
             _ => None,
         };
         Ok((prediction, saved))
@@ -223,34 +255,54 @@ impl<D: Device> UNet<D> {
         adapter: &Adapter,
         cotangent: &Latents,
     ) -> Result<AdapterGrad> {
-        let SavedPass { queue, adapter: used, branches, conditions, mut steps, end, grid } = saved;
+        let SavedPass { queue, adapter: used, branches, mut conditions, start, mut steps, end, grid } = saved;
         check_backward(&used, grid, adapter, cotangent)?;
         let ctx = Context { queue: &queue, branches: Some(&branches) };
+        let resampled = conditions.resampled.take();
         let pass = conditions.pass(self, ctx, false);
         let route = Route::backward(weights, ctx);
-        let mut grads = queue.zeros_to_keep(adapter.values.len());
+        let image_values = pass.image.map_or(0, |image| pass.batch * image.count * conditions.width);
+        let mut grads = Grads::<D> {
+            adapter: queue.zeros_to_keep(adapter.values.len()),
+            // Not rounded to the precision of activations: all cross-attentions add to it.
+            image: resampled.is_some().then(|| queue.zeros(image_values, Kind::Exact)),
+        };
 
         let d = Map::of_samples(&queue, cotangent.values(), grid, |v| v);
-        let d = weights.conv_out.backward(&queue, (grid.2, grid.3), &d)?;
-        let mut dx = weights.norm_out.backward(&queue, &end, true, &d);
-        drop((d, end));
+        let out = &weights.conv_out;
+        let read = ctx.adapts(out.linear()).then(|| weights.norm_out.run(&queue, &end, true));
+        let d = out.backward_in(ctx, read.as_ref(), (grid.2, grid.3), &d, true, &mut grads.adapter)?;
+        let d = d.ok_or_else(|| Error::Internal("the last convolution gave no derivative".into()))?;
+        let mut below = Some(weights.norm_out.backward(&queue, &end, true, &d));
+        drop((d, read, end));
         // Of what was kept on the way down, in the order in which the way up popped it.
         let mut d_skips: Vec<Map<D>> = Vec::new();
         for step in weights.steps.iter().rev() {
             if step.units.end <= route.first {
                 break;
             }
+            let Some(mut dx) = below.take() else { break };
             if step.pushes {
                 add(&queue, &mut dx, &d_skips.pop().ok_or_else(no_skip)?);
             }
             let saved = steps.pop().flatten();
             let saved =
                 saved.ok_or_else(|| Error::Internal("a step kept nothing for its backward".into()))?;
-            let Some((d, d_skip)) = step_backward(pass, &route, step, saved, dx, &mut grads)? else { break };
-            dx = d;
-            d_skips.extend(d_skip);
+            let found = step_backward(pass, &route, step, saved, dx, &mut grads)?;
+            let (d, d_skip) = found.unzip();
+            below = d;
+            d_skips.extend(d_skip.flatten());
         }
-        let values = queue.keep(grads, adapter.values.len())?;
+        if let (Some(start), Some(mut dx)) = (start, below) {
+            add(&queue, &mut dx, &d_skips.pop().ok_or_else(no_skip)?);
+            let size = (grid.2, grid.3);
+            weights.conv_in.backward_in(ctx, Some(&start), size, &dx, false, &mut grads.adapter)?;
+        }
+        if let (Some(resampler), Some(saved), Some(d)) = (&weights.resampler, resampled, grads.image.take()) {
+            let d = queue.copy(View::new(&d, image_values), image_values, Kind::Activation);
+            resampler.backward(ctx, saved, &d, &mut grads.adapter)?;
+        }
+        let values = queue.keep(grads.adapter, adapter.values.len())?;
         Ok(AdapterGrad { layout: Arc::clone(&adapter.layout), values })
     }
 }
@@ -286,8 +338,10 @@ fn run_step<D: Device>(
         }
         StageWeights::Down(conv) | StageWeights::Up(conv) => {
             route.approach(unit)?;
-            let saved = pass.saving.then_some(StageSaved::Resampled((x.height, x.width)));
-            Ok((conv.run(pass.ctx.queue, &x)?, saved))
+            let y = conv.run_in(pass.ctx, &x, Kind::Activation)?;
+            let size = (x.height, x.width);
+            let kept = pass.ctx.adapts(conv.linear()).then_some(x);
+            Ok((y, pass.saving.then_some(StageSaved::Resampled(size, kept))))
         }
     }
 }
@@ -300,7 +354,7 @@ fn step_backward<D: Device>(
     step: &WeighedStep<D>,
     saved: StageSaved<D>,
     dy: Map<D>,
-    grads: &mut D::Buffer,
+    grads: &mut Grads<D>,
 ) -> Result<Option<(Map<D>, Option<Map<D>>)>> {
     let unit = step.units.start;
     match (&step.stage, saved) {
@@ -310,15 +364,16 @@ fn step_backward<D: Device>(
             let again = |inputs| Ok(resnet::forward(saving, resnet, inputs)?.1);
             let gone = || Error::Internal("a residual block kept nothing for its backward".into());
             let saved = kept.saved(again)?.ok_or_else(gone)?;
-            resnet::backward(pass, resnet, saved, &dy).map(Some)
+            resnet::backward(pass, resnet, saved, &dy, grads).map(Some)
         }
         (StageWeights::Transformer(transformer), StageSaved::Transformer(saved)) => {
             let dx = transformer::backward(pass, route, transformer, unit, saved, dy, grads)?;
             Ok(dx.map(|dx| (dx, None)))
         }
-        (StageWeights::Down(conv) | StageWeights::Up(conv), StageSaved::Resampled(size)) => {
+        (StageWeights::Down(conv) | StageWeights::Up(conv), StageSaved::Resampled(size, x)) => {
             route.approach(unit)?;
-            Ok(Some((conv.backward(pass.ctx.queue, size, &dy)?, None)))
+            let dx = conv.backward_in(pass.ctx, x.as_deref(), size, &dy, true, &mut grads.adapter)?;
+            Ok(dx.map(|dx| (dx, None)))
         }
         _ => Err(Error::Internal("a step kept what belongs to another".into())),
     }

@@ -10,11 +10,14 @@
 
 use std::sync::Arc;
 
-use super::{context::Pass, weights::Resnet};
+use super::{
+    context::{Grads, Pass},
+    weights::Resnet,
+};
 use crate::{
     device::{CopyTokens, Device, Kind, Queue, View, ViewMut},
-    error::Result,
-    layers::Map,
+    error::{Error, Result},
+    layers::{Conv, GroupNorm, Map},
 };
 
 /// What a residual block reads: what comes from the step before, and what was kept on the way down.
@@ -82,13 +85,13 @@ pub(super) fn forward<D: Device>(
     let [norm1, norm2] = &block.norms;
     let [conv1, conv2] = &block.convs;
     let x = inputs.joined(queue);
-    let mut middle = conv1.run(queue, &norm1.run(queue, &x, true))?;
+    let mut middle = conv1.run_in(pass.ctx, &norm1.run(queue, &x, true), Kind::Activation)?;
     let time = block.time.run(queue, pass.batch, View::new(pass.condition, block.time.inputs()))?;
     let (rows, channels) = (middle.token_rows(), middle.channels);
     queue.add_to_tokens(rows, View::new(&time, channels), ViewMut::new(&mut middle.values, channels));
-    let mut y = conv2.run(queue, &norm2.run(queue, &middle, true))?;
+    let mut y = conv2.run_in(pass.ctx, &norm2.run(queue, &middle, true), Kind::Activation)?;
     match &block.shortcut {
-        Some(shortcut) => add(queue, &mut y, &shortcut.run(queue, &x)?),
+        Some(shortcut) => add(queue, &mut y, &shortcut.run_in(pass.ctx, &x, Kind::Activation)?),
         None => add(queue, &mut y, &x),
     }
     Ok((y, pass.saving.then_some(ResnetSaved { inputs, middle })))
@@ -100,23 +103,33 @@ pub(super) fn backward<D: Device>(
     block: &Resnet<D>,
     saved: ResnetSaved<D>,
     dy: &Map<D>,
+    grads: &mut Grads<D>,
 ) -> Result<(Map<D>, Option<Map<D>>)> {
     let queue = pass.ctx.queue;
     let ResnetSaved { inputs, middle } = saved;
     let [norm1, norm2] = &block.norms;
     let [conv1, conv2] = &block.convs;
-    let size = (dy.height, dy.width);
-    let mut d = conv2.backward(queue, size, dy)?;
+    let (size, ctx) = ((dy.height, dy.width), pass.ctx);
+    let mut by = |conv: &Conv<D>, x: Option<&Map<D>>, dy: &Map<D>| {
+        let dx = conv.backward_in(ctx, x, size, dy, true, &mut grads.adapter)?;
+        dx.ok_or_else(|| Error::Internal("a convolution gave no derivative by its input".into()))
+    };
+    // What a convolution has read, where it is adapted.
+    let read = |conv: &Conv<D>, norm: &GroupNorm<D>, x: &Map<D>| {
+        ctx.adapts(conv.linear()).then(|| norm.run(queue, x, true))
+    };
+    let mut d = by(conv2, read(conv2, norm2, &middle).as_ref(), dy)?;
     d = norm2.backward(queue, &middle, true, &d);
     drop(middle);
-    d = conv1.backward(queue, size, &d)?;
     let x = inputs.joined(queue);
+    d = by(conv1, read(conv1, norm1, &x).as_ref(), &d)?;
     let mut dx = norm1.backward(queue, &x, true, &d);
-    drop((x, d));
+    drop(d);
     match &block.shortcut {
-        Some(shortcut) => add(queue, &mut dx, &shortcut.backward(queue, size, dy)?),
+        Some(shortcut) => add(queue, &mut dx, &by(shortcut, Some(&*x), dy)?),
         None => add(queue, &mut dx, dy),
     }
+    drop(x);
     Ok(inputs.parted(queue, dx))
 }
 

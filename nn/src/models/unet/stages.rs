@@ -119,7 +119,9 @@ impl Stage {
     /// are among them. Projections that are convolutions in the file are none of an adapter's business.
     pub fn linears(&self, config: &UNetConfig, image_prompt: bool) -> Vec<(LinearLayout, bool)> {
         let Self::Transformer { name, channels, depth, .. } = self else { return Vec::new() };
-        let linear = |name: String, inputs, outputs, bias| (LinearLayout { name, inputs, outputs }, bias);
+        let linear = |name: String, inputs, outputs, bias| {
+            (LinearLayout { name, inputs, outputs, window: None }, bias)
+        };
         let (c, f, e) = (*channels, MLP_RATIO * channels, config.cross_attention_dim);
         let projection = |which| {
             let there = config.use_linear_projection;
@@ -142,6 +144,23 @@ impl Stage {
         }
         all.extend(projection("proj_out"));
         all
+    }
+
+    /// Its convolutions, in the order of use; projections that are convolutions in the file are none of an adapter's business.
+    pub fn convs(&self) -> Vec<LinearLayout> {
+        match self {
+            Self::Resnet { name, inputs, skip, outputs } => {
+                let (i, o) = (inputs + skip, *outputs);
+                let mut all =
+                    vec![conv(format!("{name}.conv1"), 3, i, o), conv(format!("{name}.conv2"), 3, o, o)];
+                all.extend((i != o).then(|| conv(format!("{name}.conv_shortcut"), 1, i, o)));
+                all
+            }
+            Self::Transformer { .. } => Vec::new(),
+            Self::Down { name, channels } | Self::Up { name, channels } => {
+                vec![conv(name.clone(), 3, *channels, *channels)]
+            }
+        }
     }
 
     /// Every tensor that the stage reads from the checkpoint, with its shape.
@@ -173,7 +192,7 @@ impl Stage {
                 for (block, norm) in (0..*depth).flat_map(|b| (1..4).map(move |n| (b, n))) {
                     both(format!("{name}.transformer_blocks.{block}.norm{norm}"), vec![c]);
                 }
-                for (LinearLayout { name, inputs, outputs }, bias) in self.linears(config, false) {
+                for (LinearLayout { name, inputs, outputs, .. }, bias) in self.linears(config, false) {
                     all.push((format!("{name}.weight"), vec![outputs, inputs]));
                     all.extend(bias.then(|| (format!("{name}.bias"), vec![outputs])));
                 }
@@ -184,6 +203,11 @@ impl Stage {
         }
         all
     }
+}
+
+/// A convolution as a linear over its windows.
+pub(super) fn conv(name: String, side: usize, channels: usize, outputs: usize) -> LinearLayout {
+    LinearLayout { name, inputs: side * side * channels, outputs, window: Some(side) }
 }
 
 /// The linears of an IP-Adapter within a block: the original implementation has them in the attention's processor.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::{
     attention::{self, AttentionSaved, Looked, Sizes},
-    context::{Pass, Route, Tokens},
+    context::{Grads, Pass, Route, Tokens},
     probe::Asked,
     resnet::add,
     weights::{Block, Transformer},
@@ -106,7 +106,7 @@ pub(super) fn backward<D: Device>(
     unit: usize,
     saved: TransformerSaved<D>,
     mut dy: Map<D>,
-    grads: &mut D::Buffer,
+    grads: &mut Grads<D>,
 ) -> Result<Option<Map<D>>> {
     let queue = pass.ctx.queue;
     let TransformerSaved { x, in_inner, mut blocks, last, out_inner } = saved;
@@ -122,7 +122,7 @@ pub(super) fn backward<D: Device>(
         out_inner.as_ref(),
         &[(&transformer.proj_out, dy.view())],
         Some(InputGrad { values: ViewMut::new(&mut dh, channels), accumulate: false }),
-        grads,
+        &mut grads.adapter,
     )?;
     drop(last);
     let gone = || Error::Internal("a block of a transformer kept nothing for its backward".into());
@@ -151,7 +151,7 @@ pub(super) fn backward<D: Device>(
         in_inner.as_ref(),
         &[(&transformer.proj_in, View::new(&dh, channels))],
         Some(InputGrad { values: ViewMut::new(&mut dn, channels), accumulate: false }),
-        grads,
+        &mut grads.adapter,
     )?;
     drop((normed, dh));
     let dn = x.with(channels, dn);
@@ -222,7 +222,7 @@ fn block_backward<D: Device>(
     sizes: Sizes,
     saved: BlockSaved<D>,
     dx: &mut D::Buffer,
-    grads: &mut D::Buffer,
+    grads: &mut Grads<D>,
 ) -> Result<()> {
     let (rows, channels, mlp) = (pass.batch * sizes.pixels, sizes.channels, block.mlp());
     let (ctx, queue) = (pass.ctx, pass.ctx.queue);
@@ -238,7 +238,7 @@ fn block_backward<D: Device>(
         down_inner.as_ref(),
         &[(&block.down, View::new(dx, channels))],
         Some(InputGrad { values: ViewMut::new(&mut d_active, mlp), accumulate: false }),
-        grads,
+        &mut grads.adapter,
     )?;
     drop(active);
     let mut d_up = pass.take(rows * 2 * mlp);
@@ -255,7 +255,7 @@ fn block_backward<D: Device>(
         up_inner.as_ref(),
         &[(&block.up, View::new(&d_up, 2 * mlp))],
         Some(InputGrad { values: ViewMut::new(&mut dn, channels), accumulate: false }),
-        grads,
+        &mut grads.adapter,
     )?;
     drop((n, d_up));
     norm3.backward(queue, rows, crossed, View::new(&dn, channels), ViewMut::new(dx, channels));

@@ -16,6 +16,7 @@ use crate::{
     device::{ConvWindow, Device, NormKind},
     error::{Error, Result},
     layers::{Context, Conv, Embedder, GroupNorm, Linear, Loading, Norm, Packing, approach},
+    vision::{ImageResampler, resampler::ResamplerNetwork},
 };
 
 /// A residual block.
@@ -91,6 +92,8 @@ pub(super) struct Weights<D: Device> {
     pub steps: Vec<WeighedStep<D>>,
     pub norm_out: GroupNorm<D>,
     pub conv_out: Conv<D>,
+    /// What makes image tokens, where that is inside.
+    pub resampler: Option<ResamplerNetwork<D>>,
     packing: Packing,
 }
 
@@ -145,10 +148,26 @@ impl<D: Device> Weights<D> {
         self.steps.get(step).map_or_else(Vec::new, |step| step.stage.linears(number - step.units.start))
     }
 
-    /// Number of the first unit with an adapted linear: nothing below it needs a derivative.
+    /// Number of the first unit with an adapted linear, or with image tokens whose derivative is wanted: nothing below it needs a
+    /// derivative.
     pub fn first_adapted(&self, ctx: Context<'_, D>) -> usize {
-        let adapted = |unit: &usize| self.unit(*unit).into_iter().any(|l| ctx.adapts(l));
-        (0..self.units()).find(adapted).unwrap_or(self.units())
+        if ctx.adapts(self.conv_in.linear()) {
+            return 0;
+        }
+        let by_images = self.resampler.as_ref().is_some_and(|resampler| resampler.adapted(ctx));
+        let reached = |unit: &usize| {
+            self.unit(*unit).into_iter().any(|l| ctx.adapts(l)) || by_images && self.sees_images(*unit)
+        };
+        (0..self.units()).find(reached).unwrap_or(self.units())
+    }
+
+    /// Is a unit the block of a transformer, whose cross-attention sees image tokens?
+    fn sees_images(&self, number: usize) -> bool {
+        let step = self.steps.partition_point(|step| step.units.end <= number);
+        self.steps.get(step).is_some_and(|step| {
+            let blocks = step.units.start + 1..step.units.end - 1;
+            matches!(step.stage, StageWeights::Transformer(_)) && blocks.contains(&number)
+        })
     }
 
     /// The unit at `place` of this order of units runs next: see [`approach`]. Streamed values are searched before their first use.
@@ -189,7 +208,7 @@ impl<D: Device> Reader<'_, D> {
 
     /// A linear that no adapter has factors for.
     fn outer(&self, name: &str, inputs: usize, outputs: usize) -> Result<Linear<D>> {
-        let layout = LinearLayout { name: name.into(), inputs, outputs };
+        let layout = LinearLayout { name: name.into(), inputs, outputs, window: None };
         let view = |what: &str| self.files.view(&format!("{name}.{what}"));
         let tensors = (view("weight")?, Some(view("bias")?));
         Linear::new(self.device, tensors, &layout, None, None, None, self.loading)
@@ -205,7 +224,13 @@ impl<D: Device> Reader<'_, D> {
 
     fn conv(&self, name: &str, channels: (usize, usize), window: ConvWindow) -> Result<Conv<D>> {
         let view = |what: &str| self.files.view(&format!("{name}.{what}"));
-        Conv::new(self.device, (view("weight")?, Some(view("bias")?)), channels, window, self.loading)
+        let tensors = (view("weight")?, Some(view("bias")?));
+        let conv = Conv::new(self.device, tensors, channels, window, self.loading)?;
+        let (_, index) = self
+            .layouts
+            .get(name)
+            .ok_or_else(|| Error::Internal(format!("`{name}` is not among the model's convolutions")))?;
+        Ok(conv.numbered(*index))
     }
 
     fn group_norm(&self, name: &str, width: usize, eps: f64) -> Result<GroupNorm<D>> {
@@ -312,12 +337,14 @@ impl<D: Device> Weights<D> {
     pub fn read(
         device: &D,
         files: &UNetFiles,
-        image_prompt: Option<&ImagePromptFiles>,
+        (image_prompt, resampler): (Option<&ImagePromptFiles>, Option<&ImageResampler<D>>),
         config: &UNetConfig,
         loading: Loading,
     ) -> Result<Self> {
         let linears = config.linears(image_prompt.is_some()).into_iter().enumerate();
-        let layouts = linears.map(|(i, l)| (l.name.clone(), (l, i))).collect();
+        let layouts: HashMap<_, _> = linears.map(|(i, l)| (l.name.clone(), (l, i))).collect();
+        // Its linears follow those of the U-Net.
+        let resampler = resampler.map(|r| r.part_of(device, loading, layouts.len())).transpose()?;
         let reader = Reader { device, files, image_prompt, config, layouts, loading };
         let mut all = Vec::new();
         let mut unit = 0;
@@ -336,6 +363,7 @@ impl<D: Device> Weights<D> {
             steps: all,
             norm_out: reader.group_norm("conv_norm_out", first, config.norm_eps)?,
             conv_out: reader.conv("conv_out", (first, config.out_channels), ConvWindow::Three)?,
+            resampler,
             packing: loading.packing,
         };
         let embedders = [&weights.time, &weights.added].into_iter().flat_map(|e| [&e.first, &e.second]);

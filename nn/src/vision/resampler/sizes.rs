@@ -74,6 +74,11 @@ impl ResamplerSizes {
         self.inner / HEAD
     }
 
+    /// Number of its values.
+    pub(crate) fn parameters(&self) -> usize {
+        self.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
+
     /// Every tensor of the resampler, with its shape.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let (e, w) = (self.width, self.output);

@@ -19,7 +19,10 @@ use prefgraph_nn::{
 
 use crate::{
     operator::{Ctx, OpError},
-    operators::weights::{below, configuration},
+    operators::{
+        backbone::ResamplerPlace,
+        weights::{below, configuration},
+    },
     settings::DataPath,
 };
 
@@ -59,9 +62,18 @@ impl<D: Device> Encoders<D> {
         Ok(Self { vit, resampler })
     }
 
-    fn encode(&self, device: &D, host: &Cpu, pictures: &Batch) -> Result<Tokens, OpError> {
+    fn encode(
+        &self,
+        device: &D,
+        host: &Cpu,
+        resampler: ResamplerPlace,
+        pictures: &Batch,
+    ) -> Result<Tokens, OpError> {
         let seen = self.vit.penultimate(device, host, pictures)?;
-        Ok(self.resampler.encode(device, host, &seen)?)
+        match resampler {
+            ResamplerPlace::Outside => Ok(self.resampler.encode(device, host, &seen)?),
+            ResamplerPlace::Inside => Ok(seen),
+        }
     }
 }
 
@@ -83,10 +95,17 @@ impl ImageEncoders {
         Ok(Self { cpu, gpu: OnceLock::new(), vit, adapter, empty: OnceLock::new() })
     }
 
-    /// Q and E.
-    pub fn shape(&self) -> (usize, usize) {
+    /// Tokens of a picture and their width: Q and E, or those of the image encoder where the resampler is elsewhere.
+    pub fn shape(&self, resampler: ResamplerPlace) -> (usize, usize) {
         let sizes = self.cpu.resampler.sizes();
-        (sizes.queries, sizes.output)
+        match resampler {
+            ResamplerPlace::Outside => (sizes.queries, sizes.output),
+            ResamplerPlace::Inside => (self.encoder_tokens(), sizes.input),
+        }
+    }
+
+    fn encoder_tokens(&self) -> usize {
+        1 + self.cpu.vit.config().grid().pow(2)
     }
 
     /// What the encoder sees of a picture.
@@ -102,10 +121,13 @@ impl ImageEncoders {
     }
 
     /// What so many pictures take: the encoder and the resampler run one after the other.
-    pub fn cost(&self, pictures: usize) -> PassCost {
+    pub fn cost(&self, place: ResamplerPlace, pictures: usize) -> PassCost {
         let Encoders { vit, resampler } = &self.cpu;
         let first = vit.cost(pictures);
-        let second = resampler.cost(pictures, 1 + vit.config().grid().pow(2));
+        if place == ResamplerPlace::Inside {
+            return PassCost { weight_bytes: vit.weight_bytes() as f64, ..first };
+        }
+        let second = resampler.cost(pictures, self.encoder_tokens());
         PassCost {
             forward_flops: first.forward_flops + second.forward_flops,
             scratch_bytes: first.scratch_bytes.max(second.scratch_bytes),
@@ -115,10 +137,16 @@ impl ImageEncoders {
     }
 
     /// A line for people.
-    pub fn note(&self) -> String {
+    pub fn note(&self, place: ResamplerPlace) -> String {
         let Encoders { vit, resampler } = &self.cpu;
         let [encoder, prompts] = [vit.parameters(), resampler.parameters()].map(|n| n as f64 / 1e6);
-        let (queries, width) = self.shape();
+        let (queries, width) = self.shape(place);
+        if place == ResamplerPlace::Inside {
+            return format!(
+                "image encoder with {encoder:.2}M frozen parameters, {queries} tokens {width} wide for each reference; the \
+                 resampler is part of the backbone"
+            );
+        }
         format!(
             "image encoder with {encoder:.2}M and resampler with {prompts:.2}M frozen parameters, {queries} tokens {width} wide for \
              each reference"
@@ -126,22 +154,27 @@ impl ImageEncoders {
     }
 
     /// The tokens of pictures `[B, 3, S, S]` as the encoder sees them.
-    pub fn encode(&self, ctx: &Ctx<'_>, pictures: &Batch) -> Result<Tokens, OpError> {
+    pub fn encode(
+        &self,
+        ctx: &Ctx<'_>,
+        resampler: ResamplerPlace,
+        pictures: &Batch,
+    ) -> Result<Tokens, OpError> {
         match ctx.gpu {
-            None => self.cpu.encode(ctx.cpu, ctx.cpu, pictures),
+            None => self.cpu.encode(ctx.cpu, ctx.cpu, resampler, pictures),
             Some(gpu) => {
                 let encoders = get_or_try_init(&self.gpu, || Encoders::open(&self.vit, &self.adapter))?;
-                encoders.encode(gpu, ctx.cpu, pictures)
+                encoders.encode(gpu, ctx.cpu, resampler, pictures)
             }
         }
     }
 
     /// The tokens `[Q, E]` of a picture whose values are all zero after they were normalised: what the adapter was trained with
     /// where a picture was left out.
-    pub fn empty(&self, ctx: &Ctx<'_>) -> Result<&[f32], OpError> {
+    pub fn empty(&self, ctx: &Ctx<'_>, resampler: ResamplerPlace) -> Result<&[f32], OpError> {
         let make = || {
             let side = self.preprocess().side;
-            Ok(self.encode(ctx, &nn::Tensor::zeros(ctx.cpu, (1, 3, side, side)))?.into_values())
+            Ok(self.encode(ctx, resampler, &nn::Tensor::zeros(ctx.cpu, (1, 3, side, side)))?.into_values())
         };
         get_or_try_init(&self.empty, make).map(Vec::as_slice)
     }

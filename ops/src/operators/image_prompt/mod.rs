@@ -9,7 +9,8 @@ use prefgraph_nn as nn;
 use self::encoders::{ImageEncoders, Tokens};
 use super::{
     autoencoder::{on_gpu, on_host},
-    tensors::tensor,
+    backbone::ResamplerPlace,
+    tensors::{same, tensor},
 };
 use crate::{
     choices,
@@ -41,6 +42,8 @@ settings! {
         pub together: Together = Together::Concatenated,
         /// Whether to give the tokens of pictures that were left out, in the same shape: the other side of classifier-free guidance.
         pub negative: bool = false,
+        /// Where the IP-Adapter's resampler runs: with `inside` the tokens are those of the image encoder, for a backbone that has it.
+        pub resampler: ResamplerPlace = ResamplerPlace::Outside,
     }
 }
 
@@ -67,17 +70,17 @@ impl ImagePrompts {
 
     /// Tokens of a sample's whole prompt.
     fn tokens(&self, references: usize) -> usize {
-        let (queries, _) = self.encoders.shape();
+        let (each, _) = self.encoders.shape(self.settings.resampler);
         match self.settings.together {
-            Together::Concatenated => references.saturating_mul(queries),
-            Together::Averaged => queries,
+            Together::Concatenated => references.saturating_mul(each),
+            Together::Averaged => each,
         }
     }
 
     fn cost_of(&self, images: &[ImageShape]) -> Cost {
         let batch = images.first().map_or(0, |image| image.batch);
         let (passes, pictures) = if self.settings.negative { (1, 1) } else { (images.len(), batch) };
-        let pass = self.encoders.cost(pictures);
+        let pass = self.encoders.cost(self.settings.resampler, pictures);
         let square = 12 * self.encoders.preprocess().side.pow(2);
         Cost {
             forward_flops: passes as f64 * pass.forward_flops,
@@ -95,12 +98,13 @@ impl ImagePrompts {
         let (size, side) = ((images.height, images.width), preprocess.side);
         let planes: Vec<f32> =
             (0..images.batch).flat_map(|b| preprocess.planes(images.picture(b), size)).collect();
-        self.encoders.encode(ctx, &nn::Tensor::new(ctx.cpu, (images.batch, 3, side, side), planes)?)
+        let pictures = nn::Tensor::new(ctx.cpu, (images.batch, 3, side, side), planes)?;
+        self.encoders.encode(ctx, self.settings.resampler, &pictures)
     }
 
     /// The prompts of all samples from the tokens of each reference, `[B, Q, E]`.
     fn together(&self, references: &[Tokens]) -> Vec<f32> {
-        let (queries, width) = self.encoders.shape();
+        let (queries, width) = self.encoders.shape(self.settings.resampler);
         let batch = references.first().map_or(0, |tokens| tokens.shape().0);
         let of = |sample: usize| {
             references.iter().map(move |t| &t.values()[sample * queries * width..][..queries * width])
@@ -135,12 +139,18 @@ impl Operator for ImagePrompts {
 
     fn new(settings: ImagePromptSettings) -> Result<Self, OpError> {
         let encoders = ImageEncoders::open(&settings.image_encoder, &settings.ip_adapter)?;
+        if settings.resampler == ResamplerPlace::Inside && settings.together == Together::Averaged {
+            return Err(OpError::new(
+                "together: image tokens are averaged behind the resampler, and with `resampler: inside` that is in the backbone; \
+                 set `together: concatenated`",
+            ));
+        }
         Ok(Self { settings, encoders })
     }
 
     fn shapes(&self, (images, backbone): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
         let (batch, references) = self.references(&images.0)?;
-        let (_, width) = self.encoders.shape();
+        let (_, width) = self.encoders.shape(ResamplerPlace::Outside);
         if let Some(taken) = backbone.as_ref().map(|b| b.layout().text_width).filter(|taken| *taken != width)
         {
             let other = if width == 768 { ", as those of SD 1.5 are" } else { "" };
@@ -149,6 +159,27 @@ impl Operator for ImagePrompts {
                  backbone's kind is needed"
             )));
         }
+        let place = self.settings.resampler;
+        if let Some(pictures) = backbone.as_ref().and_then(|b| b.layout().pictures) {
+            let (tokens, _) = self.encoders.shape(ResamplerPlace::Inside);
+            if place == ResamplerPlace::Outside {
+                return Err(OpError::new(
+                    "the backbone has the resampler inside, and this node runs it, too: set `resampler: inside` here, most simply \
+                     `resampler: \"@backbone.resampler\"`",
+                ));
+            }
+            same(
+                "the number of tokens of `image_encoder`",
+                tokens,
+                "`picture_tokens` of the backbone",
+                pictures.count,
+            )?;
+        } else if place == ResamplerPlace::Inside && backbone.is_some() {
+            return Err(OpError::new(
+                "resampler: the backbone has none inside; set `resampler: inside` on its node, too",
+            ));
+        }
+        let (_, width) = self.encoders.shape(place);
         Ok(((batch, self.tokens(references), width),))
     }
 
@@ -161,7 +192,7 @@ impl Operator for ImagePrompts {
     }
 
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {
-        vec![self.encoders.note()]
+        vec![self.encoders.note(self.settings.resampler)]
     }
 
     fn cacheable(&self) -> Option<Identity> {
@@ -171,9 +202,10 @@ impl Operator for ImagePrompts {
 
     fn forward(&self, ctx: &Ctx<'_>, (images, _): Self::In) -> Result<(Self::Out, ()), OpError> {
         let batch = images.0.first().map_or(0, |images| images.batch);
-        let (tokens, (queries, width)) = (self.tokens(images.0.len()), self.encoders.shape());
+        let place = self.settings.resampler;
+        let (tokens, (queries, width)) = (self.tokens(images.0.len()), self.encoders.shape(place));
         let values = if self.settings.negative {
-            self.encoders.empty(ctx)?.repeat(batch * tokens / queries)
+            self.encoders.empty(ctx, place)?.repeat(batch * tokens / queries)
         } else {
             let each = images.0.iter().map(|images| self.encode(ctx, images));
             self.together(&each.collect::<Result<Vec<_>, _>>()?)

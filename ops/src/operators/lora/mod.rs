@@ -42,6 +42,8 @@ settings! {
         pub init: Init = Init::Gaussian,
         /// Which linears: ends of names at a dot, e.g. `attn.to_q`, or with `*` for any run of characters. None means every linear of the blocks but the modulations.
         pub targets: Vec<String> = Vec::new(),
+        /// Which linears are trained whole, in the same patterns: keys and values of an IP-Adapter, `["*.to_k_ip", "*.to_v_ip"]`, and those of its resampler where it is inside. They start at their frozen weights. Without `targets`, no other linear is trained then.
+        pub whole: Vec<String> = Vec::new(),
         /// An adapter to start from: a safetensors file in the names of diffusers, PEFT, ComfyUI, kohya or UNO, or the folder that PEFT or diffusers saved.
         pub from: Option<DataPath> = None,
         /// What the names in that file start with.
@@ -70,8 +72,17 @@ impl Lora {
     fn matched(&self, backbone: &BackboneLayout) -> Result<(Arc<AdapterLayout>, Vec<PatternMatch>), OpError> {
         let rank = self.settings.rank;
         let alpha = self.settings.alpha.unwrap_or(rank as f64) as f32;
-        let (layout, matches) =
-            AdapterLayout::matching(&backbone.linears, &self.settings.targets, rank, alpha)?;
+        let LoraSettings { targets, whole, .. } = &self.settings;
+        let linears = &backbone.linears;
+        let (mut layout, mut matches) = match targets.is_empty() && !whole.is_empty() {
+            true => (AdapterLayout::of_factors(linears.names, Vec::new(), rank, alpha), Vec::new()),
+            false => AdapterLayout::matching(linears, targets, rank, alpha)?,
+        };
+        if !whole.is_empty() {
+            let (with_whole, named) = layout.with_whole(linears, whole)?;
+            layout = with_whole;
+            matches.extend(named);
+        }
         let shared = self.layout.get_or_init(|| Arc::new(layout.clone()));
         Ok((if **shared == layout { shared.clone() } else { Arc::new(layout) }, matches))
     }
@@ -96,6 +107,11 @@ impl Operator for Lora {
         if let Some(alpha) = settings.alpha.filter(|a| !(*a > 0.0 && a.is_finite())) {
             return Err(OpError::new(format!("alpha {alpha}: a positive number is needed")));
         }
+        if settings.from.is_some() && settings.targets.is_empty() && !settings.whole.is_empty() {
+            return Err(OpError::new(
+                "from: without `targets` there are no factors that could start from a file; `whole` starts at the frozen weights",
+            ));
+        }
         let file = settings.from.as_ref().map(|p| Start::open(p.as_path(), &settings.from_prefix));
         Ok(Self { file: file.transpose()?, settings, layout: OnceLock::new() })
     }
@@ -111,12 +127,23 @@ impl Operator for Lora {
     fn notes(&self, (backbone,): &InShapes<Self>) -> Vec<String> {
         let backbone = backbone.layout();
         let Ok((layout, matches)) = self.matched(backbone) else { return Vec::new() };
+        let factors = match (layout.modules.len(), layout.whole.len()) {
+            (factors, 0) => format!(
+                "{factors} of {} linears, rank {}, alpha {}",
+                backbone.linears.len(),
+                layout.rank,
+                layout.alpha
+            ),
+            (0, whole) => format!("{whole} of {} linears whole", backbone.linears.len()),
+            (factors, whole) => format!(
+                "{factors} of {} linears, rank {}, alpha {}, and {whole} whole",
+                backbone.linears.len(),
+                layout.rank,
+                layout.alpha
+            ),
+        };
         let mut notes = vec![format!(
-            "{} of {} linears, rank {}, alpha {}: {} trained values, {:.2} % of the {} frozen ones",
-            layout.modules.len(),
-            backbone.linears.len(),
-            layout.rank,
-            layout.alpha,
+            "{factors}: {} trained values, {:.2} % of the {} frozen ones",
             layout.len(),
             100.0 * layout.len() as f64 / backbone.parameters.max(1) as f64,
             backbone.parameters
@@ -125,7 +152,7 @@ impl Operator for Lora {
         if let Some(file) = &self.file {
             notes.push(format!("starts from {}", file.describe()));
         }
-        if layout.is_rounded_in(AdapterFormat::Diffusers) {
+        if !layout.modules.is_empty() && layout.is_rounded_in(AdapterFormat::Diffusers) {
             notes.push(format!(
                 "alpha / rank, {} / {}, is no power of two: in `adapter.safetensors`, where it is multiplied into B, each value \
                  is rounded by up to 6e-8 of itself; kohya's names keep alpha",

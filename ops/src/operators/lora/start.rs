@@ -2,7 +2,11 @@
 
 use std::{path::Path, sync::Arc};
 
-use prefgraph_nn::{Adapter, AdapterLayout, LinearLayout, lora::AdapterFile, models::flux::NAMES};
+use prefgraph_nn::{
+    Adapter, AdapterLayout, LinearLayout,
+    lora::AdapterFile,
+    models::{flux, unet},
+};
 
 use crate::error::OpError;
 
@@ -11,7 +15,9 @@ pub(super) struct Start(AdapterFile);
 
 impl Start {
     pub(super) fn open(path: &Path, under: &str) -> Result<Self, OpError> {
-        let file = AdapterFile::open(path, under, &NAMES);
+        // Names without dots are understood by the table of their network, and which that is the file alone does not say.
+        let file = AdapterFile::open(path, under, &flux::NAMES)
+            .or_else(|e| AdapterFile::open(path, under, &unet::NAMES).map_err(|_| e));
         file.map(Self).map_err(|e| OpError::new(format!("{e} (see `from` and `from_prefix`)")))
     }
 
@@ -61,8 +67,10 @@ impl Start {
     ) -> Result<Adapter, OpError> {
         self.check(layout, linears)?;
         let adapter = self.0.adapter(Some(linears))?;
-        // Both are in the order of the model.
-        Ok(Adapter { layout: Arc::clone(layout), values: adapter.values })
+        // Both are in the order of the model; behind the factors stands what is trained whole, which is zero.
+        let mut values = adapter.values.host()?.to_vec();
+        values.resize(layout.len(), 0.0);
+        Ok(Adapter { layout: Arc::clone(layout), values: values.into() })
     }
 }
 

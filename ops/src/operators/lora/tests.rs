@@ -142,3 +142,50 @@ fn all_adapters_of_a_run_share_one_layout() {
     let adapter = op.forward(&bench.ctx(), (handle,)).unwrap().0.0;
     assert!(Arc::ptr_eq(&shape.0, &adapter.layout));
 }
+
+#[test]
+fn what_is_trained_whole_is_of_an_ip_adapter_and_other_patterns_are_explained() {
+    let bench = Bench::new();
+    let flux = handle(&bench);
+    let whole = |patterns: &[&str]| LoraSettings {
+        whole: patterns.iter().map(|p| (*p).to_owned()).collect(),
+        ..Default::default()
+    };
+    let refused =
+        |patterns: &[&str]| lora(whole(patterns)).shapes((shape_of(&flux),), 0).unwrap_err().to_string();
+    let error = refused(&["*.to_k_ip"]);
+    assert!(error.contains("which has no IP-Adapter"), "{error}");
+    let error = refused(&["attn.to_q"]);
+    assert!(error.contains("which is no linear of an IP-Adapter"), "{error}");
+    let from = LoraSettings { from: Some(DataPath("adapter.safetensors".into())), ..whole(&["*.to_k_ip"]) };
+    let error = Lora::new(from).err().unwrap().to_string();
+    assert!(error.contains("without `targets` there are no factors"), "{error}");
+
+    let folder = case("sdxl_ipa");
+    let settings = BackboneSettings {
+        kind: crate::operators::backbone::BackboneKind::Sdxl,
+        weights: DataPath(folder.clone()),
+        ip_adapter: DataPath(folder.join("ip-adapter-plus_sdxl.safetensors")),
+        ..Default::default()
+    };
+    let unet = Backbone::new(settings).unwrap().forward(&bench.ctx(), ()).unwrap().0.0;
+    let op = lora(whole(&["*.to_k_ip", "*.to_v_ip"]));
+    let shape = op.shapes((shape_of(&unet),), 0).unwrap().0;
+    let (layout, blocks) = (&shape.0, unet.0.layout().blocks);
+    assert_eq!((layout.modules.len(), layout.whole.len()), (0, 2 * blocks));
+    let values: usize = layout.whole.iter().map(|l| l.inputs * l.outputs).sum();
+    assert_eq!(crate::PortShape::bytes(&shape), 4 * values);
+    let notes = op.notes(&(shape_of(&unet),));
+    assert!(notes[0].contains("linears whole") && notes[0].contains(&values.to_string()), "{notes:?}");
+
+    // A checkpoint gives the same values back.
+    let start = op.forward(&bench.ctx(), (unet,)).unwrap().0.0;
+    let moved: Vec<f32> = (0..values).map(|i| i as f32).collect();
+    let moved = Adapter { values: moved.into(), ..start };
+    let state = crate::Carried::save(&moved).unwrap();
+    assert!(state.tensors.iter().all(|t| t.name.ends_with("_ip.diff")));
+    let back = <Adapter as crate::Carried>::restore(&shape, &state).unwrap();
+    assert_eq!(back.values.host().unwrap(), moved.values.host().unwrap());
+    let saved = crate::ports::saved_layout(&state, moved.layout.names, 1.0).unwrap();
+    assert_eq!(saved.whole, moved.layout.whole);
+}

@@ -34,7 +34,7 @@ settings! {
         pub betas: [f64; 2] = [0.9, 0.999],
         /// Added to the root of the second moment.
         pub eps: f64 = 1e-8,
-        /// Decoupled weight decay, of A and B alike.
+        /// Decoupled weight decay, of A and B alike; what is trained whole decays towards its frozen weights.
         pub weight_decay: f64 = 0.01,
         /// Gradients with a larger norm are scaled to it; 0 means none are.
         pub max_grad_norm: f64 = 1.0,

@@ -8,9 +8,9 @@ use super::*;
 use crate::{operators::testing::Bench, port::NamedState, random::Random};
 
 fn layout() -> Arc<AdapterLayout> {
-    let module = |name: &str| LinearLayout { name: name.into(), inputs: 3, outputs: 2 };
+    let module = |name: &str| LinearLayout { name: name.into(), inputs: 3, outputs: 2, window: None };
     let modules = vec![module("a"), module("b")];
-    Arc::new(AdapterLayout { names: &NAMES, modules, rank: 2, alpha: 2.0 })
+    Arc::new(AdapterLayout::of_factors(&NAMES, modules, 2, 2.0))
 }
 
 fn start() -> (Adapter, Moments) {

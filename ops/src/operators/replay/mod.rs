@@ -1,7 +1,10 @@
 //! `replay`: batches from a file instead of data, for golden cases and parity with other frameworks.
 //!
 //! Shape letters: `B` batch, `C` latent channels, `H` `W` latent grid, `R` references, `h` `w` focus grid, `F` feature
-//! width.
+//! width, `T` tokens of an image encoder, `I` their width.
+//!
+//! A case is of FLUX, with references as latents and sigmas as times, or of a U-Net with an IP-Adapter, with timesteps, sizes and the
+//! tokens that an image encoder makes of one reference. What a case does not have, it gives as tensors without values.
 
 mod expect;
 #[cfg(test)]
@@ -22,8 +25,8 @@ use super::{
 use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{
-        Clean, Features, ImageShape, Images, Latents, List, ListShape, Mask, Noise, Pooled, Process,
-        TextTokens, TimeShape, Timesteps,
+        Clean, Features, ImagePrompt, ImageShape, Images, Latents, List, ListShape, Mask, Noise, Pooled,
+        Process, Sizes, TextTokens, TimeShape, Timesteps,
     },
     resume::External,
     settings,
@@ -34,7 +37,7 @@ settings! {
     /// Settings of [`Replay`]. All but `path` state what the graph fixes, most simply by reference, e.g.
     /// `reduction: @loss.reduction`: where `case.json` says otherwise, the run is refused.
     pub struct ReplaySettings {
-        /// Folder with `case.json`, `batches.safetensors` and `transformer`.
+        /// Folder with `case.json`, `batches.safetensors` and `transformer`, or `unet` and an IP-Adapter.
         pub path: DataPath = DataPath::default(),
         /// The graph's reduction of errors.
         pub reduction: Option<Reduction> = None,
@@ -65,8 +68,52 @@ pub struct Replay {
     files: TensorFiles,
     constants: Map<String, Value>,
     references: usize,
+    kind: Kind,
     steps: u64,
 }
+
+/// Which network a case is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Flux,
+    UNet,
+}
+
+impl Kind {
+    /// What a file calls the latents of a reference.
+    fn reference(self, number: usize) -> String {
+        match self {
+            Self::Flux => format!("x_r{number}"),
+            Self::UNet => "x_ref".into(),
+        }
+    }
+
+    /// And where the subject is in it.
+    fn prior(self, number: usize) -> String {
+        match self {
+            Self::Flux => format!("m_prior{number}"),
+            Self::UNet => "m_prior".into(),
+        }
+    }
+
+    /// The tensor of times.
+    fn time(self) -> &'static str {
+        match self {
+            Self::Flux => "sigma",
+            Self::UNet => "timestep",
+        }
+    }
+
+    fn process(self) -> Process {
+        match self {
+            Self::Flux => Process::Flow,
+            Self::UNet => Process::DdpmEps,
+        }
+    }
+}
+
+/// The IP-Adapter of a U-Net's case.
+const IP_ADAPTER: &str = "ip-adapter-plus_sdxl.safetensors";
 
 /// Names that every step has, beside references and priors.
 const LATENTS: [&str; 3] = ["x0_w", "x0_l", "eps"];
@@ -147,8 +194,33 @@ impl Replay {
         entries.filter_map(|e| Some(e.ok()?.path())).filter(is_run).min()
     }
 
-    fn number_of(&self, stem: &str) -> usize {
-        (0..).take_while(|r| self.files.info(&format!("step0.{stem}{r}")).is_some()).count()
+    /// How many tensors there are of those that are named by the reference they belong to.
+    fn number_of(&self, name: impl Fn(Kind, usize) -> String) -> usize {
+        let most = if self.kind == Kind::UNet { 1 } else { usize::MAX };
+        let there = |r: &usize| self.files.info(&format!("step0.{}", name(self.kind, *r))).is_some();
+        (0..most).take_while(there).count()
+    }
+
+    /// The tokens of the image encoder, `[B, T, I]`, all zero without one.
+    fn image_prompt(&self) -> Result<(usize, usize, usize), OpError> {
+        if self.kind == Kind::Flux {
+            return Ok((0, 0, 0));
+        }
+        let [batch, references, tokens, width] = self.dims("image_embeds")?;
+        Ok((batch, references * tokens, width))
+    }
+
+    fn times(&self, name: &str) -> Result<Vec<f32>, OpError> {
+        if self.kind == Kind::Flux {
+            let [batch] = self.dims("sigma")?;
+            return Ok(self.files.read_finite(name, &[batch])?);
+        }
+        match self.files.info(name) {
+            Some(info) if info.dtype == Dtype::I64 => {}
+            _ => return Err(self.fault(format!("`{name}` is no tensor of I64"))),
+        }
+        let (steps, _) = self.files.bytes(name)?.as_chunks();
+        Ok(steps.iter().map(|t| i64::from_le_bytes(*t) as f32).collect())
     }
 }
 
@@ -157,8 +229,21 @@ impl Operator for Replay {
     const DOC: &'static str = "Read the batch of step k from the tensors `step{k}.{name}` of a case; everything in its \
                                case.json, and its `weights`, can be referred to.";
     const IN: [&'static str; 0] = [];
-    const OUT: [&'static str; 11] =
-        ["x0_w", "x0_l", "references", "eps", "t", "text", "pooled", "priors", "winner", "f_gen", "f_ref"];
+    const OUT: [&'static str; 13] = [
+        "x0_w",
+        "x0_l",
+        "references",
+        "eps",
+        "t",
+        "text",
+        "pooled",
+        "priors",
+        "winner",
+        "f_gen",
+        "f_ref",
+        "sizes",
+        "image_prompt",
+    ];
     type Settings = ReplaySettings;
     type In = ();
     type Out = (
@@ -173,6 +258,8 @@ impl Operator for Replay {
         Images,
         Features,
         Features,
+        Sizes,
+        ImagePrompt,
     );
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
@@ -191,16 +278,19 @@ impl Operator for Replay {
         let files = TensorFiles::open(&folder.join("batches.safetensors"))?;
         let step = |n: &str| n.strip_prefix("step")?.split_once('.')?.0.parse::<u64>().ok();
         let steps = files.names().filter_map(step).max().map_or(0, |last| last + 1);
-        let mut replay = Self { folder, files, constants, references: 0, steps };
-        replay.references = replay.number_of("x_r");
+        let kind = if files.info("step0.timestep").is_some() { Kind::UNet } else { Kind::Flux };
+        let mut replay = Self { folder, files, constants, references: 0, kind, steps };
+        replay.references = replay.number_of(Kind::reference);
         if replay.steps == 0 {
             return Err(replay.fault("has no tensor named `step0.{name}`"));
         }
-        if replay.number_of("m_prior") != replay.references {
+        if replay.number_of(Kind::prior) != replay.references {
             return Err(replay.fault(format!(
-                "has {} references (`x_r0`, ...) but {} priors (`m_prior0`, ...)",
+                "has {} references (`{}`, ...) but {} priors (`{}`, ...)",
                 replay.references,
-                replay.number_of("m_prior")
+                kind.reference(0),
+                replay.number_of(Kind::prior),
+                kind.prior(0)
             )));
         }
         replay.check()?;
@@ -209,25 +299,27 @@ impl Operator for Replay {
 
     fn shapes(&self, (): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
         let [x0_w, x0_l, eps] = LATENTS.map(|name| self.latents(name));
-        let references = (0..self.references).map(|r| self.latents(&format!("x_r{r}")));
+        let references = (0..self.references).map(|r| self.latents(&self.kind.reference(r)));
         let priors = (0..self.references).map(|r| {
-            let [b, _, h, w] = self.dims(&format!("m_prior{r}"))?;
+            let [b, _, h, w] = self.dims(&self.kind.prior(r))?;
             Ok::<_, OpError>((b, Const::<1>, h, w))
         });
-        let [batch] = self.dims("sigma")?;
+        let [batch] = self.dims(self.kind.time())?;
         let [_, height, width, _] = self.dims("rgb_w")?;
         Ok((
             x0_w?,
             x0_l?,
             ListShape(references.collect::<Result<_, _>>()?),
             eps?,
-            TimeShape { batch, process: Process::Flow },
+            TimeShape { batch, process: self.kind.process() },
             self.dims::<3>("prompt_embeds")?.into(),
             self.dims::<2>("pooled")?.into(),
             ListShape(priors.collect::<Result<_, _>>()?),
             ImageShape { batch, height, width },
             self.features("f_gen")?,
             self.features("f_ref")?,
+            (if self.kind == Kind::UNet { batch } else { 0 }, Const::<6>),
+            self.image_prompt()?,
         ))
     }
 
@@ -239,7 +331,16 @@ impl Operator for Replay {
         let mut all: Vec<(String, Value)> =
             self.constants.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
         all.retain(|(key, _)| !["weights", "init", "refs", "steps"].contains(&key.as_str()));
-        all.push(("weights".into(), json!(self.folder.join("transformer"))));
+        let folder = if self.kind == Kind::UNet { "unet" } else { "transformer" };
+        all.push(("weights".into(), json!(self.folder.join(folder))));
+        if self.kind == Kind::UNet {
+            all.push(("ip_adapter".into(), json!(self.folder.join(IP_ADAPTER))));
+            let tokens = self.image_prompt().map_or(0, |(_, tokens, _)| tokens);
+            all.push(("picture_tokens".into(), json!(tokens / self.references.max(1))));
+        }
+        if let Some(targets) = self.constants.get("targets").and_then(Value::as_str) {
+            all.push(("lora_targets".into(), json!(targets.split_whitespace().collect::<Vec<_>>())));
+        }
         all.push(("init".into(), json!(self.trajectory())));
         all.push(("refs".into(), json!(self.references)));
         all.push(("steps".into(), json!(self.steps)));
@@ -269,9 +370,9 @@ impl Operator for Replay {
             tensor(ctx, shape, if shape.0 == 0 { Vec::new() } else { read(n)? })
         };
         let references = shapes.2.0.iter().enumerate();
-        let references = references.map(|(r, shape)| tensor(ctx, *shape, read(&format!("x_r{r}"))?));
+        let references = references.map(|(r, shape)| tensor(ctx, *shape, read(&self.kind.reference(r))?));
         let priors = shapes.7.0.iter().enumerate();
-        let priors = priors.map(|(r, s)| mask(ctx, (s.0, s.2, s.3), read(&format!("m_prior{r}"))?));
+        let priors = priors.map(|(r, s)| mask(ctx, (s.0, s.2, s.3), read(&self.kind.prior(r))?));
         let ImageShape { batch, height, width } = shapes.8;
         let rgb = self.files.bytes(&name("rgb_w"))?.to_vec();
         let out = (
@@ -279,13 +380,15 @@ impl Operator for Replay {
             tensor(ctx, shapes.1, read("x0_l")?)?.into(),
             List(references.collect::<Result<_, _>>()?),
             tensor(ctx, shapes.3, read("eps")?)?.into(),
-            Timesteps::new(Process::Flow, read("sigma")?),
+            Timesteps::new(self.kind.process(), self.times(&name(self.kind.time()))?),
             tensor(ctx, shapes.5, read("prompt_embeds")?)?,
             tensor(ctx, shapes.6, read("pooled")?)?,
             List(priors.collect::<Result<_, _>>()?),
             Images { batch, height, width, rgb: rgb.into() },
             features(shapes.9, "f_gen")?.into(),
             features(shapes.10, "f_ref")?.into(),
+            tensor(ctx, shapes.11, if shapes.11.0 == 0 { Vec::new() } else { read("time_ids")? })?,
+            tensor(ctx, shapes.12, if shapes.12.0 == 0 { Vec::new() } else { read("image_embeds")? })?.into(),
         );
         Ok((out, ()))
     }

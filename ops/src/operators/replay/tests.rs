@@ -79,3 +79,21 @@ fn broken_cases_are_refused_with_the_tensor() {
     fs::remove_file(folder.path().join("case.json")).unwrap();
     assert!(refusal(settings(folder.path())).contains("case.json"));
 }
+
+#[test]
+fn a_case_of_a_u_net_gives_timesteps_sizes_and_what_an_image_encoder_saw() {
+    let bench = Bench::new();
+    let op = Replay::new(settings(&case("sdxl_ipa"))).unwrap();
+    let (out, ()) = op.forward(&bench.at(1), ()).unwrap();
+    assert_eq!((out.2.0.len(), out.7.0.len()), (1, 1));
+    assert_eq!(crate::Port::shape(&out.4).process, Process::DdpmEps);
+    assert!(out.4.values.iter().all(|t| t.fract() == 0.0));
+    assert_eq!(out.11.as_vec(), op.files.read("step1.time_ids").unwrap());
+    assert_eq!(out.12.as_vec(), op.files.read("step1.image_embeds").unwrap());
+    let exports: Map<String, Value> = op.exports().into_iter().collect();
+    assert!(exports["weights"].as_str().unwrap().ends_with("unet"));
+    assert!(exports["ip_adapter"].as_str().unwrap().ends_with(IP_ADAPTER));
+    let (_, given, _) = op.image_prompt().unwrap();
+    assert_eq!(exports["picture_tokens"], given);
+    assert!(exports["lora_targets"].as_array().unwrap().contains(&json!("to_q")));
+}

@@ -132,7 +132,7 @@ impl<C: Axis, H: Axis, W: Axis> Sample<C, H, W> {
         on: DeviceKind,
         (backbone, adapter, like, text, _, references, _, _, _, image_prompt, _): &InShapes<Self>,
     ) -> Cost {
-        let grids = reference_places(references.as_ref(), image_prompt.as_ref());
+        let grids = reference_places(backbone.layout(), references.as_ref(), image_prompt.as_ref());
         let adapter = adapter.as_ref().map(|a| a.0.as_ref());
         let size = (like.2.size(), like.3.size());
         let pass = forward_cost(&backbone.0.cost(on, like.0, size, &grids, text.1, adapter));
