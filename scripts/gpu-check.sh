@@ -39,7 +39,7 @@ for line in sys.stdin:
     (cd "$folder" && strip "${programs[@]}" 2>/dev/null || true)
     cp graphs/*.ron "$folder/graphs/"
     cp -r data/demo "$folder/data/"
-    cp -r tests/fixtures/flux_uno* "$folder/fixtures/"
+    cp -r tests/fixtures/flux_uno* tests/fixtures/sdxl_ipa "$folder/fixtures/"
     cp benches/peers/*.py benches/peers/shapes.json "$folder/peers/"
     cp scripts/gpu-table.py "$folder/table.py"
     cp scripts/gpu-check.sh "$folder/gpu-check.sh"

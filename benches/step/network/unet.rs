@@ -9,7 +9,7 @@ use prefgraph_nn::{
     layers::Loading,
     models::{
         Checkpointing,
-        unet::{ImagePrompt, UNet, UNetConfig, UNetOptions},
+        unet::{ImagePrompt, ResamplerUse, UNet, UNetConfig, UNetOptions},
     },
 };
 use serde_json::Value;
@@ -69,7 +69,8 @@ pub(super) fn open(
     let folder =
         weights.or(made.as_ref().map(TempDir::path)).unwrap_or_else(|| unreachable!("given or made"));
     let ip_adapter = folder.join(IP_ADAPTER);
-    let image_prompt = Some(ImagePrompt { path: ip_adapter.clone(), scale: 1.0 });
+    let image_prompt =
+        Some(ImagePrompt { path: ip_adapter.clone(), scale: 1.0, resampler: ResamplerUse::Outside });
     let options = UNetOptions { loading, image_prompt, ..Default::default() };
     let expected: UNetConfig = serde_json::from_value(config.clone())?;
     let network = match gpu {
