@@ -5,7 +5,9 @@ use crate::{
     operators::{
         as_target::AsTarget,
         backbone::Backbone,
+        benchmark::Benchmark,
         blank::Blank,
+        cosine::Cosine,
         decode::Decode,
         encode::{Encode, EncodeReferences},
         entropy::Entropy,
@@ -25,6 +27,7 @@ use crate::{
         pairs::{Pairs, Prompts},
         patch_quality::PatchQuality,
         pick::Pick,
+        picture_embedding::PictureEmbedding,
         picture_features::PictureFeatures,
         pictures::Pictures,
         preview::Preview,
@@ -35,6 +38,7 @@ use crate::{
         sample::Sample,
         sizes::PictureSizes,
         strip::Strip,
+        text_embedding::TextEmbedding,
         timestep::Timestep,
         weighted_loss::WeightedLoss,
     },
@@ -91,6 +95,11 @@ pub fn visit_all(v: &mut impl Visit) {
     v.operator::<Sample>();
     v.operator::<Strip>();
     v.operator::<Pictures>();
+    // How good pictures are.
+    v.operator::<Benchmark>();
+    v.operator::<PictureEmbedding>();
+    v.operator::<TextEmbedding>();
+    v.operator::<Cosine>();
     // What remains.
     v.operator::<Export>();
 }

@@ -40,7 +40,7 @@ pub use self::{
     geometry::CELL,
     lines::{EXAMPLE, locate, read},
     order::{Batch, Group, Order},
-    picture::{Foreground, MAX_PIXELS, Rgb},
+    picture::{Foreground, MAX_PIXELS, Rgb, StoredSize},
     prompts::{Prompts, PromptsSettings},
     row::{BadRow, Reference, Row},
     settings::{OnBad, PairsSettings},
