@@ -37,6 +37,7 @@ use crate::{
         replay::Replay,
         sample::Sample,
         sizes::PictureSizes,
+        stored_embedding::StoredEmbedding,
         strip::Strip,
         text_embedding::TextEmbedding,
         timestep::Timestep,
@@ -99,6 +100,7 @@ pub fn visit_all(v: &mut impl Visit) {
     v.operator::<Benchmark>();
     v.operator::<PictureEmbedding>();
     v.operator::<TextEmbedding>();
+    v.operator::<StoredEmbedding>();
     v.operator::<Cosine>();
     // What remains.
     v.operator::<Export>();

@@ -41,6 +41,7 @@ pub mod replay;
 pub mod sample;
 pub mod scores;
 pub mod sizes;
+pub mod stored_embedding;
 pub mod strip;
 pub(crate) mod tensors;
 pub mod text_embedding;

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use prefgraph_nn as nn;
 use prefgraph_ops::{
     Operator,
-    operators::{benchmark::Benchmark, cosine::Cosine, picture_embedding::PictureEmbedding},
+    operators::{
+        benchmark::Benchmark, cosine::Cosine, picture_embedding::PictureEmbedding,
+        stored_embedding::StoredEmbedding,
+    },
     port::take,
     ports::{Embeddings, PerSample, Texts},
 };
@@ -46,7 +49,8 @@ pub(super) fn collect(
     fits::check(&prepared, device::memory(&prepared.run.device), registry)?;
     let gpu = device::open(&prepared.run.device)?;
     let graph = prepared.graph.clone();
-    let pictures = nodes::<PictureEmbedding>(&graph)?;
+    let mut pictures = nodes::<PictureEmbedding>(&graph)?;
+    pictures.extend(nodes::<StoredEmbedding>(&graph)?);
     if pictures.is_empty() {
         return Err(Failure::new(format!(
             "the graph has no node `{}`, which gives what is compared",

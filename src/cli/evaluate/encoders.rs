@@ -9,6 +9,7 @@ use prefgraph_nn::{
 use prefgraph_ops::operators::{
     benchmark::{BenchmarkSettings, Preset},
     picture_embedding::{Middle as StatedMiddle, PictureEmbedding, PictureEmbeddingSettings},
+    stored_embedding::StoredEmbedding,
     text_embedding::TextEmbedding,
 };
 use serde_json::{Map, Value, json};
@@ -41,6 +42,10 @@ impl Encoders {
             let found = Found::of(&vit);
             departures.extend(found.departures(&node, preset, &settings));
             report.insert(node, json!({"sizes": found.text(), "files": files(&path)?}));
+        }
+        for (node, settings) in outline.settings_of::<StoredEmbedding>()? {
+            let path = settings.path.as_path();
+            report.insert(node, json!({"sizes": "computed by another program", "files": files(path)?}));
         }
         for (node, settings) in outline.settings_of::<TextEmbedding>()? {
             let path = settings.encoder.as_path();

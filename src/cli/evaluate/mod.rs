@@ -4,9 +4,11 @@
 //!  collect    embeddings of all pictures, by running the graph     measure   embeddings as scores
 //!  encoders   what the encoders are, and departures                report    the scores as JSON
 //!  faults     pictures that should be there, or should not         table     the scores for people
+//!  draw       pictures that are missing, with the networks of another graph
 //! ```
 
 mod collect;
+mod draw;
 mod encoders;
 mod faults;
 mod measure;
@@ -28,6 +30,9 @@ pub(super) fn evaluate(args: &args::Evaluate, registry: &Registry) -> Result<u8,
     let benchmark = benchmark(args, registry)?;
     if args.list {
         return list(&benchmark.settings);
+    }
+    if let Some(graph) = &args.sample {
+        draw::missing(args, graph, &benchmark.settings, registry)?;
     }
     let Some(ours) = score(args, &benchmark, args.pictures.as_deref(), registry)? else { return Ok(1) };
     let theirs = match &args.compare {

@@ -102,7 +102,7 @@ impl Report<'_> {
             "compared": if self.settings.real { "photographs with the other photographs of their subject" } else { "pictures with photographs and prompts" },
             "complete": survey.is_complete(),
             "pictures": {
-                "folder": if self.settings.real { &self.settings.photographs.0 } else { &self.settings.pictures.0 },
+                "folder": self.folder(),
                 "asked_for": asked,
                 "scored": measurement.ids.len(),
                 "size": survey.size.map(|(height, width)| json!({"height": height, "width": width})),
@@ -125,6 +125,15 @@ impl Report<'_> {
             value["compare"] = self.compare(folder, theirs);
         }
         value
+    }
+
+    fn folder(&self) -> &std::path::Path {
+        let BenchmarkSettings { real, mapping, photographs, pictures, .. } = self.settings;
+        match (real, mapping.is_empty()) {
+            (true, _) => photographs.as_path(),
+            (false, false) => mapping.as_path(),
+            (false, true) => pictures.as_path(),
+        }
     }
 
     fn empty(&self) -> Vec<&str> {

@@ -44,6 +44,8 @@ pub struct Drawn {
     pub steps: usize,
     /// Of networks that take one.
     pub guidance: Option<f64>,
+    /// What networks avoid that draw with classifier-free guidance.
+    pub negative: Option<&'static str>,
     /// Pixels along each side of a picture.
     pub side: usize,
     /// Pixels along each side of a reference.
@@ -106,7 +108,14 @@ const UNO: Preset = Preset {
     script: "UNO, eval/evaluate_clip_dino_score_single_subject.py",
     layout: Layout::Numbered,
     floor: true,
-    drawn: Some(Drawn { seed: 3407, steps: 25, guidance: Some(4.0), side: 512, reference: 512 }),
+    drawn: Some(Drawn {
+        seed: 3407,
+        steps: 25,
+        guidance: Some(4.0),
+        negative: None,
+        side: 512,
+        reference: 512,
+    }),
     ..PATCHDPO
 };
 
@@ -117,7 +126,14 @@ pub const PRESETS: [Preset; 6] = [
         name: "dreambench/patchdpo-kosmos",
         script: "PatchDPO, evaluation/evaluate_dreambooth_func.py, is_kosmosg=True",
         compared: Compared::Listed,
-        drawn: Some(Drawn { seed: 42, steps: 30, guidance: None, side: 512, reference: 512 }),
+        drawn: Some(Drawn {
+            seed: 42,
+            steps: 30,
+            guidance: None,
+            negative: Some("monochrome, lowres, bad anatomy, worst quality, low quality"),
+            side: 512,
+            reference: 512,
+        }),
         ..PATCHDPO
     },
     Preset {
@@ -137,7 +153,14 @@ pub const PRESETS: [Preset; 6] = [
         name: "dreambench/uno-multi",
         script: "UNO, eval/evaluate_clip_dino_score_multi_subject.py",
         paired: true,
-        drawn: Some(Drawn { seed: 3407, steps: 25, guidance: Some(4.0), side: 512, reference: 320 }),
+        drawn: Some(Drawn {
+            seed: 3407,
+            steps: 25,
+            guidance: Some(4.0),
+            negative: None,
+            side: 512,
+            reference: 320,
+        }),
         ..UNO
     },
     Preset {
@@ -238,7 +261,7 @@ impl Preset {
             "computed_in": "f32",
             "script_computed_in": self.dtype,
             "drawn": self.drawn.map(|drawn| json!({
-                "seed": drawn.seed, "steps": drawn.steps, "guidance": drawn.guidance, "side": drawn.side,
+                "seed": drawn.seed, "steps": drawn.steps, "guidance": drawn.guidance, "negative": drawn.negative, "side": drawn.side,
                 "side_of_a_reference": drawn.reference, "references": "the listed photograph of each subject",
             })),
         })

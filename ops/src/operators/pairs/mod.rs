@@ -41,7 +41,7 @@ pub use self::{
     lines::{EXAMPLE, locate, read},
     order::{Batch, Group, Order},
     picture::{Foreground, MAX_PIXELS, Rgb, StoredSize},
-    prompts::{Prompts, PromptsSettings},
+    prompts::{Asked, Prompts, PromptsSettings},
     row::{BadRow, Reference, Row},
     settings::{OnBad, PairsSettings},
 };
