@@ -133,6 +133,7 @@
 //!  fingerprint  whether a file is the same file
 //!  sources      the data and weights that a graph reads, and whether they have changed
 //!  checkpoint   the state of a run between two steps, on the disk
+//!  evaluate     scores of pictures, from their embeddings
 //!  folder       what a run leaves on the disk
 //!  cli          the command `graph-run`
 //! ```
@@ -146,6 +147,7 @@
 pub mod cache;
 pub mod checkpoint;
 pub mod cli;
+pub mod evaluate;
 mod fingerprint;
 pub mod folder;
 pub mod graph;

@@ -5,7 +5,9 @@ use crate::{
     operators::{
         as_target::AsTarget,
         backbone::Backbone,
+        benchmark::Benchmark,
         blank::Blank,
+        cosine::Cosine,
         decode::Decode,
         encode::{Encode, EncodeReferences},
         entropy::Entropy,
@@ -25,6 +27,7 @@ use crate::{
         pairs::{Pairs, Prompts},
         patch_quality::PatchQuality,
         pick::Pick,
+        picture_embedding::PictureEmbedding,
         picture_features::PictureFeatures,
         pictures::Pictures,
         preview::Preview,
@@ -34,7 +37,9 @@ use crate::{
         replay::Replay,
         sample::Sample,
         sizes::PictureSizes,
+        stored_embedding::StoredEmbedding,
         strip::Strip,
+        text_embedding::TextEmbedding,
         timestep::Timestep,
         weighted_loss::WeightedLoss,
     },
@@ -91,6 +96,12 @@ pub fn visit_all(v: &mut impl Visit) {
     v.operator::<Sample>();
     v.operator::<Strip>();
     v.operator::<Pictures>();
+    // How good pictures are.
+    v.operator::<Benchmark>();
+    v.operator::<PictureEmbedding>();
+    v.operator::<TextEmbedding>();
+    v.operator::<StoredEmbedding>();
+    v.operator::<Cosine>();
     // What remains.
     v.operator::<Export>();
 }

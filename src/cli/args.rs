@@ -47,6 +47,8 @@ pub(super) enum Command {
     },
     /// Draw pictures from a prompt, with the networks of a graph and an adapter that it trained
     Sample(Sample),
+    /// Score pictures of any method by a benchmark's rules: DINO, CLIP-I, CLIP-T
+    Evaluate(Evaluate),
     /// List the devices that networks can run on
     Devices,
     /// List the operators, or show one with its ports and settings
@@ -153,6 +155,52 @@ pub(super) struct Sample {
     #[arg(long)]
     pub threads: Option<usize>,
     /// Where networks run: cpu, cuda:0 for the first GPU, or auto for the first GPU where there is one [default: cpu]
+    #[arg(long, value_parser = device_name)]
+    pub device: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Evaluate {
+    /// A graph file (RON) with a node `benchmark`, as in graphs/evaluate
+    #[arg(value_name = "GRAPH")]
+    pub graph: PathBuf,
+    /// The folder of a method's pictures, laid out as the preset says [default: the graph's]
+    #[arg(long, value_name = "FOLDER")]
+    pub pictures: Option<PathBuf>,
+    /// Another method's folder: differences to it, picture by picture
+    #[arg(long, value_name = "FOLDER", conflicts_with = "real")]
+    pub compare: Option<PathBuf>,
+    /// Compare photographs with the other photographs of their subject: what no method reaches, and a check of the encoders
+    #[arg(long, conflicts_with_all = ["pictures", "compare", "sample"])]
+    pub real: bool,
+    /// Score what is there, where pictures are missing, surplus or of another size; the result says that it is incomplete
+    #[arg(long)]
+    pub incomplete: bool,
+    /// List the pictures that are asked for, one JSON object a line, and score nothing
+    #[arg(long)]
+    pub list: bool,
+    /// First draw the pictures that are missing, with the networks of this graph (RON)
+    #[arg(long, value_name = "GRAPH", conflicts_with = "list")]
+    pub sample: Option<PathBuf>,
+    /// The adapter to draw with; without one, the frozen network draws
+    #[arg(long, value_name = "FILE", requires = "sample")]
+    pub adapter: Option<PathBuf>,
+    /// Set a setting of the graph that draws; may be given more than once
+    #[arg(long = "sample-set", value_name = "NODE.SETTING=VALUE", value_parser = set, requires = "sample")]
+    pub sample_sets: Vec<String>,
+    /// Where all scores are written
+    #[arg(long, value_name = "FILE", default_value = "scores.json")]
+    pub out: PathBuf,
+    /// Print the scores as JSON in place of the table
+    #[arg(long)]
+    pub json: bool,
+    /// Set a setting of the graph; may be given more than once
+    #[arg(long = "set", value_name = "NODE.SETTING=VALUE", value_parser = set)]
+    pub sets: Vec<String>,
+    /// Worker threads of the kernels; 0 is one a core
+    #[arg(long, value_parser = threads, allow_negative_numbers = true)]
+    pub threads: Option<usize>,
+    /// Where networks run: cpu, cuda:0 for the first GPU, or auto for the first GPU where there is one [default: the graph's, else cpu]
     #[arg(long, value_parser = device_name)]
     pub device: Option<String>,
 }

@@ -14,6 +14,7 @@
 //!  system     memory, standard output
 //!  sample     pictures from a prompt               threads   how many worker threads there will be
 //!  sweep      variants of a graph side by side
+//!  evaluate   scores of pictures by a benchmark
 //!  calibrate  the speed of this machine            forecast  how long a run will take
 //!  device     the GPUs that there are              fits      whether a graph fits into memory, and what would make it fit
 //!  plan, dot, ops, data, adapter, cache   the other commands
@@ -31,6 +32,7 @@ mod data;
 mod device;
 mod diff;
 mod dot;
+mod evaluate;
 mod fill;
 mod first;
 mod fits;
@@ -123,6 +125,7 @@ pub fn main_with(registry: Registry) -> ExitCode {
         Some(Command::Dot { graph, format }) => dot::dot(&graph, format, &registry),
         Some(Command::Diff { old, new }) => diff::diff(&old, &new, &registry),
         Some(Command::Sample(wanted)) => sample::sample(&wanted, &registry),
+        Some(Command::Evaluate(wanted)) => evaluate::evaluate(&wanted, &registry),
         Some(Command::Devices) => device::list(),
         Some(Command::Ops { name }) => ops::ops(name.as_deref(), &registry),
         Some(Command::Data(args::Data::Check { path, sets, max_pixels, bad, json })) => {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use prefgraph_nn as nn;
+use prefgraph_ops::{Operator, operators::benchmark::Benchmark};
 
 use super::{
     Failure, INTERRUPTED, args,
@@ -50,6 +51,12 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     }
     forget(&mut command, &args.graph, registry);
     let mut prepared = prepare(&args.graph.recalling(&command.set), registry)?;
+    if let Some((_, node)) = prepared.graph.nodes().find(|(_, node)| node.op.name() == Benchmark::NAME) {
+        return Err(Failure::new(format!(
+            "`{}` reads the pictures of a benchmark, which nothing learns from: `graph-run evaluate` scores them",
+            node.id
+        )));
+    }
     fits::check(&prepared, device::memory(&prepared.run.device), registry)?;
     let gpu = device::open(&prepared.run.device)?;
     let mut folder = match existing {

@@ -2,7 +2,8 @@
 //! pictures.
 //!
 //! A smaller picture is made with a kernel that is wider by as much, so that no pixel is passed over (antialiasing). Rows are
-//! resampled first and rounded to bytes, then columns, both in fixed point.
+//! resampled first and rounded to bytes, then columns, both in fixed point. So does Pillow 10, which published scores come from;
+//! Pillow 13 takes the columns of pictures that are more than twice as tall as wide first, which changes a few grey levels.
 
 /// The cubic's slope at the neighbours (Keys 1981).
 const A: f64 = -0.5;

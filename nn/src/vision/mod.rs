@@ -5,6 +5,6 @@ pub mod preprocess;
 pub mod resampler;
 pub mod vit;
 
-pub use preprocess::Preprocess;
+pub use preprocess::{Middle, Preprocess};
 pub use resampler::{ImageResampler, Resampler, ResamplerSizes};
 pub use vit::{Vit, VitEncoder};

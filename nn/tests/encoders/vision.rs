@@ -154,6 +154,30 @@ fn squares_are_those_of_pillow_to_the_last_grey_level() {
 }
 
 #[test]
+fn squares_out_of_larger_pictures_are_those_of_pillow_and_torchvision_to_the_last_grey_level() {
+    let files = TensorFiles::open(&own().join("encoders/crops.safetensors")).unwrap();
+    let mut compared = 0;
+    for square in files.names().filter(|name| name.starts_with("square.")) {
+        let [_, number, shortest] = square.split('.').collect::<Vec<_>>()[..] else { panic!("{square}") };
+        let picture = format!("picture.{number}");
+        let [height, width, 3] = files.info(&picture).unwrap().shape[..] else { panic!("axes of {picture}") };
+        let side = files.info(square).unwrap().shape[0];
+        let preprocess = Preprocess::imagenet(shortest.parse().unwrap(), side);
+        let found = preprocess.square(files.bytes(&picture).unwrap(), (height, width));
+        assert!(found == files.bytes(square).unwrap(), "a picture of {height} x {width}");
+        compared += 1;
+    }
+    assert!(compared > 0);
+}
+
+#[test]
+fn values_are_normalised_as_dino_takes_them() {
+    let planes = Preprocess::imagenet(1, 1).planes(&[255, 0, 128], (1, 1));
+    let expected = [(1.0 - 0.485) / 0.229, -0.456 / 0.224, (0.5019608 - 0.406) / 0.225];
+    assert_near(&planes, &expected, "planes");
+}
+
+#[test]
 fn values_are_normalised_as_clip_takes_them() {
     let planes = Preprocess::clip(1).planes(&[255, 0, 128], (1, 1));
     let expected =

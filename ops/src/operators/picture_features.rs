@@ -37,9 +37,6 @@ settings! {
     }
 }
 
-/// Mean and standard deviation of ImageNet's values, which DINO and DINOv2 were trained with.
-const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
-
 /// Patch tokens of a vision encoder, after its last norm.
 pub struct PictureFeatures {
     settings: PictureFeaturesSettings,
@@ -65,7 +62,7 @@ impl PictureFeatures {
         let side = self.side();
         match self.cpu.config().family {
             VitFamily::Clip => Preprocess::clip(side),
-            _ => Preprocess { shortest: side, side, mean: IMAGENET.0, deviation: IMAGENET.1 },
+            VitFamily::Dino | VitFamily::Dinov2 => Preprocess::imagenet(side, side),
         }
     }
 

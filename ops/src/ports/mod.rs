@@ -44,6 +44,8 @@ pub type Target<C = usize, H = usize, W = usize> = As<role::Target, Latents<C, H
 pub type Prediction<C = usize, H = usize, W = usize> = As<role::Prediction, Latents<C, H, W>>;
 /// What a network sees in a picture, one vector a token, `[B, h, w, F]`.
 pub type Features = As<role::Features, T<(usize, usize, usize, usize)>>;
+/// What a picture or a prompt is as a whole, one vector each, `[B, F]`.
+pub type Embeddings = As<role::Embedding, T<(usize, usize)>>;
 /// Where the subjects are, M_prior.
 pub type Prior<H = usize, W = usize> = As<role::Prior, Mask<H, W>>;
 /// What of the subjects was not found, M_s.

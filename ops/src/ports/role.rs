@@ -26,6 +26,8 @@ roles! {
     Prediction = "prediction",
     /// What a network sees in a picture, one vector a token.
     Features = "features",
+    /// What a picture or a prompt is as a whole, for comparisons.
+    Embedding = "embedding",
     /// Tokens that stand for pictures beside those of the text.
     ImagePrompt = "image-prompt",
     /// Where the subjects are, M_prior.

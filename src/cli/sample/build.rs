@@ -7,7 +7,11 @@
 //!  blank (the size) ────────────────┘
 //! ```
 
-use std::{collections::HashSet, path::Path, sync::Arc};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use prefgraph_nn::{Linears, lora::AdapterFile};
 use prefgraph_ops::{
@@ -19,7 +23,7 @@ use prefgraph_ops::{
         encode::EncodeReferences,
         image_prompt::{ImagePromptSettings, ImagePrompts},
         lora::{Lora, LoraSettings},
-        pairs::{Prompts, PromptsSettings},
+        pairs::{Asked, Prompts, PromptsSettings},
         prompt::Prompt,
         sample::{Sample, SampleSettings},
         sizes::PictureSizes,
@@ -27,19 +31,48 @@ use prefgraph_ops::{
     ports::{Crops, Images},
 };
 
-use super::parts::Parts;
+use super::parts::{Parts, Size};
 use crate::{
     cli::Failure,
     graph::{Graph, Wire},
 };
 
+/// The prompts, one a step.
+#[derive(Clone, Copy)]
+pub(super) enum Prompted<'a> {
+    /// One, of the command line.
+    One { prompt: &'a str, references: &'a [PathBuf] },
+    /// A list, and what messages call it.
+    Listed { origin: &'a str, asked: &'a [Asked] },
+}
+
+impl Prompted<'_> {
+    fn has_references(self) -> bool {
+        match self {
+            Self::One { references, .. } => !references.is_empty(),
+            Self::Listed { asked, .. } => asked.iter().any(|asked| !asked.references.is_empty()),
+        }
+    }
+
+    fn op(self, (reference_height, reference_width): Size) -> Result<Prompts, OpError> {
+        let sizes = PromptsSettings { reference_height, reference_width, ..Default::default() };
+        match self {
+            Self::One { prompt, references } => Prompts::new(PromptsSettings {
+                prompt: Some(prompt.to_owned()),
+                references: references.iter().map(|path| DataPath(path.clone())).collect(),
+                ..sizes
+            }),
+            Self::Listed { origin, asked } => Prompts::listed(sizes, origin, asked.to_vec()),
+        }
+    }
+}
+
 /// What is to be drawn.
 pub(super) struct Wanted<'a> {
-    pub prompt: &'a str,
-    pub references: &'a [std::path::PathBuf],
+    pub prompts: Prompted<'a>,
     pub adapter: Option<&'a Path>,
-    /// Height and width in pixels.
-    pub size: (usize, usize),
+    pub size: Size,
+    pub reference_size: Size,
     pub steps: Option<usize>,
     pub guidance: Option<f64>,
     pub negative: Option<&'a str>,
@@ -94,19 +127,14 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
     let id = ids.take(&parts.prompt.0);
     let prompt: Prompt = op(&id, parts.prompt.1.clone())?;
     let asked = ids.take("asked");
-    let settings = PromptsSettings {
-        prompt: Some(wanted.prompt.to_owned()),
-        references: wanted.references.iter().map(|path| DataPath(path.clone())).collect(),
-        reference_height: parts.reference_size.0,
-        reference_width: parts.reference_size.1,
-        ..Default::default()
-    };
     // Without its name: what is wrong with a prompt was said on the command line, not at a node.
-    let asked_op = Prompts::new(settings).map_err(Failure::new)?;
+    let asked_op = wanted.prompts.op(wanted.reference_size).map_err(Failure::new)?;
     let (pictures, prompts, _) = graph.add(&asked, asked_op, ());
     let (text, pooled) = graph.add(&id, prompt, (prompts, backbone));
 
     let cfg = wanted.cfg.unwrap_or(parts.sample.cfg);
+    // The rules of a list are for networks of several kinds, and each takes what it knows; a flag is meant.
+    let is_list = matches!(wanted.prompts, Prompted::Listed { .. });
     let avoided = if cfg != 1.0 {
         // The empty prompt where nothing is to be avoided, as classifier-free guidance was trained.
         let negative = Some(wanted.negative.unwrap_or("").to_owned());
@@ -115,7 +143,7 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
         let (_, prompts, _) = graph.add(&ids.take("avoided"), negative, ());
         let prompt: Prompt = op(&id, parts.prompt.1.clone())?;
         Some(graph.add(&ids.take("negative"), prompt, (prompts, backbone)))
-    } else if wanted.negative.is_some() {
+    } else if wanted.negative.is_some() && !is_list {
         return Err(Failure::new(
             "--negative: without classifier-free guidance nothing is avoided; set --cfg, as in --cfg 5",
         ));
@@ -131,7 +159,7 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
                 "the network has an IP-Adapter, but the graph has no node `image-prompt` for its references",
             )
         })?;
-        if wanted.references.is_empty() {
+        if !wanted.prompts.has_references() {
             return Err(Failure::new(format!(
                 "the network has an IP-Adapter, which needs a reference: name one with --ref, or draw without it: --set {}.ip_adapter=\"\"",
                 parts.backbone.0
@@ -146,7 +174,7 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
         if cfg != 1.0 {
             negative_image_prompt = Some(encode("no_picture", true)?);
         }
-    } else if !wanted.references.is_empty() {
+    } else if wanted.prompts.has_references() {
         if layout.sizes {
             return Err(Failure::new(format!(
                 "--ref: SDXL sees references through an IP-Adapter only, as in {}.ip_adapter",
@@ -184,7 +212,8 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
         false => None,
     };
 
-    let guidance = wanted.guidance.or(parts.sample.guidance).or_else(|| {
+    let stated = wanted.guidance.filter(|_| layout.guidance || !is_list);
+    let guidance = stated.or(parts.sample.guidance).or_else(|| {
         let published = parts.published_guidance();
         layout.guidance.then(|| {
             notes

@@ -10,14 +10,15 @@ mod build;
 mod files;
 mod parts;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use prefgraph_nn as nn;
+use prefgraph_ops::operators::pairs::Asked;
 
 use self::{
-    build::{Drawing, Wanted},
+    build::{Drawing, Prompted, Wanted},
     files::About,
-    parts::Parts,
+    parts::{Parts, Size},
 };
 use super::{Failure, args, device, say::say, system, threads};
 use crate::{
@@ -38,56 +39,148 @@ pub(super) fn sample(args: &args::Sample, registry: &Registry) -> Result<u8, Fai
     files::check(&paths, args.overwrite)?;
 
     let wanted = Wanted {
-        prompt: &args.prompt,
-        references: &args.references,
+        prompts: Prompted::One { prompt: &args.prompt, references: &args.references },
         adapter: args.adapter.as_deref(),
         size: args.size.map_or(parts.size, |size| (size.height, size.width)),
+        reference_size: parts.reference_size,
         steps: args.steps,
         guidance: args.guidance,
         negative: args.negative.as_deref(),
         cfg: args.cfg,
     };
-    let drawing = build::build(&parts, &wanted)?;
-    let (threads, fewer) = threads::capped(args.threads.unwrap_or(0));
-    if let Some(fewer) = fewer {
-        say!("note: {fewer}");
-    }
-    let device = args.device.as_deref().unwrap_or(CPU);
-    let gpu = device::open(device)?;
-    let process = system::process_memory(threads);
-    let options = PlanOptions { ahead: 0, process, gpu: device::planned(device), ..PlanOptions::default() };
-    let plan = Plan::new(&drawing.graph, &options);
-    let plan = plan.map_err(Failure::new)?;
-    check_memory(&plan, device::memory(device))?;
-    introduce(&drawing, &wanted, seeds.len());
-
+    let easel = Easel::new(&parts, &wanted, args.threads, args.device.as_deref())?;
+    introduce(&easel.drawing, &wanted, seeds.len());
     files::make_folder(&args.out)?;
-    let cpu = nn::Cpu::new(threads).map_err(Failure::new)?;
     for (seed, path) in seeds.into_iter().zip(paths) {
-        let options = RunOptions { last: Some(0), gpu: gpu.clone(), ..RunOptions::new(seed, cpu.clone()) };
-        let runner = Runner::new(drawing.graph.clone(), plan.clone(), options);
-        let mut runner = runner.map_err(Failure::new)?;
-        runner.keep(drawing.images.endpoint()).map_err(Failure::new)?;
-        let output = runner.step().map_err(Failure::new)?;
-        let images = output.value(drawing.images);
-        let images = images.ok_or_else(|| Failure::new("internal error, please report it: no picture"))?;
-        let about = About {
-            prompt: &args.prompt,
-            seed,
-            adapter: args.adapter.as_deref(),
-            references: &args.references,
-            steps: drawing.steps,
-            guidance: drawing.guidance,
-            cfg: drawing.cfg,
-            negative: args.negative.as_deref(),
-            graph: outline.name(),
-        };
-        // Another command may have written it since the beginning.
-        files::check(std::slice::from_ref(&path), args.overwrite)?;
-        files::write(&path, &images, &about)?;
-        say!("`{}` ({})", path.display(), system::seconds(output.seconds));
+        let about = easel.about(&args.prompt, &args.references, &wanted, seed, outline.name());
+        easel.draw(seed, vec![(path, about)], args.overwrite)?;
     }
     Ok(0)
+}
+
+/// A picture of a list: what it is drawn from, and the file that it becomes.
+pub(super) struct Listed {
+    pub asked: Asked,
+    pub file: PathBuf,
+}
+
+/// Pictures of a list, drawn with the networks of a graph.
+pub(super) struct Many<'a> {
+    pub graph: &'a Path,
+    pub sets: &'a [String],
+    pub adapter: Option<&'a Path>,
+    pub size: Size,
+    pub reference_size: Size,
+    pub steps: usize,
+    /// Of networks that take one.
+    pub guidance: Option<f64>,
+    /// What networks avoid that draw with classifier-free guidance.
+    pub negative: Option<&'a str>,
+    pub threads: Option<usize>,
+    pub device: Option<&'a str>,
+    /// What messages call the list.
+    pub origin: &'a str,
+}
+
+impl Many<'_> {
+    /// Draw all of them at one seed; a file that exists is an error.
+    pub fn draw(&self, seed: u64, pictures: &[Listed], registry: &Registry) -> Result<(), Failure> {
+        let outline = Outline::open(self.graph, self.sets, registry)?;
+        let parts = Parts::of(&outline)?;
+        let asked: Vec<Asked> = pictures.iter().map(|picture| picture.asked.clone()).collect();
+        let wanted = Wanted {
+            prompts: Prompted::Listed { origin: self.origin, asked: &asked },
+            adapter: self.adapter,
+            size: self.size,
+            reference_size: self.reference_size,
+            steps: Some(self.steps),
+            guidance: self.guidance,
+            negative: self.negative,
+            cfg: None,
+        };
+        let easel = Easel::new(&parts, &wanted, self.threads, self.device)?;
+        introduce(&easel.drawing, &wanted, pictures.len());
+        for folder in pictures.iter().filter_map(|picture| picture.file.parent()) {
+            files::make_folder(folder)?;
+        }
+        let name = outline.name();
+        let all = pictures.iter().zip(&asked).map(|(picture, asked)| {
+            let about = easel.about(&asked.prompt, &asked.references, &wanted, seed, name);
+            (picture.file.clone(), about)
+        });
+        let all = all.collect();
+        easel.draw(seed, all, false)
+    }
+}
+
+/// A graph that draws, planned, and where it runs.
+struct Easel {
+    drawing: Drawing,
+    plan: Plan,
+    cpu: nn::Cpu,
+    gpu: Option<nn::cuda::Cuda>,
+}
+
+impl Easel {
+    fn new(
+        parts: &Parts,
+        wanted: &Wanted<'_>,
+        threads: Option<usize>,
+        device: Option<&str>,
+    ) -> Result<Self, Failure> {
+        let drawing = build::build(parts, wanted)?;
+        let (threads, fewer) = threads::capped(threads.unwrap_or(0));
+        if let Some(fewer) = fewer {
+            say!("note: {fewer}");
+        }
+        let device = device.unwrap_or(CPU);
+        let gpu = device::open(device)?;
+        let process = system::process_memory(threads);
+        let options =
+            PlanOptions { ahead: 0, process, gpu: device::planned(device), ..PlanOptions::default() };
+        let plan = Plan::new(&drawing.graph, &options).map_err(Failure::new)?;
+        check_memory(&plan, device::memory(device))?;
+        let cpu = nn::Cpu::new(threads).map_err(Failure::new)?;
+        Ok(Self { drawing, plan, cpu, gpu })
+    }
+
+    /// What a picture records about itself.
+    fn about<'a>(
+        &self,
+        prompt: &'a str,
+        references: &'a [PathBuf],
+        wanted: &Wanted<'a>,
+        seed: u64,
+        graph: &'a str,
+    ) -> About<'a> {
+        let Drawing { steps, guidance, cfg, .. } = self.drawing;
+        let (adapter, negative) = (wanted.adapter, wanted.negative);
+        About { prompt, seed, adapter, references, steps, guidance, cfg, negative, graph }
+    }
+
+    /// Draw the pictures of all steps at one seed.
+    fn draw(&self, seed: u64, pictures: Vec<(PathBuf, About<'_>)>, overwrite: bool) -> Result<(), Failure> {
+        let drawing = &self.drawing;
+        let options = RunOptions {
+            last: Some(pictures.len() as u64 - 1),
+            gpu: self.gpu.clone(),
+            ..RunOptions::new(seed, self.cpu.clone())
+        };
+        let runner = Runner::new(drawing.graph.clone(), self.plan.clone(), options);
+        let mut runner = runner.map_err(Failure::new)?;
+        runner.keep(drawing.images.endpoint()).map_err(Failure::new)?;
+        for (path, about) in pictures {
+            let output = runner.step().map_err(Failure::new)?;
+            let images = output.value(drawing.images);
+            let images =
+                images.ok_or_else(|| Failure::new("internal error, please report it: no picture"))?;
+            // Another command may have written it since the beginning.
+            files::check(std::slice::from_ref(&path), overwrite)?;
+            files::write(&path, &images, &about)?;
+            say!("`{}` ({})", path.display(), system::seconds(output.seconds));
+        }
+        Ok(())
+    }
 }
 
 fn seeds(first: u64, count: u64) -> Result<Vec<u64>, Failure> {

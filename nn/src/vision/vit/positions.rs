@@ -77,6 +77,38 @@ mod tests {
         assert_eq!(for_grid(&all, (4, 1), (2, 6))[0], 9.0);
     }
 
+    /// `F.interpolate(stored, scale_factor=((rows + 0.1) / side, (columns + 0.1) / side), mode="bicubic")` of PyTorch 2.15, as DINO
+    /// and DINOv2 call it.
+    #[test]
+    fn positions_are_those_of_pytorch() {
+        let values = |side: usize, width: usize| -> Vec<f32> {
+            let class = std::iter::repeat_n(9.0, width);
+            class.chain((0..side * side * width).map(|i| (i * 37 % 23) as f32 / 8.0 - 1.0)).collect()
+        };
+        let near = |found: &[f32], expected: &[f32]| {
+            assert_eq!(found.len(), expected.len());
+            let far = found.iter().zip(expected).find(|(a, b)| (**a - **b).abs() > 2e-6);
+            assert!(far.is_none(), "{far:?}");
+        };
+        let found = for_grid(&values(4, 2), (4, 2), (3, 6));
+        #[rustfmt::skip]
+        let expected = [
+            -0.707608, 0.653587, -0.635422, 1.181595, -0.366673, 1.155685, 0.033902, -0.229805, 0.554539, -0.634907, 0.873757,
+            -0.273828, 1.746785, 0.150446, 1.049047, 0.423003, 0.128816, 1.022772, -0.278739, 1.873562, -0.077912, 0.612846,
+            0.370617, -1.20245, 0.763339, -0.35125, 1.401145, -0.051588, 1.342653, 0.452243, -0.409814, 0.86624, -0.759435,
+            0.973885, -0.131079, 0.849044,
+        ];
+        near(&found[2..], &expected);
+        let found = for_grid(&values(5, 1), (5, 1), (8, 4));
+        #[rustfmt::skip]
+        let expected = [
+            -0.843973, 0.488031, 0.604587, 0.526212, -0.789897, 0.542107, 0.658663, 0.580288, -0.699481, 0.632524, 0.74908,
+            0.670705, -0.629179, 0.702825, 0.819381, 0.741006, -0.541947, 0.783503, 0.985528, 0.856928, -0.474998, 0.84712,
+            1.092613, 0.938469, -0.381584, 1.030998, 0.096696, 0.635847, -0.323036, 1.177317, -0.901654, 0.31015,
+        ];
+        near(&found[1..], &expected);
+    }
+
     #[test]
     fn what_is_the_same_everywhere_stays_so() {
         let found = for_grid(&stored(5, |_, _| 0.25), (5, 1), (3, 8));

@@ -40,8 +40,8 @@ pub use self::{
     geometry::CELL,
     lines::{EXAMPLE, locate, read},
     order::{Batch, Group, Order},
-    picture::{Foreground, MAX_PIXELS, Rgb},
-    prompts::{Prompts, PromptsSettings},
+    picture::{Foreground, MAX_PIXELS, Rgb, StoredSize},
+    prompts::{Asked, Prompts, PromptsSettings},
     row::{BadRow, Reference, Row},
     settings::{OnBad, PairsSettings},
 };

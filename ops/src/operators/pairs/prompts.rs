@@ -2,6 +2,8 @@
 //!
 //! Shape letters: `B` batch, `R` references of each prompt of the batch.
 
+use std::path::PathBuf;
+
 use super::{
     Order,
     geometry::fitted,
@@ -47,6 +49,19 @@ pub struct Prompts {
     settings: PromptsSettings,
     requests: Vec<Request>,
     order: Order,
+    /// What messages call the file; nothing where one prompt was stated.
+    origin: Option<String>,
+}
+
+/// A prompt with its references, for [`Prompts::listed`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Its name in messages, and on the edge `ids`.
+    pub id: String,
+    /// What is to be drawn.
+    pub prompt: String,
+    /// Pictures of what is to be seen.
+    pub references: Vec<PathBuf>,
 }
 
 impl PromptsSettings {
@@ -60,6 +75,11 @@ impl PromptsSettings {
             }
             _ => {}
         }
+        self.check_sizes()
+    }
+
+    fn check_sizes(&self) -> Result<(), OpError> {
+        let refuse = |message: &str| Err(OpError::new(message));
         if self.batch == 0 || self.max_pixels == 0 {
             return refuse("batch and max_pixels: at least 1 is needed");
         }
@@ -77,16 +97,49 @@ impl Prompts {
         let path = &request.references[reference].image;
         let size = (self.settings.reference_height, self.settings.reference_width);
         let read = || Rgb::open(path, self.settings.max_pixels).map(|picture| fitted(picture, size));
-        guard::reason(read).map_err(|reason| unusable(&self.settings, request, reason))
+        guard::reason(read).map_err(|reason| unusable(self.origin.as_deref(), request, reason))
+    }
+
+    /// Prompts that no file holds: `origin` is what messages call their list. Of the settings only sizes and the batch count.
+    ///
+    /// # Errors
+    /// If there are none, a reference is no file, or a size is impossible.
+    pub fn listed(settings: PromptsSettings, origin: &str, asked: Vec<Asked>) -> Result<Self, OpError> {
+        settings.check_sizes()?;
+        let request = |(number, asked): (usize, Asked)| {
+            let stated = Request::stated(&asked.prompt, asked.references);
+            Request { line: number + 1, id: asked.id, ..stated }
+        };
+        Self::of(settings, asked.into_iter().enumerate().map(request).collect(), Some(origin.to_owned()))
+    }
+
+    fn of(
+        settings: PromptsSettings,
+        requests: Vec<Request>,
+        origin: Option<String>,
+    ) -> Result<Self, OpError> {
+        if requests.is_empty() {
+            return Err(OpError::new(format!("{}: holds no prompts", origin.unwrap_or_default())));
+        }
+        for request in &requests {
+            let fault = |r: &Reference| {
+                Some(format!("{}: {}", r.image.display(), picture::file::regular(&r.image).err()?))
+            };
+            if let Some(reason) = request.references.iter().find_map(fault) {
+                return Err(unusable(origin.as_deref(), request, reason));
+            }
+        }
+        let order = Order::new(requests.iter().map(|r| r.references.len()), settings.batch, false);
+        Ok(Self { requests, order, settings, origin })
     }
 }
 
-fn unusable(settings: &PromptsSettings, request: &Request, reason: String) -> OpError {
-    match settings.prompt {
-        Some(_) => OpError::new(reason),
-        None => {
+fn unusable(origin: Option<&str>, request: &Request, reason: String) -> OpError {
+    match origin {
+        None => OpError::new(reason),
+        Some(origin) => {
             let bad = BadRow { line: request.line, id: request.id.clone(), reason };
-            OpError::new(format!("{}, {bad}", settings.path.as_path().display()))
+            OpError::new(format!("{origin}, {bad}"))
         }
     }
 }
@@ -125,19 +178,8 @@ impl Operator for Prompts {
                 }
             }
         };
-        if requests.is_empty() {
-            return Err(OpError::new(format!("{}: holds no prompts", settings.path.as_path().display())));
-        }
-        for request in &requests {
-            let fault = |r: &Reference| {
-                Some(format!("{}: {}", r.image.display(), picture::file::regular(&r.image).err()?))
-            };
-            if let Some(reason) = request.references.iter().find_map(fault) {
-                return Err(unusable(&settings, request, reason));
-            }
-        }
-        let order = Order::new(requests.iter().map(|r| r.references.len()), settings.batch, false);
-        let prompts = Self { requests, order, settings };
+        let origin = settings.prompt.is_none().then(|| settings.path.as_path().display().to_string());
+        let prompts = Self::of(settings, requests, origin)?;
         if let (Some(_), [request]) = (&prompts.settings.prompt, &prompts.requests[..]) {
             // A few pictures: whether they can be used is known before a large network is opened.
             (0..request.references.len()).try_for_each(|r| prompts.picture(request, r).map(drop))?;

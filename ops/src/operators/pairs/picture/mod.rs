@@ -60,21 +60,30 @@ pub(super) fn size_text(height: usize, width: usize) -> String {
 
 /// The picture in a file of at most `max_pixels`.
 fn open(path: &Path, max_pixels: usize) -> Result<Decoded, String> {
-    let read = || decode(&file::read_picture(path, max_pixels)?, max_pixels);
-    // A decoder that gives up on a damaged file must cost that sample, not the run.
-    let decoded = guard::catch(read).unwrap_or_else(|panic| Err(format!("its decoder failed: {panic}")));
-    decoded.map_err(|e| format!("{}: {e}", path.display()))
+    read(path, max_pixels, |bytes| finish(decoder(bytes, max_pixels)?, max_pixels, true))
 }
 
-fn decode(bytes: &[u8], max_pixels: usize) -> Result<Decoded, String> {
-    match format::format(bytes)? {
+/// What `look` makes of a picture file.
+fn read<T>(
+    path: &Path,
+    max_pixels: usize,
+    look: impl FnOnce(&[u8]) -> Result<T, String>,
+) -> Result<T, String> {
+    let read = || look(&file::read_picture(path, max_pixels)?);
+    // A decoder that gives up on a damaged file must cost that sample, not the run.
+    let found = guard::catch(read).unwrap_or_else(|panic| Err(format!("its decoder failed: {panic}")));
+    found.map_err(|e| format!("{}: {e}", path.display()))
+}
+
+fn decoder(bytes: &[u8], max_pixels: usize) -> Result<Box<dyn ImageDecoder + '_>, String> {
+    Ok(match format::format(bytes)? {
         Format::Jpeg => {
             let end = jpeg::end(bytes)?;
-            finish(JpegDecoder::new(Cursor::new(&bytes[..end])).map_err(damaged)?, max_pixels)
+            Box::new(JpegDecoder::new(Cursor::new(&bytes[..end])).map_err(damaged)?)
         }
         Format::WebP => {
             let end = webp::end(bytes)?;
-            finish(WebPDecoder::new(Cursor::new(&bytes[..end])).map_err(damaged)?, max_pixels)
+            Box::new(WebPDecoder::new(Cursor::new(&bytes[..end])).map_err(damaged)?)
         }
         Format::Png => {
             let size = png::header(bytes)?;
@@ -82,17 +91,17 @@ fn decode(bytes: &[u8], max_pixels: usize) -> Result<Decoded, String> {
             // Rows, and what a file may unpack beside them: profiles and texts.
             let mut limits = Limits::no_limits();
             limits.max_alloc = Some(16 * u64::from(size.width) + (64 << 20));
-            finish(PngDecoder::with_limits(Cursor::new(bytes), limits).map_err(damaged)?, max_pixels)
+            Box::new(PngDecoder::with_limits(Cursor::new(bytes), limits).map_err(damaged)?)
         }
-    }
+    })
 }
 
 fn damaged(error: impl Display) -> String {
     format!("cannot be decoded: {error}")
 }
 
-/// No memory for pixels has been asked for yet.
-fn finish(mut decoder: impl ImageDecoder, max_pixels: usize) -> Result<Decoded, String> {
+/// No memory for pixels has been asked for yet. `turn`: is the picture to be seen as EXIF says?
+fn finish(mut decoder: Box<dyn ImageDecoder + '_>, max_pixels: usize, turn: bool) -> Result<Decoded, String> {
     let (width, height) = decoder.dimensions();
     check_size(width, height, max_pixels)?;
     let room = usize::try_from(decoder.total_bytes()).ok();
@@ -103,7 +112,9 @@ fn finish(mut decoder: impl ImageDecoder, max_pixels: usize) -> Result<Decoded, 
     })?;
     let orientation = decoder.orientation().map_err(damaged)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(damaged)?;
-    picture.apply_orientation(orientation);
+    if turn {
+        picture.apply_orientation(orientation);
+    }
     Ok(Decoded { picture, turned: orientation != Orientation::NoTransforms })
 }
 
@@ -142,8 +153,43 @@ impl Rgb {
     /// If the file is missing, no regular file, of a format that is not read, cut short, damaged or too large; the
     /// message names it.
     pub fn open(path: &Path, max_pixels: usize) -> Result<Self, String> {
-        let Decoded { picture, turned } = open(path, max_pixels)?;
-        let (width, height) = (picture.width() as usize, picture.height() as usize);
-        Ok(Self { height, width, rgb: over_white(picture), turned })
+        Ok(Self::of(open(path, max_pixels)?))
     }
+
+    /// The same as it is stored, whatever EXIF asks for: what Pillow opens.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_stored(path: &Path, max_pixels: usize) -> Result<Self, String> {
+        let stored = |bytes: &[u8]| finish(decoder(bytes, max_pixels)?, max_pixels, false);
+        Ok(Self::of(read(path, max_pixels, stored)?))
+    }
+
+    /// The size of a picture as it is stored, by the header of its file; the file must be whole.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but for damage that only decoding finds.
+    pub fn stored_size(path: &Path, max_pixels: usize) -> Result<StoredSize, String> {
+        read(path, max_pixels, |bytes| {
+            let mut decoder = decoder(bytes, max_pixels)?;
+            let (width, height) = decoder.dimensions();
+            check_size(width, height, max_pixels)?;
+            let turned = decoder.orientation().map_err(damaged)? != Orientation::NoTransforms;
+            Ok(StoredSize { size: (height as usize, width as usize), turned })
+        })
+    }
+
+    fn of(Decoded { picture, turned }: Decoded) -> Self {
+        let (width, height) = (picture.width() as usize, picture.height() as usize);
+        Self { height, width, rgb: over_white(picture), turned }
+    }
+}
+
+/// What the header of a picture file says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredSize {
+    /// Rows and columns of pixels.
+    pub size: (usize, usize),
+    /// Does EXIF ask for another orientation than the stored one?
+    pub turned: bool,
 }

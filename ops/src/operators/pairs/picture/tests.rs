@@ -22,6 +22,10 @@ fn encoded(picture: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
     out.into_inner()
 }
 
+fn decoded(bytes: &[u8]) -> Result<Decoded, String> {
+    finish(decoder(bytes, MAX_PIXELS)?, MAX_PIXELS, true)
+}
+
 fn noise() -> RgbImage {
     RgbImage::from_fn(48, 32, |x, y| image::Rgb([(x * 37 + y * 91) as u8, (x * y) as u8, (x ^ y) as u8]))
 }
@@ -93,13 +97,13 @@ fn every_cut_of_a_picture_is_refused_as_cut_short() {
     {
         let whole = bytes(name);
         for length in 16..whole.len() {
-            let error = decode(&whole[..length], MAX_PIXELS).err();
+            let error = decoded(&whole[..length]).err();
             assert!(error.as_ref().is_some_and(|e| e.contains("cut short")), "{name} {length}: {error:?}");
         }
         for length in 0..16 {
-            assert!(decode(&whole[..length], MAX_PIXELS).is_err(), "{name} {length}");
+            assert!(decoded(&whole[..length]).is_err(), "{name} {length}");
         }
-        decode(&whole, MAX_PIXELS).map(|_| ()).unwrap();
+        decoded(&whole).map(|_| ()).unwrap();
     }
 }
 
@@ -320,4 +324,22 @@ proptest! {
             prop_assert!(error.is_none_or(|e| e.starts_with(&file.path().display().to_string())));
         }
     }
+}
+
+#[test]
+fn a_picture_as_it_is_stored_is_not_turned_and_its_size_is_known_by_its_header() {
+    for name in ["turned.png", "turned.webp"] {
+        let path = fixture(name);
+        let (seen, stored) =
+            (Rgb::open(&path, MAX_PIXELS).unwrap(), Rgb::open_stored(&path, MAX_PIXELS).unwrap());
+        assert!(seen.turned && (seen.height, seen.width) == (stored.width, stored.height), "{name}");
+        assert_ne!(seen.rgb, stored.rgb, "{name}");
+        let found = Rgb::stored_size(&path, MAX_PIXELS).unwrap();
+        assert_eq!(found, StoredSize { size: (stored.height, stored.width), turned: true }, "{name}");
+    }
+    let path = fixture("interlaced.png");
+    assert!(!Rgb::stored_size(&path, MAX_PIXELS).unwrap().turned);
+    assert_eq!(Rgb::open_stored(&path, MAX_PIXELS).unwrap(), Rgb::open(&path, MAX_PIXELS).unwrap());
+    let error = Rgb::stored_size(&path, 1).unwrap_err();
+    assert!(error.contains("max_pixels") && error.contains("interlaced.png"), "{error}");
 }
