@@ -103,6 +103,7 @@ tuples!(A Wa 0, B Wb 1, C Wc 2, D Wd 3, E We 4, F Wf 5, G Wg 6, H Wh 7, I Wi 8);
 tuples!(A Wa 0, B Wb 1, C Wc 2, D Wd 3, E We 4, F Wf 5, G Wg 6, H Wh 7, I Wi 8, J Wj 9);
 tuples!(A Wa 0, B Wb 1, C Wc 2, D Wd 3, E We 4, F Wf 5, G Wg 6, H Wh 7, I Wi 8, J Wj 9, K Wk 10);
 tuples!(A Wa 0, B Wb 1, C Wc 2, D Wd 3, E We 4, F Wf 5, G Wg 6, H Wh 7, I Wi 8, J Wj 9, K Wk 10, L Wl 11);
+tuples!(A Wa 0, B Wb 1, C Wc 2, D Wd 3, E We 4, F Wf 5, G Wg 6, H Wh 7, I Wi 8, J Wj 9, K Wk 10, L Wl 11, M Wm 12);
 
 /// A tuple of wires that are the arguments of the closure `F`.
 ///
