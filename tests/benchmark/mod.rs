@@ -79,11 +79,16 @@ impl Folders {
 
     /// The pictures of a method, which depend on its seed.
     pub fn draw(&self, folder: &str, preset: &str, seed: u64) {
+        self.draw_sized(folder, preset, seed, 24);
+    }
+
+    /// The same in squares of this side.
+    pub fn draw_sized(&self, folder: &str, preset: &str, seed: u64, side: u32) {
         let preset = Preset::of(preset).unwrap();
         let folder = self.at(folder);
         for (number, case) in cases(preset, &preset.groups(), |path, _| folder.join(path)).iter().enumerate()
         {
-            picture(&case.path, (24, 24), case.group as u64 + seed, number as u64 + 10_000 * seed);
+            picture(&case.path, (side, side), case.group as u64 + seed, number as u64 + 10_000 * seed);
         }
     }
 

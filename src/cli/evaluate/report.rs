@@ -30,6 +30,7 @@ pub(super) struct Total {
 /// The difference of two methods by one metric.
 pub(super) struct Difference<'a> {
     pub metric: &'a str,
+    pub against: Against,
     pub total: Total,
     /// Of the minima over the subjects of each picture.
     pub minimum: Total,
@@ -228,13 +229,8 @@ impl Report<'_> {
                 continue;
             };
             let groups = left.groups.iter().zip(&right.groups).map(|(l, r)| (l.group, l.mean - r.mean));
-            all.push(Difference {
-                metric: &a.name,
-                total: mean,
-                minimum,
-                groups: groups.collect(),
-                pictures,
-            });
+            let (groups, against) = (groups.collect(), a.against);
+            all.push(Difference { metric: &a.name, against, total: mean, minimum, groups, pictures });
         }
         all
     }
@@ -253,7 +249,7 @@ impl Report<'_> {
                 "by_picture": difference.pictures.iter()
                     .map(|(id, d)| ((*id).to_owned(), json!(d))).collect::<Map<_, _>>(),
             });
-            if self.is_paired() {
+            if self.is_paired() && difference.against == Against::Photographs {
                 value["minimum_over_subjects"] = json!({
                     "difference": difference.minimum.value, "interval": ends(difference.minimum.interval),
                 });

@@ -114,7 +114,7 @@ fn differences(report: &Report<'_>, scale: f64) -> String {
         let higher = d.groups.iter().filter(|(_, difference)| *difference > 0.0).count();
         let higher = format!("{higher} of {}", d.groups.len());
         rows.push(vec![heading(d.metric), signed(d.total.value), interval(&d.total, scale), higher]);
-        if report.is_paired() {
+        if report.is_paired() && d.against == Against::Photographs {
             let name = format!("  {} minimum over subjects", heading(d.metric));
             rows.push(vec![name, signed(d.minimum.value), interval(&d.minimum, scale)]);
         }
