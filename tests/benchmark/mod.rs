@@ -32,7 +32,7 @@ fn picture(path: &Path, (height, width): (u32, u32), kind: u64, which: u64) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let noise = numbers((height * width) as usize, which);
     let image = image::RgbImage::from_fn(width, height, |x, y| {
-        let wave = |k: u64| (f64::from(x * 3 + y) * (0.05 + 0.02 * (kind * k % 11) as f64)).sin();
+        let wave = |k: u64| libm::sin(f64::from(x * 3 + y) * (0.05 + 0.02 * (kind * k % 11) as f64));
         let noise = 20.0 * f64::from(noise[(y * width + x) as usize]);
         image::Rgb([1, 3, 7].map(|k| (128.0 + 90.0 * wave(k) + noise) as u8))
     });
