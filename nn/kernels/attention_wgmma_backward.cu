@@ -10,17 +10,19 @@
 // would leave multiprocessors idle. Both have their scores with the rows that they own as
 // rows, so that P and dS are factors of the next product as they stand in registers.
 //
-// A block has 64 rows for each of its two warpgroups. The other side comes in tiles, with one barrier for each. The last product of a
-// tile is still under way when the next tile's scores are asked for, and a tile that it needs stays for one barrier more: three stages
-// of what the last products read, two of the rest.
+// A block has 64 rows for each of its two warpgroups. The other side comes in tiles, and for each a warpgroup takes two steps: it asks
+// for scores and dP, then turns them into factors and asks for the rest. Each step ends with a barrier of the block, and the second
+// warpgroup begins one step later: while one computes factors, the products of the other one keep the tensor cores busy. A warpgroup
+// copies its share of a tile where it asks for scores, the first one of the next tile, the second one of the tile after that, and waits
+// for it one step later. The last product of a tile is still under way in the step after; four stages of what it reads, three of the rest.
 //
 //   half      D     rows of a tile   shared memory: own two + stages          sums + scores + weights of a thread
-//   queries   64    128              2 * 16 + 3 * 16 + 2 * 16 = 112 KiB       32 + 128 + 32 registers
-//   queries   128   96               2 * 32 + 3 * 24 + 2 * 24 = 184 KiB       64 + 96 + 24 registers
-//   keys      64    64               2 * 16 + 3 * 2 * 8       = 80 KiB        64 + 64 + 32 registers
-//   keys      128   64               2 * 32 + 3 * 2 * 16      = 160 KiB       128 + 64 + 32 registers
+//   queries   64    128              2 * 16 + 4 * 16 + 3 * 16 = 144 KiB       32 + 128 + 32 registers
+//   queries   128   80               2 * 32 + 4 * 20 + 3 * 20 = 204 KiB       64 + 80 + 20 registers
+//   keys      64    64               2 * 16 + 4 * 2 * 8       = 96 KiB        64 + 64 + 32 registers
+//   keys      128   64               2 * 32 + 4 * 2 * 16      = 192 KiB       128 + 64 + 32 registers
 //
-// and lse and delta of the queries of three stages (keys: 1.5 KiB).
+// and lse and delta of the queries of four stages (keys: 2 KiB).
 #include "wgmma.cuh"
 
 constexpr int GROUPS = 2, ROWS = GROUPS * 64, THREADS = GROUPS * WARPGROUP;
@@ -33,7 +35,7 @@ DEVICE void attention_queries(const bf16* q, const bf16* k, const bf16* v, const
   char* qs = tiles_in_shared_memory();
   char* ds = qs + ROWS * 2 * D;
   char* all_ks = ds + ROWS * 2 * D;
-  char* all_vs = all_ks + 3 * BYTES;
+  char* all_vs = all_ks + 4 * BYTES;
   const Lane lane = lane_of_thread();
   const long long head = at(blockIdx.y, tokens * D, 0);
   const int sample = blockIdx.y / heads, column = static_cast<int>(blockIdx.y) % heads * D;
@@ -41,10 +43,17 @@ DEVICE void attention_queries(const bf16* q, const bf16* k, const bf16* v, const
   const int row = lane.warp * 16, end = low < ROWS && high > 0 ? tokens : 0;
   k += head, v += head;
 
+  const int late = threadIdx.x / WARPGROUP;  // begins one step later
+  // The tile from `key` on into stages, as far as there is one.
+  const auto fetch_tile = [&](char* ks, char* vs, int key) {
+    if (key >= end) return;
+    fetch<D, TILE, THREADS>(ks, k + at(key, D, 0), D, 0, tokens - key);
+    fetch<D, TILE, THREADS>(vs, v + at(key, D, 0), D, 0, tokens - key);
+  };
   fetch<D, ROWS, THREADS>(qs, q + head + at(first, D, 0), D, low, high);
   fetch<D, ROWS, THREADS>(ds, d_out + at(sample * tokens + first, d_out_stride, column), d_out_stride, low, high);
-  fetch<D, TILE, THREADS>(all_ks, k, D, 0, tokens);
-  fetch<D, TILE, THREADS>(all_vs, v, D, 0, tokens);
+  fetch_tile(all_ks, all_vs, 0);
+  if (late) fetch_tile(all_ks + BYTES, all_vs + BYTES, TILE);
   copy_async_commit();
 
   float acc[D / 8][4], p[TILE / 8][4], dp[TILE / 8][4], shift[2], taken[2], factor[2];
@@ -62,23 +71,24 @@ DEVICE void attention_queries(const bf16* q, const bf16* k, const bf16* v, const
   const float exponent = scale * LOG2_E;
   const int own = threadIdx.x / WARPGROUP * (64 * ROW_BYTES);
 
-  char *ks = all_ks, *vs = all_vs;
+  copy_async_wait<0>();
+  wgmma_publish();
+  __syncthreads();  // the own rows and the first tile are there
+  if (late) __syncthreads();
+  int k_stage = 0, v_stage = 0;
   for (int key = 0; key < end; key += TILE) {
-    copy_async_wait<0>();
-    wgmma_publish();
-    __syncthreads();  // this tile is there, and everyone has left the keys before the last ones, and the last values
+    const char *ks = all_ks + k_stage * BYTES, *vs = all_vs + v_stage * BYTES;
     wgmma_begin();
-    multiply_rows<D, ROWS, TILE>(p, qs + own, ks);
+    const int next = key + (1 + late) * TILE, left = tokens - next, next_v = v_stage + 1 + late;
+    char* next_ks = all_ks + (k_stage + 1 + late) % 4 * BYTES;
+    char* next_vs = all_vs + (next_v < 3 ? next_v : next_v - 3) * BYTES;
+    multiply_rows<D, ROWS, TILE>(p, qs + own, ks, copies<D, TILE, THREADS>(next_ks, k + at(next, D, 0), D, left));
     wgmma_commit();
-    multiply_rows<D, ROWS, TILE>(dp, ds + own, vs);
+    multiply_rows<D, ROWS, TILE>(dp, ds + own, vs, copies<D, TILE, THREADS>(next_vs, v + at(next, D, 0), D, left));
     wgmma_commit();
-    char* next_ks = ks == all_ks + 2 * BYTES ? all_ks : ks + BYTES;
-    char* next_vs = vs == all_vs ? all_vs + BYTES : all_vs;
-    if (key + TILE < tokens) {
-      fetch<D, TILE, THREADS>(next_ks, k + at(key + TILE, D, 0), D, 0, tokens - key - TILE);
-      fetch<D, TILE, THREADS>(next_vs, v + at(key + TILE, D, 0), D, 0, tokens - key - TILE);
-    }
     copy_async_commit();
+    __syncthreads();  // the other warpgroup has asked for its last product
+
     wgmma_wait<1>();
     wgmma_pin(p);
     wgmma_pin(acc);
@@ -107,12 +117,14 @@ DEVICE void attention_queries(const bf16* q, const bf16* k, const bf16* v, const
     wgmma_begin();
     add_weighted_rows<D, TILE>(acc, weights, ks, true);
     wgmma_commit();
-    ks = next_ks, vs = next_vs;
+    copy_async_wait<0>();
+    wgmma_publish();
+    __syncthreads();  // this warpgroup's share of the next tile is there, and it has left the tile before this one
+    k_stage = (k_stage + 1) % 4, v_stage = v_stage == 2 ? 0 : v_stage + 1;
   }
   wgmma_wait<0>();
   wgmma_pin(acc);
-  copy_async_wait<0>();  // where there was no tile, the own rows are still on their way
-  __syncthreads();
+  if (!late) __syncthreads();  // as many steps as the others have
   store_rows<D, ROWS>(dq + head + at(first + row, D, 0), D, 0, tokens - first - row, acc, factor, qs + row * ROW_BYTES, lane);
 }
 
@@ -121,11 +133,11 @@ template <int D, int TILE>
 DEVICE void attention_keys(const bf16* q, const bf16* k, const bf16* v, const bf16* d_out, const float* lse, const float* delta,
                            bf16* dk, bf16* dv, int block, int heads, int tokens, int first_query, int queries, int d_out_stride, float scale) {
   constexpr int BYTES = TILE * 2 * D;
-  static_assert(2 * TILE <= THREADS);
+  static_assert(2 * TILE <= WARPGROUP);  // of the warpgroup that is not late
   char* ks = tiles_in_shared_memory();
   char* vs = ks + ROWS * 2 * D;
   char* stages = vs + ROWS * 2 * D;                                  // queries and cotangents
-  float* sums = reinterpret_cast<float*>(stages + 3 * (2 * BYTES));  // of each stage: -log2(e) lse, then delta
+  float* sums = reinterpret_cast<float*>(stages + 4 * (2 * BYTES));  // of each stage: -log2(e) lse, then delta
   const Lane lane = lane_of_thread();
   const long long head = at(blockIdx.y, tokens * D, 0);
   const int sample = blockIdx.y / heads, column = static_cast<int>(blockIdx.y) % heads * D;
@@ -143,10 +155,17 @@ DEVICE void attention_keys(const bf16* q, const bf16* k, const bf16* v, const bf
     return is_delta && query + mine < queries ? delta[query + mine] : 0.0f;
   };
 
+  const int late = threadIdx.x / WARPGROUP;  // begins one step later
+  const auto fetch_tile = [&](int stage, int query) {
+    if (query >= queries) return;
+    char* to = stages + stage * (2 * BYTES);
+    fetch<D, TILE, THREADS>(to, q + at(query, D, 0), D, 0, queries - query);
+    fetch<D, TILE, THREADS>(to + BYTES, d_out + at(query, d_out_stride, 0), d_out_stride, 0, queries - query);
+  };
   fetch<D, ROWS, THREADS>(ks, k + head + at(first, D, 0), D, 0, tokens - first);
   fetch<D, ROWS, THREADS>(vs, v + head + at(first, D, 0), D, 0, tokens - first);
-  fetch<D, TILE, THREADS>(stages, q, D, 0, queries);
-  fetch<D, TILE, THREADS>(stages + BYTES, d_out, d_out_stride, 0, queries);
+  fetch_tile(0, 0);
+  if (late) fetch_tile(1, TILE);
   copy_async_commit();
   if (threadIdx.x < 2 * TILE) sums[threadIdx.x] = share(0);
 
@@ -157,28 +176,27 @@ DEVICE void attention_keys(const bf16* q, const bf16* k, const bf16* v, const bf
   const float exponent = scale * LOG2_E;
   const int own = threadIdx.x / WARPGROUP * (64 * ROW_BYTES);
 
+  copy_async_wait<0>();
+  wgmma_publish();
+  __syncthreads();  // the own rows, the first tile and its sums are there
+  if (late) __syncthreads();
   int stage = 0;
   for (int query = 0; query < queries; query += TILE) {
-    copy_async_wait<0>();
-    wgmma_publish();
-    __syncthreads();  // this stage is there, and everyone has left the stage before the last one
     const char *qs = stages + stage * (2 * BYTES), *ds = qs + BYTES;
     const float *shift = sums + stage * (2 * TILE) + 2 * lane.pair, *taken = shift + TILE;
     wgmma_begin();
-    multiply_rows<D, ROWS, TILE>(p, ks + own, qs);
+    const int next = query + (1 + late) * TILE, left = queries - next;
+    char* to = stages + (stage + 1 + late) % 4 * (2 * BYTES);
+    multiply_rows<D, ROWS, TILE>(p, ks + own, qs, copies<D, TILE, THREADS>(to, q + at(next, D, 0), D, left));
     wgmma_commit();
-    multiply_rows<D, ROWS, TILE>(dp, vs + own, ds);
+    multiply_rows<D, ROWS, TILE>(dp, vs + own, ds,
+                                 copies<D, TILE, THREADS>(to + BYTES, d_out + at(next, d_out_stride, 0), d_out_stride, left));
     wgmma_commit();
-    const int after = query + TILE;
-    stage = stage == 2 ? 0 : stage + 1;
-    float next_sum = 0.0f;
-    if (after < queries) {
-      char* next = stages + stage * (2 * BYTES);
-      fetch<D, TILE, THREADS>(next, q + at(after, D, 0), D, 0, queries - after);
-      fetch<D, TILE, THREADS>(next + BYTES, d_out + at(after, d_out_stride, 0), d_out_stride, 0, queries - after);
-      next_sum = share(after);
-    }
     copy_async_commit();
+    const float next_sum = query + TILE < queries ? share(query + TILE) : 0.0f;
+    stage = (stage + 1) % 4;
+    __syncthreads();  // the other warpgroup has asked for its last product
+
     wgmma_wait<1>();
     wgmma_pin(p);
     wgmma_pin(d_key);
@@ -206,12 +224,14 @@ DEVICE void attention_keys(const bf16* q, const bf16* k, const bf16* v, const bf
     add_weighted_rows<D, TILE>(d_key, slopes, qs, true);
     wgmma_commit();
     if (threadIdx.x < 2 * TILE) sums[stage * (2 * TILE) + threadIdx.x] = next_sum;
+    copy_async_wait<0>();
+    wgmma_publish();
+    __syncthreads();  // this warpgroup's share of the next tile is there, and it has left the tile before this one
   }
   wgmma_wait<0>();
   wgmma_pin(d_key);
   wgmma_pin(d_value);
-  copy_async_wait<0>();  // where there was no tile, the own rows are still on their way
-  __syncthreads();
+  if (!late) __syncthreads();  // as many steps as the others have
   const float scaled[2] = {scale, scale}, plain[2] = {1.0f, 1.0f};
   const long long to = head + at(first + row, D, 0);
   store_rows<D, ROWS>(dk + to, D, 0, tokens - first - row, d_key, scaled, ks + row * ROW_BYTES, lane);
@@ -231,4 +251,4 @@ DEVICE void attention_keys(const bf16* q, const bf16* k, const bf16* v, const bf
                                          d_out_stride, scale);                                                                        \
   }
 BACKWARD(64, 128, 64)
-BACKWARD(128, 96, 64)
+BACKWARD(128, 80, 64)

@@ -128,12 +128,13 @@ DEVICE void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, fl
   for (int key = TILE; key < tokens; key += TILE) {
     wgmma_pin(acc);
     wgmma_begin();
-    multiply_rows<D, TILE>(scores, own, ks + now);
+    const int key_fetched = key + (late ? 2 * TILE : TILE), value_fetched = key_fetched - TILE;
+    multiply_rows<D, TILE>(scores, own, ks + now,
+                           copies<D, TILE, THREADS>(ks + (late ? before : next), k + at(key_fetched, D, 0), D, tokens - key_fetched));
     wgmma_commit();
-    add_weighted_rows<D, TILE>(acc, weights, vs + before, true);
+    add_weighted_rows<D, TILE>(acc, weights, vs + before, true,
+                               copies<D, TILE, THREADS>(vs + (late ? next : now), v + at(value_fetched, D, 0), D, tokens - value_fetched));
     wgmma_commit();
-    fetch_tile(ks + (late ? before : next), k, late ? key + 2 * TILE : key + TILE);
-    fetch_tile(vs + (late ? next : now), v, late ? key + TILE : key);
     copy_async_commit();
     __syncthreads();  // the others' softmax ends
 

@@ -139,19 +139,44 @@ template <int D, int R, int THREADS> DEVICE void fetch(char* tile, const bf16* f
   }
 }
 
+// A thread's copies of the rows of a tile of R, as fetch makes them, one by one: a copy behind each product costs no time. Rows of the
+// tile beyond those that are there become zeros, all of them where none is.
+template <int D, int R, int THREADS> struct Copies {
+  char* to;
+  const bf16* from;
+  int stride, left;
+};
+struct NoCopies {};
+template <int D, int R, int THREADS> DEVICE Copies<D, R, THREADS> copies(char* tile, const bf16* from, int stride, int there) {
+  const int r = threadIdx.x / (D / 8), c = threadIdx.x % (D / 8);
+  return {tile + c / 8 * (R * ROW_BYTES) + r * ROW_BYTES + (c % 8 ^ (r & 7)) * 16, from + at(r, stride, c * 8), stride, there - r};
+}
+template <int D, int R, int THREADS> DEVICE void copy(const Copies<D, R, THREADS>& c, int i) {
+  constexpr int STEP = THREADS / (D / 8);
+  static_assert(STEP % 8 == 0 && R % STEP == 0);
+  if (i * STEP < R) copy_async_16(c.to + i * STEP * ROW_BYTES, c.from + at(i * STEP, c.stride, 0), i * STEP < c.left);
+}
+DEVICE void copy(NoCopies, int) {}
+
 // sums = a b^T over D: 64 rows of `a`, which are part of a tile of R, and the N rows of `b`.
-template <int D, int R, int N> DEVICE void multiply_rows(float (&sums)[N / 8][4], const char* a, const char* b) {
+template <int D, int R, int N, class C = NoCopies>
+DEVICE void multiply_rows(float (&sums)[N / 8][4], const char* a, const char* b, C between = {}) {
   const descriptor left = describe(a, 16), right = describe(b, 16);
 #pragma unroll
-  for (int d = 0; d < D / 16; ++d)
+  for (int d = 0; d < D / 16; ++d) {
     wgmma<false>(sums, further(left, d / 4 * (R * ROW_BYTES) + d % 4 * 32), further(right, d / 4 * (N * ROW_BYTES) + d % 4 * 32), d > 0);
+    copy(between, d);
+  }
 }
-
 // The same of 64 rows in registers, which the warps have by load_rows.
-template <int D, int N> DEVICE void multiply_rows(float (&sums)[N / 8][4], const unsigned (&a)[D / 16][4], const char* b) {
+template <int D, int N, class C = NoCopies>
+DEVICE void multiply_rows(float (&sums)[N / 8][4], const unsigned (&a)[D / 16][4], const char* b, C between = {}) {
   const descriptor right = describe(b, 16);
 #pragma unroll
-  for (int d = 0; d < D / 16; ++d) wgmma<false>(sums, a[d], further(right, d / 4 * (N * ROW_BYTES) + d % 4 * 32), d > 0);
+  for (int d = 0; d < D / 16; ++d) {
+    wgmma<false>(sums, a[d], further(right, d / 4 * (N * ROW_BYTES) + d % 4 * 32), d > 0);
+    copy(between, d);
+  }
 }
 
 // The warp's 16 rows from `rows` on, which are part of a tile of R, as a left factor.
@@ -163,10 +188,14 @@ template <int D, int R> DEVICE void load_rows(unsigned (&a)[D / 16][4], const ch
 }
 
 // acc = (more ? acc : 0) + weights b over the N rows of `b`.
-template <int D, int N> DEVICE void add_weighted_rows(float (&acc)[D / 8][4], const unsigned (&weights)[N / 16][4], const char* b, bool more) {
+template <int D, int N, class C = NoCopies>
+DEVICE void add_weighted_rows(float (&acc)[D / 8][4], const unsigned (&weights)[N / 16][4], const char* b, bool more, C between = {}) {
   const descriptor right = describe(b, N * ROW_BYTES);
 #pragma unroll
-  for (int t = 0; t < N / 16; ++t) wgmma<true>(acc, weights[t], further(right, t * 2 * EIGHT_ROWS), more || t > 0);
+  for (int t = 0; t < N / 16; ++t) {
+    wgmma<true>(acc, weights[t], further(right, t * 2 * EIGHT_ROWS), more || t > 0);
+    copy(between, t);
+  }
 }
 
 template <int N> DEVICE void clear(float (&acc)[N][4]) {
