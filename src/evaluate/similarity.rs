@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn the_nearest_photograph_is_found_among_all_others() {
         let all: [(usize, &[f32]); 4] =
-            [(0, &[1.0, 0.0]), (0, &[1.0, 0.1]), (1, &[0.0, 1.0]), (1, &[1.0, 0.2])];
+            [(0, &[1.0, 0.0]), (0, &[1.0, 0.1]), (1, &[0.0, 1.0]), (1, &[1.0, 0.5])];
         assert_eq!(nearest_is_of_the_same_subject(&all).unwrap(), [true, true, true, false]);
     }
 }

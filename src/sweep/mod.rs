@@ -59,7 +59,7 @@ pub enum JoinError {
     Empty,
     /// The graph of all cannot be built.
     #[error(transparent)]
-    Graph(#[from] GraphError),
+    Copied(#[from] GraphError),
 }
 
 /// The graph of all these variants; there is at least one.
