@@ -14,7 +14,7 @@ mod cases;
 use std::{hint::black_box, time::Instant};
 
 use prefgraph_nn::cpu::{
-    AdamW, Attention, AttentionBackward, AttentionShape, Cpu, Gemm, GemmTn, Matrix, Memory, NormRotary,
+    AdamW, Attention, AttentionBackward, AttentionShape, Cpu, Gemm, GemmTn, Left, Matrix, Memory, NormRotary,
     Packed, Precision, SubMatrix, Values, adamw, attention, attention_backward, cosine_scores, gated_add,
     gelu, gelu_backward, gemm, gemm_tn, norm_modulate, norm_modulate_backward, split_heads,
     split_heads_backward,
@@ -128,13 +128,12 @@ fn main() {
             let (h, up) = (values(m * r, 3), pack(&values(r * n, 4), r));
             let mut out = Memory::zeros(m * n);
             let seconds = times(|| {
-                let extra = (r > 0).then_some((&h[..], r, &up));
+                let extra = (r > 0).then_some((Left::Rows(&h, r), &up));
                 gemm(
                     &cpu,
                     Gemm {
                         m,
-                        x: &x,
-                        x_stride: k,
+                        x: Left::Rows(&x, k),
                         weight: &w,
                         extra,
                         bias: None,

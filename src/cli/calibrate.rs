@@ -11,7 +11,7 @@ use std::{
 
 use prefgraph_nn::{
     Cpu, Result,
-    cpu::{Gemm, Matrix, Packed, Precision, gemm},
+    cpu::{Gemm, Left, Matrix, Packed, Precision, gemm},
     cuda::Cuda,
     device::{self, Device, Direction, Kind, Queue, View, ViewMut},
     files::{read_regular, write_atomically},
@@ -185,8 +185,7 @@ fn product(cpu: &Cpu, precision: Precision) -> f64 {
         let out = &mut out[..];
         let call = Gemm {
             m: M,
-            x: &x,
-            x_stride: K,
+            x: Left::Rows(&x, K),
             weight: &packed,
             extra: None,
             bias: None,
@@ -243,7 +242,7 @@ fn gpu_product(gpu: &Cuda, precision: Precision) -> Result<f64> {
     let (side, calls) = growing((128, 4096), prepare, |(side, weight, x, out)| {
         queue.gemm(device::Gemm {
             m: *side,
-            x: View::new(x, *side),
+            x: View::new(x, *side).into(),
             weight,
             direction: Direction::Forward,
             extra: None,

@@ -39,10 +39,10 @@ fn gemm<D: Place>(table: &Table<D>, Product { m, k, n, r }: Product, direction: 
         table.row(&name, &format!("{m}x{inputs}x{outputs} rank {rank}"), work, |queue| {
             queue.gemm(Gemm {
                 m,
-                x: View::new(&x, inputs),
+                x: View::new(&x, inputs).into(),
                 weight: &weight,
                 direction,
-                extra: (rank > 0).then_some(Extra { x: View::new(&h, r), weight: &up, direction }),
+                extra: (rank > 0).then_some(Extra { x: View::new(&h, r).into(), weight: &up, direction }),
                 bias: None,
                 accumulate: false,
                 out: ViewMut::new(&mut out, outputs),

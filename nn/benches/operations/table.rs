@@ -78,7 +78,7 @@ impl<D: Place> Table<D> {
         let time = self.time(|queue| {
             queue.gemm(Gemm {
                 m: side,
-                x: View::new(&x, side),
+                x: View::new(&x, side).into(),
                 weight: &weight,
                 direction: Direction::Forward,
                 extra: None,

@@ -14,10 +14,10 @@
 use std::ops::Range;
 
 use super::{
-    Cpu, Packed, Precision,
+    Cpu, Left, Packed, Precision,
+    left::Source,
     machine::{Kernel, Machine},
     parallel::{self, Shared},
-    precision::pack_row,
     product::{Product, Start, product},
     scratch::with_scratch,
 };
@@ -31,9 +31,7 @@ pub struct Gemm<'a> {
     /// Number of rows M of `x` and `out`.
     pub m: usize,
     /// `[M, K]`.
-    pub x: &'a [f32],
-    /// Stride of the rows of `x`, at least K.
-    pub x_stride: usize,
+    pub x: Left<'a>,
     /// `[K, N]`.
     pub weight: &'a Packed,
     /// A second product to add.
@@ -48,8 +46,8 @@ pub struct Gemm<'a> {
     pub out_stride: usize,
 }
 
-/// A second product of a [`Gemm`]: `h [M, R]`, its row stride, and a matrix `[R, N]`.
-pub type Extra<'a> = (&'a [f32], usize, &'a Packed);
+/// A second product of a [`Gemm`]: `h [M, R]` and a matrix `[R, N]`.
+pub type Extra<'a> = (Left<'a>, &'a Packed);
 
 /// Words of the sum in one run of the micro-kernel: a panel's share stays in the first cache. Rows of `x` are copied to
 /// stand so far apart, which the micro-kernel knows as a constant.
@@ -64,13 +62,13 @@ const TASK_COLUMNS: usize = 512;
 /// # Panics
 /// If a slice is too short for its shape, or a matrix was packed for another shape or instruction set.
 pub fn gemm(cpu: &Cpu, call: Gemm<'_>) {
-    let Gemm { m, x, x_stride, weight, extra, bias, accumulate, out, out_stride } = call;
+    let Gemm { m, x, weight, extra, bias, accumulate, out, out_stride } = call;
     let n = weight.n();
     assert!(!(accumulate && bias.is_some()), "a bias and `accumulate` exclude each other");
     assert!(bias.is_none_or(|b| b.len() == n), "a bias for {n} columns");
     check_matrix("out", out.len(), m, n, out_stride);
-    for (x, stride, weight) in [(x, x_stride, weight)].into_iter().chain(extra) {
-        check_matrix("x", x.len(), m, weight.k(), stride);
+    for (x, weight) in [(x, weight)].into_iter().chain(extra) {
+        x.check(m, weight.k());
         assert_eq!(weight.n(), n, "columns of the extra product");
         assert_eq!(weight.isa(), cpu.isa(), "the matrix is packed for another instruction set");
     }
@@ -78,7 +76,7 @@ pub fn gemm(cpu: &Cpu, call: Gemm<'_>) {
         return;
     }
     let (tile_rows, width) = cpu.tile();
-    let terms = weight.k() + extra.map_or(0, |(_, _, w)| w.k());
+    let terms = weight.k() + extra.map_or(0, |(_, w)| w.k());
     let panels = n.div_ceil(width);
     // Enough tasks for every thread to have a few. A panel that is fetched should serve many rows, so where
     // there are few rows the panels are divided instead.
@@ -87,6 +85,10 @@ pub fn gemm(cpu: &Cpu, call: Gemm<'_>) {
     let row_tasks = m.div_ceil(rows);
     let columns = panels.div_ceil((wanted / row_tasks).clamp(1, panels)).min(TASK_COLUMNS / width);
     let column_tasks = panels.div_ceil(columns);
+    let mut words = [None, None];
+    let [base_words, extra_words] = &mut words;
+    let base = (x.source(cpu, weight.precision(), base_words), weight);
+    let extra = extra.as_ref().map(|(x, weight)| (x.source(cpu, weight.precision(), extra_words), *weight));
     let out = Shared::new(out);
     parallel::for_each(cpu, 2 * m * n * terms, row_tasks * column_tasks, |task| {
         let (row, column) = (task / column_tasks * rows, task % column_tasks * columns);
@@ -95,7 +97,7 @@ pub fn gemm(cpu: &Cpu, call: Gemm<'_>) {
             cpu.run(GemmTask {
                 rows,
                 panels: column..panels.min(column + columns),
-                base: (x, x_stride, weight),
+                base,
                 extra,
                 bias,
                 accumulate,
@@ -111,8 +113,8 @@ pub fn gemm(cpu: &Cpu, call: Gemm<'_>) {
 struct GemmTask<'a> {
     rows: Range<usize>,
     panels: Range<usize>,
-    base: (&'a [f32], usize, &'a Packed),
-    extra: Option<Extra<'a>>,
+    base: (Source<'a>, &'a Packed),
+    extra: Option<(Source<'a>, &'a Packed)>,
     bias: Option<&'a [f32]>,
     accumulate: bool,
     out: Shared<'a>,
@@ -127,32 +129,30 @@ impl Kernel for GemmTask<'_> {
     fn run<M: Machine, const N: usize>(self, machine: M) {
         let width = M::TILE_COLUMNS;
         let first_column = self.panels.start * width;
-        let columns = (self.panels.end * width).min(self.base.2.n()) - first_column;
+        let columns = (self.panels.end * width).min(self.base.1.n()) - first_column;
         let mut start = match self.bias {
             _ if self.accumulate => Start::Result,
             Some(bias) => Start::Row(bias[first_column..].as_ptr()),
             None => Start::Zero,
         };
-        for (x, stride, weight) in [self.base].into_iter().chain(self.extra) {
+        for (x, weight) in [self.base].into_iter().chain(self.extra) {
             let pairs = weight.precision() == Precision::Bf16;
             // Rows that already stand as the micro-kernel wants them are read where they are.
-            let direct = !pairs && stride == TERMS;
+            let in_place = x.in_place(pairs, TERMS, self.rows.start);
             for (first, words) in blocks(weight.words()) {
-                let to = if direct { &mut [][..] } else { &mut self.copy[..] };
-                for (to, r) in to.chunks_exact_mut(TERMS).zip(self.rows.clone()) {
-                    let from = &x[r * stride..][..weight.k()];
-                    if pairs {
-                        pack_row(&from[2 * first..weight.k().min(2 * (first + words))], to);
-                    } else {
-                        to[..words].copy_from_slice(&from[first..][..words]);
+                let a = match in_place {
+                    Some(x) => x[first..].as_ptr(),
+                    None => {
+                        let k = (weight.k(), pairs);
+                        x.copy::<TERMS>(self.rows.clone(), (first, words), k, self.copy);
+                        self.copy.as_ptr()
                     }
-                }
-                let copied = self.copy.as_ptr();
+                };
                 let block = Product {
                     rows: self.rows.len(),
                     columns,
                     k: words,
-                    a: if direct { x[self.rows.start * stride + first..].as_ptr() } else { copied },
+                    a,
                     a_stride: 0,
                     panels: weight.panel(self.panels.start, first).as_ptr(),
                     panel_row: width,

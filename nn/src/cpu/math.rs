@@ -111,6 +111,21 @@ pub(super) fn min<M: Machine, const N: usize>(m: M, a: Block<M, N>, b: Block<M, 
     out
 }
 
+/// `a` where `x` is negative, else `b`.
+#[inline(always)]
+pub(super) fn select_negative<M: Machine, const N: usize>(
+    m: M,
+    x: Block<M, N>,
+    a: Block<M, N>,
+    b: Block<M, N>,
+) -> Block<M, N> {
+    let mut out = b;
+    for i in 0..N {
+        out[i] = m.select_f32s(m.less_than_f32s(x[i], m.splat_f32s(0.0)), a[i], b[i]);
+    }
+    out
+}
+
 /// Sum of the lanes, halves first.
 #[inline(always)]
 pub(super) fn sum<M: Machine, const N: usize>(block: Block<M, N>) -> f32 {
@@ -139,7 +154,7 @@ fn times_power<M: Machine, const N: usize>(m: M, rounded: Block<M, N>, fraction:
 }
 
 #[inline(always)]
-fn polynomial<M: Machine, const N: usize, const C: usize>(
+pub(super) fn polynomial<M: Machine, const N: usize, const C: usize>(
     m: M,
     x: Block<M, N>,
     coefficients: [f32; C],

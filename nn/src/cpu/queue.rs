@@ -5,9 +5,9 @@ use crate::{
     cpu,
     device::{
         Activation, Attention, AttentionBackward, CopyTokens, Device, DeviceVec, Direction, GateGrad, Gemm,
-        GemmTn, GroupNorm, GroupNormBackward, HeadLayout, Kind, Matrix, Merge, Norm, NormBackward, NormKind,
-        NormModulate, NormModulateBackward, NormRotary, Precision, Queue, Scores, TokenRows, Values, View,
-        ViewMut, Windows, WindowsBackward,
+        GemmTn, GroupNorm, GroupNormBackward, HeadLayout, Kind, Left, Matrix, Merge, Norm, NormBackward,
+        NormKind, NormModulate, NormModulateBackward, NormRotary, Precision, Queue, Scores, TokenRows,
+        Values, View, ViewMut, WindowRows, Windows, WindowsBackward,
     },
     error::Result,
 };
@@ -26,6 +26,17 @@ impl<'a> View<'a, Cpu> {
     }
 }
 
+impl<'a> Left<'a, Cpu> {
+    fn values(self) -> cpu::Left<'a> {
+        match self {
+            Self::Rows(x) => cpu::Left::Rows(x.values(), x.stride),
+            Self::Windows(WindowRows { window, size, channels, x }) => {
+                cpu::Left::Windows(cpu::Pictures { window, size, channels, values: x.values() })
+            }
+        }
+    }
+}
+
 impl<'a> ViewMut<'a, Cpu> {
     /// All values from the start on.
     fn values(self) -> &'a mut [f32] {
@@ -39,6 +50,7 @@ impl Device for Cpu {
     type Queue = CpuQueue;
 
     const ONE_COPY: bool = false;
+    const READS_WINDOWS: bool = true;
 
     fn name(&self) -> String {
         "cpu".into()
@@ -73,8 +85,7 @@ impl Device for Cpu {
         scaled.iter_mut().for_each(|v| *v *= scale);
         let call = cpu::Gemm {
             m: n,
-            x: &scaled,
-            x_stride: rank,
+            x: cpu::Left::Rows(&scaled, rank),
             weight: &self.pack(down, Direction::Backward, Precision::F32, true),
             extra: None,
             bias: None,
@@ -194,9 +205,8 @@ impl Queue<Cpu> for CpuQueue {
             cpu::Gemm {
                 m,
                 x: x.values(),
-                x_stride: x.stride,
                 weight,
-                extra: extra.map(|e| (e.x.values(), e.x.stride, e.weight)),
+                extra: extra.map(|e| (e.x.values(), e.weight)),
                 bias: bias.map(|b| &b[..]),
                 accumulate,
                 out: out.values(),

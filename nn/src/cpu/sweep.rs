@@ -38,22 +38,29 @@ impl<'a> SweepInput<'a> {
     }
 }
 
-/// A result of a pass: row r stands at `r / each * stride`.
+/// A result of a pass: row r stands at `start + r / each * stride`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Output<'a> {
     values: Shared<'a>,
+    start: usize,
     stride: usize,
     each: usize,
 }
 
 impl<'a> Output<'a> {
     pub(super) fn rows(values: &'a mut [f32], stride: usize) -> Self {
-        Self { values: Shared::new(values), stride, each: 1 }
+        Self { values: Shared::new(values), start: 0, stride, each: 1 }
+    }
+
+    /// Two results whose rows of `width` values stand one beside the other.
+    pub(super) fn beside(values: &'a mut [f32], stride: usize, width: usize) -> [Self; 2] {
+        let values = Shared::new(values);
+        [0, width].map(|start| Self { values, start, stride, each: 1 })
     }
 
     /// One row for `each` rows of the inputs.
     pub(super) fn sums(values: &'a mut [f32], stride: usize, each: usize) -> Self {
-        Self { values: Shared::new(values), stride, each }
+        Self { values: Shared::new(values), start: 0, stride, each }
     }
 }
 
@@ -142,9 +149,10 @@ impl<P: Pass<IN, OUT>, const IN: usize, const OUT: usize> Kernel for Part<'_, P,
             }
             let mut outputs: [&mut [f32]; OUT] = [(); OUT].map(|()| Default::default());
             for k in 0..OUT {
-                let Output { values, stride, each } = self.outputs[k];
-                // SAFETY: a task has its own rows or, where rows of the result are shared, its own columns.
-                outputs[k] = unsafe { values.part(row / each * stride + self.columns.start, width) };
+                let Output { values, start, stride, each } = self.outputs[k];
+                // SAFETY: a task has its own rows or, where rows of the result are shared, its own columns; results that stand
+                // beside each other have columns of their own.
+                outputs[k] = unsafe { values.part(start + row / each * stride + self.columns.start, width) };
             }
             let whole = width / BLOCK * BLOCK;
             for first in (0..whole).step_by(BLOCK) {

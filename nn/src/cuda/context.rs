@@ -292,6 +292,7 @@ impl Device for Cuda {
     type Queue = CudaQueue;
 
     const ONE_COPY: bool = true;
+    const READS_WINDOWS: bool = false;
     const BLOCKS_AHEAD: usize = window::AHEAD;
 
     fn name(&self) -> String {

@@ -7,7 +7,30 @@
 
 use std::ops::Range;
 
-use super::{Device, Direction, View, ViewMut};
+use super::{Device, Direction, View, ViewMut, WindowRows};
+
+/// The left factor of a product.
+#[derive(Debug)]
+pub enum Left<'a, D: Device> {
+    /// Rows as they stand.
+    Rows(View<'a, D>),
+    /// The windows of pictures, one a row.
+    Windows(WindowRows<'a, D>),
+}
+
+impl<D: Device> Clone for Left<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: Device> Copy for Left<'_, D> {}
+
+impl<'a, D: Device> From<View<'a, D>> for Left<'a, D> {
+    fn from(rows: View<'a, D>) -> Self {
+        Self::Rows(rows)
+    }
+}
 
 /// `out = start + x * weight + extra`, where `start` is `out`, the bias or zero.
 ///
@@ -19,7 +42,7 @@ pub struct Gemm<'a, D: Device> {
     /// M.
     pub m: usize,
     /// `[M, K]`.
-    pub x: View<'a, D>,
+    pub x: Left<'a, D>,
     /// `[K, N]`.
     pub weight: &'a D::Matrix,
     /// The direction that the weight is a factor of: a device may keep one copy for both.
@@ -38,7 +61,7 @@ pub struct Gemm<'a, D: Device> {
 #[derive(Debug)]
 pub struct Extra<'a, D: Device> {
     /// `[M, R]`.
-    pub x: View<'a, D>,
+    pub x: Left<'a, D>,
     /// `[R, N]`.
     pub weight: &'a D::Matrix,
     /// The direction that the weight is a factor of.

@@ -27,14 +27,14 @@ pub use adamw::AdamW;
 pub(crate) use adamw::Step;
 pub use calls::{
     Attention, AttentionBackward, AttentionShape, CopyTokens, Extra, GateGrad, Gemm, GemmTn, HeadLayout,
-    ModulationGrad, NormModulate, NormModulateBackward, NormRotary, Scores, TokenRows,
+    Left, ModulationGrad, NormModulate, NormModulateBackward, NormRotary, Scores, TokenRows,
 };
 pub use matrix::{Matrix, Passing, Values};
 pub use norms::{GroupNorm, GroupNormBackward, Norm, NormBackward, NormKind};
 pub use queue::Queue;
 pub use vec::{DeviceVec, Remote};
 pub use view::{View, ViewMut};
-pub use windows::{ConvWindow, Windows, WindowsBackward};
+pub use windows::{ConvWindow, WindowRows, Windows, WindowsBackward};
 
 use crate::error::Result;
 
@@ -88,6 +88,8 @@ pub trait Device: Clone + fmt::Debug + Send + Sync + 'static {
 
     /// Do forward and backward products read the same [`Matrix`](Self::Matrix)?
     const ONE_COPY: bool;
+    /// Do products read [windows](Left::Windows) where the pictures are? Others copy them first.
+    const READS_WINDOWS: bool;
     /// Blocks of streamed weights that are brought to the device before the one in use; none where products read the host's
     /// memory.
     const BLOCKS_AHEAD: usize = 0;

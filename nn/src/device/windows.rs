@@ -1,7 +1,7 @@
 //! The windows of a convolution over a picture, channels last.
 //!
 //! ```text
-//! H, W  rows and columns of pixels    C  channels    S  side of a window
+//! B  pictures    H, W  rows and columns of pixels    H', W'  those of the output    C  channels    S  side of a window
 //! ```
 
 use std::ops::Range;
@@ -44,6 +44,11 @@ impl ConvWindow {
         if matches!(self, Self::ThreeOfDoubled) { 2 } else { 1 }
     }
 
+    /// Is the backward of its convolution a convolution with the same window? The kernel's taps stand in the reverse order then.
+    pub const fn is_its_own_adjoint(self) -> bool {
+        matches!(self, Self::One | Self::Three)
+    }
+
     /// Extent of the output for an extent of the input.
     pub const fn output(self, side: usize) -> usize {
         match self {
@@ -74,6 +79,28 @@ impl ConvWindow {
         })
     }
 }
+
+/// The windows of all output pixels of some pictures, `[B H' W', S S C]`: a row for each output pixel, taps in the order of rows and
+/// columns, each with all its channels; zeros outside the picture.
+#[derive(Debug)]
+pub struct WindowRows<'a, D: Device> {
+    /// What an output pixel sees.
+    pub window: ConvWindow,
+    /// H and W of a picture.
+    pub size: (usize, usize),
+    /// C.
+    pub channels: usize,
+    /// `[B, H, W, C]`, without gaps between pixels.
+    pub x: View<'a, D>,
+}
+
+impl<D: Device> Clone for WindowRows<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: Device> Copy for WindowRows<'_, D> {}
 
 /// Copies the windows of some output pixels into rows, taps in the order of rows and columns, each with all its channels:
 /// `out[p - first, (tap_row S + tap_column) C + c] = x[source(p, tap), c]`, zero outside the picture.

@@ -4,15 +4,18 @@
 //! H, W  rows and columns of pixels    I  input channels    O  output channels    S  side of a window
 //! ```
 //!
-//! A block of output pixels has its windows copied into rows, and one matrix product with the weight does the rest:
-//! memory beside input and output is bounded whatever the pictures' size. Blocks run through all pictures, so that small ones share a
-//! product. The backward by the input takes the same way back: the weight is frozen. With factors it is that of `conv_trained`.
+//! A convolution is a product of windows and the weight. The processor reads windows where the pictures are. Other devices copy
+//! those of a block of output pixels into rows first: memory beside input and output is bounded whatever the pictures' size. Blocks
+//! run through all pictures, so that small ones share a product.
+//!
+//! The backward by the input, for the weight is frozen, is a convolution, too, where windows are read and overlap by one pixel each; else it
+//! takes the same way back. With factors it is that of `conv_trained`.
 
 use std::ops::Range;
 
 use super::{Context, Frozen, InputGrad, Linear, Loading, Map, Output, linears};
 use crate::{
-    device::{ConvWindow, Device, Kind, Queue, View, ViewMut, Windows, WindowsBackward},
+    device::{ConvWindow, Device, Kind, Left, Queue, View, ViewMut, WindowRows, Windows, WindowsBackward},
     error::{Error, Result},
     files::TensorView,
 };
@@ -46,7 +49,7 @@ impl<D: Device> Conv<D> {
         loading: Loading,
     ) -> Result<Self> {
         let name = weight.name().to_owned();
-        let weight = Frozen::of_windows(device, weight, (outputs, inputs), window.side(), loading)?;
+        let weight = Frozen::of_windows(device, weight, (outputs, inputs), window, loading)?;
         Ok(Self { linear: Linear::plain(device, weight, bias)?, name, inputs, window })
     }
 
@@ -90,6 +93,11 @@ impl<D: Device> Conv<D> {
         let (height, width) = (window.output(x.height), window.output(x.width));
         let rows = x.samples * height * width;
         let mut values = queue.take(rows * outputs, kind);
+        if D::READS_WINDOWS && !self.is_plain() {
+            let out = ViewMut::new(&mut values, outputs);
+            linears(ctx, rows, Left::Windows(self.windows_of(x)), &mut [Output(&self.linear, out)])?;
+            return Ok(Map { samples: x.samples, height, width, channels: outputs, values });
+        }
         let terms = self.linear.inputs();
         let mut copied = self.block_buffer(queue, rows);
         for block in self.blocks(rows) {
@@ -104,6 +112,11 @@ impl<D: Device> Conv<D> {
             linears(ctx, block.len(), windows, &mut [Output(&self.linear, out)])?;
         }
         Ok(Map { samples: x.samples, height, width, channels: outputs, values })
+    }
+
+    /// What a product reads of pictures.
+    pub(super) fn windows_of<'a>(&self, x: &'a Map<D>) -> WindowRows<'a, D> {
+        WindowRows { window: self.window, size: (x.height, x.width), channels: x.channels, x: x.view() }
     }
 
     /// The output pixels of all pictures in blocks.
@@ -157,6 +170,11 @@ impl<D: Device> Conv<D> {
         let mut values = queue.take(samples * each, Kind::Activation);
         if window == ConvWindow::One {
             by_input(&(0..rows), ViewMut::new(&mut values, channels))?;
+            return Ok(Map { samples, height, width, channels, values });
+        }
+        if self.linear.is_turned() {
+            let dx = ViewMut::new(&mut values, channels);
+            self.linear.backward_of_windows(queue, rows, self.windows_of(dy), dx)?;
             return Ok(Map { samples, height, width, channels, values });
         }
         let mut windows = queue.take(block_pixels(terms).min(rows) * terms, Kind::Activation);

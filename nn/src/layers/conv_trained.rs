@@ -4,7 +4,8 @@
 //! y = W w + s B A w        for the window w of every pixel        dB = s dy^T h    h = w A^T    dA = (s dy B)^T w    dw = dy W + (s dy B) A
 //! ```
 //!
-//! Windows are made again, block by block, and the blocks of dA are added in their order.
+//! Windows are made again, block by block, and the blocks of dA are added in their order. Where `dy W` is a convolution, what the factors
+//! add to it is not: it goes the way of the blocks.
 //!
 //! `P` pixels of all results, `S` side of a window, `I` channels, `O` output channels, `R` rank.
 
@@ -64,7 +65,12 @@ impl<D: Device> Conv<D> {
 
         let [mut h, mut dh] = [(); 2].map(|()| queue.take(rows * rank, Kind::Activation));
         product(queue, rows, dy.view(), (&b, Direction::Backward), false, ViewMut::new(&mut dh, rank));
-        let mut dx = wanted.then(|| queue.take(x.len(), Kind::Activation));
+        let turned = self.linear.is_turned();
+        let mut dx = match wanted {
+            true if turned => Some(self.backward(queue, (x.height, x.width), dy)?.values),
+            true => Some(queue.take(x.len(), Kind::Activation)),
+            false => None,
+        };
         let [mut da, mut part] = [(); 2].map(|()| queue.take(rank * terms, Kind::Exact));
         let mut copied = self.block_buffer(queue, rows);
         let mut by_windows = self.block_buffer(queue, if wanted { rows } else { 0 });
@@ -87,14 +93,18 @@ impl<D: Device> Conv<D> {
                 queue.add_scaled(1.0, from, to, rank * terms);
             }
             let Some(dx) = &mut dx else { continue };
-            let trained = Extra { x: dh, weight: &a_back, direction: Direction::Backward };
+            let trained = Extra { x: dh.into(), weight: &a_back, direction: Direction::Backward };
             let outputs = [(&self.linear, dy.view().skip(block.start * outputs))];
-            let to = match &mut by_windows {
+            let mut to = match &mut by_windows {
                 None => ViewMut::new(dx, x.channels),
                 Some(windows) => ViewMut::new(windows, terms),
             };
-            let to = InputGrad { values: to, accumulate: false };
-            by_input(queue, m, &outputs, Some(trained), to)?;
+            if turned {
+                product(queue, m, dh, (&a_back, Direction::Backward), false, to.again());
+            } else {
+                let to = InputGrad { values: to, accumulate: false };
+                by_input(queue, m, &outputs, Some(trained), to)?;
+            }
             let Some(windows) = &by_windows else { continue };
             for (sample, pixels) in by_sample(&block, dy.pixels()) {
                 let at = sample * dy.pixels() + pixels.start - block.start;
@@ -102,7 +112,7 @@ impl<D: Device> Conv<D> {
                     window: self.window,
                     size: (x.height, x.width),
                     channels: x.channels,
-                    accumulate: pixels.start > 0,
+                    accumulate: turned || pixels.start > 0,
                     pixels,
                     dy: View::new(windows, terms).skip(at * terms),
                     dx: ViewMut::new(dx, x.channels).skip(sample * x.pixels() * x.channels),

@@ -8,7 +8,7 @@ use std::sync::{
 };
 
 use crate::{
-    device::{Device, Direction, Matrix, Merge, Passing, Precision, Queue},
+    device::{ConvWindow, Device, Direction, Matrix, Merge, Passing, Precision, Queue},
     error::Result,
     files::TensorView,
     lora::FrozenFactors,
@@ -40,8 +40,9 @@ pub struct Loading {
 enum Order {
     /// As the product reads them.
     Same,
-    /// Taps within channels, where the product reads channels within taps.
-    Taps(usize),
+    /// So many taps within channels, where the product reads channels within taps. Where it is `turned`, the backward is a
+    /// convolution, too, with a row for each tap, in the reverse order, and output channel.
+    Taps { taps: usize, turned: bool },
 }
 
 /// A frozen matrix `[N, K]`.
@@ -84,7 +85,7 @@ impl<D: Device> Frozen<D> {
     }
 
     /// The weight `[N, C, S, S]` of a convolution as the matrix that its windows are multiplied with: a row is `[S S, C]`, so
-    /// that a window is whole pixels. N is `outputs`, C `channels`, S `side`.
+    /// that a window is whole pixels. N is `outputs`, C `channels`, S the side of the window.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -92,11 +93,12 @@ impl<D: Device> Frozen<D> {
         device: &D,
         view: TensorView,
         (outputs, channels): (usize, usize),
-        side: usize,
+        window: ConvWindow,
         loading: Loading,
     ) -> Result<Self> {
-        let taps = side * side;
-        let order = if taps == 1 { Order::Same } else { Order::Taps(taps) };
+        let taps = window.side() * window.side();
+        let turned = D::READS_WINDOWS && window.is_its_own_adjoint();
+        let order = if taps == 1 { Order::Same } else { Order::Taps { taps, turned } };
         Self::build(device, view, (outputs, taps * channels), order, loading, None)
     }
 
@@ -133,8 +135,13 @@ impl<D: Device> Frozen<D> {
     pub fn taps(&self) -> usize {
         match self.order {
             Order::Same => 1,
-            Order::Taps(taps) => taps,
+            Order::Taps { taps, .. } => taps,
         }
+    }
+
+    /// Is the backward a product with the windows of the cotangent?
+    pub fn is_turned(&self) -> bool {
+        matches!(self.order, Order::Taps { turned: true, .. })
     }
 
     /// The precision of its products.
@@ -202,7 +209,11 @@ impl<D: Device> Frozen<D> {
         let ordered;
         let values = match self.order {
             Order::Same => matrix(&self.view, (rows, columns)),
-            Order::Taps(taps) => {
+            Order::Taps { taps, turned: true } if direction == Direction::Backward => {
+                ordered = turned(&self.view.read(), taps, (rows, columns / taps));
+                Matrix::of(&ordered, taps * rows, columns / taps)
+            }
+            Order::Taps { taps, .. } => {
                 ordered = taps_first(&self.view.read(), taps, columns / taps);
                 Matrix::of(&ordered, rows, columns)
             }
@@ -220,6 +231,18 @@ fn taps_first(stored: &[f32], taps: usize, channels: usize) -> Vec<f32> {
             for (tap, value) in from.iter().enumerate() {
                 to[tap * channels + channel] = *value;
             }
+        }
+    }
+    ordered
+}
+
+/// `[outputs, channels, taps]` as `[taps, outputs, channels]`, the last tap first.
+fn turned(stored: &[f32], taps: usize, (outputs, channels): (usize, usize)) -> Vec<f32> {
+    let mut ordered = vec![0.0; stored.len()];
+    let each = (outputs * channels).max(1);
+    for (tap, to) in ordered.chunks_exact_mut(each).enumerate() {
+        for (to, from) in to.iter_mut().zip(stored[taps - 1 - tap..].iter().step_by(taps)) {
+            *to = *from;
         }
     }
     ordered

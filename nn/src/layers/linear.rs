@@ -17,7 +17,7 @@ use std::sync::Arc;
 use super::{Branches, Context, Frozen, FrozenBranch, Loading, vector};
 use crate::{
     backbone::LinearLayout,
-    device::{Device, Direction, Extra, Gemm, GemmTn, Kind, Passing, Queue, View, ViewMut},
+    device::{Device, Direction, Extra, Gemm, GemmTn, Kind, Left, Passing, Queue, View, ViewMut, WindowRows},
     error::{Error, Result},
     files::TensorView,
     lora::FrozenFactors,
@@ -91,6 +91,23 @@ impl<D: Device> Linear<D> {
         by_input(queue, m, &[(self, dy)], None, dx)
     }
 
+    /// The same for a convolution whose backward is one, too: from the windows of `dy`, one for each of `m` pixels.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub(super) fn backward_of_windows(
+        &self,
+        queue: &D::Queue,
+        m: usize,
+        dy: WindowRows<'_, D>,
+        dx: ViewMut<'_, D>,
+    ) -> Result<()> {
+        debug_assert!(self.is_turned(), "the weight is not packed for the windows of its results");
+        self.weight.with(queue, Direction::Backward, |weight| {
+            product(queue, m, Left::Windows(dy), (weight, Direction::Backward), false, dx);
+        })
+    }
+
     /// Width of the input.
     pub fn inputs(&self) -> usize {
         self.weight.inputs()
@@ -135,6 +152,11 @@ impl<D: Device> Linear<D> {
         self.weight.taps()
     }
 
+    /// Is its backward a product with the windows of the cotangent?
+    pub(super) fn is_turned(&self) -> bool {
+        self.weight.is_turned()
+    }
+
     pub(super) fn index(&self) -> Option<usize> {
         self.index
     }
@@ -145,14 +167,15 @@ impl<D: Device> Linear<D> {
 pub struct Output<'a, D: Device>(pub &'a Linear<D>, pub ViewMut<'a, D>);
 
 /// `out = x weight`, or `out += x weight`.
-pub(super) fn product<D: Device>(
+pub(super) fn product<'a, D: Device>(
     queue: &D::Queue,
     m: usize,
-    x: View<'_, D>,
+    x: impl Into<Left<'a, D>>,
     (weight, direction): (&D::Matrix, Direction),
     accumulate: bool,
     out: ViewMut<'_, D>,
 ) {
+    let x = x.into();
     queue.gemm(Gemm { m, x, weight, direction, extra: None, bias: None, accumulate, out });
 }
 
@@ -160,13 +183,13 @@ pub(super) fn product<D: Device>(
 ///
 /// # Errors
 /// If the device has no room for a weight.
-pub fn linears<D: Device>(
+pub fn linears<'a, D: Device>(
     ctx: Context<'_, D>,
     m: usize,
-    x: View<'_, D>,
+    x: impl Into<Left<'a, D>>,
     outputs: &mut [Output<'_, D>],
 ) -> Result<Option<D::Buffer>> {
-    let queue = ctx.queue;
+    let (queue, x) = (ctx.queue, x.into());
     let stacked =
         ctx.branches.and_then(|b| b.stacked_a(queue, outputs.iter().map(|o| o.0), Direction::Forward));
     let inner = stacked.map(|(a, width)| {
@@ -184,7 +207,7 @@ pub fn linears<D: Device>(
         let whole = ctx.branches.and_then(|branches| branches.whole(queue, linear, Direction::Forward));
         let trained = match (&inner, &b) {
             (Some((h, width)), Some((b, rank))) => {
-                let x = View::new(h, *width).skip(column);
+                let x = View::new(h, *width).skip(column).into();
                 column += rank;
                 Some(Extra { x, weight: b, direction: Direction::Forward })
             }
@@ -274,7 +297,7 @@ pub fn linears_backward<D: Device>(
     let linears = outputs.iter().map(|(linear, _)| *linear);
     let a = branches.and_then(|b| b.stacked_a(queue, linears, Direction::Backward));
     let trained = inner_grad.as_ref().zip(a.as_ref()).map(|(dh, (a, width))| Extra {
-        x: View::new(dh, *width),
+        x: View::new(dh, *width).into(),
         weight: a,
         direction: Direction::Backward,
     });
@@ -300,7 +323,7 @@ pub(super) fn by_input<D: Device>(
         linear.weight.with(queue, Direction::Backward, |weight| {
             queue.gemm(Gemm {
                 m,
-                x: *dy,
+                x: (*dy).into(),
                 weight,
                 direction: Direction::Backward,
                 extra: trained.filter(|_| i == 0),

@@ -89,7 +89,7 @@ fn product<D: Device>(device: &D, precision: Precision, offset: usize, width: us
     let mut out = queue.zeros(m * n, Kind::Exact);
     queue.gemm(Gemm {
         m,
-        x: View::new(&x, width).skip(offset),
+        x: View::new(&x, width).skip(offset).into(),
         weight: &factor,
         direction: Direction::Forward,
         extra: None,

@@ -1,12 +1,16 @@
 //! The windows of convolutions over pictures, and their backward.
 
 use prefgraph_nn::device::{
-    ConvWindow, Device, Kind, Precision, Queue, View, ViewMut, Windows, WindowsBackward,
+    ConvWindow, Device, Direction, Gemm, Kind, Left, Matrix, Precision, Queue, View, ViewMut, WindowRows,
+    Windows, WindowsBackward,
 };
 
 use crate::{
     agree,
-    cases::{Picture, SMALL, numbers::activations},
+    cases::{
+        Picture, SMALL,
+        numbers::{activations, numbers},
+    },
     devices, read,
 };
 
@@ -28,6 +32,44 @@ fn windows<D: Device>(device: &D, precision: Precision, picture: Picture) -> Vec
         }
     }
     results
+}
+
+fn windows_in_a_product<D: Device>(device: &D, precision: Precision, picture: Picture) -> Vec<Vec<f32>> {
+    use ConvWindow::{Three, ThreeHalvingCentred, ThreeOfDoubled};
+    let queue = device.queue(precision).unwrap();
+    let Picture { height, width, channels } = picture;
+    let (size, n, direction) = ((height, width), 24, Direction::Forward);
+    let x = activations::<D>(&queue, 2 * height * width * channels, 1);
+    let mut results = Vec::new();
+    for window in [Three, ThreeOfDoubled, ThreeHalvingCentred] {
+        let m = 2 * window.output(size.0) * window.output(size.1);
+        let k = window.side() * window.side() * channels;
+        let weight = numbers(n * k, 2);
+        let weight = device.frozen(&Matrix::of(&weight, n, k), None, direction, precision, false).unwrap();
+        let mut out = queue.zeros(m * n, Kind::Activation);
+        let x = Left::Windows(WindowRows { window, size, channels, x: View::new(&x, channels) });
+        let (weight, out_rows) = (&weight, ViewMut::new(&mut out, n));
+        queue.gemm(Gemm {
+            m,
+            x,
+            weight,
+            direction,
+            extra: None,
+            bias: None,
+            accumulate: false,
+            out: out_rows,
+        });
+        results.extend(read::<D>(&queue, &[(&out, m * n)]));
+    }
+    results
+}
+
+#[test]
+fn products_with_windows_agree() {
+    let Some(devices) = devices() else { return };
+    for &picture in SMALL.pictures {
+        agree!(devices, [1e-5, 2e-2], windows_in_a_product(picture));
+    }
 }
 
 #[test]

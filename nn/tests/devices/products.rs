@@ -3,7 +3,7 @@
 //! `M` rows, `K` inputs, `N` outputs, `R` rank.
 
 use prefgraph_nn::device::{
-    Device, Direction, Extra, Gemm, GemmTn, Kind, Matrix, Merge, Precision, Queue, View, ViewMut,
+    Device, Direction, Extra, Gemm, GemmTn, Kind, Left, Matrix, Merge, Precision, Queue, View, ViewMut,
 };
 
 use crate::{
@@ -23,11 +23,11 @@ fn with_branches() -> impl Iterator<Item = Product> {
 /// `out = x weight`
 fn plain<'a, D: Device>(
     m: usize,
-    x: View<'a, D>,
+    x: impl Into<Left<'a, D>>,
     (weight, direction): (&'a D::Matrix, Direction),
     out: ViewMut<'a, D>,
 ) -> Gemm<'a, D> {
-    Gemm { m, x, weight, direction, extra: None, bias: None, accumulate: false, out }
+    Gemm { m, x: x.into(), weight, direction, extra: None, bias: None, accumulate: false, out }
 }
 
 /// Both directions of a linear with its low-rank branch, in rows with gaps.
@@ -57,7 +57,7 @@ fn linear<D: Device>(
         queue.gemm(plain(m, x, (into, direction), ViewMut::new(&mut h, r)));
         let kind = if into_exact { Kind::Exact } else { Kind::Activation };
         let mut y = queue.upload(&numbers(m * (outputs + 4), 5), kind);
-        let extra = Extra { x: View::new(&h, r), weight: from, direction };
+        let extra = Extra { x: View::new(&h, r).into(), weight: from, direction };
         let biased = with_bias && direction == Direction::Forward;
         queue.gemm(Gemm {
             extra: Some(extra),

@@ -1,9 +1,18 @@
 //! Matrix products: correctness at awkward sizes, and bits that depend only on their row and column.
 
 use half::bf16;
-use prefgraph_nn::cpu::{Cpu, Extra, Gemm, GemmTn, Matrix, Packed, Precision, Values, gemm, gemm_tn};
+use prefgraph_nn::{
+    cpu::{
+        Cpu, Extra, Gemm, GemmTn, Left, Matrix, Packed, Pictures, Precision, Values, gemm, gemm_tn, windows,
+    },
+    device::ConvWindow,
+};
 
-use crate::{Numbers, assert_close, assert_same_bits, cases::SMALL, devices, same_on_all_devices};
+use crate::{
+    Numbers, assert_close, assert_same_bits,
+    cases::{Picture, SMALL},
+    devices, same_on_all_devices,
+};
 
 /// M, K, N, R; one without a summed axis.
 fn sizes() -> impl Iterator<Item = (usize, usize, usize, usize)> {
@@ -59,7 +68,7 @@ impl Case {
     ) -> Vec<f32> {
         let weight = Packed::from_weight(cpu, precision, &Matrix::of(&self.weight, self.n, self.k));
         let up = Packed::from_weight(cpu, precision, &Matrix::of(&self.up, self.n, self.r));
-        let extra = with_extra.then_some((&self.h[..], self.r, &up));
+        let extra = with_extra.then_some((Left::Rows(&self.h, self.r), &up));
         self.product(cpu, &weight, extra, with_bias.then_some(&self.bias[..]), accumulate)
     }
 
@@ -76,8 +85,7 @@ impl Case {
             cpu,
             Gemm {
                 m: self.m,
-                x: &self.x,
-                x_stride: self.x_stride,
+                x: Left::Rows(&self.x, self.x_stride),
                 weight,
                 extra,
                 bias,
@@ -254,4 +262,49 @@ fn several_callers_share_one_pool() {
             });
         }
     });
+}
+
+#[test]
+fn a_product_that_reads_windows_has_the_bits_of_one_with_their_copies() {
+    use ConvWindow::{One, Three, ThreeHalving, ThreeHalvingCentred, ThreeOfDoubled};
+    // Two pictures; with 70 channels a block of the sum ends inside a pixel, with odd numbers inside a pair, too.
+    let more = [(7, 5, 70), (5, 9, 33)].map(|(height, width, channels)| Picture { height, width, channels });
+    for &Picture { height, width, channels } in SMALL.pictures.iter().chain(&more) {
+        let (size, n) = ((height, width), 37);
+        let mut numbers = Numbers::new(channels as u64);
+        let (each, bias) = (height * width * channels, numbers.many(n));
+        let x = numbers.many(2 * each);
+        for window in [One, Three, ThreeOfDoubled, ThreeHalving, ThreeHalvingCentred] {
+            let (rows, k) = (window.output(height) * window.output(width), window.side().pow(2) * channels);
+            let weight = numbers.many(n * k);
+            for (precision, cpu) in
+                devices().iter().flat_map(|cpu| [(Precision::F32, cpu), (Precision::Bf16, cpu)])
+            {
+                let mut copies = vec![0.0; 2 * rows * k];
+                for (x, to) in x.chunks(each).zip(copies.chunks_mut(rows * k)) {
+                    windows(cpu, window, size, channels, 0..rows, x, to);
+                }
+                let weight = Packed::from_weight(cpu, precision, &Matrix::of(&weight, n, k));
+                let product = |x: Left<'_>| {
+                    let mut out = vec![9.0; 2 * rows * n];
+                    // As a second product, too, where a result is continued.
+                    let call = Gemm {
+                        m: 2 * rows,
+                        x,
+                        weight: &weight,
+                        extra: Some((x, &weight)),
+                        bias: Some(&bias),
+                        accumulate: false,
+                        out: &mut out,
+                        out_stride: n,
+                    };
+                    gemm(cpu, call);
+                    out
+                };
+                let read = product(Left::Windows(Pictures { window, size, channels, values: &x }));
+                let what = format!("{window:?} of {size:?}, {channels} channels, {precision:?}");
+                assert_same_bits(&product(Left::Rows(&copies, k)), &read, &what);
+            }
+        }
+    }
 }

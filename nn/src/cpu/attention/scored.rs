@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use super::AttentionShape;
-use crate::cpu::{Cpu, Gemm, Matrix, Packed, Precision, gemm, softmax};
+use crate::cpu::{Cpu, Gemm, Left, Matrix, Packed, Precision, gemm, softmax};
 
 /// What [`scored_attention`] reads and writes.
 #[derive(Debug)]
@@ -83,7 +83,19 @@ fn product(
     weight: &Packed,
     (out, out_stride): (&mut [f32], usize),
 ) {
-    gemm(cpu, Gemm { m, x, x_stride, weight, extra: None, bias: None, accumulate: false, out, out_stride });
+    gemm(
+        cpu,
+        Gemm {
+            m,
+            x: Left::Rows(x, x_stride),
+            weight,
+            extra: None,
+            bias: None,
+            accumulate: false,
+            out,
+            out_stride,
+        },
+    );
 }
 
 #[cfg(test)]

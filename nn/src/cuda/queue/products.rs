@@ -11,9 +11,9 @@ use crate::{
         launch::{flag, float, int},
         modules::Source,
         products::{Operand, Product},
-        values::{CudaMatrix, Element},
+        values::{CudaBuffer, CudaMatrix, Element},
     },
-    device::{Direction, Gemm, GemmTn, View},
+    device::{Direction, Gemm, GemmTn, Left, Queue, View, ViewMut, WindowRows, Windows},
 };
 
 /// A product with at most so many columns is narrow: it reads far more than it multiplies.
@@ -97,7 +97,7 @@ impl CudaQueue {
     pub(super) fn product_with_weight(&self, call: Gemm<'_, Cuda>) {
         let Gemm { m, x, weight, direction, extra, bias, accumulate, out } = call;
         let (k, n, right) = weight.right(direction);
-        let (x, _copy) = self.as_activations(Rows::of(x, m, k), m, k);
+        let (x, _copy) = self.left_factor(x, m, k);
         let result = Rows::of_mut(&out, m, n);
         // The epilogue's bias is stored as the result is; another one is where the sum begins.
         let bias = bias.map(|bias| Rows::flat(bias, n));
@@ -127,12 +127,28 @@ impl CudaQueue {
         }
         if let Some(extra) = extra {
             let (k, _, right) = extra.weight.right(extra.direction);
-            let (x, _copy) = self.as_activations(Rows::of(extra.x, m, k), m, k);
+            let (x, _copy) = self.left_factor(extra.x, m, k);
             let sizes = (m, n, k);
             let left = x.operand(false);
             let factors = extra.weight.element;
             self.product(&Product { sizes, left, right, bias: None, accumulate: true, factors, ..product });
         }
+    }
+
+    /// Rows of activations; windows are copied.
+    fn left_factor(&self, x: Left<'_, Cuda>, m: usize, k: usize) -> (Rows, Option<CudaBuffer>) {
+        let WindowRows { window, size, channels, x } = match x {
+            Left::Rows(x) => return self.as_activations(Rows::of(x, m, k), m, k),
+            Left::Windows(windows) => windows,
+        };
+        let mut copy = self.buffer(m * k, self.activation());
+        let outputs = window.output(size.0) * window.output(size.1);
+        for sample in 0..m / outputs.max(1) {
+            let x = x.skip(sample * size.0 * size.1 * channels);
+            let out = ViewMut::new(&mut copy, k).skip(sample * outputs * k);
+            self.windows(Windows { window, size, channels, pixels: 0..outputs, x, out });
+        }
+        (Rows::of(View::new(&copy, k), m, k), Some(copy))
     }
 
     /// A narrow product, in parts of the summed axis that are added in their order, in f32.

@@ -38,7 +38,7 @@ impl<D: Device> Projection<D> {
         self.matrix.with(queue, self.direction, |weight| {
             queue.gemm(Gemm {
                 m,
-                x,
+                x: x.into(),
                 weight,
                 direction: self.direction,
                 extra: None,
