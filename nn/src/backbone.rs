@@ -119,6 +119,9 @@ pub struct Inputs {
     /// Image tokens of all references, one reference after the other, `[N, K, E]`, where the model takes them; those of the image encoder,
     /// `[N, R S, I]`, where it [makes](BackboneLayout::pictures) image tokens itself.
     pub image_tokens: Option<Tensor<(usize, usize, usize)>>,
+    /// What attention over image tokens is multiplied by in this pass; what the model was opened with where nothing is said. With 0
+    /// the pass is that of the model without its IP-Adapter.
+    pub image_scale: Option<f32>,
 }
 
 /// What is asked of the image tokens after blocks, while a pass runs. Tokens that nobody asks about are not computed where a

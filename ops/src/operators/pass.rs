@@ -273,6 +273,7 @@ impl Conditions<'_> {
                     repeat(to, rows / samples, |to| tokens.copy_into(to))
                 })
             }),
+            image_scale: None,
             x_t,
         })
     }
