@@ -1,5 +1,6 @@
 //! The recipes for SDXL take two steps on small files of the published layouts, and share all but the network with those for FLUX.
 
+mod adapters;
 #[path = "../copy/mod.rs"]
 mod copy;
 mod published;
