@@ -3,6 +3,7 @@
 mod adapters;
 #[path = "../copy/mod.rs"]
 mod copy;
+mod dropout;
 mod published;
 mod strips;
 
@@ -152,6 +153,7 @@ fn a_recipe_draws_with_references_guidance_and_a_negative_prompt_and_says_that_a
     };
     let (good, said, guided) = draw("guided", &["--ref", &reference, "--negative", "blurry"]);
     assert!(good && said.contains("4 passes") && said.contains("classifier-free guidance 5"), "{said}");
+    assert!(said.contains("IP-Adapter at 0.78"), "{said}");
     let guided = guided.unwrap();
     assert_eq!(guided.dimensions(), (64, 48));
     let (good, said, plain) = draw("plain", &["--ref", &reference, "--cfg", "1"]);
