@@ -4,6 +4,7 @@ mod adapters;
 #[path = "../copy/mod.rs"]
 mod copy;
 mod dropout;
+mod on_gpu;
 mod published;
 mod strips;
 
