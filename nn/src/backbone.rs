@@ -38,6 +38,8 @@ pub struct BackboneLayout {
     pub channels: usize,
     /// Latent cells along each side of a token: 2 where a token is a 2x2 patch.
     pub patch: usize,
+    /// Rows and columns of the latents must be multiples of this: of a patch, and of what a U-Net halves on its way down.
+    pub whole: usize,
     /// `E`.
     pub text_width: usize,
     /// `P`.

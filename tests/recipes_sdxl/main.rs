@@ -7,6 +7,7 @@ mod dropout;
 mod on_gpu;
 mod published;
 mod strips;
+mod wrong;
 
 use std::{fs, path::PathBuf, process::Command, sync::Arc};
 

@@ -20,7 +20,7 @@ const SIDE_OF_FEATURES: usize = 4 * 8;
 /// Width of pooled text.
 const POOLED: usize = 24;
 /// Width of the tokens: that of both text encoders together.
-const TOKENS: usize = 64;
+pub const TOKENS: usize = 64;
 
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -96,6 +96,11 @@ impl Published {
         }
         write(&dir.path().join("ip-adapter.safetensors"), tensors);
         Self { dir }
+    }
+
+    /// Cross-attentions of the U-Net.
+    pub fn crossings(&self) -> usize {
+        UNetConfig::read(&self.path("sdxl/unet/config.json")).unwrap().layout(true).blocks
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -315,6 +315,15 @@ mod tests {
         let (references, prompts, _) = batch(0);
         assert_eq!((references.0.len(), &prompts.0[..]), (0, &["a tree", "a tree"].map(String::from)[..]));
 
+        // As samples for a cache: in the order of the file, and read in any number.
+        let samples = op.samples().unwrap();
+        assert_eq!(samples.iter().map(|s| s.variant).collect::<Vec<_>>(), [1, 1, 0]);
+        assert!(samples[0].files == samples[1].files && samples[2].files.is_empty());
+        assert!(samples[0].facts != samples[1].facts && samples[0].facts.contains("a dog"));
+        let (read, (references, prompts, ids)) = op.read(&bench.ctx(), &[1]).unwrap().unwrap();
+        assert_eq!((&read[..], references.0.len(), references.0[0].batch), (&[1][..], 1, 1));
+        assert_eq!((&prompts.0[0][..], &ids.0[0][..]), ("a cat", "b"));
+
         std::fs::write(&file, "{\"id\": \"a\", \"prompt\": \"\", \"win\": 3}").unwrap();
         assert!(refused(settings).contains("line 1"), "a winner that is stated must be one");
     }

@@ -300,12 +300,18 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
         Some(self.cost_on(DeviceKind::Cuda, inputs))
     }
 
-    fn notes(&self, (backbone, _, like, ..): &InShapes<Self>) -> Vec<String> {
+    fn notes(&self, (backbone, _, like, _, _, _, negative_text, ..): &InShapes<Self>) -> Vec<String> {
         let steps = self.settings.steps;
         let shift = self.shift(backbone.layout(), (like.2.size(), like.3.size()));
         let shifted = shift.map(|shift| format!(", sigmas shifted by {shift:.3}"));
         let passes = if self.guided() { 2 * steps } else { steps };
-        vec![format!("{passes} passes for a sample{}", shifted.unwrap_or_default())]
+        let mut notes = vec![format!("{passes} passes for a sample{}", shifted.unwrap_or_default())];
+        if !self.guided() && negative_text.is_some() {
+            notes.push(
+                "cfg is 1, which is no guidance: what `negative_text` says is not avoided; set `cfg`, e.g. to 5.0".into(),
+            );
+        }
+        notes
     }
 
     fn forward(
