@@ -15,8 +15,8 @@ set -euo pipefail
 
 # The program among nn/benches that times every operation of a device against its roofline: `PROGRAM cuda:0` prints a table.
 KERNELS=operations
-# Tests of nn that use a GPU: operations, golden cases of FLUX and of SDXL, streamed weights, weights that share rows.
-TESTS=(devices golden_flux golden_unet flux_on_gpu shared_rows)
+# Tests of nn that use a GPU: operations, golden cases of FLUX and of SDXL, streamed weights, training of a U-Net, weights that share rows.
+TESTS=(devices golden_flux golden_unet flux_on_gpu unet_on_gpu shared_rows)
 
 pack() {
     local folder=$1 profile=${PROFILE:-release} benches=(step) built

@@ -24,9 +24,10 @@ standin=scripts/standin.sh
 step scripts/nvrtc-check.sh
 step "$standin" cargo test --quiet --locked -p cuda-standin
 workspace=(--locked --workspace --test ports_table)
-step env STANDIN_CHECK=1 "$standin" cargo test --quiet "${workspace[@]}" --test devices
+step env STANDIN_CHECK=1 "$standin" cargo test --quiet "${workspace[@]}" --test devices --test unet_on_gpu
 # Attention has kernels of its own for Hopper (90, the stand-in's default), and shorter tiles from Blackwell on.
 step env STANDIN_CHECK=1 STANDIN_CAPABILITY=80 "$standin" cargo test --quiet "${workspace[@]}" --test devices attention
 step env STANDIN_CAPABILITY=100 "$standin" cargo test --quiet "${workspace[@]}" --test devices attention
-step env STANDIN_ORDER=latest "$standin" cargo test "${workspace[@]}" --test devices --test golden_flux --test encoders --test flux_on_gpu --test shared_rows
+step env STANDIN_ORDER=latest "$standin" cargo test "${workspace[@]}" --test devices --test golden_flux --test encoders --test flux_on_gpu --test unet_on_gpu --test shared_rows
 step "$standin" cargo test --locked --workspace --test cli_cuda
+step "$standin" cargo test --locked --workspace --test recipes_sdxl on_gpu

@@ -162,6 +162,7 @@ fn main() {
         guidance: None,
         sizes: Vec::new(),
         image_tokens: None,
+        image_scale: None,
     };
     let targets: Vec<String> =
         model.layout().linears.iter().map(|l| l.name.clone()).filter(|n| !n.contains("norm")).collect();

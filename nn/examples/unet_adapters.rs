@@ -94,6 +94,7 @@ fn inputs(values: &TensorFiles) -> Result<(Inputs, usize), Failure> {
             (embeds[0], embeds[1] * embeds[2], embeds[3]),
             values.read("image_embeds")?,
         )?),
+        image_scale: None,
     };
     Ok((inputs, embeds[2]))
 }

@@ -4,15 +4,26 @@
 #include "values.cuh"
 
 // Tokens to where they stand in another order: samples are `from_tokens` and `to_tokens` rows apart.
+template <class T>
+DEVICE void copied(const T* from, T* to, int batch, int tokens, int width, int from_stride, int from_tokens, int to_stride,
+                   int to_tokens, int wide) {
+  constexpr int N = Wide<T>::count;
+  const Place p = place_in_rows<N>(batch * tokens, width, wide);
+  if (!p.there) return;
+  const int sample = p.row / tokens, token = p.row % tokens;
+  float v[N];
+  load_wide(from + at(sample * from_tokens + token, from_stride, p.column), v, p.left, p.wide);
+  store_wide(to + at(sample * to_tokens + token, to_stride, p.column), v, p.left, p.wide);
+}
 extern "C" __global__ void __launch_bounds__(256) copy_tokens(const activation* from, activation* to, int batch, int tokens, int width,
                                                               int from_stride, int from_tokens, int to_stride, int to_tokens,
                                                               int wide) {
-  const Place p = place_in_rows<WIDE>(batch * tokens, width, wide);
-  if (!p.there) return;
-  const int sample = p.row / tokens, token = p.row % tokens;
-  float v[WIDE];
-  load_wide(from + at(sample * from_tokens + token, from_stride, p.column), v, p.left, p.wide);
-  store_wide(to + at(sample * to_tokens + token, to_stride, p.column), v, p.left, p.wide);
+  copied(from, to, batch, tokens, width, from_stride, from_tokens, to_stride, to_tokens, wide);
+}
+extern "C" __global__ void __launch_bounds__(256) copy_tokens_exact(const float* from, float* to, int batch, int tokens, int width,
+                                                                    int from_stride, int from_tokens, int to_stride, int to_tokens,
+                                                                    int wide) {
+  copied(from, to, batch, tokens, width, from_stride, from_tokens, to_stride, to_tokens, wide);
 }
 
 // Between the precision of activations and f32.

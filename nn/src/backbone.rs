@@ -38,6 +38,8 @@ pub struct BackboneLayout {
     pub channels: usize,
     /// Latent cells along each side of a token: 2 where a token is a 2x2 patch.
     pub patch: usize,
+    /// Rows and columns of the latents must be multiples of this: of a patch, and of what a U-Net halves on its way down.
+    pub whole: usize,
     /// `E`.
     pub text_width: usize,
     /// `P`.
@@ -119,6 +121,9 @@ pub struct Inputs {
     /// Image tokens of all references, one reference after the other, `[N, K, E]`, where the model takes them; those of the image encoder,
     /// `[N, R S, I]`, where it [makes](BackboneLayout::pictures) image tokens itself.
     pub image_tokens: Option<Tensor<(usize, usize, usize)>>,
+    /// What attention over image tokens is multiplied by in this pass; what the model was opened with where nothing is said. With 0
+    /// the pass is that of the model without its IP-Adapter.
+    pub image_scale: Option<f32>,
 }
 
 /// What is asked of the image tokens after blocks, while a pass runs. Tokens that nobody asks about are not computed where a

@@ -31,6 +31,7 @@ fn inputs(cpu: &Cpu) -> Inputs {
         guidance: None,
         sizes: Vec::new(),
         image_tokens: None,
+        image_scale: None,
     }
 }
 

@@ -101,6 +101,7 @@ fn prediction<D: Device>(model: &Flux<D>) -> Vec<f32> {
         guidance: None,
         sizes: Vec::new(),
         image_tokens: None,
+        image_scale: None,
     };
     model.predict(&inputs, None, &Probe::NOTHING).expect("a pass").latents.into_values()
 }

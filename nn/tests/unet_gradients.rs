@@ -187,3 +187,35 @@ fn image_tokens_of_a_frozen_resampler_are_the_same_outside_and_inside() {
     let error = inside.predict(&ready, None, &Probe::NOTHING).unwrap_err().to_string();
     assert!(error.contains("tokens of the image encoder") && error.contains("multiple of 5"), "{error}");
 }
+
+#[test]
+fn a_pass_has_the_scale_of_the_model_or_its_own_and_at_zero_there_is_no_ip_adapter() {
+    let small = Small::new(&config());
+    let with = |scale| Inputs { image_scale: scale, ..inputs() };
+    let predicted = |model: &SdxlUNet, inputs: &Inputs| {
+        model.predict(inputs, None, &Probe::NOTHING).unwrap().latents.into_values()
+    };
+    let at = |scale: f32| {
+        let mut options = small.options();
+        options.image_prompt.as_mut().unwrap().scale = scale;
+        small.model(options)
+    };
+    let (own, other) = (at(0.7), at(0.3));
+    assert_eq!(predicted(&own, &with(Some(0.3))), predicted(&other, &with(None)));
+    assert_ne!(predicted(&own, &with(None)), predicted(&other, &with(None)));
+    let alone = small.model(UNetOptions::default());
+    let text_only = Inputs { image_tokens: None, ..inputs() };
+    assert_eq!(predicted(&own, &with(Some(0.0))), predicted(&alone, &text_only));
+
+    // The derivative is that of the pass, not of the model.
+    let layout = layout(&own, &["attn2.to_k_ip", "attn2.to_q"]);
+    let adapter = adapter(&layout, small_values(layout.len()));
+    assert_eq!(gradient(&own, &with(Some(0.3)), &adapter), gradient(&other, &with(None), &adapter));
+
+    let refused = |model: &SdxlUNet, inputs: &Inputs| {
+        model.predict(inputs, None, &Probe::NOTHING).unwrap_err().to_string()
+    };
+    assert!(refused(&own, &with(Some(f32::NAN))).contains("at the scale NaN"));
+    let scaled = Inputs { image_scale: Some(0.5), ..text_only };
+    assert!(refused(&alone, &scaled).contains("a U-Net with an IP-Adapter"));
+}

@@ -9,6 +9,7 @@ use crate::{
         blank::Blank,
         cosine::Cosine,
         decode::Decode,
+        dropout::{DropImagePrompt, DropText, Dropout},
         encode::{Encode, EncodeReferences},
         entropy::Entropy,
         export::Export,
@@ -66,6 +67,9 @@ pub fn visit_all(v: &mut impl Visit) {
     v.operator::<Prompt>();
     v.operator::<ImagePrompts>();
     v.operator::<PictureSizes>();
+    v.operator::<Dropout>();
+    v.operator::<DropText>();
+    v.operator::<DropImagePrompt>();
     // Noise.
     v.operator::<Timestep>();
     v.operator::<Noise>();

@@ -1,18 +1,20 @@
 //! Arguments of the command line.
 
+mod adapter;
+
 use std::{
     path::{Path, PathBuf},
     str::FromStr,
 };
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
-use prefgraph_nn::lora::AdapterFormat;
 
 use super::device;
 use crate::{
     plan::MOST_LANES,
     spec::{CPU, DEVICES, advice, gpu_number},
 };
+pub(super) use adapter::{Adapter, Convert, ExportCheckpoint};
 
 /// Runs a graph of preference optimisation, or shows what it would do.
 #[derive(Debug, Parser)]
@@ -217,57 +219,6 @@ fn size(text: &str) -> Result<Size, String> {
         Some(Size { width: width.trim().parse().ok()?, height: height.trim().parse().ok()? })
     });
     sides.ok_or_else(|| "width x height in pixels is expected, as in 512x768".into())
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum Adapter {
-    /// Say what a file holds: names, rank, alpha, the linears it adapts, what its header says
-    Show {
-        /// An adapter of any known tool: a file, or the folder that PEFT or diffusers saved
-        path: PathBuf,
-    },
-    /// Write an adapter in another format, read it back and compare it; refused where something would be lost
-    Convert(Convert),
-    /// Write the adapter of a checkpoint
-    Export(ExportCheckpoint),
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Convert {
-    /// An adapter of any known tool: a file, or the folder that PEFT or diffusers saved
-    pub input: PathBuf,
-    /// The file to write
-    pub output: PathBuf,
-    /// The format to write
-    #[arg(long, value_name = "FORMAT", value_parser = format)]
-    pub to: AdapterFormat,
-    /// The FLUX transformer that the adapter is for, a folder or a file: names and widths are compared with it
-    #[arg(long, value_name = "PATH")]
-    pub weights: Option<PathBuf>,
-    /// Leave out factors of text encoders, which are otherwise a reason to refuse the file
-    #[arg(long)]
-    pub drop_text_encoders: bool,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct ExportCheckpoint {
-    /// A checkpoint, `checkpoints/step-N` of a run, or the folder of the run for its newest
-    pub checkpoint: PathBuf,
-    /// The file to write
-    pub output: PathBuf,
-    /// The format to write
-    #[arg(long, value_name = "FORMAT", value_parser = format, default_value = "diffusers")]
-    pub to: AdapterFormat,
-    /// The cell that holds the adapter, where there is more than one
-    #[arg(long)]
-    pub cell: Option<String>,
-}
-
-fn format(text: &str) -> Result<AdapterFormat, String> {
-    AdapterFormat::ALL
-        .into_iter()
-        .find(|f| f.name() == text)
-        .ok_or_else(|| format!("the formats are: {}", AdapterFormat::ALL.map(AdapterFormat::name).join(", ")))
 }
 
 #[derive(Debug, Subcommand)]

@@ -6,7 +6,6 @@ use prefgraph_nn::{
     Adapter,
     files::TensorFiles,
     lora::{AdapterFile, AdapterFormat},
-    models::flux::NAMES,
 };
 use prefgraph_ops::{NamedState, PortType};
 
@@ -93,6 +92,8 @@ pub(super) fn complete(
     let cells = adapter_cells(graph);
     let mut written = Vec::new();
     for cell in &cells {
+        let Some(state) = checkpoint.cells.get(&cell.path) else { continue };
+        let adapter = restored(graph, plan, cell.value, state)?;
         let stem = stem(&cell.node, cells.len());
         let made = checkpoint.step.to_string();
         let there = |format: AdapterFormat| {
@@ -100,11 +101,11 @@ pub(super) fn complete(
             let is_of_step = |metadata: &BTreeMap<String, String>| metadata.get(STEP) == Some(&made);
             match format {
                 AdapterFormat::IpAdapter => TensorFiles::open(&path).is_ok_and(|f| is_of_step(f.metadata())),
-                _ => AdapterFile::open(&path, "", &NAMES).is_ok_and(|f| is_of_step(f.metadata())),
+                _ => {
+                    AdapterFile::open(&path, "", adapter.layout.names).is_ok_and(|f| is_of_step(f.metadata()))
+                }
             }
         };
-        let Some(state) = checkpoint.cells.get(&cell.path) else { continue };
-        let adapter = restored(graph, plan, cell.value, state)?;
         let mut missing = adapter.layout.formats();
         missing.retain(|format| !there(*format));
         if missing.is_empty() {

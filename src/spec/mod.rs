@@ -178,7 +178,10 @@ fn build(
     sets: Vec<String>,
     registry: &Registry,
 ) -> Result<Loaded, Box<SpecError>> {
-    let (built, run, cached) = resolve::Resolver::new(&sources, &merged, registry)?.all()?;
+    let (built, run, mut cached) = resolve::Resolver::new(&sources, &merged, registry)?.all()?;
+    // A parent's list may name nodes that a child took away: they are not cached any more, and that is no mistake.
+    let removed = |id: &String| merged.node(id).is_none() && merged.removed.iter().any(|r| r.value == *id);
+    cached.nodes.retain(|id| !removed(id));
     let internal = |e: String| SpecError::nowhere(format!("internal error, please report it: {e}"));
     let settings = built.iter().map(|b| text::fields(&b.settings)).collect::<Result<Vec<_>, _>>();
     let settings = settings.map_err(internal)?;

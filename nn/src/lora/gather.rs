@@ -11,7 +11,10 @@ use super::{
     factors::Factors,
     format::AdapterFormat,
     header,
-    names::{Linear, Side, Spelling, TensorName, in_text_encoder, locate, other_method, unknown_linear},
+    names::{
+        Linear, Side, Spelling, TensorName, in_text_encoder, is_of_ip_adapter, locate, other_method,
+        unknown_linear,
+    },
     peft::PeftConfig,
 };
 use crate::{
@@ -141,6 +144,13 @@ pub(super) fn gather(files: &Arc<TensorFiles>, under: &str, names: &'static Name
 }
 
 fn no_factors(files: &TensorFiles, under: &str) -> Error {
+    if files.names().any(is_of_ip_adapter) {
+        return Error::file(
+            files.path(),
+            "is an IP-Adapter, whose matrices are whole, and holds no factors: it is part of a network, set as `ip_adapter` of \
+             its `backbone` and of its `image-prompt`",
+        );
+    }
     let there = files.names().next().map_or("none".into(), |n| format!("e.g. `{n}`"));
     let place = if under.is_empty() { String::new() } else { format!(" under `{under}`") };
     Error::file(

@@ -13,7 +13,7 @@ use super::{
     format::AdapterFormat,
     gather::{self, Gathered, Styles},
     header,
-    names::unknown_linear,
+    names::{network_of, unknown_linear},
     pattern::{count_kinds, kind},
 };
 use crate::{
@@ -246,6 +246,13 @@ impl AdapterFile {
         for linear in linears {
             let Some(module) = left.remove(linear.name.as_str()) else { continue };
             let found = (module.linear.inputs, module.linear.outputs);
+            if let Some(of) = of_other_text(&linear.name, module.linear.inputs, linear.inputs) {
+                let message = format!(
+                    "was trained for another model: its `{}` takes text {} wide, {of}, and this network's is {} wide",
+                    linear.name, module.linear.inputs, linear.inputs
+                );
+                return Err(Error::file(self.files.path(), message));
+            }
             if found != (linear.inputs, linear.outputs) {
                 return Err(Error::shape(
                     format!("inputs and outputs of `{}` of {}", linear.name, self.files.path().display()),
@@ -298,8 +305,26 @@ impl AdapterFile {
     }
 }
 
+/// Of keys and values of text in a U-Net: the model whose text is as wide as an adapter's, where the network's is not.
+fn of_other_text(name: &str, found: usize, wanted: usize) -> Option<&'static str> {
+    let of_text = [".attn2.to_k", ".attn2.to_v"].iter().any(|end| name.ends_with(end));
+    match (found, of_text && found != wanted) {
+        (768, true) => Some("that of Stable Diffusion 1"),
+        (1024, true) => Some("that of Stable Diffusion 2"),
+        (1280, true) => Some("that of SDXL's refiner"),
+        (2048, true) => Some("that of SDXL"),
+        _ => None,
+    }
+}
+
 /// Why a linear that a file has factors for is none of these.
 pub(super) fn not_adapted(names: &Names, name: &str, linears: &[LinearLayout]) -> String {
+    let own = linears.iter().find_map(|linear| network_of(&linear.name));
+    if let (Some(other), Some(own)) = (network_of(name).filter(|other| Some(*other) != own), own) {
+        return format!(
+            "which is a linear of {other}, and this network is {own}: the adapter was trained for another model"
+        );
+    }
     if names.outside_of_diffusers(name).is_some() {
         let network = names.short;
         return format!("which is outside the blocks of {network}; within them alone adapters are used here");

@@ -25,6 +25,22 @@ fn copies<D: Device>(device: &D, precision: Precision, rows: TokenRows) -> Vec<V
         from: (View::new(&x, width), tokens),
         to: (ViewMut::new(&mut y, stride).skip(stride), more),
     });
+    // As the factors of a convolution are: f32 in both precisions, one value of a token at a time.
+    let exact = queue.copy(View::new(&x, width), rows.len(), Kind::Exact);
+    let mut turned = queue.zeros(rows.len(), Kind::Exact);
+    for column in 0..width {
+        queue.copy_tokens(CopyTokens {
+            rows: TokenRows { batch, tokens, width: 1 },
+            from: (View::new(&exact, width).skip(column), tokens),
+            to: (ViewMut::new(&mut turned, 1).skip(column * tokens), width * tokens),
+        });
+    }
+    let mut wide = queue.zeros(batch * more * stride, Kind::Exact);
+    queue.copy_tokens(CopyTokens {
+        rows,
+        from: (View::new(&exact, width), tokens),
+        to: (ViewMut::new(&mut wide, stride).skip(stride), more),
+    });
     let copied = queue.copy(View::new(&x, width).skip(1), rows.len() - 1, Kind::Activation);
     let as_exact = queue.copy(View::new(&x, width), rows.len(), Kind::Exact);
     let back = queue.copy(View::new(&as_exact, width), rows.len(), Kind::Activation);
@@ -32,6 +48,8 @@ fn copies<D: Device>(device: &D, precision: Precision, rows: TokenRows) -> Vec<V
         &queue,
         &[
             (&y, batch * more * stride),
+            (&turned, rows.len()),
+            (&wide, batch * more * stride),
             (&copied, rows.len() - 1),
             (&as_exact, rows.len()),
             (&back, rows.len()),

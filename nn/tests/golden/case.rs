@@ -211,6 +211,7 @@ impl Case {
             guidance: self.constants["guidance"].as_f64().map(|g| g as f32),
             sizes,
             image_tokens,
+            image_scale: None,
         }
     }
 

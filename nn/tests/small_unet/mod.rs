@@ -137,6 +137,7 @@ pub fn inputs() -> Inputs {
         guidance: None,
         sizes: vec![[32.0, 48.0, 0.0, 0.0, 32.0, 48.0], [64.0, 48.0, 8.0, 0.0, 32.0, 48.0]],
         image_tokens: Some(tensor(4, 12, 104)),
+        image_scale: None,
     }
 }
 

@@ -10,6 +10,7 @@ pub mod blank;
 mod canvas;
 pub mod cosine;
 pub mod decode;
+pub mod dropout;
 pub mod encode;
 pub mod entropy;
 pub mod export;

@@ -8,7 +8,10 @@ use prefgraph_nn::{
     self as nn, AdapterLayout, BackboneLayout, PassCost, backbone::Time, models::unet::IMAGE_TOKENS,
 };
 
-use super::tensors::{latents_to_nn, repeat, same, tensor};
+use super::{
+    sizes::PIXELS_OF_A_CELL,
+    tensors::{latents_to_nn, repeat, same, tensor},
+};
 use crate::{
     operator::{Cost, Ctx, OpError},
     port::{Port, T},
@@ -100,14 +103,20 @@ fn check_latents(layout: &BackboneLayout, what: &str, dims: [usize; 4]) -> Resul
             layout.kind, layout.channels
         )));
     }
-    if height == 0 || width == 0 || height % layout.patch != 0 || width % layout.patch != 0 {
-        return Err(OpError::new(format!(
-            "{what} has a grid of {width} x {height} cells (width x height): a token of the {} is {p} x {p} cells",
-            layout.kind,
-            p = layout.patch
-        )));
+    if [height, width].iter().all(|side| *side > 0 && side.is_multiple_of(layout.whole)) {
+        return Ok(());
     }
-    Ok(())
+    let (kind, whole) = (&layout.kind, layout.whole);
+    let why = if whole == layout.patch {
+        format!("a token of the {kind} is {whole} x {whole} cells")
+    } else {
+        format!(
+            "the {kind} halves rows and columns on its way down and takes multiples of {whole}, which are pictures whose sides are \
+             multiples of {} pixels",
+            whole * PIXELS_OF_A_CELL
+        )
+    };
+    Err(OpError::new(format!("{what} has a grid of {width} x {height} cells (width x height): {why}")))
 }
 
 impl ConditionShapes<'_> {
@@ -273,6 +282,7 @@ impl Conditions<'_> {
                     repeat(to, rows / samples, |to| tokens.copy_into(to))
                 })
             }),
+            image_scale: None,
             x_t,
         })
     }

@@ -24,7 +24,7 @@ settings! {
 }
 
 /// Along each side of a latent cell of SDXL.
-const PIXELS_OF_A_CELL: usize = 8;
+pub(super) const PIXELS_OF_A_CELL: usize = 8;
 
 /// Sizes and crops, which SDXL was trained with beside pooled text (`time_ids`).
 pub struct PictureSizes(SizesSettings);

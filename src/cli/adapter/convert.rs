@@ -1,28 +1,17 @@
 //! Converts an adapter file to another format.
 
-use prefgraph_nn::{
-    lora::AdapterFile,
-    models::flux::{FluxFiles, NAMES},
-};
-
-use super::{paths, report};
+use super::{opened::Opened, paths, report};
 use crate::cli::{Failure, args, say::say};
 
 /// Write an adapter in another format.
 pub(super) fn convert(args: &args::Convert) -> Result<u8, Failure> {
     let args::Convert { input, output, to, weights, drop_text_encoders } = args;
     paths::no_checkpoint(input)?;
-    let file = match drop_text_encoders {
-        true => AdapterFile::open_transformer(input, "", &NAMES),
-        false => AdapterFile::open(input, "", &NAMES),
-    };
-    let file = file.map_err(Failure::new)?;
-    paths::no_cells(&file)?;
+    let opened = Opened::open(input, *drop_text_encoders)?;
+    let file = &opened.file;
+    paths::no_cells(file)?;
     paths::can_be_written(output, &file.path())?;
-    let linears = match weights {
-        None => None,
-        Some(weights) => Some(FluxFiles::open(weights).map_err(Failure::new)?.0.layout().linears),
-    };
+    let linears = weights.as_ref().map(|weights| opened.linears(weights)).transpose()?;
     let adapter = file.adapter(linears.as_deref()).map_err(Failure::new)?;
     // Where it comes from stays with it; rank, alpha and targets are written anew.
     const KEPT: [&str; 3] = ["prefgraph.base", "prefgraph.graph", "prefgraph.step"];

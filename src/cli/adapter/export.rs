@@ -6,13 +6,13 @@ use std::{
     sync::Arc,
 };
 
-use prefgraph_nn::{Adapter, models::flux::NAMES};
+use prefgraph_nn::{Adapter, AdapterLayout, lora::AdapterFormat, models::flux, naming::Names};
 use prefgraph_ops::{
     Carried, NamedState,
     ports::{AdapterShape, saved_layout},
 };
 
-use super::{paths, report};
+use super::{network::Network, paths, report};
 use crate::{
     checkpoint::Checkpoint,
     cli::{Failure, args},
@@ -21,7 +21,7 @@ use crate::{
 
 /// Write the adapter of a checkpoint.
 pub(super) fn export(args: &args::ExportCheckpoint) -> Result<u8, Failure> {
-    let args::ExportCheckpoint { checkpoint, output, to, cell } = args;
+    let args::ExportCheckpoint { checkpoint, output, to, ip_adapter, weights, cell } = args;
     let folder = step_folder(checkpoint)?;
     for file in paths::CHECKPOINT {
         paths::can_be_written(output, &folder.join(file))?;
@@ -30,11 +30,20 @@ pub(super) fn export(args: &args::ExportCheckpoint) -> Result<u8, Failure> {
     let fault = |message: String| Failure::new(format!("checkpoint `{}`: {message}", folder.display()));
     let stated = spec::stated(&found.graph).map_err(|e| fault(format!("its graph cannot be read: {e}")))?;
     let (cell, state) = chosen(&found, cell.as_deref()).map_err(&fault)?;
-    let adapter = restored(&stated, cell, state).map_err(&fault)?;
+    let network = Network::of(&stated, cell).map_err(&fault)?;
+    let mut layout = layout(&stated, cell, state, network.names()).map_err(&fault)?;
+    // What is trained whole goes there, and factors that go elsewhere are those that it does not hold.
+    if !layout.whole.is_empty() || *to == Some(AdapterFormat::IpAdapter) {
+        let moved = (ip_adapter.as_deref(), weights.as_deref());
+        layout.ip_adapter = Some(network.ip_adapter(found.sources.as_ref(), moved).map_err(&fault)?);
+    }
+    let to = to.or_else(|| layout.formats().first().copied()).unwrap_or(AdapterFormat::Diffusers);
+    let shape = AdapterShape(Arc::new(layout));
+    let adapter = Adapter::restore(&shape, state).map_err(|e| fault(e.to_string()))?;
     let mut about = vec![("prefgraph.step".to_owned(), found.step.to_string())];
     about.extend(stated.name.map(|name| ("prefgraph.graph".to_owned(), name)));
-    let written = adapter.write(output, *to, &about).map_err(Failure::new)?;
-    report(&adapter, *to, output, written);
+    let written = adapter.write(output, to, &about).map_err(Failure::new)?;
+    report(&adapter, to, output, written);
     Ok(0)
 }
 
@@ -64,7 +73,8 @@ fn step_folder(path: &Path) -> Result<PathBuf, Failure> {
 /// The cell that is asked for, or the only one with an adapter.
 fn chosen<'a>(checkpoint: &'a Checkpoint, wanted: Option<&str>) -> Result<(&'a str, &'a NamedState), String> {
     let cells = checkpoint.cells.iter().map(|(name, state)| (name.as_str(), state));
-    let adapters: Vec<_> = cells.filter(|(_, state)| saved_layout(state, &NAMES, 1.0).is_some()).collect();
+    let adapters: Vec<_> =
+        cells.filter(|(_, state)| saved_layout(state, &flux::NAMES, 1.0).is_some()).collect();
     let names = adapters.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     match (wanted, &adapters[..]) {
         (_, []) => Err("none of its cells holds an adapter".into()),
@@ -78,8 +88,13 @@ fn chosen<'a>(checkpoint: &'a Checkpoint, wanted: Option<&str>) -> Result<(&'a s
     }
 }
 
-/// The factors of a cell, with the alpha that the checkpoint's graph states.
-fn restored(stated: &Stated, cell: &str, state: &NamedState) -> Result<Adapter, String> {
+/// The layout of a cell's adapter, with the alpha that the checkpoint's graph states.
+fn layout(
+    stated: &Stated,
+    cell: &str,
+    state: &NamedState,
+    names: &'static Names,
+) -> Result<AdapterLayout, String> {
     let node = stated.nodes.get(cell).filter(|node| node.op == "lora").ok_or_else(|| {
         format!("cell `{cell}` is no `lora` node of its graph, which says by what the factors are scaled")
     })?;
@@ -92,12 +107,12 @@ fn restored(stated: &Stated, cell: &str, state: &NamedState) -> Result<Adapter, 
     let alpha: Option<f64> = spec::text::read(setting("alpha")?).map_err(|e| fault("alpha", &e))?;
     let alpha = alpha.unwrap_or(rank as f64) as f32;
     let layout =
-        saved_layout(state, &NAMES, alpha).ok_or_else(|| format!("cell `{cell}` holds no adapter"))?;
-    if layout.rank != rank {
+        saved_layout(state, names, alpha).ok_or_else(|| format!("cell `{cell}` holds no adapter"))?;
+    if !layout.modules.is_empty() && layout.rank != rank {
         return Err(format!(
             "cell `{cell}` holds factors of rank {}, and its graph says {rank}: they are not of one run",
             layout.rank
         ));
     }
-    Adapter::restore(&AdapterShape(Arc::new(layout)), state).map_err(|e| e.to_string())
+    Ok(layout)
 }

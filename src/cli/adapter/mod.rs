@@ -2,11 +2,15 @@
 //!
 //! ```text
 //! show     what a file holds            export   the adapter of a checkpoint as a file
-//! convert  a file in another format     paths    what a path is, before anything is read or written
+//! convert  a file in another format     network  what the graph of a checkpoint says of its network
+//!                                       opened   files of every network
+//!                                       paths    what a path is, before anything is read or written
 //! ```
 
 mod convert;
 mod export;
+mod network;
+mod opened;
 mod paths;
 mod show;
 
@@ -29,6 +33,18 @@ pub(super) fn adapter(command: &args::Adapter) -> Result<u8, Failure> {
 /// Say that a file has been written, and what became of its strength.
 fn report(adapter: &Adapter, to: AdapterFormat, output: &std::path::Path, written: Written) {
     let layout = &adapter.layout;
+    if to == AdapterFormat::IpAdapter {
+        let (whole, factors) = (layout.whole.len(), layout.modules.len());
+        let what = match (whole, factors) {
+            (whole, 0) => format!("{whole} linears that were trained whole"),
+            (0, factors) => format!("{factors} linears of rank {}", layout.rank),
+            (whole, factors) => format!(
+                "{whole} linears that were trained whole, and of those with factors ({factors}) what an IP-Adapter has,"
+            ),
+        };
+        say!("{what} in `{}`, a copy of their IP-Adapter's file, read back and compared", output.display());
+        return;
+    }
     say!(
         "{} linears of rank {} in `{}` ({} names), read back and compared",
         layout.modules.len(),

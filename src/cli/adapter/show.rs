@@ -2,15 +2,15 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use prefgraph_nn::{lora::AdapterFile, models::flux::NAMES};
+use prefgraph_nn::lora::AdapterFile;
 
-use super::paths;
+use super::{opened::Opened, paths};
 use crate::cli::{Failure, system};
 
 /// Say what a file holds.
 pub(super) fn show(path: &Path) -> Result<u8, Failure> {
     paths::no_checkpoint(path)?;
-    let file = AdapterFile::open_transformer(path, "", &NAMES).map_err(Failure::new)?;
+    let file = Opened::open(path, true)?.file;
     paths::no_cells(&file)?;
     system::print(&listing(&file))?;
     Ok(0)

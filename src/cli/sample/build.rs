@@ -87,6 +87,8 @@ pub(super) struct Drawing {
     pub steps: usize,
     pub guidance: Option<f64>,
     pub cfg: f64,
+    /// Of image tokens, where the graph states it.
+    pub ip_scale: Option<f64>,
     /// What was chosen that nobody stated.
     pub notes: Vec<String>,
 }
@@ -225,7 +227,9 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
     if !parts.states_sample && wanted.steps.is_none() {
         notes.push(format!("{steps} passes: the graph says nothing of sampling; --steps N sets it"));
     }
-    let settings = SampleSettings { steps, guidance, cfg, seed: None, ..parts.sample.clone() };
+    // Of a network without its IP-Adapter there is nothing to scale.
+    let ip_scale = parts.sample.ip_scale.filter(|_| layout.image_tokens);
+    let settings = SampleSettings { steps, guidance, cfg, ip_scale, seed: None, ..parts.sample.clone() };
     let sample = Sample::<usize, usize, usize>::new(settings).map_err(Failure::new)?;
     let (negative_text, negative_pooled) = avoided.unzip();
     let wires = (
@@ -244,7 +248,7 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
     let (latents,) = graph.add(&ids.take("sample"), sample, wires);
     let settings = DecodeSettings { kind, weights, allow_toy: parts.autoencoder.1.allow_toy };
     let (images,) = graph.add(&decode, op::<Decode>(&decode, settings)?, (latents,));
-    Ok(Drawing { graph: Arc::new(graph), images, steps, guidance, cfg, notes })
+    Ok(Drawing { graph: Arc::new(graph), images, steps, guidance, cfg, ip_scale, notes })
 }
 
 /// The adapter in a file, as it is: its linears, its rank and its scale.

@@ -73,6 +73,8 @@ pub(super) struct About<'a> {
     pub guidance: Option<f64>,
     /// Classifier-free guidance, and what it leads away from.
     pub cfg: f64,
+    /// Of image tokens, where the graph states it.
+    pub ip_scale: Option<f64>,
     pub negative: Option<&'a str>,
     pub graph: &'a str,
 }
@@ -91,6 +93,7 @@ impl About<'_> {
         if self.cfg != 1.0 {
             texts.push(("cfg", self.cfg.to_string()));
         }
+        texts.extend(self.ip_scale.map(|scale| ("ip_scale", scale.to_string())));
         texts.extend(self.negative.map(|negative| ("negative", negative.to_owned())));
         texts.extend(self.references.iter().map(|path| ("reference", path.display().to_string())));
         texts

@@ -153,9 +153,9 @@ impl Easel {
         seed: u64,
         graph: &'a str,
     ) -> About<'a> {
-        let Drawing { steps, guidance, cfg, .. } = self.drawing;
+        let Drawing { steps, guidance, cfg, ip_scale, .. } = self.drawing;
         let (adapter, negative) = (wanted.adapter, wanted.negative);
-        About { prompt, seed, adapter, references, steps, guidance, cfg, negative, graph }
+        About { prompt, seed, adapter, references, steps, guidance, cfg, ip_scale, negative, graph }
     }
 
     /// Draw the pictures of all steps at one seed.
@@ -223,12 +223,13 @@ fn introduce(drawing: &Drawing, wanted: &Wanted<'_>, count: usize) {
         1.0 => (drawing.steps, String::new()),
         cfg => (2 * drawing.steps, format!(", classifier-free guidance {cfg}")),
     };
+    let ip_scale = drawing.ip_scale.map(|s| format!(", IP-Adapter at {s}")).unwrap_or_default();
     let network = match wanted.adapter {
         Some(adapter) => format!("with the adapter `{}`", Path::display(adapter)),
         None => "from the frozen network, without an adapter".to_owned(),
     };
     say!(
-        "{count} picture{} of {width} x {height} pixels (width x height), {passes} pass{} each{guidance}{cfg}, {network}",
+        "{count} picture{} of {width} x {height} pixels (width x height), {passes} pass{} each{guidance}{cfg}{ip_scale}, {network}",
         if count == 1 { "" } else { "s" },
         if passes == 1 { "" } else { "es" },
     );

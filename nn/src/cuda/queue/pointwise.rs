@@ -43,11 +43,19 @@ impl CudaQueue {
         let last = |each: usize| batch.saturating_sub(1) * each + tokens;
         let (from, to) =
             (Rows::of(from, last(from_tokens), width), Rows::of_mut(&to, last(to_tokens), width));
-        self.expect_activations("copy_tokens", [from, to]);
+        let name = match (from.element, to.element) {
+            (from, to) if from == to && to == self.activation() => "copy_tokens",
+            (Element::F32, Element::F32) => "copy_tokens_exact",
+            _ => {
+                let message = "a copy of tokens between activations and f32 values".to_owned();
+                self.note::<()>(Err(Error::Internal(message)));
+                return;
+            }
+        };
         self.launch(
             Source::Pointwise,
-            "copy_tokens",
-            self.chunks(batch * tokens, width),
+            name,
+            chunks(to.element, batch * tokens, width),
             &[
                 from.argument(),
                 to.argument(),

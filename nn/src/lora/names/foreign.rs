@@ -37,13 +37,37 @@ pub(in crate::lora) fn other_method(name: &str) -> Option<&'static str> {
     METHODS.iter().find(|(ending, _)| name.ends_with(ending)).map(|(_, method)| *method)
 }
 
+/// Is this a tensor of an IP-Adapter: of its keys and values, or of what makes its image tokens?
+pub(in crate::lora) fn is_of_ip_adapter(name: &str) -> bool {
+    name.starts_with("ip_adapter.") || name.starts_with("image_proj.")
+}
+
+/// Networks, by how the names of their linears begin in the layouts of diffusers and of the original releases.
+const NETWORKS: [(&str, &[&str]); 2] = [
+    (
+        "a Stable Diffusion U-Net (SD 1.5, SDXL)",
+        &["down_blocks", "up_blocks", "mid_block", "input_blocks", "middle_block", "output_blocks"],
+    ),
+    (
+        "a FLUX transformer",
+        &["transformer_blocks", "single_transformer_blocks", "double_blocks", "single_blocks"],
+    ),
+];
+
+/// The network that has a linear of this name, where its beginning says so.
+pub(in crate::lora) fn network_of(name: &str) -> Option<&'static str> {
+    let begins = |(_, parts): &&(&str, &[&str])| parts.iter().any(|part| name.starts_with(part));
+    NETWORKS.iter().find(begins).map(|(network, _)| *network)
+}
+
 /// What to say of a linear that the network with these names does not have.
 pub(in crate::lora) fn unknown_linear(names: &Names, name: &str) -> String {
-    const UNET: [&str; 6] =
-        ["down_blocks", "up_blocks", "mid_block", "input_blocks", "middle_block", "output_blocks"];
-    if UNET.iter().any(|part| name.starts_with(part)) {
-        format!("is a linear of a Stable Diffusion U-Net (SD 1.5, SDXL), not of {}", names.network)
-    } else {
-        format!("is not a linear of {}", names.network)
+    let [(unet, _), (flux, _)] = NETWORKS;
+    match network_of(name) {
+        Some(network) if network == unet => format!("is a linear of {unet}, not of {}", names.network),
+        Some(network) if network == flux && names.network != flux => {
+            format!("is a linear of {flux}, not of {}", names.network)
+        }
+        _ => format!("is not a linear of {}", names.network),
     }
 }

@@ -22,6 +22,6 @@ mod linear;
 mod tensor_name;
 pub(super) mod uno;
 
-pub(super) use foreign::{in_text_encoder, other_method, unknown_linear};
+pub(super) use foreign::{in_text_encoder, is_of_ip_adapter, network_of, other_method, unknown_linear};
 pub(super) use linear::{Linear, Spelling, locate};
 pub(super) use tensor_name::{Side, TensorName};

@@ -212,6 +212,7 @@ impl FluxConfig {
             kind: "flux-uno".into(),
             channels: self.in_channels / (PATCH * PATCH),
             patch: PATCH,
+            whole: PATCH,
             text_width: self.joint_attention_dim,
             pooled_width: self.pooled_projection_dim,
             width: self.width(),

@@ -104,7 +104,10 @@ pub(super) fn forward<D: Device>(
     let q = sizes.split(pass, sizes.pixels, &q_rows);
     let (own, _) = attend(pass, sizes, &q, [&attention.k, &attention.v], tokens)?;
     let image = match (&attention.image, pass.image) {
-        (Some([k, v]), Some(tokens)) => Some(attend(pass, sizes, &q, [k, v], tokens)?),
+        // At the scale 0 only a probe or a backward looks at it.
+        (Some([k, v]), Some(tokens)) if pass.image_scale != 0.0 || pass.saving || look => {
+            Some(attend(pass, sizes, &q, [k, v], tokens)?)
+        }
         _ => None,
     };
     let (image, k_image) = image.unzip();

@@ -100,6 +100,7 @@ impl UNetConfig {
             kind: if image_prompt { "sdxl-ip-adapter" } else { "sdxl" }.into(),
             channels: self.in_channels,
             patch: 1,
+            whole: self.cell(),
             text_width: self.cross_attention_dim,
             pooled_width: self.pooled_width().unwrap_or(0),
             width: self.sinusoid(),

@@ -36,6 +36,7 @@ struct Conditions<D: Device> {
     image: Option<(D::Buffer, usize)>,
     /// What was kept of the pass that made image tokens, where it is trained.
     resampled: Option<ResamplerSaved<D>>,
+    image_scale: f32,
     /// `E`.
     width: usize,
 }
@@ -52,7 +53,7 @@ impl<D: Device> Conditions<D> {
             condition: &self.condition,
             text: tokens(&self.text),
             image: self.image.as_ref().map(tokens),
-            image_scale: model.image_scale(),
+            image_scale: self.image_scale,
             checkpointing: model.options.checkpointing,
             saving,
         }
@@ -105,6 +106,11 @@ impl<D: Device> UNet<D> {
             format!("{}", inputs.references.len()),
         )?;
         check_guidance(layout, inputs)?;
+        if let Some(scale) = inputs.image_scale.filter(|scale| !(layout.image_tokens && scale.is_finite())) {
+            return Err(Error::Setting(format!(
+                "image tokens of a pass at the scale {scale}: expected a number, and a U-Net with an IP-Adapter"
+            )));
+        }
         match (&inputs.image_tokens, layout.image_tokens) {
             (None, false) => Ok(()),
             (None, true) => Err(Error::Setting(
@@ -169,6 +175,7 @@ impl<D: Device> UNet<D> {
             text: upload(&inputs.text),
             image,
             resampled,
+            image_scale: inputs.image_scale.unwrap_or_else(|| self.image_scale()),
             width: self.layout.text_width,
         })
     }

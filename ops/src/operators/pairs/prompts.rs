@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     guard,
+    identity::{ReadBatch, Sample},
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{ImageShape, Images, List, ListShape, Texts, TextsShape},
     resume::{DataSample, External},
@@ -43,6 +44,9 @@ settings! {
         pub max_pixels: usize = MAX_PIXELS,
     }
 }
+
+/// The version of how files become pixels; raised when the same files give others.
+const READING: u32 = 1;
 
 /// Batches of prompts in the order of their file; those with equally many references share a batch.
 pub struct Prompts {
@@ -226,18 +230,47 @@ impl Operator for Prompts {
         vec![External::samples("path", self.requests.iter().map(sample).collect())]
     }
 
+    fn samples(&self) -> Option<Vec<Sample>> {
+        let mut variants = vec![0; self.requests.len()];
+        for (variant, group) in self.order.groups().iter().enumerate() {
+            group.samples.iter().for_each(|sample| variants[*sample] = variant);
+        }
+        let size = (self.settings.reference_height, self.settings.reference_width);
+        let requests = self.requests.iter().zip(variants);
+        let sample = |(request, variant): (&Request, usize)| Sample {
+            variant,
+            facts: format!("{READING} {size:?} {:?}", request.prompt),
+            files: request.references.iter().map(|r| r.image.clone()).collect(),
+        };
+        Some(requests.map(sample).collect())
+    }
+
+    fn read(&self, _: &Ctx<'_>, samples: &[usize]) -> Result<ReadBatch<Self::Out>, OpError> {
+        let request =
+            |i: &usize| self.requests.get(*i).ok_or_else(|| OpError::internal(format!("no prompt {i}")));
+        let requests = samples.iter().map(request).collect::<Result<Vec<_>, _>>()?;
+        Ok(Some((samples.to_vec(), self.outputs(&requests)?)))
+    }
+
     fn forward(&self, ctx: &Ctx<'_>, (): Self::In) -> Result<(Self::Out, ()), OpError> {
         let batch = self.order.at(ctx.seed, ctx.node, ctx.step);
         let requests: Vec<&Request> = batch.samples.iter().map(|i| &self.requests[*i]).collect();
+        Ok((self.outputs(&requests)?, ()))
+    }
+}
+
+impl Prompts {
+    /// A batch of requests, all with equally many references.
+    fn outputs(&self, requests: &[&Request]) -> Result<<Self as Operator>::Out, OpError> {
         let PromptsSettings { reference_height: height, reference_width: width, .. } = self.settings;
-        let references = (0..requests[0].references.len()).map(|r| {
+        let references = (0..requests.first().map_or(0, |first| first.references.len())).map(|r| {
             let pictures = requests.iter().map(|request| self.picture(request, r));
             let rgb = pictures.collect::<Result<Vec<_>, _>>()?.concat();
             Ok::<_, OpError>(Images { batch: requests.len(), height, width, rgb: rgb.into() })
         });
         let texts =
             |of: &dyn Fn(&Request) -> &String| Texts(requests.iter().map(|r| of(r).clone()).collect());
-        Ok(((List(references.collect::<Result<_, _>>()?), texts(&|r| &r.prompt), texts(&|r| &r.id)), ()))
+        Ok((List(references.collect::<Result<_, _>>()?), texts(&|r| &r.prompt), texts(&|r| &r.id)))
     }
 }
 
@@ -281,6 +314,15 @@ mod tests {
         assert_eq!(references.0[0].picture(1)[..3], [9, 8, 7]);
         let (references, prompts, _) = batch(0);
         assert_eq!((references.0.len(), &prompts.0[..]), (0, &["a tree", "a tree"].map(String::from)[..]));
+
+        // As samples for a cache: in the order of the file, and read in any number.
+        let samples = op.samples().unwrap();
+        assert_eq!(samples.iter().map(|s| s.variant).collect::<Vec<_>>(), [1, 1, 0]);
+        assert!(samples[0].files == samples[1].files && samples[2].files.is_empty());
+        assert!(samples[0].facts != samples[1].facts && samples[0].facts.contains("a dog"));
+        let (read, (references, prompts, ids)) = op.read(&bench.ctx(), &[1]).unwrap().unwrap();
+        assert_eq!((&read[..], references.0.len(), references.0[0].batch), (&[1][..], 1, 1));
+        assert_eq!((&prompts.0[0][..], &ids.0[0][..]), ("a cat", "b"));
 
         std::fs::write(&file, "{\"id\": \"a\", \"prompt\": \"\", \"win\": 3}").unwrap();
         assert!(refused(settings).contains("line 1"), "a winner that is stated must be one");

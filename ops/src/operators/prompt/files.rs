@@ -15,7 +15,20 @@ pub(super) fn encoder(setting: &str, path: &DataPath, name: &str) -> Result<Path
             "{setting}: the encoder is needed: its folder, that of a checkpoint with `{name}`, or its single file"
         )));
     }
-    Ok(below(path, name))
+    let found = below(path, name);
+    if found == path.0 && found.is_dir() && !found.join("config.json").exists() {
+        let what = match setting {
+            "bigg" => "OpenCLIP ViT-bigG, which Stable Diffusion 1 does not have",
+            "clip" => "CLIP-L",
+            _ => "T5",
+        };
+        return Err(OpError::new(format!(
+            "{setting}: `{}` has no folder `{name}`, where a pipeline has {what}, and no config.json of an encoder: name the \
+             encoder's folder or its single file",
+            found.display()
+        )));
+    }
+    Ok(found)
 }
 
 /// The folder of a tokeniser: as stated, else the encoder's neighbour of this name, else the encoder's own.

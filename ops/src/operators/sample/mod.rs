@@ -21,13 +21,15 @@ use super::{
 use crate::{
     choices,
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
+    port::T,
     ports::{
         BackboneHandle, Clean, ImagePrompt, Latents, List, Pooled, Process, Sizes, TextTokens, TimeShape,
         Timesteps,
     },
     random::Random,
+    role::As,
     settings,
-    shape::Axis,
+    shape::{Axes, Axis},
 };
 
 choices! {
@@ -68,6 +70,8 @@ settings! {
         /// Classifier-free guidance: predictions are `negative + cfg (prediction - negative)`, with the negative conditions connected. 1 is
         /// none; SDXL is sampled with 5 to 7.
         pub cfg: f64 = 1.0,
+        /// What the attention over image tokens is multiplied by; `ip_scale` of the backbone where it is not given. With 0 the network draws as without its IP-Adapter.
+        pub ip_scale: Option<f64> = None,
         /// Of the noise; the run's where it is not given.
         pub seed: Option<u64> = None,
     }
@@ -141,6 +145,14 @@ impl<C: Axis, H: Axis, W: Axis> Sample<C, H, W> {
     }
 }
 
+/// Rows for every sample of a batch, of which there may be one for all.
+fn for_all<S: Axes>(ctx: &Ctx<'_>, rows: T<S>, of_batch: impl Fn(S) -> S) -> Result<T<S>, OpError> {
+    let found = *HasShape::shape(&rows);
+    let wanted = of_batch(found);
+    let times = wanted.num_elements() / found.num_elements().max(1);
+    if times == 1 { Ok(rows) } else { super::tensors::tensor(ctx, wanted, rows.as_vec().repeat(times)) }
+}
+
 impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
     const NAME: &'static str = "sample";
     const DOC: &'static str = "Draw latents from the network, with the adapter as it is at this step or without one. \
@@ -185,6 +197,9 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
         }
         if !(shift > 0.0 && shift.is_finite()) {
             return Err(OpError::new(format!("shift {shift}: a positive number is needed")));
+        }
+        if let Some(scale) = settings.ip_scale.filter(|scale| !scale.is_finite()) {
+            return Err(OpError::new(format!("ip_scale {scale}: a number is needed")));
         }
         if !cfg.is_finite() {
             return Err(OpError::new(format!("cfg {cfg}: a number is needed")));
@@ -231,16 +246,31 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
             guidance: self.settings.guidance,
         };
         conditions.check(backbone.layout(), like.concrete())?;
+        if let Some(scale) = self.settings.ip_scale.filter(|_| !backbone.layout().image_tokens) {
+            return Err(OpError::new(format!(
+                "ip_scale is {scale}, but the {} has no IP-Adapter to scale: leave it out, or set `ip_adapter` on its node",
+                backbone.layout().kind
+            )));
+        }
         match (&negative_text, &negative_pooled) {
-            (Some(text), Some(pooled)) => {
+            (Some(away), Some(pooled)) => {
                 if self.guided() && image_prompt.is_some() && negative_image_prompt.is_none() {
                     return Err(OpError::new(format!(
                         "cfg {}: connect `negative_image_prompt`, tokens of no picture (`image-prompt` with `negative: true`)",
                         self.settings.cfg
                     )));
                 }
-                let image_prompt = negative_image_prompt.as_ref().or(image_prompt.as_ref());
-                let negative = ConditionShapes { text, pooled, image_prompt, ..conditions };
+                // One sample stands for all of the batch.
+                let all = |batch: usize| if batch == 1 { text.0 } else { batch };
+                let tokens = |&(batch, count, width): &(usize, usize, usize)| (all(batch), count, width);
+                let (away, pooled) = (tokens(away), (all(pooled.0), pooled.1));
+                let image_prompt = negative_image_prompt.as_ref().map(tokens).or(image_prompt);
+                let negative = ConditionShapes {
+                    text: &away,
+                    pooled: &pooled,
+                    image_prompt: image_prompt.as_ref(),
+                    ..conditions
+                };
                 negative.check(backbone.layout(), like.concrete())?;
             }
             (None, None) if self.guided() => {
@@ -270,12 +300,18 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
         Some(self.cost_on(DeviceKind::Cuda, inputs))
     }
 
-    fn notes(&self, (backbone, _, like, ..): &InShapes<Self>) -> Vec<String> {
+    fn notes(&self, (backbone, _, like, _, _, _, negative_text, ..): &InShapes<Self>) -> Vec<String> {
         let steps = self.settings.steps;
         let shift = self.shift(backbone.layout(), (like.2.size(), like.3.size()));
         let shifted = shift.map(|shift| format!(", sigmas shifted by {shift:.3}"));
         let passes = if self.guided() { 2 * steps } else { steps };
-        vec![format!("{passes} passes for a sample{}", shifted.unwrap_or_default())]
+        let mut notes = vec![format!("{passes} passes for a sample{}", shifted.unwrap_or_default())];
+        if !self.guided() && negative_text.is_some() {
+            notes.push(
+                "cfg is 1, which is no guidance: what `negative_text` says is not avoided; set `cfg`, e.g. to 5.0".into(),
+            );
+        }
+        notes
     }
 
     fn forward(
@@ -309,13 +345,24 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
         };
         // What is in `like`, and the times, every pass replaces by its own.
         let mut inputs = conditions.inputs(ctx, &like)?;
-        let mut negative = match (&negative_text, &negative_pooled) {
-            (Some(text), Some(pooled)) if self.guided() => {
-                let image_prompt = negative_image_prompt.as_ref();
-                Some(Conditions { text, pooled, image_prompt, ..conditions }.inputs(ctx, &like)?)
+        let mut negative = match (negative_text, negative_pooled) {
+            (Some(away), Some(pooled)) if self.guided() => {
+                let samples = HasShape::shape(&text).0;
+                let away = for_all(ctx, away, |(_, count, width)| (samples, count, width))?;
+                let pooled = for_all(ctx, pooled, |(_, width)| (samples, width))?;
+                let image = negative_image_prompt.map(|As(_, tokens)| {
+                    for_all(ctx, tokens, |(_, count, width)| (samples, count, width)).map(ImagePrompt::from)
+                });
+                let image = image.transpose()?;
+                let avoided =
+                    Conditions { text: &away, pooled: &pooled, image_prompt: image.as_ref(), ..conditions };
+                Some(avoided.inputs(ctx, &like)?)
             }
             _ => None,
         };
+        for inputs in std::iter::once(&mut inputs).chain(&mut negative) {
+            inputs.image_scale = self.settings.ip_scale.map(|scale| scale as f32);
+        }
         let seed = self.settings.seed.unwrap_or(ctx.seed);
         let normals =
             |purpose: &str| Random::new(seed, Self::NAME, u64::MAX, purpose).normals(shape.num_elements());

@@ -223,6 +223,9 @@ fn what_cannot_be_sampled_is_refused_before_the_first_pass() {
     assert!(message(SampleSettings { steps: 0, ..Default::default() }).contains("steps 0"));
     assert!(message(SampleSettings { steps: 1000, ..Default::default() }).contains("1 to 999"));
     assert!(message(SampleSettings { shift: -1.0, ..Default::default() }).contains("shift -1"));
+    assert!(
+        message(SampleSettings { ip_scale: Some(f64::INFINITY), ..Default::default() }).contains("ip_scale")
+    );
     assert!(message(SampleSettings { cfg: f64::NAN, ..Default::default() }).contains("cfg NaN"));
     let of_flow = SampleSettings { process: Some(Process::DdpmV), ..Default::default() };
     assert!(message(of_flow).contains("settings of ddim"));
@@ -245,6 +248,9 @@ fn what_cannot_be_sampled_is_refused_before_the_first_pass() {
     assert!(error.contains("guidance"), "{error}");
     let error = shapes(SampleSettings { cfg: 5.0, ..good.clone() }, like, None).unwrap_err().to_string();
     assert!(error.contains("negative_text"), "{error}");
+    let scaled = SampleSettings { ip_scale: Some(0.5), ..good.clone() };
+    let error = shapes(scaled, like, None).unwrap_err().to_string();
+    assert!(error.contains("has no IP-Adapter to scale"), "{error}");
     let error = shapes(good.clone(), (like.0, like.1 + 1, like.2, like.3), None).unwrap_err().to_string();
     assert!(error.contains("channels"), "{error}");
     let mut layout = (*case.adapters()[0].layout).clone();
