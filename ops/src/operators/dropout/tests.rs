@@ -1,3 +1,5 @@
+//! What is drawn, and what stands in the place of what is left out.
+
 use dfdx::shapes::HasShape;
 
 use super::*;
