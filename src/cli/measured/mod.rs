@@ -226,10 +226,8 @@ impl Measured {
                 )
             }
             None => format!(
-                "no step is the best: in {} the winner's error on held-out pairs was above the frozen network's, or the criterion \
-                 no number; the last was made after step {}",
-                if *count == 1 { "the one measurement".into() } else { format!("all {count} measurements") },
-                last.made
+                "no step is the best: in none of {count} {measurements} was the error on held-out winners at most the frozen network's, \
+                 and the criterion a finite number"
             ),
         })
     }
