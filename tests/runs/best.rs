@@ -86,6 +86,13 @@ fn a_run_that_is_killed_anywhere_and_resumed_has_the_best_adapter_of_one_that_wa
         let newest = |out: &Path| fs::read(out.join("checkpoints/step-10/cells.safetensors")).unwrap();
         assert!(newest(&out) == newest(&whole), "killed at {step}");
     }
+    // The files of a later step are none of a run that goes on another way, even if it finds nothing better than before.
+    let out = dir.path().join("other");
+    killed_at(&whole, &out, 4);
+    let worse = ["--steps", "5", "--resume", "--accept-changes", "--set", "update.lr=0.5"];
+    runs(&out, &[&DEMO, &OFTEN, &EVERY, &worse]);
+    assert_eq!((lowest(&all).unwrap().0, lowest(&measured(&out)).unwrap().0), (6, 3));
+    assert_eq!(facts(&out)["step"], 3);
     // A run that ends earlier has nothing of what came later.
     for step in [2, 6] {
         let out = dir.path().join(format!("shorter-{step}"));

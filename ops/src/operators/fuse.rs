@@ -198,7 +198,7 @@ mod tests {
             mask_field::MaskField,
             testing::{Bench, case, mask_of, worst},
         },
-        ports::{List, Scores},
+        ports::{List, Metric, Scores},
     };
 
     fn fuse(settings: FuseSettings) -> Fuse {
@@ -269,6 +269,21 @@ mod tests {
         let ((mask, _, metrics), ()) = fuse(FuseSettings::default()).forward(&ctx, inputs).unwrap();
         assert_eq!(mask.as_vec(), [1., 0., 1., 1.]);
         assert_eq!(metrics.get("without_prior").unwrap().mean(), Some(1.0));
+    }
+
+    #[test]
+    fn the_shares_of_the_picture_are_those_of_the_mask_and_of_the_prior() {
+        let bench = Bench::new();
+        let ctx = bench.ctx();
+        let m = |v: &[f32]| -> Mask { mask_of(&ctx, (2, 1, 4), v) };
+        let structure = m(&[1., 0., 0., 0., 0., 0., 0., 0.]);
+        let prior = m(&[1., 1., 1., 0., 1., 0., 0., 0.]);
+        let op = fuse(FuseSettings { mode: Mode::Structure, ..Default::default() });
+        let inputs = (Some(structure.into()), None, prior.into(), None);
+        let ((_, _, metrics), ()) = op.forward(&ctx, inputs).unwrap();
+        let shares = |name: &str| metrics.get(name).cloned();
+        assert_eq!(shares("mask_mean"), Some(Metric::PerSample(vec![0.25, 0.0])));
+        assert_eq!(shares("prior_mean"), Some(Metric::PerSample(vec![0.75, 0.25])));
     }
 
     #[test]
