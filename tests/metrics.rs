@@ -9,7 +9,10 @@ use std::{
 
 use prefgraph::{Plan, PlanOptions, Registry, RunOptions, Runner, spec};
 use prefgraph_nn::Cpu;
-use prefgraph_ops::ports::{Effect, MetricKind, Metrics};
+use prefgraph_ops::{
+    operators::measure::{pooled, summary},
+    ports::{Effect, MetricKind, Metrics},
+};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -25,11 +28,21 @@ fn recorded(graph: &str, more: &[&str]) -> Metrics {
     let plan = Plan::new(&graph, &PlanOptions::default()).unwrap_or_else(|e| panic!("{e}"));
     let options = RunOptions { last: Some(0), ..RunOptions::new(0, Cpu::new(2).unwrap()) };
     let output = Runner::new(graph, plan, options).unwrap().step().unwrap_or_else(|e| panic!("{e}"));
-    let records = output.effects.into_iter().filter_map(|(_, effect)| match effect {
-        Effect::Record(metrics) => Some(metrics.0),
-        _ => None,
-    });
-    Metrics(records.flatten().collect())
+    let mut recorded = Metrics::default();
+    for (_, effect) in output.effects {
+        match effect {
+            Effect::Record(metrics) => recorded.0.extend(metrics.0),
+            // As a run sums up a measurement that takes one step.
+            Effect::Measure(part) => {
+                let pairs = pooled([(0, &*part.pairs)], 1);
+                let sums = summary(part.process, part.levels, &pairs);
+                let named = sums.0.into_iter().map(|(name, sum)| (format!("{}.{name}", part.prefix), sum));
+                recorded.0.extend(named);
+            }
+            _ => {}
+        }
+    }
+    recorded
 }
 
 /// All documented metrics by name. Operators that share a name must mean the same kind of thing.
@@ -58,8 +71,13 @@ fn what_the_recipes_record_is_what_is_documented() {
         let metrics = recorded(graph, more);
         assert!(metrics.get("held_out.w_diff").is_some(), "{graph} measures no held-out pairs");
         for (name, metric) in &metrics.0 {
+            let in_tensorboard = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+            assert!(name.chars().all(in_tensorboard), "{graph}: TensorBoard would rename `{name}`");
             let name = name.strip_prefix("held_out.").unwrap_or(name);
-            let Some((name, kind)) = documented.get_key_value(name) else {
+            // The sums of a level of noise are those of all pairs over fewer of them.
+            let of_level = name.strip_prefix("sigma_").and_then(|rest| rest.rsplit_once('.'));
+            let name = &of_level.map_or(name.to_owned(), |(_, figure)| format!("all.{figure}"));
+            let Some((name, kind)) = documented.get_key_value(name.as_str()) else {
                 panic!("{graph} records `{name}`, which no operator documents")
             };
             assert_eq!(metric.kind(), *kind, "{graph}: `{name}`");

@@ -23,6 +23,7 @@ use crate::{
         lora_update::LoraUpdate,
         mask_field::MaskField,
         masked_loss::MaskedLoss,
+        measure::Measure,
         moments::ZeroMoments,
         noise::Noise,
         pairs::{Pairs, Prompts},
@@ -94,6 +95,7 @@ pub fn visit_all(v: &mut impl Visit) {
     // After the backward.
     v.operator::<LoraUpdate>();
     v.operator::<Log>();
+    v.operator::<Measure>();
     v.operator::<Preview>();
     // What the networks draw.
     v.operator::<Blank>();

@@ -28,7 +28,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use prefgraph_ops::NamedState;
+use prefgraph_ops::{NamedState, NamedTensor};
 
 use crate::sources::Sources;
 
@@ -77,10 +77,26 @@ pub struct Checkpoint {
     pub sources: Option<Sources>,
     /// Carried values, by the path of their cell.
     pub cells: BTreeMap<String, NamedState>,
+    /// What the run itself remembers of the effects of nodes, by node.
+    pub kept: BTreeMap<String, Kept>,
+}
+
+/// What a run remembers of the effects of a node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Kept {
+    /// In a fixed order, with unique names.
+    pub tensors: Vec<NamedTensor>,
+    /// All else, in a notation of its own.
+    pub text: String,
 }
 
 fn key(cell: &str, tensor: &str) -> String {
     format!("{cell}/{tensor}")
+}
+
+/// The key of a tensor that the run itself remembers; no cell is called like this.
+fn kept_key(node: &str, tensor: &str) -> String {
+    format!("kept:{node}/{tensor}")
 }
 
 fn place(folder: &Path, step: u64) -> PathBuf {

@@ -10,7 +10,11 @@ use std::{
 use prefgraph_nn::files::{TensorFiles, open_regular};
 use prefgraph_ops::{NamedState, NamedTensor};
 
-use super::{CELLS, Checkpoint, CheckpointError, STATE, key, place, state::State, steps};
+use super::{
+    CELLS, Checkpoint, CheckpointError, Kept, STATE, kept_key, key, place,
+    state::{CellState, KeptState, State},
+    steps,
+};
 
 /// Open a file of a checkpoint. A missing file, or something other than a file, is damage; any other failure is an error of
 /// the system.
@@ -47,19 +51,24 @@ impl Checkpoint {
             .map_err(|e| CheckpointError::damaged(folder, e))?;
         // The checksum matched, so from here on a failure is not damage.
         let files = TensorFiles::open(&folder.join(CELLS)).map_err(|e| fault(&e))?;
+        let read = |name: String, key: String| {
+            let missing = || CheckpointError::damaged(folder, format!("`{key}` is missing"));
+            let dims = files.info(&key).ok_or_else(missing)?.shape.clone();
+            let values = files.read(&key).map_err(|e| fault(&e))?.into();
+            Ok(NamedTensor { name, dims, values })
+        };
         let mut cells = BTreeMap::new();
-        for cell in state.cells {
-            let mut named = NamedState { tensors: Vec::new(), counters: cell.counters };
-            for name in cell.tensors {
-                let key = key(&cell.name, &name);
-                let missing = || CheckpointError::damaged(folder, format!("`{key}` is missing"));
-                let dims = files.info(&key).ok_or_else(missing)?.shape.clone();
-                let values = files.read(&key).map_err(|e| fault(&e))?.into();
-                named.tensors.push(NamedTensor { name, dims, values });
-            }
-            cells.insert(cell.name, named);
+        for CellState { name: cell, tensors, counters } in state.cells {
+            let tensors = tensors.into_iter().map(|name| read(name.clone(), key(&cell, &name)));
+            cells.insert(cell.clone(), NamedState { tensors: tensors.collect::<Result<_, _>>()?, counters });
         }
-        Ok(Self { step: state.step, seed: state.seed, graph: state.graph, sources: state.sources, cells })
+        let mut kept = BTreeMap::new();
+        for KeptState { node, tensors, text } in state.kept {
+            let tensors = tensors.into_iter().map(|name| read(name.clone(), kept_key(&node, &name)));
+            kept.insert(node.clone(), Kept { tensors: tensors.collect::<Result<_, _>>()?, text });
+        }
+        let (step, seed, graph, sources) = (state.step, state.seed, state.graph, state.sources);
+        Ok(Self { step, seed, graph, sources, cells, kept })
     }
 
     /// The newest intact checkpoint in `folder`, and a sentence for every newer one that is damaged.

@@ -4,7 +4,7 @@
 //!  8 bytes  "prefgrph"
 //!  4 bytes  format version, little-endian
 //! 32 bytes  blake3 of all that follows and of cells.safetensors
-//!    rest   bincode 2, standard configuration: `Head`, and from version 2 on the data and weights
+//!    rest   bincode 2, standard configuration: `Head`, from version 2 on the data and weights, from version 3 on what the run remembers
 //! ```
 
 use std::io::{self, Read};
@@ -14,9 +14,11 @@ use bincode::{Decode, Encode, config::standard};
 use crate::sources::{SampleRecord, Source, Sources};
 
 const MAGIC: &[u8; 8] = b"prefgrph";
-const VERSION: u32 = 2;
-/// The older version that is still read: it did not record data and weights.
+const VERSION: u32 = 3;
+/// An older version that is still read: it did not record data and weights.
 const WITHOUT_SOURCES: u32 = 1;
+/// Another: the run itself remembered nothing.
+const WITHOUT_KEPT: u32 = 2;
 const HEAD: usize = MAGIC.len() + size_of::<u32>() + blake3::OUT_LEN;
 
 /// What stands in the file.
@@ -27,6 +29,16 @@ pub(super) struct State {
     pub graph: String,
     pub sources: Option<Sources>,
     pub cells: Vec<CellState>,
+    pub kept: Vec<KeptState>,
+}
+
+/// What is remembered of a node besides its tensors.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub(super) struct KeptState {
+    pub node: String,
+    /// Names of its tensors, in their order.
+    pub tensors: Vec<String>,
+    pub text: String,
 }
 
 /// What is known of a cell besides its tensors.
@@ -113,7 +125,8 @@ impl State {
             cells: self.cells.clone(),
         };
         let sources: SourceStates = self.sources.as_ref().map(to_states);
-        let body = bincode::encode_to_vec((head, sources), standard()).map_err(|e| e.to_string())?;
+        let body =
+            bincode::encode_to_vec((head, sources, &self.kept), standard()).map_err(|e| e.to_string())?;
         let sum = checksum(&body, tensors).map_err(|e| e.to_string())?;
         let mut bytes = Vec::with_capacity(HEAD + body.len());
         bytes.extend(MAGIC);
@@ -141,17 +154,23 @@ impl State {
     fn decode_body(version: u32, body: &[u8]) -> Result<Self, String> {
         let limited = standard().with_limit::<LIMIT>();
         let fault = |e: bincode::error::DecodeError| format!("state.bin: {e}");
-        let ((head, sources), used): ((Head, SourceStates), usize) = if version == WITHOUT_SOURCES {
-            let (head, used) = bincode::decode_from_slice(body, limited).map_err(fault)?;
-            ((head, None), used)
-        } else {
-            bincode::decode_from_slice(body, limited).map_err(fault)?
+        type All = (Head, SourceStates, Vec<KeptState>);
+        let ((head, sources, kept), used): (All, usize) = match version {
+            WITHOUT_SOURCES => {
+                let (head, used) = bincode::decode_from_slice(body, limited).map_err(fault)?;
+                ((head, None, Vec::new()), used)
+            }
+            WITHOUT_KEPT => {
+                let ((head, sources), used) = bincode::decode_from_slice(body, limited).map_err(fault)?;
+                ((head, sources, Vec::new()), used)
+            }
+            _ => bincode::decode_from_slice(body, limited).map_err(fault)?,
         };
         let Head { step, seed, graph_hash, graph, cells } = head;
         if used != body.len() || *blake3::hash(graph.as_bytes()).as_bytes() != graph_hash {
             return Err("state.bin contradicts itself".into());
         }
-        Ok(Self { step, seed, graph, sources: sources.map(from_states), cells })
+        Ok(Self { step, seed, graph, sources: sources.map(from_states), cells, kept })
     }
 }
 
@@ -189,6 +208,7 @@ mod tests {
             graph: "Graph()".into(),
             sources: Some(Sources(sources.into())),
             cells: vec![],
+            kept: vec![KeptState { node: "m".into(), tensors: vec!["a".into()], text: "{}".into() }],
         }
     }
 
@@ -205,16 +225,23 @@ mod tests {
     }
 
     #[test]
-    fn a_state_of_the_version_before_is_read_and_records_no_sources() {
-        let State { step, seed, graph, cells, .. } = state();
+    fn states_of_earlier_versions_are_read_and_record_no_more_than_they_did() {
+        let State { step, seed, graph, cells, sources, .. } = state();
         let graph_hash = *blake3::hash(graph.as_bytes()).as_bytes();
-        let head = Head { step, seed, graph_hash, graph, cells };
-        let body = bincode::encode_to_vec(head, standard()).unwrap();
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend(1u32.to_le_bytes());
-        bytes.extend(checksum(&body, &mut &b"t"[..]).unwrap().as_bytes());
-        bytes.extend(body);
-        assert_eq!(decode(&bytes).unwrap(), State { sources: None, ..state() });
+        let head = || Head { step, seed, graph_hash, graph: graph.clone(), cells: cells.clone() };
+        let states: SourceStates = sources.as_ref().map(to_states);
+        let bodies = [
+            bincode::encode_to_vec(head(), standard()).unwrap(),
+            bincode::encode_to_vec((head(), states), standard()).unwrap(),
+        ];
+        let known = [None, sources];
+        for ((body, sources), version) in bodies.into_iter().zip(known).zip(1u32..) {
+            let mut bytes = MAGIC.to_vec();
+            bytes.extend(version.to_le_bytes());
+            bytes.extend(checksum(&body, &mut &b"t"[..]).unwrap().as_bytes());
+            bytes.extend(body);
+            assert_eq!(decode(&bytes).unwrap(), State { sources, kept: vec![], ..state() }, "{version}");
+        }
     }
 
     #[test]

@@ -17,7 +17,9 @@ fn sample(step: u64) -> Checkpoint {
         counters: vec![("updates".into(), u64::MAX)],
     };
     let cells = BTreeMap::from([("lora".to_owned(), lora), ("empty".to_owned(), NamedState::default())]);
-    Checkpoint { step, seed: 7, graph: "Graph(nodes: [])".into(), sources: None, cells }
+    let best = Kept { tensors: vec![tensor("a", vec![step as f32, 0.5])], text: "best".into() };
+    let kept = BTreeMap::from([("lora".to_owned(), best), ("empty".to_owned(), Kept::default())]);
+    Checkpoint { step, seed: 7, graph: "Graph(nodes: [])".into(), sources: None, cells, kept }
 }
 
 #[test]
@@ -51,7 +53,7 @@ fn the_last_few_are_kept_and_nothing_else_is_left() {
 #[test]
 fn the_mark_of_a_run_that_begins_goes_when_there_is_another_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
-    let begun = Checkpoint { cells: BTreeMap::new(), ..sample(0) };
+    let begun = Checkpoint { cells: BTreeMap::new(), kept: BTreeMap::new(), ..sample(0) };
     begun.write(dir.path()).unwrap();
     prune(dir.path(), 0, 3);
     assert_eq!(Checkpoint::newest(dir.path()).unwrap(), (Some(begun), vec![]));

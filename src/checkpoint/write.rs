@@ -10,8 +10,8 @@ use prefgraph_nn::files::{
 };
 
 use super::{
-    CELLS, Checkpoint, CheckpointError, STATE, key, place,
-    state::{CellState, State},
+    CELLS, Checkpoint, CheckpointError, STATE, kept_key, key, place,
+    state::{CellState, KeptState, State},
     steps,
 };
 
@@ -62,6 +62,18 @@ impl Checkpoint {
                 counters: state.counters.clone(),
             });
         }
+        let mut kept = Vec::new();
+        for (node, own) in &self.kept {
+            for tensor in &own.tensors {
+                let key = kept_key(node, &tensor.name);
+                tensors.push(FileTensor::borrowed(key, tensor.dims.clone(), &tensor.values));
+            }
+            kept.push(KeptState {
+                node: node.clone(),
+                tensors: own.tensors.iter().map(|t| t.name.clone()).collect(),
+                text: own.text.clone(),
+            });
+        }
         write_safetensors(&path, &tensors, &[]).map_err(|e| CheckpointError::new(&path, e))?;
         let state = State {
             step: self.step,
@@ -69,6 +81,7 @@ impl Checkpoint {
             graph: self.graph.clone(),
             sources: self.sources.clone(),
             cells,
+            kept,
         };
         // The checksum is computed from the file: cells may be as large as the free memory.
         let mut written = open_regular(&path).map_err(|e| CheckpointError::new(&path, e))?;

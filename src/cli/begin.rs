@@ -1,16 +1,17 @@
 //! The files that precede the first step of a run.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use super::{
     Failure,
+    measured::Measurements,
     say::say,
     session::{Saved, Session},
     trained::{adapter_cells, origin, rates},
     updates::Updates,
 };
 use crate::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, Kept},
     folder::{Accepted, Command, MetricsFile, RunFolder, Survey as Lines},
     graph::Graph,
     plan::Plan,
@@ -39,6 +40,8 @@ pub(super) struct Begin {
     pub newest: Option<u64>,
     pub lines: Lines,
     pub updates: Updates,
+    /// What the checkpoint remembers of the effects of nodes.
+    pub kept: BTreeMap<String, Kept>,
 }
 
 impl Begin {
@@ -52,6 +55,8 @@ impl Begin {
     ) -> Result<Session, Failure> {
         let Subject { graph, plan, run, resolved, sets, file } = *subject;
         folder.check().map_err(Failure::new)?;
+        let mut measurements = Measurements::new(graph);
+        measurements.recall(graph, plan, &self.kept)?;
         folder.keep();
         let newest = match self.newest {
             Some(step) => step,
@@ -69,6 +74,9 @@ impl Begin {
                 self.lines.later
             );
         }
+        let origin = origin(graph);
+        // Files of steps that run again are none of this run yet.
+        measurements.put_right(&folder, &origin).map_err(Failure::new)?;
         let metrics = MetricsFile::open(folder.path(), newest).map_err(Failure::new)?;
         Ok(Session {
             folder,
@@ -78,8 +86,9 @@ impl Begin {
             saved: Saved::new(newest),
             adapters: adapter_cells(graph),
             rates: rates(graph),
-            origin: origin(graph),
+            origin,
             updates: self.updates,
+            measurements,
         })
     }
 }
@@ -107,7 +116,8 @@ fn mark(
     const PATIENCE: Duration = Duration::from_secs(1);
     let sources = Some(sources(PATIENCE));
     let (seed, graph) = (subject.run.seed, subject.resolved.to_owned());
-    let checkpoint = Checkpoint { step: 0, seed, graph, sources, cells: Default::default() };
+    let (cells, kept) = Default::default();
+    let checkpoint = Checkpoint { step: 0, seed, graph, sources, cells, kept };
     checkpoint.write(&folder.checkpoints()).map_err(Failure::new)?;
     Ok(0)
 }

@@ -39,6 +39,7 @@ mod fits;
 mod forecast;
 mod health;
 mod interrupt;
+mod measured;
 mod ops;
 mod plan;
 mod prepare;

@@ -16,6 +16,7 @@ use super::{
     device, fill, fits,
     health::Health,
     interrupt,
+    measured::complete_best,
     prepare::{Prepared, prepare},
     progress::Progress,
     resume::{Found, Resuming},
@@ -113,14 +114,14 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
         runner.restore(start, &checkpoint.cells).map_err(Failure::new)?;
         say!("resumed at step {start}");
     }
-    let newest = found.map(|c| c.step);
+    let (newest, kept) = found.map(|c| (c.step, c.kept)).unzip();
     // Before the run writes anything: interrupting this leaves the folder as it was.
     if !fill::fill(&mut prepared, &cpu, gpu.as_ref())? {
         return Ok(INTERRUPTED);
     }
     let mut reader = Reader::start(survey)
         .map_err(|e| Failure::new(format!("cannot start a thread to read the data: {e}")))?;
-    let begin = Begin { command, accepted, newest, lines, updates };
+    let begin = Begin { command, accepted, newest, lines, updates, kept: kept.unwrap_or_default() };
     let subject = Subject {
         graph: &prepared.graph,
         plan: &prepared.plan,
@@ -168,6 +169,9 @@ fn finished(folder: &mut RunFolder, prepared: &Prepared, checkpoint: &Checkpoint
     for path in complete(folder, &prepared.graph, &prepared.plan, checkpoint)? {
         let (step, path) = (checkpoint.step, path.display());
         say!("the adapter of step {step} was missing; it is in `{path}`, read back and compared");
+    }
+    for place in complete_best(folder, &prepared.graph, &prepared.plan, checkpoint)? {
+        say!("`{place}` did not hold the best adapter; it is written, read back and compared");
     }
     let (made, steps) = (checkpoint.step, prepared.run.steps);
     match made > steps {

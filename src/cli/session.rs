@@ -13,6 +13,7 @@ use prefgraph_ops::{
 };
 
 use super::{
+    measured::Measurements,
     stop::Stop,
     trained::{AdapterCell, about, check_adapter, stem},
     updates::Updates,
@@ -41,6 +42,7 @@ pub(super) struct Session {
     /// What adapter files say of where they come from.
     pub origin: Vec<(String, String)>,
     pub updates: Updates,
+    pub measurements: Measurements,
 }
 
 /// The checkpoints written so far.
@@ -87,6 +89,17 @@ impl Session {
                 _ if !good => {}
                 Effect::Preview(name, picture) => {
                     self.folder.write_preview(name, picture).map_err(|e| self.folder_fault(e))?;
+                }
+                Effect::Measure(part) => {
+                    let outcome = self.measurements.observe(node, output.step, part);
+                    let outcome = outcome.map_err(|what| Stop::spoilt(output.step, &what))?;
+                    for (name, value) in outcome.summary.0 {
+                        metrics.push_unique(&name, value);
+                    }
+                    if outcome.changed {
+                        let written = self.measurements.write(node, &self.folder, &self.origin);
+                        written.map_err(|e| self.folder_fault(e))?;
+                    }
                 }
                 Effect::Export(adapter, formats) => {
                     let stem = stem(node, self.adapters.len());
@@ -159,7 +172,8 @@ impl Session {
         // A checkpoint must not claim steps whose metrics could still be lost.
         self.metrics.sync().map_err(Stop::failed)?;
         let (seed, graph) = (self.run.seed, self.resolved.clone());
-        let checkpoint = Checkpoint { step, seed, graph, sources: Some(sources), cells };
+        let kept = self.measurements.kept(step).map_err(Stop::failed)?;
+        let checkpoint = Checkpoint { step, seed, graph, sources: Some(sources), cells, kept };
         self.check()?;
         checkpoint.write(&self.folder.checkpoints()).map_err(Stop::failed)?;
         self.saved = Saved { newest: step, at: Instant::now(), ..self.saved };

@@ -121,6 +121,10 @@ impl Loop {
             self.progress.say(&left);
         }
         self.health.summary().iter().for_each(|line| self.progress.say(line));
+        let measurements = &self.session.measurements;
+        for line in measurements.sentences(self.session.folder.path(), made) {
+            self.progress.say(&line);
+        }
         self.progress.say(&match made == steps {
             true => format!("complete: {steps} steps"),
             false => format!("interrupted after {made} of {steps} steps; --resume continues from there"),

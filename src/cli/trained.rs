@@ -1,11 +1,15 @@
 //! The adapters that a run trains, and their files.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use prefgraph_nn::{
     Adapter,
     files::TensorFiles,
     lora::{AdapterFile, AdapterFormat},
+    naming::Names,
 };
 use prefgraph_ops::{NamedState, PortType};
 
@@ -96,15 +100,9 @@ pub(super) fn complete(
         let adapter = restored(graph, plan, cell.value, state)?;
         let stem = stem(&cell.node, cells.len());
         let made = checkpoint.step.to_string();
+        let names = adapter.layout.names;
         let there = |format: AdapterFormat| {
-            let path = folder.path().join(format.file_name(&stem));
-            let is_of_step = |metadata: &BTreeMap<String, String>| metadata.get(STEP) == Some(&made);
-            match format {
-                AdapterFormat::IpAdapter => TensorFiles::open(&path).is_ok_and(|f| is_of_step(f.metadata())),
-                _ => {
-                    AdapterFile::open(&path, "", adapter.layout.names).is_ok_and(|f| is_of_step(f.metadata()))
-                }
-            }
+            is_of_step(&folder.path().join(format.file_name(&stem)), (format, names), &made)
         };
         let mut missing = adapter.layout.formats();
         missing.retain(|format| !there(*format));
@@ -122,8 +120,22 @@ pub(super) fn complete(
     Ok(written)
 }
 
+/// Is there the file of an adapter, and from this step?
+pub(super) fn is_of_step(path: &Path, (format, names): (AdapterFormat, &'static Names), step: &str) -> bool {
+    let says = |metadata: &BTreeMap<String, String>| metadata.get(STEP).is_some_and(|found| found == step);
+    match format {
+        AdapterFormat::IpAdapter => TensorFiles::open(path).is_ok_and(|f| says(f.metadata())),
+        _ => AdapterFile::open(path, "", names).is_ok_and(|f| says(f.metadata())),
+    }
+}
+
 /// An adapter as a checkpoint holds it.
-fn restored(graph: &Graph, plan: &Plan, cell: Endpoint, state: &NamedState) -> Result<Adapter, Failure> {
+pub(super) fn restored(
+    graph: &Graph,
+    plan: &Plan,
+    cell: Endpoint,
+    state: &NamedState,
+) -> Result<Adapter, Failure> {
     let fault = |e: &dyn std::fmt::Display| Failure::new(format!("cell `{}`: {e}", graph.path(cell)));
     let carry = graph.port_type(cell).map_err(|e| fault(&e))?.carry;
     let restore = carry.ok_or_else(|| fault(&"it cannot be carried"))?.restore;

@@ -5,6 +5,7 @@
 //!  graph.dot             the plan as a picture   preview/*.png         pictures that operators gave
 //!  adapter.safetensors   what was trained        checkpoints/step-N/   state to resume from
 //!  adapter.FORMAT.safetensors   the same in other programs' names, where the graph asks for it
+//!  best/                 the adapter of the best measurement of held-out pairs, and best.json about it
 //!  command.json          settings from the command line, and accepted changes
 //!  lock                  held while a run is at work here
 //!
@@ -88,7 +89,7 @@ impl RunFolder {
     /// A run starts to write here: unfinished files of killed runs are removed.
     pub fn keep(&mut self) {
         self.lock.keep();
-        for folder in [self.path.clone(), self.path.join("preview")] {
+        for folder in [self.path.clone(), self.path.join("preview"), self.path.join("best")] {
             remove_abandoned(&folder);
         }
     }
@@ -127,9 +128,9 @@ impl RunFolder {
         let mut names = Vec::new();
         for name in entries(&self.path)? {
             let name = name.to_string_lossy().into_owned();
-            let adapter = name.starts_with("adapter") && name.ends_with(".safetensors");
+            let adapter = is_adapter(&name);
             let counts = match name.as_str() {
-                "graph.ron" | "metrics.jsonl" | "preview" | "sweep.json" => true,
+                "graph.ron" | "metrics.jsonl" | "preview" | "sweep.json" | "best" => true,
                 // A run killed while writing its first checkpoint leaves only an unfinished one.
                 "checkpoints" => entries(&self.checkpoints())?.iter().any(|e| !is_unfinished(e)),
                 _ => adapter,
@@ -171,9 +172,62 @@ impl RunFolder {
     /// # Errors
     /// If that fails.
     pub fn write_text(&self, name: &str, text: &str) -> Result<(), FolderError> {
-        self.check()?;
-        let path = self.path.join(name);
+        self.write_text_in("", name, text)
+    }
+
+    /// Write a text file into a folder of the run's folder.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn write_text_in(&self, place: &str, name: &str, text: &str) -> Result<(), FolderError> {
+        let path = self.place(place)?.join(name);
         write_atomically(&path, text.as_bytes()).map_err(|e| FolderError::io("write", &path, e))
+    }
+
+    /// The text of such a file, if it is there.
+    ///
+    /// # Errors
+    /// If it exists and cannot be read.
+    pub fn text_in(&self, place: &str, name: &str) -> Result<Option<String>, FolderError> {
+        let path = self.path.join(place).join(name);
+        let bytes = held::read_if_there(&path).map_err(|e| FolderError::io("read", &path, e))?;
+        Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// Remove the adapters of a folder of the run's folder, all but some, and its file of a name; the folder as well, if that is all.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn clear(&self, place: &str, name: &str, but: &[String]) -> Result<(), FolderError> {
+        self.check()?;
+        let path = self.path.join(place);
+        if fs::symlink_metadata(&path).is_err() {
+            return Ok(());
+        }
+        let mut names: Vec<String> =
+            entries(&path)?.into_iter().map(|name| name.to_string_lossy().into_owned()).collect();
+        names.retain(|n| n == name || is_adapter(n) && !but.contains(n));
+        // What speaks of the others goes first.
+        names.sort_by_key(|n| n != name);
+        for name in names {
+            let file = path.join(name);
+            fs::remove_file(&file).map_err(|e| FolderError::io("remove", &file, e))?;
+        }
+        if entries(&path)?.is_empty() {
+            fs::remove_dir(&path).map_err(|e| FolderError::io("remove the folder", &path, e))?;
+        }
+        Ok(())
+    }
+
+    /// A folder of the run's folder, which is made if it is not there; empty is the run's folder itself.
+    fn place(&self, name: &str) -> Result<PathBuf, FolderError> {
+        self.check()?;
+        if name.is_empty() {
+            return Ok(self.path.clone());
+        }
+        let path = self.path.join(file_name(name));
+        fs::create_dir_all(&path).map_err(|e| FolderError::io("make the folder", &path, e))?;
+        Ok(path)
     }
 
     /// Write a picture into the folder of previews.
@@ -181,10 +235,7 @@ impl RunFolder {
     /// # Errors
     /// If that fails, or the pixels are not as many as the picture's size says.
     pub fn write_preview(&self, name: &str, picture: &Picture) -> Result<PathBuf, FolderError> {
-        self.check()?;
-        let folder = self.path.join("preview");
-        fs::create_dir_all(&folder).map_err(|e| FolderError::io("make the folder", &folder, e))?;
-        let path = folder.join(format!("{}.png", file_name(name)));
+        let path = self.place("preview")?.join(format!("{}.png", file_name(name)));
         let (width, height) = (picture.width as u32, picture.height as u32);
         let image = image::RgbImage::from_raw(width, height, picture.rgb.to_vec()).ok_or_else(|| {
             FolderError::new(format!(
@@ -211,8 +262,22 @@ impl RunFolder {
         format: AdapterFormat,
         about: &[(String, String)],
     ) -> Result<PathBuf, FolderError> {
-        self.check()?;
-        let path = self.path.join(format.file_name(&file_name(name)));
+        self.write_adapter_in("", name, adapter, format, about)
+    }
+
+    /// The same in a folder of the run's folder.
+    ///
+    /// # Errors
+    /// As [`write_adapter`](Self::write_adapter).
+    pub fn write_adapter_in(
+        &self,
+        place: &str,
+        name: &str,
+        adapter: &Adapter,
+        format: AdapterFormat,
+        about: &[(String, String)],
+    ) -> Result<PathBuf, FolderError> {
+        let path = self.place(place)?.join(format.file_name(&file_name(name)));
         adapter.write(&path, format, about).map_err(|e| FolderError::io("write the adapter", &path, e))?;
         Ok(path)
     }
@@ -223,6 +288,10 @@ fn entries(path: &Path) -> Result<Vec<PathBuf>, FolderError> {
     let fault = |e| FolderError::io("read the folder", path, e);
     let entries = fs::read_dir(path).map_err(fault)?;
     entries.map(|e| e.map(|e| PathBuf::from(e.file_name())).map_err(fault)).collect()
+}
+
+fn is_adapter(name: &str) -> bool {
+    name.starts_with("adapter") && name.ends_with(".safetensors")
 }
 
 /// A name that an operator gave as the name of a file: it must not lead out of the folder.

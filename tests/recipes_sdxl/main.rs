@@ -54,6 +54,32 @@ fn every_recipe_takes_two_steps_and_begins_at_the_loss_of_two_equal_networks() {
 }
 
 #[test]
+fn held_out_pairs_of_a_network_of_ddpm_are_summed_up_by_timestep_and_its_focus_mask_is_measured() {
+    let published = Published::new();
+    let out = published.path("run");
+    let sets = published.sets(true, false).into_iter().chain(["held_out.first=4".into()]);
+    let output = Command::new(cargo_bin("graph-run"))
+        .current_dir(root())
+        .arg("graphs/sdxl/focusdpo_ip_adapter.ron")
+        .args(sets.flat_map(|set| ["--set".into(), set]))
+        .args(["--steps", "4", "--out"])
+        .arg(&out)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    // Four even times, one in each quarter of the timesteps.
+    for level in ["timestep_0-249", "timestep_250-499", "timestep_500-749", "timestep_750-999"] {
+        assert_eq!(last[format!("held_out.{level}.pairs")], 1.0, "{level}");
+        for figure in ["loss", "implicit_acc", "w_diff", "l_diff", "coverage", "mask_mean", "prior_mean"] {
+            assert!(last[format!("held_out.{level}.{figure}")].is_f64(), "{level} {figure}");
+        }
+    }
+    assert_eq!(last["held_out.all.pairs"], 4.0);
+}
+
+#[test]
 fn an_adapter_of_a_u_net_has_the_names_that_diffusers_and_kohyas_tools_read_and_is_read_back() {
     let published = Published::new();
     let network = SdxlUNet::open(Cpu::new(1).unwrap(), &published.path("sdxl")).unwrap();

@@ -1,6 +1,7 @@
 //! Runs that are interrupted, resumed, changed, or lose their files or the disk: what they leave must be intact, and
 //! what they say must be true.
 
+mod best;
 mod changes;
 #[path = "../copy/mod.rs"]
 mod copy;

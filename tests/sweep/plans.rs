@@ -24,8 +24,12 @@ fn a_plan_says_what_is_shared_and_what_that_saves() {
         "found",
         "fuse",
         "held_out_errors",
+        "held_out_found",
+        "held_out_fuse",
         "held_out_log",
+        "held_out_measure",
         "held_out_policy",
+        "held_out_structure",
         "log",
         "lora",
         "loss",
@@ -50,7 +54,7 @@ fn a_plan_says_what_is_shared_and_what_that_saves() {
     assert!(apart - together >= 0.999 * 6.0 * 3.0 * flops(reference), "{together} {apart}");
     assert!((found["flops_ratio"].as_f64().unwrap() - together / apart).abs() < 1e-12);
     let (text, _) = good(&[&["plan"], &DEMO, &TAU, &GAMMA]);
-    assert!(text.contains("shared by all variants, 19 nodes") && text.contains("4 runs in turn"), "{text}");
+    assert!(text.contains("shared by all variants, 20 nodes") && text.contains("4 runs in turn"), "{text}");
 }
 
 #[test]

@@ -95,6 +95,10 @@ impl Operator for Fuse {
             "mask_mean",
             "Mean of the focus mask over all cells: 1 is the whole picture, 0 is no gradient.",
         ),
+        MetricDoc::per_sample(
+            "prior_mean",
+            "Mean of the prior over all cells: the share of the picture that its subjects occupy.",
+        ),
         MetricDoc::number(
             "without_prior",
             "Samples of the batch without a prior: their mask is 1 everywhere, which is plain DPO.",
@@ -148,7 +152,7 @@ impl Operator for Fuse {
         let (structure, detail) = (values(structure.map(|As(_, s)| s)), values(detail.map(|As(_, d)| d)));
         let has_prior = has_prior.map_or_else(|| vec![1.0; batch], |h| h.as_vec());
         let (mut out, mut coverages) = (Vec::with_capacity(batch * cells), Vec::with_capacity(batch));
-        let (mut fused, mut means) = (Vec::with_capacity(batch), Vec::with_capacity(batch));
+        let [mut fused, mut means, mut priors] = [(); 3].map(|()| Vec::with_capacity(batch));
         for (b, has_prior) in has_prior.iter().enumerate() {
             let at = b * cells..(b + 1) * cells;
             let (structure, prior) = (&structure[at.clone()], &prior[at.clone()]);
@@ -164,6 +168,7 @@ impl Operator for Fuse {
                 (vec![1.0; cells], false)
             };
             means.push(area(&mask) / cells as f64);
+            priors.push(whole / cells as f64);
             fused.push(f64::from(u8::from(blend)));
             coverages.push(coverage);
             out.extend(mask);
@@ -175,6 +180,7 @@ impl Operator for Fuse {
         }
         metrics.per_sample("fused", fused);
         metrics.per_sample("mask_mean", means);
+        metrics.per_sample("prior_mean", priors);
         metrics.number("without_prior", has_prior.iter().filter(|h| **h == 0.0).count() as f64);
         Ok(((mask(ctx, (batch, height, width), out)?, coverage, metrics), ()))
     }
@@ -192,7 +198,7 @@ mod tests {
             mask_field::MaskField,
             testing::{Bench, case, mask_of, worst},
         },
-        ports::{List, Scores},
+        ports::{List, Metric, Scores},
     };
 
     fn fuse(settings: FuseSettings) -> Fuse {
@@ -263,6 +269,21 @@ mod tests {
         let ((mask, _, metrics), ()) = fuse(FuseSettings::default()).forward(&ctx, inputs).unwrap();
         assert_eq!(mask.as_vec(), [1., 0., 1., 1.]);
         assert_eq!(metrics.get("without_prior").unwrap().mean(), Some(1.0));
+    }
+
+    #[test]
+    fn the_shares_of_the_picture_are_those_of_the_mask_and_of_the_prior() {
+        let bench = Bench::new();
+        let ctx = bench.ctx();
+        let m = |v: &[f32]| -> Mask { mask_of(&ctx, (2, 1, 4), v) };
+        let structure = m(&[1., 0., 0., 0., 0., 0., 0., 0.]);
+        let prior = m(&[1., 1., 1., 0., 1., 0., 0., 0.]);
+        let op = fuse(FuseSettings { mode: Mode::Structure, ..Default::default() });
+        let inputs = (Some(structure.into()), None, prior.into(), None);
+        let ((_, _, metrics), ()) = op.forward(&ctx, inputs).unwrap();
+        let shares = |name: &str| metrics.get(name).cloned();
+        assert_eq!(shares("mask_mean"), Some(Metric::PerSample(vec![0.25, 0.0])));
+        assert_eq!(shares("prior_mean"), Some(Metric::PerSample(vec![0.75, 0.25])));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `log`: the metrics of a step, joined into one record.
 
+use super::due::Due;
 use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{Effect, Effects, EffectsShape, Metrics},
@@ -24,6 +25,12 @@ settings! {
 pub struct Log(LogSettings);
 
 impl Log {
+    /// The steps at which it records.
+    fn rows(&self) -> Due {
+        let LogSettings { every, over, steps, .. } = self.0;
+        Due { every, over, steps }
+    }
+
     /// The metrics of all wires under the names that they are recorded by.
     fn joined(&self, metrics: Vec<Metrics>) -> Metrics {
         let prefix = if self.0.prefix.is_empty() { String::new() } else { format!("{}.", self.0.prefix) };
@@ -48,29 +55,13 @@ impl Operator for Log {
     const DIFFERENTIABLE: bool = false;
 
     fn new(s: LogSettings) -> Result<Self, OpError> {
-        if s.over == 0 {
-            return Err(OpError::new("over: at least 1 is needed"));
-        }
-        if s.every == 0 && s.steps == 0 {
-            return Err(OpError::new(
-                "nothing would be recorded: set `every`, or `steps` to those of the run",
-            ));
-        }
-        if s.every > 0 && s.over > s.every {
-            return Err(OpError::new(format!(
-                "over {} steps in a row, every {} steps: that is all the time; use fewer samples (e.g. `first` of their \
-                 pairs) or a larger `every`",
-                s.over, s.every
-            )));
-        }
-        Ok(Self(s))
+        let log = Self(s);
+        log.rows().check("recorded")?;
+        Ok(log)
     }
 
     fn due(&self, step: u64) -> bool {
-        let LogSettings { every, over, steps, .. } = self.0;
-        let done = step + 1;
-        let at_end = done <= steps && steps - done < over;
-        at_end || (every > 0 && (every - done % every) % every < over)
+        self.rows().at(step)
     }
 
     fn shapes(&self, (metrics,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {

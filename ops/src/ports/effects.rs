@@ -6,7 +6,7 @@ use prefgraph_nn::{Adapter, lora::AdapterFormat};
 
 use crate::{
     port::{NoGrad, Port},
-    ports::metrics::Metrics,
+    ports::{measured::Measurement, metrics::Metrics},
     shape::PortShape,
 };
 
@@ -30,6 +30,8 @@ pub enum Effect {
     Preview(String, Picture),
     /// Files of an adapter, one in each format.
     Export(Adapter, Vec<AdapterFormat>),
+    /// A part of a measurement, which is summed up over several steps.
+    Measure(Measurement),
 }
 
 /// Things to be done after the step. Their node never runs ahead.

@@ -36,6 +36,7 @@ use super::{
     fits::on_gpu,
     health::Health,
     interrupt,
+    measured::complete_best,
     progress::Progress,
     run::{existing, forget},
     say::say,
@@ -44,7 +45,7 @@ use super::{
     updates::Updates,
 };
 use crate::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, Kept},
     folder::{Accepted, Command, RunFolder, Survey as Lines},
     graph::Graph,
     plan::Plan,
@@ -148,10 +149,12 @@ pub(super) fn sweep(args: &args::Sweep, registry: &Registry) -> Result<u8, Failu
     if folders.is_empty() {
         folders = open(&sweep, &active, &path, args.resume)?;
     }
-    let newest = checkpoints.map(|_| start);
+    let newest = checkpoints.as_ref().map(|_| start);
+    let mut kept = checkpoints.into_iter().flatten().map(|checkpoint| checkpoint.kept);
     let mut members = Vec::new();
     for ((variant, folder), place) in active.iter().zip(folders).zip(places) {
-        members.push(begin.member(*variant, folder, place, newest, &mut reader)?);
+        let from = Newest { step: newest, kept: kept.next().unwrap_or_default() };
+        members.push(begin.member(*variant, folder, place, from, &mut reader)?);
     }
     let progress = Progress::new(start, steps, sweep.all.run.log_every);
     let diverged = std::mem::take(&mut begin.diverged);
@@ -252,6 +255,12 @@ fn introduce(sweep: &Sweep, path: &Path) {
     warn_of_nothing(&sweep.all);
 }
 
+/// The checkpoint that a variant continues from.
+struct Newest {
+    step: Option<u64>,
+    kept: BTreeMap<String, Kept>,
+}
+
 /// A sweep that starts to write.
 struct Start<'a> {
     sweep: &'a Sweep,
@@ -286,7 +295,7 @@ impl Start<'_> {
         at: usize,
         folder: RunFolder,
         place: Place,
-        newest: Option<u64>,
+        Newest { step: newest, kept }: Newest,
         reader: &mut Reader,
     ) -> Result<Member, Failure> {
         let variant = &self.sweep.variants[at];
@@ -309,7 +318,7 @@ impl Start<'_> {
             file: self.args.graph.graph.as_deref(),
         };
         let command = Command { accepted: self.command.accepted.clone(), ..Command::default() };
-        let begin = Begin { command, accepted: self.accepted.clone(), newest, lines, updates };
+        let begin = Begin { command, accepted: self.accepted.clone(), newest, lines, updates, kept };
         let mut sources = |patience| place.sources(reader.sources(patience));
         let mut session = begin.write(folder, &subject, &mut sources)?;
         session.adapters = place.adapters().to_vec();
@@ -329,6 +338,10 @@ fn finish_folders(
         let variant = &sweep.variants[*at];
         for path in complete(folder, variant.graph(), &variant.plan, checkpoint)? {
             say!("an adapter was missing; it is in `{}`, read back and compared", path.display());
+        }
+        for place in complete_best(folder, variant.graph(), &variant.plan, checkpoint)? {
+            let path = folder.path().join(place);
+            say!("`{}` did not hold the best adapter; it is written, read back and compared", path.display());
         }
     }
     Ok(())

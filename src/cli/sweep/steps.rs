@@ -271,6 +271,12 @@ impl Loop<'_> {
                 self.members.len()
             ));
         }
+        for member in &self.members {
+            let number = self.sweep.variants[member.variant].number;
+            for line in member.session.measurements.sentences(member.session.folder.path(), made) {
+                self.progress.say(&format!("variant {number}: {line}"));
+            }
+        }
         if let Some(left) = metrics.first().and_then(steps::left_over) {
             self.progress.say(&left);
         }

@@ -4,11 +4,12 @@ use super::super::recorded::{ID, SIGMA, TIMESTEP};
 use crate::ports::MetricDoc;
 
 /// In the order in which they are recorded.
-pub(super) const DOCS: [MetricDoc; 18] = [
+pub(super) const DOCS: [MetricDoc; 19] = [
     MetricDoc::number(
         "loss",
         "What is differentiated: the mean over the batch. `dpo` starts at ln 2 = 0.693.",
     ),
+    MetricDoc::per_sample("pair_loss", "The loss of each pair of the batch; `loss` is their mean."),
     MetricDoc::per_sample(
         "logit",
         "What goes into the sigmoid; of `dpo`, beta/2 times the margin l_diff - w_diff. 0 while policy and reference agree; \

@@ -136,6 +136,13 @@ impl<C: Axis, H: Axis, W: Axis> MaskedLoss<C, H, W> {
         Err(OpError::new(fault))
     }
 
+    /// A pair's loss in two parts: what is asked of its errors, and what holds it near the reference.
+    fn loss_of_pair(&self, term: &Term, winner: &Errors, loser: &Errors) -> (f64, f64) {
+        let s = &self.settings;
+        let asked = term.loss + s.sft_weight * winner.plain_difference;
+        (asked, 0.5 * s.anchor * (winner.drift + loser.drift))
+    }
+
     /// What the loss does with the errors of a batch: the loss, a pull for every row, and the terms.
     fn loss(&self, rows: &[Errors], batch: usize) -> (f64, Vec<Pull>, Vec<Term>) {
         let s = &self.settings;
@@ -157,8 +164,9 @@ impl<C: Axis, H: Axis, W: Axis> MaskedLoss<C, H, W> {
         let share = 1.0 / batch as f64;
         let mut loss = 0.0;
         for (i, term) in terms.iter().enumerate() {
-            loss += term.loss + s.sft_weight * rows[i].plain_difference;
-            loss += 0.5 * s.anchor * (rows[i].drift + loser(i).drift);
+            let (asked, held) = self.loss_of_pair(term, &rows[i], &loser(i));
+            loss += asked;
+            loss += held;
         }
         let pull = |row: usize| {
             let (term, winner) = (terms[row % batch], row < batch);
@@ -192,6 +200,12 @@ impl<C: Axis, H: Axis, W: Axis> MaskedLoss<C, H, W> {
             rows[side * batch..(side + 1) * batch].iter().map(f).collect()
         };
         m.number("loss", loss);
+        let pair_loss = |(i, term): (usize, &Term)| {
+            let loser = rows.get(batch + i).copied().unwrap_or_default();
+            let (asked, held) = self.loss_of_pair(term, &rows[i], &loser);
+            asked + held
+        };
+        m.per_sample("pair_loss", terms.iter().enumerate().map(pair_loss).collect());
         if !s.objective.is_paired() {
             m.per_sample("err_w", of(0, |e| e.policy));
             return m;

@@ -67,6 +67,17 @@ fn with_equal_networks_the_loss_is_that_of_the_reference_to_the_bit_for_every_ob
             };
             let [found, expected] = loss(&policy);
             assert_eq!(found.to_bits(), expected.to_bits(), "{objective:?}, {pairs} pairs");
+            let inputs = (
+                policy.clone().into(),
+                target.clone(),
+                Some(latents::<Prediction>(&ctx, shape, 3)),
+                None,
+                None,
+                None,
+            );
+            let ((_, metrics), _) = op(settings.clone()).forward(&ctx, inputs).unwrap();
+            let mean = |name: &str| metrics.get(name).unwrap().mean().unwrap();
+            assert!((mean("pair_loss") - mean("loss")).abs() <= 1e-12 * mean("loss").abs(), "{objective:?}");
             let [elsewhere, beginning] = loss(&latents(&ctx, shape, 3));
             assert!(elsewhere != beginning && beginning == expected, "{objective:?}");
         }

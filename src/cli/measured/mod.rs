@@ -1,0 +1,318 @@
+//! Pairs that are not trained on, as a run sums them up, and the best adapter so far.
+//!
+//! ```text
+//!  state   what a checkpoint holds of them, so that a resumed run goes on with the same bits
+//!  files   the folder of the best adapter
+//! ```
+//!
+//! All of it is a function of the steps of a run. What counts is the checkpoint: files that a killed run has left behind, of steps
+//! that run again, are put right when it is resumed.
+
+mod files;
+mod state;
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use prefgraph_nn::{Adapter, lora::AdapterFormat};
+use prefgraph_ops::{
+    Operator,
+    operators::measure::{ALL, Measure, pooled, summary},
+    ports::{Candidate, Criterion, MeasuredPair, Measurement, Metric, Metrics},
+};
+
+use super::{
+    Failure,
+    trained::{check_adapter, origin},
+};
+use crate::{
+    checkpoint::{Checkpoint, Kept},
+    folder::{FolderError, RunFolder},
+    graph::{Endpoint, Graph},
+    plan::Plan,
+};
+
+/// Every node that measures, by its id.
+#[derive(Debug, Default)]
+pub(super) struct Measurements(BTreeMap<String, Measured>);
+
+/// What one node has measured.
+#[derive(Debug)]
+struct Measured {
+    /// Of the best adapter, in the folder of the run.
+    folder: String,
+    /// The adapter that the node reads, if it reads one.
+    adapter: Option<Endpoint>,
+    /// The newest parts: those that may still belong to a measurement.
+    parts: Vec<Part>,
+    /// Of the measurements that are compared.
+    compared: Compared,
+}
+
+/// What a step has measured.
+#[derive(Clone, Debug, PartialEq)]
+struct Part {
+    step: u64,
+    /// Steps of a measurement.
+    over: u64,
+    pairs: Arc<[MeasuredPair]>,
+}
+
+/// Measurements of the same pairs by the same criterion.
+#[derive(Clone, Debug, Default)]
+struct Compared {
+    /// Of the pairs, their times and the criterion: another one is not comparable.
+    subject: u64,
+    count: u64,
+    last: Option<Point>,
+    best: Option<Best>,
+}
+
+/// What is compared of a measurement.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Point {
+    /// Steps that had been made.
+    made: u64,
+    value: f64,
+}
+
+/// The best measurement and its adapter.
+#[derive(Clone, Debug)]
+struct Best {
+    at: Point,
+    criterion: Criterion,
+    summary: Metrics,
+    /// In the host's memory.
+    adapter: Adapter,
+    formats: Vec<AdapterFormat>,
+}
+
+/// The outcome of a step for a node that measures.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// The sums, if the step completes a measurement.
+    pub summary: Metrics,
+    /// Is there another best adapter, or none any more?
+    pub changed: bool,
+}
+
+impl Measurements {
+    /// Those of a run of this graph that has not begun.
+    pub fn new(graph: &Graph) -> Self {
+        let nodes: Vec<_> = graph.nodes().filter(|(_, node)| node.op.name() == Measure::NAME).collect();
+        let alone = nodes.len() == 1;
+        let measured = nodes.into_iter().map(|(_, node)| {
+            let folder = if alone { "best".to_owned() } else { format!("best-{}", node.id) };
+            let adapter = node.wires.first().and_then(|wires| wires.first()).copied();
+            (node.id.clone(), Measured { folder, adapter, parts: Vec::new(), compared: Compared::default() })
+        });
+        Self(measured.collect())
+    }
+
+    /// Go on from what a checkpoint holds.
+    pub fn recall(
+        &mut self,
+        graph: &Graph,
+        plan: &Plan,
+        kept: &BTreeMap<String, Kept>,
+    ) -> Result<(), Failure> {
+        for (node, measured) in &mut self.0 {
+            if let Some(kept) = kept.get(node) {
+                measured.recall(node, graph, plan, kept)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// For a checkpoint after so many steps.
+    pub fn kept(&self, made: u64) -> Result<BTreeMap<String, Kept>, String> {
+        let kept = self.0.iter().filter_map(|(node, measured)| {
+            let kept = measured.kept(made).transpose()?;
+            Some(kept.map(|kept| (node.clone(), kept)))
+        });
+        kept.collect()
+    }
+
+    /// A node has measured a part. An error if the adapter that would be the best is out of range.
+    pub fn observe(&mut self, node: &str, step: u64, part: &Measurement) -> Result<Outcome, String> {
+        match self.0.get_mut(node) {
+            Some(measured) => measured.observe(step, part),
+            None => Ok(Outcome::default()),
+        }
+    }
+
+    /// Write the best adapter of a node, or remove the one that is no longer the best.
+    pub fn write(
+        &self,
+        node: &str,
+        folder: &RunFolder,
+        origin: &[(String, String)],
+    ) -> Result<(), FolderError> {
+        self.0.get(node).map_or(Ok(()), |measured| files::write(measured, folder, origin))
+    }
+
+    /// Have the files of the best adapters be those of the steps that were made; returns the folders that were put right.
+    pub fn put_right(
+        &self,
+        folder: &RunFolder,
+        origin: &[(String, String)],
+    ) -> Result<Vec<String>, FolderError> {
+        let mut righted = Vec::new();
+        for measured in self.0.values() {
+            if !files::are_right(measured, folder)? {
+                files::write(measured, folder, origin)?;
+                righted.push(measured.folder.clone());
+            }
+        }
+        Ok(righted)
+    }
+
+    /// What the run says of each at its end, or when it is interrupted, after so many steps.
+    pub fn sentences(&self, folder: &Path, made: u64) -> Vec<String> {
+        self.0.values().filter_map(|measured| measured.sentence(folder, made)).collect()
+    }
+}
+
+/// Have the files of a complete run's best adapters be what its checkpoint says; returns the folders that were put right.
+pub(super) fn complete_best(
+    folder: &RunFolder,
+    graph: &Graph,
+    plan: &Plan,
+    checkpoint: &Checkpoint,
+) -> Result<Vec<String>, Failure> {
+    let mut measurements = Measurements::new(graph);
+    measurements.recall(graph, plan, &checkpoint.kept)?;
+    measurements.put_right(folder, &origin(graph)).map_err(Failure::new)
+}
+
+impl Measured {
+    fn observe(&mut self, step: u64, part: &Measurement) -> Result<Outcome, String> {
+        let over = part.over;
+        self.parts.retain(|p| p.step < step && p.step + p.over.max(over) > step);
+        self.parts.push(Part { step, over, pairs: part.pairs.clone() });
+        let own: Vec<&Part> = self.parts.iter().filter(|p| p.step + over > step).collect();
+        // A run may be shorter than a measurement.
+        if !part.ends || (own.len() as u64) < over {
+            return Ok(Outcome::default());
+        }
+        let pairs = pooled(own.into_iter().map(|p| (p.step, &*p.pairs)), over);
+        let sums = summary(part.process, part.levels, &pairs);
+        let changed = match &part.best {
+            Some(candidate) => {
+                let subject = subject(candidate.criterion, &pairs);
+                self.compared.observe(step + 1, subject, candidate, &sums)?
+            }
+            None => false,
+        };
+        let prefix = if part.prefix.is_empty() { String::new() } else { format!("{}.", part.prefix) };
+        let named = sums.0.into_iter().map(|(name, metric)| (format!("{prefix}{name}"), metric));
+        Ok(Outcome { summary: Metrics(named.collect()), changed })
+    }
+
+    fn sentence(&self, folder: &Path, made: u64) -> Option<String> {
+        let Compared { count, last, best, .. } = &self.compared;
+        let last = last.as_ref().filter(|_| self.adapter.is_some())?;
+        let measurements = if *count == 1 { "measurement" } else { "measurements" };
+        Some(match best {
+            Some(Best { at, criterion, adapter: _, formats, .. }) => {
+                let file = formats.first().map(|format| format.file_name("adapter")).unwrap_or_default();
+                let path = folder.join(&self.folder).join(file);
+                format!(
+                    "best step {} of {made} by held-out {} {} (last {}), of {count} {measurements}: `{}`",
+                    at.made,
+                    name(*criterion),
+                    shown(*criterion, at.value),
+                    shown(*criterion, last.value),
+                    path.display()
+                )
+            }
+            None => format!(
+                "no step is the best: in none of {count} {measurements} was the error on held-out winners at most the frozen network's, \
+                 and the criterion a finite number"
+            ),
+        })
+    }
+}
+
+impl Compared {
+    /// Another measurement; is there another best one, or none any more?
+    fn observe(
+        &mut self,
+        made: u64,
+        subject: u64,
+        candidate: &Candidate,
+        sums: &Metrics,
+    ) -> Result<bool, String> {
+        let had = self.best.is_some();
+        if subject != self.subject {
+            *self = Self { subject, ..Self::default() };
+        }
+        let value = candidate.criterion.value(sums).unwrap_or(f64::NAN);
+        self.count += 1;
+        self.last = Some(Point { made, value });
+        // The earlier of two that are equal.
+        let better = self.best.as_ref().is_none_or(|best| value < best.at.value);
+        if !better || !candidate.criterion.admits(sums) {
+            return Ok(had && self.best.is_none());
+        }
+        check_adapter(&candidate.adapter)?;
+        let values = candidate.adapter.values.host().map_err(|e| e.to_string())?;
+        self.best = Some(Best {
+            at: Point { made, value },
+            criterion: candidate.criterion,
+            summary: sums.clone(),
+            adapter: Adapter {
+                layout: candidate.adapter.layout.clone(),
+                values: prefgraph_nn::device::DeviceVec::Host(values),
+            },
+            formats: candidate.formats.clone(),
+        });
+        Ok(true)
+    }
+}
+
+/// Of what a criterion is compared: measurements of other pairs, or at other times, have other values.
+fn subject(criterion: Criterion, pairs: &[&MeasuredPair]) -> u64 {
+    let mut hash = blake3::Hasher::new();
+    hash.update(criterion.name().as_bytes());
+    for pair in pairs {
+        hash.update(&(pair.id.len() as u64).to_le_bytes());
+        hash.update(pair.id.as_bytes());
+        hash.update(&pair.time.to_bits().to_le_bytes());
+    }
+    let bytes = hash.finalize();
+    bytes.as_bytes().iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+/// What is compared, in words.
+fn name(criterion: Criterion) -> &'static str {
+    match criterion {
+        Criterion::Loss => "loss",
+        Criterion::Winner => "error on winners, less the frozen network's,",
+    }
+}
+
+fn shown(criterion: Criterion, value: f64) -> String {
+    match criterion {
+        Criterion::Loss => format!("{value:.4}"),
+        Criterion::Winner => format!("{value:+.2e}"),
+    }
+}
+
+/// The means over all pairs of a summary, and over those of each level, by name.
+fn groups(summary: &Metrics) -> Vec<(&str, Vec<(&str, f64)>)> {
+    let mut groups: Vec<(&str, Vec<(&str, f64)>)> = Vec::new();
+    for (name, metric) in &summary.0 {
+        let (Some((group, figure)), Metric::Number(value)) = (name.rsplit_once('.'), metric) else {
+            continue;
+        };
+        match groups.iter_mut().find(|(name, _)| *name == group) {
+            Some((_, figures)) => figures.push((figure, *value)),
+            None => groups.push((group, vec![(figure, *value)])),
+        }
+    }
+    debug_assert!(groups.first().is_none_or(|(name, _)| *name == ALL));
+    groups
+}
+
+#[cfg(test)]
+mod tests;

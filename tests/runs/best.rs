@@ -1,0 +1,149 @@
+//! The adapter of the best measurement of held-out pairs: the same however a run comes to its end.
+
+use crate::*;
+
+/// Four held-out pairs in batches of two, measured every three steps, at a rate at which they soon get worse again.
+const OFTEN: [&str; 8] = [
+    "--set",
+    "held_out.first=4",
+    "--set",
+    "held_out_log.every=3",
+    "--set",
+    "update.lr=1e-2",
+    "--set",
+    "update.warmup=0",
+];
+
+/// The files of the best adapter, by name.
+fn best(out: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let place = out.join("best");
+    files(&place)
+        .into_iter()
+        .map(|(path, bytes)| (path.strip_prefix(&place).unwrap().to_owned(), bytes))
+        .collect()
+}
+
+fn facts(out: &Path) -> Value {
+    serde_json::from_slice(&fs::read(out.join("best/best.json")).unwrap()).unwrap()
+}
+
+/// The steps of all measurements, with what is compared: the winner's error.
+fn measured(out: &Path) -> Vec<(u64, f64)> {
+    let value = |line: &Value| Some((line["step"].as_u64()? + 1, line["held_out.all.w_diff"].as_f64()?));
+    metrics(out).iter().filter_map(value).collect()
+}
+
+/// What the best of them must be.
+fn lowest(measured: &[(u64, f64)]) -> Option<(u64, f64)> {
+    measured.iter().copied().filter(|(_, w)| *w <= 0.0).reduce(|a, b| if b.1 < a.1 { b } else { a })
+}
+
+#[test]
+fn the_best_adapter_is_that_of_the_step_after_which_held_out_winners_had_the_lowest_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    let said = runs(&out, &[&DEMO, &OFTEN, &EVERY, &["--steps", "13"]]);
+    let measured = measured(&out);
+    assert_eq!(measured.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [3, 6, 9, 12, 13]);
+    let (step, value) = lowest(&measured).expect("training makes some step better than the frozen network");
+    assert_ne!(step, 13, "the rate is so high that a later step is worse: {measured:?}");
+    let facts = facts(&out);
+    assert_eq!((&facts["step"], &facts["criterion"]), (&step.into(), &"winner".into()));
+    assert_eq!(facts["value"].as_f64(), Some(value));
+    assert_eq!(facts["figures"]["all"]["pairs"], 4.0);
+    let file = |name: &str| {
+        let path = out.join("best").join(name);
+        prefgraph_nn::lora::AdapterFile::open(&path, "", &prefgraph_nn::models::flux::NAMES).unwrap()
+    };
+    for name in facts["files"].as_array().unwrap() {
+        assert_eq!(file(name.as_str().unwrap()).metadata()["prefgraph.step"], step.to_string(), "{name}");
+    }
+    assert_eq!(facts["files"].as_array().unwrap().len(), 2, "as many formats as the run exports");
+    assert!(said.contains(&format!("best step {step} of 13 by held-out error on winners")), "{said}");
+    // The factors are those of that step's checkpoint.
+    let cells = out.join(format!("checkpoints/step-{step}/cells.safetensors"));
+    let cells = prefgraph_nn::files::TensorFiles::open(&cells).unwrap();
+    let kept = prefgraph_nn::files::TensorFiles::open(&out.join("best/adapter.safetensors")).unwrap();
+    for name in kept.names() {
+        let cell = name.strip_prefix("transformer.").unwrap_or(name);
+        assert_eq!(kept.read(name).unwrap(), cells.read(&format!("lora/{cell}")).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn a_run_that_is_killed_anywhere_and_resumed_has_the_best_adapter_of_one_that_was_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = dir.path().join("whole");
+    runs(&whole, &[&DEMO, &OFTEN, &EVERY, &["--steps", "10"]]);
+    let all = measured(&whole);
+    // In the midst of a measurement, at the end of one, and before the first; the files of later steps are still there.
+    for step in [1, 2, 5, 6, 8] {
+        let out = dir.path().join(format!("killed-{step}"));
+        killed_at(&whole, &out, step);
+        runs(&out, &[&DEMO, &OFTEN, &EVERY, &["--steps", "10", "--resume"]]);
+        assert!(best(&out) == best(&whole), "killed at {step}");
+        assert!(metrics(&out) == metrics(&whole), "killed at {step}");
+        let newest = |out: &Path| fs::read(out.join("checkpoints/step-10/cells.safetensors")).unwrap();
+        assert!(newest(&out) == newest(&whole), "killed at {step}");
+    }
+    // The files of a later step are none of a run that goes on another way, even if it finds nothing better than before.
+    let out = dir.path().join("other");
+    killed_at(&whole, &out, 4);
+    let worse = ["--steps", "5", "--resume", "--accept-changes", "--set", "update.lr=0.5"];
+    runs(&out, &[&DEMO, &OFTEN, &EVERY, &worse]);
+    assert_eq!((lowest(&all).unwrap().0, lowest(&measured(&out)).unwrap().0), (6, 3));
+    assert_eq!(facts(&out)["step"], 3);
+    // A run that ends earlier has nothing of what came later.
+    for step in [2, 6] {
+        let out = dir.path().join(format!("shorter-{step}"));
+        killed_at(&whole, &out, step);
+        let fewer = ["--steps", &step.to_string(), "--resume", "--accept-changes"];
+        runs(&out, &[&DEMO, &OFTEN, &EVERY, &fewer]);
+        let expected = lowest(&all.iter().copied().filter(|(made, _)| *made <= step).collect::<Vec<_>>());
+        match expected {
+            Some((made, _)) => assert_eq!(facts(&out)["step"], made, "{step}"),
+            None => assert!(!out.join("best").exists(), "{step}"),
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_that_is_interrupted_has_the_best_adapter_so_far_and_goes_on_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    let long = ["--steps", "100000", "--threads", "1", "--set", "update.accumulate=2"];
+    let mut run = Living::start(command(&out, &[&DEMO, &OFTEN, &long])).until(&out, 7);
+    run.send("INT");
+    let stopped = run.end();
+    assert_eq!(stopped.status.code(), Some(130), "{}", stderr(&stopped));
+    let (step, value) = lowest(&measured(&out)).expect("a better step than none");
+    assert_eq!((facts(&out)["step"].as_u64(), facts(&out)["value"].as_f64()), (Some(step), Some(value)));
+    assert!(stderr(&stopped).contains(&format!("best step {step} of ")), "{}", stderr(&stopped));
+
+    fs::remove_dir_all(out.join("best")).unwrap();
+    let made = metrics(&out).len().to_string();
+    let said = runs(&out, &[&DEMO, &["--resume", "--steps", &made, "--accept-changes"]]);
+    assert!(said.contains("`best` did not hold the best adapter"), "{said}");
+    assert_eq!(facts(&out)["step"].as_u64(), Some(step));
+}
+
+#[test]
+fn without_held_out_nodes_there_is_no_best_adapter_and_training_has_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let (with, out, graph) = (dir.path().join("with"), dir.path().join("r"), dir.path().join("sft.ron"));
+    runs(&with, &[&DEMO, &OFTEN, &["--steps", "6"]]);
+    let parent = root().join("graphs/sft.ron");
+    fs::write(&graph, format!("Graph(extends: {parent:?}, name: \"sft\", remove: [\"held_out*\"])")).unwrap();
+    let sets = [&DEMO[1..], &OFTEN[4..]].concat();
+    let said = runs(&out, &[&[graph.to_str().unwrap()], &sets, &["--steps", "6"]]);
+    assert!(!out.join("best").exists() && !said.contains("best step"), "{said}");
+    assert!(
+        metrics(&out).iter().all(|line| line.as_object().unwrap().keys().all(|k| !k.contains("held_out")))
+    );
+    let factors = |out: &Path| {
+        let files = prefgraph_nn::files::TensorFiles::open(&out.join("adapter.safetensors")).unwrap();
+        files.names().map(|name| (name.to_owned(), files.read(name).unwrap())).collect::<BTreeMap<_, _>>()
+    };
+    assert!(factors(&out) == factors(&with));
+}
