@@ -1,7 +1,7 @@
 //! What the steps of a run write into its folder.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -43,6 +43,8 @@ pub(super) struct Session {
     pub origin: Vec<(String, String)>,
     pub updates: Updates,
     pub measurements: Measurements,
+    /// Nodes with another best adapter than their folder has.
+    pub unwritten: BTreeSet<String>,
 }
 
 /// The checkpoints written so far.
@@ -97,8 +99,7 @@ impl Session {
                         metrics.push_unique(&name, value);
                     }
                     if outcome.changed {
-                        let written = self.measurements.write(node, &self.folder, &self.origin);
-                        written.map_err(|e| self.folder_fault(e))?;
+                        self.unwritten.insert(node.clone());
                     }
                 }
                 Effect::Export(adapter, formats) => {
@@ -122,6 +123,15 @@ impl Session {
         line.push("data_seconds", output.data_seconds);
         self.metrics.append(&line).map_err(|e| self.folder_fault(e))?;
         Ok((metrics, line))
+    }
+
+    /// Write the best adapters that the step has found.
+    pub fn write_best(&mut self) -> Result<(), Stop> {
+        for node in std::mem::take(&mut self.unwritten) {
+            let written = self.measurements.write(&node, &self.folder, &self.origin);
+            written.map_err(|e| self.folder_fault(e))?;
+        }
+        Ok(())
     }
 
     /// A step has succeeded: if it started from the newest checkpoint, older ones are no longer needed.

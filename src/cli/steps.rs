@@ -69,6 +69,11 @@ impl Loop {
                     adapters = self.session.export(&output)?;
                 }
             }
+            if let Err(stop) = self.session.write_best() {
+                // The checkpoint remembers the best adapter: no step is lost with its file.
+                self.checkpoint(made)?;
+                return Err(stop);
+            }
             self.tell(&output, &metrics, &format!("{line}\n"));
             if ends {
                 self.tell_end(made, steps, &metrics, &adapters);

@@ -219,6 +219,16 @@ impl RunFolder {
         Ok(())
     }
 
+    /// Give a folder of adapters another name; one of that name, with adapters and this file, makes way.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn rename(&self, from: &str, to: &str, name: &str) -> Result<(), FolderError> {
+        self.clear(to, name, &[])?;
+        let (from, to) = (self.path.join(from), self.path.join(to));
+        fs::rename(&from, &to).map_err(|e| FolderError::io("rename the folder", &from, e))
+    }
+
     /// A folder of the run's folder, which is made if it is not there; empty is the run's folder itself.
     fn place(&self, name: &str) -> Result<PathBuf, FolderError> {
         self.check()?;

@@ -118,3 +118,34 @@ fn factors_of_a_u_net_are_exported_shown_and_converted_by_its_own_names() {
     refused(&["convert", &ours, &at("x"), "--to", "uno"], "UNO");
     refused(&["convert", &ours, &at("x"), "--to", "kohya", "--weights", &at("sdxl/vae")], "config.json");
 }
+
+#[test]
+fn the_best_adapter_has_factors_beside_what_is_trained_whole() {
+    let published = Published::new();
+    let run = published.path("run");
+    let more = [
+        "--steps",
+        "4",
+        "--set",
+        "strip.every=100",
+        "--set",
+        "lora.targets=[\"*.attn1.to_q\"]",
+        "--set",
+        "held_out.first=4",
+        "--set",
+        "held_out_log.every=4",
+    ];
+    let (trained, said) = train(&published, "graphs/sdxl/patchdpo_ip_adapter.ron", true, &run, &more);
+    assert!(trained, "{said}");
+    let names = |folder: &Path| {
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.ends_with(".safetensors"))
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&run.join("best")), ["adapter.ip_adapter.safetensors", "adapter.safetensors"], "{said}");
+    assert_eq!(names(&run.join("best")), names(&run));
+}

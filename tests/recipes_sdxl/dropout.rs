@@ -1,7 +1,8 @@
 //! Conditions that PatchDPO's recipe leaves out at random.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, process::Command, sync::Arc};
 
+use assert_cmd::cargo::cargo_bin;
 use prefgraph::{Plan, PlanOptions, Registry, RunOptions, Runner, spec};
 use prefgraph_nn::Cpu;
 
@@ -65,4 +66,23 @@ fn the_recipe_has_the_rates_of_the_published_trainer_and_the_others_leave_nothin
     assert_eq!(["image", "text", "both"].map(|n| rate(&format!("dropout.{n}"))), [Some("0.05"); 3]);
     let other = load("graphs/sdxl/sft_ip_adapter.ron");
     assert!(other.iter().all(|(key, _)| !key.starts_with("dropout.")));
+}
+
+#[test]
+fn a_recipe_that_leaves_prompts_out_is_drawn_with() {
+    let published = Published::new();
+    let (recipe, to) = ("graphs/sdxl/patchdpo_ip_adapter.ron", published.path("drawn"));
+    let mut command = Command::new(cargo_bin("graph-run"));
+    command
+        .current_dir(root())
+        .args(["sample", recipe, "--prompt", "a dog", "--seed", "0", "--out"])
+        .arg(&to);
+    let sets = published.sets(true, true);
+    for set in sets.iter().filter(|s| !s.starts_with("cache") && !s.starts_with("held_out")) {
+        command.args(["--set", set]);
+    }
+    command.args(["--set", "backbone.ip_adapter="]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(fs::read_dir(to).unwrap().count(), 1);
 }

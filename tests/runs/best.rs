@@ -59,7 +59,7 @@ fn the_best_adapter_is_that_of_the_step_after_which_held_out_winners_had_the_low
         assert_eq!(file(name.as_str().unwrap()).metadata()["prefgraph.step"], step.to_string(), "{name}");
     }
     assert_eq!(facts["files"].as_array().unwrap().len(), 2, "as many formats as the run exports");
-    assert!(said.contains(&format!("best step {step} of 13 by held-out error on winners")), "{said}");
+    assert!(said.contains(&format!("best step {step} of 13 by the held-out winners' error")), "{said}");
     // The factors are those of that step's checkpoint.
     let cells = out.join(format!("checkpoints/step-{step}/cells.safetensors"));
     let cells = prefgraph_nn::files::TensorFiles::open(&cells).unwrap();
@@ -146,4 +146,44 @@ fn without_held_out_nodes_there_is_no_best_adapter_and_training_has_the_same_bit
         files.names().map(|name| (name.to_owned(), files.read(name).unwrap())).collect::<BTreeMap<_, _>>()
     };
     assert!(factors(&out) == factors(&with));
+}
+
+#[test]
+fn a_best_adapter_that_can_no_longer_be_compared_is_kept_under_another_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    runs(&out, &[&DEMO, &OFTEN, &EVERY, &["--steps", "9"]]);
+    let (step, kept) = (facts(&out)["step"].as_u64().unwrap(), best(&out));
+    // Fewer pairs: what was measured of more of them says nothing of these.
+    let fewer = ["--set", "held_out.first=2", "--steps", "12", "--resume"];
+    let said = runs(&out, &[&DEMO, &OFTEN, &EVERY, &fewer]);
+    let aside = out.join(format!("best-step-{step}"));
+    let found: BTreeMap<PathBuf, Vec<u8>> = files(&aside)
+        .into_iter()
+        .map(|(path, bytes)| (path.strip_prefix(&aside).unwrap().to_owned(), bytes))
+        .collect();
+    assert!(found == kept, "{:?}", found.keys());
+    assert!(said.contains(&format!("is in `best-step-{step}`")), "{said}");
+    if out.join("best").exists() {
+        assert_ne!(facts(&out)["step"].as_u64(), Some(step));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn no_step_is_lost_where_the_best_adapter_cannot_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    let rarely = ["--set", "held_out_log.every=20", "--steps", "40", "--threads", "1"];
+    let run = Living::start(command(&out, &[&DEMO, &OFTEN, &rarely])).until(&out, 1);
+    fs::write(out.join("best"), "in the way").unwrap();
+    let stopped = run.end();
+    assert!(!stopped.status.success() && stderr(&stopped).contains("best"), "{}", stderr(&stopped));
+    fs::remove_file(out.join("best")).unwrap();
+    let made = metrics(&out).len().to_string();
+    assert!(made.parse::<u64>().unwrap() > 1, "the first better measurement is at step 3 or later");
+    assert!(
+        out.join(format!("checkpoints/step-{made}")).exists(),
+        "{made} steps, and the checkpoint of the last"
+    );
 }

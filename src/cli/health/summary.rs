@@ -107,8 +107,8 @@ impl Group {
 }
 
 /// The sentence that the numbers add up to. What counts is what was not trained on, where that was measured: `groups` begin
-/// with what counts.
-fn verdict(groups: &[&Group]) -> Option<String> {
+/// with what counts. `measured`: were there held-out pairs at all?
+fn verdict(groups: &[&Group], measured: bool) -> Option<String> {
     let first = groups.first()?;
     let head = match (first.winner().0, first.preference()) {
         (Way::Rose, _) | (_, Way::Fell) => "not better",
@@ -116,7 +116,11 @@ fn verdict(groups: &[&Group]) -> Option<String> {
         (Way::Unclear, Way::Unclear) => "nothing has clearly improved",
         (Way::Fell, Way::Unclear) | (Way::Unclear, Way::Rose) => "better in part",
     };
-    let head = if first.held_out { head } else { "no held-out pairs were measured" };
+    let head = match (first.held_out, measured) {
+        (true, _) => head,
+        (false, true) => "too few held-out pairs for a verdict",
+        (false, false) => "no held-out pairs were measured",
+    };
     let parts: Vec<String> = groups.iter().map(|group| group.sentence()).collect();
     Some(format!("{head}: {}", parts.join("; ")))
 }
@@ -185,9 +189,10 @@ impl Health {
         )];
         lines.extend(groups.iter().rev().flat_map(|group| &group.rows).map(Row::line));
         lines.extend(self.loss_alone().filter(|_| trained.rows.is_empty()));
+        let measured = groups.iter().any(|group| group.held_out);
         let enough: Vec<&Group> = groups.into_iter().filter(|group| group.enough).collect();
         lines.extend(
-            verdict(&enough).map_or_else(
+            verdict(&enough, measured).map_or_else(
                 || vec!["too few pairs or steps for a verdict".to_owned()],
                 |text| wrapped(&text),
             ),
@@ -230,12 +235,14 @@ mod tests {
     fn the_verdict_is_that_of_held_out_pairs_where_there_are_some() {
         let (better, worse) = (group("`a`", -1e-3, 2e-3), group("`b`", 1e-3, 2e-3));
         assert_eq!(
-            verdict(&[&better, &worse]).unwrap(),
+            verdict(&[&better, &worse], true).unwrap(),
             "better: on `a`, the winner's error fell and the winner is preferred more than before; on `b`, the winner's error rose \
              and the winner is preferred more than before"
         );
         assert!(
-            verdict(&[&worse, &better]).unwrap().starts_with("not better: on `b`, the winner's error rose")
+            verdict(&[&worse, &better], true)
+                .unwrap()
+                .starts_with("not better: on `b`, the winner's error rose")
         );
         for (w_diff, margin, head) in [
             (1e-5, -1e-5, "nothing has clearly improved"),
@@ -243,10 +250,10 @@ mod tests {
             (0.0, 1e-3, "better in part"),
             (-1e-3, -1e-3, "not better"),
         ] {
-            let said = verdict(&[&group("`a`", w_diff, margin)]).unwrap();
+            let said = verdict(&[&group("`a`", w_diff, margin)], true).unwrap();
             assert!(said.starts_with(&format!("{head}: on `a`, ")), "{said}");
         }
-        assert_eq!(verdict(&[]), None);
+        assert_eq!(verdict(&[], true), None);
     }
 
     #[test]
@@ -257,14 +264,14 @@ mod tests {
             enough: true,
             rows: vec![row(masked, 1e-3, true), row(whole, 1e-3, false)],
         };
-        let said = verdict(&[&both(-1e-3, 1e-3)]).unwrap();
+        let said = verdict(&[&both(-1e-3, 1e-3)], true).unwrap();
         assert!(
             said.starts_with("not better: on `a`, the winner's error rose over the whole picture"),
             "{said}"
         );
-        let said = verdict(&[&both(-1e-3, 0.0)]).unwrap();
+        let said = verdict(&[&both(-1e-3, 0.0)], true).unwrap();
         assert!(said.starts_with("better: on `a`, the winner's error fell under the mask"), "{said}");
-        let said = verdict(&[&both(-1e-3, -1e-3)]).unwrap();
+        let said = verdict(&[&both(-1e-3, -1e-3)], true).unwrap();
         assert!(said.starts_with("better: on `a`, the winner's error fell and"), "{said}");
     }
 

@@ -46,6 +46,8 @@ struct Measured {
     parts: Vec<Part>,
     /// Of the measurements that are compared.
     compared: Compared,
+    /// Steps of best adapters that can no longer be compared: their folders were kept under other names.
+    aside: Vec<u64>,
 }
 
 /// What a step has measured.
@@ -103,7 +105,16 @@ impl Measurements {
         let measured = nodes.into_iter().map(|(_, node)| {
             let folder = if alone { "best".to_owned() } else { format!("best-{}", node.id) };
             let adapter = node.wires.first().and_then(|wires| wires.first()).copied();
-            (node.id.clone(), Measured { folder, adapter, parts: Vec::new(), compared: Compared::default() })
+            (
+                node.id.clone(),
+                Measured {
+                    folder,
+                    adapter,
+                    parts: Vec::new(),
+                    compared: Compared::default(),
+                    aside: Vec::new(),
+                },
+            )
         });
         Self(measured.collect())
     }
@@ -147,7 +158,9 @@ impl Measurements {
         folder: &RunFolder,
         origin: &[(String, String)],
     ) -> Result<(), FolderError> {
-        self.0.get(node).map_or(Ok(()), |measured| files::write(measured, folder, origin))
+        let Some(measured) = self.0.get(node) else { return Ok(()) };
+        files::keep_aside(measured, folder)?;
+        files::write(measured, folder, origin)
     }
 
     /// Have the files of the best adapters be those of the steps that were made; returns the folders that were put right.
@@ -199,6 +212,9 @@ impl Measured {
         let changed = match &part.best {
             Some(candidate) => {
                 let subject = subject(candidate.criterion, &pairs);
+                if let Some(best) = self.compared.best.as_ref().filter(|_| self.compared.subject != subject) {
+                    self.aside.push(best.at.made);
+                }
                 self.compared.observe(step + 1, subject, candidate, &sums)?
             }
             None => false,
@@ -208,16 +224,29 @@ impl Measured {
         Ok(Outcome { summary: Metrics(named.collect()), changed })
     }
 
+    /// Where a best adapter of this step is kept that can no longer be compared.
+    fn folder_aside(&self, step: u64) -> String {
+        format!("{}-step-{step}", self.folder)
+    }
+
     fn sentence(&self, folder: &Path, made: u64) -> Option<String> {
         let Compared { count, last, best, .. } = &self.compared;
         let last = last.as_ref().filter(|_| self.adapter.is_some())?;
         let measurements = if *count == 1 { "measurement" } else { "measurements" };
+        let aside: Vec<String> =
+            self.aside.iter().map(|step| format!("`{}`", self.folder_aside(*step))).collect();
+        let aside = match aside.is_empty() {
+            true => String::new(),
+            false => {
+                format!("; what was best by another criterion or of other pairs is in {}", aside.join(", "))
+            }
+        };
         Some(match best {
             Some(Best { at, criterion, adapter: _, formats, .. }) => {
                 let file = formats.first().map(|format| format.file_name("adapter")).unwrap_or_default();
                 let path = folder.join(&self.folder).join(file);
                 format!(
-                    "best step {} of {made} by held-out {} {} (last {}), of {count} {measurements}: `{}`",
+                    "best step {} of {made} by {} {} (last {}), of {count} {measurements}: `{}`{aside}",
                     at.made,
                     name(*criterion),
                     shown(*criterion, at.value),
@@ -226,8 +255,8 @@ impl Measured {
                 )
             }
             None => format!(
-                "no step is the best: in none of {count} {measurements} was the error on held-out winners at most the frozen network's, \
-                 and the criterion a finite number"
+                "no best step: the error on held-out winners was above the frozen network's, or no finite number, in {}{aside}",
+                if *count == 1 { "the only measurement".into() } else { format!("all {count} measurements") }
             ),
         })
     }
@@ -255,6 +284,10 @@ impl Compared {
             return Ok(had && self.best.is_none());
         }
         check_adapter(&candidate.adapter)?;
+        // And what a run writes in any case, where the stated formats do not hold all of it.
+        let mut formats = candidate.formats.clone();
+        let any = candidate.adapter.layout.formats();
+        formats.extend(any.into_iter().filter(|format| !candidate.formats.contains(format)));
         let values = candidate.adapter.values.host().map_err(|e| e.to_string())?;
         self.best = Some(Best {
             at: Point { made, value },
@@ -264,7 +297,7 @@ impl Compared {
                 layout: candidate.adapter.layout.clone(),
                 values: prefgraph_nn::device::DeviceVec::Host(values),
             },
-            formats: candidate.formats.clone(),
+            formats,
         });
         Ok(true)
     }
@@ -286,8 +319,8 @@ fn subject(criterion: Criterion, pairs: &[&MeasuredPair]) -> u64 {
 /// What is compared, in words.
 fn name(criterion: Criterion) -> &'static str {
     match criterion {
-        Criterion::Loss => "loss",
-        Criterion::Winner => "error on winners, less the frozen network's,",
+        Criterion::Loss => "held-out loss",
+        Criterion::Winner => "the held-out winners' error against the frozen network's,",
     }
 }
 

@@ -9,6 +9,7 @@ use prefgraph_ops::{
         backbone::{Backbone, BackboneKind, BackboneSettings},
         blank::Blank,
         decode::Decode,
+        dropout::DropText,
         encode::{Encode, EncodeReferences, EncodeSettings},
         forward::Forward,
         image_prompt::{ImagePromptSettings, ImagePrompts},
@@ -149,7 +150,12 @@ fn read_by<O: Operator>(
     pass: &str,
     input: &str,
 ) -> Result<Stated<O::Settings>, Failure> {
-    let source = outline.source(pass, input);
+    let mut source = outline.source(pass, input);
+    // What training leaves out at random is drawn with.
+    let drops = outline.settings_of::<DropText>()?;
+    while let Some(id) = source.filter(|source| drops.iter().any(|(id, _)| id == source)) {
+        source = outline.source(id, input);
+    }
     let found = outline.settings_of::<O>()?.into_iter().find(|(id, _)| Some(id.as_str()) == source);
     found.ok_or_else(|| {
         Failure::new(format!(

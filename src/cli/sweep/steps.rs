@@ -68,6 +68,10 @@ impl Loop<'_> {
                     adapters = self.export(&output, &mut gone)?;
                 }
             }
+            if let Err(failure) = self.write_best() {
+                self.checkpoint(made, &mut gone)?;
+                return Err(failure);
+            }
             self.tell(&output, &metrics);
             if !gone.is_empty() {
                 self.leave_out(gone)?;
@@ -92,6 +96,14 @@ impl Loop<'_> {
             if start == 0 {
                 self.runner.keep(cell.value).map_err(Failure::new)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Write the best adapters that the step has found.
+    fn write_best(&mut self) -> Result<(), Failure> {
+        for member in &mut self.members {
+            member.session.write_best().map_err(|stop| member.session.explain(stop))?;
         }
         Ok(())
     }

@@ -137,8 +137,9 @@ impl Measure {
             return Ok(());
         }
         Err(OpError::new(format!(
-            "criterion {criterion:?} takes {from}, which no connected metrics have: connect those of a `masked-loss`, or leave \
-             `adapter` unconnected"
+            "criterion {} takes {from}, which no connected metrics have: connect those of a `masked-loss`, or leave \
+             `adapter` unconnected",
+            criterion.name()
         )))
     }
 }
