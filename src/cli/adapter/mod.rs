@@ -35,14 +35,22 @@ fn report(adapter: &Adapter, to: AdapterFormat, output: &std::path::Path, writte
     let layout = &adapter.layout;
     if to == AdapterFormat::IpAdapter {
         let (whole, factors) = (layout.whole.len(), layout.modules.len());
-        let what = match (whole, factors) {
-            (whole, 0) => format!("{whole} linears that were trained whole"),
+        let held = layout.ip_adapter.as_ref();
+        let outside =
+            layout.modules.iter().filter(|m| held.is_none_or(|f| !f.places.contains_key(&m.name))).count();
+        let what = match (whole, factors - outside) {
+            (whole, 0) => format!("{whole} linears, trained whole,"),
             (0, factors) => format!("{factors} linears of rank {}", layout.rank),
-            (whole, factors) => format!(
-                "{whole} linears that were trained whole, and of those with factors ({factors}) what an IP-Adapter has,"
-            ),
+            (whole, factors) => {
+                format!("{whole} linears, trained whole, and {factors} of rank {}", layout.rank)
+            }
         };
         say!("{what} in `{}`, a copy of their IP-Adapter's file, read back and compared", output.display());
+        if outside > 0 {
+            say!(
+                "{outside} linears with factors are not part of an IP-Adapter: `--to diffusers` writes them to a file of their own"
+            );
+        }
         return;
     }
     say!(
