@@ -1,0 +1,88 @@
+//! Preference pairs as files: a list of them, PNG pictures and masks.
+
+use std::{
+    fs,
+    io::{BufWriter, Write},
+    path::Path,
+};
+
+use serde_json::json;
+
+use crate::{
+    Failure, render,
+    scene::{Identity, Scene, Split},
+};
+
+/// Samples that are looked at for pairs of new subjects, at most.
+const MOST: u64 = 10_000;
+
+/// Write the pairs of the first `count` samples into `pairs.jsonl`.
+pub fn write_pairs(folder: &Path, seed: u64, count: u64) -> Result<(), Failure> {
+    let scenes = (0..count).map(|sample| (sample, Scene::draw(Split::Training, seed, sample)));
+    write(folder, "pairs.jsonl", "world", scenes)
+}
+
+/// Write into `held_out.jsonl` as many pairs with one and with two subjects as `wanted` says, no subject twice.
+pub fn write_held_out(folder: &Path, seed: u64, wanted: [usize; 2]) -> Result<(), Failure> {
+    let (mut seen, mut left, mut scenes) = (Vec::<Identity>::new(), wanted, Vec::new());
+    for sample in 0..MOST {
+        if left == [0, 0] {
+            break;
+        }
+        let scene = Scene::draw(Split::HeldOut, seed, sample);
+        let new: Vec<Identity> = scene.subjects.iter().map(|subject| subject.identity).collect();
+        let left = &mut left[new.len() - 1];
+        if *left > 0 && new.iter().all(|identity| !seen.contains(identity)) {
+            *left -= 1;
+            seen.extend(new);
+            scenes.push((sample, scene));
+        }
+    }
+    if left != [0, 0] {
+        return Err(format!("no more subjects to measure on: {left:?} samples are missing").into());
+    }
+    write(folder, "held_out.jsonl", "held-out", scenes)
+}
+
+/// Write the pairs of these samples into a folder that is made if it is missing.
+fn write(
+    folder: &Path,
+    list: &str,
+    prefix: &str,
+    scenes: impl IntoIterator<Item = (u64, Scene)>,
+) -> Result<(), Failure> {
+    fs::create_dir_all(folder.join("images"))?;
+    let path = folder.join(list);
+    let mut list = BufWriter::new(fs::File::create(&path)?);
+    let mut count = 0;
+    for (sample, scene) in scenes {
+        count += 1;
+        let id = format!("{prefix}-{sample:03}");
+        let name = |what: &str| format!("images/{id}-{what}.png");
+        render::winner(&scene).save(folder.join(name("win")))?;
+        render::loser(&scene).save(folder.join(name("lose")))?;
+        let (mut references, mut priors) = (Vec::new(), Vec::new());
+        for (k, subject) in scene.subjects.iter().enumerate() {
+            let (image, mask, prior) =
+                (name(&format!("ref{k}")), name(&format!("ref{k}-mask")), name(&format!("prior{k}")));
+            render::reference(subject).save(folder.join(&image))?;
+            render::reference_mask(subject).save(folder.join(&mask))?;
+            render::prior(subject).save(folder.join(&prior))?;
+            references.push(json!({"image": image, "subject": subject.identity.name(), "mask": mask}));
+            priors.push(prior);
+        }
+        // Written by hand at the top level, so that a line reads in the order of the format's description.
+        writeln!(
+            list,
+            r#"{{"id": {}, "prompt": {}, "refs": {}, "win": {}, "lose": {}}}"#,
+            json!(id),
+            json!(scene.prompt()),
+            json!(references),
+            json!({"image": name("win"), "prior": priors}),
+            json!({"image": name("lose"), "prior": priors}),
+        )?;
+    }
+    list.flush()?;
+    eprintln!("{count} pairs in {}", path.display());
+    Ok(())
+}
