@@ -11,6 +11,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "a drawing: nobody compares its last bits")]
 
+mod list;
 mod pairs;
 mod random;
 mod render;

@@ -10,7 +10,9 @@ use image::{GrayImage, RgbImage, codecs::jpeg::JpegEncoder};
 use serde_json::json;
 
 use crate::{
-    Failure, render,
+    Failure,
+    list::{unseen, write_line},
+    render,
     scene::{Identity, Scene},
     shapes::Shape,
     surfaces::Texture,
@@ -30,21 +32,9 @@ pub fn write_held_out(folder: &Path, seed: u64, after: u64, wanted: [usize; 2]) 
         let subjects = Scene::draw(seed, sample).subjects;
         subjects.iter().map(|subject| kind(&subject.identity)).collect()
     };
-    let mut seen: Vec<(Shape, Texture)> = (0..after).flat_map(kinds).collect();
-    let mut left = wanted;
-    let mut samples = Vec::new();
-    for sample in after.. {
-        let new = kinds(sample);
-        if left == [0, 0] || seen.len() >= Shape::ALL.len() * Texture::ALL.len() {
-            break;
-        }
-        let left = &mut left[new.len() - 1];
-        if *left > 0 && new.iter().all(|kind| !seen.contains(kind)) {
-            *left -= 1;
-            seen.extend(new);
-            samples.push(sample);
-        }
-    }
+    let seen: Vec<(Shape, Texture)> = (0..after).flat_map(kinds).collect();
+    let all = Shape::ALL.len() * Texture::ALL.len();
+    let (samples, left) = unseen((after..).map(|sample| (sample, kinds(sample))), seen, all, wanted);
     if left != [0, 0] {
         return Err(format!("no more combinations of shape and texture: {left:?} samples are missing").into());
     }
@@ -88,16 +78,8 @@ fn write(
             }));
             priors.push(name(&prior));
         }
-        // Written by hand at the top level, so that a line reads in the order of the format's description.
-        writeln!(
-            list,
-            r#"{{"id": {}, "prompt": {}, "refs": {}, "win": {}, "lose": {}}}"#,
-            json!(id),
-            json!(scene.prompt()),
-            json!(references),
-            json!({"image": name("win.jpg"), "prior": priors}),
-            json!({"image": name("lose.jpg"), "prior": priors}),
-        )?;
+        let pictures = ["win.jpg", "lose.jpg"].map(name);
+        write_line(&mut list, (&id, &scene.prompt()), &references, pictures, &priors)?;
     }
     list.flush()?;
     eprintln!("{count} pairs in {}", path.display());

@@ -11,6 +11,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "a drawing: nobody compares its last bits")]
 
+#[path = "../draw_demo/list.rs"]
+mod list;
 mod pairs;
 #[expect(dead_code, reason = "the demo's, which draws more of it")]
 #[path = "../draw_demo/random.rs"]

@@ -9,7 +9,9 @@ use std::{
 use serde_json::json;
 
 use crate::{
-    Failure, render,
+    Failure,
+    list::{unseen, write_line},
+    render,
     scene::{Identity, Scene, Split},
 };
 
@@ -24,20 +26,12 @@ pub fn write_pairs(folder: &Path, seed: u64, count: u64) -> Result<(), Failure> 
 
 /// Write into `held_out.jsonl` as many pairs with one and with two subjects as `wanted` says, no subject twice.
 pub fn write_held_out(folder: &Path, seed: u64, wanted: [usize; 2]) -> Result<(), Failure> {
-    let (mut seen, mut left, mut scenes) = (Vec::<Identity>::new(), wanted, Vec::new());
-    for sample in 0..MOST {
-        if left == [0, 0] {
-            break;
-        }
+    let samples = (0..MOST).map(|sample| {
         let scene = Scene::draw(Split::HeldOut, seed, sample);
-        let new: Vec<Identity> = scene.subjects.iter().map(|subject| subject.identity).collect();
-        let left = &mut left[new.len() - 1];
-        if *left > 0 && new.iter().all(|identity| !seen.contains(identity)) {
-            *left -= 1;
-            seen.extend(new);
-            scenes.push((sample, scene));
-        }
-    }
+        let subjects: Vec<Identity> = scene.subjects.iter().map(|subject| subject.identity).collect();
+        ((sample, scene), subjects)
+    });
+    let (scenes, left) = unseen(samples, Vec::new(), usize::MAX, wanted);
     if left != [0, 0] {
         return Err(format!("no more subjects to measure on: {left:?} samples are missing").into());
     }
@@ -71,16 +65,8 @@ fn write(
             references.push(json!({"image": image, "subject": subject.identity.name(), "mask": mask}));
             priors.push(prior);
         }
-        // Written by hand at the top level, so that a line reads in the order of the format's description.
-        writeln!(
-            list,
-            r#"{{"id": {}, "prompt": {}, "refs": {}, "win": {}, "lose": {}}}"#,
-            json!(id),
-            json!(scene.prompt()),
-            json!(references),
-            json!({"image": name("win"), "prior": priors}),
-            json!({"image": name("lose"), "prior": priors}),
-        )?;
+        let pictures = ["win", "lose"].map(name);
+        write_line(&mut list, (&id, &scene.prompt()), &references, pictures, &priors)?;
     }
     list.flush()?;
     eprintln!("{count} pairs in {}", path.display());

@@ -1,10 +1,6 @@
 //! The files that precede the first step of a run.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use super::{
     Failure,
@@ -93,7 +89,6 @@ impl Begin {
             origin,
             updates: self.updates,
             measurements,
-            unwritten: BTreeSet::new(),
         })
     }
 }

@@ -1,7 +1,7 @@
 //! What the steps of a run write into its folder.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -43,8 +43,6 @@ pub(super) struct Session {
     pub origin: Vec<(String, String)>,
     pub updates: Updates,
     pub measurements: Measurements,
-    /// Nodes with another best adapter than their folder has.
-    pub unwritten: BTreeSet<String>,
 }
 
 /// The checkpoints written so far.
@@ -93,13 +91,9 @@ impl Session {
                     self.folder.write_preview(name, picture).map_err(|e| self.folder_fault(e))?;
                 }
                 Effect::Measure(part) => {
-                    let outcome = self.measurements.observe(node, output.step, part);
-                    let outcome = outcome.map_err(|what| Stop::spoilt(output.step, &what))?;
-                    for (name, value) in outcome.summary.0 {
+                    let sums = self.measurements.observe(node, output.step, part);
+                    for (name, value) in sums.map_err(|what| Stop::spoilt(output.step, &what))?.0 {
                         metrics.push_unique(&name, value);
-                    }
-                    if outcome.changed {
-                        self.unwritten.insert(node.clone());
                     }
                 }
                 Effect::Export(adapter, formats) => {
@@ -127,11 +121,8 @@ impl Session {
 
     /// Write the best adapters that the step has found.
     pub fn write_best(&mut self) -> Result<(), Stop> {
-        for node in std::mem::take(&mut self.unwritten) {
-            let written = self.measurements.write(&node, &self.folder, &self.origin);
-            written.map_err(|e| self.folder_fault(e))?;
-        }
-        Ok(())
+        let written = self.measurements.write_changed(&self.folder, &self.origin);
+        written.map_err(|e| self.folder_fault(e))
     }
 
     /// A step has succeeded: if it started from the newest checkpoint, older ones are no longer needed.

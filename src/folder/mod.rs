@@ -89,7 +89,10 @@ impl RunFolder {
     /// A run starts to write here: unfinished files of killed runs are removed.
     pub fn keep(&mut self) {
         self.lock.keep();
-        for folder in [self.path.clone(), self.path.join("preview"), self.path.join("best")] {
+        // What cannot be listed is not cleaned up.
+        let inside = entries(&self.path).unwrap_or_default();
+        let inside = inside.iter().filter(|name| holds_best(name) || name.as_os_str() == "preview");
+        for folder in std::iter::once(self.path.clone()).chain(inside.map(|name| self.path.join(name))) {
             remove_abandoned(&folder);
         }
     }
@@ -130,7 +133,8 @@ impl RunFolder {
             let name = name.to_string_lossy().into_owned();
             let adapter = is_adapter(&name);
             let counts = match name.as_str() {
-                "graph.ron" | "metrics.jsonl" | "preview" | "sweep.json" | "best" => true,
+                "graph.ron" | "metrics.jsonl" | "preview" | "sweep.json" => true,
+                _ if holds_best(Path::new(&name)) => true,
                 // A run killed while writing its first checkpoint leaves only an unfinished one.
                 "checkpoints" => entries(&self.checkpoints())?.iter().any(|e| !is_unfinished(e)),
                 _ => adapter,
@@ -298,6 +302,11 @@ fn entries(path: &Path) -> Result<Vec<PathBuf>, FolderError> {
     let fault = |e| FolderError::io("read the folder", path, e);
     let entries = fs::read_dir(path).map_err(fault)?;
     entries.map(|e| e.map(|e| PathBuf::from(e.file_name())).map_err(fault)).collect()
+}
+
+/// Is it the name of a folder of a best adapter: `best`, that of a node, or one that was kept aside?
+fn holds_best(name: &Path) -> bool {
+    name.to_str().is_some_and(|name| name == "best" || name.starts_with("best-"))
 }
 
 fn is_adapter(name: &str) -> bool {

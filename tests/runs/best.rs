@@ -14,13 +14,18 @@ const OFTEN: [&str; 8] = [
     "update.warmup=0",
 ];
 
-/// The files of the best adapter, by name.
-fn best(out: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let place = out.join("best");
+/// The files of a folder of a run, by name.
+fn inside(out: &Path, folder: &str) -> BTreeMap<PathBuf, Vec<u8>> {
+    let place = out.join(folder);
     files(&place)
         .into_iter()
         .map(|(path, bytes)| (path.strip_prefix(&place).unwrap().to_owned(), bytes))
         .collect()
+}
+
+/// The files of the best adapter, by name.
+fn best(out: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    inside(out, "best")
 }
 
 fn facts(out: &Path) -> Value {
@@ -157,11 +162,7 @@ fn a_best_adapter_that_can_no_longer_be_compared_is_kept_under_another_name() {
     // Fewer pairs: what was measured of more of them says nothing of these.
     let fewer = ["--set", "held_out.first=2", "--steps", "12", "--resume"];
     let said = runs(&out, &[&DEMO, &OFTEN, &EVERY, &fewer]);
-    let aside = out.join(format!("best-step-{step}"));
-    let found: BTreeMap<PathBuf, Vec<u8>> = files(&aside)
-        .into_iter()
-        .map(|(path, bytes)| (path.strip_prefix(&aside).unwrap().to_owned(), bytes))
-        .collect();
+    let found = inside(&out, &format!("best-step-{step}"));
     assert!(found == kept, "{:?}", found.keys());
     assert!(said.contains(&format!("is in `best-step-{step}`")), "{said}");
     if out.join("best").exists() {

@@ -186,18 +186,15 @@ impl<'a> Source<'a> {
                     }
                 }
             }
-            Self::Words(pictures) => {
-                pictures.each(rows, to, DISTANCE, |window, to| window.copy(first, &mut to[..words]));
-            }
-            Self::Windows(pictures) if !pairs => {
-                pictures.each(rows, to, DISTANCE, |window, to| window.copy(first, &mut to[..words]));
-            }
-            Self::Windows(pictures) => pictures.each(rows, to, DISTANCE, |window, to| {
+            Self::Windows(pictures) if pairs => pictures.each(rows, to, DISTANCE, |window, to| {
                 let mut values = [[0.0; DISTANCE]; 2];
                 let values = &mut values.as_flattened_mut()[..terms.len()];
                 window.copy(terms.start, values);
                 pack_row(values, to);
             }),
+            Self::Windows(pictures) | Self::Words(pictures) => {
+                pictures.each(rows, to, DISTANCE, |window, to| window.copy(first, &mut to[..words]));
+            }
         }
     }
 }

@@ -47,14 +47,14 @@ pub(super) fn write(
 
 /// Give the folder of a best adapter that can no longer be compared another name, if it is still there.
 pub(super) fn keep_aside(measured: &Measured, folder: &RunFolder) -> Result<(), FolderError> {
-    let Some(step) = measured.aside.last() else { return Ok(()) };
+    let Some(step) = measured.aside else { return Ok(()) };
     let is_of_it = |facts: &str| {
         let facts = serde_json::from_str::<Value>(facts).unwrap_or_default();
-        facts.get("step").and_then(Value::as_u64) == Some(*step)
+        facts.get("step").and_then(Value::as_u64) == Some(step)
     };
     match folder.text_in(&measured.folder, FACTS)? {
         Some(facts) if is_of_it(&facts) => {
-            folder.rename(&measured.folder, &measured.folder_aside(*step), FACTS)
+            folder.rename(&measured.folder, &measured.folder_aside(step), FACTS)
         }
         _ => Ok(()),
     }

@@ -36,7 +36,7 @@ use crate::{
 pub(super) struct Measurements(BTreeMap<String, Measured>);
 
 /// What one node has measured.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Measured {
     /// Of the best adapter, in the folder of the run.
     folder: String,
@@ -46,8 +46,12 @@ struct Measured {
     parts: Vec<Part>,
     /// Of the measurements that are compared.
     compared: Compared,
-    /// Steps of best adapters that can no longer be compared: their folders were kept under other names.
-    aside: Vec<u64>,
+    /// Is there another best adapter than its folder has, or none any more?
+    changed: bool,
+    /// The step of the best adapter that the run was resumed with.
+    recalled: Option<u64>,
+    /// That step, once the adapter can no longer be compared: its folder is kept under another name.
+    aside: Option<u64>,
 }
 
 /// What a step has measured.
@@ -88,15 +92,6 @@ struct Best {
     formats: Vec<AdapterFormat>,
 }
 
-/// The outcome of a step for a node that measures.
-#[derive(Debug, Default)]
-pub(super) struct Outcome {
-    /// The sums, if the step completes a measurement.
-    pub summary: Metrics,
-    /// Is there another best adapter, or none any more?
-    pub changed: bool,
-}
-
 impl Measurements {
     /// Those of a run of this graph that has not begun.
     pub fn new(graph: &Graph) -> Self {
@@ -105,16 +100,7 @@ impl Measurements {
         let measured = nodes.into_iter().map(|(_, node)| {
             let folder = if alone { "best".to_owned() } else { format!("best-{}", node.id) };
             let adapter = node.wires.first().and_then(|wires| wires.first()).copied();
-            (
-                node.id.clone(),
-                Measured {
-                    folder,
-                    adapter,
-                    parts: Vec::new(),
-                    compared: Compared::default(),
-                    aside: Vec::new(),
-                },
-            )
+            (node.id.clone(), Measured { folder, adapter, ..Measured::default() })
         });
         Self(measured.collect())
     }
@@ -143,24 +129,24 @@ impl Measurements {
         kept.collect()
     }
 
-    /// A node has measured a part. An error if the adapter that would be the best is out of range.
-    pub fn observe(&mut self, node: &str, step: u64, part: &Measurement) -> Result<Outcome, String> {
-        match self.0.get_mut(node) {
-            Some(measured) => measured.observe(step, part),
-            None => Ok(Outcome::default()),
-        }
+    /// A node has measured a part: the sums, if it completes a measurement. An error if the adapter that would be the best is out of
+    /// range.
+    pub fn observe(&mut self, node: &str, step: u64, part: &Measurement) -> Result<Metrics, String> {
+        self.0.get_mut(node).map_or_else(|| Ok(Metrics::default()), |measured| measured.observe(step, part))
     }
 
-    /// Write the best adapter of a node, or remove the one that is no longer the best.
-    pub fn write(
-        &self,
-        node: &str,
+    /// Write the best adapters that are others than their folders have, and remove those that are none any more.
+    pub fn write_changed(
+        &mut self,
         folder: &RunFolder,
         origin: &[(String, String)],
     ) -> Result<(), FolderError> {
-        let Some(measured) = self.0.get(node) else { return Ok(()) };
-        files::keep_aside(measured, folder)?;
-        files::write(measured, folder, origin)
+        for measured in self.0.values_mut().filter(|measured| measured.changed) {
+            files::keep_aside(measured, folder)?;
+            files::write(measured, folder, origin)?;
+            measured.changed = false;
+        }
+        Ok(())
     }
 
     /// Have the files of the best adapters be those of the steps that were made; returns the folders that were put right.
@@ -198,30 +184,29 @@ pub(super) fn complete_best(
 }
 
 impl Measured {
-    fn observe(&mut self, step: u64, part: &Measurement) -> Result<Outcome, String> {
+    fn observe(&mut self, step: u64, part: &Measurement) -> Result<Metrics, String> {
         let over = part.over;
         self.parts.retain(|p| p.step < step && p.step + p.over.max(over) > step);
         self.parts.push(Part { step, over, pairs: part.pairs.clone() });
         let own: Vec<&Part> = self.parts.iter().filter(|p| p.step + over > step).collect();
         // A run may be shorter than a measurement.
         if !part.ends || (own.len() as u64) < over {
-            return Ok(Outcome::default());
+            return Ok(Metrics::default());
         }
         let pairs = pooled(own.into_iter().map(|p| (p.step, &*p.pairs)), over);
         let sums = summary(part.process, part.levels, &pairs);
-        let changed = match &part.best {
-            Some(candidate) => {
-                let subject = subject(candidate.criterion, &pairs);
-                if let Some(best) = self.compared.best.as_ref().filter(|_| self.compared.subject != subject) {
-                    self.aside.push(best.at.made);
-                }
-                self.compared.observe(step + 1, subject, candidate, &sums)?
+        if let Some(candidate) = &part.best {
+            let subject = subject(candidate.criterion, &pairs);
+            let known = self.compared.best.as_ref().map(|best| best.at.made);
+            // Where a row of steps does not measure all pairs, every measurement is of others: only what the run began with is kept.
+            if subject != self.compared.subject && known.is_some() && known == self.recalled {
+                self.aside = known;
             }
-            None => false,
-        };
+            self.changed |= self.compared.observe(step + 1, subject, candidate, &sums)?;
+        }
         let prefix = if part.prefix.is_empty() { String::new() } else { format!("{}.", part.prefix) };
         let named = sums.0.into_iter().map(|(name, metric)| (format!("{prefix}{name}"), metric));
-        Ok(Outcome { summary: Metrics(named.collect()), changed })
+        Ok(Metrics(named.collect()))
     }
 
     /// Where a best adapter of this step is kept that can no longer be compared.
@@ -233,14 +218,12 @@ impl Measured {
         let Compared { count, last, best, .. } = &self.compared;
         let last = last.as_ref().filter(|_| self.adapter.is_some())?;
         let measurements = if *count == 1 { "measurement" } else { "measurements" };
-        let aside: Vec<String> =
-            self.aside.iter().map(|step| format!("`{}`", self.folder_aside(*step))).collect();
-        let aside = match aside.is_empty() {
-            true => String::new(),
-            false => {
-                format!("; what was best by another criterion or of other pairs is in {}", aside.join(", "))
-            }
-        };
+        let aside = self.aside.map_or_else(String::new, |step| {
+            format!(
+                "; what was best by another criterion or of other pairs is in `{}`",
+                self.folder_aside(step)
+            )
+        });
         Some(match best {
             Some(Best { at, criterion, adapter: _, formats, .. }) => {
                 let file = formats.first().map(|format| format.file_name("adapter")).unwrap_or_default();

@@ -166,6 +166,7 @@ impl Measured {
             }
             None => None,
         };
+        self.recalled = best.as_ref().map(|best| best.at.made);
         self.compared = Compared { subject, count, last: last.map(Point::from), best };
         Ok(())
     }

@@ -34,9 +34,8 @@ fn part(made: u64, over: u64, ends: bool, pairs: &[MeasuredPair]) -> Measurement
 }
 
 fn measured() -> Measured {
-    let compared = Compared::default();
     let at = Endpoint::value(crate::graph::NodeId::new(0), 0);
-    Measured { folder: "best".into(), adapter: Some(at), parts: Vec::new(), compared, aside: Vec::new() }
+    Measured { folder: "best".into(), adapter: Some(at), ..Measured::default() }
 }
 
 /// Measurements one after the other, each of one step: losses and the winner's error.
@@ -80,18 +79,18 @@ fn what_is_no_number_or_has_worse_winners_never_wins() {
 fn a_measurement_takes_all_of_its_steps_and_a_shorter_run_has_none() {
     let (a, b) = ([pair("a", 0.25, 1.0, -1.0)], [pair("b", 0.75, 3.0, -1.0)]);
     let mut found = measured();
-    assert!(found.observe(0, &part(1, 3, false, &a)).unwrap().summary.0.is_empty());
+    assert!(found.observe(0, &part(1, 3, false, &a)).unwrap().0.is_empty());
     // The run ends after two steps, but it takes three to see every pair.
-    assert!(found.observe(1, &part(2, 3, true, &b)).unwrap().summary.0.is_empty());
+    assert!(found.observe(1, &part(2, 3, true, &b)).unwrap().0.is_empty());
     assert!(best(&found).is_none() && found.sentence(Path::new("r"), 2).is_none());
 
     let mut found = measured();
     found.observe(8, &part(9, 2, false, &a)).unwrap();
-    let outcome = found.observe(9, &part(10, 2, true, &b)).unwrap();
-    let number = |name: &str| outcome.summary.get(name).and_then(Metric::mean);
+    let sums = found.observe(9, &part(10, 2, true, &b)).unwrap();
+    let number = |name: &str| sums.get(name).and_then(Metric::mean);
     assert_eq!((number("held_out.all.loss"), number("held_out.all.pairs")), (Some(2.0), Some(2.0)));
     assert_eq!(number("held_out.sigma_0-0.5.loss"), Some(1.0));
-    assert!(outcome.changed);
+    assert!(found.changed);
     assert_eq!(best(&found), Some((10, 2.0)));
 }
 
@@ -101,8 +100,11 @@ fn other_pairs_or_other_times_are_not_compared_with_those_before() {
         let mut found = after(&[(0.5, -1.0)]);
         found.observe(1, &part(2, 1, true, &[other])).unwrap();
         assert_eq!(best(&found), Some((2, 9.0)));
+        found.changed = false;
         let worse = pair("c", 0.5, 1.0, 1.0);
-        assert!(found.observe(2, &part(3, 1, true, &[worse])).unwrap().changed, "the files must go");
+        found.observe(2, &part(3, 1, true, &[worse])).unwrap();
+        assert!(found.changed, "the files must go");
+        assert_eq!(found.aside, None, "the run did not begin with it");
         assert_eq!(best(&found), None);
     }
 }
