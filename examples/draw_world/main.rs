@@ -2,15 +2,19 @@
 //!
 //! ```text
 //! cargo run --release --example draw_world -- pairs OUT [--count 32] [--seed 0]
-//! cargo run --release --example draw_world -- held-out OUT [--singles 20] [--doubles 10] [--seed 0]
+//! cargo run --release --example draw_world -- held-out OUT [--singles 20] [--doubles 10] [--seed 0] [--split held-out]
 //! cargo run --release --example draw_world -- training OUT [--count 42000] [--seed 1] [--held-out]
 //! cargo run --release --example draw_world -- rank OUT [--pictures RUN/preview] [--encoder data/world/identity] [--among 20]
+//! cargo run --release --example draw_world -- score OUT --seed 0 [--split held-out] [--pictures RUN/preview] > scores.jsonl
 //! ```
 //!
 //! Everything is a pure function of the split, the seed and the sample's number. Shapes and textures are the demo's.
 
 #![allow(clippy::disallowed_methods, reason = "a drawing: nobody compares its last bits")]
 
+mod encoder;
+mod fit;
+mod held;
 #[path = "../draw_demo/list.rs"]
 mod list;
 mod pairs;
@@ -20,6 +24,7 @@ mod random;
 mod rank;
 mod render;
 mod scene;
+mod score;
 #[expect(dead_code, reason = "the demo's, which draws more of it")]
 #[path = "../draw_demo/shapes.rs"]
 mod shapes;
@@ -48,6 +53,8 @@ enum Command {
     Training(Training),
     /// Rank the references of `held_out.jsonl` by how near they are to pictures, and say how often the right one is the nearest.
     Rank(Rank),
+    /// Score pictures: one JSON object for each subject.
+    Score(Score),
 }
 
 #[derive(Args)]
@@ -75,6 +82,9 @@ struct HeldOut {
     /// Another seed draws other pairs.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Whose subjects.
+    #[arg(long, value_enum, default_value_t = Split::HeldOut)]
+    split: Split,
 }
 
 #[derive(Args)]
@@ -107,15 +117,47 @@ struct Rank {
     among: usize,
 }
 
+#[derive(Args)]
+struct Score {
+    /// Folder of `held_out.jsonl`.
+    folder: PathBuf,
+    /// The seed that it was drawn with.
+    #[arg(long)]
+    seed: u64,
+    /// The split that it was drawn from.
+    #[arg(long, value_enum, default_value_t = Split::HeldOut)]
+    split: Split,
+    /// Folder of drawn pictures, `NAME-...-ID.png`; the winners where it is not given.
+    #[arg(long)]
+    pictures: Option<PathBuf>,
+    /// How the names of the pictures begin.
+    #[arg(long, default_value = "policy")]
+    name: String,
+    /// The identity encoders.
+    #[arg(long, num_args = 1.., default_values = ["data/world/identity", "data/world/identity_fine"])]
+    encoders: Vec<PathBuf>,
+    /// References that are ranked for each subject.
+    #[arg(long, default_value_t = 20)]
+    among: usize,
+}
+
 fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Pairs(p) => pairs::write_pairs(&p.out, p.seed, p.count),
-        Command::HeldOut(h) => pairs::write_held_out(&h.out, h.seed, [h.singles, h.doubles]),
+        Command::HeldOut(h) => pairs::write_held_out(&h.out, h.split, h.seed, [h.singles, h.doubles]),
         Command::Training(t) => {
             let split = if t.held_out { Split::HeldOut } else { Split::Training };
             training::write(&t.out, split, t.seed, t.count)
         }
         Command::Rank(r) => rank::rank(&r.folder, r.pictures.as_deref(), &r.encoder, r.among),
+        Command::Score(s) => score::score(&score::Settings {
+            folder: s.folder,
+            split: (s.split, s.seed),
+            pictures: s.pictures,
+            name: s.name,
+            encoders: s.encoders,
+            among: s.among,
+        }),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

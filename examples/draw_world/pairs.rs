@@ -21,13 +21,22 @@ const MOST: u64 = 10_000;
 /// Write the pairs of the first `count` samples into `pairs.jsonl`.
 pub fn write_pairs(folder: &Path, seed: u64, count: u64) -> Result<(), Failure> {
     let scenes = (0..count).map(|sample| (sample, Scene::draw(Split::Training, seed, sample)));
-    write(folder, "pairs.jsonl", "world", scenes)
+    write(folder, "pairs.jsonl", prefix(Split::Training), scenes)
 }
 
-/// Write into `held_out.jsonl` as many pairs with one and with two subjects as `wanted` says, no subject twice.
-pub fn write_held_out(folder: &Path, seed: u64, wanted: [usize; 2]) -> Result<(), Failure> {
+/// The beginning of the ids of a split's pairs; a dash and the sample's number follow.
+pub fn prefix(split: Split) -> &'static str {
+    match split {
+        Split::Training => "world",
+        Split::HeldOut => "held-out",
+        Split::Validation => "validation",
+    }
+}
+
+/// Write into `held_out.jsonl` as many pairs with one and with two subjects of a split as `wanted` says, no subject twice.
+pub fn write_held_out(folder: &Path, split: Split, seed: u64, wanted: [usize; 2]) -> Result<(), Failure> {
     let samples = (0..MOST).map(|sample| {
-        let scene = Scene::draw(Split::HeldOut, seed, sample);
+        let scene = Scene::draw(split, seed, sample);
         let subjects: Vec<Identity> = scene.subjects.iter().map(|subject| subject.identity).collect();
         ((sample, scene), subjects)
     });
@@ -35,7 +44,7 @@ pub fn write_held_out(folder: &Path, seed: u64, wanted: [usize; 2]) -> Result<()
     if left != [0, 0] {
         return Err(format!("no more subjects to measure on: {left:?} samples are missing").into());
     }
-    write(folder, "held_out.jsonl", "held-out", scenes)
+    write(folder, "held_out.jsonl", prefix(split), scenes)
 }
 
 /// Write the pairs of these samples into a folder that is made if it is missing.

@@ -51,13 +51,26 @@ const PITCH: f32 = 1.9;
 /// The most that a subject is turned, in radians.
 const TURN: f32 = 0.2;
 
-/// Which subjects scenes show. No combination of shape and texture and no pair of colours is in both.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Which subjects scenes show; none is in two of them. Combinations of shape and texture are new or known, and so are pairs of colours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Split {
-    /// Those that everything is trained on.
+    /// Those that everything is trained on: both are known.
     Training,
-    /// Those to measure on.
+    /// Those to measure on: both are new. Nothing that is trained on shows either.
     HeldOut,
+    /// Those to choose settings by: one of the two is new.
+    Validation,
+}
+
+impl Split {
+    /// Of a subject's combination and its pair of colours, how many are new.
+    fn new_parts(self) -> usize {
+        match self {
+            Self::Training => 0,
+            Self::HeldOut => 2,
+            Self::Validation => 1,
+        }
+    }
 }
 
 /// What makes a subject itself, whatever the view.
@@ -77,14 +90,22 @@ impl Identity {
                 kind: (random.below(SHAPES.len()), random.below(TEXTURES.len())),
                 colours: (random.below(COLOURS.len()), random.below(COLOURS.len() + PALE_AND_DARK.len())),
             };
-            let held_out = [
+            let is_new = [
                 (2 * drawn.kind.0 + drawn.kind.1) % 5 < 2,
                 (drawn.colours.0 + 2 * drawn.colours.1).is_multiple_of(5),
             ];
-            if drawn.colours.0 != drawn.colours.1 && held_out == [split == Split::HeldOut; 2] {
+            let new_parts = is_new.into_iter().filter(|&part| part).count();
+            if drawn.colours.0 != drawn.colours.1 && new_parts == split.new_parts() {
                 return drawn;
             }
         }
+    }
+
+    /// The same texture and colours in all other shapes.
+    pub fn in_other_shapes(&self) -> impl Iterator<Item = Self> {
+        let (shape, texture) = self.kind;
+        let others = (0..SHAPES.len()).filter(move |&other| other != shape);
+        others.map(move |other| Self { kind: (other, texture), ..*self })
     }
 
     /// Its kind.
@@ -128,12 +149,14 @@ impl Identity {
 /// From where, and in what light, a subject is seen.
 #[derive(Clone, Copy, Debug)]
 pub struct View {
-    /// Centre, in pixels.
-    centre: (f32, f32),
+    /// In pixels.
+    pub centre: (f32, f32),
     /// Pixels in a unit of the subject.
-    scale: f32,
-    angle: f32,
-    brightness: f32,
+    pub scale: f32,
+    /// In radians.
+    pub angle: f32,
+    /// What colours are multiplied by.
+    pub brightness: f32,
 }
 
 impl View {
@@ -254,6 +277,18 @@ impl Scene {
             });
         }
         Self { subjects, ground, place: PLACES[row][column] }
+    }
+
+    /// What its ground is called.
+    pub fn ground_name(&self) -> &'static str {
+        GROUNDS[self.ground].0
+    }
+
+    /// What the ground of this colour is most likely called.
+    pub fn nearest_ground(colour: Colour) -> &'static str {
+        let distance = |ground: &Colour| ground.iter().zip(colour).map(|(a, b)| (a - b).abs()).sum::<f32>();
+        let nearest = GROUNDS.iter().min_by(|a, b| distance(&a.1).total_cmp(&distance(&b.1)));
+        nearest.expect("there are grounds").0
     }
 
     /// The colour of the ground at a height between 0 and 1.

@@ -1,6 +1,7 @@
 """Trains the world's identity encoder: a small vision transformer in the layout of DINO's (`ViTModel` of transformers).
 
     python data/world/make/train_identity.py target/world/training --out data/world/identity --minutes 8
+    python data/world/make/train_identity.py target/world/training --out data/world/identity_fine --patch 8 --width 96 --seed 1
     python data/world/make/train_identity.py target/world/held_out --evaluate data/world/identity
 
 See data/world/README.md for what draws the folders.
@@ -97,6 +98,8 @@ def write(state, folder):
 
 
 def read(folder):
+    with open(f"{folder}/config.json") as file:
+        CONFIG.update(json.load(file))
     encoder, saved = Encoder(), load_file(f"{folder}/model.safetensors")
     encoder.load_state_dict({name: saved[to].float() for name, to in layout().items()})
     return encoder.eval()
@@ -165,10 +168,11 @@ def disturbed(x):
 
 
 def train(a):
-    torch.manual_seed(0)
+    torch.manual_seed(a.seed)
     torch.set_num_threads(a.threads)
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(a.seed)
     sets = drawn.load(a.data)
+    CONFIG.update(patch_size=a.patch, hidden_size=a.width, intermediate_size=2 * a.width)
     encoder = read(a.start).train() if a.start else Encoder()
     heads = nn.Linear(CONFIG["hidden_size"], sum(ATTRIBUTES))
     print(sum(p.numel() for p in encoder.parameters()), "parameters", {k: len(v["winner"]) for k, v in sets.items()}, flush=True)
@@ -229,6 +233,9 @@ def main():
     parser.add_argument("--evaluate", metavar="FOLDER", help="rank the drawn winners by this encoder, and stop")
     parser.add_argument("--minutes", type=float, default=8, help="of processor time")
     parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--patch", type=int, default=12, help="pixels along each side of a patch")
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=1)
     a = parser.parse_args()

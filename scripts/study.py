@@ -1,0 +1,262 @@
+#!/usr/bin/env python3
+"""The arithmetic of the study (scripts/study.sh). Needs Python only.
+
+    scripts/study.py choose SWEEP SCORES     prints the settings of the variant whose pictures are nearest to their references
+    scripts/study.py report STUDY OUT        writes tables.md, results.json and the figures
+"""
+import json
+import math
+import random
+import sys
+from pathlib import Path
+
+from study_figures import bars, dots, intervals
+
+METHODS = {
+    "sft": "SFT", "diffusion_dpo": "Diffusion-DPO", "patchdpo": "PatchDPO", "focusdpo": "FocusDPO",
+}
+ABLATIONS = {
+    "prior_only": "prior alone", "detail_only": "detail alone, everywhere", "structure_only": "structure alone (without detail)",
+    "detail_in_prior": "detail within the prior (without structure)", "unconstrained": "detail not kept within the prior",
+}
+PUBLISHED = {"diffusion_dpo_published": "Diffusion-DPO, published loss", "focusdpo_published": "FocusDPO, published loss"}
+NAMES = {"winners": "the winners", "base": "base", **METHODS, **ABLATIONS, **PUBLISHED}
+# What is measured of each subject: name in the scores, title, and whether more is better.
+SCORES = {
+    "identity": ("identity, encoder 1", True), "identity_fine": ("identity, encoder 2", True), "fit": ("fit", True),
+    "shape": ("shape fits best", True), "identity_first": ("first of 20", True), "layout": ("layout", True), "ground": ("ground named", True), "background": ("background off by", False),
+}
+# Comparisons that the paper's order is about, better one first.
+PAIRS = [
+    ("focusdpo", "base"), ("patchdpo", "base"), ("diffusion_dpo", "base"), ("sft", "base"),
+    ("focusdpo", "patchdpo"), ("focusdpo", "diffusion_dpo"), ("focusdpo", "sft"), ("patchdpo", "diffusion_dpo"), ("diffusion_dpo", "sft"),
+]
+DRAWS = 2000
+
+
+def lines(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def mean(values):
+    values = list(values)
+    return math.fsum(values) / len(values)
+
+
+def choose(sweep, scores):
+    """Of the variants of a sweep, the one whose pictures have the largest mean cosine with their references."""
+    variants = [v for v in json.loads((sweep / "sweep.json").read_text())["variants"] if v["diverged"] is None]
+    value = lambda v: mean(row["identity"] for row in lines(scores / f"{v['folder']}.jsonl"))
+    best = max(variants, key=value)
+    for v in variants:
+        print(f"{v['settings']}: {value(v):.4f}", file=sys.stderr)
+    print(" ".join(f"--set {name}={setting}" for name, setting in best["settings"].items()))
+
+
+class Scores:
+    """What one method has drawn: for each seed, each picture's mean over its subjects, by name of the score."""
+
+    def __init__(self, paths):
+        self.seeds = [by_picture(lines(path)) for path in paths]
+
+    def value(self, name, seed, picture):
+        return self.seeds[seed % len(self.seeds)][picture][name]
+
+    def means(self, name):
+        """Of each seed, the mean over its subjects."""
+        of = lambda seed: [(s[name], s["subjects"]) for s in seed.values()]
+        return [math.fsum(v * n for v, n in of(seed)) / sum(n for _, n in of(seed)) for seed in self.seeds]
+
+
+def by_picture(rows):
+    pictures = {}
+    for row in rows:
+        pictures.setdefault(row["id"], []).append(row)
+    return {i: {name: mean(r[name] for r in rows) for name in [*SCORES, "subjects"]} for i, rows in pictures.items()}
+
+
+def difference(a, b, name, pictures=None):
+    """Mean of a - b over subjects and seeds, and where 95 % of the means of draws with replacement lie: of pictures, and of seeds, both of
+    the same for a and b."""
+    ids = pictures or list(a.seeds[0])
+    count = max(len(a.seeds), len(b.seeds)) if min(len(a.seeds), len(b.seeds)) == 1 else min(len(a.seeds), len(b.seeds))
+    table = [[a.value(name, s, i) - b.value(name, s, i) for i in ids] for s in range(count)]
+    weights = [a.seeds[0][i]["subjects"] for i in ids]
+    of_pictures = list(zip(*table))
+    rng = random.Random(0)
+    means = []
+    for _ in range(DRAWS):
+        seeds = rng.choices(range(count), k=count)
+        total, over = 0.0, 0.0
+        for k in rng.choices(range(len(ids)), k=len(ids)):
+            row = of_pictures[k]
+            total += weights[k] * math.fsum(row[s] for s in seeds)
+            over += weights[k] * count
+        means.append(total / over)
+    means.sort()
+    value = math.fsum(w * math.fsum(row) for w, row in zip(weights, of_pictures)) / (sum(weights) * count)
+    return value, means[int(0.025 * DRAWS)], means[int(0.975 * DRAWS) - 1]
+
+
+def table(rows):
+    head, *body = rows
+    return "\n".join(["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body]]) + "\n"
+
+
+def with_interval(d, unit=1.0, digits=4):
+    value, low, high = (x * unit for x in d)
+    sign = "" if low <= 0 <= high else "**"
+    return f"{sign}{value:+.{digits}f}{sign} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def errors(folder):
+    """What a run has changed of the errors of winner and loser on the held-out pairs, each against the frozen network: of the whole
+    picture, and the share of pairs with a positive margin. `sigma` keeps the pairs of each quarter of the times apart."""
+    measured = {}
+    for row in lines(folder / "metrics.jsonl"):
+        if "held_out.id" not in row:
+            continue
+        whole = "plain_" if "held_out.plain_w_diff" in row else ""
+        for k, i in enumerate(row["held_out.id"]):
+            of = lambda name: row[f"held_out.{name}"][k]
+            measured[i] = {"w": of(f"{whole}w_diff"), "l": of(f"{whole}l_diff"), "sigma": of("sigma")}
+    return list(measured.values())
+
+
+def by_level(rows, levels=8):
+    """Rows (sigma, value) as means of equal parts of the times: [(middle, mean, count)]."""
+    parts = [[v for s, v in rows if min(int(s * levels), levels - 1) == k] for k in range(levels)]
+    return [((k + 0.5) / levels, mean(p), len(p)) for k, p in enumerate(parts) if p]
+
+
+def masks(runs):
+    """What FocusDPO's masks did in training: recall of the subject, share of samples with detail blended in, shares of the picture."""
+    rows = []
+    for run in runs:
+        for row in lines(run / "metrics.jsonl"):
+            for k, sigma in enumerate(row["sigma"]):
+                of = lambda name: row[name][k]
+                rows.append({
+                    "step": row["step"], "sigma": sigma, "recall": 1 - of("coverage"), "fused": of("fused"), "mask": of("mask_mean"),
+                    "prior": of("prior_mean"), "beta": of("beta_effective"), "subjects": 1 if row["references"] == 1 else 2,
+                })
+    return rows
+
+
+def report(study, out):
+    out.mkdir(parents=True, exist_ok=True)
+    text, results = [], {}
+    of = lambda name: sorted((study / "scores/test" / name).glob("seed-*.jsonl"), key=lambda p: int(p.stem[5:]))
+    scores = {name: Scores([study / f"scores/test/{name}.jsonl"]) for name in ("winners", "base")}
+    scores |= {name: Scores(of(name)) for name in NAMES if of(name)}
+    singles = [i for i, s in scores["base"].seeds[0].items() if s["subjects"] == 1]
+    doubles = [i for i, s in scores["base"].seeds[0].items() if s["subjects"] == 2]
+
+    rows = [["", "seeds", *(title for title, _ in SCORES.values())]]
+    for name, s in scores.items():
+        cells = []
+        for score in SCORES:
+            values = s.means(score)
+            spread = f" ± {math.sqrt(sum((v - mean(values)) ** 2 for v in values) / (len(values) - 1)):.4f}" if len(values) > 1 else ""
+            cells.append(f"{mean(values):.4f}{spread}")
+            results.setdefault(name, {})[score] = values
+        rows.append([NAMES[name], str(len(s.seeds)) if name not in ("winners", "base") else "", *cells])
+    text += ["## Means over 200 held-out subjects, mean over seeds ± standard deviation between seeds\n", table(rows)]
+
+    for title, ids in (("all 200 subjects", singles + doubles), ("104 pictures with one subject", singles), ("48 pictures with two", doubles)):
+        rows = [["difference, " + title, *(SCORES[s][0] for s in ("identity", "identity_fine", "fit", "layout"))]]
+        for a, b in PAIRS:
+            if a in scores and b in scores:
+                cells = [with_interval(difference(scores[a], scores[b], s, ids)) for s in ("identity", "identity_fine", "fit", "layout")]
+                rows.append([f"{NAMES[a]} − {NAMES[b]}", *cells])
+        text += [f"## Paired differences, {title}\n", table(rows)]
+
+    rows = [["difference", *(SCORES[s][0] for s in ("identity", "identity_fine", "fit", "layout"))]]
+    others = [(a, "focusdpo") for a in ABLATIONS] + [("diffusion_dpo_published", "base"), ("focusdpo_published", "base"),
+                                                     ("focusdpo_published", "diffusion_dpo_published")]
+    for a, b in others:
+        if a in scores:
+            cells = [with_interval(difference(scores[a], scores[b], s)) for s in ("identity", "identity_fine", "fit", "layout")]
+            rows.append([f"{NAMES[a]} − {NAMES[b]}", *cells])
+    text += ["## Ablations and the published loss\n", table(rows)]
+
+    rows = [["errors on held-out pairs, times 10⁻³", "winner", "loser", "margin", "accuracy"]]
+    changes = {}
+    for name in NAMES:
+        runs = sorted((study / "runs" / name).glob("seed-*")) if (study / "runs" / name).is_dir() else []
+        if not runs:
+            continue
+        seeds = [errors(run) for run in runs]
+        of_seed = [(1e3 * mean(r["w"] for r in rs), 1e3 * mean(r["l"] for r in rs),
+                    mean((r["l"] > r["w"]) + 0.5 * (r["l"] == r["w"]) for r in rs)) for rs in seeds]
+        spread = lambda k, f: f"{mean(f(s) for s in of_seed):+.{k}f} ± {math.sqrt(sum((f(s) - mean(f(t) for t in of_seed)) ** 2 for s in of_seed) / max(len(of_seed) - 1, 1)):.{k}f}"
+        rows.append([NAMES[name], spread(2, lambda s: s[0]), spread(2, lambda s: s[1]), spread(2, lambda s: s[1] - s[0]),
+                     f"{mean(s[2] for s in of_seed):.2f}"])
+        changes[NAMES[name]] = [(mean(s[0] for s in of_seed), mean(s[1] for s in of_seed))]
+        results[name]["errors"] = of_seed
+    text += ["## Errors against the frozen network, whole pictures\n", table(rows)]
+
+    chosen = [["", "chosen on validation subjects"]]
+    for name in [*METHODS, *PUBLISHED]:
+        if (study / "chosen" / name).exists():
+            chosen.append([NAMES[name], "`" + (study / "chosen" / name).read_text().strip() + "`"])
+    text += ["## Chosen settings\n", table(chosen)]
+    for name in [*METHODS, *PUBLISHED]:
+        sweep = study / "select" / name / "sweep.json"
+        if sweep.exists():
+            variants = json.loads(sweep.read_text())["variants"]
+            values = {str(v["settings"]): mean(r["identity"] for r in lines(study / "scores/validation" / name / f"{v['folder']}.jsonl"))
+                      for v in variants if v["diverged"] is None}
+            results[name]["validation"] = values
+            text.append(f"* {NAMES[name]}: " + "; ".join(f"{k} {v:.4f}" for k, v in values.items()) + "\n")
+
+    runs = sorted((study / "runs/focusdpo").glob("seed-*"))
+    if runs:
+        rows = masks(runs)
+        first, last = [r for r in rows if r["step"] < 40], [r for r in rows if r["step"] >= max(r["step"] for r in rows) - 39]
+        recall = {}
+        for title, part in (("first 40 steps", first), ("last 40 steps", last)):
+            recall[title] = [(x, y) for x, y, _ in by_level([(r["sigma"], r["recall"]) for r in part])]
+        recall["chance"] = [(x, y) for x, y, _ in by_level([(r["sigma"], r["prior"]) for r in rows])]
+        (out / "recall.svg").write_text(dots("Share of the subject's tokens that M' finds, by time", "sigma", "recall", recall))
+        head = ["sigma", "samples", "recall of M'", "chance", "detail blended in", "mask, share of the picture", "prior, share of the picture", "effective beta / beta"]
+        beta = float(next(s.split("=")[1] for s in (study / "chosen/focusdpo").read_text().split("--set ") if s.startswith("loss.beta")))
+        body = []
+        for k in range(8):
+            part = [r for r in rows if min(int(r["sigma"] * 8), 7) == k]
+            if part:
+                m = lambda name: mean(r[name] for r in part)
+                body.append([f"{k / 8:.3f} to {(k + 1) / 8:.3f}", str(len(part)), f"{m('recall'):.3f}", f"{m('prior'):.3f}", f"{m('fused'):.3f}",
+                             f"{m('mask'):.3f}", f"{m('prior'):.3f}", f"{m('beta') / beta:.3f}"])
+        m = lambda name, part: mean(r[name] for r in part)
+        body.append(["all", str(len(rows)), *(f"{m(n, rows):.3f}" for n in ("recall", "prior", "fused", "mask", "prior")), f"{m('beta', rows) / beta:.3f}"])
+        text += ["## FocusDPO's masks in training\n", table([head, *body])]
+        for title, part in (("first 40 steps", first), ("last 40 steps", last)):
+            text.append(f"* {title}: recall {m('recall', part):.3f}, blended {m('fused', part):.3f}\n")
+        for subjects in (1, 2):
+            part = [r for r in rows if r["subjects"] == subjects]
+            text.append(f"* {subjects} subject(s): recall {m('recall', part):.3f}, blended {m('fused', part):.3f}, mask {m('mask', part):.3f}\n")
+        results["masks"] = body
+
+    for score, file in (("identity", "identity"), ("identity_fine", "identity_2"), ("fit", "fit")):
+        rows = {NAMES[n]: difference(scores[n], scores["base"], score) for n in NAMES if n in scores and n not in ("base", "winners")}
+        (out / f"{file}.svg").write_text(intervals(f"{SCORES[score][0]}: difference from the base, 95 % intervals", rows))
+        for n in NAMES:
+            if NAMES[n] in rows:
+                results[n][f"{score}_difference"] = rows[NAMES[n]]
+    (out / "errors.svg").write_text(bars("Errors on held-out pairs against the frozen network, times 1e-3", ["winner", "loser"],
+                                         {name: list(v[0]) for name, v in changes.items()}))
+    (out / "tables.md").write_text("\n".join(text))
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(f"{out / 'tables.md'}")
+
+
+def main():
+    arguments = [Path(a) for a in sys.argv[2:]]
+    if len(arguments) != 2 or sys.argv[1] not in ("choose", "report"):
+        sys.exit(__doc__)
+    {"choose": choose, "report": report}[sys.argv[1]](*arguments)
+
+
+if __name__ == "__main__":
+    main()

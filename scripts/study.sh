@@ -1,0 +1,126 @@
+#!/bin/sh
+# The study of docs/study.md: trains SFT, Diffusion-DPO, PatchDPO, FocusDPO and its ablations on the world (data/world), draws held-out
+# subjects with every adapter and scores them.
+#
+#   scripts/study.sh [FOLDER]      default: target/study
+#
+# What is finished is not done again, so it can be interrupted and called again. On two cores it takes about an hour and a half. At the end the
+# tables and figures are in FOLDER/report. Needs Rust and Python 3, nothing else.
+#
+#   STEPS   length of every run (240)
+#   SEEDS   seeds of the methods (0 1 2 3 4)
+#   FEWER   seeds of the ablations and of the published loss (0 1 2)
+set -eu
+cd "$(dirname "$0")/.."
+folder=${1:-target/study}
+steps=${STEPS:-240}
+seeds=${SEEDS:-0 1 2 3 4}
+fewer=${FEWER:-0 1 2}
+
+if [ -z "${STUDY_BUILT:-}" ]; then
+    cargo build --locked --release --bin graph-run --example draw_world
+fi
+run=target/release/graph-run
+world=target/release/examples/draw_world
+export NO_COLOR=1
+mkdir -p "$folder/logs" "$folder/scores" "$folder/chosen"
+
+# Three sets of pairs, and no subject is in two of them.
+[ -e "$folder/pairs/pairs.jsonl" ] || $world pairs "$folder/pairs" --count 480 --seed 3
+[ -e "$folder/validation/held_out.jsonl" ] || $world held-out "$folder/validation" --split validation --seed 5 --singles 24 --doubles 12
+[ -e "$folder/test/held_out.jsonl" ] || $world held-out "$folder/test" --seed 7 --singles 104 --doubles 48
+
+# Draw the pictures of a set with an adapter and score them: SET SEED-OF-THE-SET SPLIT ADAPTER SCORES.
+score() {
+    [ -e "$5" ] || {
+        drawn=$folder/drawn/$(basename "$5" .jsonl)
+        rm -rf "$drawn"
+        batches=$(($(grep -c . "$folder/$1/held_out.jsonl") / 4))
+        $run graphs/world/draw.ron --set pairs.path="$folder/$1/held_out.jsonl" ${4:+--set lora.from="$4"} --steps "$batches" --out "$drawn" >"$folder/logs/draw.log" 2>&1
+        mkdir -p "$(dirname "$5")"
+        encoders="data/world/identity data/world/identity_fine"
+        [ "$1" = test ] || encoders=data/world/identity
+        # shellcheck disable=SC2086
+        $world score "$folder/$1" --seed "$2" --split "$3" --pictures "$drawn/preview" --encoders $encoders >"$5.part"
+        mv "$5.part" "$5"
+    }
+}
+
+# The settings of a method: its graph, and what tells it from the graph.
+published="--set loss.objective=dpo --set loss.anchor=0 --set loss.sft_weight=0"
+settings_of() {
+    case $1 in
+    sft | diffusion_dpo | patchdpo | focusdpo) echo "graphs/world/$1.ron" ;;
+    diffusion_dpo_published | focusdpo_published) echo "graphs/world/${1%_published}.ron $published" ;;
+    prior_only) echo "graphs/world/focusdpo.ron --set fuse.mode=prior" ;;
+    detail_only) echo "graphs/world/focusdpo.ron --set fuse.mode=detail" ;;
+    structure_only) echo "graphs/world/focusdpo.ron --set fuse.mode=structure" ;;
+    detail_in_prior) echo "graphs/world/focusdpo.ron --set fuse.mode=detail_in_prior" ;;
+    unconstrained) echo "graphs/world/focusdpo.ron --set fuse.constrain=false" ;;
+    esac
+}
+
+# Six settings for each method, on the validation set: its subjects are drawn with each of the six adapters, and the one whose pictures
+# are nearest to their references by the first encoder is chosen.
+choose() {
+    method=$1
+    shift
+    [ -e "$folder/chosen/$method" ] || {
+        if [ ! -e "$folder/select/$method/sweep.json" ]; then
+            rm -rf "$folder/select/$method"
+            # shellcheck disable=SC2046
+            $run sweep $(settings_of "$method") "$@" --set pairs.path="$folder/pairs/pairs.jsonl" --steps "$steps" \
+                --set held_out.path="$folder/validation/held_out.jsonl" --set held_out.first=36 --set held_out.batch=12 --set held_out_log.every=0 \
+                --set run.checkpoint_every=0 --seed 100 --out "$folder/select/$method" >"$folder/logs/select-$method.log" 2>&1
+        fi
+        for adapter in "$folder/select/$method"/*/adapter.safetensors; do
+            variant=$(basename "$(dirname "$adapter")")
+            score validation 5 validation "$adapter" "$folder/scores/validation/$method/$variant.jsonl"
+        done
+        python3 scripts/study.py choose "$folder/select/$method" "$folder/scores/validation/$method" >"$folder/chosen/$method.part"
+        mv "$folder/chosen/$method.part" "$folder/chosen/$method"
+        echo "$method: $(cat "$folder/chosen/$method")"
+    }
+}
+alone="--over update.lr=1e-5,3e-5,1e-4,3e-4,1e-3,3e-3"
+pairwise="--over update.lr=1e-4,3e-4,1e-3 --over loss.beta=1000,8000"
+# shellcheck disable=SC2086
+{
+    choose sft $alone
+    choose diffusion_dpo $pairwise
+    choose focusdpo $pairwise
+    choose patchdpo $alone
+    choose diffusion_dpo_published $pairwise
+    choose focusdpo_published $pairwise
+}
+
+# Train with a seed, measure the held-out pairs once, after the last step, draw and score them: METHOD SEED SETTINGS-OF.
+final() {
+    out=$folder/runs/$1/seed-$2
+    if [ ! -e "$out/done" ]; then
+        rm -rf "$out"
+        # shellcheck disable=SC2046
+        $run $(settings_of "$1") $(cat "$folder/chosen/$3") --set pairs.path="$folder/pairs/pairs.jsonl" --steps "$steps" --seed "$2" \
+            --set held_out.path="$folder/test/held_out.jsonl" --set held_out.first=152 --set held_out.batch=8 --set held_out_log.every=0 \
+            --set run.checkpoint_every=0 --set run.checkpoint_minutes=0 --out "$out" >"$folder/logs/$1-$2.log" 2>&1
+        touch "$out/done"
+        echo "$1, seed $2"
+    fi
+    score test 7 held-out "$out/adapter.safetensors" "$folder/scores/test/$1/seed-$2.jsonl"
+}
+score test 7 held-out "" "$folder/scores/test/base.jsonl"
+[ -e "$folder/scores/test/winners.jsonl" ] || $world score "$folder/test" --seed 7 >"$folder/scores/test/winners.jsonl"
+for seed in $seeds; do
+    for method in sft diffusion_dpo patchdpo focusdpo; do
+        final "$method" "$seed" "$method"
+    done
+done
+for seed in $fewer; do
+    for ablation in prior_only detail_only structure_only detail_in_prior unconstrained; do
+        final "$ablation" "$seed" focusdpo
+    done
+    final diffusion_dpo_published "$seed" diffusion_dpo_published
+    final focusdpo_published "$seed" focusdpo_published
+done
+
+python3 scripts/study.py report "$folder" "$folder/report"
