@@ -46,6 +46,47 @@ fn the_backbone_draws_a_held_out_subject_in_a_step() {
     assert_eq!((picture.width(), picture.height()), (96, 96));
 }
 
+fn graph_run(arguments: &[&str], out: &Path) {
+    let mut command = Command::new(cargo_bin("graph-run"));
+    command
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("NO_COLOR", "1")
+        .args(arguments)
+        .arg("--out")
+        .arg(out);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn every_method_of_the_study_trains_an_adapter_that_draws() {
+    let dir = tempfile::tempdir().unwrap();
+    for method in ["sft", "diffusion_dpo", "patchdpo", "focusdpo"] {
+        let (run, drawn) = (dir.path().join(method), dir.path().join(format!("{method}-drawn")));
+        let graph = format!("graphs/world/{method}.ron");
+        // The pairs that are in the repository stand for those that are drawn for training.
+        let pairs = "pairs.path=data/world/held_out.jsonl";
+        let few = [
+            "--set",
+            "pairs.batch=1",
+            "--set",
+            "held_out.first=2",
+            "--set",
+            "held_out.apart_from=None",
+            "--steps",
+            "2",
+        ];
+        graph_run(&[&[graph.as_str(), "--set", pairs], few.as_slice()].concat(), &run);
+        let adapter = format!("lora.from={}", run.join("adapter.safetensors").display());
+        let one = ["--set", "pairs.batch=1", "--set", "policy.steps=1", "--steps", "1"];
+        graph_run(&[&["graphs/world/draw.ron", "--set", adapter.as_str()], one.as_slice()].concat(), &drawn);
+        assert!(
+            drawn.join("preview/policy-step-000000-0-held-out-000.png").is_file(),
+            "{method} drew nothing"
+        );
+    }
+}
+
 #[test]
 fn the_world_stays_under_twelve_and_a_half_megabytes() {
     let bytes = bytes_under(&folder());
