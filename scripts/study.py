@@ -2,6 +2,7 @@
 """The arithmetic of the study (scripts/study.sh). Needs Python only.
 
     scripts/study.py choose SWEEP SCORES     prints the settings of the variant whose pictures are nearest to their references
+    scripts/study.py better SCORES SCORES    prints the name of the method whose best variant is the better one by the same measure
     scripts/study.py report STUDY OUT        writes tables.md, results.json and the figures
 """
 import json
@@ -51,6 +52,12 @@ def choose(sweep, scores):
     for v in variants:
         print(f"{v['settings']}: {value(v):.4f}", file=sys.stderr)
     print(" ".join(f"--set {name}={setting}" for name, setting in best["settings"].items()))
+
+
+def better(*folders):
+    """Of folders of scores, one file for each variant, the name of that with the best variant."""
+    best = lambda folder: max(mean(row["identity"] for row in lines(path)) for path in folder.glob("*.jsonl"))
+    print(max(folders, key=best).name)
 
 
 class Scores:
@@ -172,7 +179,8 @@ def report(study, out):
         text += [f"## Paired differences, {title}\n", table(rows)]
 
     rows = [["difference", *(SCORES[s][0] for s in ("identity", "identity_fine", "fit", "layout"))]]
-    others = [(a, "focusdpo") for a in ABLATIONS] + [("diffusion_dpo_published", "base"), ("focusdpo_published", "base"),
+    full = (study / "full").read_text().strip()
+    others = [(a, full) for a in ABLATIONS] + [("diffusion_dpo_published", "base"), ("focusdpo_published", "base"),
                                                      ("focusdpo_published", "diffusion_dpo_published")]
     for a, b in others:
         if a in scores:
@@ -253,9 +261,9 @@ def report(study, out):
 
 def main():
     arguments = [Path(a) for a in sys.argv[2:]]
-    if len(arguments) != 2 or sys.argv[1] not in ("choose", "report"):
+    if len(arguments) != 2 or sys.argv[1] not in ("choose", "better", "report"):
         sys.exit(__doc__)
-    {"choose": choose, "report": report}[sys.argv[1]](*arguments)
+    {"choose": choose, "better": better, "report": report}[sys.argv[1]](*arguments)
 
 
 if __name__ == "__main__":

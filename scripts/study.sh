@@ -4,20 +4,24 @@
 #
 #   scripts/study.sh [FOLDER]      default: target/study
 #
-# What is finished is not done again, so it can be interrupted and called again. On two cores it takes about an hour and a half. At the end the
-# tables and figures are in FOLDER/report. Needs Rust and Python 3, nothing else.
+# What is finished is not done again, so it can be interrupted and called again. At the end the tables and figures are in FOLDER/report. Needs Rust and
+# Python 3, nothing else.
 #
-#   STEPS   length of every run (240)
-#   SEEDS   seeds of the methods (0 1 2 3 4)
-#   FEWER   seeds of the ablations and of the published loss (0 1 2)
+#   STEPS    length of every run (240)
+#   SEEDS    seeds of the methods (0 1 2 3 4)
+#   FEWER    seeds of the ablations (0 1 2)
+#   WORKERS  runs at the same time, each on one thread (one per core)
 set -eu
 cd "$(dirname "$0")/.."
 folder=${1:-target/study}
+workers=${WORKERS:-$(nproc)}
 steps=${STEPS:-240}
 seeds=${SEEDS:-0 1 2 3 4}
 fewer=${FEWER:-0 1 2}
 
-if [ -z "${STUDY_BUILT:-}" ]; then
+# Called by itself for a single run: FOLDER METHOD SEED SETTINGS-OF.
+one=${2:-}
+if [ -z "$one" ] && [ -z "${STUDY_BUILT:-}" ]; then
     cargo build --locked --release --bin graph-run --example draw_world
 fi
 run=target/release/graph-run
@@ -26,17 +30,20 @@ export NO_COLOR=1
 mkdir -p "$folder/logs" "$folder/scores" "$folder/chosen"
 
 # Three sets of pairs, and no subject is in two of them.
+[ -n "$one" ] || {
 [ -e "$folder/pairs/pairs.jsonl" ] || $world pairs "$folder/pairs" --count 480 --seed 3
 [ -e "$folder/validation/held_out.jsonl" ] || $world held-out "$folder/validation" --split validation --seed 5 --singles 24 --doubles 12
 [ -e "$folder/test/held_out.jsonl" ] || $world held-out "$folder/test" --seed 7 --singles 104 --doubles 48
+}
 
 # Draw the pictures of a set with an adapter and score them: SET SEED-OF-THE-SET SPLIT ADAPTER SCORES.
 score() {
     [ -e "$5" ] || {
-        drawn=$folder/drawn/$(basename "$5" .jsonl)
+        drawn=$folder/drawn/$1/$(basename "$(dirname "$5")")/$(basename "$5" .jsonl)
         rm -rf "$drawn"
+        mkdir -p "$(dirname "$drawn")"
         batches=$(($(grep -c . "$folder/$1/held_out.jsonl") / 4))
-        $run graphs/world/draw.ron --set pairs.path="$folder/$1/held_out.jsonl" ${4:+--set lora.from="$4"} --steps "$batches" --out "$drawn" >"$folder/logs/draw.log" 2>&1
+        $run graphs/world/draw.ron --set pairs.path="$folder/$1/held_out.jsonl" ${4:+--set lora.from="$4"} --steps "$batches" --out "$drawn" >"$drawn.log" 2>&1
         mkdir -p "$(dirname "$5")"
         encoders="data/world/identity data/world/identity_fine"
         [ "$1" = test ] || encoders=data/world/identity
@@ -52,11 +59,11 @@ settings_of() {
     case $1 in
     sft | diffusion_dpo | patchdpo | focusdpo) echo "graphs/world/$1.ron" ;;
     diffusion_dpo_published | focusdpo_published) echo "graphs/world/${1%_published}.ron $published" ;;
-    prior_only) echo "graphs/world/focusdpo.ron --set fuse.mode=prior" ;;
-    detail_only) echo "graphs/world/focusdpo.ron --set fuse.mode=detail" ;;
-    structure_only) echo "graphs/world/focusdpo.ron --set fuse.mode=structure" ;;
-    detail_in_prior) echo "graphs/world/focusdpo.ron --set fuse.mode=detail_in_prior" ;;
-    unconstrained) echo "graphs/world/focusdpo.ron --set fuse.constrain=false" ;;
+    prior_only) echo "$(settings_of "$(cat "$folder/full")") --set fuse.mode=prior" ;;
+    detail_only) echo "$(settings_of "$(cat "$folder/full")") --set fuse.mode=detail" ;;
+    structure_only) echo "$(settings_of "$(cat "$folder/full")") --set fuse.mode=structure" ;;
+    detail_in_prior) echo "$(settings_of "$(cat "$folder/full")") --set fuse.mode=detail_in_prior" ;;
+    unconstrained) echo "$(settings_of "$(cat "$folder/full")") --set fuse.constrain=false" ;;
     esac
 }
 
@@ -82,17 +89,6 @@ choose() {
         echo "$method: $(cat "$folder/chosen/$method")"
     }
 }
-alone="--over update.lr=1e-5,3e-5,1e-4,3e-4,1e-3,3e-3"
-pairwise="--over update.lr=1e-4,3e-4,1e-3 --over loss.beta=1000,8000"
-# shellcheck disable=SC2086
-{
-    choose sft $alone
-    choose diffusion_dpo $pairwise
-    choose focusdpo $pairwise
-    choose patchdpo $alone
-    choose diffusion_dpo_published $pairwise
-    choose focusdpo_published $pairwise
-}
 
 # Train with a seed, measure the held-out pairs once, after the last step, draw and score them: METHOD SEED SETTINGS-OF.
 final() {
@@ -102,25 +98,48 @@ final() {
         # shellcheck disable=SC2046
         $run $(settings_of "$1") $(cat "$folder/chosen/$3") --set pairs.path="$folder/pairs/pairs.jsonl" --steps "$steps" --seed "$2" \
             --set held_out.path="$folder/test/held_out.jsonl" --set held_out.first=152 --set held_out.batch=8 --set held_out_log.every=0 \
-            --set run.checkpoint_every=0 --set run.checkpoint_minutes=0 --out "$out" >"$folder/logs/$1-$2.log" 2>&1
+            --set run.checkpoint_every=0 --set run.checkpoint_minutes=0 --threads 1 --out "$out" >"$folder/logs/$1-$2.log" 2>&1
         touch "$out/done"
         echo "$1, seed $2"
     fi
     score test 7 held-out "$out/adapter.safetensors" "$folder/scores/test/$1/seed-$2.jsonl"
 }
+if [ -n "$one" ]; then
+    final "$2" "$3" "$4"
+    exit
+fi
+
+# The same for all of a list of METHOD SEED SETTINGS-OF, some at a time.
+finals() {
+    xargs -P "$workers" -n 3 scripts/study.sh "$folder"
+}
+
+# PatchDPO and SFT have no beta, so they have six rates. The published loss lets go of the winner at rates that the recipes' loss bears.
+alone="--over update.lr=1e-5,3e-5,1e-4,3e-4,1e-3,3e-3"
+patches="--over update.lr=1e-6,3e-6,1e-5,3e-5,1e-4,3e-4"
+held="--over update.lr=1e-4,3e-4,1e-3 --over loss.beta=1000,8000"
+free="--over update.lr=3e-5,1e-4,3e-4 --over loss.beta=1000,8000"
+# shellcheck disable=SC2086
+{
+    choose sft $alone
+    choose diffusion_dpo $held
+    choose focusdpo $held
+    choose patchdpo $patches
+    choose diffusion_dpo_published $free
+    choose focusdpo_published $free
+}
+# Ablations have the loss under which FocusDPO is better on the validation subjects.
+[ -e "$folder/full" ] || python3 scripts/study.py better "$folder/scores/validation/focusdpo" "$folder/scores/validation/focusdpo_published" >"$folder/full"
 score test 7 held-out "" "$folder/scores/test/base.jsonl"
 [ -e "$folder/scores/test/winners.jsonl" ] || $world score "$folder/test" --seed 7 >"$folder/scores/test/winners.jsonl"
 for seed in $seeds; do
-    for method in sft diffusion_dpo patchdpo focusdpo; do
-        final "$method" "$seed" "$method"
+    for method in sft diffusion_dpo patchdpo focusdpo diffusion_dpo_published focusdpo_published; do
+        echo "$method $seed $method"
     done
-done
+done | finals
 for seed in $fewer; do
     for ablation in prior_only detail_only structure_only detail_in_prior unconstrained; do
-        final "$ablation" "$seed" focusdpo
+        echo "$ablation $seed $(cat "$folder/full")"
     done
-    final diffusion_dpo_published "$seed" diffusion_dpo_published
-    final focusdpo_published "$seed" focusdpo_published
-done
-
+done | finals
 python3 scripts/study.py report "$folder" "$folder/report"
