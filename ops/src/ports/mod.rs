@@ -73,3 +73,7 @@ pub type Sizes = T<(usize, Const<6>)>;
 pub type Crops = T<(usize, Const<4>)>;
 /// One value a sample, `[B]`.
 pub type PerSample = T<(usize,)>;
+/// 1 for each sample that goes without its prompt, 0 for the others.
+pub type TextDrop = As<role::TextDrop, PerSample>;
+/// 1 for each sample that goes without its reference pictures, 0 for the others.
+pub type ImageDrop = As<role::ImageDrop, PerSample>;

@@ -38,4 +38,8 @@ roles! {
     Detail = "detail",
     /// How well a patch was generated.
     Quality = "quality",
+    /// Which samples go without their prompt.
+    TextDrop = "text-drop",
+    /// Which samples go without their reference pictures.
+    ImageDrop = "image-drop",
 }

@@ -7,8 +7,7 @@ use dfdx::shapes::Shape;
 use super::rows::{fits, replaced};
 use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
-    port::T,
-    ports::ImagePrompt,
+    ports::{ImageDrop, ImagePrompt},
     role::As,
     settings::Nothing,
 };
@@ -23,7 +22,7 @@ impl Operator for DropImagePrompt {
     const IN: [&'static str; 3] = ["image_prompt", "empty", "drop"];
     const OUT: [&'static str; 1] = ["image_prompt"];
     type Settings = Nothing;
-    type In = (ImagePrompt, ImagePrompt, T<(usize,)>);
+    type In = (ImagePrompt, ImagePrompt, ImageDrop);
     type Out = (ImagePrompt,);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
@@ -40,7 +39,7 @@ impl Operator for DropImagePrompt {
     fn forward(
         &self,
         ctx: &Ctx<'_>,
-        (As(_, tokens), As(_, empty), drop): Self::In,
+        (As(_, tokens), As(_, empty), As(_, drop)): Self::In,
     ) -> Result<(Self::Out, ()), OpError> {
         Ok(((replaced(ctx, tokens, &empty, &drop)?.into(),), ()))
     }

@@ -21,12 +21,11 @@ pub use text::DropText;
 
 use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
-    ports::Texts,
+    ports::{ImageDrop, MetricDoc, Metrics, MetricsShape, TextDrop, Texts},
     settings,
 };
 
 use super::tensors::tensor;
-use crate::port::T;
 
 settings! {
     /// Settings of [`Dropout`].
@@ -62,10 +61,17 @@ impl Operator for Dropout {
     const DOC: &'static str = "Draw which samples are trained without their prompt, without their reference pictures, or \
                                without both, as IP-Adapters are: 1 where it is left out, for drop-text and drop-image-prompt.";
     const IN: [&'static str; 1] = ["prompts"];
-    const OUT: [&'static str; 2] = ["text", "image"];
+    const OUT: [&'static str; 3] = ["text", "image", "metrics"];
+    const METRICS: &'static [MetricDoc] = &[
+        MetricDoc::number("without_text", "Samples of the batch that are trained without their prompt."),
+        MetricDoc::number(
+            "without_pictures",
+            "Samples of the batch that are trained without their reference pictures. One that lacks both is counted in each.",
+        ),
+    ];
     type Settings = DropoutSettings;
     type In = (Texts,);
-    type Out = (T<(usize,)>, T<(usize,)>);
+    type Out = (TextDrop, ImageDrop, Metrics);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
 
@@ -87,7 +93,7 @@ impl Operator for Dropout {
     }
 
     fn shapes(&self, (prompts,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
-        Ok(((prompts.batch,), (prompts.batch,)))
+        Ok(((prompts.batch,), (prompts.batch,), MetricsShape))
     }
 
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {
@@ -113,6 +119,10 @@ impl Operator for Dropout {
             let values = gone.iter().map(|gone| f32::from(u8::from(gone[which]))).collect();
             tensor(ctx, (batch,), values)
         };
-        Ok(((of(0)?, of(1)?), ()))
+        let count = |which: usize| gone.iter().filter(|gone| gone[which]).count() as f64;
+        let mut metrics = Metrics::default();
+        metrics.number("without_text", count(0));
+        metrics.number("without_pictures", count(1));
+        Ok(((of(0)?.into(), of(1)?.into(), metrics), ()))
     }
 }

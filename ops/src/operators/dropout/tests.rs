@@ -5,7 +5,8 @@ use dfdx::shapes::HasShape;
 use super::*;
 use crate::{
     operators::testing::Bench,
-    ports::{ImagePrompt, Pooled, TextTokens, TextsShape},
+    port::T,
+    ports::{ImagePrompt, Metric, Pooled, TextTokens, TextsShape},
     settings::Nothing,
 };
 
@@ -17,8 +18,13 @@ fn rates(image: f64, text: f64, both: f64) -> DropoutSettings {
 fn drawn(settings: DropoutSettings, bench: &Bench, step: u64, batch: usize) -> Vec<[bool; 2]> {
     let prompts = Texts(vec![String::new(); batch].into());
     let op = Dropout::new(settings).unwrap();
-    let ((text, image), ()) = op.forward(&bench.at(step), (prompts,)).unwrap();
-    text.as_vec().iter().zip(image.as_vec()).map(|(text, image)| [*text == 1.0, image == 1.0]).collect()
+    let ((text, image, metrics), ()) = op.forward(&bench.at(step), (prompts,)).unwrap();
+    let drawn: Vec<[bool; 2]> =
+        text.as_vec().iter().zip(image.as_vec()).map(|(text, image)| [*text == 1.0, image == 1.0]).collect();
+    let count = |which: usize| drawn.iter().filter(|gone| gone[which]).count() as f64;
+    let recorded = ["without_text", "without_pictures"].map(|name| metrics.get(name).and_then(Metric::mean));
+    assert_eq!(recorded, [Some(count(0)), Some(count(1))]);
+    drawn
 }
 
 #[test]
@@ -76,7 +82,7 @@ fn a_prompt_that_is_left_out_becomes_the_empty_one_and_the_others_keep_their_bit
     let (empty, empty_pooled) = (counted(&bench, (1, 2, 2), 100), counted(&bench, (1, 2), 200));
     let drop = |gone: [f32; 3]| {
         let gone = tensor(&bench.ctx(), (3,), gone.to_vec()).unwrap();
-        let inputs = (text.clone(), pooled.clone(), empty.clone(), empty_pooled.clone(), gone);
+        let inputs = (text.clone(), pooled.clone(), empty.clone(), empty_pooled.clone(), gone.into());
         let ((text, pooled), ()) = DropText::new(Nothing {}).unwrap().forward(&bench.ctx(), inputs).unwrap();
         (text.as_vec(), pooled.as_vec())
     };
@@ -92,7 +98,7 @@ fn tokens_of_no_picture_take_the_place_of_those_of_every_reference() {
     let tokens = || ImagePrompt::from(counted(&bench, (2, 4, 1), 0));
     let drop = |empty: T<(usize, usize, usize)>, gone: [f32; 2]| {
         let gone = tensor(&bench.ctx(), (2,), gone.to_vec()).unwrap();
-        let inputs = (tokens(), ImagePrompt::from(empty), gone);
+        let inputs = (tokens(), ImagePrompt::from(empty), gone.into());
         let ((found,), ()) = DropImagePrompt::new(Nothing {}).unwrap().forward(&bench.ctx(), inputs).unwrap();
         assert_eq!(*HasShape::shape(&*found), (2, 4, 1));
         found.as_vec()
@@ -115,5 +121,5 @@ fn what_does_not_fit_is_refused_before_the_first_step() {
     assert!(text((1, 7, 8), (1, 4)).contains("`empty_text` has 7 tokens 8 wide"));
     assert!(text((1, 77, 8), (1, 3)).contains("cannot stand in the place of [2, 4]"));
     let prompts = Dropout::new(rates(0.1, 0.1, 0.1)).unwrap().shapes((TextsShape { batch: 5 },), 0);
-    assert_eq!(prompts.unwrap(), ((5,), (5,)));
+    assert_eq!(prompts.unwrap(), ((5,), (5,), MetricsShape));
 }

@@ -7,8 +7,8 @@ use dfdx::shapes::Shape;
 use super::rows::{fits, replaced};
 use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
-    port::T,
-    ports::{Pooled, TextTokens},
+    ports::{Pooled, TextDrop, TextTokens},
+    role::As,
     settings::Nothing,
 };
 
@@ -21,7 +21,7 @@ impl Operator for DropText {
     const IN: [&'static str; 5] = ["text", "pooled", "empty_text", "empty_pooled", "drop"];
     const OUT: [&'static str; 2] = ["text", "pooled"];
     type Settings = Nothing;
-    type In = (TextTokens, Pooled, TextTokens, Pooled, T<(usize,)>);
+    type In = (TextTokens, Pooled, TextTokens, Pooled, TextDrop);
     type Out = (TextTokens, Pooled);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
@@ -50,7 +50,7 @@ impl Operator for DropText {
     fn forward(
         &self,
         ctx: &Ctx<'_>,
-        (text, pooled, empty_text, empty_pooled, drop): Self::In,
+        (text, pooled, empty_text, empty_pooled, As(_, drop)): Self::In,
     ) -> Result<(Self::Out, ()), OpError> {
         let text = replaced(ctx, text, &empty_text, &drop)?;
         Ok(((text, replaced(ctx, pooled, &empty_pooled, &drop)?), ()))
