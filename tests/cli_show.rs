@@ -36,6 +36,18 @@ fn plan_shows_shapes_costs_notes_and_memory() {
 }
 
 #[test]
+fn plan_promises_no_best_step_to_a_run_that_is_shorter_than_a_measurement() {
+    // 16 held-out pairs, 4 a batch.
+    let (code, out, err) = graph_run(&["plan", "graphs/sft.ron", "--steps", "3"]);
+    assert_eq!(code, 0, "{err}");
+    let short = "nothing is summed up, and no best adapter is kept: a measurement takes 4 steps, and the run has 3 steps";
+    assert!(out.contains(short) && !out.contains("kept: the adapter"), "{out}");
+    let (code, out, err) = graph_run(&["plan", "graphs/sft.ron", "--steps", "4"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("after step 4; kept: the adapter with the lowest error on winners"), "{out}");
+}
+
+#[test]
 fn diff_says_which_nodes_two_graphs_share_and_what_the_others_say_differently() {
     let (code, out, err) = graph_run(&["diff", "graphs/focusdpo.ron", "graphs/diffusion_dpo.ron"]);
     assert_eq!(code, 0, "{err}");

@@ -1,5 +1,5 @@
 //! What a plan refuses because nodes do not go together: toy encoders under a published network, a reference whose guidance is
-//! not the policy's.
+//! not the policy's, a measurement of other samples than those that it is told of.
 
 use std::{
     fs::{self, File},
@@ -107,4 +107,70 @@ fn an_autoencoder_is_stated_once_in_a_recipe() {
         assert!(dct.is_empty(), "{recipe}: {dct:?}");
         assert!(kinds.iter().filter(|(_, kind)| kind == "kl").count() >= 2, "{kinds:?}");
     }
+}
+
+/// Plan `diffusion_dpo.ron` with these nodes laid over it.
+fn rewired(nodes: &str) -> Result<(), String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("graphs");
+    let text = format!("Graph(extends: \"diffusion_dpo.ron\", name: \"rewired\", nodes: [{nodes}])");
+    let loaded = spec::load_text("rewired.ron", &text, &folder, &[], &Registry::standard())
+        .unwrap_or_else(|e| panic!("{e:?}"));
+    Plan::new(&loaded.graph, &PlanOptions::default()).map(drop).map_err(|e| e.to_string())
+}
+
+#[test]
+fn a_best_step_that_no_connected_metric_can_tell_is_refused_before_the_run() {
+    let measure = |metrics: &str, more: &str| {
+        rewired(&format!("(id: \"held_out_measure\", in: (metrics: [{metrics}]{more}))"))
+    };
+    let error = measure("\"update.metrics\"", "").unwrap_err();
+    assert!(error.contains("node `held_out_measure` (`measure`), input `metrics`"), "{error}");
+    assert!(
+        error.contains("`criterion: loss` takes the metric `pair_loss`, which `update` does not"),
+        "{error}"
+    );
+    let error = measure("\"update.metrics\", \"pairs.metrics\"", "").unwrap_err();
+    assert!(error.contains("neither `update` nor `pairs` measures"), "{error}");
+    let error = measure("", "").unwrap_err();
+    assert!(error.contains("none are connected"), "{error}");
+    measure("\"update.metrics\", \"held_out_errors.metrics\"", "").unwrap();
+    measure("\"update.metrics\"", ", adapter: None").unwrap();
+}
+
+#[test]
+fn metrics_times_and_ids_of_different_samples_are_not_summed_up() {
+    let measure = |inputs: &str| rewired(&format!("(id: \"held_out_measure\", in: ({inputs}))"));
+    let error = measure("ids: \"pairs.ids\"").unwrap_err();
+    assert!(
+        error.contains("(`measure`), input `ids`: `pairs.ids` is of the samples of `pairs`, but"),
+        "{error}"
+    );
+    assert!(error.contains("`held_out_errors.metrics` measures those of `held_out`"), "{error}");
+    let error = measure("t: \"time\"").unwrap_err();
+    assert!(error.contains("input `t`: `time` is of the samples of `pairs`"), "{error}");
+    let error = measure("metrics: [\"loss.metrics\"]").unwrap_err();
+    assert!(error.contains("but `loss.metrics` measures those of `pairs`"), "{error}");
+    // Of the same pairs, and still other times.
+    let other = "(id: \"other_time\", op: \"timestep\", in: (x0: \"held_out_winner\"))";
+    let error =
+        rewired(&format!("{other}, (id: \"held_out_measure\", in: (t: \"other_time\"))")).unwrap_err();
+    assert!(error.contains("`other_time` is not the time that `held_out_errors` measures at"), "{error}");
+    assert!(error.contains("which is `held_out_time`"), "{error}");
+}
+
+#[test]
+fn a_measurement_takes_as_many_steps_as_its_pairs_have_batches() {
+    // 16 pairs, 4 a batch.
+    for (steps, set) in
+        [(3, "held_out_log.over=3"), (5, "held_out_measure.over=5"), (1, "held_out_measure.over=1")]
+    {
+        let error = plan("focusdpo.ron", &[set]).unwrap_err();
+        assert!(error.contains("node `held_out_measure`"), "{error}");
+        assert!(error.contains(&format!("`over` is {steps}, but `held_out` has 4 batches")), "{error}");
+        assert!(error.contains("@held_out.batches_per_epoch"), "{error}");
+    }
+    plan("focusdpo.ron", &["held_out_measure.over=4"]).unwrap();
+    plan("focusdpo.ron", &["held_out.first=5"]).unwrap();
+    // A record is of the steps that somebody wants to see, not of a set.
+    plan("focusdpo.ron", &["held_out_log.over=2", "held_out_measure.over=4"]).unwrap();
 }

@@ -97,6 +97,7 @@
 //!  resume           what an operator contributes to resuming a run
 //!  part             what a node is to the nodes around it
 //!  random           numbers as a pure function of (seed, node, step, purpose, element)
+//!  words            counts, for people
 //!  ports            the kinds of value that the shipped operators exchange
 //!  operators        the shipped operators; catalogue lists them
 //! ```
@@ -131,13 +132,14 @@ pub mod state;
 pub mod tensor;
 pub mod testing;
 pub mod vjp;
+pub mod words;
 
 pub use batched::Batched;
 pub use error::{Fault, OpError};
 pub use identity::{Identity, ReadBatch, Sample};
 pub use inputs::{Arity, Input, InputSpec, Inputs, OutputSpec, Outputs};
 pub use operator::{Cost, Ctx, DynOperator, Operator, Residuals, Shared, Wanted};
-pub use part::{Part, Toy};
+pub use part::{Part, Sum, Toy};
 pub use port::{Carried, Cotangent, Grad, NamedState, NamedTensor, NoGrad, Port, PortType, Scalar, T, Value};
 pub use resume::{DataSample, External, Outside, Restart, Restated};
 pub use role::{As, Role};

@@ -266,6 +266,10 @@ pub trait DynOperator: Send + Sync {
     fn inputs(&self) -> Vec<InputSpec>;
     /// Names and types of the outputs.
     fn outputs(&self) -> Vec<OutputSpec>;
+    /// See [`Operator::METRICS`]; none where they are not known.
+    fn metrics(&self) -> &'static [MetricDoc] {
+        &[]
+    }
     /// See [`Operator::DIFFERENTIABLE`].
     fn differentiable(&self) -> bool;
     /// See [`Operator::variants`].
@@ -355,6 +359,9 @@ impl<O: Operator> DynOperator for O {
     }
     fn outputs(&self) -> Vec<OutputSpec> {
         O::Out::specs(O::OUT)
+    }
+    fn metrics(&self) -> &'static [MetricDoc] {
+        O::METRICS
     }
     fn differentiable(&self) -> bool {
         O::DIFFERENTIABLE

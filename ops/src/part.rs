@@ -14,6 +14,19 @@ pub enum Part {
         /// Its guidance, where it has one.
         guidance: Option<f64>,
     },
+    /// A sum over the pairs of a set, batch by batch, of what other nodes measure of them.
+    Sum(Sum),
+}
+
+/// See [`Part::Sum`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sum {
+    /// Steps that measure the set: as many as it has batches.
+    pub over: u64,
+    /// The setting that chooses which sum is the best, e.g. `criterion: loss`.
+    pub chosen_by: &'static str,
+    /// The metrics of which that takes any one.
+    pub takes: &'static [&'static str],
 }
 
 /// See [`Part::Toy`].
@@ -23,6 +36,18 @@ pub struct Toy {
     pub chosen_by: &'static str,
     /// Settings of the trained encoder, as `--set NODE.` takes them.
     pub instead: &'static [&'static str],
+}
+
+impl Sum {
+    /// The error where the best sum cannot be told; `lacking` says who has none of the metrics, e.g. "`update` does not measure".
+    pub fn cannot_be_told(&self, lacking: &str) -> String {
+        let names: Vec<String> = self.takes.iter().map(|name| format!("`{name}`")).collect();
+        format!(
+            "`{}` takes the metric {}, which {lacking}: connect the metrics of a `masked-loss`, or leave `adapter` unconnected",
+            self.chosen_by,
+            names.join(" or ")
+        )
+    }
 }
 
 impl Part {

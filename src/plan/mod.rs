@@ -4,6 +4,7 @@
 //! ```text
 //!  shapes     the shape of every port, for the whole graph
 //!  agree      what nodes must agree in and none of them can see alone
+//!  sums       whether what is summed up over a set is measured of that set, and of all of it
 //!  gradient   which nodes need a backward, and which of their inputs want a cotangent
 //!  ahead      which nodes may run before their step
 //!  due        which nodes run at a step, where some are wanted every so many steps only
@@ -28,6 +29,7 @@ mod memory;
 mod place;
 mod rates;
 mod shapes;
+mod sums;
 mod tasks;
 
 use std::{collections::BTreeMap, fmt};
@@ -244,6 +246,7 @@ impl Plan {
         let networks = options.networks();
         let variants = shapes::infer(graph, &slots, &cells, networks)?;
         agree::check(graph, &variants[0])?;
+        sums::check(graph)?;
         let gradient = gradient::derive(graph, &slots, &cells)?;
         let ahead = ahead::derive(graph, &cells);
         let tasks = tasks::tasks(graph, &gradient, &ahead, options.lanes);

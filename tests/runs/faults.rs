@@ -48,7 +48,7 @@ fn a_checkpoint_from_which_the_next_step_diverges_is_set_aside() {
     let more =
         ["--set", "update.lr=1e15", "--set", "run.checkpoint_every=1", "--set", "run.keep_checkpoints=1"];
     // Held-out pairs would show it a step earlier.
-    let alone = ["--set", "held_out_log.over=1", "--steps", "6"];
+    let alone = ["--set", "held_out.first=2", "--steps", "6"];
     let failed = graph_run(&out, &[&DEMO, &FAR, &more, &alone]);
     let said = stderr(&failed);
     assert_eq!(failed.status.code(), Some(1), "{said}");

@@ -13,6 +13,11 @@ pub(super) struct Due {
     pub steps: u64,
 }
 
+/// `every 50 steps`, `at every step`.
+pub(super) fn often(every: u64) -> String {
+    if every == 1 { "at every step".into() } else { format!("every {every} steps") }
+}
+
 impl Due {
     /// Refuse what is never due, or always.
     pub fn check(&self, done: &str) -> Result<(), OpError> {
@@ -27,8 +32,9 @@ impl Due {
         }
         if every > 0 && over > every {
             return Err(OpError::new(format!(
-                "over {over} steps in a row, every {every} steps: that is all the time; use fewer samples (e.g. `first` of their \
-                 pairs) or a larger `every`"
+                "over {over} steps in a row, {}: that is all the time; use fewer samples (e.g. `first` of their pairs) or a larger \
+                 `every`",
+                often(every)
             )));
         }
         Ok(())

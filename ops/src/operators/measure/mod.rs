@@ -15,14 +15,20 @@ mod tests;
 
 use prefgraph_nn::{Adapter, lora::AdapterFormat};
 
-use super::{due::Due, export::Format, tensors::same};
+use super::{
+    due::{Due, often},
+    export::Format,
+    tensors::same,
+};
 use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
+    part::{Part, Sum},
     ports::{
         Candidate, Criterion, Effect, Effects, EffectsShape, MeasuredPair, Measurement, Metric, MetricDoc,
         Metrics, Texts, Timesteps,
     },
     settings,
+    words::count,
 };
 
 pub use levels::{MOST, level_of, name_of};
@@ -89,7 +95,7 @@ impl Measure {
 
     /// The pairs of a batch with their figures.
     fn pairs(metrics: &[Metrics], times: &Timesteps, ids: &Texts) -> Result<Vec<MeasuredPair>, OpError> {
-        let count = ids.0.len();
+        let samples = ids.0.len();
         let mut pairs: Vec<MeasuredPair> = ids
             .0
             .iter()
@@ -107,10 +113,11 @@ impl Measure {
             let Metric::PerSample(values) = metric else {
                 return Err(OpError::new(format!("`{name}` is not a number a sample")));
             };
-            if values.len() != count {
+            if values.len() != samples {
                 return Err(OpError::new(format!(
-                    "`{name}` has {} samples, `ids` {count}: are they of the same batch?",
-                    values.len()
+                    "the metric `{name}` has {} and `ids` {samples}: connect the `ids` and `t` of the samples that it was \
+                     measured of. How many samples a metric has shows only when it is measured",
+                    count(values.len(), "sample")
                 )));
             }
             for (pair, value) in pairs.iter_mut().zip(values) {
@@ -125,21 +132,27 @@ impl Measure {
         Ok(pairs)
     }
 
-    /// Can the criterion be told by what was measured?
-    fn check(&self, pairs: &[MeasuredPair]) -> Result<(), OpError> {
-        let criterion = self.settings.criterion;
-        let (figures, from): (&[&str], _) = match criterion {
-            Criterion::Loss => (&["loss"], "`pair_loss`"),
-            Criterion::Winner => (&["w_diff", "err_w"], "`w_diff` or `err_w`"),
+    /// How the best measurement is told.
+    fn sum(&self) -> Sum {
+        let (chosen_by, takes): (_, &[_]) = match self.settings.criterion {
+            Criterion::Loss => ("criterion: loss", &["pair_loss"]),
+            Criterion::Winner => ("criterion: winner", &["w_diff", "err_w"]),
         };
-        let has = |pair: &MeasuredPair| pair.figures.iter().any(|(name, _)| figures.contains(&name.as_str()));
-        if pairs.iter().all(has) {
+        Sum { over: self.settings.over, chosen_by, takes }
+    }
+
+    /// Can the criterion be told by what was measured? A plan refuses what is known never to have it, which leaves operators that
+    /// declare no metrics, or more than they measure.
+    fn check(&self, pairs: &[MeasuredPair]) -> Result<(), OpError> {
+        let sum = self.sum();
+        let taken =
+            |figure: &str| FIGURES.iter().any(|(f, metric)| *f == figure && sum.takes.contains(metric));
+        if pairs.iter().all(|pair| pair.figures.iter().any(|(figure, _)| taken(figure))) {
             return Ok(());
         }
+        let why = sum.cannot_be_told("no connected node has measured");
         Err(OpError::new(format!(
-            "criterion {} takes {from}, which no connected metrics have: connect those of a `masked-loss`, or leave \
-             `adapter` unconnected",
-            criterion.name()
+            "{why}. A plan sees only what connected nodes declare that they may measure"
         )))
     }
 }
@@ -205,11 +218,23 @@ impl Operator for Measure {
         Ok((EffectsShape { bytes: adapter.0.len() * size_of::<f32>() },))
     }
 
+    fn part(&self) -> Part {
+        Part::Sum(self.sum())
+    }
+
     fn notes(&self, (adapter, ..): &InShapes<Self>) -> Vec<String> {
         let MeasureSettings { every, over, steps, criterion, .. } = self.settings;
+        if (1..over).contains(&steps) {
+            let kept = if adapter.is_some() { ", and no best adapter is kept" } else { "" };
+            return vec![format!(
+                "nothing is summed up{kept}: a measurement takes {}, and the run has {}",
+                count(over, "step"),
+                count(steps, "step")
+            )];
+        }
         let mut at = Vec::new();
         if every > 0 {
-            at.push(format!("every {every} steps"));
+            at.push(often(every));
         }
         if steps > 0 {
             at.push(format!("after step {steps}"));
@@ -219,7 +244,7 @@ impl Operator for Measure {
             (Some(_), Criterion::Loss) => "; kept: the adapter with the lowest loss",
             (Some(_), Criterion::Winner) => "; kept: the adapter with the lowest error on winners",
         };
-        vec![format!("measured over {over} steps, {}{best}", at.join(" and "))]
+        vec![format!("measured over {}, {}{best}", count(over, "step"), at.join(" and "))]
     }
 
     fn forward(

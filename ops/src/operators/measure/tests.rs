@@ -87,7 +87,7 @@ fn what_cannot_be_told_is_refused() {
     };
     let loss = metrics(&[("pair_loss", &[1.0, 2.0])]);
     assert!(refused(None, vec![loss.clone(), loss.clone()]).contains("two of the connected metrics"));
-    assert!(refused(None, vec![metrics(&[("w_diff", &[1.0])])]).contains("`w_diff` has 1 samples"));
+    assert!(refused(None, vec![metrics(&[("w_diff", &[1.0])])]).contains("`w_diff` has 1 sample and"));
     assert!(refused(Some(adapter()), vec![metrics(&[("w_diff", &[1.0, 1.0])])]).contains("`pair_loss`"));
     let winner = measure(MeasureSettings { every: 1, criterion: Criterion::Winner, ..Default::default() });
     assert!(
