@@ -277,3 +277,29 @@ fn a_conversion_never_writes_over_what_it_reads() {
     assert!(error.contains("is a folder: name the file"), "{error}");
     assert!(fs::read(&input).unwrap() == before);
 }
+
+#[test]
+fn a_folder_that_holds_an_ip_adapter_alone_is_called_that_and_a_folder_to_write_into_is_not_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let matrices = ["to_k_ip", "to_v_ip"]
+        .map(|part| NamedTensor::f32(format!("ip_adapter.1.{part}.weight"), vec![2, 2], &[1.0; 4]));
+    fs::create_dir(at("run")).unwrap();
+    write_safetensors(Path::new(&at("run/adapter.ip_adapter.safetensors")), &matrices, &[]).unwrap();
+    for path in [at("run"), at("run/adapter.ip_adapter.safetensors")] {
+        let error = refused(&["adapter", "show", &path]);
+        assert!(error.contains("an IP-Adapter") && error.contains("set as `ip_adapter`"), "{error}");
+    }
+    let factors = ["lora_A", "lora_B"].map(|side| {
+        NamedTensor::f32(
+            format!("transformer.transformer_blocks.0.attn.to_q.{side}.weight"),
+            vec![1, 1],
+            &[1.0],
+        )
+    });
+    let input = at("adapter.safetensors");
+    write_safetensors(Path::new(&input), &factors, &[]).unwrap();
+    let error = refused(&["adapter", "convert", &input, &at("no/such/a.safetensors"), "--to", "kohya"]);
+    assert!(error.contains("cannot be written: make its folder first, `"), "{error}");
+    assert!(!dir.path().join("no").exists());
+}

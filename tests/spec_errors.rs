@@ -88,6 +88,7 @@ const MISTAKES: &[Mistake] = &[
     m("id: \"sum\"", "id: \"a.b\"", "`a.b` cannot be the id of a node", "a.b", "letters"),
     m("id: \"sum\"", "id: \"run\"", "no node can be called `run`", "run", "@run.steps"),
     m("steps: 7,", "steps: 7, steps: 8,", "`steps` is stated twice", "steps", ""),
+    m("size: 4, level", "size: 4.5, level", "`size` of `source` cannot be `4.5`", "4.5", "a whole number is expected (Number of values"),
     // Not RON, or of another form.
     m("size: 4, level", "size: 4 level", "expected comma", "", "a comma or a closing bracket is missing"),
     m("(a: \"x\", b: \"noise\")", "(\"x\", \"noise\")", "`in` is written as a struct", "(\"x\", \"noise\")", ""),

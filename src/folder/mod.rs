@@ -193,7 +193,7 @@ impl RunFolder {
     /// # Errors
     /// If it exists and cannot be read.
     pub fn text_in(&self, place: &str, name: &str) -> Result<Option<String>, FolderError> {
-        let path = self.path.join(place).join(name);
+        let path = self.inside(place)?.join(name);
         let bytes = held::read_if_there(&path).map_err(|e| FolderError::io("read", &path, e))?;
         Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
@@ -204,7 +204,7 @@ impl RunFolder {
     /// If that fails.
     pub fn clear(&self, place: &str, name: &str, but: &[String]) -> Result<(), FolderError> {
         self.check()?;
-        let path = self.path.join(place);
+        let path = self.inside(place)?;
         if fs::symlink_metadata(&path).is_err() {
             return Ok(());
         }
@@ -233,13 +233,28 @@ impl RunFolder {
         fs::rename(&from, &to).map_err(|e| FolderError::io("rename the folder", &from, e))
     }
 
+    /// Where a folder of the run's folder is, if it is there.
+    ///
+    /// # Errors
+    /// If something else has its name.
+    fn inside(&self, name: &str) -> Result<PathBuf, FolderError> {
+        let path = self.path.join(name);
+        match fs::metadata(&path) {
+            Ok(found) if !found.is_dir() => Err(FolderError::new(format!(
+                "`{}` is a file, where the run has a folder: move the file away, or give it another name",
+                path.display()
+            ))),
+            _ => Ok(path),
+        }
+    }
+
     /// A folder of the run's folder, which is made if it is not there; empty is the run's folder itself.
     fn place(&self, name: &str) -> Result<PathBuf, FolderError> {
         self.check()?;
         if name.is_empty() {
             return Ok(self.path.clone());
         }
-        let path = self.path.join(file_name(name));
+        let path = self.inside(&file_name(name))?;
         fs::create_dir_all(&path).map_err(|e| FolderError::io("make the folder", &path, e))?;
         Ok(path)
     }

@@ -42,7 +42,12 @@ pub(super) fn mistyped(
         Ron::NoSuchEnumVariant { expected, found, .. } => advice("choices", found, expected.iter().copied()),
         Ron::NoSuchStructField { expected, found, .. } => advice("fields", found, expected.iter().copied()),
         other => {
-            let mut why = other.to_string();
+            let mut why = match other {
+                Ron::IntegerOutOfBounds => other.to_string(),
+                // `ron` reads 4 of 4.5, and misses a comma.
+                _ if kind == "whole number" => "a whole number is expected".to_owned(),
+                _ => other.to_string(),
+            };
             why.truncate(why.find(" in enum").unwrap_or(why.len()));
             // A list of words that a bare word was compared with, which `ron` reports as a missing quote.
             match kind.split(" | ").collect::<Vec<_>>() {
@@ -87,8 +92,15 @@ pub(super) fn from_command_line<'a>(
 }
 
 /// The operator of `node` refused its settings. Marked are those that it names; of the command line's and the file's those of
-/// the command line, since the file may have been right without them.
-pub(super) fn refused(sources: &Sources, node: &NodeText, entry: &Entry, why: &str) -> Box<SpecError> {
+/// the command line, since the file may have been right without them. `origins` are the values that refer to others, with the places
+/// of those, where the mistake may be.
+pub(super) fn refused(
+    sources: &Sources,
+    node: &NodeText,
+    entry: &Entry,
+    why: &str,
+    origins: &[(Span, Span)],
+) -> Box<SpecError> {
     let quoted: Vec<&str> = why.split('`').skip(1).step_by(2).collect();
     let words: Vec<&str> = why.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
     let place = |(key, value): &Stated| (value.span, format!("`{}`", key.value));
@@ -107,9 +119,15 @@ pub(super) fn refused(sources: &Sources, node: &NodeText, entry: &Entry, why: &s
     }
     let message = format!("node `{}` (`{}`) refuses its settings: {why}", node.id.value, entry.name);
     let (first, label) = places.remove(0);
+    let origin = |at: Span| origins.iter().find(|(value, _)| *value == at).map(|(_, origin)| *origin);
+    let from: Vec<Span> =
+        std::iter::once(first).chain(places.iter().map(|(span, _)| *span)).filter_map(origin).collect();
     let mut error = sources.error(message, first, label);
     for (span, label) in places {
         error = sources.also(error, span, label);
+    }
+    for span in from {
+        error = sources.also(error, span, "the value comes from here");
     }
     error.help(format!("`graph-run ops {}` shows its settings", entry.name))
 }

@@ -170,7 +170,7 @@ impl<'a> Resolver<'a> {
             let text = self.settings_text(node)?;
             let (spec, entry) = (&self.merged.nodes[node], self.entries[node]);
             let settings = text::read::<O::Settings>(&text)
-                .map_err(|e| complain::refused(self.sources, spec, entry, &e.to_string()))?;
+                .map_err(|e| complain::refused(self.sources, spec, entry, &e.to_string(), &[]))?;
             found.push((spec.id.value.clone(), settings));
         }
         Ok(found)
@@ -234,10 +234,23 @@ impl<'a> Resolver<'a> {
         let built = guard::catch(|| entry.build(&settings)).unwrap_or_else(|panic| {
             Err(BuildError::Refused(prefgraph_ops::OpError::internal(format!("a panic: {panic}"))))
         });
-        built.map_err(|e| match e {
-            BuildError::Text(e) => complain::refused(self.sources, spec, entry, &e.to_string()),
-            BuildError::Refused(e) => complain::refused(self.sources, spec, entry, &e.to_string()),
+        built.map_err(|e| {
+            let why = match e {
+                BuildError::Text(e) => e.to_string(),
+                BuildError::Refused(e) => e.to_string(),
+            };
+            complain::refused(self.sources, spec, entry, &why, &self.origins(node))
         })
+    }
+
+    /// The settings of a node that refer to others, by the places of their values, with the places of those.
+    fn origins(&mut self, node: usize) -> Vec<(Span, Span)> {
+        let (spec, entry) = (&self.merged.nodes[node], self.entries[node]);
+        let origin = |(key, value): &Stated| {
+            let found = self.stated(Owner::Node(node), entry.setting(&key.value)?, value).ok()?;
+            found.stated.filter(|origin| *origin != value.span).map(|origin| (value.span, origin))
+        };
+        spec.settings.iter().filter_map(origin).collect()
     }
 
     /// A setting as its owner states it, at `value`.

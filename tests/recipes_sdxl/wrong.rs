@@ -215,3 +215,14 @@ fn a_negative_prompt_without_guidance_is_not_passed_over_in_silence() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     contains(&String::from_utf8_lossy(&output.stdout), &["cfg is 1, which is no guidance"]);
 }
+
+#[test]
+fn the_u_nets_own_folder_is_called_that_where_others_take_their_weights_from_the_same_setting() {
+    let published = Published::new();
+    let unet = published.path("sdxl/unet").display().to_string();
+    let said = refused(&published, &[format!("backbone.weights={unet}")]);
+    let above = published.path("sdxl").display().to_string();
+    let give = format!("give the folder above, `{above}`");
+    contains(&said, &["`winner`", "is the folder of `unet` alone", "is in `vae` beside it", &give]);
+    contains(&said, &["backbone.weights=", "the value comes from here"]);
+}

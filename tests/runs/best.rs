@@ -179,7 +179,13 @@ fn no_step_is_lost_where_the_best_adapter_cannot_be_written() {
     let run = Living::start(command(&out, &[&DEMO, &OFTEN, &rarely])).until(&out, 1);
     fs::write(out.join("best"), "in the way").unwrap();
     let stopped = run.end();
-    assert!(!stopped.status.success() && stderr(&stopped).contains("best"), "{}", stderr(&stopped));
+    let said = stderr(&stopped);
+    assert!(!stopped.status.success(), "{said}");
+    assert!(said.contains("best` is a file, where the run has a folder: move the file away"), "{said}");
+    // It is also seen before a run goes on.
+    let resumed = graph_run(&out, &[&["graphs/sft.ron", "--resume"]]);
+    assert_eq!(resumed.status.code(), Some(1));
+    assert!(stderr(&resumed).contains("best` is a file, where the run has a folder"), "{}", stderr(&resumed));
     fs::remove_file(out.join("best")).unwrap();
     let made = metrics(&out).len().to_string();
     assert!(made.parse::<u64>().unwrap() > 1, "the first better measurement is at step 3 or later");

@@ -93,7 +93,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 
 fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     let fault = |what: &str, e: std::io::Error| Error::file(path, format!("cannot be {what}: {e}"));
-    let mut beside = Unfinished::beside(path).map_err(|e| fault("written beside", e))?;
+    let mut beside = Unfinished::beside(path).map_err(|e| no_file_in(path, &e))?;
     {
         let mut buffered = std::io::BufWriter::new(beside.file());
         fill(&mut buffered).and_then(|()| buffered.flush()).map_err(|e| fault("written", e))?;
@@ -107,9 +107,33 @@ fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<
     Ok(())
 }
 
+/// Nothing can be written into the folder of `path`, where a file begins before it takes its name.
+fn no_file_in(path: &Path, e: &std::io::Error) -> Error {
+    let folder = folder_of(path);
+    Error::file(
+        path,
+        match (folder.is_dir(), folder.exists()) {
+            (true, _) => format!("cannot be written, since no file can be made in its folder: {e}"),
+            (false, true) => format!("cannot be written: `{}` is no folder", folder.display()),
+            (false, false) => format!("cannot be written: make its folder first, `{}`", folder.display()),
+        },
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_in_a_folder_that_is_none_is_refused_with_what_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = |path: &str| write_atomically(&dir.path().join(path), b"new").unwrap_err().to_string();
+        std::fs::write(dir.path().join("file"), b"old").unwrap();
+        let gone = said("gone/x");
+        assert!(gone.contains("make its folder first, `") && gone.ends_with("/gone`"), "{gone}");
+        let file = said("file/x");
+        assert!(file.contains("/file` is no folder"), "{file}");
+    }
 
     #[test]
     fn a_write_replaces_the_file_and_leaves_nothing_beside_it() {

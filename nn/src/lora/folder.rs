@@ -9,6 +9,8 @@ const NAMES: [&str; 3] =
     ["adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter.safetensors"];
 /// The same, as older versions of PEFT and diffusers saved it.
 const PICKLES: [&str; 2] = ["adapter_model.bin", "pytorch_lora_weights.bin"];
+/// What a run here calls the IP-Adapter that it has trained.
+const IP_ADAPTER: &str = "adapter.ip_adapter.safetensors";
 
 /// The adapter file of a folder; a path that is none is that of the file.
 ///
@@ -27,6 +29,13 @@ pub(super) fn file_in(path: &Path) -> Result<PathBuf> {
             path,
             format!(
                 "has the adapter in `{pickle}`, a pickle, which can run any program: save it as safetensors"
+            ),
+        )),
+        ([], []) if path.join(IP_ADAPTER).is_file() => Err(Error::file(
+            path,
+            format!(
+                "has no factors, but an IP-Adapter, `{IP_ADAPTER}`, whose matrices are whole: it is part of a network, set as \
+                 `ip_adapter` of its `backbone` and of its `image-prompt`"
             ),
         )),
         ([], []) => Err(Error::file(

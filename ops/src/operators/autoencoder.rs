@@ -14,13 +14,16 @@ use prefgraph_nn::{
     once::get_or_try_init,
 };
 
-use super::weights::below;
+use super::weights::{below, beside};
 use crate::{
     choices,
     operator::{Cost, Ctx, OpError},
     part::{Part, Toy},
     settings::DataPath,
 };
+
+/// The folder of the autoencoder in that of a checkpoint.
+const VAE: &str = "vae";
 
 choices! {
     /// Kinds of autoencoder.
@@ -115,7 +118,10 @@ fn open<D: Device>(kind: AutoencoderKind, weights: &DataPath) -> Result<Arc<dyn 
         AutoencoderKind::Tiny => TinyAutoencoder::open(weights.as_path()).map(|a| Arc::new(a) as _),
         AutoencoderKind::Kl => KlAutoencoder::open(weights.as_path()).map(|a| Arc::new(a) as _),
     };
-    opened.map_err(|e| OpError::new(format!("weights: {e}")))
+    opened.map_err(|e| {
+        let why = beside(weights, VAE).unwrap_or_else(|| e.to_string());
+        OpError::new(format!("weights: {why}"))
+    })
 }
 
 /// What a node with an autoencoder of this kind is to others.
@@ -134,7 +140,7 @@ pub(crate) fn part(kind: AutoencoderKind, allow_toy: bool) -> Part {
 
 /// Where an autoencoder is read from: the file, or the folder, which may lie below the one that is named.
 pub(crate) fn place(weights: &DataPath) -> PathBuf {
-    below(weights, "vae")
+    below(weights, VAE)
 }
 
 /// A line for people about an autoencoder that has weights.
