@@ -108,7 +108,7 @@ fn every_count_of_the_listing_is_in_the_json() {
     assert!(err.contains("line 5 (`row-4`)") && err.contains("gone.png: there is no such file"), "{err}");
     for part in [
         "5 good samples, 1 bad",
-        "  3 with 1 references",
+        "  3 with 1 reference",
         "  5 with a winner of 48 x 32 pixels (width x height)",
         "warning: 1 sample whose winner and loser have the same pixels: a preference loss learns nothing there (line 2)",
         "warning: 1 sample with a prior that covers the whole winner: it marks no part of it (line 6)",

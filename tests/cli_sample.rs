@@ -57,7 +57,7 @@ fn what_is_drawn_from_the_adapter_of_a_run_is_what_its_strip_showed() {
     let adapter = format!("lora.from={}", one.join("adapter.safetensors").display());
     let shown = ["--set", "pairs.batch=3", "--set", "reference.steps=3", "--steps", "1", "--set", &adapter];
     let said = run("graphs/sample.ron", &drawn, &shown);
-    assert!(said.contains("complete: 1 steps") && said.contains("0 trainable values"), "{said}");
+    assert!(said.contains("complete: 1 step\n") && said.contains("0 trainable values"), "{said}");
     let files = [
         "policy-step-000000-0-demo-000.png",
         "policy-step-000000-1-demo-001.png",

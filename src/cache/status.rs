@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use prefgraph_ops::words::{count, form};
+
 use super::{Cache, FORMAT, Hash, Member, entry, index::Known, stamp::Stamps, store::Found};
 use crate::fingerprint::FileStamp;
 
@@ -59,10 +61,16 @@ impl fmt::Display for NodeStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let all = self.samples;
         match (self.state(), &self.why) {
-            (State::Hit, _) => write!(f, "hit: all {all} samples"),
+            (State::Hit, _) => match all {
+                1 => f.write_str("hit: its only sample"),
+                _ => write!(f, "hit: all {all} samples"),
+            },
             (_, Some(why)) => write!(f, "miss: {why}"),
             (State::Miss, None) => {
-                write!(f, "miss: {} of {all} samples are missing", self.missing)?;
+                {
+                    let are = form(self.missing, "is", "are");
+                    write!(f, "miss: {} of {} {are} missing", self.missing, count(all, "sample"))?;
+                }
                 match self.unindexed {
                     0 => Ok(()),
                     n => write!(f, ", {n} more are not known until the data is read"),
@@ -70,9 +78,10 @@ impl fmt::Display for NodeStatus {
             }
             (State::Unknown, None) => write!(
                 f,
-                "unknown until the data is read: {} of {all} samples are new, changed, or left by a filling that was \
-                 interrupted",
-                self.unindexed
+                "unknown until the data is read: {} of {} {} new, changed, or left by a filling that was interrupted",
+                self.unindexed,
+                count(all, "sample"),
+                form(self.unindexed, "is", "are")
             ),
         }
     }

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
+use prefgraph_ops::words::{count, form};
+
 use super::{
     Failure,
     measured::Measurements,
@@ -70,8 +72,10 @@ impl Begin {
         folder.write_text("graph.dot", &picture).map_err(Failure::new)?;
         if self.lines.later > 0 {
             say!(
-                "note: {} lines of metrics.jsonl, from step {newest} on, are cut off; these steps run again",
-                self.lines.later
+                "note: {} of metrics.jsonl, from step {newest} on, {} cut off; {} again",
+                count(self.lines.later, "line"),
+                form(self.lines.later, "is", "are"),
+                form(self.lines.later, "this step runs", "these steps run")
             );
         }
         let origin = origin(graph);

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use prefgraph_ops::words::count;
 use serde_json::json;
 
 use super::{Failure, args, say::say, system};
@@ -37,9 +38,9 @@ fn as_value(groups: &[Group]) -> serde_json::Value {
 
 fn listing(path: &Path, groups: &[Group]) -> String {
     let (entries, bytes) = groups.iter().fold((0, 0), |(n, b), g| (n + g.entries, b + g.bytes));
-    let mut text = format!("{}: {entries} entries, {}\n", path.display(), system::bytes(bytes));
+    let mut text = format!("{}: {}, {}\n", path.display(), count(entries, "entry"), system::bytes(bytes));
     for group in groups {
-        let size = format!("{} entries, {}", group.entries, system::bytes(group.bytes));
+        let size = format!("{}, {}", count(group.entries, "entry"), system::bytes(group.bytes));
         let Some(recipe) = &group.recipe else {
             text += &format!("\n{}  {size}\n  of nothing that is known; no graph can use them\n", group.id);
             continue;
@@ -85,11 +86,11 @@ fn clean(path: &Path, graphs: &[PathBuf], sets: &[String], registry: &Registry) 
     }
     let cleaned = cache::clean(path, &keep).map_err(Failure::new)?;
     system::print(&format!(
-        "{}: removed {} entries, {}, and {} unfinished files\n",
+        "{}: removed {}, {}, and {}\n",
         path.display(),
-        cleaned.entries,
+        count(cleaned.entries, "entry"),
         system::bytes(cleaned.bytes),
-        cleaned.unfinished
+        count(cleaned.unfinished, "unfinished file")
     ))?;
     Ok(0)
 }

@@ -1,6 +1,7 @@
 //! Filling the cache before the first step.
 
 use prefgraph_nn as nn;
+use prefgraph_ops::words::{count, form};
 
 use super::{Failure, interrupt, prepare::Prepared, progress::Counter, say::say};
 use crate::cache::{Cache, Filled};
@@ -36,10 +37,18 @@ fn tell(cache: &Cache, filled: &Filled) {
         say!("warning: and {} more", filled.damaged.len() - SHOWN);
     }
     if filled.left_out > 0 {
-        say!("note: {} samples cannot be used and are left out of the cache", filled.left_out);
+        say!(
+            "note: {} cannot be used and {} left out of the cache",
+            count(filled.left_out, "sample"),
+            form(filled.left_out, "is", "are")
+        );
     }
     match filled.complete {
-        true if filled.read > 0 => say!("the cache is filled: {} samples were read", filled.read),
+        true if filled.read > 0 => say!(
+            "the cache is filled: {} {} read",
+            count(filled.read, "sample"),
+            form(filled.read, "was", "were")
+        ),
         true => {}
         false => say!(
             "interrupted while filling the cache: the entries in `{}` stay, and the same command continues from there",

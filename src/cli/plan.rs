@@ -1,5 +1,6 @@
 //! `graph-run plan`: what a run would do, and whether it fits into memory.
 
+use prefgraph_ops::words::count;
 use serde_json::{Value, json};
 
 use super::{
@@ -90,8 +91,9 @@ fn time(p: &Prepared, forecast: Forecast) -> String {
     // A GPU's rates are those of single operations, which no whole pass reaches.
     let about = if gpu.is_some() { "at least" } else { "about" };
     let mut text = format!(
-        "a step takes {about} {}, {steps} steps {about} {}{}\n  at {}, as measured on this machine\n",
+        "a step takes {about} {}, {} {about} {}{}\n  at {}, as measured on this machine\n",
         system::seconds(forecast.step),
+        count(steps, "step"),
         system::seconds(forecast.run),
         end.unwrap_or_default(),
         speeds(options.rates),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use prefgraph_nn as nn;
-use prefgraph_ops::{Operator, operators::benchmark::Benchmark};
+use prefgraph_ops::{Operator, operators::benchmark::Benchmark, words::count};
 
 use super::{
     Failure, INTERRUPTED, args,
@@ -176,9 +176,14 @@ fn finished(folder: &mut RunFolder, prepared: &Prepared, checkpoint: &Checkpoint
     let (made, steps) = (checkpoint.step, prepared.run.steps);
     match made > steps {
         true => {
-            say!("the run already has {made} steps, more than the {steps} asked for; --steps asks for more")
+            say!(
+                "the run already has {}, more than the {steps} asked for; --steps asks for more",
+                count(made, "step")
+            )
         }
-        false => say!("the run is complete: it has {made} steps of {steps}; --steps asks for more"),
+        false => {
+            say!("the run is complete: it has {} of {steps}; --steps asks for more", count(made, "step"))
+        }
     }
     Ok(0)
 }
@@ -186,9 +191,9 @@ fn finished(folder: &mut RunFolder, prepared: &Prepared, checkpoint: &Checkpoint
 /// The lines at the start of a run.
 fn introduce(prepared: &Prepared, path: &Path) {
     say!(
-        "{}: {} steps into `{}`, {} trainable values, {:.2e} FLOP a step, predicted peak memory {}{}",
+        "{}: {} into `{}`, {} trainable values, {:.2e} FLOP a step, predicted peak memory {}{}",
         prepared.graph.name,
-        prepared.run.steps,
+        count(prepared.run.steps, "step"),
         path.display(),
         prepared.trainable(),
         prepared.flops(),

@@ -8,6 +8,7 @@ use prefgraph_nn::{self as nn, Adapter, cpu::map};
 use prefgraph_ops::{
     Fault,
     ports::{Metric, Metrics},
+    words::count,
 };
 
 use super::{
@@ -131,8 +132,10 @@ impl Loop {
             self.progress.say(&line);
         }
         self.progress.say(&match made == steps {
-            true => format!("complete: {steps} steps"),
-            false => format!("interrupted after {made} of {steps} steps; --resume continues from there"),
+            true => format!("complete: {}", count(steps, "step")),
+            false => {
+                format!("interrupted after {made} of {}; --resume continues from there", count(steps, "step"))
+            }
         });
     }
 }
@@ -143,8 +146,9 @@ pub(super) fn left_over(metrics: &Metrics) -> Option<String> {
     let (batch, of) = (number("micro_batch")?, number("micro_batches")?);
     (batch < of).then(|| {
         format!(
-            "note: the run ends {batch} micro-batches into an update of {of}: their gradients are in the checkpoint and \
-             count if the run is continued; the adapter does not include them"
+            "note: the run ends {} into an update of {of}: their gradients are in the checkpoint and count if the run is \
+             continued; the adapter does not include them",
+            count(batch, "micro-batch")
         )
     })
 }

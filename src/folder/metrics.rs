@@ -8,7 +8,10 @@ use std::{
 };
 
 use prefgraph_nn::files::{open_regular, write_atomically};
-use prefgraph_ops::ports::{Metric, Metrics};
+use prefgraph_ops::{
+    ports::{Metric, Metrics},
+    words::count,
+};
 use serde_json::Value;
 
 use super::FolderError;
@@ -144,7 +147,7 @@ impl Survey {
             all.push(format!("{NAME} lacks {lines} {ranges}: {lost}; the checkpoint is not affected"));
         }
         if self.repeated > 0 {
-            all.push(format!("{NAME} has {} lines of steps that already had one", self.repeated));
+            all.push(format!("{NAME} has {} of steps that already had one", count(self.repeated, "line")));
         }
         all
     }

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use prefgraph_ops::words::count;
+
 use super::{Phase, Place, Plan, PlannedTask, Task, TaskId, explain};
 use crate::graph::{Endpoint, Graph, NodeId, Tap};
 
@@ -69,11 +71,11 @@ impl Dot<'_> {
             .iter()
             .map(|(place, memory)| format!("; peak memory{} {}", of(*place), explain::bytes(memory.peak)));
         format!(
-            "{}: {} nodes, {} tasks on {} lanes{time}{}",
+            "{}: {}, {} on {}{time}{}",
             self.graph.name,
-            self.graph.len(),
-            plan.tasks.len(),
-            plan.options.lanes,
+            count(self.graph.len(), "node"),
+            count(plan.tasks.len(), "task"),
+            count(plan.options.lanes, "lane"),
             memory.collect::<String>(),
         )
     }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use prefgraph_ops::words::count;
+
 use super::{Memory, Place, Plan, PlannedTask, Task, memory};
 use crate::graph::Graph;
 
@@ -45,7 +47,6 @@ impl fmt::Display for Explain<'_> {
 impl Explain<'_> {
     fn head(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plan = self.plan;
-        let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         writeln!(
             f,
             "{}: {}, {}, {}, up to {} ahead",

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use prefgraph_ops::words::count;
+
 use super::{
     nearest::advice,
     parse::{FileText, NodeText, Stated, is_name, parse},
@@ -48,7 +50,8 @@ pub(super) fn merge(
         let Some(extends) = text.extends.first().cloned() else { break };
         let parent = sources.folder(*child).join(&extends.value);
         if !seen.insert(identity(&parent)) {
-            let message = format!("`{}` extends itself, by way of {} files", extends.value, chain.len());
+            let message =
+                format!("`{}` extends itself, by way of {}", extends.value, count(chain.len(), "file"));
             return Err(sources.error(message, extends.span, "already part of this graph"));
         }
         chain.push(read(sources, &parent, &extends)?);

@@ -8,6 +8,8 @@ use std::{
     path::Path,
 };
 
+use prefgraph_ops::words::count;
+
 use super::{
     Loaded, build, merge, read, scan,
     set::{self, Setting},
@@ -286,7 +288,7 @@ fn axis(sources: &Sources, file: usize) -> Result<Axis, Box<SpecError>> {
         }
         values.push(own);
     }
-    let lengths = |i: usize| format!("`{}` has {} values", settings[i].name(), values[i].len());
+    let lengths = |i: usize| format!("`{}` has {}", settings[i].name(), count(values[i].len(), "value"));
     if let Some(other) = (1..values.len()).find(|i| values[*i].len() != values[0].len()) {
         let message = format!("{} and {}", lengths(0), lengths(other));
         let error = sources.error(message, settings[other].field.span, "as many are needed");
@@ -324,11 +326,7 @@ mod tests {
             (&["tau"][..], "varies nothing", "tau"),
             (&["fuse.tau="], "empty value", "="),
             (&["fuse.tau=1,,2"], "empty value", ","),
-            (
-                &["fuse.tau=1,2;fuse.gamma=1"],
-                "`fuse.tau` has 2 values and `fuse.gamma` has 1 values",
-                "gamma",
-            ),
+            (&["fuse.tau=1,2;fuse.gamma=1"], "`fuse.tau` has 2 values and `fuse.gamma` has 1 value", "gamma"),
             (&["fuse.tau=1", "fuse.tau=2"], "varied twice", "tau"),
             (&["run.seed=0,1"], "`run.seed` cannot be varied", "seed"),
             (&["run.steps=1,2"], "`run.steps` cannot be varied", "steps"),

@@ -114,7 +114,7 @@ fn micro_batches_that_make_no_update_are_said_and_are_not_lost() {
     let said = runs(&whole, &[&DEMO, &more, &["--steps", "6"]]);
     assert!(!said.contains("left over"), "{said}");
     let said = runs(&out, &[&DEMO, &more, &["--steps", "5"]]);
-    assert!(said.contains("5 steps make 1 updates of 3 micro-batches, with 2 left over"), "{said}");
+    assert!(said.contains("5 steps make 1 update of 3 micro-batches, with 2 left over"), "{said}");
     assert!(said.contains("ends 2 micro-batches into an update of 3"), "{said}");
     runs(&out, &[&DEMO, &more, &["--steps", "6", "--resume"]]);
     let lines = metrics(&out);

@@ -47,7 +47,7 @@ fn a_run_that_was_killed_before_its_first_checkpoint_is_begun_again() {
     run.end();
     assert_eq!(checkpoints(&out), [0]);
     let said = runs(&out, &[&DEMO, &steps, &["--resume"]]);
-    assert!(said.contains("resumed at step 0") && said.contains("run again"), "{said}");
+    assert!(said.contains("resumed at step 0") && said.contains("cut off"), "{said}");
     assert_eq!(metrics(&out), metrics(&whole));
     assert!(adapter(&out) == adapter(&whole));
 }
@@ -132,7 +132,7 @@ fn lines_of_metrics_that_are_lost_or_none_are_said_as_they_are() {
     let out = dir.path().join("killed");
     killed_at(&whole, &out, 5);
     let said = runs(&out, &[&[CASE, "--resume"]]);
-    assert!(said.contains("1 lines of metrics.jsonl, from step 5 on"), "{said}");
+    assert!(said.contains("1 line of metrics.jsonl, from step 5 on, is cut off; this step runs again"), "{said}");
     assert_eq!(metrics(&out).len(), 4, "the line that was none is gone");
 }
 

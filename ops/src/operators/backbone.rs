@@ -25,6 +25,7 @@ use crate::{
     resume::External,
     settings,
     settings::DataPath,
+    words::count,
 };
 
 choices! {
@@ -309,12 +310,12 @@ impl Operator for Backbone {
     fn notes(&self, (): &InShapes<Self>) -> Vec<String> {
         let l = self.described.layout();
         let mut notes = vec![format!(
-            "{} with {:.2}M frozen parameters: {} blocks of width {}, {} heads, from {}",
+            "{} with {:.2}M frozen parameters: {} of width {}, {}, from {}",
             l.kind,
             l.parameters as f64 / 1e6,
-            l.blocks,
+            count(l.blocks, "block"),
             l.width,
-            l.heads,
+            count(l.heads, "head"),
             self.path.display()
         )];
         notes.push(self.how());

@@ -4,6 +4,7 @@ use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{Clean, Latents, List},
     settings,
+    words::count,
 };
 
 settings! {
@@ -36,10 +37,10 @@ impl Operator for Pick {
         let found = references.0.get(self.0.index).copied();
         Ok((found.ok_or_else(|| {
             OpError::new(format!(
-                "reference {} is asked for (the first is 0), and there are samples with {} references: leave such samples out \
+                "reference {} is asked for (the first is 0), and there are samples with {}: leave such samples out \
                  with `reference_counts` on the node that reads them",
                 self.0.index,
-                references.0.len()
+                count(references.0.len(), "reference")
             ))
         })?,))
     }

@@ -22,6 +22,7 @@ use crate::{
     ports::{self, ImageShape, Images, List, ListShape},
     settings,
     settings::DataPath,
+    words::count,
 };
 
 settings! {
@@ -75,10 +76,10 @@ impl PictureFeatures {
             (Some(images), None) => Ok(images),
             (None, Some(all)) => all.0.get(self.settings.index).ok_or_else(|| {
                 OpError::new(format!(
-                    "reference {} is asked for (the first is 0), and there are samples with {} references: leave such samples out \
+                    "reference {} is asked for (the first is 0), and there are samples with {}: leave such samples out \
                      with `reference_counts` on the node that reads them",
                     self.settings.index,
-                    all.0.len()
+                    count(all.0.len(), "reference")
                 ))
             }),
             _ => Err(OpError::new("connect `images`, or `references` to take one of them")),

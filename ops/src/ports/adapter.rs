@@ -8,6 +8,7 @@ use crate::{
     error::OpError,
     port::{Carried, Carry, Cotangent, NamedState, NamedTensor, NoGrad, Port},
     shape::PortShape,
+    words::count,
 };
 
 /// Shape of an adapter: which linears it has factors for.
@@ -17,9 +18,12 @@ pub struct AdapterShape(pub Arc<AdapterLayout>);
 impl PortShape for AdapterShape {
     fn describe(&self) -> String {
         match self.0.whole.len() {
-            0 => format!("adapter rank {}, {} linears", self.0.rank, self.0.modules.len()),
-            whole if self.0.modules.is_empty() => format!("adapter, {whole} linears whole"),
-            whole => format!("adapter rank {}, {} linears, {whole} whole", self.0.rank, self.0.modules.len()),
+            0 => format!("adapter rank {}, {}", self.0.rank, count(self.0.modules.len(), "linear")),
+            whole if self.0.modules.is_empty() => format!("adapter, {} whole", count(whole, "linear")),
+            whole => {
+                let factors = count(self.0.modules.len(), "linear");
+                format!("adapter rank {}, {factors}, {whole} whole", self.0.rank)
+            }
         }
     }
     fn bytes(&self) -> usize {

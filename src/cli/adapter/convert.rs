@@ -1,5 +1,7 @@
 //! Converts an adapter file to another format.
 
+use prefgraph_ops::words::{count, form};
+
 use super::{opened::Opened, paths, report};
 use crate::cli::{Failure, args, say::say};
 
@@ -22,7 +24,8 @@ pub(super) fn convert(args: &args::Convert) -> Result<u8, Failure> {
     let written = adapter.write(output, *to, &about).map_err(Failure::new)?;
     report(&adapter, *to, output, written);
     if file.left_out() > 0 {
-        say!("{} tensors of text encoders were left out", file.left_out());
+        let left = file.left_out();
+        say!("{} of text encoders {} left out", count(left, "tensor"), form(left, "was", "were"));
     }
     Ok(0)
 }

@@ -18,6 +18,7 @@ use prefgraph_nn::{
     Adapter,
     lora::{AdapterFormat, Written},
 };
+use prefgraph_ops::words::{count, form};
 
 use super::{Failure, args, say::say};
 
@@ -39,23 +40,26 @@ fn report(adapter: &Adapter, to: AdapterFormat, output: &std::path::Path, writte
         let outside =
             layout.modules.iter().filter(|m| held.is_none_or(|f| !f.places.contains_key(&m.name))).count();
         let what = match (whole, factors - outside) {
-            (whole, 0) => format!("{whole} linears, trained whole,"),
-            (0, factors) => format!("{factors} linears of rank {}", layout.rank),
+            (whole, 0) => format!("{}, trained whole,", count(whole, "linear")),
+            (0, factors) => format!("{} of rank {}", count(factors, "linear"), layout.rank),
             (whole, factors) => {
-                format!("{whole} linears, trained whole, and {factors} of rank {}", layout.rank)
+                format!("{}, trained whole, and {factors} of rank {}", count(whole, "linear"), layout.rank)
             }
         };
         say!("{what} in `{}`, a copy of their IP-Adapter's file, read back and compared", output.display());
         if outside > 0 {
             say!(
-                "{outside} linears with factors are not part of an IP-Adapter: `--to diffusers` writes them to a file of their own"
+                "{} with factors {} not part of an IP-Adapter: `--to diffusers` writes {} to another file",
+                count(outside, "linear"),
+                form(outside, "is", "are"),
+                form(outside, "it", "them")
             );
         }
         return;
     }
     say!(
-        "{} linears of rank {} in `{}` ({} names), read back and compared",
-        layout.modules.len(),
+        "{} of rank {} in `{}` ({} names), read back and compared",
+        count(layout.modules.len(), "linear"),
         layout.rank,
         output.display(),
         to.name()

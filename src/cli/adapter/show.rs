@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use prefgraph_nn::lora::AdapterFile;
+use prefgraph_ops::words::{count, form};
 
 use super::{opened::Opened, paths};
 use crate::cli::{Failure, system};
@@ -20,29 +21,31 @@ fn listing(file: &AdapterFile) -> String {
     let modules = file.modules();
     let values: usize = modules.iter().map(|m| m.rank * (m.linear.inputs + m.linear.outputs)).sum();
     let mut text = format!(
-        "{}: {}, {} linears of {} kinds, {values} values\n",
+        "{}: {}, {} of {}, {}\n",
         file.path().display(),
         file.names(),
-        modules.len(),
-        file.kinds().len(),
+        count(modules.len(), "linear"),
+        count(file.kinds().len(), "kind"),
+        count(values, "value"),
     );
     // Most files have one rank and one alpha; those of others are listed with how often they occur.
     let mut sizes: BTreeMap<(usize, String), usize> = BTreeMap::new();
     for module in &modules {
         *sizes.entry((module.rank, module.alpha.to_string())).or_default() += 1;
     }
-    for ((rank, alpha), count) in &sizes {
-        let all = if sizes.len() == 1 { String::new() } else { format!(" ({count} linears)") };
+    for ((rank, alpha), linears) in &sizes {
+        let all = if sizes.len() == 1 { String::new() } else { format!(" ({})", count(*linears, "linear")) };
         text += &format!("  rank {rank}, alpha {alpha}{all}\n");
     }
     if let Some(alpha) = file.trained_alpha() {
         text += &format!("  trained with alpha {alpha}: alpha / rank is in the factors\n");
     }
     if file.left_out() > 0 {
-        text += &format!("  {} tensors of text encoders, which are not read\n", file.left_out());
+        let (left, are) = (file.left_out(), form(file.left_out(), "is", "are"));
+        text += &format!("  {} of text encoders, which {are} not read\n", count(left, "tensor"));
     }
-    for (kind, count) in file.kinds() {
-        text += &format!("  {count:>4}  {kind}\n");
+    for (kind, linears) in file.kinds() {
+        text += &format!("  {linears:>4}  {kind}\n");
     }
     if !file.metadata().is_empty() {
         text += "header:\n";

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use prefgraph_ops::operators::pairs::{BadRow, Report};
+use prefgraph_ops::{
+    operators::pairs::{BadRow, Report},
+    words::count,
+};
 use serde_json::{Value, json};
 
 /// A bad sample, as `--bad` and `--json` say it.
@@ -42,12 +45,12 @@ pub(super) fn as_value(r: &Report) -> Value {
 
 /// For people.
 pub(super) fn listing(path: &Path, r: &Report) -> String {
-    let mut text = format!("{}: {} good samples, {} bad\n", path.display(), r.good, r.bad.len());
+    let mut text = format!("{}: {}, {} bad\n", path.display(), count(r.good, "good sample"), r.bad.len());
     if let Some(refusal) = &r.refusal {
         text += &format!("  a run refuses this: {refusal}\n");
     }
     for (references, samples) in &r.references {
-        text += &format!("  {samples} with {references} references\n");
+        text += &format!("  {samples} with {}\n", count(*references, "reference"));
     }
     for ((height, width), samples) in &r.sizes {
         text += &format!("  {samples} with a winner of {width} x {height} pixels (width x height)\n");
@@ -59,7 +62,8 @@ pub(super) fn listing(path: &Path, r: &Report) -> String {
         text += &format!("  {} without a prior: they are plain preference pairs\n", r.without_prior);
     }
     if r.without_mask > 0 {
-        text += &format!("  {} references without a mask: the whole reference counts\n", r.without_mask);
+        text +=
+            &format!("  {} without a mask: the whole reference counts\n", count(r.without_mask, "reference"));
     }
     for remark in r.remarks() {
         text += &format!("  warning: {remark}\n");

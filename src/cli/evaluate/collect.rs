@@ -11,6 +11,7 @@ use prefgraph_ops::{
     },
     port::take,
     ports::{Embeddings, PerSample, Texts},
+    words::count,
 };
 
 use crate::{
@@ -89,7 +90,7 @@ pub(super) fn collect(
         let tenth = 10 * (batch + 1) / batches;
         if tenth > told && seconds > 5.0 {
             told = tenth;
-            say!("  {} of {batches} batches, {}", batch + 1, system::seconds(seconds));
+            say!("  {} of {}, {}", batch + 1, count(batches, "batch"), system::seconds(seconds));
         }
     }
     Ok(found)

@@ -2,9 +2,12 @@
 
 use std::path::Path;
 
-use prefgraph_ops::operators::{
-    benchmark::{BenchmarkSettings, Compared, Drawn, Survey, photographs_of},
-    pairs::Asked,
+use prefgraph_ops::{
+    operators::{
+        benchmark::{BenchmarkSettings, Compared, Drawn, Survey, photographs_of},
+        pairs::Asked,
+    },
+    words::{count, form},
 };
 
 use crate::{
@@ -63,9 +66,10 @@ pub(super) fn missing(
     };
     for (copy, pictures) in by_copy.iter().enumerate().filter(|(_, pictures)| !pictures.is_empty()) {
         say!(
-            "{} pictures of `{}` are missing and drawn at seed {}",
-            pictures.len(),
+            "{} of `{}` {} missing and drawn at seed {}",
+            count(pictures.len(), "picture"),
             preset.name,
+            form(pictures.len(), "is", "are"),
             seed + copy as u64
         );
         many.draw(seed + copy as u64, pictures, registry)?;

@@ -18,7 +18,10 @@ mod table;
 use std::path::Path;
 
 use prefgraph_nn::files::write_atomically;
-use prefgraph_ops::operators::benchmark::{Benchmark, BenchmarkSettings, Preset, Survey, cases};
+use prefgraph_ops::{
+    operators::benchmark::{Benchmark, BenchmarkSettings, Preset, Survey, cases},
+    words::count,
+};
 use serde_json::json;
 
 use self::{collect::collect, encoders::Encoders, measure::Measurement, report::Report};
@@ -75,9 +78,9 @@ fn benchmark(args: &args::Evaluate, registry: &Registry) -> Result<Node, Failure
         [(id, _)] => id.clone(),
         other => {
             return Err(Failure::new(format!(
-                "`{}` has {} nodes with the operator `benchmark`: one is needed, as in graphs/evaluate",
+                "`{}` has {} with the operator `benchmark`: one is needed, as in graphs/evaluate",
                 args.graph.display(),
-                other.len()
+                count(other.len(), "node")
             )));
         }
     };
@@ -150,9 +153,9 @@ fn score(
     };
     let what = match settings.real {
         true => "photographs against each other".to_owned(),
-        false => format!("{} pictures", survey.present.len()),
+        false => count(survey.present.len(), "picture"),
     };
-    say!("{}: {what}, {} photographs", survey.preset.name, survey.photographs.len());
+    say!("{}: {what}, {}", survey.preset.name, count(survey.photographs.len(), "photograph"));
     let collected = collect(&graph, &benchmark.node, !settings.real, registry)?;
     let measurement = Measurement::of(&survey, &collected, settings.real)?;
     Ok(Some(Scored { survey, measurement }))

@@ -1,5 +1,7 @@
 //! Scores for people: a line a subject, and the totals.
 
+use prefgraph_ops::words::count;
+
 use super::{
     measure::Against,
     report::{Report, Total, minimum, total},
@@ -47,9 +49,9 @@ pub(super) fn table(report: &Report<'_>) -> String {
     let mut text = format!("{} ({})\n", survey.preset.name, survey.preset.script);
     if report.is_incomplete() {
         text += &format!(
-            "INCOMPLETE: {} of {} pictures; not comparable with any table\n",
+            "INCOMPLETE: {} of {}; not comparable with any table\n",
             measurement.ids.len(),
-            survey.cases.len()
+            count(survey.cases.len(), "picture")
         );
     }
     for departure in &report.encoders.departures {
@@ -106,8 +108,8 @@ pub(super) fn table(report: &Report<'_>) -> String {
 fn differences(report: &Report<'_>, scale: f64) -> String {
     let Some((folder, _)) = report.theirs else { return String::new() };
     let differences = report.differences();
-    let count = differences.first().map_or(0, |d| d.pictures.len());
-    let mut text = format!("\nless `{}`, over {count} pictures of both\n", folder.display());
+    let pictures = differences.first().map_or(0, |d| d.pictures.len());
+    let mut text = format!("\nless `{}`, over {} of both\n", folder.display(), count(pictures, "picture"));
     let signed = |value: f64| format!("{}{}", if value < 0.0 { "" } else { "+" }, number(value, scale));
     let mut rows = vec![["", "difference", "95 %", "subjects higher"].map(String::from).to_vec()];
     for d in &differences {

@@ -1,5 +1,7 @@
 //! The warning for each sign, with its numbers and the settings that help.
 
+use prefgraph_ops::words::count;
+
 use super::{
     Health,
     change::{Change, Steps},
@@ -54,9 +56,9 @@ impl Health {
                     ),
                 };
                 format!(
-                    "nothing moves: after {} updates {seen}. Raise `{update}.lr` (it reached {lr:e}); `graph-run plan` shows how \
+                    "nothing moves: after {} {seen}. Raise `{update}.lr` (it reached {lr:e}); `graph-run plan` shows how \
                      far a weight can travel",
-                    self.latest.updates.unwrap_or_default(),
+                    count(self.latest.updates.unwrap_or_default(), "update"),
                 )
             }
             Sign::HeldOutWorse => {

@@ -1,5 +1,7 @@
 //! The summary at the end of a run.
 
+use prefgraph_ops::words::count;
+
 use super::{
     ENOUGH_PAIRS, Health,
     change::Change,
@@ -142,9 +144,9 @@ fn wrapped(text: &str) -> Vec<String> {
 
 impl Health {
     fn trained(&self) -> Group {
-        let count = self.trained.len();
+        let steps = self.trained.len();
         let row = |change: Change, masked: bool, what: &str| Row {
-            name: format!("trained on, {count} steps{what}"),
+            name: format!("trained on, {}{what}", count(steps, "step")),
             change: Change { masked, ..change },
         };
         let rows = match (self.trained.change(), self.whole.change()) {
@@ -152,12 +154,12 @@ impl Health {
             (Some(change), None) => vec![row(change, false, "")],
             _ => Vec::new(),
         };
-        Group { place: "the training pairs".into(), held_out: false, enough: count >= LOSS_WINDOW, rows }
+        Group { place: "the training pairs".into(), held_out: false, enough: steps >= LOSS_WINDOW, rows }
     }
 
     fn held_out(&self) -> Vec<Group> {
         let group = |(name, held_out): (&String, &HeldOut)| {
-            let (count, changes) = (held_out.len(), held_out.changes());
+            let (pairs, changes) = (held_out.len(), held_out.changes());
             let both = changes.len() > 1;
             let row = |change: Change| {
                 let what = if change.masked {
@@ -167,10 +169,10 @@ impl Health {
                 } else {
                     ""
                 };
-                Row { name: format!("{name}, {count} pairs{what}"), change }
+                Row { name: format!("{name}, {}{what}", count(pairs, "pair")), change }
             };
             let rows = changes.into_iter().map(row).collect();
-            Group { place: format!("`{name}`"), held_out: true, enough: count >= ENOUGH_PAIRS, rows }
+            Group { place: format!("`{name}`"), held_out: true, enough: pairs >= ENOUGH_PAIRS, rows }
         };
         self.held_out.iter().map(group).collect()
     }

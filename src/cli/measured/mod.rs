@@ -18,6 +18,7 @@ use prefgraph_ops::{
     Operator,
     operators::measure::{ALL, Measure, pooled, summary},
     ports::{Candidate, Criterion, MeasuredPair, Measurement, Metric, Metrics},
+    words,
 };
 
 use super::{
@@ -217,7 +218,7 @@ impl Measured {
     fn sentence(&self, folder: &Path, made: u64) -> Option<String> {
         let Compared { count, last, best, .. } = &self.compared;
         let last = last.as_ref().filter(|_| self.adapter.is_some())?;
-        let measurements = if *count == 1 { "measurement" } else { "measurements" };
+        let measurements = words::count(*count, "measurement");
         let aside = self.aside.map_or_else(String::new, |step| {
             format!(
                 "; what was best by another criterion or of other pairs is in `{}`",
@@ -229,7 +230,7 @@ impl Measured {
                 let file = formats.first().map(|format| format.file_name("adapter")).unwrap_or_default();
                 let path = folder.join(&self.folder).join(file);
                 format!(
-                    "best step {} of {made} by {} {} (last {}), of {count} {measurements}: `{}`{aside}",
+                    "best step {} of {made} by {} {} (last {}), of {measurements}: `{}`{aside}",
                     at.made,
                     name(*criterion),
                     shown(*criterion, at.value),

@@ -6,6 +6,7 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use prefgraph_ops::words::count;
 
 use crate::cli::{say::say, system};
 
@@ -41,7 +42,7 @@ impl Counter {
         } else if self.told.is_none_or(|told| told.elapsed() >= EVERY) || done == self.all {
             let left = self.began.elapsed().as_secs_f64() / done.max(1) as f64 * (self.all - done) as f64;
             let eta = if done == 0 { String::new() } else { format!("  eta {}", system::seconds(left)) };
-            say!("{}: {done} of {} samples{eta}", self.what, self.all);
+            say!("{}: {done} of {}{eta}", self.what, count(self.all, "sample"));
             self.told = Some(Instant::now());
         }
     }

@@ -29,6 +29,7 @@ use prefgraph_ops::{
         sizes::PictureSizes,
     },
     ports::{Crops, Images},
+    words::count,
 };
 
 use super::parts::{Parts, Size};
@@ -191,7 +192,7 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
         None => None,
         Some(path) => {
             let settings = of_file(path, &layout.linears)?;
-            notes.push(format!("{} linears of rank {}", settings.targets.len(), settings.rank));
+            notes.push(format!("{} of rank {}", count(settings.targets.len(), "linear"), settings.rank));
             let lora = Lora::new(settings).map_err(Failure::new)?;
             Some(graph.add(&ids.take("adapter"), lora, (backbone,)).0)
         }
@@ -225,7 +226,8 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
     });
     let steps = wanted.steps.unwrap_or(parts.sample.steps);
     if !parts.states_sample && wanted.steps.is_none() {
-        notes.push(format!("{steps} passes: the graph says nothing of sampling; --steps N sets it"));
+        notes
+            .push(format!("{}: the graph says nothing of sampling; --steps N sets it", count(steps, "pass")));
     }
     // Of a network without its IP-Adapter there is nothing to scale.
     let ip_scale = parts.sample.ip_scale.filter(|_| layout.image_tokens);

@@ -13,7 +13,7 @@ mod parts;
 use std::path::{Path, PathBuf};
 
 use prefgraph_nn as nn;
-use prefgraph_ops::operators::pairs::Asked;
+use prefgraph_ops::{operators::pairs::Asked, words};
 
 use self::{
     build::{Drawing, Prompted, Wanted},
@@ -229,9 +229,9 @@ fn introduce(drawing: &Drawing, wanted: &Wanted<'_>, count: usize) {
         None => "from the frozen network, without an adapter".to_owned(),
     };
     say!(
-        "{count} picture{} of {width} x {height} pixels (width x height), {passes} pass{} each{guidance}{cfg}{ip_scale}, {network}",
-        if count == 1 { "" } else { "s" },
-        if passes == 1 { "" } else { "es" },
+        "{} of {width} x {height} pixels (width x height), {} each{guidance}{cfg}{ip_scale}, {network}",
+        words::count(count, "picture"),
+        words::count(passes, "pass"),
     );
     for note in &drawing.notes {
         say!("  {note}");

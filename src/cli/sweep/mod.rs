@@ -22,6 +22,7 @@ mod variants;
 use std::{collections::BTreeMap, fs, io, path::Path};
 
 use prefgraph_nn as nn;
+use prefgraph_ops::words::count;
 
 use self::{
     member::{Member, Place},
@@ -117,7 +118,10 @@ pub(super) fn sweep(args: &args::Sweep, registry: &Registry) -> Result<u8, Failu
     let steps = sweep.all.run.steps;
     if let Some(checkpoints) = checkpoints.as_ref().filter(|_| start >= steps) {
         finish_folders(&sweep, &active, &mut folders, checkpoints)?;
-        say!("the sweep is complete: its variants have {start} steps of {steps}; --steps asks for more");
+        say!(
+            "the sweep is complete: its variants have {} of {steps}; --steps asks for more",
+            count(start, "step")
+        );
         return conclude(&sweep, &folder, &diverged, args.json);
     }
     introduce(&sweep, &path);
@@ -238,16 +242,16 @@ impl Running {
 fn introduce(sweep: &Sweep, path: &Path) {
     let saved = plan::saved(sweep);
     say!(
-        "{}: {} variants, {} steps into `{}`, {} trainable values, predicted peak memory {}{}; sharing leaves {:.0} % of the work of {} runs",
+        "{}: {}, {} into `{}`, {} trainable values, predicted peak memory {}{}; sharing leaves {:.0} % of the work of {}",
         sweep.all.graph.name,
-        sweep.variants.len(),
-        sweep.all.run.steps,
+        count(sweep.variants.len(), "variant"),
+        count(sweep.all.run.steps, "step"),
         path.display(),
         sweep.all.trainable(),
         system::bytes(sweep.all.plan.memory().peak as u64),
         on_gpu(&sweep.all.plan).map(|(gpu, need)| format!(", of {gpu} {need}")).unwrap_or_default(),
         100.0 * saved.ratio(),
-        sweep.variants.len(),
+        count(sweep.variants.len(), "run"),
     );
     for note in sweep.all.notes.iter().chain(&sweep.all.cache_lines()) {
         say!("  {note}");
@@ -353,7 +357,8 @@ fn conclude(sweep: &Sweep, folder: &RunFolder, diverged: &Diverged, json: bool) 
     let steps = sweep.all.run.steps;
     let value = report.json(steps);
     folder.write_text(report::NAME, &format!("{value:#}\n")).map_err(Failure::new)?;
-    let title = format!("{}: {} variants after {steps} steps", sweep.all.graph.name, sweep.variants.len());
+    let variants = count(sweep.variants.len(), "variant");
+    let title = format!("{}: {variants} after {}", sweep.all.graph.name, count(steps, "step"));
     let figure = figure::svg(&report, &sweep.overs.axes(), &title);
     folder.write_text("sweep.svg", &figure).map_err(Failure::new)?;
     let path = folder.path().display();

@@ -1,5 +1,6 @@
 //! `graph-run plan --over`: what the variants of a sweep share, and what that saves.
 
+use prefgraph_ops::words::count;
 use serde_json::{Value, json};
 
 use super::{
@@ -79,16 +80,15 @@ fn by_copies(sweep: &Sweep) -> [Vec<(NodeId, &Node)>; 3] {
 }
 
 fn listing(sweep: &Sweep, saved: &Saved, is_measured: bool) -> String {
-    let count = sweep.variants.len();
-    let mut text =
-        format!("sweep of `{}`: {count} variants, {} steps\n", sweep.all.graph.name, sweep.all.run.steps);
+    let (variants, steps) = (count(sweep.variants.len(), "variant"), count(sweep.all.run.steps, "step"));
+    let mut text = format!("sweep of `{}`: {variants}, {steps}\n", sweep.all.graph.name);
     for (names, values) in sweep.overs.axes() {
         text += &format!("  {} = {}\n", names.join(", "), values.join(" | "));
     }
     let [shared, some, own] = by_copies(sweep);
     let list = |title: String, nodes: &[(NodeId, &Node)], copies: bool| {
         let name = |(id, node): &(NodeId, &Node)| match copies {
-            true => format!("{} ({} copies)", node.id, sweep.joined.copies(*id)),
+            true => format!("{} ({})", node.id, count(sweep.joined.copies(*id), "copy")),
             false => node.id.clone(),
         };
         match nodes {
@@ -96,9 +96,9 @@ fn listing(sweep: &Sweep, saved: &Saved, is_measured: bool) -> String {
             nodes => format!("{title}\n{}", wrapped(&nodes.iter().map(name).collect::<Vec<_>>())),
         }
     };
-    text += &list(format!("shared by all variants, {} nodes:", shared.len()), &shared, false);
-    text += &list(format!("shared by some, {} nodes:", some.len()), &some, true);
-    text += &list(format!("one copy for each variant, {} nodes:", own.len()), &own, false);
+    text += &list(format!("shared by all variants, {}:", count(shared.len(), "node")), &shared, false);
+    text += &list(format!("shared by some, {}:", count(some.len(), "node")), &some, true);
+    text += &list(format!("one copy for each variant, {}:", count(own.len(), "node")), &own, false);
     for note in &sweep.all.notes {
         text += &format!("{note}\n");
     }
@@ -107,7 +107,12 @@ fn listing(sweep: &Sweep, saved: &Saved, is_measured: bool) -> String {
     }
     let Saved { together, apart } = saved;
     let bytes = |b: usize| system::bytes(b as u64);
-    text += &format!("\n{:<24}  {:>14}  {:>20}  share\n", "", "the sweep", format!("{count} runs in turn"));
+    text += &format!(
+        "\n{:<24}  {:>14}  {:>20}  share\n",
+        "",
+        "the sweep",
+        format!("{} in turn", count(sweep.variants.len(), "run"))
+    );
     text += &format!(
         "{:<24}  {:>14}  {:>20}  {:.3}\n",
         "FLOP of all steps",

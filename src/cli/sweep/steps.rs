@@ -9,6 +9,7 @@ use prefgraph_nn::{self as nn, Adapter, cpu::map};
 use prefgraph_ops::{
     Fault,
     ports::{Metric, Metrics},
+    words::count,
 };
 
 use super::{
@@ -279,8 +280,8 @@ impl Loop<'_> {
         if !adapters.is_empty() {
             let out = self.folder.path().display();
             self.progress.say(&format!(
-                "the adapters of {} variants are in their folders in `{out}`, read back and compared",
-                self.members.len()
+                "the adapters of {} are in their folders in `{out}`, read back and compared",
+                count(self.members.len(), "variant")
             ));
         }
         for member in &self.members {
@@ -293,8 +294,10 @@ impl Loop<'_> {
             self.progress.say(&left);
         }
         self.progress.say(&match made == steps {
-            true => format!("complete: {steps} steps of {} variants", self.members.len()),
-            false => format!("interrupted after {made} of {steps} steps; --resume continues from there"),
+            true => format!("complete: {} of {}", count(steps, "step"), count(self.members.len(), "variant")),
+            false => {
+                format!("interrupted after {made} of {}; --resume continues from there", count(steps, "step"))
+            }
         });
     }
 }

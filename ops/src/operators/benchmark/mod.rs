@@ -33,6 +33,7 @@ use crate::{
     ports::{ImageShape, Images, Texts, TextsShape},
     resume::{DataSample, External},
     shape::PortShape,
+    words::count,
 };
 
 /// A picture or a photograph.
@@ -134,10 +135,11 @@ impl Operator for Benchmark {
     fn notes(&self, (): &InShapes<Self>) -> Vec<String> {
         let photographs = self.rows.iter().filter(|row| row.prompt.is_empty()).count();
         vec![format!(
-            "{}: {} pictures and {photographs} photographs in {} batches; `graph-run evaluate` scores them",
+            "{}: {} and {} in {}; `graph-run evaluate` scores them",
             self.preset.name,
-            self.rows.len() - photographs,
-            self.batches.len()
+            count(self.rows.len() - photographs, "picture"),
+            count(photographs, "photograph"),
+            count(self.batches.len(), "batch")
         )]
     }
 

@@ -17,6 +17,7 @@ use crate::{
     ports::{AdapterShape, MetricDoc, Metrics, MetricsShape, Moments, MomentsShape},
     resume::{Restart, Restated},
     settings,
+    words::count,
 };
 
 settings! {
@@ -141,18 +142,19 @@ impl Operator for LoraUpdate {
                 self.travel(1000)
             ),
             updates => format!(
-                "AdamW, lr {:e}: no value moves further than about {:.3e} in {updates} updates{batches}",
+                "AdamW, lr {:e}: no value moves further than about {:.3e} in {}{batches}",
                 s.lr,
-                self.travel(updates)
+                self.travel(updates),
+                count(updates, "update")
             ),
         };
         let left = s.steps % s.accumulate;
         let left = (left > 0).then(|| {
             format!(
-                "{} steps make {} updates of {} micro-batches, with {left} left over: their gradients stay in the checkpoint \
-                 for a longer run and do not reach the adapter; --steps {} would use them",
-                s.steps,
-                self.updates(),
+                "{} make {} of {} micro-batches, with {left} left over: their gradients stay in the checkpoint for a longer run and do not \
+                 reach the adapter; --steps {} would use them",
+                count(s.steps, "step"),
+                count(self.updates(), "update"),
                 s.accumulate,
                 s.steps.saturating_add(s.accumulate - left)
             )

@@ -3,7 +3,10 @@
 use std::{collections::HashSet, fs, path::Path, path::PathBuf};
 
 use super::{lines::read, row::Row};
-use crate::error::OpError;
+use crate::{
+    error::OpError,
+    words::{count, form},
+};
 
 /// Samples that a message names.
 const NAMED: usize = 4;
@@ -31,12 +34,14 @@ pub(super) fn check(rows: &[Row], path: &Path, trained: &Path) -> Result<(), OpE
     let named: Vec<String> = shared.iter().take(NAMED).map(|id| format!("`{id}`")).collect();
     let more = if shared.len() > NAMED { ", ..." } else { "" };
     Err(OpError::new(format!(
-        "{} of {} samples of {} are trained on, too: {}{more} have the winners of samples in {}; keep them in one of the two \
+        "{} of {} of {} {} trained on, too: {}{more} {} in {}; keep them in one of the two \
          files, or set `apart_from` to None to measure on them all the same",
         shared.len(),
-        rows.len(),
+        count(rows.len(), "sample"),
         path.display(),
+        form(shared.len(), "is", "are"),
         named.join(", "),
+        form(shared.len(), "has the winner of a sample", "have the winners of samples"),
         trained.display()
     )))
 }

@@ -11,9 +11,8 @@ use super::{
     select::{no_samples, selected},
     settings::{PairsSettings, Size},
     words,
-    words::count,
 };
-use crate::{guard, settings::DataPath};
+use crate::{guard, settings::DataPath, words::count};
 
 /// What [`check`] found. Lines are numbers of lines in the file, from 1.
 #[derive(Clone, Debug, Default, PartialEq)]

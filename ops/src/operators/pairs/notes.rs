@@ -1,10 +1,7 @@
 //! Notes on a data set before the first step, without reading a picture.
 
-use super::{
-    OnBad, Pairs, Row, apart,
-    picture::size_text,
-    words::{count, lines},
-};
+use super::{OnBad, Pairs, Row, apart, picture::size_text, words::lines};
+use crate::words::count;
 
 /// Do winner and loser name one file?
 fn same_file(row: &Row) -> bool {
@@ -18,7 +15,7 @@ impl Pairs {
         let mut notes = vec![format!(
             "{}, {} of {} an epoch, pictures of {} pixels, references of {} (width x height)",
             count(self.rows.len(), "sample"),
-            count(self.order.epoch() as usize, "batch"),
+            count(self.order.epoch(), "batch"),
             s.batch,
             size_text(size.0, size.1),
             size_text(reference.0, reference.1)

@@ -12,7 +12,6 @@ use super::{
     request::Request,
     row::{BadRow, Reference},
     settings::{is_possible, whole_cells},
-    words::count,
 };
 use crate::{
     guard,
@@ -23,6 +22,7 @@ use crate::{
     settings,
     settings::DataPath,
     shape::PortShape,
+    words::count,
 };
 
 settings! {
@@ -210,7 +210,7 @@ impl Operator for Prompts {
     }
 
     fn notes(&self, (): &InShapes<Self>) -> Vec<String> {
-        let batches = count(self.order.epoch() as usize, "batch");
+        let batches = count(self.order.epoch(), "batch");
         vec![format!("{} in {batches} of {}", count(self.requests.len(), "prompt"), self.settings.batch)]
     }
 

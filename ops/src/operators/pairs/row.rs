@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::settings::expand_home;
+use crate::words::count;
 
 /// One line, as it is written. Winner and loser are missing where a line only asks for pictures.
 #[derive(Deserialize)]
@@ -159,10 +160,10 @@ pub(super) fn parse(line: usize, text: &str, folder: &Path) -> Result<Row, BadRo
             return Err(bad(
                 id,
                 format!(
-                    "{side} has {} priors for {} references: prior[k] belongs to refs[k], so give one for each or none \
+                    "{side} has {} for {}: prior[k] belongs to refs[k], so give one for each or none \
                      at all",
-                    priors.len(),
-                    references.len()
+                    count(priors.len(), "prior"),
+                    count(references.len(), "reference")
                 ),
             ));
         }

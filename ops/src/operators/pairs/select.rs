@@ -15,6 +15,7 @@ pub(super) fn selected(settings: &PairsSettings, mut rows: Vec<Row>) -> Vec<Row>
 pub(super) fn no_samples(settings: &PairsSettings, all: usize, bad: usize) -> String {
     match (all, bad) {
         (0, 0) => "holds no samples".into(),
+        (0, 1) => "holds no samples: its only line cannot be used".into(),
         (0, bad) => format!("holds no samples: none of its {bad} lines can be used"),
         _ => format!("no samples with {:?} references among {all}", settings.reference_counts),
     }

@@ -31,6 +31,7 @@ use crate::{
     resume::External,
     settings,
     settings::DataPath,
+    words::count,
 };
 
 settings! {
@@ -286,10 +287,10 @@ impl Operator for Replay {
         }
         if replay.number_of(Kind::prior) != replay.references {
             return Err(replay.fault(format!(
-                "has {} references (`{}`, ...) but {} priors (`{}`, ...)",
-                replay.references,
+                "has {} (`{}`, ...) but {} (`{}`, ...)",
+                count(replay.references, "reference"),
                 kind.reference(0),
-                replay.number_of(Kind::prior),
+                count(replay.number_of(Kind::prior), "prior"),
                 kind.prior(0)
             )));
         }
@@ -324,7 +325,12 @@ impl Operator for Replay {
     }
 
     fn notes(&self, (): &InShapes<Self>) -> Vec<String> {
-        vec![format!("{} steps of {} references from {}", self.steps, self.references, self.folder.display())]
+        vec![format!(
+            "{} of {} from {}",
+            count(self.steps, "step"),
+            count(self.references, "reference"),
+            self.folder.display()
+        )]
     }
 
     fn exports(&self) -> Vec<(String, Value)> {
@@ -355,8 +361,10 @@ impl Operator for Replay {
     fn forward(&self, ctx: &Ctx<'_>, (): Self::In) -> Result<(Self::Out, ()), OpError> {
         if ctx.step >= self.steps {
             return Err(self.fault(format!(
-                "the case has {} steps, step {} is asked for: run it with --steps {}",
-                self.steps, ctx.step, self.steps
+                "the case has {}, step {} is asked for: run it with --steps {}",
+                count(self.steps, "step"),
+                ctx.step,
+                self.steps
             )));
         }
         let shapes = Operator::shapes(self, (), 0)?;

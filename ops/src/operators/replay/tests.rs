@@ -75,7 +75,7 @@ fn broken_cases_are_refused_with_the_tensor() {
     let more = write(&[("step0.x0_w", x.clone()), ("step1.x0_w", x.clone()), ("step1.x_r0", x.clone())]);
     assert!(more.contains("no `step0.x_r0`"), "{more}");
     let priors = write(&[("step0.x0_w", x.clone()), ("step0.x_r0", x)]);
-    assert!(priors.contains("1 references") && priors.contains("0 priors"), "{priors}");
+    assert!(priors.contains("1 reference (") && priors.contains("0 priors"), "{priors}");
     fs::remove_file(folder.path().join("case.json")).unwrap();
     assert!(refusal(settings(folder.path())).contains("case.json"));
 }

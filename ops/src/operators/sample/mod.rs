@@ -30,6 +30,7 @@ use crate::{
     role::As,
     settings,
     shape::{Axes, Axis},
+    words::count,
 };
 
 choices! {
@@ -305,7 +306,8 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
         let shift = self.shift(backbone.layout(), (like.2.size(), like.3.size()));
         let shifted = shift.map(|shift| format!(", sigmas shifted by {shift:.3}"));
         let passes = if self.guided() { 2 * steps } else { steps };
-        let mut notes = vec![format!("{passes} passes for a sample{}", shifted.unwrap_or_default())];
+        let mut notes =
+            vec![format!("{} for a sample{}", count(passes, "pass"), shifted.unwrap_or_default())];
         if !self.guided() && negative_text.is_some() {
             notes.push(
                 "cfg is 1, which is no guidance: what `negative_text` says is not avoided; set `cfg`, e.g. to 5.0".into(),

@@ -84,7 +84,7 @@ fn data_without_a_sample_are_refused() {
     assert!(data.refusal().contains("holds no samples"));
     fs::write(data.path("pairs.jsonl"), "nonsense\n").unwrap();
     let report = check(&data.path("pairs.jsonl"), MAX_PIXELS).unwrap();
-    assert!(report.refusal.unwrap().contains("none of its 1 lines can be used"));
+    assert!(report.refusal.unwrap().contains("its only line cannot be used"));
 }
 
 #[test]
