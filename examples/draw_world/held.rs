@@ -71,6 +71,13 @@ impl Rank {
     }
 }
 
+impl Subject {
+    /// Its reference.
+    pub fn reference(&self) -> &RgbImage {
+        &self.reference
+    }
+}
+
 impl Held {
     /// The pairs of `held_out.jsonl` in a folder.
     pub fn read(folder: &Path) -> Result<Self, Failure> {

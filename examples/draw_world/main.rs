@@ -6,6 +6,7 @@
 //! cargo run --release --example draw_world -- training OUT [--count 42000] [--seed 1] [--held-out]
 //! cargo run --release --example draw_world -- rank OUT [--pictures RUN/preview] [--encoder data/world/identity] [--among 20]
 //! cargo run --release --example draw_world -- score OUT --seed 0 [--split held-out] [--pictures RUN/preview] > scores.jsonl
+//! cargo run --release --example draw_world -- strip OUT STRIP.png --pictures BASE/preview FOCUSDPO/preview
 //! ```
 //!
 //! Everything is a pure function of the split, the seed and the sample's number. Shapes and textures are the demo's.
@@ -28,6 +29,7 @@ mod score;
 #[expect(dead_code, reason = "the demo's, which draws more of it")]
 #[path = "../draw_demo/shapes.rs"]
 mod shapes;
+mod strip;
 #[expect(dead_code, reason = "the demo's, which draws more of it")]
 #[path = "../draw_demo/surfaces.rs"]
 mod surfaces;
@@ -55,6 +57,8 @@ enum Command {
     Rank(Rank),
     /// Score pictures: one JSON object for each subject.
     Score(Score),
+    /// Put references, winners and drawn pictures side by side.
+    Strip(Strip),
 }
 
 #[derive(Args)]
@@ -141,6 +145,23 @@ struct Score {
     among: usize,
 }
 
+#[derive(Args)]
+struct Strip {
+    /// Folder of `held_out.jsonl`.
+    folder: PathBuf,
+    /// The picture to write.
+    out: PathBuf,
+    /// Folders of drawn pictures, `NAME-...-ID.png`: a row each.
+    #[arg(long, num_args = 1..)]
+    pictures: Vec<PathBuf>,
+    /// How the names of the pictures begin.
+    #[arg(long, default_value = "policy")]
+    name: String,
+    /// Pairs with one subject, and as many with two.
+    #[arg(long, default_value_t = 10)]
+    columns: usize,
+}
+
 fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Pairs(p) => pairs::write_pairs(&p.out, p.seed, p.count),
@@ -150,6 +171,7 @@ fn main() -> ExitCode {
             training::write(&t.out, split, t.seed, t.count)
         }
         Command::Rank(r) => rank::rank(&r.folder, r.pictures.as_deref(), &r.encoder, r.among),
+        Command::Strip(s) => strip::write(&s.folder, &s.pictures, &s.name, s.columns, &s.out),
         Command::Score(s) => score::score(&score::Settings {
             folder: s.folder,
             split: (s.split, s.seed),

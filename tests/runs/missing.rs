@@ -132,7 +132,10 @@ fn lines_of_metrics_that_are_lost_or_none_are_said_as_they_are() {
     let out = dir.path().join("killed");
     killed_at(&whole, &out, 5);
     let said = runs(&out, &[&[CASE, "--resume"]]);
-    assert!(said.contains("1 line of metrics.jsonl, from step 5 on, is cut off; this step runs again"), "{said}");
+    assert!(
+        said.contains("1 line of metrics.jsonl, from step 5 on, is cut off; this step runs again"),
+        "{said}"
+    );
     assert_eq!(metrics(&out).len(), 4, "the line that was none is gone");
 }
 
