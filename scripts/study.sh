@@ -9,7 +9,7 @@
 #
 #   STEPS    length of every run (240)
 #   SEEDS    seeds of the methods (0 1 2 3 4)
-#   FEWER    seeds of the ablations (0 1 2)
+#   FEWER    seeds of the ablations and of the published loss (0 1 2)
 #   WORKERS  runs at the same time, each on one thread (one per core)
 set -eu
 cd "$(dirname "$0")/.."
@@ -59,11 +59,6 @@ settings_of() {
     case $1 in
     sft | diffusion_dpo | patchdpo | focusdpo) echo "graphs/world/$1.ron" ;;
     diffusion_dpo_published | focusdpo_published) echo "graphs/world/${1%_published}.ron $published" ;;
-    prior_only) echo "$(settings_of "$(cat "$folder/full")") --set fuse.mode=prior" ;;
-    detail_only) echo "$(settings_of "$(cat "$folder/full")") --set fuse.mode=detail" ;;
-    structure_only) echo "$(settings_of "$(cat "$folder/full")") --set fuse.mode=structure" ;;
-    detail_in_prior) echo "$(settings_of "$(cat "$folder/full")") --set fuse.mode=detail_in_prior" ;;
-    unconstrained) echo "$(settings_of "$(cat "$folder/full")") --set fuse.constrain=false" ;;
     esac
 }
 
@@ -90,15 +85,19 @@ choose() {
     }
 }
 
+# The settings of runs that are scored: SEED.
+finally() {
+    echo "--set pairs.path=$folder/pairs/pairs.jsonl --steps $steps --seed $1 --set held_out.path=$folder/test/held_out.jsonl" \
+        "--set held_out.first=152 --set held_out.batch=8 --set held_out_log.every=0 --set run.checkpoint_every=0 --set run.checkpoint_minutes=0"
+}
+
 # Train with a seed, measure the held-out pairs once, after the last step, draw and score them: METHOD SEED SETTINGS-OF.
 final() {
     out=$folder/runs/$1/seed-$2
     if [ ! -e "$out/done" ]; then
         rm -rf "$out"
         # shellcheck disable=SC2046
-        $run $(settings_of "$1") $(cat "$folder/chosen/$3") --set pairs.path="$folder/pairs/pairs.jsonl" --steps "$steps" --seed "$2" \
-            --set held_out.path="$folder/test/held_out.jsonl" --set held_out.first=152 --set held_out.batch=8 --set held_out_log.every=0 \
-            --set run.checkpoint_every=0 --set run.checkpoint_minutes=0 --threads 1 --out "$out" >"$folder/logs/$1-$2.log" 2>&1
+        $run $(settings_of "$1") $(cat "$folder/chosen/$3") $(finally "$2") --threads 1 --out "$out" >"$folder/logs/$1-$2.log" 2>&1
         touch "$out/done"
         echo "$1, seed $2"
     fi
@@ -133,13 +132,36 @@ free="--over update.lr=3e-5,1e-4,3e-4 --over loss.beta=1000,8000"
 score test 7 held-out "" "$folder/scores/test/base.jsonl"
 [ -e "$folder/scores/test/winners.jsonl" ] || $world score "$folder/test" --seed 7 >"$folder/scores/test/winners.jsonl"
 for seed in $seeds; do
-    for method in sft diffusion_dpo patchdpo focusdpo diffusion_dpo_published focusdpo_published; do
+    for method in sft diffusion_dpo patchdpo focusdpo; do
         echo "$method $seed $method"
     done
 done | finals
 for seed in $fewer; do
-    for ablation in prior_only detail_only structure_only detail_in_prior unconstrained; do
-        echo "$ablation $seed $(cat "$folder/full")"
+    # The five ablations are one graph, in which they share what their masks do not reach.
+    ablations="prior_only detail_only structure_only detail_in_prior unconstrained"
+    if [ ! -e "$folder/runs/unconstrained/seed-$seed/done" ]; then
+        rm -rf "$folder/ablations/seed-$seed"
+        # shellcheck disable=SC2046
+        $run sweep $(settings_of "$(cat "$folder/full")") $(cat "$folder/chosen/$(cat "$folder/full")") $(finally "$seed") \
+            --over "fuse.mode=prior,detail,structure,detail_in_prior,adaptive; fuse.constrain=true,true,true,true,false" \
+            --out "$folder/ablations/seed-$seed" >"$folder/logs/ablations-$seed.log" 2>&1
+        number=0
+        for ablation in $ablations; do
+            number=$((number + 1))
+            mkdir -p "$folder/runs/$ablation"
+            rm -rf "$folder/runs/$ablation/seed-$seed"
+            mv "$folder/ablations/seed-$seed/$number-"* "$folder/runs/$ablation/seed-$seed"
+            touch "$folder/runs/$ablation/seed-$seed/done"
+        done
+        echo "ablations, seed $seed"
+    fi
+    for ablation in $ablations; do
+        echo "$ablation $seed $ablation"
+    done | finals
+done
+for seed in $fewer; do
+    for method in diffusion_dpo_published focusdpo_published; do
+        echo "$method $seed $method"
     done
 done | finals
 python3 scripts/study.py report "$folder" "$folder/report"
