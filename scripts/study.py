@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The arithmetic of the study (scripts/study.sh). Needs Python only.
 
-    scripts/study.py choose SWEEP SCORES     prints the settings of the variant whose pictures are nearest to their references
+    scripts/study.py choose STUDY METHOD     prints the settings of the variant whose pictures are nearest to their references
     scripts/study.py better SCORES SCORES    prints the name of the method whose best variant is the better one by the same measure
     scripts/study.py report STUDY OUT        writes tables.md, results.json and the figures
 """
@@ -44,14 +44,25 @@ def mean(values):
     return math.fsum(values) / len(values)
 
 
-def choose(sweep, scores):
-    """Of the variants of a sweep, the one whose pictures have the largest mean cosine with their references."""
-    variants = [v for v in json.loads((sweep / "sweep.json").read_text())["variants"] if v["diverged"] is None]
-    value = lambda v: mean(row["identity"] for row in lines(scores / f"{v['folder']}.jsonl"))
-    best = max(variants, key=value)
-    for v in variants:
-        print(f"{v['settings']}: {value(v):.4f}", file=sys.stderr)
-    print(" ".join(f"--set {name}={setting}" for name, setting in best["settings"].items()))
+def settings(study, method):
+    """Every setting of a method that was tried, with the mean cosine of the pictures with their references on the validation set."""
+    tried = []
+    for sweep in sorted((study / "select").glob(f"{method}-*/sweep.json")):
+        number = sweep.parent.name[len(method) + 1:]
+        for v in json.loads(sweep.read_text())["variants"]:
+            if v["diverged"] is None:
+                value = mean(row["identity"] for row in lines(study / "scores/validation" / method / f"{number}-{v['folder']}.jsonl"))
+                tried.append((v["settings"], value))
+    return tried
+
+
+def choose(study, method):
+    """Of all variants, the one whose pictures have the largest mean cosine with their references."""
+    tried = settings(study, method)
+    for values, value in tried:
+        print(f"{values}: {value:.4f}", file=sys.stderr)
+    best = max(tried, key=lambda t: t[1])[0]
+    print(" ".join(f"--set {name}={setting}" for name, setting in best.items()))
 
 
 def better(*folders):
@@ -114,6 +125,11 @@ def with_interval(d, unit=1.0, digits=4):
     value, low, high = (x * unit for x in d)
     sign = "" if low <= 0 <= high else "**"
     return f"{sign}{value:+.{digits}f}{sign} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def finished(study, name):
+    """The folders of a method's runs that have ended, by seed."""
+    return sorted(done.parent for done in (study / "runs" / name).glob("seed-*/done"))
 
 
 def errors(folder):
@@ -191,7 +207,7 @@ def report(study, out):
     rows = [["errors on held-out pairs, times 10⁻³", "winner", "loser", "margin", "accuracy"]]
     changes = {}
     for name in NAMES:
-        runs = sorted((study / "runs" / name).glob("seed-*")) if (study / "runs" / name).is_dir() else []
+        runs = finished(study, name)
         if not runs:
             continue
         seeds = [errors(run) for run in runs]
@@ -201,7 +217,7 @@ def report(study, out):
         rows.append([NAMES[name], spread(2, lambda s: s[0]), spread(2, lambda s: s[1]), spread(2, lambda s: s[1] - s[0]),
                      f"{mean(s[2] for s in of_seed):.2f}"])
         changes[NAMES[name]] = [(mean(s[0] for s in of_seed), mean(s[1] for s in of_seed))]
-        results[name]["errors"] = of_seed
+        results.setdefault(name, {})["errors"] = of_seed
     text += ["## Errors against the frozen network, whole pictures\n", table(rows)]
 
     chosen = [["", "chosen on validation subjects"]]
@@ -210,15 +226,13 @@ def report(study, out):
             chosen.append([NAMES[name], "`" + (study / "chosen" / name).read_text().strip() + "`"])
     text += ["## Chosen settings\n", table(chosen)]
     for name in [*METHODS, *PUBLISHED]:
-        sweep = study / "select" / name / "sweep.json"
-        if sweep.exists():
-            variants = json.loads(sweep.read_text())["variants"]
-            values = {str(v["settings"]): mean(r["identity"] for r in lines(study / "scores/validation" / name / f"{v['folder']}.jsonl"))
-                      for v in variants if v["diverged"] is None}
-            results[name]["validation"] = values
-            text.append(f"* {NAMES[name]}: " + "; ".join(f"{k} {v:.4f}" for k, v in values.items()) + "\n")
+        tried = settings(study, name)
+        if tried and name in results:
+            results[name]["validation"] = tried
+            of = lambda values: ", ".join(f"{setting.split('.')[1]} {v}" for setting, v in sorted(values.items()))
+            text.append(f"* {NAMES[name]}: " + "; ".join(f"{of(values)}: {value:.4f}" for values, value in tried) + "\n")
 
-    runs = sorted((study / "runs/focusdpo").glob("seed-*"))
+    runs = finished(study, "focusdpo")
     if runs:
         rows = masks(runs)
         first, last = [r for r in rows if r["step"] < 40], [r for r in rows if r["step"] >= max(r["step"] for r in rows) - 39]
@@ -263,7 +277,10 @@ def main():
     arguments = [Path(a) for a in sys.argv[2:]]
     if len(arguments) != 2 or sys.argv[1] not in ("choose", "better", "report"):
         sys.exit(__doc__)
-    {"choose": choose, "better": better, "report": report}[sys.argv[1]](*arguments)
+    if sys.argv[1] == "choose":
+        choose(arguments[0], sys.argv[3])
+    else:
+        {"better": better, "report": report}[sys.argv[1]](*arguments)
 
 
 if __name__ == "__main__":

@@ -62,24 +62,29 @@ settings_of() {
     esac
 }
 
-# Six settings for each method, on the validation set: its subjects are drawn with each of the six adapters, and the one whose pictures
-# are nearest to their references by the first encoder is chosen.
+# The settings of a method, from one grid after another, on the validation set: its subjects are drawn with each adapter, and the one whose
+# pictures are nearest to their references by the first encoder is chosen. METHOD GRID [GRID].
 choose() {
     method=$1
     shift
     [ -e "$folder/chosen/$method" ] || {
-        if [ ! -e "$folder/select/$method/sweep.json" ]; then
-            rm -rf "$folder/select/$method"
-            # shellcheck disable=SC2046
-            $run sweep $(settings_of "$method") "$@" --set pairs.path="$folder/pairs/pairs.jsonl" --steps "$steps" \
-                --set held_out.path="$folder/validation/held_out.jsonl" --set held_out.first=36 --set held_out.batch=12 --set held_out_log.every=0 \
-                --set run.checkpoint_every=0 --seed 100 --out "$folder/select/$method" >"$folder/logs/select-$method.log" 2>&1
-        fi
-        for adapter in "$folder/select/$method"/*/adapter.safetensors; do
-            variant=$(basename "$(dirname "$adapter")")
-            score validation 5 validation "$adapter" "$folder/scores/validation/$method/$variant.jsonl"
+        number=0
+        for grid in "$@"; do
+            number=$((number + 1))
+            select=$folder/select/$method-$number
+            if [ ! -e "$select/sweep.json" ]; then
+                rm -rf "$select"
+                # shellcheck disable=SC2046,SC2086
+                $run sweep $(settings_of "$method") $grid --set pairs.path="$folder/pairs/pairs.jsonl" --steps "$steps" \
+                    --set held_out.path="$folder/validation/held_out.jsonl" --set held_out.first=36 --set held_out.batch=12 --set held_out_log.every=0 \
+                    --set run.checkpoint_every=0 --seed 100 --out "$select" >"$folder/logs/select-$method-$number.log" 2>&1
+            fi
+            for adapter in "$select"/*/adapter.safetensors; do
+                variant=$number-$(basename "$(dirname "$adapter")")
+                score validation 5 validation "$adapter" "$folder/scores/validation/$method/$variant.jsonl"
+            done
         done
-        python3 scripts/study.py choose "$folder/select/$method" "$folder/scores/validation/$method" >"$folder/chosen/$method.part"
+        python3 scripts/study.py choose "$folder" "$method" >"$folder/chosen/$method.part"
         mv "$folder/chosen/$method.part" "$folder/chosen/$method"
         echo "$method: $(cat "$folder/chosen/$method")"
     }
@@ -113,20 +118,14 @@ finals() {
     xargs -P "$workers" -n 3 scripts/study.sh "$folder"
 }
 
-# PatchDPO and SFT have no beta, so they have six rates. The published loss lets go of the winner at rates that the recipes' loss bears.
-alone="--over update.lr=1e-5,3e-5,1e-4,3e-4,1e-3,3e-3"
-patches="--over update.lr=1e-6,3e-6,1e-5,3e-5,1e-4,3e-4"
-held="--over update.lr=1e-4,3e-4,1e-3 --over loss.beta=1000,8000"
-free="--over update.lr=3e-5,1e-4,3e-4 --over loss.beta=1000,8000"
-# shellcheck disable=SC2086
-{
-    choose sft $alone
-    choose diffusion_dpo $held
-    choose focusdpo $held
-    choose patchdpo $patches
-    choose diffusion_dpo_published $free
-    choose focusdpo_published $free
-}
+# Where the best of six settings was the largest rate, two larger ones follow. PatchDPO and SFT have no beta, so they have six rates.
+beta="--over loss.beta=1000,8000"
+choose sft "--over update.lr=1e-5,3e-5,1e-4,3e-4,1e-3,3e-3" "--over update.lr=1e-2,3e-2"
+choose diffusion_dpo "--over update.lr=1e-4,3e-4,1e-3 $beta" "--over update.lr=3e-3,1e-2 --over loss.beta=8000"
+choose focusdpo "--over update.lr=1e-4,3e-4,1e-3 $beta" "--over update.lr=3e-3,1e-2 --over loss.beta=8000"
+choose patchdpo "--over update.lr=1e-6,3e-6,1e-5,3e-5,1e-4,3e-4"
+choose diffusion_dpo_published "--over update.lr=3e-5,1e-4,3e-4 $beta"
+choose focusdpo_published "--over update.lr=3e-5,1e-4,3e-4 $beta"
 # Ablations have the loss under which FocusDPO is better on the validation subjects.
 [ -e "$folder/full" ] || python3 scripts/study.py better "$folder/scores/validation/focusdpo" "$folder/scores/validation/focusdpo_published" >"$folder/full"
 score test 7 held-out "" "$folder/scores/test/base.jsonl"
