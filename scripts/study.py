@@ -21,6 +21,8 @@ ABLATIONS = {
     "detail_in_prior": "detail within the prior (without structure)", "unconstrained": "detail not kept within the prior",
 }
 PUBLISHED = {"diffusion_dpo_published": "Diffusion-DPO, published loss", "focusdpo_published": "FocusDPO, published loss"}
+# Looked at on the validation subjects only.
+EXPLORED = {"focusdpo_mask_mean": "FocusDPO, errors as means over the mask"}
 NAMES = {"winners": "the winners", "base": "base", **METHODS, **ABLATIONS, **PUBLISHED}
 # What is measured of each subject: name in the scores, title, and whether more is better.
 SCORES = {
@@ -61,6 +63,8 @@ def choose(study, method):
     tried = settings(study, method)
     for values, value in tried:
         print(f"{values}: {value:.4f}", file=sys.stderr)
+    if not tried:
+        sys.exit(f"{study}: no sweep of {method} has ended")
     best = max(tried, key=lambda t: t[1])[0]
     print(" ".join(f"--set {name}={setting}" for name, setting in best.items()))
 
@@ -225,12 +229,14 @@ def report(study, out):
         if (study / "chosen" / name).exists():
             chosen.append([NAMES[name], "`" + (study / "chosen" / name).read_text().strip() + "`"])
     text += ["## Chosen settings\n", table(chosen)]
-    for name in [*METHODS, *PUBLISHED]:
+    if (study / "scores/validation/base.jsonl").exists():
+        text.append(f"* base: {mean(row['identity'] for row in lines(study / 'scores/validation/base.jsonl')):.4f}\n")
+    for name in [*METHODS, *PUBLISHED, *EXPLORED]:
         tried = settings(study, name)
-        if tried and name in results:
-            results[name]["validation"] = tried
+        if tried:
+            results.setdefault(name, {})["validation"] = tried
             of = lambda values: ", ".join(f"{setting.split('.')[1]} {v}" for setting, v in sorted(values.items()))
-            text.append(f"* {NAMES[name]}: " + "; ".join(f"{of(values)}: {value:.4f}" for values, value in tried) + "\n")
+            text.append(f"* {(NAMES | EXPLORED)[name]}: " + "; ".join(f"{of(values)}: {value:.4f}" for values, value in tried) + "\n")
 
     runs = finished(study, "focusdpo")
     if runs:

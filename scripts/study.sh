@@ -13,6 +13,12 @@
 #   WORKERS  runs at the same time, each on one thread (one per core)
 set -eu
 cd "$(dirname "$0")/.."
+case ${1:-} in
+-*)
+    sed -n 's/^#   //p' "$0" >&2
+    exit 2
+    ;;
+esac
 folder=${1:-target/study}
 workers=${WORKERS:-$(nproc)}
 steps=${STEPS:-240}
@@ -58,6 +64,7 @@ published="--set loss.objective=dpo --set loss.anchor=0 --set loss.sft_weight=0"
 settings_of() {
     case $1 in
     sft | diffusion_dpo | patchdpo | focusdpo) echo "graphs/world/$1.ron" ;;
+    focusdpo_mask_mean) echo "graphs/world/focusdpo.ron --set loss.reduction=mask_mean" ;;
     diffusion_dpo_published | focusdpo_published) echo "graphs/world/${1%_published}.ron $published" ;;
     esac
 }
@@ -123,11 +130,14 @@ beta="--over loss.beta=1000,8000"
 choose sft "--over update.lr=1e-5,3e-5,1e-4,3e-4,1e-3,3e-3" "--over update.lr=1e-2,3e-2"
 choose diffusion_dpo "--over update.lr=1e-4,3e-4,1e-3 $beta" "--over update.lr=3e-3,1e-2 --over loss.beta=8000"
 choose focusdpo "--over update.lr=1e-4,3e-4,1e-3 $beta" "--over update.lr=3e-3,1e-2 --over loss.beta=8000"
+# Only looked at on the validation set: errors as means over the mask, so that a small mask does not lower beta.
+choose focusdpo_mask_mean "--over update.lr=1e-2 $beta"
 choose patchdpo "--over update.lr=1e-6,3e-6,1e-5,3e-5,1e-4,3e-4"
 choose diffusion_dpo_published "--over update.lr=3e-5,1e-4,3e-4 $beta"
 choose focusdpo_published "--over update.lr=3e-5,1e-4,3e-4 $beta"
 # Ablations have the loss under which FocusDPO is better on the validation subjects.
 [ -e "$folder/full" ] || python3 scripts/study.py better "$folder/scores/validation/focusdpo" "$folder/scores/validation/focusdpo_published" >"$folder/full"
+score validation 5 validation "" "$folder/scores/validation/base.jsonl"
 score test 7 held-out "" "$folder/scores/test/base.jsonl"
 [ -e "$folder/scores/test/winners.jsonl" ] || $world score "$folder/test" --seed 7 >"$folder/scores/test/winners.jsonl"
 for seed in $seeds; do

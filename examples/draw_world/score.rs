@@ -56,6 +56,12 @@ pub fn score(settings: &Settings) -> Result<(), Failure> {
         }
         let whole = whole_picture(&picture, &scene);
         for (k, &own) in pair.shown.iter().enumerate() {
+            let (named, drawn) = (&held.subjects[own].name, scene.subjects.get(k).map(|s| s.identity.name()));
+            if drawn.as_ref() != Some(named) {
+                let (seed, drawn) = (settings.split.1, drawn.as_deref().unwrap_or("nobody"));
+                let id = &pair.id;
+                return Err(format!("{id} shows {named}, but with seed {seed} it would be {drawn}: pass the seed that the list was drawn with").into());
+            }
             let mut line = Map::new();
             line.insert("id".into(), json!(pair.id));
             line.insert("subject".into(), json!(held.subjects[own].name));
