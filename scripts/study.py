@@ -34,7 +34,7 @@ PAIRS = [
     ("focusdpo", "base"), ("patchdpo", "base"), ("diffusion_dpo", "base"), ("sft", "base"),
     ("focusdpo", "patchdpo"), ("focusdpo", "diffusion_dpo"), ("focusdpo", "sft"), ("patchdpo", "diffusion_dpo"), ("diffusion_dpo", "sft"),
 ]
-DRAWS = 2000
+DRAWS = 10_000
 
 
 def lines(path):
@@ -47,22 +47,25 @@ def mean(values):
 
 
 def settings(study, method):
-    """Every setting of a method that was tried, with the mean cosine of the pictures with their references on the validation set."""
+    """Every setting of a method that was tried, with the mean cosine of the pictures with their references on the validation set, and the
+    mean fit."""
     tried = []
     for sweep in sorted((study / "select").glob(f"{method}-*/sweep.json")):
         number = sweep.parent.name[len(method) + 1:]
+        if not (sweep.parent / "done").exists():
+            continue
         for v in json.loads(sweep.read_text())["variants"]:
             if v["diverged"] is None:
-                value = mean(row["identity"] for row in lines(study / "scores/validation" / method / f"{number}-{v['folder']}.jsonl"))
-                tried.append((v["settings"], value))
+                rows = lines(study / "scores/validation" / method / f"{number}-{v['folder']}.jsonl")
+                tried.append((v["settings"], mean(row["identity"] for row in rows), mean(row["fit"] for row in rows)))
     return tried
 
 
 def choose(study, method):
     """Of all variants, the one whose pictures have the largest mean cosine with their references."""
     tried = settings(study, method)
-    for values, value in tried:
-        print(f"{values}: {value:.4f}", file=sys.stderr)
+    for values, value, fit in tried:
+        print(f"{values}: {value:.4f}, fit {fit:.4f}", file=sys.stderr)
     if not tried:
         sys.exit(f"{study}: no sweep of {method} has ended")
     best = max(tried, key=lambda t: t[1])[0]
@@ -76,18 +79,19 @@ def better(*folders):
 
 
 class Scores:
-    """What one method has drawn: for each seed, each picture's mean over its subjects, by name of the score."""
+    """What one method has drawn: for each seed, each picture's mean over its subjects, by name of the score. What has no seed, such as the
+    base, stands under None."""
 
     def __init__(self, paths):
-        self.seeds = [by_picture(lines(path)) for path in paths]
+        self.seeds = {seed: by_picture(lines(path)) for seed, path in paths.items()}
 
-    def value(self, name, seed, picture):
-        return self.seeds[seed % len(self.seeds)][picture][name]
+    def of(self, seed):
+        return self.seeds[None if None in self.seeds else seed]
 
     def means(self, name):
         """Of each seed, the mean over its subjects."""
         of = lambda seed: [(s[name], s["subjects"]) for s in seed.values()]
-        return [math.fsum(v * n for v, n in of(seed)) / sum(n for _, n in of(seed)) for seed in self.seeds]
+        return [math.fsum(v * n for v, n in of(seed)) / sum(n for _, n in of(seed)) for seed in self.seeds.values()]
 
 
 def by_picture(rows):
@@ -97,27 +101,39 @@ def by_picture(rows):
     return {i: {name: mean(r[name] for r in rows) for name in [*SCORES, "subjects"]} for i, rows in pictures.items()}
 
 
-def difference(a, b, name, pictures=None):
+def differences(a, b, name, subjects=(1, 2)):
+    """a - b for each seed that both have: [[difference of each picture]], and the subjects of each picture."""
+    seeds = sorted(set(a.seeds) - {None}) if None in b.seeds else sorted(set(a.seeds) & set(b.seeds))
+    first = a.of(seeds[0])
+    ids = [i for i in first if first[i]["subjects"] in subjects]
+    return [[a.of(s)[i][name] - b.of(s)[i][name] for i in ids] for s in seeds], [first[i]["subjects"] for i in ids]
+
+
+def difference(a, b, name, subjects=(1, 2)):
     """Mean of a - b over subjects and seeds, and where 95 % of the means of draws with replacement lie: of pictures, and of seeds, both of
     the same for a and b."""
-    ids = pictures or list(a.seeds[0])
-    count = max(len(a.seeds), len(b.seeds)) if min(len(a.seeds), len(b.seeds)) == 1 else min(len(a.seeds), len(b.seeds))
-    table = [[a.value(name, s, i) - b.value(name, s, i) for i in ids] for s in range(count)]
-    weights = [a.seeds[0][i]["subjects"] for i in ids]
-    of_pictures = list(zip(*table))
+    of_seeds, weights = differences(a, b, name, subjects)
+    of_pictures, count = list(zip(*of_seeds)), len(of_seeds)
     rng = random.Random(0)
     means = []
     for _ in range(DRAWS):
-        seeds = rng.choices(range(count), k=count)
+        often = [0] * count
+        for seed in rng.choices(range(count), k=count):
+            often[seed] += 1
         total, over = 0.0, 0.0
-        for k in rng.choices(range(len(ids)), k=len(ids)):
-            row = of_pictures[k]
-            total += weights[k] * math.fsum(row[s] for s in seeds)
+        for k in rng.choices(range(len(weights)), k=len(weights)):
+            total += weights[k] * sum(n * d for n, d in zip(often, of_pictures[k]))
             over += weights[k] * count
         means.append(total / over)
     means.sort()
     value = math.fsum(w * math.fsum(row) for w, row in zip(weights, of_pictures)) / (sum(weights) * count)
     return value, means[int(0.025 * DRAWS)], means[int(0.975 * DRAWS) - 1]
+
+
+def by_seed(a, b, name):
+    """Mean of a - b over subjects, for each seed."""
+    of_seeds, weights = differences(a, b, name)
+    return [math.fsum(w * d for w, d in zip(weights, row)) / sum(weights) for row in of_seeds]
 
 
 def table(rows):
@@ -147,6 +163,8 @@ def errors(folder):
         for k, i in enumerate(row["held_out.id"]):
             of = lambda name: row[f"held_out.{name}"][k]
             measured[i] = {"w": of(f"{whole}w_diff"), "l": of(f"{whole}l_diff"), "sigma": of("sigma")}
+    if len(measured) < 152:
+        sys.exit(f"{folder}: {len(measured)} of 152 held-out pairs were measured: a run needs as many steps as they have batches, 19")
     return list(measured.values())
 
 
@@ -173,11 +191,9 @@ def masks(runs):
 def report(study, out):
     out.mkdir(parents=True, exist_ok=True)
     text, results = [], {}
-    of = lambda name: sorted((study / "scores/test" / name).glob("seed-*.jsonl"), key=lambda p: int(p.stem[5:]))
-    scores = {name: Scores([study / f"scores/test/{name}.jsonl"]) for name in ("winners", "base")}
+    of = lambda name: {int(p.stem[5:]): p for p in sorted((study / "scores/test" / name).glob("seed-*.jsonl"))}
+    scores = {name: Scores({None: study / f"scores/test/{name}.jsonl"}) for name in ("winners", "base")}
     scores |= {name: Scores(of(name)) for name in NAMES if of(name)}
-    singles = [i for i, s in scores["base"].seeds[0].items() if s["subjects"] == 1]
-    doubles = [i for i, s in scores["base"].seeds[0].items() if s["subjects"] == 2]
 
     rows = [["", "seeds", *(title for title, _ in SCORES.values())]]
     for name, s in scores.items():
@@ -188,15 +204,22 @@ def report(study, out):
             cells.append(f"{mean(values):.4f}{spread}")
             results.setdefault(name, {})[score] = values
         rows.append([NAMES[name], str(len(s.seeds)) if name not in ("winners", "base") else "", *cells])
-    text += ["## Means over 200 held-out subjects, mean over seeds ± standard deviation between seeds\n", table(rows)]
+    text += ["## Means over held-out subjects, mean over seeds ± standard deviation between seeds\n", table(rows)]
 
-    for title, ids in (("all 200 subjects", singles + doubles), ("104 pictures with one subject", singles), ("48 pictures with two", doubles)):
+    for title, ids in (("all subjects", (1, 2)), ("pictures with one subject", (1,)), ("pictures with two", (2,))):
         rows = [["difference, " + title, *(SCORES[s][0] for s in ("identity", "identity_fine", "fit", "layout"))]]
         for a, b in PAIRS:
             if a in scores and b in scores:
                 cells = [with_interval(difference(scores[a], scores[b], s, ids)) for s in ("identity", "identity_fine", "fit", "layout")]
                 rows.append([f"{NAMES[a]} − {NAMES[b]}", *cells])
         text += [f"## Paired differences, {title}\n", table(rows)]
+
+    rows = [["difference by seed", "identity, encoder 1", "identity, encoder 2", "fit"]]
+    for a, b in [("focusdpo", "base"), ("diffusion_dpo", "base"), ("focusdpo", "diffusion_dpo")]:
+        if a in scores and b in scores:
+            cells = [", ".join(f"{d:+.4f}" for d in by_seed(scores[a], scores[b], s)) for s in ("identity", "identity_fine", "fit")]
+            rows.append([f"{NAMES[a]} − {NAMES[b]}", *cells])
+    text += ["## Differences by seed\n", table(rows)]
 
     rows = [["difference", *(SCORES[s][0] for s in ("identity", "identity_fine", "fit", "layout"))]]
     full = (study / "full").read_text().strip()
@@ -229,14 +252,19 @@ def report(study, out):
         if (study / "chosen" / name).exists():
             chosen.append([NAMES[name], "`" + (study / "chosen" / name).read_text().strip() + "`"])
     text += ["## Chosen settings\n", table(chosen)]
+    rows = [["on the validation subjects", "settings", "identity, encoder 1", "fit"]]
     if (study / "scores/validation/base.jsonl").exists():
-        text.append(f"* base: {mean(row['identity'] for row in lines(study / 'scores/validation/base.jsonl')):.4f}\n")
+        base = lines(study / "scores/validation/base.jsonl")
+        rows.append(["base", "", f"{mean(r['identity'] for r in base):.4f}", f"{mean(r['fit'] for r in base):.4f}"])
     for name in [*METHODS, *PUBLISHED, *EXPLORED]:
         tried = settings(study, name)
-        if tried:
-            results.setdefault(name, {})["validation"] = tried
-            of = lambda values: ", ".join(f"{setting.split('.')[1]} {v}" for setting, v in sorted(values.items()))
-            text.append(f"* {(NAMES | EXPLORED)[name]}: " + "; ".join(f"{of(values)}: {value:.4f}" for values, value in tried) + "\n")
+        results.setdefault(name, {})["validation"] = tried
+        best = max((value for _, value, _ in tried), default=None)
+        for values, value, fit in tried:
+            mark = "**" if value == best else ""
+            what = ", ".join(f"{setting.split('.')[1]} {v}" for setting, v in sorted(values.items()))
+            rows.append([(NAMES | EXPLORED)[name], what, f"{mark}{value:.4f}{mark}", f"{fit:.4f}"])
+    text += ["## Tried\n", table(rows)]
 
     runs = finished(study, "focusdpo")
     if runs:
@@ -259,11 +287,15 @@ def report(study, out):
         m = lambda name, part: mean(r[name] for r in part)
         body.append(["all", str(len(rows)), *(f"{m(n, rows):.3f}" for n in ("recall", "prior", "fused", "mask", "prior")), f"{m('beta', rows) / beta:.3f}"])
         text += ["## FocusDPO's masks in training\n", table([head, *body])]
-        for title, part in (("first 40 steps", first), ("last 40 steps", last)):
-            text.append(f"* {title}: recall {m('recall', part):.3f}, blended {m('fused', part):.3f}\n")
-        for subjects in (1, 2):
-            part = [r for r in rows if r["subjects"] == subjects]
-            text.append(f"* {subjects} subject(s): recall {m('recall', part):.3f}, blended {m('fused', part):.3f}, mask {m('mask', part):.3f}\n")
+        parts = {"first 40 steps": first, "last 40 steps": last}
+        parts |= {f"{n} subject(s)": [r for r in rows if r["subjects"] == n] for n in (1, 2)}
+        slow = study / "select/focusdpo-1/1-lr=1e-4,beta=1000/metrics.jsonl"
+        if slow.exists():
+            rows = masks([slow.parent])
+            parts |= {"at 1e-4, first 40 steps": [r for r in rows if r["step"] < 40], "at 1e-4, last 40 steps": [r for r in rows if r["step"] >= 200]}
+        for title, part in parts.items():
+            if part:
+                text.append(f"* {title}: recall {m('recall', part):.3f}, blended {m('fused', part):.3f}, mask {m('mask', part):.3f}\n")
         results["masks"] = body
 
     for score, file in (("identity", "identity"), ("identity_fine", "identity_2"), ("fit", "fit")):

@@ -2,28 +2,32 @@
 # The study of docs/study.md: trains SFT, Diffusion-DPO, PatchDPO, FocusDPO and its ablations on the world (data/world), draws held-out
 # subjects with every adapter and scores them.
 #
-#   scripts/study.sh [FOLDER]      default: target/study
+#   scripts/study.sh [FOLDER]      default: target/study; relative to the repository
 #
 # What is finished is not done again, so it can be interrupted and called again. At the end the tables and figures are in FOLDER/report. Needs Rust and
 # Python 3, nothing else.
 #
 #   STEPS    length of every run (240)
 #   SEEDS    seeds of the methods (0 1 2 3 4)
-#   FEWER    seeds of the ablations and of the published loss (0 1 2)
+#   FEWER    seeds of the ablations and of the published loss (0 1 2); may be empty
 #   WORKERS  runs at the same time, each on one thread (one per core)
 set -eu
-cd "$(dirname "$0")/.."
 case ${1:-} in
 -*)
     sed -n 's/^#   //p' "$0" >&2
     exit 2
     ;;
+*[[:space:]]*)
+    echo "study.sh: a folder without spaces, please: $1" >&2
+    exit 2
+    ;;
 esac
+cd "$(dirname "$0")/.."
 folder=${1:-target/study}
 workers=${WORKERS:-$(nproc)}
 steps=${STEPS:-240}
 seeds=${SEEDS:-0 1 2 3 4}
-fewer=${FEWER:-0 1 2}
+fewer=${FEWER-0 1 2}
 
 # Called by itself for a single run: FOLDER METHOD SEED SETTINGS-OF.
 one=${2:-}
@@ -34,6 +38,21 @@ run=target/release/graph-run
 world=target/release/examples/draw_world
 export NO_COLOR=1
 mkdir -p "$folder/logs" "$folder/scores" "$folder/chosen"
+[ -e "$folder/steps" ] || echo "$steps" >"$folder/steps"
+if [ "$(cat "$folder/steps")" != "$steps" ]; then
+    echo "study.sh: $folder holds runs of $(cat "$folder/steps") steps, not $steps: take another folder" >&2
+    exit 2
+fi
+
+# Run a command with its output in a log, and name the log if it fails: LOG COMMAND...
+logged() {
+    log=$1
+    shift
+    "$@" >"$log" 2>&1 || {
+        echo "study.sh: a step failed, its output is in $log" >&2
+        exit 1
+    }
+}
 
 # Three sets of pairs, and no subject is in two of them.
 [ -n "$one" ] || {
@@ -49,7 +68,8 @@ score() {
         rm -rf "$drawn"
         mkdir -p "$(dirname "$drawn")"
         batches=$(($(grep -c . "$folder/$1/held_out.jsonl") / 4))
-        $run graphs/world/draw.ron --set pairs.path="$folder/$1/held_out.jsonl" ${4:+--set lora.from="$4"} --steps "$batches" --out "$drawn" >"$drawn.log" 2>&1
+        logged "$drawn.log" $run graphs/world/draw.ron --set pairs.path="$folder/$1/held_out.jsonl" ${4:+--set lora.from="$4"} \
+            --steps "$batches" --out "$drawn"
         mkdir -p "$(dirname "$5")"
         encoders="data/world/identity data/world/identity_fine"
         [ "$1" = test ] || encoders=data/world/identity
@@ -79,12 +99,14 @@ choose() {
         for grid in "$@"; do
             number=$((number + 1))
             select=$folder/select/$method-$number
-            if [ ! -e "$select/sweep.json" ]; then
-                rm -rf "$select"
+            # A sweep that is interrupted writes what it has, too: it has ended when it says so.
+            if [ ! -e "$select/done" ]; then
+                rm -rf "$select" "$folder/scores/validation/$method/$number"-*
                 # shellcheck disable=SC2046,SC2086
-                $run sweep $(settings_of "$method") $grid --set pairs.path="$folder/pairs/pairs.jsonl" --steps "$steps" \
+                logged "$folder/logs/select-$method-$number.log" $run sweep $(settings_of "$method") $grid --set pairs.path="$folder/pairs/pairs.jsonl" --steps "$steps" \
                     --set held_out.path="$folder/validation/held_out.jsonl" --set held_out.first=36 --set held_out.batch=12 --set held_out_log.every=0 \
-                    --set run.checkpoint_every=0 --seed 100 --out "$select" >"$folder/logs/select-$method-$number.log" 2>&1
+                    --set run.checkpoint_every=0 --seed 100 --out "$select"
+                touch "$select/done"
             fi
             for adapter in "$select"/*/adapter.safetensors; do
                 variant=$number-$(basename "$(dirname "$adapter")")
@@ -107,9 +129,9 @@ finally() {
 final() {
     out=$folder/runs/$1/seed-$2
     if [ ! -e "$out/done" ]; then
-        rm -rf "$out"
+        rm -rf "$out" "$folder/scores/test/$1/seed-$2.jsonl"
         # shellcheck disable=SC2046
-        $run $(settings_of "$1") $(cat "$folder/chosen/$3") $(finally "$2") --threads 1 --out "$out" >"$folder/logs/$1-$2.log" 2>&1
+        logged "$folder/logs/$1-$2.log" $run $(settings_of "$1") $(cat "$folder/chosen/$3") $(finally "$2") --threads 1 --out "$out"
         touch "$out/done"
         echo "$1, seed $2"
     fi
@@ -122,7 +144,7 @@ fi
 
 # The same for all of a list of METHOD SEED SETTINGS-OF, some at a time.
 finals() {
-    xargs -P "$workers" -n 3 scripts/study.sh "$folder"
+    xargs -r -P "$workers" -n 3 scripts/study.sh "$folder"
 }
 
 # Where the best of six settings was the largest rate, two larger ones follow. PatchDPO and SFT have no beta, so they have six rates.
@@ -136,10 +158,16 @@ choose patchdpo "--over update.lr=1e-6,3e-6,1e-5,3e-5,1e-4,3e-4"
 choose diffusion_dpo_published "--over update.lr=3e-5,1e-4,3e-4 $beta"
 choose focusdpo_published "--over update.lr=3e-5,1e-4,3e-4 $beta"
 # Ablations have the loss under which FocusDPO is better on the validation subjects.
-[ -e "$folder/full" ] || python3 scripts/study.py better "$folder/scores/validation/focusdpo" "$folder/scores/validation/focusdpo_published" >"$folder/full"
+if [ ! -e "$folder/full" ]; then
+    python3 scripts/study.py better "$folder/scores/validation/focusdpo" "$folder/scores/validation/focusdpo_published" >"$folder/full.part"
+    mv "$folder/full.part" "$folder/full"
+fi
 score validation 5 validation "" "$folder/scores/validation/base.jsonl"
 score test 7 held-out "" "$folder/scores/test/base.jsonl"
-[ -e "$folder/scores/test/winners.jsonl" ] || $world score "$folder/test" --seed 7 >"$folder/scores/test/winners.jsonl"
+if [ ! -e "$folder/scores/test/winners.jsonl" ]; then
+    $world score "$folder/test" --seed 7 >"$folder/scores/test/winners.part"
+    mv "$folder/scores/test/winners.part" "$folder/scores/test/winners.jsonl"
+fi
 for seed in $seeds; do
     for method in sft diffusion_dpo patchdpo focusdpo; do
         echo "$method $seed $method"
@@ -151,14 +179,14 @@ for seed in $fewer; do
     if [ ! -e "$folder/runs/unconstrained/seed-$seed/done" ]; then
         rm -rf "$folder/ablations/seed-$seed"
         # shellcheck disable=SC2046
-        $run sweep $(settings_of "$(cat "$folder/full")") $(cat "$folder/chosen/$(cat "$folder/full")") $(finally "$seed") \
+        logged "$folder/logs/ablations-$seed.log" $run sweep $(settings_of "$(cat "$folder/full")") $(cat "$folder/chosen/$(cat "$folder/full")") $(finally "$seed") \
             --over "fuse.mode=prior,detail,structure,detail_in_prior,adaptive; fuse.constrain=true,true,true,true,false" \
-            --out "$folder/ablations/seed-$seed" >"$folder/logs/ablations-$seed.log" 2>&1
+            --out "$folder/ablations/seed-$seed"
         number=0
         for ablation in $ablations; do
             number=$((number + 1))
             mkdir -p "$folder/runs/$ablation"
-            rm -rf "$folder/runs/$ablation/seed-$seed"
+            rm -rf "$folder/runs/$ablation/seed-$seed" "$folder/scores/test/$ablation/seed-$seed.jsonl"
             mv "$folder/ablations/seed-$seed/$number-"* "$folder/runs/$ablation/seed-$seed"
             touch "$folder/runs/$ablation/seed-$seed/done"
         done
