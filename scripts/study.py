@@ -5,6 +5,7 @@
     scripts/study.py better SCORES SCORES    prints the name of the method whose best variant is the better one by the same measure
     scripts/study.py report STUDY OUT        writes tables.md, results.json and the figures
 """
+import functools
 import json
 import math
 import random
@@ -35,6 +36,14 @@ PAIRS = [
     ("focusdpo", "patchdpo"), ("focusdpo", "diffusion_dpo"), ("focusdpo", "sft"), ("patchdpo", "diffusion_dpo"), ("diffusion_dpo", "sft"),
 ]
 DRAWS = 10_000
+# Pictures with one subject and with two.
+BOTH = (1, 2)
+
+
+def deviation(values):
+    """The standard deviation of a sample; 0 of a single value."""
+    middle = mean(values)
+    return math.sqrt(math.fsum((v - middle) ** 2 for v in values) / max(len(values) - 1, 1))
 
 
 def lines(path):
@@ -101,7 +110,7 @@ def by_picture(rows):
     return {i: {name: mean(r[name] for r in rows) for name in [*SCORES, "subjects"]} for i, rows in pictures.items()}
 
 
-def differences(a, b, name, subjects=(1, 2)):
+def differences(a, b, name, subjects):
     """a - b for each seed that both have: [[difference of each picture]], and the subjects of each picture."""
     seeds = sorted(set(a.seeds) - {None}) if None in b.seeds else sorted(set(a.seeds) & set(b.seeds))
     first = a.of(seeds[0])
@@ -109,7 +118,7 @@ def differences(a, b, name, subjects=(1, 2)):
     return [[a.of(s)[i][name] - b.of(s)[i][name] for i in ids] for s in seeds], [first[i]["subjects"] for i in ids]
 
 
-def difference(a, b, name, subjects=(1, 2)):
+def difference(a, b, name, subjects):
     """Mean of a - b over subjects and seeds, and where 95 % of the means of draws with replacement lie: of pictures, and of seeds, both of
     the same for a and b."""
     of_seeds, weights = differences(a, b, name, subjects)
@@ -132,7 +141,7 @@ def difference(a, b, name, subjects=(1, 2)):
 
 def by_seed(a, b, name):
     """Mean of a - b over subjects, for each seed."""
-    of_seeds, weights = differences(a, b, name)
+    of_seeds, weights = differences(a, b, name, BOTH)
     return [math.fsum(w * d for w, d in zip(weights, row)) / sum(weights) for row in of_seeds]
 
 
@@ -141,10 +150,10 @@ def table(rows):
     return "\n".join(["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body]]) + "\n"
 
 
-def with_interval(d, unit=1.0, digits=4):
-    value, low, high = (x * unit for x in d)
+def with_interval(d):
+    value, low, high = d
     sign = "" if low <= 0 <= high else "**"
-    return f"{sign}{value:+.{digits}f}{sign} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"{sign}{value:+.4f}{sign} [{low:+.4f}, {high:+.4f}]"
 
 
 def finished(study, name):
@@ -169,9 +178,9 @@ def errors(folder):
 
 
 def by_level(rows, levels=8):
-    """Rows (sigma, value) as means of equal parts of the times: [(middle, mean, count)]."""
+    """Rows (sigma, value) as means of equal parts of the times: [(middle, mean)]."""
     parts = [[v for s, v in rows if min(int(s * levels), levels - 1) == k] for k in range(levels)]
-    return [((k + 0.5) / levels, mean(p), len(p)) for k, p in enumerate(parts) if p]
+    return [((k + 0.5) / levels, mean(p)) for k, p in enumerate(parts) if p]
 
 
 def masks(runs):
@@ -195,22 +204,25 @@ def report(study, out):
     scores = {name: Scores({None: study / f"scores/test/{name}.jsonl"}) for name in ("winners", "base")}
     scores |= {name: Scores(of(name)) for name in NAMES if of(name)}
 
+    # Tables and figures share them.
+    between = functools.cache(lambda a, b, score, subjects: difference(scores[a], scores[b], score, subjects))
+
     rows = [["", "seeds", *(title for title, _ in SCORES.values())]]
     for name, s in scores.items():
         cells = []
         for score in SCORES:
             values = s.means(score)
-            spread = f" ± {math.sqrt(sum((v - mean(values)) ** 2 for v in values) / (len(values) - 1)):.4f}" if len(values) > 1 else ""
+            spread = f" ± {deviation(values):.4f}" if len(values) > 1 else ""
             cells.append(f"{mean(values):.4f}{spread}")
             results.setdefault(name, {})[score] = values
         rows.append([NAMES[name], str(len(s.seeds)) if name not in ("winners", "base") else "", *cells])
     text += ["## Means over held-out subjects, mean over seeds ± standard deviation between seeds\n", table(rows)]
 
-    for title, ids in (("all subjects", (1, 2)), ("pictures with one subject", (1,)), ("pictures with two", (2,))):
+    for title, ids in (("all subjects", BOTH), ("pictures with one subject", (1,)), ("pictures with two", (2,))):
         rows = [["difference, " + title, *(SCORES[s][0] for s in ("identity", "identity_fine", "fit", "layout"))]]
         for a, b in PAIRS:
             if a in scores and b in scores:
-                cells = [with_interval(difference(scores[a], scores[b], s, ids)) for s in ("identity", "identity_fine", "fit", "layout")]
+                cells = [with_interval(between(a, b, s, ids)) for s in ("identity", "identity_fine", "fit", "layout")]
                 rows.append([f"{NAMES[a]} − {NAMES[b]}", *cells])
         text += [f"## Paired differences, {title}\n", table(rows)]
 
@@ -227,7 +239,7 @@ def report(study, out):
                                                      ("focusdpo_published", "diffusion_dpo_published")]
     for a, b in others:
         if a in scores:
-            cells = [with_interval(difference(scores[a], scores[b], s)) for s in ("identity", "identity_fine", "fit", "layout")]
+            cells = [with_interval(between(a, b, s, BOTH)) for s in ("identity", "identity_fine", "fit", "layout")]
             rows.append([f"{NAMES[a]} − {NAMES[b]}", *cells])
     text += ["## Ablations and the published loss\n", table(rows)]
 
@@ -240,10 +252,11 @@ def report(study, out):
         seeds = [errors(run) for run in runs]
         of_seed = [(1e3 * mean(r["w"] for r in rs), 1e3 * mean(r["l"] for r in rs),
                     mean((r["l"] > r["w"]) + 0.5 * (r["l"] == r["w"]) for r in rs)) for rs in seeds]
-        spread = lambda k, f: f"{mean(f(s) for s in of_seed):+.{k}f} ± {math.sqrt(sum((f(s) - mean(f(t) for t in of_seed)) ** 2 for s in of_seed) / max(len(of_seed) - 1, 1)):.{k}f}"
-        rows.append([NAMES[name], spread(2, lambda s: s[0]), spread(2, lambda s: s[1]), spread(2, lambda s: s[1] - s[0]),
-                     f"{mean(s[2] for s in of_seed):.2f}"])
-        changes[NAMES[name]] = [(mean(s[0] for s in of_seed), mean(s[1] for s in of_seed))]
+        winners, losers, accuracies = zip(*of_seed)
+        margins = [l - w for w, l in zip(winners, losers)]
+        spread = [f"{mean(values):+.2f} ± {deviation(values):.2f}" for values in (winners, losers, margins)]
+        rows.append([NAMES[name], *spread, f"{mean(accuracies):.2f}"])
+        changes[NAMES[name]] = [mean(winners), mean(losers)]
         results.setdefault(name, {})["errors"] = of_seed
     text += ["## Errors against the frozen network, whole pictures\n", table(rows)]
 
@@ -272,8 +285,8 @@ def report(study, out):
         first, last = [r for r in rows if r["step"] < 40], [r for r in rows if r["step"] >= max(r["step"] for r in rows) - 39]
         recall = {}
         for title, part in (("first 40 steps", first), ("last 40 steps", last)):
-            recall[title] = [(x, y) for x, y, _ in by_level([(r["sigma"], r["recall"]) for r in part])]
-        recall["chance"] = [(x, y) for x, y, _ in by_level([(r["sigma"], r["prior"]) for r in rows])]
+            recall[title] = by_level([(r["sigma"], r["recall"]) for r in part])
+        recall["chance"] = by_level([(r["sigma"], r["prior"]) for r in rows])
         (out / "recall.svg").write_text(dots("Share of the subject's tokens that M' finds, by time", "sigma", "recall", recall))
         head = ["sigma", "samples", "recall of M'", "chance", "detail blended in", "mask, share of the picture", "prior, share of the picture", "effective beta / beta"]
         beta = float(next(s.split("=")[1] for s in (study / "chosen/focusdpo").read_text().split("--set ") if s.startswith("loss.beta")))
@@ -299,13 +312,13 @@ def report(study, out):
         results["masks"] = body
 
     for score, file in (("identity", "identity"), ("identity_fine", "identity_2"), ("fit", "fit")):
-        rows = {NAMES[n]: difference(scores[n], scores["base"], score) for n in NAMES if n in scores and n not in ("base", "winners")}
+        rows = {NAMES[n]: between(n, "base", score, BOTH) for n in NAMES if n in scores and n not in ("base", "winners")}
         (out / f"{file}.svg").write_text(intervals(f"{SCORES[score][0]}: difference from the base, 95 % intervals", rows))
         for n in NAMES:
             if NAMES[n] in rows:
                 results[n][f"{score}_difference"] = rows[NAMES[n]]
     (out / "errors.svg").write_text(bars("Errors on held-out pairs against the frozen network, times 1e-3", ["winner", "loser"],
-                                         {name: list(v[0]) for name, v in changes.items()}))
+                                         changes))
     (out / "tables.md").write_text("\n".join(text))
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"{out / 'tables.md'}")

@@ -55,11 +55,11 @@ logged() {
 }
 
 # Three sets of pairs, and no subject is in two of them.
-[ -n "$one" ] || {
-[ -e "$folder/pairs/pairs.jsonl" ] || $world pairs "$folder/pairs" --count 480 --seed 3
-[ -e "$folder/validation/held_out.jsonl" ] || $world held-out "$folder/validation" --split validation --seed 5 --singles 24 --doubles 12
-[ -e "$folder/test/held_out.jsonl" ] || $world held-out "$folder/test" --seed 7 --singles 104 --doubles 48
-}
+if [ -z "$one" ]; then
+    [ -e "$folder/pairs/pairs.jsonl" ] || $world pairs "$folder/pairs" --count 480 --seed 3
+    [ -e "$folder/validation/held_out.jsonl" ] || $world held-out "$folder/validation" --split validation --seed 5 --singles 24 --doubles 12
+    [ -e "$folder/test/held_out.jsonl" ] || $world held-out "$folder/test" --seed 7 --singles 104 --doubles 48
+fi
 
 # Draw the pictures of a set with an adapter and score them: SET SEED-OF-THE-SET SPLIT ADAPTER SCORES.
 score() {

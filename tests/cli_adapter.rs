@@ -246,19 +246,18 @@ fn names_of_other_tools_are_converted_or_refused_and_never_passed_on() {
     assert!(refused(&["adapter", "show", &foreign]).contains("a pointer of Git LFS"));
 }
 
+/// The factors of one linear, as small as they can be.
+fn factors() -> [NamedTensor<'static>; 2] {
+    let name = |side: &str| format!("transformer.transformer_blocks.0.attn.to_q.{side}.weight");
+    ["lora_A", "lora_B"].map(|side| NamedTensor::f32(name(side), vec![1, 1], &[1.0]))
+}
+
 #[test]
 fn a_conversion_never_writes_over_what_it_reads() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-    let tensors = ["lora_A", "lora_B"].map(|side| {
-        NamedTensor::f32(
-            format!("transformer.transformer_blocks.0.attn.to_q.{side}.weight"),
-            vec![1, 1],
-            &[1.0],
-        )
-    });
     let input = at("adapter.safetensors");
-    write_safetensors(Path::new(&input), &tensors, &[]).unwrap();
+    write_safetensors(Path::new(&input), &factors(), &[]).unwrap();
     let before = fs::read(&input).unwrap();
     fs::hard_link(&input, at("hard.safetensors")).unwrap();
     let mut others = vec![input.clone(), at("./adapter.safetensors"), at("hard.safetensors")];
@@ -290,15 +289,8 @@ fn a_folder_that_holds_an_ip_adapter_alone_is_called_that_and_a_folder_to_write_
         let error = refused(&["adapter", "show", &path]);
         assert!(error.contains("an IP-Adapter") && error.contains("set as `ip_adapter`"), "{error}");
     }
-    let factors = ["lora_A", "lora_B"].map(|side| {
-        NamedTensor::f32(
-            format!("transformer.transformer_blocks.0.attn.to_q.{side}.weight"),
-            vec![1, 1],
-            &[1.0],
-        )
-    });
     let input = at("adapter.safetensors");
-    write_safetensors(Path::new(&input), &factors, &[]).unwrap();
+    write_safetensors(Path::new(&input), &factors(), &[]).unwrap();
     let error = refused(&["adapter", "convert", &input, &at("no/such/a.safetensors"), "--to", "kohya"]);
     assert!(error.contains("cannot be written: make its folder first, `"), "{error}");
     assert!(!dir.path().join("no").exists());

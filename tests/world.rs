@@ -37,11 +37,9 @@ fn the_identity_encoder_is_one_that_the_library_reads() {
 fn the_backbone_draws_a_held_out_subject_in_a_step() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
-    let mut command = Command::new(cargo_bin("graph-run"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).env("NO_COLOR", "1").arg("graphs/world/sample.ron");
-    command.args(["--steps", "1", "--set", "pairs.batch=1", "--set", "reference.steps=1", "--out"]).arg(&out);
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let one =
+        ["graphs/world/sample.ron", "--steps", "1", "--set", "pairs.batch=1", "--set", "reference.steps=1"];
+    graph_run(&one, &out);
     let picture = image::open(out.join("preview/reference-step-000000-0-held-out-000.png")).unwrap();
     assert_eq!((picture.width(), picture.height()), (96, 96));
 }

@@ -16,16 +16,13 @@ const REACH: f32 = 1.25;
 /// The share of a subject that a picture shows: 1 is the subject itself, 0 is no nearer to it than the bare ground, and less is
 /// further away than that. Views of all places up to 8 pixels from the winner's are tried, of all sizes, turns and lights that
 /// scenes have, coarse to fine.
-pub fn fit(picture: &RgbImage, scene: &Scene, subject: usize) -> f32 {
-    fit_of(picture, scene, subject, &scene.subjects[subject].identity)
-}
-
-/// Of the subject in all shapes, with its own texture and colours, whether the right one fits best.
-pub fn has_shape(picture: &RgbImage, scene: &Scene, subject: usize) -> bool {
+///
+/// Beside it, whether it is larger than that of the same texture and colours in every other shape.
+pub fn fit(picture: &RgbImage, scene: &Scene, subject: usize) -> (f32, bool) {
     let identity = &scene.subjects[subject].identity;
-    let of = |other: &Identity| fit_of(picture, scene, subject, other);
+    let of = |identity: &Identity| fit_of(picture, scene, subject, identity);
     let own = of(identity);
-    identity.in_other_shapes().all(|other| of(&other) < own)
+    (own, identity.in_other_shapes().all(|other| of(&other) < own))
 }
 
 /// How well a picture fits to an identity in the place of a subject.

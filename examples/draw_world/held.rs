@@ -41,7 +41,7 @@ pub struct Subject {
     /// What a person may call it.
     pub name: String,
     /// Its reference.
-    reference: RgbImage,
+    pub reference: RgbImage,
     /// Where the winner has it.
     prior: GrayImage,
 }
@@ -68,13 +68,6 @@ impl Rank {
     /// Whether its own reference is the nearest.
     pub fn is_first(&self) -> bool {
         self.own > self.nearest.0
-    }
-}
-
-impl Subject {
-    /// Its reference.
-    pub fn reference(&self) -> &RgbImage {
-        &self.reference
     }
 }
 

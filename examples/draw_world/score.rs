@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     Failure,
     encoder::Encoder,
-    fit::{fit, has_shape},
+    fit::fit,
     held::{Held, Ranking},
     pairs::prefix,
     render,
@@ -72,8 +72,9 @@ pub fn score(settings: &Settings) -> Result<(), Failure> {
                 line.insert(name.to_string(), json!(rank.own));
                 line.insert(format!("{name}_first"), json!(u8::from(rank.is_first())));
             }
-            line.insert("fit".into(), json!(fit(&picture, &scene, k)));
-            line.insert("shape".into(), json!(u8::from(has_shape(&picture, &scene, k))));
+            let (fit, is_right_shape) = fit(&picture, &scene, k);
+            line.insert("fit".into(), json!(fit));
+            line.insert("shape".into(), json!(u8::from(is_right_shape)));
             line.extend(whole.clone());
             writeln!(out, "{}", Value::Object(line))?;
         }

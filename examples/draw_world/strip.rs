@@ -42,7 +42,7 @@ pub fn write(
                 y += picture.height() as usize + GAP;
             };
             for &subject in &pair.shown {
-                put(held.subjects[subject].reference(), (SCENE_SIDE - REFERENCE_SIDE) / 2);
+                put(&held.subjects[subject].reference, (SCENE_SIDE - REFERENCE_SIDE) / 2);
             }
             put(&held.picture(pair, None, name)?, 0);
             for folder in drawn {

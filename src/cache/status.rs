@@ -67,10 +67,8 @@ impl fmt::Display for NodeStatus {
             },
             (_, Some(why)) => write!(f, "miss: {why}"),
             (State::Miss, None) => {
-                {
-                    let are = form(self.missing, "is", "are");
-                    write!(f, "miss: {} of {} {are} missing", self.missing, count(all, "sample"))?;
-                }
+                let are = form(self.missing, "is", "are");
+                write!(f, "miss: {} of {} {are} missing", self.missing, count(all, "sample"))?;
                 match self.unindexed {
                     0 => Ok(()),
                     n => write!(f, ", {n} more are not known until the data is read"),

@@ -133,11 +133,14 @@ impl Loop {
         }
         self.progress.say(&match made == steps {
             true => format!("complete: {}", count(steps, "step")),
-            false => {
-                format!("interrupted after {made} of {}; --resume continues from there", count(steps, "step"))
-            }
+            false => interrupted(made, steps),
         });
     }
+}
+
+/// What is said of a run that ends before its last step.
+pub(super) fn interrupted(made: u64, steps: u64) -> String {
+    format!("interrupted after {made} of {}; --resume continues from there", count(steps, "step"))
 }
 
 /// A note about gradients that the run ends without using.

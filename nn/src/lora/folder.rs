@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::AdapterFormat;
 use crate::error::{Error, Result};
 
 /// What PEFT, diffusers and a run here call the file of an adapter in its folder.
@@ -9,8 +10,6 @@ const NAMES: [&str; 3] =
     ["adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter.safetensors"];
 /// The same, as older versions of PEFT and diffusers saved it.
 const PICKLES: [&str; 2] = ["adapter_model.bin", "pytorch_lora_weights.bin"];
-/// What a run here calls the IP-Adapter that it has trained.
-const IP_ADAPTER: &str = "adapter.ip_adapter.safetensors";
 
 /// The adapter file of a folder; a path that is none is that of the file.
 ///
@@ -23,6 +22,7 @@ pub(super) fn file_in(path: &Path) -> Result<PathBuf> {
     let there = |names: &[&'static str]| -> Vec<&str> {
         names.iter().copied().filter(|name| path.join(name).is_file()).collect()
     };
+    let ip_adapter = AdapterFormat::IpAdapter.file_name("adapter");
     match (&there(&NAMES)[..], &there(&PICKLES)[..]) {
         ([name], _) => Ok(path.join(name)),
         ([], [pickle, ..]) => Err(Error::file(
@@ -31,10 +31,10 @@ pub(super) fn file_in(path: &Path) -> Result<PathBuf> {
                 "has the adapter in `{pickle}`, a pickle, which can run any program: save it as safetensors"
             ),
         )),
-        ([], []) if path.join(IP_ADAPTER).is_file() => Err(Error::file(
+        ([], []) if path.join(&ip_adapter).is_file() => Err(Error::file(
             path,
             format!(
-                "has no factors, but an IP-Adapter, `{IP_ADAPTER}`, whose matrices are whole: it is part of a network, set as \
+                "has no factors, but an IP-Adapter, `{ip_adapter}`, whose matrices are whole: it is part of a network, set as \
                  `ip_adapter` of its `backbone` and of its `image-prompt`"
             ),
         )),

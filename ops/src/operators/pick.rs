@@ -34,15 +34,7 @@ impl Operator for Pick {
     }
 
     fn shapes(&self, (references,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
-        let found = references.0.get(self.0.index).copied();
-        Ok((found.ok_or_else(|| {
-            OpError::new(format!(
-                "reference {} is asked for (the first is 0), and there are samples with {}: leave such samples out \
-                 with `reference_counts` on the node that reads them",
-                self.0.index,
-                count(references.0.len(), "reference")
-            ))
-        })?,))
+        Ok((*reference(&references.0, self.0.index)?,))
     }
 
     fn forward(&self, _: &Ctx<'_>, (references,): Self::In) -> Result<(Self::Out, ()), OpError> {
@@ -50,4 +42,15 @@ impl Operator for Pick {
         let found = found.ok_or_else(|| OpError::internal("fewer references than the plan knew"))?;
         Ok(((found.into(),), ()))
     }
+}
+
+/// The reference of this number among those that all samples have.
+pub(super) fn reference<S>(references: &[S], index: usize) -> Result<&S, OpError> {
+    references.get(index).ok_or_else(|| {
+        OpError::new(format!(
+            "reference {index} is asked for (the first is 0), and there are samples with {}: leave such samples out \
+             with `reference_counts` on the node that reads them",
+            count(references.len(), "reference")
+        ))
+    })
 }

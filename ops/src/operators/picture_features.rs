@@ -13,6 +13,7 @@ use prefgraph_nn::{
 
 use super::{
     autoencoder::{on_gpu, on_host},
+    pick::reference,
     tensors::tensor,
     weights::{below, configuration},
 };
@@ -22,7 +23,6 @@ use crate::{
     ports::{self, ImageShape, Images, List, ListShape},
     settings,
     settings::DataPath,
-    words::count,
 };
 
 settings! {
@@ -74,14 +74,7 @@ impl PictureFeatures {
     ) -> Result<&'a ImageShape, OpError> {
         match (images, references) {
             (Some(images), None) => Ok(images),
-            (None, Some(all)) => all.0.get(self.settings.index).ok_or_else(|| {
-                OpError::new(format!(
-                    "reference {} is asked for (the first is 0), and there are samples with {}: leave such samples out \
-                     with `reference_counts` on the node that reads them",
-                    self.settings.index,
-                    count(all.0.len(), "reference")
-                ))
-            }),
+            (None, Some(all)) => reference(&all.0, self.settings.index),
             _ => Err(OpError::new("connect `images`, or `references` to take one of them")),
         }
     }

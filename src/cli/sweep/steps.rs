@@ -295,9 +295,7 @@ impl Loop<'_> {
         }
         self.progress.say(&match made == steps {
             true => format!("complete: {} of {}", count(steps, "step"), count(self.members.len(), "variant")),
-            false => {
-                format!("interrupted after {made} of {}; --resume continues from there", count(steps, "step"))
-            }
+            false => steps::interrupted(made, steps),
         });
     }
 }
