@@ -1,130 +1,211 @@
 // From token-major projections to head-major operands of the attention: RMS norm (eps 1e-6), rotary embedding, transposition.
 //
-//   B samples   H heads   S tokens of one stream   T tokens of the attention   D width of a head
+//   B samples   H heads   S tokens of the streams   T tokens of the attention   D width of a head
 //
-// A group of `lanes` neighbouring threads, a power of two and at most a warp, has one head of one token: each thread has WIDE
-// neighbouring values of it, and more of them lanes * WIDE values further where the head is wider. `wide`: rows begin at multiples of 16
-// bytes, and a head is whole chunks of WIDE values.
+// A group of `lanes` neighbouring threads, a power of two and at most a warp, has some heads of one token: of each head a thread has
+// WIDE neighbouring values, and more of them lanes * WIDE values further where the head is wider. All its heads are on their way from
+// memory at once, and turn by the same angles. Rows of blocks are operands: queries, keys and values go together. `wide`: rows begin at
+// multiples of 16 bytes, and a head is whole chunks of WIDE values.
 #include "values.cuh"
 
 constexpr float EPS = 1e-6f;
+// Heads of a group: `HEADS_OF_A_GROUP` and `HEADS_OF_A_GROUP_BACKWARD` in queue/heads.rs.
+constexpr int HEADS = 4, HEADS_BACKWARD = 2;
 
-struct Head {
-  int row, place, first;  // of the thread's values
-  int step;   // to the next ones
-  long long from, to;
-  bool there;
+template <class T> DEVICE T operand(T first, T second, T third) { return blockIdx.y == 0 ? first : blockIdx.y == 1 ? second : third; }
+
+// The heads of a group, and where the thread's values of the first one are.
+struct Group {
+  int row, head, count, place;
+  int first, step;  // of the thread's values in a head, and to the next ones
+  long long to;     // in [B, H, T, D]
 };
-DEVICE Head head_of_group(int lanes, int rows, int heads, int dim, int stream_tokens, int tokens, int offset, int stride) {
-  const int thread = threadIdx.x;
-  const long long i = static_cast<long long>(blockIdx.x) * (blockDim.x / lanes) + thread / lanes;
-  const int row = static_cast<int>(i / heads), head = static_cast<int>(i % heads);
-  const int place = offset + row % stream_tokens;
-  const long long to = (static_cast<long long>(row / stream_tokens * heads + head) * tokens + place) * dim;
-  return Head{row, place, thread % lanes * WIDE, lanes * WIDE, at(row, stride, head * dim), to, row < rows};
+template <int EACH> DEVICE Group group_of_heads(int lanes, int rows, int heads, int dim, Streams streams, int tokens, int offset) {
+  const int groups = (heads + EACH - 1) / EACH;
+  const int i = blockIdx.x * (blockDim.x / lanes) + threadIdx.x / lanes;
+  const int row = i / groups, head = i % groups * EACH;
+  const Token token = token_of(row, streams);
+  const int left = row < rows ? heads - head : 0, place = offset + token.place, first = threadIdx.x % lanes * WIDE;
+  return Group{row,   head,         left < EACH ? left : EACH,
+               place, first, lanes * WIDE, at(token.sample * heads + head, tokens, place) * dim + first};
 }
 
-// Of a group, in the order of a tree. Whole warps only.
-DEVICE float group_sum(float v, int lanes) {
+// Each of N sums of a group, in the order of a tree. Whole warps only.
+template <int N> DEVICE void group_sums(float (&sums)[N], int lanes) {
+  for (int offset = 1; offset < lanes; offset *= 2) {
 #pragma unroll
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const float other = __shfl_xor_sync(0xffffffffu, v, offset);
-    if (offset < lanes) v += other;
+    for (int n = 0; n < N; ++n) sums[n] += __shfl_xor_sync(0xffffffffu, sums[n], offset);
   }
-  return v;
 }
 
-// 1 / root of the mean square of a head.
-DEVICE float reciprocal_root_mean_square(const activation* x, const Head& h, int lanes, int dim, int wide) {
-  float sum = 0.0f;
-  for (int i = h.first; i < dim; i += h.step) {
-    float v[WIDE];
-    load_wide(x + h.from + i, v, h.there ? dim - i : 0, wide && h.there);
-#pragma unroll
-    for (int k = 0; k < WIDE; ++k) sum = fmaf(v[k], v[k], sum);
-  }
-  return 1.0f / sqrtf(group_sum(sum, lanes) / dim + EPS);
-}
-
-// The angles of a thread's pairs.
+// What a thread's values of a head are multiplied by and turned by.
 struct Turn {
-  float c[WIDE / 2], s[WIDE / 2];
+  float w[WIDE], c[WIDE / 2], s[WIDE / 2];
 };
-DEVICE Turn turn_at(const float* cos, const float* sin, int place, int dim, int i, int wide) {
+DEVICE Turn turn_at(const float* weight, const float* cos, const float* sin, int place, int dim, int i, int wide) {
   Turn turn;
+  load_wide(weight + i, turn.w, dim - i, wide);
   load_wide(cos + at(place, dim / 2, i / 2), turn.c, (dim - i) / 2, wide);
   load_wide(sin + at(place, dim / 2, i / 2), turn.s, (dim - i) / 2, wide);
   return turn;
 }
 
-extern "C" __global__ void __launch_bounds__(256) split_heads(const activation* x, const float* weight, const float* cos,
-                                                              const float* sin, activation* out, int lanes, int rows, int heads, int dim,
-                                                              int stream_tokens, int tokens, int offset, int stride, int wide) {
-  const Head h = head_of_group(lanes, rows, heads, dim, stream_tokens, tokens, offset, stride);
-  const float r = reciprocal_root_mean_square(x, h, lanes, dim, wide);
-  if (!h.there) return;
-  for (int i = h.first; i < dim; i += h.step) {
-    float v[WIDE], w[WIDE];
-    load_wide(x + h.from + i, v, dim - i, wide);
-    load_wide(weight + i, w, dim - i, wide);
-    const Turn turn = turn_at(cos, sin, h.place, dim, i, wide);
+DEVICE float sum_of_squares(const float (&v)[WIDE], float sum) {
 #pragma unroll
-    for (int k = 0; k < WIDE; k += 2) {
-      const float x0 = v[k] * r * w[k], x1 = v[k + 1] * r * w[k + 1], c = turn.c[k / 2], s = turn.s[k / 2];
-      v[k] = x0 * c - x1 * s;
-      v[k + 1] = x0 * s + x1 * c;
+  for (int k = 0; k < WIDE; ++k) sum = fmaf(v[k], v[k], sum);
+  return sum;
+}
+
+// 1 / roots of the mean squares of a group's heads, of which the first chunks are there.
+template <int N>
+DEVICE void reciprocal_roots(const activation* x, const float (&v)[N][WIDE], const Group& g, int dim, int lanes, int wide,
+                             float (&r)[N]) {
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    r[n] = sum_of_squares(v[n], 0.0f);
+    for (int i = g.step; i < dim - g.first && n < g.count; i += g.step) {
+      float more[WIDE];
+      load_wide(x + n * dim + i, more, dim - g.first - i, wide);
+      r[n] = sum_of_squares(more, r[n]);
     }
-    store_wide(out + h.to + i, v, dim - i, wide);
+  }
+  group_sums(r, lanes);
+#pragma unroll
+  for (int n = 0; n < N; ++n) r[n] = 1.0f / sqrtf(r[n] / dim + EPS);
+}
+
+DEVICE void norm_and_turn(float (&v)[WIDE], float r, const Turn& turn) {
+#pragma unroll
+  for (int k = 0; k < WIDE; k += 2) {
+    const float x0 = v[k] * r * turn.w[k], x1 = v[k + 1] * r * turn.w[k + 1], c = turn.c[k / 2], s = turn.s[k / 2];
+    v[k] = x0 * c - x1 * s;
+    v[k + 1] = x0 * s + x1 * c;
   }
 }
 
-extern "C" __global__ void __launch_bounds__(256) split_heads_backward(const activation* d_out, const activation* x, const float* weight,
-                                                                       const float* cos, const float* sin, activation* dx, int lanes,
-                                                                       int rows, int heads, int dim, int stream_tokens, int tokens,
-                                                                       int offset, int x_stride, int dx_stride, int wide) {
-  const Head h = head_of_group(lanes, rows, heads, dim, stream_tokens, tokens, offset, x_stride);
-  const float r = reciprocal_root_mean_square(x, h, lanes, dim, wide);
-  activation* to = dx + at(h.row, dx_stride, static_cast<int>(h.from - at(h.row, x_stride, 0)));
-  float along = 0.0f;
-  for (int pass = 0; pass < 2; ++pass) {
-    // Turned back twice: the first time for its part along x, the second time to be written.
-    for (int i = h.first; i < dim && h.there; i += h.step) {
-      float v[WIDE], d[WIDE], w[WIDE];
-      load_wide(x + h.from + i, v, dim - i, wide);
-      load_wide(d_out + h.to + i, d, dim - i, wide);
-      load_wide(weight + i, w, dim - i, wide);
-      const Turn turn = turn_at(cos, sin, h.place, dim, i, wide);
+DEVICE void turn_back(float (&d)[WIDE], const Turn& turn) {
 #pragma unroll
-      for (int k = 0; k < WIDE; k += 2) {
-        const float c = turn.c[k / 2], s = turn.s[k / 2];
-        const float g0 = (d[k] * c + d[k + 1] * s) * w[k], g1 = (d[k + 1] * c - d[k] * s) * w[k + 1];
-        if (pass == 0) along = fmaf(g0, v[k], fmaf(g1, v[k + 1], along));
-        v[k] = r * (g0 - v[k] * along);
-        v[k + 1] = r * (g1 - v[k + 1] * along);
+  for (int k = 0; k < WIDE; k += 2) {
+    const float c = turn.c[k / 2], s = turn.s[k / 2], d0 = d[k], d1 = d[k + 1];
+    d[k] = (d0 * c + d1 * s) * turn.w[k];
+    d[k + 1] = (d1 * c - d0 * s) * turn.w[k + 1];
+  }
+}
+
+DEVICE float sum_of_products(const float (&a)[WIDE], const float (&b)[WIDE], float sum) {
+#pragma unroll
+  for (int k = 0; k < WIDE; ++k) sum = fmaf(a[k], b[k], sum);
+  return sum;
+}
+
+// The first chunk of each of a group's heads; zeros where there is none.
+template <int N>
+DEVICE void load_heads(const activation* p, long long apart, float (&v)[N][WIDE], const Group& g, int dim, int wide) {
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    const int left = n < g.count ? dim - g.first : 0;
+    load_wide(p + n * apart, v[n], left, wide && left > 0);
+  }
+}
+
+// Values, which go without norm and rotation; `x` and `y` are the group's.
+template <int N>
+DEVICE void move_values(const activation* x, long long x_apart, activation* y, long long y_apart, float (&v)[N][WIDE], const Group& g,
+                        int dim, int wide) {
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    for (int i = 0; i < dim - g.first && n < g.count; i += g.step) {
+      if (i > 0) load_wide(x + n * x_apart + i, v[n], dim - g.first - i, wide);
+      store_wide(y + n * y_apart + i, v[n], dim - g.first - i, wide);
+    }
+  }
+}
+
+// An operand without a weight has values.
+extern "C" __global__ void __launch_bounds__(256, 2) split_heads(const activation* x_0, const activation* x_1, const activation* x_2,
+                                                              const float* weight_0, const float* weight_1, const float* weight_2,
+                                                              activation* out_0, activation* out_1, activation* out_2, int stride_0,
+                                                              int stride_1, int stride_2, const float* cos, const float* sin, int lanes,
+                                                              int rows, int heads, int dim, int batch, int first, int second, int third,
+                                                              int tokens, int offset, int wide) {
+  const Group g = group_of_heads<HEADS>(lanes, rows, heads, dim, Streams{batch, first, second, third}, tokens, offset);
+  const activation* x = operand(x_0, x_1, x_2) + at(g.row, operand(stride_0, stride_1, stride_2), g.head * dim + g.first);
+  const float* weight = operand(weight_0, weight_1, weight_2);
+  activation* out = operand(out_0, out_1, out_2) + g.to;
+  const long long apart = at(tokens, dim, 0);
+  float v[HEADS][WIDE];
+  load_heads(x, dim, v, g, dim, wide);
+  if (weight == nullptr) return move_values(x, dim, out, apart, v, g, dim, wide);
+  const bool there = g.count > 0 && g.first < dim;
+  Turn turn;
+  if (there) turn = turn_at(weight, cos, sin, g.place, dim, g.first, wide);
+  float r[HEADS];
+  reciprocal_roots(x, v, g, dim, lanes, wide, r);
+  if (!there) return;
+  for (int i = 0; i < dim - g.first; i += g.step) {
+    const int left = dim - g.first - i;
+    if (i > 0) turn = turn_at(weight, cos, sin, g.place, dim, g.first + i, wide);
+#pragma unroll
+    for (int n = 0; n < HEADS; ++n) {
+      if (n >= g.count) continue;
+      if (i > 0) load_wide(x + n * dim + i, v[n], left, wide);
+      norm_and_turn(v[n], r[n], turn);
+      store_wide(out + n * apart + i, v[n], left, wide);
+    }
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) split_heads_backward(
+    const activation* d_out_0, const activation* d_out_1, const activation* d_out_2, const activation* x_0, const activation* x_1,
+    const activation* x_2, const float* weight_0, const float* weight_1, const float* weight_2, activation* dx_0, activation* dx_1,
+    activation* dx_2, int x_stride_0, int x_stride_1, int x_stride_2, int dx_stride_0, int dx_stride_1, int dx_stride_2,
+    const float* cos, const float* sin, int lanes, int rows, int heads, int dim, int batch, int first, int second, int third, int tokens,
+    int offset, int wide) {
+  const Group g = group_of_heads<HEADS_BACKWARD>(lanes, rows, heads, dim, Streams{batch, first, second, third}, tokens, offset);
+  const activation* d_out = operand(d_out_0, d_out_1, d_out_2) + g.to;
+  const float* weight = operand(weight_0, weight_1, weight_2);
+  activation* dx = operand(dx_0, dx_1, dx_2) + at(g.row, operand(dx_stride_0, dx_stride_1, dx_stride_2), g.head * dim + g.first);
+  const long long apart = at(tokens, dim, 0);
+  float d[HEADS_BACKWARD][WIDE];
+  load_heads(d_out, apart, d, g, dim, wide);
+  if (weight == nullptr) return move_values(d_out, apart, dx, dim, d, g, dim, wide);
+  const activation* x = operand(x_0, x_1, x_2) + at(g.row, operand(x_stride_0, x_stride_1, x_stride_2), g.head * dim + g.first);
+  float v[HEADS_BACKWARD][WIDE], r[HEADS_BACKWARD], along[HEADS_BACKWARD];
+  load_heads(x, dim, v, g, dim, wide);
+  const bool there = g.count > 0 && g.first < dim;
+  Turn turn;
+  if (there) turn = turn_at(weight, cos, sin, g.place, dim, g.first, wide);
+  reciprocal_roots(x, v, g, dim, lanes, wide, r);
+#pragma unroll
+  for (int n = 0; n < HEADS_BACKWARD; ++n) {
+    along[n] = 0.0f;
+    if (!there || n >= g.count) continue;
+    turn_back(d[n], turn);
+    along[n] = sum_of_products(d[n], v[n], 0.0f);
+    // Wider heads: the rest is turned back twice, here for its part along x, below to be written.
+    for (int i = g.step; i < dim - g.first; i += g.step) {
+      float more_d[WIDE], more_v[WIDE];
+      load_wide(d_out + n * apart + i, more_d, dim - g.first - i, wide);
+      load_wide(x + n * dim + i, more_v, dim - g.first - i, wide);
+      turn_back(more_d, turn_at(weight, cos, sin, g.place, dim, g.first + i, wide));
+      along[n] = sum_of_products(more_d, more_v, along[n]);
+    }
+  }
+  group_sums(along, lanes);
+  if (!there) return;
+#pragma unroll
+  for (int n = 0; n < HEADS_BACKWARD; ++n) {
+    const float part = along[n] * r[n] * r[n] / dim;
+    for (int i = 0; i < dim - g.first && n < g.count; i += g.step) {
+      const int left = dim - g.first - i;
+      if (i > 0) {
+        load_wide(d_out + n * apart + i, d[n], left, wide);
+        load_wide(x + n * dim + i, v[n], left, wide);
+        turn_back(d[n], turn_at(weight, cos, sin, g.place, dim, g.first + i, wide));
       }
-      if (pass == 1) store_wide(to + i, v, dim - i, wide);
+#pragma unroll
+      for (int k = 0; k < WIDE; ++k) d[n][k] = r[n] * (d[n][k] - v[n][k] * part);
+      store_wide(dx + n * dim + i, d[n], left, wide);
     }
-    if (pass == 0) along = group_sum(along, lanes) * r * r / dim;
   }
-}
-
-// Values go without norm and rotation.
-DEVICE void move_values(const activation* from, activation* to, const Head& h, int dim, int wide) {
-  for (int i = h.first; i < dim && h.there; i += h.step) {
-    float v[WIDE];
-    load_wide(from + i, v, dim - i, wide);
-    store_wide(to + i, v, dim - i, wide);
-  }
-}
-extern "C" __global__ void __launch_bounds__(256) split_values(const activation* x, activation* out, int lanes, int rows, int heads,
-                                                               int dim, int stream_tokens, int tokens, int offset, int stride,
-                                                               int wide) {
-  const Head h = head_of_group(lanes, rows, heads, dim, stream_tokens, tokens, offset, stride);
-  move_values(x + h.from, out + h.to, h, dim, wide);
-}
-extern "C" __global__ void __launch_bounds__(256) split_values_backward(const activation* d_out, activation* dx, int lanes, int rows,
-                                                                        int heads, int dim, int stream_tokens, int tokens, int offset,
-                                                                        int stride, int wide) {
-  const Head h = head_of_group(lanes, rows, heads, dim, stream_tokens, tokens, offset, stride);
-  move_values(d_out + h.to, dx + h.from, h, dim, wide);
 }

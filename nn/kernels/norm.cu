@@ -5,41 +5,65 @@
 
 constexpr float EPS = 1e-6f;
 
-// One block a row.
-extern "C" __global__ void __launch_bounds__(256) norm_modulate(const activation* x, const activation* shift, const activation* scale,
-                                                                activation* y, float* mean, float* reciprocal, int tokens, int width,
-                                                                int modulation_stride, int wide) {
-  float* scratch = shared_memory<float>();
-  const int row = blockIdx.x, step = blockDim.x * WIDE;
-  const activation* xr = x + at(row, width, 0);
-  float v[WIDE];
-  float2 sums = {0.0f, 0.0f};
-  for (int i = threadIdx.x * WIDE; i < width; i += step) {
-    load_wide(xr + i, v, width - i, wide);
+// A block has a row. Its threads keep this many chunks of it each, which are whole rows of 3072 values: they are on their way from
+// memory at once, and read once. Of longer rows the rest is read again. THREADS is `THREADS_OF_A_ROW` in queue/norms.rs.
+constexpr int THREADS = 128, KEPT = 24 / WIDE, STEP = THREADS * WIDE;
+
+DEVICE void load_row(const activation* row, float (&kept)[KEPT][WIDE], int width, int wide) {
 #pragma unroll
-    for (int k = 0; k < WIDE; ++k) sums.x += v[k];
+  for (int c = 0; c < KEPT; ++c) {
+    const int i = threadIdx.x * WIDE + c * STEP;
+    load_wide(row + i, kept[c], width - i, wide && i < width);
   }
+}
+
+// What is done to the chunks of a row, kept ones and others: f(first column, kept or -1).
+template <class F> DEVICE void each_chunk(int width, const F& f) {
+#pragma unroll
+  for (int c = 0; c < KEPT; ++c) {
+    const int i = threadIdx.x * WIDE + c * STEP;
+    if (i < width) f(i, c);
+  }
+  for (int i = threadIdx.x * WIDE + KEPT * STEP; i < width; i += STEP) f(i, -1);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) norm_modulate(const activation* x, const activation* shift, const activation* scale,
+                                                                    activation* y, float* mean, float* reciprocal, int batch, int first,
+                                                                    int second, int third, int width, int modulation_stride, int wide) {
+  float* scratch = shared_memory<float>();
+  const int row = blockIdx.x;
+  const activation* xr = x + at(row, width, 0);
+  float kept[KEPT][WIDE];
+  load_row(xr, kept, width, wide);
+  float2 sums = {0.0f, 0.0f};
+  each_chunk(width, [&](int i, int c) {
+    float v[WIDE];
+    if (c < 0) load_wide(xr + i, v, width - i, wide);
+#pragma unroll
+    for (int k = 0; k < WIDE; ++k) sums.x += c < 0 ? v[k] : kept[c][k];  // zero beyond the row
+  });
   const float m = block_sum2(sums, scratch).x / width;
   sums = {0.0f, 0.0f};
-  for (int i = threadIdx.x * WIDE; i < width; i += step) {
-    load_wide(xr + i, v, width - i, wide);
+  each_chunk(width, [&](int i, int c) {
+    float v[WIDE];
+    if (c < 0) load_wide(xr + i, v, width - i, wide);
 #pragma unroll
     for (int k = 0; k < WIDE; ++k) {
-      const float d = i + k < width ? v[k] - m : 0.0f;
+      const float d = i + k < width ? (c < 0 ? v[k] : kept[c][k]) - m : 0.0f;
       sums.x += d * d;
     }
-  }
+  });
   const float r = 1.0f / sqrtf(block_sum2(sums, scratch).x / width + EPS);
-  const long long modulation = at(row / tokens, modulation_stride, 0);
-  for (int i = threadIdx.x * WIDE; i < width; i += step) {
-    float s[WIDE], h[WIDE];
-    load_wide(xr + i, v, width - i, wide);
+  const long long modulation = at(token_of(row, Streams{batch, first, second, third}).sample, modulation_stride, 0);
+  each_chunk(width, [&](int i, int c) {
+    float v[WIDE], s[WIDE], h[WIDE];
+    if (c < 0) load_wide(xr + i, v, width - i, wide);
     load_wide(scale + modulation + i, s, width - i, wide);
     load_wide(shift + modulation + i, h, width - i, wide);
 #pragma unroll
-    for (int k = 0; k < WIDE; ++k) v[k] = fmaf((v[k] - m) * r, 1.0f + s[k], h[k]);
+    for (int k = 0; k < WIDE; ++k) v[k] = fmaf(((c < 0 ? v[k] : kept[c][k]) - m) * r, 1.0f + s[k], h[k]);
     store_wide(y + at(row, width, i), v, width - i, wide);
-  }
+  });
   if (threadIdx.x == 0) {
     mean[row] = m;
     reciprocal[row] = r;
@@ -47,42 +71,67 @@ extern "C" __global__ void __launch_bounds__(256) norm_modulate(const activation
 }
 
 // dx of the same; added to what is there with `accumulate`.
-extern "C" __global__ void __launch_bounds__(256) norm_modulate_backward(const activation* x, const float* mean, const float* reciprocal,
-                                                                         const activation* scale, const activation* dy, activation* dx,
-                                                                         int tokens, int width, int modulation_stride, int accumulate,
-                                                                         int wide) {
+extern "C" __global__ void __launch_bounds__(THREADS) norm_modulate_backward(const activation* x, const float* mean,
+                                                                             const float* reciprocal, const activation* scale,
+                                                                             const activation* dy, activation* dx, int batch, int first,
+                                                                             int second, int third, int width, int modulation_stride,
+                                                                             int accumulate, int wide) {
   float* scratch = shared_memory<float>();
-  const int row = blockIdx.x, step = blockDim.x * WIDE;
-  const long long start = at(row, width, 0), modulation = at(row / tokens, modulation_stride, 0);
+  const int row = blockIdx.x;
+  const long long start = at(row, width, 0);
+  const activation* modulation = scale + at(token_of(row, Streams{batch, first, second, third}).sample, modulation_stride, 0);
   const float m = mean[row], r = reciprocal[row];
-  float v[WIDE], g[WIDE], s[WIDE];
-  float2 sums = {0.0f, 0.0f};
-  for (int i = threadIdx.x * WIDE; i < width; i += step) {
-    load_wide(x + start + i, v, width - i, wide);
-    load_wide(dy + start + i, g, width - i, wide);
-    load_wide(scale + modulation + i, s, width - i, wide);
+  // The normed values, the cotangents of them, and what is added to.
+  float normed[KEPT][WIDE], cotangent[KEPT][WIDE], old[KEPT][WIDE];
+  load_row(x + start, normed, width, wide);
+  load_row(dy + start, cotangent, width, wide);
+  if (accumulate) load_row(dx + start, old, width, wide);
+  const auto prepare = [&](int i, float(&v)[WIDE], float(&g)[WIDE]) {
+    float s[WIDE];
+    load_wide(modulation + i, s, width - i, wide);
 #pragma unroll
     for (int k = 0; k < WIDE; ++k) {
-      const float d = g[k] * (1.0f + s[k]);  // zero beyond the row
-      sums.x += d;
-      sums.y += d * ((v[k] - m) * r);
+      v[k] = (v[k] - m) * r;
+      g[k] *= 1.0f + s[k];  // zero beyond the row
     }
-  }
+  };
+  float2 sums = {0.0f, 0.0f};
+  const auto add = [&](const float(&v)[WIDE], const float(&g)[WIDE]) {
+#pragma unroll
+    for (int k = 0; k < WIDE; ++k) {
+      sums.x += g[k];
+      sums.y += g[k] * v[k];
+    }
+  };
+  const auto load = [&](int i, float(&v)[WIDE], float(&g)[WIDE]) {
+    load_wide(x + start + i, v, width - i, wide);
+    load_wide(dy + start + i, g, width - i, wide);
+    prepare(i, v, g);
+  };
+  each_chunk(width, [&](int i, int c) {
+    if (c >= 0) {
+      prepare(i, normed[c], cotangent[c]);
+      return add(normed[c], cotangent[c]);
+    }
+    float v[WIDE], g[WIDE];
+    load(i, v, g);
+    add(v, g);
+  });
   sums = block_sum2(sums, scratch);
   const float mean_d = sums.x / width, along = sums.y / width;
-  for (int i = threadIdx.x * WIDE; i < width; i += step) {
-    float old[WIDE];
-    load_wide(x + start + i, v, width - i, wide);
-    load_wide(dy + start + i, g, width - i, wide);
-    load_wide(scale + modulation + i, s, width - i, wide);
-    if (accumulate) load_wide(dx + start + i, old, width - i, wide);
+  const auto write = [&](int i, const float(&v)[WIDE], const float(&g)[WIDE], const float(&before)[WIDE]) {
+    float out[WIDE];
 #pragma unroll
-    for (int k = 0; k < WIDE; ++k) {
-      const float d = g[k] * (1.0f + s[k]), n = (v[k] - m) * r;
-      v[k] = fmaf(r, d - mean_d - n * along, accumulate ? old[k] : 0.0f);
-    }
-    store_wide(dx + start + i, v, width - i, wide);
-  }
+    for (int k = 0; k < WIDE; ++k) out[k] = fmaf(r, g[k] - mean_d - v[k] * along, accumulate ? before[k] : 0.0f);
+    store_wide(dx + start + i, out, width - i, wide);
+  };
+  each_chunk(width, [&](int i, int c) {
+    if (c >= 0) return write(i, normed[c], cotangent[c], old[c]);
+    float v[WIDE], g[WIDE], before[WIDE];
+    load(i, v, g);
+    if (accumulate) load_wide(dx + start + i, before, width - i, wide);
+    write(i, v, g, before);
+  });
 }
 
 // The modulation's own cotangents: sums over tokens of dy, and of dy times the normed value.

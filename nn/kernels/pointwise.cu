@@ -192,12 +192,14 @@ extern "C" __global__ void __launch_bounds__(256) add_to_tokens(activation* x, c
 
 // x[b, t] += gate[b] y[b, t]
 extern "C" __global__ void __launch_bounds__(256) gated_add(activation* x, const activation* gate, const activation* y, int batch,
-                                                            int tokens, int width, int gate_stride, int wide) {
-  const Place p = place_in_rows<WIDE>(batch * tokens, width, wide);
+                                                            int first, int second, int third, int width, int gate_stride,
+                                                            int wide) {
+  const Streams streams = {batch, first, second, third};
+  const Place p = place_in_rows<WIDE>(rows_of(streams), width, wide);
   if (!p.there) return;
   float v[WIDE], g[WIDE], w[WIDE];
   load_wide(x + at(p.row, width, p.column), v, p.left, p.wide);
-  load_wide(gate + at(p.row / tokens, gate_stride, p.column), g, p.left, p.wide);
+  load_wide(gate + at(token_of(p.row, streams).sample, gate_stride, p.column), g, p.left, p.wide);
   load_wide(y + at(p.row, width, p.column), w, p.left, p.wide);
 #pragma unroll
   for (int i = 0; i < WIDE; ++i) v[i] = fmaf(g[i], w[i], v[i]);
@@ -206,12 +208,14 @@ extern "C" __global__ void __launch_bounds__(256) gated_add(activation* x, const
 
 // dy[b, t] = gate[b] dx[b, t]
 extern "C" __global__ void __launch_bounds__(256) gated_add_backward(const activation* dx, const activation* gate, activation* dy,
-                                                                     int batch, int tokens, int width, int gate_stride, int wide) {
-  const Place p = place_in_rows<WIDE>(batch * tokens, width, wide);
+                                                                     int batch, int first, int second, int third, int width,
+                                                                     int gate_stride, int wide) {
+  const Streams streams = {batch, first, second, third};
+  const Place p = place_in_rows<WIDE>(rows_of(streams), width, wide);
   if (!p.there) return;
   float v[WIDE], g[WIDE];
   load_wide(dx + at(p.row, width, p.column), v, p.left, p.wide);
-  load_wide(gate + at(p.row / tokens, gate_stride, p.column), g, p.left, p.wide);
+  load_wide(gate + at(token_of(p.row, streams).sample, gate_stride, p.column), g, p.left, p.wide);
 #pragma unroll
   for (int i = 0; i < WIDE; ++i) v[i] *= g[i];
   store_wide(dy + at(p.row, width, p.column), v, p.left, p.wide);

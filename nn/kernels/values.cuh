@@ -98,3 +98,26 @@ template <int Count> DEVICE Place place_in_rows(int rows, int width, int wide) {
   return Place{static_cast<int>(row), column, left, row < rows, wide && left >= Count};
 }
 DEVICE long long at(int row, int stride, int column) { return static_cast<long long>(row) * stride + column; }
+
+// Token rows of up to three streams, one after the other: those of the first of all samples, then those of the next.
+struct Streams {
+  int batch, first, second, third;  // tokens of each
+};
+DEVICE int rows_of(Streams s) { return s.batch * (s.first + s.second + s.third); }
+// The sample of a row, and its place among the tokens of all streams.
+struct Token {
+  int sample, place;
+};
+DEVICE Token token_of(int row, Streams s) {
+  int before = 0, tokens = s.first;
+  if (row >= s.batch * tokens) {
+    row -= s.batch * tokens;
+    before = tokens, tokens = s.second;
+    if (row >= s.batch * tokens) {
+      row -= s.batch * tokens;
+      before += tokens, tokens = s.third;
+    }
+  }
+  if (tokens == 0) tokens = 1;  // beyond the last row
+  return Token{row / tokens, before + row % tokens};
+}

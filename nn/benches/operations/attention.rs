@@ -2,8 +2,8 @@
 
 use prefgraph_nn::{
     device::{
-        Attention, AttentionBackward, AttentionShape, HeadLayout, Kind, NormRotary, Queue, Scores, View,
-        ViewMut,
+        Attention, AttentionBackward, AttentionShape, HeadLayout, Kind, NormRotary, Queue, Scores,
+        SplitHeads, SplitHeadsBackward, View, ViewMut,
     },
     error::Result,
 };
@@ -28,23 +28,37 @@ fn heads<D: Place>(table: &Table<D>, layout: HeadLayout) -> Result<()> {
     let HeadLayout { batch, heads, dim, stream_tokens, tokens, .. } = layout;
     let (rows, width) = (batch * stream_tokens, heads * dim);
     let shape = format!("{batch}x{stream_tokens} of {tokens}, {heads}x{dim}");
-    let x = table.activations(rows * width, 1);
-    let d_out = table.activations(batch * tokens * width, 2);
-    let (weight, angles) = (table.exact(dim, 3), table.exact(tokens * dim / 2, 4));
-    let normed = Some(NormRotary { weight: &weight, cos: &angles, sin: &angles });
-    let (x, mut out) = (View::new(&x, width), table.queue.zeros(batch * tokens * width, Kind::Activation));
-    let mut dx = table.queue.take(rows * width, Kind::Activation);
+    let x = [1, 2, 3].map(|seed| table.activations(rows * width, seed));
+    let d_out = [4, 5, 6].map(|seed| table.activations(batch * tokens * width, seed));
+    let (weight, angles) = (table.exact(dim, 7), table.exact(tokens * dim / 2, 8));
+    let norm = NormRotary { weight: &weight, cos: &angles, sin: &angles };
+    // Queries and keys have a norm, values none.
+    let norm_of = |i: usize| (i < 2).then_some(norm);
+    let mut out = [(); 3].map(|()| table.queue.zeros(batch * tokens * width, Kind::Activation));
+    let mut dx = [(); 3].map(|()| table.queue.take(rows * width, Kind::Activation));
     let moved = |times: usize| Work { bytes: table.bytes(times * rows * width, 0), flops: 0 };
-    table.row("split_heads", &shape, moved(2), |queue| queue.split_heads(layout, x, None, &mut out))?;
-    table.row("split_heads, norm and rotary", &shape, moved(2), |queue| {
-        queue.split_heads(layout, x, normed, &mut out);
-    })?;
-    table.row("split_heads_backward", &shape, moved(2), |queue| {
-        queue.split_heads_backward(layout, &d_out, None, ViewMut::new(&mut dx, width));
-    })?;
-    table.row("split_heads_backward, norm", &shape, moved(3), |queue| {
-        queue.split_heads_backward(layout, &d_out, normed.map(|n| (x, n)), ViewMut::new(&mut dx, width));
-    })
+    for (name, operands, times) in [
+        ("split_heads, values", 2..3, (2, 2)),
+        ("split_heads, queries", 0..1, (2, 3)),
+        ("split_heads, all", 0..3, (6, 8)),
+    ] {
+        table.row(name, &shape, moved(times.0), |queue| {
+            let calls = operands.clone().zip(x.iter().zip(&mut out).skip(operands.start));
+            let calls =
+                calls.map(|(i, (x, out))| SplitHeads { x: View::new(x, width), norm: norm_of(i), out });
+            queue.split_heads(&[layout], &mut calls.collect::<Vec<_>>());
+        })?;
+        table.row(&format!("{name}, backward"), &shape, moved(times.1), |queue| {
+            let calls = operands.clone().zip(d_out.iter().zip(&x).zip(&mut dx).skip(operands.start));
+            let calls = calls.map(|(i, ((d_out, x), dx))| SplitHeadsBackward {
+                d_out,
+                norm: norm_of(i).map(|norm| (View::new(x, width), norm)),
+                dx: ViewMut::new(dx, width),
+            });
+            queue.split_heads_backward(&[layout], &mut calls.collect::<Vec<_>>());
+        })?;
+    }
+    Ok(())
 }
 
 fn attention<D: Place>(table: &Table<D>, shape: AttentionShape) -> Result<()> {

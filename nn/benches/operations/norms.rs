@@ -39,7 +39,7 @@ fn modulated<D: Place>(table: &Table<D>, rows: TokenRows) -> Result<()> {
     let moved = |times: usize| Work { bytes: table.bytes(times * len, 0), flops: 0 };
     table.row("norm_modulate", &shape, moved(2), |queue| {
         queue.norm_modulate(NormModulate {
-            rows,
+            rows: &[rows],
             x: View::new(&x, width),
             shift: part(0),
             scale: part(1),
@@ -57,7 +57,7 @@ fn modulated<D: Place>(table: &Table<D>, rows: TokenRows) -> Result<()> {
                 d_scale: ViewMut::new(&mut d_scale, width),
             });
             queue.norm_modulate_backward(NormModulateBackward {
-                rows,
+                rows: &[rows],
                 x: View::new(&x, width),
                 mean: View::new(&mean, 1),
                 reciprocal: View::new(&reciprocal, 1),

@@ -64,7 +64,7 @@ fn gates<D: Place>(table: &Table<D>, rows: TokenRows) -> Result<()> {
         (table.activations(len, 1), table.activations(len, 2), table.activations(batch * width, 3));
     let (gate, view) = (View::new(&gate, width), View::new(&y, width));
     table.row("gated_add", &shape, moved(table, 3 * len), |queue| {
-        queue.gated_add(rows, ViewMut::new(&mut x, width), gate, view);
+        queue.gated_add(&[rows], ViewMut::new(&mut x, width), gate, view);
     })?;
     let mut dy = table.queue.take(len, Kind::Activation);
     let mut d_gate = table.queue.take(batch * width, Kind::Exact);
@@ -72,7 +72,7 @@ fn gates<D: Place>(table: &Table<D>, rows: TokenRows) -> Result<()> {
     {
         table.row(name, &shape, moved(table, times * len), |queue| {
             let grad = with_sums.then(|| GateGrad { y: view, d_gate: ViewMut::new(&mut d_gate, width) });
-            queue.gated_add_backward(rows, View::new(&x, width), gate, ViewMut::new(&mut dy, width), grad);
+            queue.gated_add_backward(&[rows], View::new(&x, width), gate, ViewMut::new(&mut dy, width), grad);
         })?;
     }
     Ok(())

@@ -6,8 +6,8 @@ use crate::{
     device::{
         Activation, Attention, AttentionBackward, CopyTokens, Device, DeviceVec, Direction, GateGrad, Gemm,
         GemmTn, GroupNorm, GroupNormBackward, HeadLayout, Kind, Left, Matrix, Merge, Norm, NormBackward,
-        NormKind, NormModulate, NormModulateBackward, NormRotary, Precision, Queue, Scores, TokenRows,
-        Values, View, ViewMut, WindowRows, Windows, WindowsBackward,
+        NormKind, NormModulate, NormModulateBackward, NormRotary, Precision, Queue, Scores, SplitHeads,
+        SplitHeadsBackward, TokenRows, Values, View, ViewMut, WindowRows, Windows, WindowsBackward,
     },
     error::Result,
 };
@@ -233,27 +233,29 @@ impl Queue<Cpu> for CpuQueue {
         );
     }
 
-    fn split_heads(
-        &self,
-        layout: HeadLayout,
-        x: View<'_, Cpu>,
-        norm_rotary: Option<NormRotary<'_, Cpu>>,
-        out: &mut Buffer,
-    ) {
-        cpu::split_heads(&self.cpu, layout, (x.values(), x.stride), norm_rotary.map(slices), out);
+    fn split_heads(&self, streams: &[HeadLayout], operands: &mut [SplitHeads<'_, Cpu>]) {
+        for SplitHeads { x, norm, out } in operands {
+            let mut x = *x;
+            for &layout in streams {
+                cpu::split_heads(&self.cpu, layout, (x.values(), x.stride), norm.map(slices), out);
+                x = x.skip(layout.batch * layout.stream_tokens * x.stride);
+            }
+        }
     }
 
-    fn split_heads_backward(
-        &self,
-        layout: HeadLayout,
-        d_out: &Buffer,
-        x: Option<(View<'_, Cpu>, NormRotary<'_, Cpu>)>,
-        dx: ViewMut<'_, Cpu>,
-    ) {
-        let dx_stride = dx.stride;
-        let input = x.map_or((&[][..], 0), |(x, _)| (x.values(), x.stride));
-        let norm_rotary = x.map(|(_, norm_rotary)| slices(norm_rotary));
-        cpu::split_heads_backward(&self.cpu, layout, d_out, input, norm_rotary, (dx.values(), dx_stride));
+    fn split_heads_backward(&self, streams: &[HeadLayout], operands: &mut [SplitHeadsBackward<'_, Cpu>]) {
+        for SplitHeadsBackward { d_out, norm, dx } in operands {
+            let mut row = 0;
+            for &layout in streams {
+                let dx_stride = dx.stride;
+                let dx = dx.again().skip(row * dx_stride).values();
+                let x = norm.map(|(x, _)| x.skip(row * x.stride));
+                let input = x.map_or((&[][..], 0), |x| (x.values(), x.stride));
+                let norm_rotary = norm.map(|(_, norm)| slices(norm));
+                cpu::split_heads_backward(&self.cpu, layout, d_out, input, norm_rotary, (dx, dx_stride));
+                row += layout.batch * layout.stream_tokens;
+            }
+        }
     }
 
     fn attention(&self, call: Attention<'_, Cpu>) {
@@ -308,39 +310,52 @@ impl Queue<Cpu> for CpuQueue {
     }
 
     fn norm_modulate(&self, call: NormModulate<'_, Cpu>) {
-        let NormModulate { rows, x, shift, scale, y, mean, reciprocal } = call;
-        cpu::norm_modulate(
-            &self.cpu,
-            rows,
-            x.values(),
-            shift.values(),
-            scale.values(),
-            scale.stride,
-            y.values(),
-            mean.values(),
-            reciprocal.values(),
-        );
+        let NormModulate { rows, mut x, shift, scale, mut y, mut mean, mut reciprocal } = call;
+        for &rows in rows {
+            cpu::norm_modulate(
+                &self.cpu,
+                rows,
+                x.values(),
+                shift.values(),
+                scale.values(),
+                scale.stride,
+                y.again().values(),
+                mean.again().values(),
+                reciprocal.again().values(),
+            );
+            (x, y) = (x.skip(rows.len()), y.skip(rows.len()));
+            (mean, reciprocal) = (mean.skip(rows.count()), reciprocal.skip(rows.count()));
+        }
     }
 
     fn norm_modulate_backward(&self, call: NormModulateBackward<'_, Cpu>) {
-        let NormModulateBackward { rows, x, mean, reciprocal, scale, dy, dx, accumulate, modulation } = call;
-        let modulation = modulation.map(|m| {
+        let NormModulateBackward { rows, x, mean, reciprocal, scale, dy, mut dx, accumulate, modulation } =
+            call;
+        assert!(
+            modulation.is_none() || rows.len() == 1,
+            "the cotangent of a modulation is that of one stream"
+        );
+        let mut modulation = modulation.map(|m| {
             let stride = m.d_shift.stride;
             cpu::ModulationGrad { d_shift: m.d_shift.values(), d_scale: m.d_scale.values(), stride }
         });
-        cpu::norm_modulate_backward(
-            &self.cpu,
-            rows,
-            x.values(),
-            mean.values(),
-            reciprocal.values(),
-            scale.values(),
-            scale.stride,
-            dy.values(),
-            dx.values(),
-            accumulate,
-            modulation,
-        );
+        let (mut at, mut row) = (0, 0);
+        for &rows in rows {
+            cpu::norm_modulate_backward(
+                &self.cpu,
+                rows,
+                x.skip(at).values(),
+                mean.skip(row).values(),
+                reciprocal.skip(row).values(),
+                scale.values(),
+                scale.stride,
+                dy.skip(at).values(),
+                dx.again().skip(at).values(),
+                accumulate,
+                modulation.take(),
+            );
+            (at, row) = (at + rows.len(), row + rows.count());
+        }
     }
 
     fn norm(&self, call: Norm<'_, Cpu>) {
@@ -451,31 +466,41 @@ impl Queue<Cpu> for CpuQueue {
         );
     }
 
-    fn gated_add(&self, rows: TokenRows, x: ViewMut<'_, Cpu>, gate: View<'_, Cpu>, y: View<'_, Cpu>) {
-        cpu::gated_add(&self.cpu, rows, x.values(), gate.values(), gate.stride, y.values());
+    fn gated_add(&self, rows: &[TokenRows], mut x: ViewMut<'_, Cpu>, gate: View<'_, Cpu>, y: View<'_, Cpu>) {
+        let mut at = 0;
+        for &rows in rows {
+            let x = x.again().skip(at);
+            cpu::gated_add(&self.cpu, rows, x.values(), gate.values(), gate.stride, y.skip(at).values());
+            at += rows.len();
+        }
     }
 
     fn gated_add_backward(
         &self,
-        rows: TokenRows,
+        rows: &[TokenRows],
         dx: View<'_, Cpu>,
         gate: View<'_, Cpu>,
-        dy: ViewMut<'_, Cpu>,
+        mut dy: ViewMut<'_, Cpu>,
         gate_grad: Option<GateGrad<'_, Cpu>>,
     ) {
-        let gate_grad = gate_grad.map(|g| {
+        assert!(gate_grad.is_none() || rows.len() == 1, "the cotangent of a gate is that of one stream");
+        let mut gate_grad = gate_grad.map(|g| {
             let stride = g.d_gate.stride;
             cpu::GateGrad { y: g.y.values(), d_gate: g.d_gate.values(), stride }
         });
-        cpu::gated_add_backward(
-            &self.cpu,
-            rows,
-            dx.values(),
-            gate.values(),
-            gate.stride,
-            dy.values(),
-            gate_grad,
-        );
+        let mut at = 0;
+        for &rows in rows {
+            cpu::gated_add_backward(
+                &self.cpu,
+                rows,
+                dx.skip(at).values(),
+                gate.values(),
+                gate.stride,
+                dy.again().skip(at).values(),
+                gate_grad.take(),
+            );
+            at += rows.len();
+        }
     }
 
     fn scores(

@@ -110,6 +110,11 @@ impl TokenRows {
         self.batch * self.tokens * self.width
     }
 
+    /// Number of rows.
+    pub fn count(&self) -> usize {
+        self.batch * self.tokens
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -127,12 +132,15 @@ pub struct CopyTokens<'a, D: Device> {
     pub to: (ViewMut<'a, D>, usize),
 }
 
+/// The most streams of tokens that one call takes: text, targets and references of a diffusion transformer.
+pub const MOST_STREAMS: usize = 3;
+
 /// `y = norm(x) (1 + scale[b]) + shift[b]`, a layer norm with eps 1e-6; mean and 1 / deviation of each row are kept for the
 /// backward.
 #[derive(Debug)]
 pub struct NormModulate<'a, D: Device> {
-    /// The sizes of `x` and `y`.
-    pub rows: TokenRows,
+    /// The sizes of `x` and `y`: the rows of [some](MOST_STREAMS) streams of the same samples, one after the other.
+    pub rows: &'a [TokenRows],
     /// `[B, T, D]`.
     pub x: View<'a, D>,
     /// `[B, D]`.
@@ -150,8 +158,8 @@ pub struct NormModulate<'a, D: Device> {
 /// Backward of [`NormModulate`].
 #[derive(Debug)]
 pub struct NormModulateBackward<'a, D: Device> {
-    /// The sizes of `x`, `dy` and `dx`.
-    pub rows: TokenRows,
+    /// The sizes of `x`, `dy` and `dx`; of one stream where the modulation's cotangent is wanted.
+    pub rows: &'a [TokenRows],
     /// `[B, T, D]`.
     pub x: View<'a, D>,
     /// `[B T]`.
@@ -203,6 +211,28 @@ pub struct HeadLayout {
     pub tokens: usize,
     /// Where the stream's first token stands in the attention.
     pub offset: usize,
+}
+
+/// A projection on its way to its heads.
+#[derive(Debug)]
+pub struct SplitHeads<'a, D: Device> {
+    /// Rows of the streams, `[B, S, H D]` each, one after the other.
+    pub x: View<'a, D>,
+    /// Of queries and keys.
+    pub norm: Option<NormRotary<'a, D>>,
+    /// `[B, H, T, D]`; tokens of other streams are left alone.
+    pub out: &'a mut D::Buffer,
+}
+
+/// Backward of [`SplitHeads`].
+#[derive(Debug)]
+pub struct SplitHeadsBackward<'a, D: Device> {
+    /// Cotangent of the heads, `[B, H, T, D]`.
+    pub d_out: &'a D::Buffer,
+    /// The forward's rows, where there is a norm.
+    pub norm: Option<(View<'a, D>, NormRotary<'a, D>)>,
+    /// Rows of the streams, overwritten.
+    pub dx: ViewMut<'a, D>,
 }
 
 /// What is done to queries and keys on their way to their heads; values go without.

@@ -27,7 +27,8 @@ pub use adamw::AdamW;
 pub(crate) use adamw::Step;
 pub use calls::{
     Attention, AttentionBackward, AttentionShape, CopyTokens, Extra, GateGrad, Gemm, GemmTn, HeadLayout,
-    Left, ModulationGrad, NormModulate, NormModulateBackward, NormRotary, Scores, TokenRows,
+    Left, MOST_STREAMS, ModulationGrad, NormModulate, NormModulateBackward, NormRotary, Scores, SplitHeads,
+    SplitHeadsBackward, TokenRows,
 };
 pub use matrix::{Matrix, Passing, Values};
 pub use norms::{GroupNorm, GroupNormBackward, Norm, NormBackward, NormKind};

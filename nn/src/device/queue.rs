@@ -5,7 +5,8 @@ use std::fmt;
 use super::{
     Activation, Attention, AttentionBackward, CopyTokens, Device, DeviceVec, Direction, GateGrad, Gemm,
     GemmTn, GroupNorm, GroupNormBackward, HeadLayout, Kind, Norm, NormBackward, NormModulate,
-    NormModulateBackward, NormRotary, Passing, TokenRows, View, ViewMut, Windows, WindowsBackward,
+    NormModulateBackward, Passing, SplitHeads, SplitHeadsBackward, TokenRows, View, ViewMut, Windows,
+    WindowsBackward,
 };
 use crate::error::Result;
 
@@ -121,24 +122,13 @@ pub trait Queue<D: Device<Queue = Self>>: fmt::Debug + Send + Sync + Sized + 'st
     /// A sum over rows of products.
     fn gemm_tn(&self, call: GemmTn<'_, D>);
 
-    /// From a stream `[B, S, H D]` to its rows of `[B, H, T, D]`; rows of other streams are left alone. The rotary embedding
-    /// turns the pairs (2i, 2i + 1).
-    fn split_heads(
-        &self,
-        layout: HeadLayout,
-        x: View<'_, D>,
-        norm_rotary: Option<NormRotary<'_, D>>,
-        out: &mut D::Buffer,
-    );
+    /// From streams `[B, S, H D]`, whose rows stand one after the other and whose tokens follow one another in the attention, to
+    /// their rows of `[B, H, T, D]`; rows of other streams are left alone. At most three operands, queries, keys and values, go
+    /// together. The rotary embedding turns the pairs (2i, 2i + 1).
+    fn split_heads(&self, streams: &[HeadLayout], operands: &mut [SplitHeads<'_, D>]);
 
-    /// Backward of [`split_heads`](Self::split_heads): `dx` is overwritten. `x` is the forward's input, where there is a norm.
-    fn split_heads_backward(
-        &self,
-        layout: HeadLayout,
-        d_out: &D::Buffer,
-        x: Option<(View<'_, D>, NormRotary<'_, D>)>,
-        dx: ViewMut<'_, D>,
-    );
+    /// Backward of [`split_heads`](Self::split_heads).
+    fn split_heads_backward(&self, streams: &[HeadLayout], operands: &mut [SplitHeadsBackward<'_, D>]);
 
     /// Softmax attention.
     fn attention(&self, call: Attention<'_, D>);
@@ -189,13 +179,14 @@ pub trait Queue<D: Device<Queue = Self>>: fmt::Debug + Send + Sync + Sized + 'st
     /// `x[b, t] += v[b]` for token rows without gaps; `v` is `[B, D]`.
     fn add_to_tokens(&self, rows: TokenRows, v: View<'_, D>, x: ViewMut<'_, D>);
 
-    /// `x += gate[b] y`; `gate` is `[B, D]`.
-    fn gated_add(&self, rows: TokenRows, x: ViewMut<'_, D>, gate: View<'_, D>, y: View<'_, D>);
+    /// `x += gate[b] y` for the rows of some streams, one after the other; `gate` is `[B, D]`.
+    fn gated_add(&self, rows: &[TokenRows], x: ViewMut<'_, D>, gate: View<'_, D>, y: View<'_, D>);
 
-    /// Its backward: `dy = gate[b] dx`, overwritten (the cotangent of the old `x` is `dx` itself).
+    /// Its backward: `dy = gate[b] dx`, overwritten (the cotangent of the old `x` is `dx` itself). Of one stream where the gate's
+    /// cotangent is wanted.
     fn gated_add_backward(
         &self,
-        rows: TokenRows,
+        rows: &[TokenRows],
         dx: View<'_, D>,
         gate: View<'_, D>,
         dy: ViewMut<'_, D>,

@@ -134,7 +134,7 @@ impl<D: Device> Block<D> {
             None => queue.add_scaled(1.0, out, to, rows * e),
             Some(scales) => {
                 let all = TokenRows { batch: 1, tokens: rows, width: e };
-                queue.gated_add(all, to, View::new(&scales[which], e), out);
+                queue.gated_add(&[all], to, View::new(&scales[which], e), out);
             }
         }
     }

@@ -6,7 +6,7 @@
 
 use super::Linear;
 use crate::{
-    device::{self, AttentionShape, Device, HeadLayout, Kind, Queue, Scores, View, ViewMut},
+    device::{self, AttentionShape, Device, HeadLayout, Kind, Queue, Scores, SplitHeads, View, ViewMut},
     error::Result,
 };
 
@@ -84,7 +84,8 @@ impl<D: Device> Attention<D> {
         let mut by_heads = queue.take(rows * width, Kind::Activation);
         let (heads, dim) = (self.heads, width / self.heads);
         let layout = HeadLayout { batch, heads, dim, stream_tokens: tokens, tokens, offset: 0 };
-        queue.split_heads(layout, View::new(&values, width), None, &mut by_heads);
+        let projection = SplitHeads { x: View::new(&values, width), norm: None, out: &mut by_heads };
+        queue.split_heads(&[layout], &mut [projection]);
         Ok(by_heads)
     }
 }

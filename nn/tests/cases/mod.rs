@@ -72,6 +72,22 @@ const fn rows(batch: usize, tokens: usize, width: usize) -> TokenRows {
     TokenRows { batch, tokens, width }
 }
 
+/// Rows, and those of two more streams that follow them.
+pub fn streams(rows: TokenRows) -> [TokenRows; 3] {
+    [rows, TokenRows { tokens: 1, ..rows }, TokenRows { tokens: rows.tokens + 2, ..rows }]
+}
+
+/// The layout of a stream, and those of two more that follow it in the same attention.
+pub fn head_streams(layout: HeadLayout) -> [HeadLayout; 3] {
+    let HeadLayout { stream_tokens, offset, .. } = layout;
+    let tokens = layout.tokens + stream_tokens + 3;
+    [
+        HeadLayout { tokens, ..layout },
+        HeadLayout { tokens, stream_tokens: 2, offset: offset + stream_tokens, ..layout },
+        HeadLayout { tokens, stream_tokens: stream_tokens + 1, offset: offset + stream_tokens + 2, ..layout },
+    ]
+}
+
 const fn attention(batch: usize, heads: usize, tokens: usize, keys: usize, dim: usize) -> AttentionShape {
     AttentionShape { batch, heads, tokens, keys, dim }
 }

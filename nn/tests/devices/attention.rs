@@ -6,46 +6,76 @@ use std::ops::Range;
 
 use prefgraph_nn::device::{
     Attention, AttentionBackward, AttentionShape, Device, HeadLayout, Kind, NormRotary, Precision, Queue,
-    Scores, View, ViewMut,
+    Scores, SplitHeads, SplitHeadsBackward, View, ViewMut,
 };
 
 use crate::{
     agree,
     cases::{
-        SMALL,
+        self, SMALL,
         numbers::{activations, exact, numbers},
     },
     devices, difference,
 };
 
-fn heads<D: Device>(device: &D, precision: Precision, layout: HeadLayout, normed: bool) -> Vec<Vec<f32>> {
+/// Queries and keys, each with a weight of its own, and values, of streams that follow one another; or one of them.
+fn heads<D: Device>(
+    device: &D,
+    precision: Precision,
+    streams: &[HeadLayout],
+    operands: Range<usize>,
+) -> Vec<Vec<f32>> {
     let queue = device.queue(precision).unwrap();
-    let HeadLayout { batch, heads, dim, stream_tokens, tokens, .. } = layout;
-    let (rows, width) = (batch * stream_tokens, heads * dim);
-    let x = activations::<D>(&queue, rows * (width + 8), 1);
-    let x = View::new(&x, width + 8);
-    let weight = exact::<D>(&queue, dim, 2);
+    let HeadLayout { batch, heads, dim, tokens, .. } = streams[0];
+    let (rows, width) = (streams.iter().map(|s| batch * s.stream_tokens).sum::<usize>(), heads * dim);
     let angles: Vec<f32> = numbers(tokens * dim / 2, 3);
     let table =
         |f: fn(f32) -> f32| queue.upload(&angles.iter().map(|a| f(3.0 * a)).collect::<Vec<_>>(), Kind::Exact);
     let (cos, sin) = (table(libm::cosf), table(libm::sinf));
-    let norm = normed.then_some(NormRotary { weight: &weight, cos: &cos, sin: &sin });
     let all = batch * heads * tokens * dim;
-    let mut out = activations::<D>(&queue, all, 4);
-    queue.split_heads(layout, x, norm, &mut out);
-    let d_out = activations::<D>(&queue, all, 5);
-    let mut dx = activations::<D>(&queue, rows * (width + 2), 6);
-    queue.split_heads_backward(layout, &d_out, norm.map(|n| (x, n)), ViewMut::new(&mut dx, width + 2));
-    vec![queue.download(&out, 0, all).unwrap(), queue.download(&dx, 0, rows * (width + 2)).unwrap()]
+    let weights = [0, 1].map(|i| exact::<D>(&queue, dim, 2 + 10 * i));
+    let norm = |i: usize| weights.get(i).map(|weight| NormRotary { weight, cos: &cos, sin: &sin });
+    let stride = |i: usize| width + 8 * (i + 1);
+    let of_each = |seed: u64, len: &dyn Fn(usize) -> usize| {
+        operands.clone().map(|i| activations::<D>(&queue, len(i), seed + 10 * i as u64)).collect::<Vec<_>>()
+    };
+    let x = of_each(1, &|i| rows * stride(i));
+    let mut out = of_each(4, &|_| all);
+    let mut calls: Vec<_> = operands
+        .clone()
+        .zip(x.iter().zip(&mut out))
+        .map(|(i, (x, out))| SplitHeads { x: View::new(x, stride(i)), norm: norm(i), out })
+        .collect();
+    queue.split_heads(streams, &mut calls);
+    let d_out = of_each(5, &|_| all);
+    let mut dx = of_each(6, &|i| rows * (width + 2 * i));
+    let mut calls: Vec<_> = operands
+        .clone()
+        .zip(d_out.iter().zip(&x).zip(&mut dx))
+        .map(|(i, ((d_out, x), dx))| SplitHeadsBackward {
+            d_out,
+            norm: norm(i).map(|norm| (View::new(x, stride(i)), norm)),
+            dx: ViewMut::new(dx, width + 2 * i),
+        })
+        .collect();
+    queue.split_heads_backward(streams, &mut calls);
+    let all_of = |buffers: Vec<D::Buffer>, len: &dyn Fn(usize) -> usize| {
+        let each = operands.clone().zip(buffers);
+        each.map(|(i, buffer)| queue.download(&buffer, 0, len(i)).unwrap()).collect::<Vec<_>>()
+    };
+    [all_of(out, &|_| all), all_of(dx, &|i| rows * (width + 2 * i))].concat()
 }
 
 #[test]
 fn heads_agree_with_and_without_norm_and_rotation() {
     let Some(devices) = devices() else { return };
     for &layout in SMALL.heads {
-        for normed in [false, true] {
-            agree!(devices, [2e-6, 1.2e-2], heads(layout, normed));
+        for operand in 0..3 {
+            agree!(devices, [2e-6, 1.2e-2], heads(&[layout], operand..operand + 1));
         }
+        agree!(devices, [2e-6, 1.2e-2], heads(&[layout], 0..3));
+        agree!(devices, [2e-6, 1.2e-2], heads(&cases::head_streams(layout)[..2], 1..3));
+        agree!(devices, [2e-6, 1.2e-2], heads(&cases::head_streams(layout), 0..3));
     }
 }
 

@@ -8,21 +8,23 @@ use prefgraph_nn::device::{
 use crate::{
     agree,
     cases::{
-        Groups, SMALL, Scored,
+        self, Groups, SMALL, Scored,
         numbers::{activations, exact, numbers},
     },
     devices, read,
 };
 
-fn norms<D: Device>(device: &D, precision: Precision, rows: TokenRows, accumulate: bool) -> Vec<Vec<f32>> {
+fn norms<D: Device>(device: &D, precision: Precision, rows: &[TokenRows], accumulate: bool) -> Vec<Vec<f32>> {
     let queue = device.queue(precision).unwrap();
-    let TokenRows { batch, tokens, width } = rows;
-    let x = activations::<D>(&queue, rows.len(), 1);
+    let (batch, width, count) =
+        (rows[0].batch, rows[0].width, rows.iter().map(TokenRows::count).sum::<usize>());
+    let len = count * width;
+    let x = activations::<D>(&queue, len, 1);
     let modulation = activations::<D>(&queue, batch * 6 * width, 2);
     let part = |chunk: usize| View::new(&modulation, 6 * width).skip(chunk * width);
     let exact_zeros = |len| queue.zeros(len, Kind::Exact);
-    let (mut mean, mut reciprocal) = (exact_zeros(batch * tokens + 1), exact_zeros(batch * tokens));
-    let mut y = queue.zeros(rows.len(), Kind::Activation);
+    let (mut mean, mut reciprocal) = (exact_zeros(count + 1), exact_zeros(count));
+    let mut y = queue.zeros(len, Kind::Activation);
     queue.norm_modulate(NormModulate {
         rows,
         x: View::new(&x, width),
@@ -32,9 +34,14 @@ fn norms<D: Device>(device: &D, precision: Precision, rows: TokenRows, accumulat
         mean: ViewMut::new(&mut mean, 1).skip(1),
         reciprocal: ViewMut::new(&mut reciprocal, 1),
     });
-    let dy = activations::<D>(&queue, rows.len(), 3);
-    let mut dx = activations::<D>(&queue, rows.len(), 4);
+    let dy = activations::<D>(&queue, len, 3);
+    let mut dx = activations::<D>(&queue, len, 4);
     let (mut d_shift, mut d_scale) = (exact_zeros(batch * width), exact_zeros(batch * width));
+    // The modulation's cotangent is that of one stream.
+    let modulation = (rows.len() == 1).then(|| ModulationGrad {
+        d_shift: ViewMut::new(&mut d_shift, width),
+        d_scale: ViewMut::new(&mut d_scale, width),
+    });
     queue.norm_modulate_backward(NormModulateBackward {
         rows,
         x: View::new(&x, width),
@@ -44,18 +51,15 @@ fn norms<D: Device>(device: &D, precision: Precision, rows: TokenRows, accumulat
         dy: View::new(&dy, width),
         dx: ViewMut::new(&mut dx, width),
         accumulate,
-        modulation: Some(ModulationGrad {
-            d_shift: ViewMut::new(&mut d_shift, width),
-            d_scale: ViewMut::new(&mut d_scale, width),
-        }),
+        modulation,
     });
     read::<D>(
         &queue,
         &[
-            (&y, rows.len()),
-            (&mean, batch * tokens + 1),
-            (&reciprocal, batch * tokens),
-            (&dx, rows.len()),
+            (&y, len),
+            (&mean, count + 1),
+            (&reciprocal, count),
+            (&dx, len),
             (&d_shift, batch * width),
             (&d_scale, batch * width),
         ],
@@ -67,7 +71,9 @@ fn modulated_norms_and_their_cotangents_agree() {
     let Some(devices) = devices() else { return };
     for &rows in SMALL.rows {
         for accumulate in [false, true] {
-            agree!(devices, [2e-5, 1.5e-2], norms(rows, accumulate));
+            agree!(devices, [2e-5, 1.5e-2], norms(&[rows], accumulate));
+            agree!(devices, [2e-5, 1.5e-2], norms(&cases::streams(rows)[..2], accumulate));
+            agree!(devices, [2e-5, 1.5e-2], norms(&cases::streams(rows), accumulate));
         }
     }
 }

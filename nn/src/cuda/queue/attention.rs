@@ -1,50 +1,23 @@
-//! Heads and attention.
+//! Attention.
 //!
-//! `B` samples, `H` heads, `S` tokens of one stream, `T` tokens of the attention, `D` width of a head.
+//! `B` samples, `H` heads, `T` tokens, `D` width of a head.
 
-use super::{CudaQueue, Rows, wide};
+use super::{CudaQueue, Rows};
 use crate::{
     cuda::{
         Cuda,
         launch::{Argument, Grid, flag, float, int, pointer},
         modules::Source,
-        values::{CudaBuffer, Element},
+        values::Element,
     },
-    device::{
-        Attention, AttentionBackward, AttentionShape, HeadLayout, Kind, NormRotary, Queue, View, ViewMut,
-    },
+    device::{Attention, AttentionBackward, AttentionShape, Kind, Queue},
 };
 
-/// Threads of a block of the kernels that split heads.
-const HEAD_THREADS: usize = 256;
 /// Rows of a block of the plain attention, and rows of a tile (`attention_plain.cu`).
 const ROWS: usize = 4;
 const TILE: usize = 32;
 /// Threads of a block of the kernel of delta (`attention_backward.cu`).
 const THREADS: usize = 128;
-
-/// Threads that share one head of one token, each with sixteen bytes of it: a power of two, at most a warp.
-fn lanes(dim: usize, element: Element) -> usize {
-    dim.div_ceil(wide(element)).next_power_of_two().min(32)
-}
-
-fn heads_grid(layout: HeadLayout, lanes: usize) -> Grid {
-    let count = layout.batch * layout.stream_tokens * layout.heads;
-    Grid { blocks: (count.div_ceil(HEAD_THREADS / lanes), 1), threads: HEAD_THREADS as u32, shared: 0 }
-}
-
-/// Threads of a head, rows of the stream, heads, width of a head, tokens of the stream and of the attention, and where the stream
-/// begins.
-fn head_sizes(layout: HeadLayout, lanes: usize) -> [Argument; 7] {
-    let HeadLayout { batch, heads, dim, stream_tokens, tokens, offset } = layout;
-    [lanes, batch * stream_tokens, heads, dim, stream_tokens, tokens, offset].map(int)
-}
-
-/// Can every head of these rows be read sixteen bytes at a time?
-fn whole_chunks(layout: HeadLayout, rows: &[Rows]) -> Argument {
-    let fit = |r: &Rows| r.is_wide() && (layout.dim * r.element.size()).is_multiple_of(16);
-    flag(rows.iter().all(fit))
-}
 
 /// A block for four rows of every head.
 fn plain_grid(shape: AttentionShape, rows: usize) -> Grid {
@@ -180,61 +153,6 @@ impl AttentionShape {
 }
 
 impl CudaQueue {
-    fn rotary(layout: HeadLayout, norm: NormRotary<'_, Cuda>) -> [Rows; 3] {
-        let angles =
-            |buffer| Rows { stride: layout.dim / 2, ..Rows::flat(buffer, layout.tokens * layout.dim / 2) };
-        [Rows::flat(norm.weight, layout.dim), angles(norm.cos), angles(norm.sin)]
-    }
-
-    pub(super) fn heads_from_tokens(
-        &self,
-        layout: HeadLayout,
-        x: View<'_, Cuda>,
-        norm_rotary: Option<NormRotary<'_, Cuda>>,
-        out: &CudaBuffer,
-    ) {
-        let x = Rows::of(x, layout.batch * layout.stream_tokens, layout.heads * layout.dim);
-        let out = Rows::flat(out, layout.batch * layout.heads * layout.tokens * layout.dim);
-        self.expect_activations("split_heads", [x, out]);
-        let (name, rotary) = match norm_rotary {
-            Some(norm) => ("split_heads", Self::rotary(layout, norm).to_vec()),
-            None => ("split_values", Vec::new()),
-        };
-        let operands = [&[x], rotary.as_slice(), &[out]].concat();
-        let pointers: Vec<Argument> = operands.iter().map(|r| r.argument()).collect();
-        let lanes = lanes(layout.dim, x.element);
-        let end = [int(x.stride), whole_chunks(layout, &operands)];
-        let arguments = [&pointers[..], &head_sizes(layout, lanes), &end].concat();
-        self.launch(Source::Heads, name, heads_grid(layout, lanes), &arguments);
-    }
-
-    pub(super) fn tokens_from_heads(
-        &self,
-        layout: HeadLayout,
-        d_out: &CudaBuffer,
-        x: Option<(View<'_, Cuda>, NormRotary<'_, Cuda>)>,
-        dx: &ViewMut<'_, Cuda>,
-    ) {
-        let (rows, width) = (layout.batch * layout.stream_tokens, layout.heads * layout.dim);
-        let dx = Rows::of_mut(dx, rows, width);
-        let d_out = Rows::flat(d_out, layout.batch * layout.heads * layout.tokens * layout.dim);
-        self.expect_activations("split_heads_backward", [d_out, dx]);
-        let (name, operands, strides) = match x {
-            None => ("split_values_backward", vec![d_out, dx], vec![int(dx.stride)]),
-            Some((x, norm)) => {
-                let x = Rows::of(x, rows, width);
-                self.expect_activations("split_heads_backward", [x]);
-                let operands = [&[d_out, x], &Self::rotary(layout, norm)[..], &[dx]].concat();
-                ("split_heads_backward", operands, vec![int(x.stride), int(dx.stride)])
-            }
-        };
-        let pointers: Vec<Argument> = operands.iter().map(|r| r.argument()).collect();
-        let lanes = lanes(layout.dim, dx.element);
-        let end = [whole_chunks(layout, &operands)];
-        let arguments = [&pointers[..], &head_sizes(layout, lanes), &strides, &end].concat();
-        self.launch(Source::Heads, name, heads_grid(layout, lanes), &arguments);
-    }
-
     pub(super) fn attend(&self, call: Attention<'_, Cuda>) {
         let Attention { shape, query_rows, scores, q, k, v, out, lse } = call;
         let q = Rows::flat(q, shape.query_values());

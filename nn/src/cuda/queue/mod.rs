@@ -3,7 +3,8 @@
 //! ```text
 //!  mod         the stream, its errors, memory and copies     products   matrix products and factors
 //!  pointwise   sums, activation functions, gates, windows    norms      norms and scores
-//!  attention   heads and attention                          optimizer  AdamW, and questions about gradients
+//!  heads       projections by heads, and back                attention  attention
+//!  streams     token rows of several streams                optimizer  AdamW, and questions about gradients
 //! ```
 //!
 //! `B` samples, `T` tokens, `D` width.
@@ -11,10 +12,12 @@
 #![allow(unsafe_code, reason = "launches of kernels and copies of memory")]
 
 mod attention;
+mod heads;
 mod norms;
 mod optimizer;
 mod pointwise;
 mod products;
+mod streams;
 
 use std::{
     mem::ManuallyDrop,
@@ -36,8 +39,8 @@ use crate::{
     device::{
         Activation, Attention, AttentionBackward, CopyTokens, DeviceVec, Direction, GateGrad, Gemm, GemmTn,
         GroupNorm, GroupNormBackward, HeadLayout, Kind, Norm, NormBackward, NormModulate,
-        NormModulateBackward, NormRotary, Passing, Precision, Queue, TokenRows, View, ViewMut, Windows,
-        WindowsBackward,
+        NormModulateBackward, Passing, Precision, Queue, SplitHeads, SplitHeadsBackward, TokenRows, View,
+        ViewMut, Windows, WindowsBackward,
     },
     error::{Error, Result},
 };
@@ -396,24 +399,12 @@ impl Queue<Cuda> for CudaQueue {
         self.sum_of_products(call);
     }
 
-    fn split_heads(
-        &self,
-        layout: HeadLayout,
-        x: View<'_, Cuda>,
-        norm_rotary: Option<NormRotary<'_, Cuda>>,
-        out: &mut CudaBuffer,
-    ) {
-        self.heads_from_tokens(layout, x, norm_rotary, out);
+    fn split_heads(&self, streams: &[HeadLayout], operands: &mut [SplitHeads<'_, Cuda>]) {
+        self.heads_from_tokens(streams, operands);
     }
 
-    fn split_heads_backward(
-        &self,
-        layout: HeadLayout,
-        d_out: &CudaBuffer,
-        x: Option<(View<'_, Cuda>, NormRotary<'_, Cuda>)>,
-        dx: ViewMut<'_, Cuda>,
-    ) {
-        self.tokens_from_heads(layout, d_out, x, &dx);
+    fn split_heads_backward(&self, streams: &[HeadLayout], operands: &mut [SplitHeadsBackward<'_, Cuda>]) {
+        self.tokens_from_heads(streams, operands);
     }
 
     fn attention(&self, call: Attention<'_, Cuda>) {
@@ -502,13 +493,13 @@ impl Queue<Cuda> for CudaQueue {
         self.gelu_rows_backward((rows, width), x, dy, dx);
     }
 
-    fn gated_add(&self, rows: TokenRows, x: ViewMut<'_, Cuda>, gate: View<'_, Cuda>, y: View<'_, Cuda>) {
+    fn gated_add(&self, rows: &[TokenRows], x: ViewMut<'_, Cuda>, gate: View<'_, Cuda>, y: View<'_, Cuda>) {
         self.add_gated(rows, &x, gate, y);
     }
 
     fn gated_add_backward(
         &self,
-        rows: TokenRows,
+        rows: &[TokenRows],
         dx: View<'_, Cuda>,
         gate: View<'_, Cuda>,
         dy: ViewMut<'_, Cuda>,

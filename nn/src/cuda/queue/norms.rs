@@ -5,14 +5,14 @@
 use super::{
     CudaQueue, Rows,
     pointwise::{column_sums, dense},
-    wide,
+    streams::Streams,
 };
 use crate::{
     cuda::{
         Cuda,
         launch::{Grid, double, flag, float, int, pointer},
         modules::Source,
-        values::{CudaBuffer, Element},
+        values::CudaBuffer,
     },
     device::{
         GroupNorm, GroupNormBackward, Kind, ModulationGrad, Norm, NormBackward, NormKind, NormModulate,
@@ -22,76 +22,49 @@ use crate::{
 
 /// Shared memory in which a block sums two values of each thread.
 const BLOCK_SUMS: usize = 2 * 32 * 4;
-/// The most threads of a block that has a row.
-const MOST_THREADS: usize = 256;
+/// Threads of a block that has a row to be modulated (`norm.cu`).
+const THREADS_OF_A_ROW: u32 = 128;
 /// Rows of a picture that one block sums for a group of channels, and the most blocks of a group.
 const ROWS_OF_A_SLICE: usize = 1024;
 const MOST_SLICES: usize = 256;
 
-/// A block for each of `rows` rows of `width` activations, in which every thread has as many chunks of sixteen bytes.
-fn row_blocks(rows: usize, width: usize, element: Element) -> Grid {
-    let chunks = width.div_ceil(wide(element));
-    let each = chunks.div_ceil(MOST_THREADS).max(1);
-    let threads = chunks.div_ceil(each).next_multiple_of(32).clamp(32, MOST_THREADS);
-    Grid { blocks: (rows, 1), threads: threads as u32, shared: BLOCK_SUMS }
+/// A block for each of `rows` rows that are modulated (`norm.cu`).
+fn modulated_rows(rows: usize) -> Grid {
+    Grid { blocks: (rows, 1), threads: THREADS_OF_A_ROW, shared: BLOCK_SUMS }
 }
 
 impl CudaQueue {
     pub(super) fn modulated_norm(&self, call: NormModulate<'_, Cuda>) {
         let NormModulate { rows, x, shift, scale, y, mean, reciprocal } = call;
-        let TokenRows { batch, tokens, width } = rows;
-        let (x, y) = (dense(x, rows), dense(y.read(), rows));
+        let Some(rows) = Streams::new(rows) else { return };
+        let Streams { batch, width, count, .. } = rows;
+        let (x, y) = (rows.dense(x), rows.dense(y.read()));
         let (shift, scale) = (Rows::of(shift, batch, width), Rows::of(scale, batch, width));
-        let count = batch * tokens;
         let (mean, reciprocal) = (Rows::of_mut(&mean, 1, count), Rows::of_mut(&reciprocal, 1, count));
         self.expect_activations("norm_modulate", [x, shift, scale, y]);
         assert_eq!(shift.stride, scale.stride, "shift and scale are parts of the same rows");
-        self.launch(
-            Source::Norm,
-            "norm_modulate",
-            row_blocks(count, width, x.element),
-            &[
-                x.argument(),
-                shift.argument(),
-                scale.argument(),
-                y.argument(),
-                mean.argument(),
-                reciprocal.argument(),
-                int(tokens),
-                int(width),
-                int(scale.stride),
-                flag([x, shift, scale, y].iter().all(|r| r.is_wide())),
-            ],
-        );
+        let operands = [x, shift, scale, y, mean, reciprocal].map(Rows::argument);
+        let wide = [x, shift, scale, y].iter().all(|r| r.is_wide());
+        let end = [int(width), int(scale.stride), flag(wide)];
+        let arguments = [&operands[..], &rows.sizes(), &end].concat();
+        self.launch(Source::Norm, "norm_modulate", modulated_rows(count), &arguments);
     }
 
     pub(super) fn modulated_norm_backward(&self, call: NormModulateBackward<'_, Cuda>) {
         let NormModulateBackward { rows, x, mean, reciprocal, scale, dy, dx, accumulate, modulation } = call;
-        let TokenRows { batch, tokens, width } = rows;
-        let (x, dy, dx) = (dense(x, rows), dense(dy, rows), dense(dx.read(), rows));
+        let Some(rows) = Streams::new(rows) else { return };
+        let Streams { batch, width, count, .. } = rows;
+        let (x, dy, dx) = (rows.dense(x), rows.dense(dy), rows.dense(dx.read()));
         let scale = Rows::of(scale, batch, width);
-        let count = batch * tokens;
         let (mean, reciprocal) = (Rows::of(mean, 1, count), Rows::of(reciprocal, 1, count));
         self.expect_activations("norm_modulate_backward", [x, scale, dy, dx]);
-        self.launch(
-            Source::Norm,
-            "norm_modulate_backward",
-            row_blocks(count, width, x.element),
-            &[
-                x.argument(),
-                mean.argument(),
-                reciprocal.argument(),
-                scale.argument(),
-                dy.argument(),
-                dx.argument(),
-                int(tokens),
-                int(width),
-                int(scale.stride),
-                flag(accumulate),
-                flag([x, scale, dy, dx].iter().all(|r| r.is_wide())),
-            ],
-        );
+        let operands = [x, mean, reciprocal, scale, dy, dx].map(Rows::argument);
+        let wide = [x, scale, dy, dx].iter().all(|r| r.is_wide());
+        let end = [int(width), int(scale.stride), flag(accumulate), flag(wide)];
+        let arguments = [&operands[..], &rows.sizes(), &end].concat();
+        self.launch(Source::Norm, "norm_modulate_backward", modulated_rows(count), &arguments);
         if let Some(ModulationGrad { d_shift, d_scale }) = modulation {
+            let tokens = rows.tokens_of_one();
             let (d_shift, d_scale) =
                 (Rows::of_mut(&d_shift, batch, width), Rows::of_mut(&d_scale, batch, width));
             assert_eq!(d_shift.stride, d_scale.stride, "both sums are parts of the same rows");

@@ -2,7 +2,7 @@
 //!
 //! `B` samples, `T` tokens of each, `D` width.
 
-use super::{CudaQueue, Rows, wide};
+use super::{CudaQueue, Rows, streams::Streams, wide};
 use crate::{
     cuda::{
         Cuda,
@@ -200,41 +200,43 @@ impl CudaQueue {
     }
 
     /// A kernel over token rows and the gates of their samples.
-    fn with_gates(&self, name: &'static str, rows: TokenRows, operands: [Rows; 3]) {
-        let TokenRows { batch, tokens, width } = rows;
+    fn with_gates(&self, name: &'static str, rows: Streams<'_>, operands: [Rows; 3]) {
         self.expect_activations(name, operands);
         let [_, gate, _] = operands;
         let wide = operands.iter().all(|r| r.is_wide());
-        let arguments =
-            [&operands.map(Rows::argument)[..], &[batch, tokens, width, gate.stride].map(int), &[flag(wide)]];
-        self.launch(Source::Pointwise, name, self.chunks(batch * tokens, width), &arguments.concat());
+        let end = [int(rows.width), int(gate.stride), flag(wide)];
+        let arguments = [&operands.map(Rows::argument)[..], &rows.sizes(), &end].concat();
+        self.launch(Source::Pointwise, name, self.chunks(rows.count, rows.width), &arguments);
     }
 
     pub(super) fn add_gated(
         &self,
-        rows: TokenRows,
+        rows: &[TokenRows],
         x: &ViewMut<'_, Cuda>,
         gate: View<'_, Cuda>,
         y: View<'_, Cuda>,
     ) {
+        let Some(rows) = Streams::new(rows) else { return };
         let gate = Rows::of(gate, rows.batch, rows.width);
-        self.with_gates("gated_add", rows, [dense(x.read(), rows), gate, dense(y, rows)]);
+        self.with_gates("gated_add", rows, [rows.dense(x.read()), gate, rows.dense(y)]);
     }
 
     pub(super) fn add_gated_backward(
         &self,
-        rows: TokenRows,
+        rows: &[TokenRows],
         dx: View<'_, Cuda>,
         gate: View<'_, Cuda>,
         dy: &ViewMut<'_, Cuda>,
         gate_grad: Option<GateGrad<'_, Cuda>>,
     ) {
-        let TokenRows { batch, tokens, width } = rows;
-        let (dx, dy) = (dense(dx, rows), dense(dy.read(), rows));
+        let Some(rows) = Streams::new(rows) else { return };
+        let Streams { batch, width, .. } = rows;
+        let (dx, dy) = (rows.dense(dx), rows.dense(dy.read()));
         let gate = Rows::of(gate, batch, width);
         self.with_gates("gated_add_backward", rows, [dx, gate, dy]);
         if let Some(GateGrad { y, d_gate }) = gate_grad {
-            let (y, d_gate) = (dense(y, rows), Rows::of_mut(&d_gate, batch, width));
+            let tokens = rows.tokens_of_one();
+            let (y, d_gate) = (rows.dense(y), Rows::of_mut(&d_gate, batch, width));
             self.expect_activations("gate_sums", [y]);
             self.launch(
                 Source::Norm,

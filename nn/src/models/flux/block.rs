@@ -9,7 +9,7 @@ use super::{
 use crate::{
     device::{
         self, AttentionShape, Device, GateGrad, HeadLayout, Kind, ModulationGrad, NormModulate,
-        NormModulateBackward, NormRotary, Queue, Scores, View, ViewMut,
+        NormModulateBackward, NormRotary, Queue, Scores, SplitHeads, SplitHeadsBackward, View, ViewMut,
     },
     error::{Error, Result},
     layers::{Context, Linear, Output, linears, linears_backward},
@@ -42,11 +42,6 @@ impl<D: Device> Pass<'_, D> {
     /// Working memory for this many activations.
     pub fn take(&self, len: usize) -> D::Buffer {
         self.ctx.queue.take(len, Kind::Activation)
-    }
-
-    /// Where the rows of a segment begin, in values from the first row of the span that starts at row `start`.
-    fn at(&self, segment: &Segment, start: usize) -> usize {
-        (segment.rows.start - start) * self.width
     }
 }
 
@@ -148,18 +143,15 @@ pub(super) fn normed<D: Device>(
     let mut values = pass.take(rows.len() * pass.width);
     let exact = || queue.take(rows.len(), Kind::Exact);
     let mut moments = RowMoments { mean: exact(), reciprocal: exact() };
-    for segment in pass.sequence.segments(span) {
-        let (row, at) = (segment.rows.start - rows.start, pass.at(segment, rows.start));
-        queue.norm_modulate(NormModulate {
-            rows: pass.sequence.shape(segment, pass.width),
-            x: x.skip(at),
-            shift: modulation.chunk(shift),
-            scale: modulation.chunk(scale),
-            y: ViewMut::new(&mut values, pass.width).skip(at),
-            mean: ViewMut::new(&mut moments.mean, 1).skip(row),
-            reciprocal: ViewMut::new(&mut moments.reciprocal, 1).skip(row),
-        });
-    }
+    queue.norm_modulate(NormModulate {
+        rows: &pass.sequence.shapes(span, pass.width),
+        x,
+        shift: modulation.chunk(shift),
+        scale: modulation.chunk(scale),
+        y: ViewMut::new(&mut values, pass.width),
+        mean: ViewMut::new(&mut moments.mean, 1),
+        reciprocal: ViewMut::new(&mut moments.reciprocal, 1),
+    });
     Normed { values, moments }
 }
 
@@ -179,21 +171,23 @@ pub(super) fn normed_backward<D: Device>(
     mut sums: Option<&mut ModulationSums<D>>,
 ) {
     let start = pass.sequence.span_rows(span.clone()).start;
-    let carried = pass.sequence.span_rows(carried);
     let queue = pass.ctx.queue;
     let part = || queue.take(pass.sequence.batch * pass.width, Kind::Exact);
-    for segment in pass.sequence.segments(span) {
-        let (row, at) = (segment.rows.start - start, pass.at(segment, start));
+    // Sums over tokens are those of a segment.
+    let parts = pass.sequence.runs(span, sums.is_some(), &carried);
+    for (segments, accumulate) in parts {
+        let first = pass.sequence.span_rows(segments.clone()).start;
+        let (row, at) = (first - start, (first - start) * pass.width);
         let mut parts = sums.is_some().then(|| (part(), part()));
         queue.norm_modulate_backward(NormModulateBackward {
-            rows: pass.sequence.shape(segment, pass.width),
+            rows: &pass.sequence.shapes(segments, pass.width),
             x: x.skip(at),
             mean: View::new(&moments.mean, 1).skip(row),
             reciprocal: View::new(&moments.reciprocal, 1).skip(row),
             scale: modulation.chunk(scale),
             dy: dy.skip(at),
             dx: dx.again().skip(at),
-            accumulate: carried.contains(&segment.rows.start),
+            accumulate,
             modulation: parts.as_mut().map(|(d_shift, d_scale)| ModulationGrad {
                 d_shift: ViewMut::new(d_shift, pass.width),
                 d_scale: ViewMut::new(d_scale, pass.width),
@@ -210,18 +204,13 @@ pub(super) fn normed_backward<D: Device>(
 pub(super) fn gated_add<D: Device>(
     pass: Pass<'_, D>,
     span: Span,
-    mut x: ViewMut<'_, D>,
+    x: ViewMut<'_, D>,
     modulation: &Modulation<D>,
     gate: usize,
     y: &D::Buffer,
 ) {
-    let start = pass.sequence.span_rows(span.clone()).start;
-    for segment in pass.sequence.segments(span) {
-        let at = pass.at(segment, start);
-        let rows = pass.sequence.shape(segment, pass.width);
-        let y = View::new(y, pass.width).skip(at);
-        pass.ctx.queue.gated_add(rows, x.again().skip(at), modulation.chunk(gate), y);
-    }
+    let rows = pass.sequence.shapes(span, pass.width);
+    pass.ctx.queue.gated_add(&rows, x, modulation.chunk(gate), View::new(y, pass.width));
 }
 
 /// Backward of [`gated_add`]: `dy`, and with sums the gate's own derivative, for which `y` must have been kept.
@@ -247,14 +236,14 @@ pub(super) fn gated_add_backward<D: Device>(
     let rows = pass.sequence.span_rows(span.clone());
     let queue = pass.ctx.queue;
     let mut dy = pass.take(rows.len() * pass.width);
-    for segment in pass.sequence.segments(span) {
-        let at = pass.at(segment, rows.start);
+    for (segments, _) in pass.sequence.runs(span.clone(), gated.is_some(), &span) {
+        let at = (pass.sequence.span_rows(segments.clone()).start - rows.start) * pass.width;
         let mut part = gated.is_some().then(|| queue.take(pass.sequence.batch * pass.width, Kind::Exact));
         let y = gated.as_ref().map(|(_, y)| View::new(*y, pass.width).skip(at));
         let gate_grad =
             part.as_mut().zip(y).map(|(part, y)| GateGrad { y, d_gate: ViewMut::new(part, pass.width) });
         queue.gated_add_backward(
-            pass.sequence.shape(segment, pass.width),
+            &pass.sequence.shapes(segments, pass.width),
             dx.skip(at),
             modulation.chunk(gate),
             ViewMut::new(&mut dy, pass.width).skip(at),
@@ -287,52 +276,63 @@ impl<D: Device> Heads<D> {
     }
 }
 
-fn head_layout<D: Device>(pass: Pass<'_, D>, segment: &Segment) -> HeadLayout {
-    HeadLayout {
+/// Rows of a span, `[rows, D]`, on their way to `[N, H, S, D / H]`; with the weight of an RMS norm they are also normed and turned.
+pub(super) struct Projection<'a, D: Device> {
+    pub rows: &'a D::Buffer,
+    pub weight: Option<&'a D::Buffer>,
+    pub heads: &'a mut D::Buffer,
+}
+
+/// Projections of one span to their places among the heads.
+pub(super) fn split_heads<D: Device, const N: usize>(
+    pass: Pass<'_, D>,
+    span: Span,
+    projections: [Projection<'_, D>; N],
+) {
+    let mut operands = projections.map(|Projection { rows, weight, heads }| SplitHeads {
+        x: View::new(rows, pass.width),
+        norm: weight.map(|weight| norm_rotary(pass, weight)),
+        out: heads,
+    });
+    pass.ctx.queue.split_heads(&head_layouts(pass, span), &mut operands);
+}
+
+/// The cotangent of heads on its way back to rows of a span, which are overwritten; `x` are the projection's rows before their norm, with
+/// its weight.
+pub(super) struct ProjectionGrad<'a, D: Device> {
+    pub d_heads: &'a D::Buffer,
+    pub x: Option<(&'a D::Buffer, &'a D::Buffer)>,
+    pub d_rows: &'a mut D::Buffer,
+}
+
+/// Backward of [`split_heads`].
+pub(super) fn split_heads_backward<D: Device, const N: usize>(
+    pass: Pass<'_, D>,
+    span: Span,
+    projections: [ProjectionGrad<'_, D>; N],
+) {
+    let mut operands = projections.map(|ProjectionGrad { d_heads, x, d_rows }| SplitHeadsBackward {
+        d_out: d_heads,
+        norm: x.map(|(x, weight)| (View::new(x, pass.width), norm_rotary(pass, weight))),
+        dx: ViewMut::new(d_rows, pass.width),
+    });
+    pass.ctx.queue.split_heads_backward(&head_layouts(pass, span), &mut operands);
+}
+
+fn head_layouts<D: Device>(pass: Pass<'_, D>, span: Span) -> Vec<HeadLayout> {
+    let layout = |segment: &Segment| HeadLayout {
         batch: pass.sequence.batch,
         heads: pass.heads,
         dim: pass.width / pass.heads,
         stream_tokens: segment.tokens,
         tokens: pass.sequence.tokens,
         offset: segment.offset,
-    }
+    };
+    pass.sequence.segments(span).map(layout).collect()
 }
 
 fn norm_rotary<'a, D: Device>(pass: Pass<'a, D>, weight: &'a D::Buffer) -> NormRotary<'a, D> {
     NormRotary { weight, cos: &pass.rotary.cos, sin: &pass.rotary.sin }
-}
-
-/// From rows of a span, `[rows, D]`, to their places in `[N, H, S, D / H]`; with an RMS norm's weight also normed and turned.
-pub(super) fn split_heads<D: Device>(
-    pass: Pass<'_, D>,
-    span: Span,
-    x: &D::Buffer,
-    weight: Option<&D::Buffer>,
-    out: &mut D::Buffer,
-) {
-    let start = pass.sequence.span_rows(span.clone()).start;
-    for segment in pass.sequence.segments(span) {
-        let x = View::new(x, pass.width).skip(pass.at(segment, start));
-        let norm = weight.map(|w| norm_rotary(pass, w));
-        pass.ctx.queue.split_heads(head_layout(pass, segment), x, norm, out);
-    }
-}
-
-/// Backward of [`split_heads`]; `x` goes with its norm.
-pub(super) fn split_heads_backward<D: Device>(
-    pass: Pass<'_, D>,
-    span: Span,
-    d_out: &D::Buffer,
-    x: Option<(&D::Buffer, &D::Buffer)>,
-    dx: &mut D::Buffer,
-) {
-    let start = pass.sequence.span_rows(span.clone()).start;
-    for segment in pass.sequence.segments(span) {
-        let at = pass.at(segment, start);
-        let x = x.map(|(x, weight)| (View::new(x, pass.width).skip(at), norm_rotary(pass, weight)));
-        let dx = ViewMut::new(dx, pass.width).skip(at);
-        pass.ctx.queue.split_heads_backward(head_layout(pass, segment), d_out, x, dx);
-    }
 }
 
 /// The attention's result in the joint order, `[N, S, D]`, and the logarithms of its sums, `[N, H, S]`.

@@ -9,8 +9,9 @@
 
 use super::{
     block::{
-        Attended, Heads, Modulation, ModulationSums, Pass, RowMoments, attend, attend_backward, gated_add,
-        gated_add_backward, normed, normed_backward, split_heads, split_heads_backward,
+        Attended, Heads, Modulation, ModulationSums, Pass, Projection, ProjectionGrad, RowMoments, attend,
+        attend_backward, gated_add, gated_add_backward, normed, normed_backward, split_heads,
+        split_heads_backward,
     },
     config::MLP_RATIO,
     sequence::{ALL, IMAGE, Span, TEXT},
@@ -110,9 +111,12 @@ fn project<D: Device>(
             Output(&stream.v, ViewMut::new(&mut v, width)),
         ],
     )?;
-    split_heads(pass, span.clone(), &q, Some(&stream.norm_q), &mut heads.q);
-    split_heads(pass, span.clone(), &k, Some(&stream.norm_k), &mut heads.k);
-    split_heads(pass, span, &v, None, &mut heads.v);
+    let projections = [
+        Projection { rows: &q, weight: Some(&stream.norm_q), heads: &mut heads.q },
+        Projection { rows: &k, weight: Some(&stream.norm_k), heads: &mut heads.k },
+        Projection { rows: &v, weight: None, heads: &mut heads.v },
+    ];
+    split_heads(pass, span, projections);
     Ok(Projected { modulation, moments: n.moments, q, k, inner })
 }
 
@@ -238,8 +242,11 @@ pub(super) fn backward<D: Device>(
 
     let mut heads = Heads::with_values(pass, v);
     for ((stream, span), saved) in parts.iter().zip(&streams) {
-        split_heads(pass, span.clone(), &saved.q, Some(&stream.norm_q), &mut heads.q);
-        split_heads(pass, span.clone(), &saved.k, Some(&stream.norm_k), &mut heads.k);
+        let projections = [
+            Projection { rows: &saved.q, weight: Some(&stream.norm_q), heads: &mut heads.q },
+            Projection { rows: &saved.k, weight: Some(&stream.norm_k), heads: &mut heads.k },
+        ];
+        split_heads(pass, span.clone(), projections);
     }
     let d_heads = attend_backward(pass, ALL, &heads, &attended, &d_attended);
     drop((heads, d_attended, attended));
@@ -396,9 +403,12 @@ impl<D: Device> StreamPass<'_, D> {
         let take = || pass.take(rows * width);
         let (mut dq, mut dk, mut dv) = (take(), take(), take());
         let (q, k) = ((&saved.q, &stream.norm_q), (&saved.k, &stream.norm_k));
-        split_heads_backward(*pass, span.clone(), &d_heads.q, Some(q), &mut dq);
-        split_heads_backward(*pass, span.clone(), &d_heads.k, Some(k), &mut dk);
-        split_heads_backward(*pass, span.clone(), &d_heads.v, None, &mut dv);
+        let projections = [
+            ProjectionGrad { d_heads: &d_heads.q, x: Some(q), d_rows: &mut dq },
+            ProjectionGrad { d_heads: &d_heads.k, x: Some(k), d_rows: &mut dk },
+            ProjectionGrad { d_heads: &d_heads.v, x: None, d_rows: &mut dv },
+        ];
+        split_heads_backward(*pass, span.clone(), projections);
         let adapted = [&stream.q, &stream.k, &stream.v].iter().any(|l| ctx.adapts(l));
         let x = View::new(&saved.x, width);
         let n = adapted.then(|| normed(*pass, span.clone(), x, &saved.modulation, ATTENTION).values);

@@ -85,8 +85,27 @@ impl Sequence {
     }
 
     /// The sizes of a segment for the kernels that work by samples.
-    pub fn shape(&self, segment: &Segment, width: usize) -> TokenRows {
+    fn shape(&self, segment: &Segment, width: usize) -> TokenRows {
         TokenRows { batch: self.batch, tokens: segment.tokens, width }
+    }
+
+    /// The same of all segments of a span that have tokens.
+    pub fn shapes(&self, span: Span, width: usize) -> Vec<TokenRows> {
+        self.segments(span).map(|segment| self.shape(segment, width)).collect()
+    }
+
+    /// The parts of a span that one call can take, and whether they lie in `carried`: neighbours that do alike, or with `alone` each
+    /// segment by itself.
+    pub fn runs(&self, span: Span, alone: bool, carried: &Span) -> Vec<(Span, bool)> {
+        let mut runs: Vec<(Span, bool)> = Vec::new();
+        for segment in span.filter(|s| self.segments[*s].tokens > 0) {
+            let inside = carried.contains(&segment);
+            match runs.last_mut() {
+                Some((run, known)) if !alone && *known == inside => run.end = segment + 1,
+                _ => runs.push((segment..segment + 1, inside)),
+            }
+        }
+        runs
     }
 
     /// Copy rows of a span from the joint order `[N, S, width]` to the segments' order; `to` starts at the span's

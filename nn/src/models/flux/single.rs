@@ -9,8 +9,9 @@
 
 use super::{
     block::{
-        Attended, Heads, Modulation, ModulationSums, Pass, RowMoments, attend, attend_backward, gated_add,
-        gated_add_backward, normed, normed_backward, split_heads, split_heads_backward,
+        Attended, Heads, Modulation, ModulationSums, Pass, Projection, ProjectionGrad, RowMoments, attend,
+        attend_backward, gated_add, gated_add_backward, normed, normed_backward, split_heads,
+        split_heads_backward,
     },
     config::MLP_RATIO,
     sequence::{ALL, Span},
@@ -82,9 +83,15 @@ pub(super) fn forward<D: Device>(
     drop(n.values);
 
     let mut heads = Heads::take(pass);
-    split_heads(pass, span.clone(), &q, Some(&block.norm_q), &mut heads.q);
-    split_heads(pass, ALL, &k, Some(&block.norm_k), &mut heads.k);
-    split_heads(pass, ALL, &v, None, &mut heads.v);
+    let queries = Projection { rows: &q, weight: Some(&block.norm_q), heads: &mut heads.q };
+    let keys = Projection { rows: &k, weight: Some(&block.norm_k), heads: &mut heads.k };
+    let values = Projection { rows: &v, weight: None, heads: &mut heads.v };
+    if span == ALL {
+        split_heads(pass, ALL, [queries, keys, values]);
+    } else {
+        split_heads(pass, span.clone(), [queries]);
+        split_heads(pass, ALL, [keys, values]);
+    }
     drop(v);
     let attended = attend(pass, span.clone(), &heads);
     let Heads { q: q_heads, k: k_heads, v } = heads;
@@ -181,8 +188,14 @@ pub(super) fn backward<D: Device>(
     ctx.queue.gelu_backward((k_rows, mlp), up, d_joined_view.skip(width), to);
 
     let mut heads = Heads::with_values(pass, saved.v);
-    split_heads(pass, span.clone(), &saved.q, Some(&block.norm_q), &mut heads.q);
-    split_heads(pass, ALL, &saved.k, Some(&block.norm_k), &mut heads.k);
+    let queries = Projection { rows: &saved.q, weight: Some(&block.norm_q), heads: &mut heads.q };
+    let keys = Projection { rows: &saved.k, weight: Some(&block.norm_k), heads: &mut heads.k };
+    if span == ALL {
+        split_heads(pass, ALL, [queries, keys]);
+    } else {
+        split_heads(pass, span.clone(), [queries]);
+        split_heads(pass, ALL, [keys]);
+    }
     let mut d_attended = pass.take(m * width);
     sequence.copy_to_joint(ctx, span.clone(), width, d_joined_view, &mut d_attended);
     drop(d_joined);
@@ -192,9 +205,15 @@ pub(super) fn backward<D: Device>(
     let mut dk = pass.take(m * width);
     let mut dv = pass.take(m * width);
     let (q, k) = ((&saved.q, &block.norm_q), (&saved.k, &block.norm_k));
-    split_heads_backward(pass, span.clone(), &d_heads.q, Some(q), &mut dq);
-    split_heads_backward(pass, ALL, &d_heads.k, Some(k), &mut dk);
-    split_heads_backward(pass, ALL, &d_heads.v, None, &mut dv);
+    let queries = ProjectionGrad { d_heads: &d_heads.q, x: Some(q), d_rows: &mut dq };
+    let keys = ProjectionGrad { d_heads: &d_heads.k, x: Some(k), d_rows: &mut dk };
+    let values = ProjectionGrad { d_heads: &d_heads.v, x: None, d_rows: &mut dv };
+    if span == ALL {
+        split_heads_backward(pass, ALL, [queries, keys, values]);
+    } else {
+        split_heads_backward(pass, span.clone(), [queries]);
+        split_heads_backward(pass, ALL, [keys, values]);
+    }
     drop(d_heads);
 
     let adapted = adapts(&[&block.q, &block.k, &block.v, &block.up]);

@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     device::{
-        self, AttentionBackward, AttentionShape, Device, HeadLayout, Kind, Queue, Scores, View, ViewMut,
+        self, AttentionBackward, AttentionShape, Device, HeadLayout, Kind, Queue, Scores, SplitHeads,
+        SplitHeadsBackward, View, ViewMut,
     },
     error::{Error, Result},
     layers::{InputGrad, Linear, Output, linears, linears_backward},
@@ -46,15 +47,17 @@ impl Sizes {
     fn split<D: Device>(self, pass: Pass<'_, D>, tokens: usize, rows: &D::Buffer) -> D::Buffer {
         let mut by_heads = pass.take(pass.batch * tokens * self.channels);
         let rows = View::new(rows, self.channels);
-        pass.ctx.queue.split_heads(self.layout(pass, tokens), rows, None, &mut by_heads);
+        let projection = SplitHeads { x: rows, norm: None, out: &mut by_heads };
+        pass.ctx.queue.split_heads(&[self.layout(pass, tokens)], &mut [projection]);
         by_heads
     }
 
     /// Cotangents by heads as rows `[N U, C]`.
     fn join<D: Device>(self, pass: Pass<'_, D>, tokens: usize, by_heads: &D::Buffer) -> D::Buffer {
         let mut rows = pass.take(pass.batch * tokens * self.channels);
-        let to = ViewMut::new(&mut rows, self.channels);
-        pass.ctx.queue.split_heads_backward(self.layout(pass, tokens), by_heads, None, to);
+        let to =
+            SplitHeadsBackward { d_out: by_heads, norm: None, dx: ViewMut::new(&mut rows, self.channels) };
+        pass.ctx.queue.split_heads_backward(&[self.layout(pass, tokens)], &mut [to]);
         rows
     }
 }

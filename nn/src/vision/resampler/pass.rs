@@ -12,7 +12,7 @@ use crate::{
     cpu::map::check_lengths,
     device::{
         self, Activation, AttentionBackward, AttentionShape, CopyTokens, Device, HeadLayout, Kind, Queue,
-        Scores, TokenRows, View, ViewMut,
+        Scores, SplitHeads, SplitHeadsBackward, TokenRows, View, ViewMut,
     },
     error::Result,
     layers::{Context, InputGrad, Linear, Output, linears, linears_backward},
@@ -375,8 +375,8 @@ impl<D: Device> Layer<D> {
         by_heads.map(|by_heads| {
             let count = counts.next().unwrap_or(0);
             let mut rows = queue.take(sizes.pictures * count * inner, Kind::Activation);
-            let to = ViewMut::new(&mut rows, inner);
-            queue.split_heads_backward(self.layout((sizes.pictures, count)), &by_heads, None, to);
+            let to = SplitHeadsBackward { d_out: &by_heads, norm: None, dx: ViewMut::new(&mut rows, inner) };
+            queue.split_heads_backward(&[self.layout((sizes.pictures, count))], &mut [to]);
             rows
         })
     }
@@ -412,7 +412,8 @@ impl<D: Device> Layer<D> {
     fn split(&self, queue: &D::Queue, (batch, tokens): (usize, usize), rows: D::Buffer) -> D::Buffer {
         let width = self.attention.q.outputs();
         let mut by_heads = queue.take(batch * tokens * width, Kind::Activation);
-        queue.split_heads(self.layout((batch, tokens)), View::new(&rows, width), None, &mut by_heads);
+        let projection = SplitHeads { x: View::new(&rows, width), norm: None, out: &mut by_heads };
+        queue.split_heads(&[self.layout((batch, tokens))], &mut [projection]);
         by_heads
     }
 }

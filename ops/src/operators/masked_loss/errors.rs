@@ -67,24 +67,39 @@ fn over(x: f64, divisor: f64) -> f64 {
     if divisor > 0.0 { x / divisor } else { 0.0 }
 }
 
-impl Sample<'_> {
+impl<'a> Sample<'a> {
+    /// Its channels, each with the same weights. A network waits for the loss of its passes: a division for every value would show.
+    fn channels(&self) -> impl Iterator<Item = Sample<'a>> {
+        let Self { policy, target, reference, weight } = *self;
+        let cells = weight.len().max(1);
+        let mut reference = reference.map(|values| values.chunks_exact(cells));
+        policy.chunks_exact(cells).zip(target.chunks_exact(cells)).map(move |(policy, target)| Sample {
+            policy,
+            target,
+            reference: reference.as_mut().and_then(Iterator::next),
+            weight,
+        })
+    }
+
     /// All errors. The difference of policy and reference is the sum of `M^2 (p - r)(p + r - 2 target)`: two sums of
     /// nearly equal squares would cancel, and beta would amplify what is left of them.
     pub(super) fn errors(&self, reduction: Reduction) -> Errors {
         let cells = self.weight.len();
         let mut sums = Errors::default();
-        for (i, (policy, target)) in self.policy.iter().zip(self.target).enumerate() {
-            let (weight, policy, target) = (self.weight[i % cells], f64::from(*policy), f64::from(*target));
-            let error = (policy - target) * (policy - target);
-            sums.policy += weight * error;
-            sums.plain += error;
-            if let Some(reference) = self.reference {
-                let reference = f64::from(reference[i]);
-                let step = policy - reference;
-                sums.reference += weight * (reference - target) * (reference - target);
-                sums.difference += weight * step * (policy + reference - 2.0 * target);
-                sums.plain_difference += step * (policy + reference - 2.0 * target);
-                sums.drift += step * step;
+        for channel in self.channels() {
+            for (i, (policy, target)) in channel.policy.iter().zip(channel.target).enumerate() {
+                let (weight, policy, target) = (self.weight[i], f64::from(*policy), f64::from(*target));
+                let error = (policy - target) * (policy - target);
+                sums.policy += weight * error;
+                sums.plain += error;
+                if let Some(reference) = channel.reference {
+                    let reference = f64::from(reference[i]);
+                    let step = policy - reference;
+                    sums.reference += weight * (reference - target) * (reference - target);
+                    sums.difference += weight * step * (policy + reference - 2.0 * target);
+                    sums.plain_difference += step * (policy + reference - 2.0 * target);
+                    sums.drift += step * step;
+                }
             }
         }
         let divisor = reduction.divisor(self.policy.len() / cells, self.weight);
@@ -108,13 +123,16 @@ impl Sample<'_> {
         let all = self.policy.len() as f64;
         let (masked, plain) = (2.0 * over(pull.policy, divisor), 2.0 * pull.plain / all);
         let drift = 2.0 * pull.drift / all;
-        for (i, (policy, target)) in self.policy.iter().zip(self.target).enumerate() {
-            let (policy, target) = (f64::from(*policy), f64::from(*target));
-            let mut by = (masked * self.weight[i % cells] + plain) * (policy - target);
-            if let Some(reference) = self.reference {
-                by += drift * (policy - f64::from(reference[i]));
+        out.reserve(self.policy.len());
+        for channel in self.channels() {
+            for (i, (policy, target)) in channel.policy.iter().zip(channel.target).enumerate() {
+                let (policy, target) = (f64::from(*policy), f64::from(*target));
+                let mut by = (masked * self.weight[i] + plain) * (policy - target);
+                if let Some(reference) = channel.reference {
+                    by += drift * (policy - f64::from(reference[i]));
+                }
+                out.push(by as f32);
             }
-            out.push(by as f32);
         }
     }
 }
