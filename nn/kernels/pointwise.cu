@@ -65,6 +65,27 @@ extern "C" __global__ void __launch_bounds__(256) scaled_factor(float a, const f
   multiple<WIDE>(a, from, to, count, wide);
 }
 
+// Many of them, each on its way from an adapter's values to where the factors of a pass stand. A row of blocks has one.
+struct Part {
+  int from, to, count;
+  float scale;
+};
+extern "C" __global__ void __launch_bounds__(256) scaled_factors(const float* values, activation* factors, const Part* parts, int wide) {
+  const Part part = parts[blockIdx.y];
+  const float* from = values + part.from;
+  activation* to = factors + part.to;
+  const int step = gridDim.x * blockDim.x * WIDE;
+  const bool aligned = wide && part.from % Wide<float>::count == 0 && part.to % WIDE == 0;
+  for (int i = (blockIdx.x * blockDim.x + threadIdx.x) * WIDE; i < part.count; i += step) {
+    float v[WIDE];
+    const int left = part.count - i;
+    load_wide(from + i, v, left, aligned && left >= WIDE);
+#pragma unroll
+    for (int k = 0; k < WIDE; ++k) v[k] *= part.scale;
+    store_wide(to + i, v, left, aligned && left >= WIDE);
+  }
+}
+
 // y += a x
 template <class T> DEVICE void add_scaled_values(float a, const T* x, T* y, int count, int wide) {
   constexpr int N = Wide<T>::count;

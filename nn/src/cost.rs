@@ -48,6 +48,8 @@ pub struct PassCost {
     pub saved_bytes: usize,
     /// Held while a pass runs, besides what it is given and what it gives.
     pub scratch_bytes: usize,
+    /// The adapter's factors where they are made at once: held while the pass runs, and from forward to backward.
+    pub factor_bytes: usize,
     /// Held while a backward runs.
     pub backward_scratch_bytes: usize,
     /// Held by the queue of the pass besides its buffers: while the pass runs, and from forward to backward. Queues are used

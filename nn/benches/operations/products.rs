@@ -58,6 +58,6 @@ fn gemm_tn<D: Place>(table: &Table<D>, (m, p, q): (usize, usize, usize)) -> Resu
     let work = Work { bytes: table.bytes(m * (p + q), p * q), flops: 2 * m * p * q };
     table.row("gemm_tn", &format!("{m}: {p}x{q}"), work, |queue| {
         let (a, b) = (View::new(&a, p), View::new(&b, q));
-        queue.gemm_tn(GemmTn { m, p, q, a, b, out: ViewMut::new(&mut out, q) });
+        queue.gemm_tn(GemmTn { m, p, q, a, b, scale: 1.0, out: ViewMut::new(&mut out, q) });
     })
 }

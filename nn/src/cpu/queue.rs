@@ -216,7 +216,8 @@ impl Queue<Cpu> for CpuQueue {
     }
 
     fn gemm_tn(&self, call: GemmTn<'_, Cpu>) {
-        let GemmTn { m, p, q, a, b, out } = call;
+        let GemmTn { m, p, q, a, b, scale, out } = call;
+        let out = &mut out.values()[..p * q];
         cpu::gemm_tn(
             &self.cpu,
             cpu::GemmTn {
@@ -228,9 +229,12 @@ impl Queue<Cpu> for CpuQueue {
                 b: b.values(),
                 b_stride: b.stride,
                 accumulate: false,
-                out: &mut out.values()[..p * q],
+                out,
             },
         );
+        if scale != 1.0 {
+            cpu::scale(&self.cpu, scale, out);
+        }
     }
 
     fn split_heads(&self, streams: &[HeadLayout], operands: &mut [SplitHeads<'_, Cpu>]) {

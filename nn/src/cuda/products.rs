@@ -40,7 +40,7 @@ pub(super) struct Operand {
     pub transposed: bool,
 }
 
-/// `out [M, N] = left [M, K] right [K, N] + bias`, or with `accumulate` added to what is there.
+/// `out [M, N] = scale left [M, K] right [K, N] + bias`, or with `accumulate` added to what is there.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Product {
     pub sizes: (usize, usize, usize),
@@ -49,6 +49,7 @@ pub(super) struct Product {
     pub out: Operand,
     /// `[N]`, stored as the result is.
     pub bias: Option<CUdeviceptr>,
+    pub scale: f32,
     pub accumulate: bool,
     /// How both factors are stored.
     pub factors: Element,
@@ -323,7 +324,7 @@ impl Products {
             plan.descriptors
                 .set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
         }
-        let (alpha, beta) = (1.0f32, if call.accumulate { 1.0f32 } else { 0.0 });
+        let (alpha, beta) = (call.scale, if call.accumulate { 1.0f32 } else { 0.0 });
         // SAFETY: descriptors live under the lock; operands by the caller.
         unsafe {
             result::matmul(

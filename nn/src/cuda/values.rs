@@ -95,6 +95,8 @@ pub struct CudaBuffer {
 pub(super) enum MatrixMemory {
     /// In memory of its own.
     Own(Arc<Memory>),
+    /// In memory with others, from this byte on.
+    Part(Arc<Memory>, u64),
     /// In a group of streamed weights, which stays until its queue brings another one: only the product that is asked for next reads
     /// it.
     Streamed(CUdeviceptr),
@@ -106,6 +108,7 @@ impl MatrixMemory {
     pub fn pointer(&self) -> CUdeviceptr {
         match self {
             Self::Own(memory) => memory.pointer(),
+            Self::Part(memory, start) => memory.pointer() + start,
             Self::Streamed(pointer) => *pointer,
             Self::Nowhere => 0,
         }

@@ -76,7 +76,7 @@ impl<D: Device> Clone for Extra<'_, D> {
 
 impl<D: Device> Copy for Extra<'_, D> {}
 
-/// `out[p, q] = sum over m of a[m, p] * b[m, q]`, in f32: the gradient of a factor.
+/// `out[p, q] = scale * sum over m of a[m, p] * b[m, q]`, in f32: the gradient of a factor.
 #[derive(Debug)]
 pub struct GemmTn<'a, D: Device> {
     /// Number of rows of both factors.
@@ -89,8 +89,23 @@ pub struct GemmTn<'a, D: Device> {
     pub a: View<'a, D>,
     /// `[M, Q]`.
     pub b: View<'a, D>,
+    /// What the sums are multiplied by.
+    pub scale: f32,
     /// `[P, Q]`, without gaps between rows.
     pub out: ViewMut<'a, D>,
+}
+
+/// A right factor that is made of parts of a buffer, `[rows, columns]` each, that stand one below the other, times `scale`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FactorParts {
+    /// Where each part begins.
+    pub starts: Vec<usize>,
+    /// Rows of each.
+    pub rows: usize,
+    /// Columns of each.
+    pub columns: usize,
+    /// What its values are multiplied by.
+    pub scale: f32,
 }
 
 /// The sizes of `[B, T, D]` rows.

@@ -26,9 +26,9 @@ pub use activation::Activation;
 pub use adamw::AdamW;
 pub(crate) use adamw::Step;
 pub use calls::{
-    Attention, AttentionBackward, AttentionShape, CopyTokens, Extra, GateGrad, Gemm, GemmTn, HeadLayout,
-    Left, MOST_STREAMS, ModulationGrad, NormModulate, NormModulateBackward, NormRotary, Scores, SplitHeads,
-    SplitHeadsBackward, TokenRows,
+    Attention, AttentionBackward, AttentionShape, CopyTokens, Extra, FactorParts, GateGrad, Gemm, GemmTn,
+    HeadLayout, Left, MOST_STREAMS, ModulationGrad, NormModulate, NormModulateBackward, NormRotary, Scores,
+    SplitHeads, SplitHeadsBackward, TokenRows,
 };
 pub use matrix::{Matrix, Passing, Values};
 pub use norms::{GroupNorm, GroupNormBackward, Norm, NormBackward, NormKind};

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::{
-    Activation, Attention, AttentionBackward, CopyTokens, Device, DeviceVec, Direction, GateGrad, Gemm,
-    GemmTn, GroupNorm, GroupNormBackward, HeadLayout, Kind, Norm, NormBackward, NormModulate,
+    Activation, Attention, AttentionBackward, CopyTokens, Device, DeviceVec, Direction, FactorParts,
+    GateGrad, Gemm, GemmTn, GroupNorm, GroupNormBackward, HeadLayout, Kind, Norm, NormBackward, NormModulate,
     NormModulateBackward, Passing, SplitHeads, SplitHeadsBackward, TokenRows, View, ViewMut, Windows,
     WindowsBackward,
 };
@@ -70,6 +70,12 @@ pub trait Queue<D: Device<Queue = Self>>: fmt::Debug + Send + Sync + Sized + 'st
         scale: f32,
         direction: Direction,
     ) -> D::Matrix;
+
+    /// Factors for both directions, made of f32 `values` all at once. Nothing on a device that makes a factor for one direction.
+    fn factors(&self, values: &D::Buffer, wanted: &[FactorParts]) -> Option<Vec<D::Matrix>> {
+        let _ = (values, wanted);
+        None
+    }
 
     /// Bring matrices to the device that will be used together and soon, those of a block, and drop what is held of the blocks before
     /// the last [`BLOCKS_AHEAD`](Device::BLOCKS_AHEAD) and the one in use. An empty group drops only. Nothing where products

@@ -2,9 +2,12 @@
 //!
 //! `N` outputs, `K` inputs, `R` rank, `J` adapted linears of a group.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
-use super::Linear;
+use super::{
+    FactorGroups, Linear,
+    factors::{Factor, Factors, Places},
+};
 use crate::{
     backbone::LinearLayout,
     device::{CopyTokens, Device, Direction, Kind, Queue, TokenRows, View, ViewMut},
@@ -22,15 +25,23 @@ pub struct Branches<D: Device> {
     places: Vec<Option<(Range<usize>, Range<usize>)>>,
     /// Where the matrices of linears stand that are trained whole.
     whole: Vec<Option<Range<usize>>>,
+    /// Factors that were made at once.
+    made: Option<Factors<D>>,
+    groups: Arc<FactorGroups>,
 }
 
 impl<D: Device> Branches<D> {
-    /// Match an adapter with the linears of a model.
+    /// Match an adapter with the linears of a model, whose passes have asked for these groups of factors.
     ///
     /// # Errors
     /// If the adapter has a module that the model has not, twice, or of other widths; if it holds another number of
     /// values than its layout says.
-    pub fn new(queue: &D::Queue, adapter: &Adapter, linears: &[LinearLayout]) -> Result<Self> {
+    pub fn new(
+        queue: &D::Queue,
+        adapter: &Adapter,
+        linears: &[LinearLayout],
+        groups: &Arc<FactorGroups>,
+    ) -> Result<Self> {
         let layout = &adapter.layout;
         if adapter.values.len() != layout.len() {
             return Err(Error::shape("values of the adapter", layout.len(), adapter.values.len()));
@@ -75,7 +86,10 @@ impl<D: Device> Branches<D> {
             }
         }
         let values = queue.share(&adapter.values)?;
-        Ok(Self { rank: layout.rank, scale: layout.scale(), values, places, whole })
+        let (rank, scale) = (layout.rank, layout.scale());
+        let all = Places { linears, rank, scale, factors: &places, whole: &whole };
+        let made = Factors::new(queue, &values, all, groups);
+        Ok(Self { rank, scale, values, places, whole, made, groups: Arc::clone(groups) })
     }
 
     /// Is something of this linear trained?
@@ -93,9 +107,21 @@ impl<D: Device> Branches<D> {
         queue: &D::Queue,
         linear: &Linear<D>,
         direction: Direction,
-    ) -> Option<D::Matrix> {
+    ) -> Option<Factor<'_, D>> {
         let place = self.whole_place(linear)?;
-        Some(queue.factor(&[self.view(place)], linear.outputs(), linear.inputs(), 1.0, direction))
+        let made = self.made.as_ref().and_then(|made| made.whole.get(&linear.index()?));
+        Some(made.map_or_else(
+            || {
+                Factor::Made(queue.factor(
+                    &[self.view(place)],
+                    linear.outputs(),
+                    linear.inputs(),
+                    1.0,
+                    direction,
+                ))
+            },
+            Factor::Kept,
+        ))
     }
 
     pub(super) fn place(&self, linear: &Linear<D>) -> Option<&(Range<usize>, Range<usize>)> {
@@ -112,9 +138,21 @@ impl<D: Device> Branches<D> {
         queue: &D::Queue,
         linear: &Linear<D>,
         direction: Direction,
-    ) -> Option<D::Matrix> {
+    ) -> Option<Factor<'_, D>> {
         let (_, b) = self.place(linear)?;
-        Some(queue.factor(&[self.view(b)], linear.outputs(), self.rank, self.scale, direction))
+        let made = self.made.as_ref().and_then(|made| made.b.get(&linear.index()?));
+        Some(made.map_or_else(
+            || {
+                Factor::Made(queue.factor(
+                    &[self.view(b)],
+                    linear.outputs(),
+                    self.rank,
+                    self.scale,
+                    direction,
+                ))
+            },
+            Factor::Kept,
+        ))
     }
 
     /// A of a convolution, `[R, I, taps]` from `start` on, as `[R, taps, I]`.
@@ -156,9 +194,20 @@ impl<D: Device> Branches<D> {
         queue: &D::Queue,
         linears: impl Iterator<Item = &'l Linear<D>>,
         direction: Direction,
-    ) -> Option<(D::Matrix, usize)> {
+    ) -> Option<(Factor<'_, D>, usize)> {
         let adapted = linears.filter_map(|linear| Some((linear, self.place(linear)?.0.clone())));
         let adapted: Vec<(&Linear<D>, Range<usize>)> = adapted.collect();
+        let width = adapted.len() * self.rank;
+        if let Some(made) = &self.made
+            && adapted.iter().all(|(linear, _)| linear.taps() == 1)
+        {
+            let group: Vec<usize> = adapted.iter().filter_map(|(linear, _)| linear.index()).collect();
+            match made.stacked.get(&group) {
+                Some(matrix) => return Some((Factor::Kept(matrix), width)),
+                None if !group.is_empty() => self.groups.remember(group),
+                None => {}
+            }
+        }
         let inputs = adapted.last().map_or(0, |(linear, _)| linear.inputs());
         // Files have the taps of a window within channels, products the channels within taps.
         let by_taps: Vec<Option<D::Buffer>> = adapted
@@ -171,7 +220,6 @@ impl<D: Device> Branches<D> {
                 by_taps.as_ref().map_or(self.view(a), |values| View::new(values, inputs))
             })
             .collect();
-        let width = parts.len() * self.rank;
-        (width > 0).then(|| (queue.factor(&parts, self.rank, inputs, 1.0, direction), width))
+        (width > 0).then(|| (Factor::Made(queue.factor(&parts, self.rank, inputs, 1.0, direction)), width))
     }
 }

@@ -87,7 +87,7 @@ impl<D: Device> Conv<D> {
             product(queue, m, windows, (&a, Direction::Forward), false, to);
             let dh = View::new(&dh, rank).skip(block.start * rank);
             let out = ViewMut::new(if first { &mut da } else { &mut part }, terms);
-            queue.gemm_tn(GemmTn { m, p: rank, q: terms, a: dh, b: windows, out });
+            queue.gemm_tn(GemmTn { m, p: rank, q: terms, a: dh, b: windows, scale: 1.0, out });
             if !first {
                 let (from, to) = (View::new(&part, terms), ViewMut::new(&mut da, terms));
                 queue.add_scaled(1.0, from, to, rank * terms);
@@ -119,10 +119,9 @@ impl<D: Device> Conv<D> {
                 });
             }
         }
-        let mut db = ViewMut::new(grads, rank).skip(b_place.start);
-        let h = View::new(&h, rank);
-        queue.gemm_tn(GemmTn { m: rows, p: outputs, q: rank, a: dy.view(), b: h, out: db.again() });
-        queue.scale(branches.scale, db, outputs * rank);
+        let out = ViewMut::new(grads, rank).skip(b_place.start);
+        let (a, b, scale) = (dy.view(), View::new(&h, rank), branches.scale);
+        queue.gemm_tn(GemmTn { m: rows, p: outputs, q: rank, a, b, scale, out });
         let taps = self.window.side().pow(2);
         branches.channels_first(queue, &da, (rank, taps, terms / taps), grads, a_place.start);
         Ok(dx.map(|values| x.with(x.channels, values)))

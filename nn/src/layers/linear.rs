@@ -209,9 +209,9 @@ pub fn linears<'a, D: Device>(
             (Some((h, width)), Some((b, rank))) => {
                 let x = View::new(h, *width).skip(column).into();
                 column += rank;
-                Some(Extra { x, weight: b, direction: Direction::Forward })
+                Some(Extra { x, weight: &**b, direction: Direction::Forward })
             }
-            _ => whole.as_ref().map(|weight| Extra { x, weight, direction: Direction::Forward }),
+            _ => whole.as_ref().map(|weight| Extra { x, weight: &**weight, direction: Direction::Forward }),
         };
         linear.weight.with(queue, Direction::Forward, |weight| {
             queue.gemm(Gemm {
@@ -283,7 +283,7 @@ pub fn linears_backward<D: Device>(
         let Some(place) = reached.and_then(|b| b.whole_place(linear)) else { continue };
         let (p, q) = (linear.outputs(), linear.inputs());
         let out = ViewMut::new(grads, q).skip(place.start);
-        queue.gemm_tn(GemmTn { m, p, q, a: *dy, b: x.ok_or_else(missing)?, out });
+        queue.gemm_tn(GemmTn { m, p, q, a: *dy, b: x.ok_or_else(missing)?, scale: 1.0, out });
     }
     let branches = reached.filter(|b| outputs.iter().any(|(linear, _)| b.place(linear).is_some()));
     let inner_grad = match (branches, x, inner) {
@@ -298,7 +298,7 @@ pub fn linears_backward<D: Device>(
     let a = branches.and_then(|b| b.stacked_a(queue, linears, Direction::Backward));
     let trained = inner_grad.as_ref().zip(a.as_ref()).map(|(dh, (a, width))| Extra {
         x: View::new(dh, *width).into(),
-        weight: a,
+        weight: &**a,
         direction: Direction::Backward,
     });
     by_input(queue, m, outputs, trained, dx.again())?;
@@ -398,18 +398,24 @@ fn factor_gradients<D: Device>(
     for (j, (linear, dy, (_, b_place))) in adapted.iter().enumerate() {
         let (p, q) = (linear.outputs(), rank);
         let b = View::new(h, width).skip(j * rank);
-        let mut db = ViewMut::new(grads, q).skip(b_place.start);
-        queue.gemm_tn(GemmTn { m, p, q, a: *dy, b, out: db.again() });
-        queue.scale(branches.scale, db, p * q);
+        let out = ViewMut::new(grads, q).skip(b_place.start);
+        queue.gemm_tn(GemmTn { m, p, q, a: *dy, b, scale: branches.scale, out });
         if let Some(b) = branches.scaled_b(queue, linear, Direction::Backward) {
             let to = ViewMut::new(&mut dh, width).skip(j * rank);
             product(queue, m, *dy, (&b, Direction::Backward), false, to);
         }
     }
     let inputs = adapted.first().map_or(0, |(linear, ..)| linear.inputs());
-    let mut da = queue.take(width * inputs, Kind::Exact);
     let a = View::new(&dh, width);
-    queue.gemm_tn(GemmTn { m, p: width, q: inputs, a, b: x, out: ViewMut::new(&mut da, inputs) });
+    let a_gradients = |out: ViewMut<'_, D>| {
+        queue.gemm_tn(GemmTn { m, p: width, q: inputs, a, b: x, scale: 1.0, out });
+    };
+    if let [(_, _, (a_place, _))] = &adapted[..] {
+        a_gradients(ViewMut::new(grads, inputs).skip(a_place.start));
+        return dh;
+    }
+    let mut da = queue.take(width * inputs, Kind::Exact);
+    a_gradients(ViewMut::new(&mut da, inputs));
     for (j, (_, _, (a_place, _))) in adapted.iter().enumerate() {
         let from = View::new(&da, inputs).skip(j * rank * inputs);
         queue.copy_to(from, rank * inputs, ViewMut::new(grads, inputs).skip(a_place.start));

@@ -2,7 +2,7 @@
 
 use std::ops::{Add, Sub};
 
-use crate::{cost::DeviceKind, device::Precision, size};
+use crate::{cost::DeviceKind, device::Precision, lora::AdapterLayout, size};
 
 /// Numbers of values that a pass holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -62,5 +62,13 @@ pub(super) fn value(precision: Precision) -> usize {
     match precision {
         Precision::F32 => 4,
         Precision::Bf16 => 2,
+    }
+}
+
+/// Bytes of an adapter's factors on a device that makes them at once.
+pub(super) fn factor_bytes(on: DeviceKind, precision: Precision, adapter: Option<&AdapterLayout>) -> usize {
+    match on {
+        DeviceKind::Cpu => 0,
+        DeviceKind::Cuda => adapter.map_or(0, |adapter| adapter.len() * value(precision)),
     }
 }

@@ -3,7 +3,8 @@
 //! `M` rows, `K` inputs, `N` outputs, `R` rank.
 
 use prefgraph_nn::device::{
-    Device, Direction, Extra, Gemm, GemmTn, Kind, Left, Matrix, Merge, Precision, Queue, View, ViewMut,
+    Device, Direction, Extra, FactorParts, Gemm, GemmTn, Kind, Left, Matrix, Merge, Precision, Queue, View,
+    ViewMut,
 };
 
 use crate::{
@@ -106,6 +107,57 @@ fn products_of_long_rows_with_few_columns_agree() {
     }
 }
 
+/// Products with factors of an adapter's values: on a GPU with those that are made at once, elsewhere one by one.
+fn with_factors<D: Device>(device: &D, precision: Precision) -> Vec<Vec<f32>> {
+    let queue = device.queue(precision).unwrap();
+    let values = exact::<D>(&queue, 4000, 1);
+    let part = |starts: &[usize], rows, columns, scale| FactorParts {
+        starts: starts.to_vec(),
+        rows,
+        columns,
+        scale,
+    };
+    // At even and at odd places, of whole sixteen bytes and not, one below the other and alone, longer than a block's turn.
+    let wanted = [
+        part(&[0, 640, 64], 8, 8, 1.0),
+        part(&[3], 5, 7, 0.5),
+        part(&[1000, 701], 3, 16, 1.0),
+        part(&[16], 120, 33, 0.25),
+        part(&[8], 1, 1, 2.0),
+    ];
+    assert_eq!(
+        queue.factors(&values, &wanted).is_some(),
+        D::ONE_COPY,
+        "factors for both directions are made at once"
+    );
+    let mut results = Vec::new();
+    for direction in [Direction::Forward, Direction::Backward] {
+        let one_by_one = || {
+            let factor = |w: &FactorParts| {
+                let parts: Vec<_> = w.starts.iter().map(|s| View::new(&values, 0).skip(*s)).collect();
+                queue.factor(&parts, w.rows, w.columns, w.scale, direction)
+            };
+            wanted.iter().map(factor).collect()
+        };
+        let factors = queue.factors(&values, &wanted).unwrap_or_else(one_by_one);
+        for (factor, w) in factors.iter().zip(&wanted) {
+            let rows = w.rows * w.starts.len();
+            let (k, n) = if direction == Direction::Forward { (w.columns, rows) } else { (rows, w.columns) };
+            let x = activations::<D>(&queue, 4 * k, 2);
+            let mut y = queue.zeros(4 * n, Kind::Exact);
+            queue.gemm(plain(4, View::new(&x, k), (factor, direction), ViewMut::new(&mut y, n)));
+            results.push(queue.download(&y, 0, 4 * n).unwrap());
+        }
+    }
+    results
+}
+
+#[test]
+fn factors_that_are_made_at_once_agree_with_those_made_one_by_one() {
+    let Some(devices) = devices() else { return };
+    agree!(devices, [5e-6, 5e-6], with_factors());
+}
+
 fn factor_gradient<D: Device>(
     device: &D,
     precision: Precision,
@@ -119,7 +171,7 @@ fn factor_gradient<D: Device>(
     let mut out = exact::<D>(&queue, p * q + 3, 3);
     let (a, b) = (View::new(&a, p), View::new(&b, q + 8).skip(8));
     // Begins at an odd place, as factors in the values of an adapter do.
-    queue.gemm_tn(GemmTn { m, p, q, a, b, out: ViewMut::new(&mut out, q).skip(3) });
+    queue.gemm_tn(GemmTn { m, p, q, a, b, scale: 0.5, out: ViewMut::new(&mut out, q).skip(3) });
     vec![queue.download(&out, 0, p * q + 3).unwrap()]
 }
 

@@ -123,7 +123,8 @@ fn cost_on<C: Axis, H: Axis, W: Axis>(
     let backward_weights = weights(Some(&adapter.0)) - weights(None);
     Cost {
         backward_flops: pass.backward_flops,
-        saved_bytes: pass.saved_bytes,
+        saved_bytes: pass.saved_bytes.saturating_add(pass.factor_bytes),
+        scratch_bytes: pass.scratch_bytes,
         backward_scratch_bytes: pass.backward_scratch_bytes,
         shared: Some(Shared { input: 0, bytes: backward_weights }),
         ..forward_cost(&pass)

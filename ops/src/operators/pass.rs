@@ -70,7 +70,7 @@ pub(crate) fn forward_cost(pass: &PassCost) -> Cost {
         forward_flops: pass.forward_flops,
         moved_bytes: pass.weight_bytes,
         precision: pass.precision,
-        scratch_bytes: pass.scratch_bytes,
+        scratch_bytes: pass.scratch_bytes.saturating_add(pass.factor_bytes),
         queue_bytes: pass.queue_bytes,
         host_bytes: pass.host_bytes,
         ..Cost::default()

@@ -37,8 +37,8 @@ use super::{
 };
 use crate::{
     device::{
-        Activation, Attention, AttentionBackward, CopyTokens, DeviceVec, Direction, GateGrad, Gemm, GemmTn,
-        GroupNorm, GroupNormBackward, HeadLayout, Kind, Norm, NormBackward, NormModulate,
+        Activation, Attention, AttentionBackward, CopyTokens, DeviceVec, Direction, FactorParts, GateGrad,
+        Gemm, GemmTn, GroupNorm, GroupNormBackward, HeadLayout, Kind, Norm, NormBackward, NormModulate,
         NormModulateBackward, Passing, Precision, Queue, SplitHeads, SplitHeadsBackward, TokenRows, View,
         ViewMut, Windows, WindowsBackward,
     },
@@ -358,6 +358,10 @@ impl Queue<Cuda> for CudaQueue {
         _: Direction,
     ) -> CudaMatrix {
         self.scaled_factor(parts, rows, columns, scale)
+    }
+
+    fn factors(&self, values: &CudaBuffer, wanted: &[FactorParts]) -> Option<Vec<CudaMatrix>> {
+        Some(self.scaled_factors(values, wanted))
     }
 
     fn copy_to(&self, from: View<'_, Cuda>, len: usize, to: ViewMut<'_, Cuda>) {

@@ -4,16 +4,18 @@
 
 #![allow(unsafe_code, reason = "products on memory of the stream")]
 
+use std::sync::Arc;
+
 use super::{CudaQueue, Rows};
 use crate::{
     cuda::{
         Cuda,
-        launch::{flag, float, int},
+        launch::{Grid, flag, float, int},
         modules::Source,
         products::{Operand, Product},
-        values::{CudaBuffer, CudaMatrix, Element},
+        values::{CudaBuffer, CudaMatrix, Element, MatrixMemory},
     },
-    device::{Direction, Gemm, GemmTn, Left, Queue, View, ViewMut, WindowRows, Windows},
+    device::{Direction, FactorParts, Gemm, GemmTn, Kind, Left, Queue, View, ViewMut, WindowRows, Windows},
 };
 
 /// A product with at most so many columns is narrow: it reads far more than it multiplies.
@@ -21,6 +23,11 @@ const NARROW: usize = 256;
 /// What a narrow product sums at once. cuBLASLt may not split a sum, since the order would be its own, and has no good algorithm for
 /// a longer one: [3872, 12288] by [12288, 32] took 0.28 ms on an H200, which is the tenth part of its memory's rate.
 const SUMMED: usize = 3072;
+
+/// Bytes that a factor's place is a multiple of: what an allocation's is.
+const FACTOR_ALIGNMENT: usize = 256;
+/// Blocks that share a factor.
+const BLOCKS_OF_A_FACTOR: usize = 16;
 
 impl Rows {
     fn operand(self, transposed: bool) -> Operand {
@@ -94,6 +101,42 @@ impl CudaQueue {
         CudaMatrix { memory: all.memory.into(), rows: parts.len() * rows, columns, element }
     }
 
+    /// Factors that stand one after the other in one run of memory, by one kernel.
+    pub(super) fn scaled_factors(&self, values: &CudaBuffer, wanted: &[FactorParts]) -> Vec<CudaMatrix> {
+        let element = self.activation();
+        let (mut table, mut places, mut len) = (Vec::new(), Vec::new(), 0usize);
+        for FactorParts { starts, rows, columns, scale } in wanted {
+            len = len.next_multiple_of(FACTOR_ALIGNMENT / element.size());
+            places.push(len);
+            for start in starts {
+                let count = rows * columns;
+                assert!(start + count <= values.len, "a factor ends at {} of {}", start + count, values.len);
+                table.extend([*start, len, count].map(|v| i32::try_from(v).expect("a size below 2^31")));
+                table.push(scale.to_bits().cast_signed());
+                len += count;
+            }
+        }
+        let all = self.buffer(len, element);
+        let parts = table.len() / 4;
+        let listed = self.take(table.len(), Kind::Exact);
+        self.write(bytemuck::cast_slice(&table), &listed);
+        let (from, to) = (Rows::flat(values, values.len), Rows::flat(&all, len));
+        debug_assert_eq!(from.element, Element::F32, "factors are made of an adapter's values");
+        let listed = Rows::flat(&listed, table.len()).argument();
+        let arguments = [from.argument(), to.argument(), listed, flag(from.is_aligned() && to.is_aligned())];
+        let grid = Grid { blocks: (BLOCKS_OF_A_FACTOR, parts), threads: 256, shared: 0 };
+        self.launch(Source::Pointwise, "scaled_factors", grid, &arguments);
+        let matrix = |(FactorParts { starts, rows, columns, .. }, place): (&FactorParts, usize)| CudaMatrix {
+            memory: all.memory.as_ref().map_or(MatrixMemory::Nowhere, |memory| {
+                MatrixMemory::Part(Arc::clone(memory), (place * element.size()) as u64)
+            }),
+            rows: starts.len() * rows,
+            columns: *columns,
+            element,
+        };
+        wanted.iter().zip(places).map(matrix).collect()
+    }
+
     pub(super) fn product_with_weight(&self, call: Gemm<'_, Cuda>) {
         let Gemm { m, x, weight, direction, extra, bias, accumulate, out } = call;
         let (k, n, right) = weight.right(direction);
@@ -115,6 +158,7 @@ impl CudaQueue {
             right,
             out: result.operand(false),
             bias,
+            scale: 1.0,
             accumulate: accumulate || begun,
             factors: weight.element,
             result: result.element,
@@ -171,7 +215,7 @@ impl CudaQueue {
     }
 
     pub(super) fn sum_of_products(&self, call: GemmTn<'_, Cuda>) {
-        let GemmTn { m, p, q, a, b, out } = call;
+        let GemmTn { m, p, q, a, b, scale, out } = call;
         let (a, _copy_a) = self.as_activations(Rows::of(a, m, p), m, p);
         let (b, _copy_b) = self.as_activations(Rows::of(b, m, q), m, q);
         let out = Rows { stride: q, ..Rows::of_mut(&out, 1, p * q) };
@@ -181,6 +225,7 @@ impl CudaQueue {
             right: b.operand(false),
             out: out.operand(false),
             bias: None,
+            scale,
             accumulate: false,
             factors: self.activation(),
             result: out.element,

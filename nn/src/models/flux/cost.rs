@@ -16,7 +16,10 @@ use super::{
 use crate::{
     backbone::{LinearLayout, PassCost},
     lora::{AdapterLayout, FrozenAdapter},
-    models::{Checkpointing, footprint::Held},
+    models::{
+        Checkpointing,
+        footprint::{Held, factor_bytes},
+    },
     size,
 };
 
@@ -156,6 +159,7 @@ pub(super) fn cost(
         c.cost.backward_scratch_bytes = size::sum([c.cost.backward_scratch_bytes, again]);
         c.cost.backward_flops += if first < count { c.cost.forward_flops } else { 0.0 };
     }
+    c.cost.factor_bytes = factor_bytes(weights.on, options.loading.precision, adapter);
     (c.cost.queue_bytes, c.cost.host_bytes) = (weights.on.queue_bytes(), weights.pinned());
     c.cost
 }

@@ -47,7 +47,7 @@ use crate::{
     cpu::{Cpu, WIDEST},
     device::Device,
     error::{Error, Result},
-    layers::{Loading, Packing},
+    layers::{FactorGroups, Loading, Packing},
     lora::{Adapter, AdapterGrad, AdapterLayout, FrozenAdapter},
     models::{Checkpointing, adapter::placed},
     once::MadeOnce,
@@ -90,6 +90,7 @@ pub struct Flux<D: Device> {
     files: FluxFiles,
     adapter: Option<(FrozenAdapter, FrozenUse)>,
     weights: MadeOnce<Weights<D>>,
+    factors: Arc<FactorGroups>,
     rotary: Mutex<Vec<(Grids, Arc<RotaryTables<D>>)>>,
 }
 
@@ -170,6 +171,7 @@ impl<D: Device> Flux<D> {
             files,
             adapter,
             weights: MadeOnce::new(),
+            factors: Arc::default(),
             rotary: Mutex::new(Vec::new()),
         })
     }

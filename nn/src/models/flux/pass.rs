@@ -124,7 +124,8 @@ impl<D: Device> Flux<D> {
     ) -> Result<(Prediction, Option<SavedPass<D>>)> {
         let shapes = self.shapes(inputs)?;
         let queue = self.queue()?;
-        let branches = adapter.map(|a| Branches::new(&queue, a, &self.layout.linears)).transpose()?;
+        let branches =
+            adapter.map(|a| Branches::new(&queue, a, &self.layout.linears, &self.factors)).transpose()?;
         let ctx = Context { queue: &queue, branches: branches.as_ref() };
         let Begun { sequence, rotary, condition, mut x } = Begun::new(self, weights, ctx, inputs, &shapes)?;
         let pass = Pass {

@@ -24,7 +24,7 @@ use crate::{
     lora::AdapterLayout,
     models::{
         Checkpointing,
-        footprint::{Held, Storage, value},
+        footprint::{Held, Storage, factor_bytes, value},
     },
     size,
     vision::ResamplerSizes,
@@ -195,6 +195,7 @@ impl Costs<'_> {
             c.cost.backward_flops += c.cost.forward_flops;
         }
         c.cost.backward_scratch_bytes = size::sum([storage.bytes(backward), streamed]);
+        c.cost.factor_bytes = factor_bytes(self.on, self.options.loading.precision, adapter);
         c.cost.queue_bytes = self.on.queue_bytes();
         if self.options.loading.packing == Packing::Streamed {
             c.cost.host_bytes = self.on.pinned_bytes();

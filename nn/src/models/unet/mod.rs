@@ -49,7 +49,7 @@ use crate::{
     cpu::Cpu,
     device::Device,
     error::{Error, Result},
-    layers::Loading,
+    layers::{FactorGroups, Loading},
     linears::IpAdapterPlaces,
     lora::{Adapter, AdapterGrad, AdapterLayout},
     models::{Checkpointing, adapter::placed},
@@ -109,6 +109,7 @@ pub struct UNet<D: Device> {
     image_prompt: Option<ImagePromptFiles>,
     resampler: Option<ImageResampler<D>>,
     weights: MadeOnce<Weights<D>>,
+    factors: Arc<FactorGroups>,
 }
 
 impl SdxlUNet {
@@ -175,6 +176,7 @@ impl<D: Device> UNet<D> {
             image_prompt,
             resampler,
             weights: MadeOnce::new(),
+            factors: Arc::default(),
         })
     }
 
