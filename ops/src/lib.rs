@@ -125,6 +125,7 @@ pub mod ports;
 pub mod random;
 pub mod resume;
 pub mod role;
+mod row_major;
 pub mod rows;
 pub mod settings;
 pub mod shape;

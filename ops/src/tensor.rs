@@ -11,6 +11,7 @@ use crate::{
     batched::Batched,
     error::OpError,
     port::{Carried, Carry, Cotangent, NamedState, NamedTensor, Port, T, Value, take},
+    row_major::RowMajor,
     rows::{Digest, Keep, SampleRows, digest},
     shape::{Axes, ErasedShape},
 };
@@ -36,7 +37,7 @@ impl<S: Axes> Cotangent for T<S> {
         HasShape::shape(self).num_elements() * size_of::<f32>()
     }
     fn components(&self) -> Result<Vec<f32>, OpError> {
-        Ok(self.as_vec())
+        Ok(self.row_major())
     }
 }
 
@@ -60,7 +61,7 @@ impl<S: Axes> Port for T<S> {
 
 impl<S: Axes> Carried for T<S> {
     fn save(&self) -> Result<NamedState, OpError> {
-        let values = Arc::new(self.as_vec());
+        let values = Arc::new(self.row_major());
         let dims = HasShape::shape(self).concrete().into();
         Ok(NamedState { tensors: vec![NamedTensor { name: VALUE.into(), dims, values }], counters: vec![] })
     }
@@ -77,7 +78,7 @@ impl<S: Axes> Carried for T<S> {
 /// Rows, axes of one, and values of all.
 fn parts<S: Axes>(tensor: &T<S>) -> (usize, Vec<usize>, Vec<f32>) {
     let dims: Vec<usize> = HasShape::shape(tensor).concrete().into();
-    (dims[0], dims[1..].to_vec(), tensor.as_vec())
+    (dims[0], dims[1..].to_vec(), tensor.row_major())
 }
 
 impl<S: Axes> Batched for T<S> {

@@ -13,6 +13,7 @@ use crate::{
     port::{Port, T},
     ports::Timesteps,
     role::{As, Role},
+    row_major::RowMajor,
     shape::Axes,
     tensor::host,
 };
@@ -41,7 +42,7 @@ impl<S: Axes> Traceable for T<S> {
     type Leaf = T<S>;
 
     fn trace(&self) -> (Traced<S>, T<S>) {
-        let leaf = self.device().tensor_from_vec(self.as_vec(), *HasShape::shape(self));
+        let leaf = self.device().tensor_from_vec(self.row_major(), *HasShape::shape(self));
         (leaf.leaky_trace(), leaf)
     }
     fn gradient(leaf: &T<S>, gradients: &mut Gradients<f32, Cpu>) -> Option<T<S>> {

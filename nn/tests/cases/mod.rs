@@ -154,6 +154,8 @@ pub const SMALL: Shapes = Shapes {
         rows(3, 5, 130),
         rows(2, 17, 40),
         rows(1, 3, 2600),
+        // Longer than the registers of a block.
+        rows(2, 2, 3204),
         rows(2, 140, 200),
     ],
     functions: &[(1, 8), (5, 33), (3, 520)],

@@ -8,6 +8,7 @@ use super::tensors::{same, tensor};
 use crate::{
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{Embeddings, PerSample},
+    row_major::RowMajor,
     settings::Nothing,
 };
 
@@ -55,7 +56,7 @@ impl Operator for Cosine {
 
     fn forward(&self, ctx: &Ctx<'_>, (a, b): Self::In) -> Result<(Self::Out, ()), OpError> {
         let &(rows, width) = HasShape::shape(&*a);
-        let (a, b) = (a.as_vec(), b.as_vec());
+        let (a, b) = (a.row_major(), b.row_major());
         let pairs = a.chunks_exact(width).zip(b.chunks_exact(width));
         let found = pairs.enumerate().map(|(row, (a, b))| {
             let cosine = cosine(a, b).filter(|c| c.is_finite());

@@ -24,6 +24,7 @@ use crate::{
         Sizes, TextTokens, Timesteps,
     },
     role::As,
+    row_major::RowMajor,
     settings,
     shape::Axis,
 };
@@ -82,7 +83,7 @@ impl<C: Axis, H: Axis, W: Axis> Forward<C, H, W> {
         let mut out = Vec::with_capacity(masks.0.len());
         for (r, mask) in masks.0.iter().enumerate() {
             let &(_, _, h, w) = HasShape::shape(mask);
-            let values = mask.as_vec();
+            let values = mask.row_major();
             if let Some(b) = values.chunks_exact(h * w).position(|m| !m.iter().any(|v| *v > 0.0)) {
                 return Err(OpError::new(format!(
                     "sample {b}: the mask of reference {r} is empty: there is nothing to look for"

@@ -10,6 +10,7 @@ use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{Detail, Mask, MetricDoc, Metrics, MetricsShape, PerSample, Prior, Structure},
     role::As,
+    row_major::RowMajor,
     settings,
 };
 
@@ -147,10 +148,10 @@ impl Operator for Fuse {
         let &(batch, Const, height, width) = HasShape::shape(&prior);
         let cells = height * width;
         let covered = structure.is_some();
-        let prior = prior.as_vec();
-        let values = |mask: Option<Mask>| mask.map_or_else(|| vec![0.0; prior.len()], |m| m.as_vec());
+        let prior = prior.row_major();
+        let values = |mask: Option<Mask>| mask.map_or_else(|| vec![0.0; prior.len()], |m| m.row_major());
         let (structure, detail) = (values(structure.map(|As(_, s)| s)), values(detail.map(|As(_, d)| d)));
-        let has_prior = has_prior.map_or_else(|| vec![1.0; batch], |h| h.as_vec());
+        let has_prior = has_prior.map_or_else(|| vec![1.0; batch], |h| h.row_major());
         let (mut out, mut coverages) = (Vec::with_capacity(batch * cells), Vec::with_capacity(batch));
         let [mut fused, mut means, mut priors] = [(); 3].map(|()| Vec::with_capacity(batch));
         for (b, has_prior) in has_prior.iter().enumerate() {

@@ -8,6 +8,7 @@ use super::tensors::{mask, same};
 use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{List, ListShape, Mask, Scores},
+    row_major::RowMajor,
     settings::Nothing,
 };
 
@@ -59,7 +60,7 @@ impl Operator for HookAttention {
         let one = |(r, (scores, prior)): (usize, (&Scores, &Mask))| {
             let &(batch, _, height, width) = HasShape::shape(prior);
             let tokens = height * width;
-            let (scores, prior) = (scores.as_vec(), prior.as_vec());
+            let (scores, prior) = (scores.row_major(), prior.row_major());
             let mut matched = Vec::with_capacity(batch * tokens);
             for (b, (scores, prior)) in
                 scores.chunks_exact(tokens).zip(prior.chunks_exact(tokens)).enumerate()

@@ -8,6 +8,7 @@ use super::tensors::{mask, same};
 use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{List, Mask, Prior, Structure},
+    row_major::RowMajor,
     settings::Nothing,
 };
 
@@ -53,8 +54,8 @@ impl Operator for MaskField {
         let mut structure = vec![0f32; batch * height * width];
         let mut union = structure.clone();
         for (r, prior) in priors.0.iter().enumerate() {
-            let prior = prior.as_vec();
-            let matched = matched.as_ref().map_or_else(|| vec![0.0; prior.len()], |m| m.0[r].as_vec());
+            let prior = prior.row_major();
+            let matched = matched.as_ref().map_or_else(|| vec![0.0; prior.len()], |m| m.0[r].row_major());
             for (i, (prior, matched)) in prior.into_iter().zip(matched).enumerate() {
                 structure[i] = structure[i].max(prior * (1.0 - matched));
                 union[i] = union[i].max(prior);

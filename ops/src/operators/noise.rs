@@ -10,6 +10,7 @@ use crate::{
     operator::{Ctx, InGrads, InShapes, OpError, Operator, OutGrads, OutShapes, Wanted},
     ports::{self, Clean, Noised, Process, Target, TimeShape, Timesteps},
     role::As,
+    row_major::RowMajor,
     settings,
     shape::Axis,
 };
@@ -134,7 +135,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Noise<C, H, W> {
         let eps = match eps {
             Some(As(_, eps)) => {
                 let &(_, _, rows, columns) = HasShape::shape(&eps);
-                corner(&eps.as_vec(), (rows, columns), (height.size(), width.size()))
+                corner(&eps.row_major(), (rows, columns), (height.size(), width.size()))
             }
             None => ctx.random_repeating(self.settings.repeat, "eps").normals(batch * size),
         };
@@ -152,7 +153,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Noise<C, H, W> {
         let mut x_t = Vec::with_capacity(sides.len() * batch * size);
         let mut target = Vec::with_capacity(x_t.capacity());
         for side in &sides {
-            let samples = side.as_vec();
+            let samples = side.row_major();
             for ((x0, eps), mix) in samples.chunks_exact(size).zip(eps.chunks_exact(size)).zip(&mixes) {
                 x_t.extend(x0.iter().zip(eps).map(|(x, e)| mix.keep * x + mix.add * e));
                 target.extend(x0.iter().zip(eps).map(|(x, e)| mix.target_x * x + mix.target_eps * e));
@@ -186,7 +187,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Noise<C, H, W> {
         let size = winner_size(&shape);
         let zeros = || vec![0.0; rows * size];
         let (x_t, target) =
-            (x_t.map_or_else(zeros, |g| g.as_vec()), target.map_or_else(zeros, |g| g.as_vec()));
+            (x_t.map_or_else(zeros, |g| g.row_major()), target.map_or_else(zeros, |g| g.row_major()));
         let side = |side: usize| {
             let mut grad = Vec::with_capacity(batch * size);
             for (i, mix) in mixes.iter().enumerate() {

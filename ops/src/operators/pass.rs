@@ -17,6 +17,7 @@ use crate::{
     port::{Port, T},
     ports::{ImagePrompt, Latents, List, ListShape, Pooled, Sizes, TextTokens, TimeShape, Timesteps},
     role::As,
+    row_major::RowMajor,
     shape::Axis,
 };
 
@@ -261,25 +262,25 @@ impl Conditions<'_> {
         let references = self.references.iter().flat_map(|r| r.0.iter()).map(|reference| {
             let &(_, c, h, w) = HasShape::shape(reference);
             nn::Tensor::filled(ctx.cpu, (rows, c, h, w), |to| {
-                repeat(to, rows / samples, |to| reference.copy_into(to))
+                repeat(to, rows / samples, |to| reference.copy_row_major(to))
             })
         });
         Ok(nn::Inputs {
             t: self.t.values.repeat(rows / self.t.values.len()),
-            text: nn::Tensor::filled(ctx.cpu, (samples, tokens, width), |to| self.text.copy_into(to)),
+            text: nn::Tensor::filled(ctx.cpu, (samples, tokens, width), |to| self.text.copy_row_major(to)),
             pooled: nn::Tensor::filled(ctx.cpu, (rows, pooled_width), |to| {
-                repeat(to, rows / samples, |to| self.pooled.copy_into(to));
+                repeat(to, rows / samples, |to| self.pooled.copy_row_major(to));
             }),
             references: references.collect(),
             guidance: self.guidance.map(|g| g as f32),
             sizes: self.sizes.map_or_else(Vec::new, |sizes| {
-                let values = sizes.as_vec();
+                let values = sizes.row_major();
                 values.as_chunks::<6>().0.repeat(rows / samples)
             }),
             image_tokens: self.image_prompt.map(|As(_, tokens)| {
                 let &(_, count, width) = HasShape::shape(tokens);
                 nn::Tensor::filled(ctx.cpu, (rows, count, width), |to| {
-                    repeat(to, rows / samples, |to| tokens.copy_into(to))
+                    repeat(to, rows / samples, |to| tokens.copy_row_major(to))
                 })
             }),
             image_scale: None,

@@ -9,6 +9,7 @@ use crate::{
     operator::{Cost, Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{Features, Quality},
     role::As,
+    row_major::RowMajor,
     settings::Nothing,
 };
 
@@ -69,7 +70,7 @@ impl Operator for PatchQuality {
     ) -> Result<(Self::Out, ()), OpError> {
         let &(batch, h, w, width) = HasShape::shape(&generated);
         let &(_, p, q, _) = HasShape::shape(&reference);
-        let (generated, reference) = (generated.as_vec(), reference.as_vec());
+        let (generated, reference) = (generated.row_major(), reference.row_major());
         let (mut q_gen, mut q_ref) = (Vec::new(), Vec::new());
         for b in 0..batch {
             let ours = normalised(&generated[b * h * w * width..(b + 1) * h * w * width], width);

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{Effects, EffectsShape, Images, Mask, Texts},
+    row_major::RowMajor,
     settings,
 };
 
@@ -87,7 +88,7 @@ impl Operator for Preview {
             canvas.paint((top, 0), (height, width), images.picture(b), |_, _| 1.0);
             for (column, mask) in masks.iter().enumerate() {
                 let &(_, _, h, w) = HasShape::shape(mask);
-                let values = mask.as_vec();
+                let values = mask.row_major();
                 let cells = &values[b * h * w..(b + 1) * h * w];
                 let light = |y: usize, x: usize| {
                     DIM + (1.0 - DIM) * cells[(y * h / height) * w + x * w / width].clamp(0.0, 1.0)

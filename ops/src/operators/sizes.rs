@@ -8,6 +8,7 @@ use super::tensors::{same, tensor};
 use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{Crops, Images, Latents, Sizes},
+    row_major::RowMajor,
     settings,
 };
 
@@ -74,7 +75,7 @@ impl Operator for PictureSizes {
             }
             (None, None) => return Err(OpError::internal("sizes of no pictures")),
         };
-        let crops = crops.map(|crops| crops.as_vec());
+        let crops = crops.map(|crops| crops.row_major());
         let number = |pixels: usize| pixels as f32;
         let of_sample = |sample: usize| {
             let found = crops.as_ref().map(|all| &all[sample * 4..][..4]);

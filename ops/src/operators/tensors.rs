@@ -14,6 +14,7 @@ use crate::{
     operator::{Ctx, OpError},
     port::T,
     ports::{Latents, Mask},
+    row_major::RowMajor,
     shape::{Axes, Axis},
 };
 
@@ -45,7 +46,7 @@ pub(crate) fn latents_to_nn<C: Axis, H: Axis, W: Axis>(
     latents: &Latents<C, H, W>,
 ) -> Result<nn::Tensor<(usize, usize, usize, usize)>, OpError> {
     let &(b, c, h, w) = HasShape::shape(latents);
-    Ok(nn::Tensor::filled(ctx.cpu, (b, c.size(), h.size(), w.size()), |to| latents.copy_into(to)))
+    Ok(nn::Tensor::filled(ctx.cpu, (b, c.size(), h.size(), w.size()), |to| latents.copy_row_major(to)))
 }
 
 /// Values written once by `write` and repeated behind: conditions of a pair, for its winner and its loser.

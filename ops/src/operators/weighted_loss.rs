@@ -15,6 +15,7 @@ use crate::{
     port::Scalar,
     ports::{Latents, Mask, MetricDoc, Metrics, MetricsShape, Prediction, Quality, Target, Texts, Timesteps},
     role::As,
+    row_major::RowMajor,
     settings::Nothing,
 };
 
@@ -65,7 +66,7 @@ impl Pass {
         let &(_, _, h, w) = HasShape::shape(quality);
         let factor = rows / h;
         let mut weights = Vec::new();
-        for patches in quality.as_vec().chunks_exact(h * w) {
+        for patches in quality.row_major().chunks_exact(h * w) {
             for y in 0..rows {
                 weights.extend((0..columns).map(|x| weight(patches[y / factor * w + x / factor])));
             }
@@ -77,7 +78,7 @@ impl Pass {
     fn sums(&self) -> Result<Vec<f64>, usize> {
         let d = dims(&self.policy);
         let (size, cells) = (d[1] * d[2] * d[3], d[2] * d[3]);
-        let (p, t) = (self.policy.as_vec(), self.target.as_vec());
+        let (p, t) = (self.policy.row_major(), self.target.row_major());
         let sample = |b: usize| {
             let pairs = p[b * size..(b + 1) * size].iter().zip(&t[b * size..(b + 1) * size]).enumerate();
             let sum: f64 = pairs
@@ -98,7 +99,7 @@ impl Pass {
     fn gradient(&self, ctx: &Ctx<'_>, scale: f64) -> Result<Latents, OpError> {
         let d = dims(&self.policy);
         let (size, cells) = (d[1] * d[2] * d[3], d[2] * d[3]);
-        let (p, t) = (self.policy.as_vec(), self.target.as_vec());
+        let (p, t) = (self.policy.row_major(), self.target.row_major());
         let by = p.iter().zip(&t).enumerate().map(|(i, (p, t))| {
             let weight = f64::from(self.weights[i / size * cells + i % cells]);
             (scale * weight * (f64::from(*p) - f64::from(*t))) as f32
@@ -196,7 +197,7 @@ impl Operator for WeightedLoss {
         errors.into_iter().for_each(|(name, values)| metrics.per_sample(name, values));
         for (name, quality) in [("quality_gen", &q_gen), ("quality_ref", &q_ref)] {
             let &(batch, ..) = HasShape::shape(quality);
-            let values = quality.as_vec();
+            let values = quality.row_major();
             let mean = |m: &[f32]| m.iter().map(|v| f64::from(*v)).sum::<f64>() / m.len() as f64;
             metrics.per_sample(name, values.chunks_exact(values.len() / batch).map(mean).collect());
         }
@@ -220,7 +221,7 @@ impl Operator for WeightedLoss {
         }
         let Some(loss) = loss else { return Ok(Self::In::no_grads()) };
         let elements: usize = passes.iter().map(Pass::elements).sum();
-        let scale = 2.0 * f64::from(loss.as_vec()[0]) / elements as f64;
+        let scale = 2.0 * f64::from(loss.row_major()[0]) / elements as f64;
         let by =
             |pass: usize, input: usize| wanted[input].then(|| passes[pass].gradient(ctx, scale)).transpose();
         Ok((by(0, 0)?, None, None, by(1, 3)?, None, None, None, None))

@@ -8,6 +8,7 @@ use crate::{
     operator::{Ctx, OpError},
     operators::tensors::{dims, tensor},
     port::T,
+    row_major::RowMajor,
     shape::Axes,
 };
 
@@ -42,12 +43,12 @@ pub(super) fn replaced<S: Axes>(
     empty: &T<S>,
     gone: &T<(usize,)>,
 ) -> Result<T<S>, OpError> {
-    let gone = gone.as_vec();
+    let gone = gone.row_major();
     if gone.iter().all(|gone| *gone == 0.0) {
         return Ok(rows);
     }
     let (shape, empties) = (*HasShape::shape(&rows), dims(empty)[0]);
-    let (mut values, empty) = (rows.as_vec(), empty.as_vec());
+    let (mut values, empty) = (rows.row_major(), empty.row_major());
     let (size, each) = (values.len() / gone.len(), empty.len() / empties);
     for (sample, row) in values.chunks_exact_mut(size).enumerate().filter(|(sample, _)| gone[*sample] != 0.0)
     {

@@ -27,6 +27,7 @@ use crate::{
     port::Scalar,
     ports::{Latents, Mask, MetricDoc, Metrics, MetricsShape, Prediction, Target, Texts, Timesteps},
     role::As,
+    row_major::RowMajor,
     settings,
     shape::Axis,
 };
@@ -365,10 +366,10 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
             None => vec![vec![1.0; grid.0 * grid.1]],
             Some(mask) => {
                 let &(_, _, h, w) = HasShape::shape(mask);
-                mask.as_vec().chunks_exact(h * w).map(|m| squared_on_grid(m, w, grid)).collect()
+                mask.row_major().chunks_exact(h * w).map(|m| squared_on_grid(m, w, grid)).collect()
             }
         };
-        let (p, t, r) = (policy.as_vec(), target.as_vec(), reference.as_ref().map(|r| r.as_vec()));
+        let (p, t, r) = (policy.row_major(), target.row_major(), reference.as_ref().map(|r| r.row_major()));
         let size = channels * grid.0 * grid.1;
         let all =
             PairRows { policy: &p, target: &t, reference: r.as_deref(), weights: &weights, size, batch };
@@ -419,12 +420,12 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
                 "the loss gives no gradient into `target` and `reference`: both are constants",
             ));
         }
-        let Some(scale) = loss.filter(|_| wanted[0]).map(|g| f64::from(g.as_vec()[0])) else {
+        let Some(scale) = loss.filter(|_| wanted[0]).map(|g| f64::from(g.row_major()[0])) else {
             return Ok(nothing);
         };
         let shape @ (rows, ..) = *HasShape::shape(&saved.policy);
-        let (p, t) = (saved.policy.as_vec(), saved.target.as_vec());
-        let r = saved.reference.as_ref().map(|r| r.as_vec());
+        let (p, t) = (saved.policy.row_major(), saved.target.row_major());
+        let r = saved.reference.as_ref().map(|r| r.row_major());
         let all = PairRows {
             policy: &p,
             target: &t,

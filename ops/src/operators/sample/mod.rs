@@ -28,6 +28,7 @@ use crate::{
     },
     random::Random,
     role::As,
+    row_major::RowMajor,
     settings,
     shape::{Axes, Axis},
     words::count,
@@ -151,7 +152,7 @@ fn for_all<S: Axes>(ctx: &Ctx<'_>, rows: T<S>, of_batch: impl Fn(S) -> S) -> Res
     let found = *HasShape::shape(&rows);
     let wanted = of_batch(found);
     let times = wanted.num_elements() / found.num_elements().max(1);
-    if times == 1 { Ok(rows) } else { super::tensors::tensor(ctx, wanted, rows.as_vec().repeat(times)) }
+    if times == 1 { Ok(rows) } else { super::tensors::tensor(ctx, wanted, rows.row_major().repeat(times)) }
 }
 
 impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
@@ -375,7 +376,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
             inputs.x_t = nn::Tensor::new(ctx.cpu, dims, x)?;
             inputs.t.fill(time);
             let found = backbone.0.predict(inputs, adapter.as_ref(), &Probe::NOTHING)?.latents;
-            Ok(prediction(ctx, shape, found)?.as_vec())
+            Ok(prediction(ctx, shape, found)?.row_major())
         };
         let latents = schedule.sample(normals("noise"), fresh, |x, time| {
             let mut found = pass(&mut inputs, &x, time)?;
