@@ -85,34 +85,40 @@ impl<'a> Sample<'a> {
     /// nearly equal squares would cancel, and beta would amplify what is left of them.
     pub(super) fn errors(&self, reduction: Reduction) -> Errors {
         let cells = self.weight.len();
-        let mut sums = Errors::default();
+        let [mut sums, mut compared] = [Errors::default(); 2];
         for channel in self.channels() {
-            for (i, (policy, target)) in channel.policy.iter().zip(channel.target).enumerate() {
-                let (weight, policy, target) = (self.weight[i], f64::from(*policy), f64::from(*target));
+            let own = channel.policy.iter().zip(channel.target).zip(self.weight);
+            let own = own.map(|((policy, target), weight)| (f64::from(*policy), f64::from(*target), weight));
+            let mut add = |policy: f64, target: f64, weight: f64| {
                 let error = (policy - target) * (policy - target);
                 sums.policy += weight * error;
                 sums.plain += error;
-                if let Some(reference) = channel.reference {
-                    let reference = f64::from(reference[i]);
-                    let step = policy - reference;
-                    sums.reference += weight * (reference - target) * (reference - target);
-                    sums.difference += weight * step * (policy + reference - 2.0 * target);
-                    sums.plain_difference += step * (policy + reference - 2.0 * target);
-                    sums.drift += step * step;
-                }
+            };
+            let Some(reference) = channel.reference else {
+                own.for_each(|(policy, target, weight)| add(policy, target, *weight));
+                continue;
+            };
+            for ((policy, target, weight), reference) in own.zip(reference) {
+                add(policy, target, *weight);
+                let reference = f64::from(*reference);
+                let step = policy - reference;
+                compared.reference += weight * (reference - target) * (reference - target);
+                compared.difference += weight * step * (policy + reference - 2.0 * target);
+                compared.plain_difference += step * (policy + reference - 2.0 * target);
+                compared.drift += step * step;
             }
         }
         let divisor = reduction.divisor(self.policy.len() / cells, self.weight);
         let all = self.policy.len() as f64;
         let (policy, plain) = (over(sums.policy, divisor), sums.plain / all);
-        let compared = self.reference.is_some();
+        let has_reference = self.reference.is_some();
         Errors {
             policy,
-            reference: over(sums.reference, divisor),
-            difference: if compared { over(sums.difference, divisor) } else { policy },
+            reference: over(compared.reference, divisor),
+            difference: if has_reference { over(compared.difference, divisor) } else { policy },
             plain,
-            plain_difference: if compared { sums.plain_difference / all } else { plain },
-            drift: sums.drift / all,
+            plain_difference: if has_reference { compared.plain_difference / all } else { plain },
+            drift: compared.drift / all,
         }
     }
 
@@ -123,15 +129,19 @@ impl<'a> Sample<'a> {
         let all = self.policy.len() as f64;
         let (masked, plain) = (2.0 * over(pull.policy, divisor), 2.0 * pull.plain / all);
         let drift = 2.0 * pull.drift / all;
-        out.reserve(self.policy.len());
         for channel in self.channels() {
-            for (i, (policy, target)) in channel.policy.iter().zip(channel.target).enumerate() {
+            let own = channel.policy.iter().zip(channel.target).zip(self.weight);
+            let own = own.map(|((policy, target), weight)| {
                 let (policy, target) = (f64::from(*policy), f64::from(*target));
-                let mut by = (masked * self.weight[i] + plain) * (policy - target);
-                if let Some(reference) = channel.reference {
-                    by += drift * (policy - f64::from(reference[i]));
+                (policy, (masked * weight + plain) * (policy - target))
+            });
+            match channel.reference {
+                None => out.extend(own.map(|(_, by)| by as f32)),
+                Some(reference) => {
+                    out.extend(own.zip(reference).map(|((policy, by), reference)| {
+                        (by + drift * (policy - f64::from(*reference))) as f32
+                    }))
                 }
-                out.push(by as f32);
             }
         }
     }
