@@ -248,6 +248,8 @@ MUTANTS = [
     ("norm.cu", "one more than the scale missing", 0, "1.0f + s[k], h[k]", "s[k], h[k]"),
     ("norm.cu", "the rest of a long row left out", 0, "i < width; i += STEP) f(i, -1);", "i < width; i += STEP) {}"),
     ("norm.cu", "a chunk kept twice", 0, "threadIdx.x * WIDE + c * STEP;\n    load_wide", "threadIdx.x * WIDE;\n    load_wide"),
+    ("pointwise.cu", "a token of another place", 0, "tokens + offset + token.place;", "tokens + token.place;"),
+    ("pointwise.cu", "streams copied the other way", 0, "at(into_joint ? joint : p.row, to_stride", "at(into_joint ? p.row : joint, to_stride"),
     ("pointwise.cu", "factors without their scale", 0, "v[k] *= part.scale;", ""),
     ("pointwise.cu", "factors at the first one's place", 0, "factors + part.to", "factors"),
     ("pointwise.cu", "factors of the first values", 0, "values + part.from", "values"),

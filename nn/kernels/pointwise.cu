@@ -26,6 +26,21 @@ extern "C" __global__ void __launch_bounds__(256) copy_tokens_exact(const float*
   copied(from, to, batch, tokens, width, from_stride, from_tokens, to_stride, to_tokens, wide);
 }
 
+// Rows of some streams to their places in the joint order [B, T, D], or with `into_joint` 0 back from there. `offset`: the first stream's
+// place among the T tokens.
+extern "C" __global__ void __launch_bounds__(256) copy_joint(const activation* from, activation* to, int batch, int first, int second,
+                                                             int third, int tokens, int offset, int width, int from_stride,
+                                                             int to_stride, int into_joint, int wide) {
+  const Streams streams = {batch, first, second, third};
+  const Place p = place_in_rows<WIDE>(rows_of(streams), width, wide);
+  if (!p.there) return;
+  const Token token = token_of(p.row, streams);
+  const int joint = token.sample * tokens + offset + token.place;
+  float v[WIDE];
+  load_wide(from + at(into_joint ? p.row : joint, from_stride, p.column), v, p.left, p.wide);
+  store_wide(to + at(into_joint ? joint : p.row, to_stride, p.column), v, p.left, p.wide);
+}
+
 // Between the precision of activations and f32.
 template <class From, class To>
 DEVICE void convert(const From* from, To* to, int rows, int width, int from_stride, int to_stride, int wide) {

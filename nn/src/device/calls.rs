@@ -150,6 +150,17 @@ pub struct CopyTokens<'a, D: Device> {
 /// The most streams of tokens that one call takes: text, targets and references of a diffusion transformer.
 pub const MOST_STREAMS: usize = 3;
 
+/// Where the rows of some streams of the same samples, one after the other, stand in the joint order `[B, T, D]` of their tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct JointOrder<'a> {
+    /// The rows: the tokens of these streams follow one another.
+    pub rows: &'a [TokenRows],
+    /// T.
+    pub tokens: usize,
+    /// Where the first stream's first token stands.
+    pub offset: usize,
+}
+
 /// `y = norm(x) (1 + scale[b]) + shift[b]`, a layer norm with eps 1e-6; mean and 1 / deviation of each row are kept for the
 /// backward.
 #[derive(Debug)]

@@ -27,8 +27,8 @@ pub use adamw::AdamW;
 pub(crate) use adamw::Step;
 pub use calls::{
     Attention, AttentionBackward, AttentionShape, CopyTokens, Extra, FactorParts, GateGrad, Gemm, GemmTn,
-    HeadLayout, Left, MOST_STREAMS, ModulationGrad, NormModulate, NormModulateBackward, NormRotary, Scores,
-    SplitHeads, SplitHeadsBackward, TokenRows,
+    HeadLayout, JointOrder, Left, MOST_STREAMS, ModulationGrad, NormModulate, NormModulateBackward,
+    NormRotary, Scores, SplitHeads, SplitHeadsBackward, TokenRows,
 };
 pub use matrix::{Matrix, Passing, Values};
 pub use norms::{GroupNorm, GroupNormBackward, Norm, NormBackward, NormKind};

@@ -4,9 +4,9 @@ use std::fmt;
 
 use super::{
     Activation, Attention, AttentionBackward, CopyTokens, Device, DeviceVec, Direction, FactorParts,
-    GateGrad, Gemm, GemmTn, GroupNorm, GroupNormBackward, HeadLayout, Kind, Norm, NormBackward, NormModulate,
-    NormModulateBackward, Passing, SplitHeads, SplitHeadsBackward, TokenRows, View, ViewMut, Windows,
-    WindowsBackward,
+    GateGrad, Gemm, GemmTn, GroupNorm, GroupNormBackward, HeadLayout, JointOrder, Kind, Norm, NormBackward,
+    NormModulate, NormModulateBackward, Passing, SplitHeads, SplitHeadsBackward, TokenRows, View, ViewMut,
+    Windows, WindowsBackward,
 };
 use crate::error::Result;
 
@@ -115,6 +115,34 @@ pub trait Queue<D: Device<Queue = Self>>: fmt::Debug + Send + Sync + Sized + 'st
 
     /// Copy tokens from one order to another.
     fn copy_tokens(&self, call: CopyTokens<'_, D>);
+
+    /// Copy the rows of some streams to their places in the joint order.
+    fn to_joint(&self, order: JointOrder<'_>, from: View<'_, D>, mut joint: ViewMut<'_, D>) {
+        let (mut row, mut place) = (0, order.offset);
+        let joint_stride = joint.stride;
+        for &rows in order.rows {
+            self.copy_tokens(CopyTokens {
+                rows,
+                from: (from.skip(row * from.stride), rows.tokens),
+                to: (joint.again().skip(place * joint_stride), order.tokens),
+            });
+            (row, place) = (row + rows.count(), place + rows.tokens);
+        }
+    }
+
+    /// The way back: copy the rows of some streams from the joint order.
+    fn from_joint(&self, order: JointOrder<'_>, joint: View<'_, D>, mut to: ViewMut<'_, D>) {
+        let (mut row, mut place) = (0, order.offset);
+        let to_stride = to.stride;
+        for &rows in order.rows {
+            self.copy_tokens(CopyTokens {
+                rows,
+                from: (joint.skip(place * joint.stride), order.tokens),
+                to: (to.again().skip(row * to_stride), rows.tokens),
+            });
+            (row, place) = (row + rows.count(), place + rows.tokens);
+        }
+    }
 
     /// `y += a x` for `len` neighbouring values.
     fn add_scaled(&self, a: f32, x: View<'_, D>, y: ViewMut<'_, D>, len: usize);

@@ -2,7 +2,7 @@
 
 use prefgraph_nn::device::{
     Activation::{Gelu, GeluErf, QuickGelu, Relu, Silu, Tanh},
-    CopyTokens, Device, GateGrad, Kind, Precision, Queue, TokenRows, View, ViewMut,
+    CopyTokens, Device, GateGrad, JointOrder, Kind, Precision, Queue, TokenRows, View, ViewMut,
 };
 
 use crate::{
@@ -55,6 +55,39 @@ fn copies<D: Device>(device: &D, precision: Precision, rows: TokenRows) -> Vec<V
             (&back, rows.len()),
         ],
     )
+}
+
+/// Rows of streams in the joint order, among tokens that are left alone, and back.
+fn joint_copies<D: Device>(
+    device: &D,
+    precision: Precision,
+    rows: &[TokenRows],
+    gap: usize,
+) -> Vec<Vec<f32>> {
+    let queue = device.queue(precision).unwrap();
+    let (batch, width) = (rows[0].batch, rows[0].width);
+    let tokens = rows.iter().map(|r| r.tokens).sum::<usize>() + 3;
+    let count = rows.iter().map(TokenRows::count).sum::<usize>();
+    let order = JointOrder { rows, tokens, offset: 2 };
+    let (stride, joint_stride) = (width + gap, width + 2 * gap);
+    let x = activations::<D>(&queue, count * stride, 1);
+    let mut joint = activations::<D>(&queue, batch * tokens * joint_stride, 2);
+    queue.to_joint(order, View::new(&x, stride), ViewMut::new(&mut joint, joint_stride));
+    let mut back = activations::<D>(&queue, count * stride, 3);
+    queue.from_joint(order, View::new(&joint, joint_stride), ViewMut::new(&mut back, stride));
+    read::<D>(&queue, &[(&joint, batch * tokens * joint_stride), (&back, count * stride)])
+}
+
+#[test]
+fn streams_go_to_the_joint_order_and_back_exactly() {
+    let Some(devices) = devices() else { return };
+    for &rows in SMALL.rows {
+        for gap in [0, 3] {
+            for count in 1..4 {
+                agree!(devices, [0.0, 0.0], joint_copies(&cases::streams(rows)[..count], gap));
+            }
+        }
+    }
 }
 
 #[test]

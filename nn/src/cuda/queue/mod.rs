@@ -38,9 +38,9 @@ use super::{
 use crate::{
     device::{
         Activation, Attention, AttentionBackward, CopyTokens, DeviceVec, Direction, FactorParts, GateGrad,
-        Gemm, GemmTn, GroupNorm, GroupNormBackward, HeadLayout, Kind, Norm, NormBackward, NormModulate,
-        NormModulateBackward, Passing, Precision, Queue, SplitHeads, SplitHeadsBackward, TokenRows, View,
-        ViewMut, Windows, WindowsBackward,
+        Gemm, GemmTn, GroupNorm, GroupNormBackward, HeadLayout, JointOrder, Kind, Norm, NormBackward,
+        NormModulate, NormModulateBackward, Passing, Precision, Queue, SplitHeads, SplitHeadsBackward,
+        TokenRows, View, ViewMut, Windows, WindowsBackward,
     },
     error::{Error, Result},
 };
@@ -381,6 +381,14 @@ impl Queue<Cuda> for CudaQueue {
             }
         };
         self.driver(|| "copy".into(), copy());
+    }
+
+    fn to_joint(&self, order: JointOrder<'_>, from: View<'_, Cuda>, joint: ViewMut<'_, Cuda>) {
+        self.joint_copy(order, (from, joint.read()), true);
+    }
+
+    fn from_joint(&self, order: JointOrder<'_>, joint: View<'_, Cuda>, to: ViewMut<'_, Cuda>) {
+        self.joint_copy(order, (joint, to.read()), false);
     }
 
     fn copy_tokens(&self, call: CopyTokens<'_, Cuda>) {

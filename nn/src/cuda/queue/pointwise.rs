@@ -10,7 +10,9 @@ use crate::{
         modules::Source,
         values::Element,
     },
-    device::{Activation, CopyTokens, GateGrad, TokenRows, View, ViewMut, Windows, WindowsBackward},
+    device::{
+        Activation, CopyTokens, GateGrad, JointOrder, TokenRows, View, ViewMut, Windows, WindowsBackward,
+    },
     error::Error,
 };
 
@@ -69,6 +71,29 @@ impl CudaQueue {
                 flag(from.is_wide() && to.is_wide()),
             ],
         );
+    }
+
+    /// Between the rows of some streams and the joint order of their tokens.
+    pub(super) fn joint_copy(
+        &self,
+        JointOrder { rows, tokens, offset }: JointOrder<'_>,
+        (from, to): (View<'_, Cuda>, View<'_, Cuda>),
+        into_joint: bool,
+    ) {
+        let Some(rows) = Streams::new(rows) else { return };
+        // The last sample's last token in the joint order, as rows.
+        let joint = rows.batch.saturating_sub(1) * tokens + offset + rows.tokens();
+        let counts = if into_joint { (rows.count, joint) } else { (joint, rows.count) };
+        let (from, to) = (Rows::of(from, counts.0, rows.width), Rows::of(to, counts.1, rows.width));
+        self.expect_activations("copy_joint", [from, to]);
+        let arguments = [
+            &[from, to].map(Rows::argument)[..],
+            &rows.sizes(),
+            &[tokens, offset, rows.width, from.stride, to.stride].map(int),
+            &[flag(into_joint), flag(from.is_wide() && to.is_wide())],
+        ]
+        .concat();
+        self.launch(Source::Pointwise, "copy_joint", self.chunks(rows.count, rows.width), &arguments);
     }
 
     pub(super) fn scaled_sum(&self, a: f32, x: Rows, y: Rows, len: usize) {

@@ -52,6 +52,11 @@ impl<'a> Streams<'a> {
         stream_sizes(self.batch, self.rows.iter().map(|r| r.tokens))
     }
 
+    /// Tokens of a sample in all streams.
+    pub fn tokens(&self) -> usize {
+        self.rows.iter().map(|r| r.tokens).sum()
+    }
+
     /// Tokens of the only stream.
     ///
     /// # Panics

@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use crate::{
-    device::{CopyTokens, Device, Queue, TokenRows, View, ViewMut},
+    device::{Device, JointOrder, Queue, TokenRows, View, ViewMut},
     layers::Context,
 };
 
@@ -116,18 +116,10 @@ impl Sequence {
         span: Span,
         width: usize,
         joint: &D::Buffer,
-        mut to: ViewMut<'_, D>,
+        to: ViewMut<'_, D>,
     ) {
-        let start = self.span_rows(span.clone()).start;
-        for segment in self.segments(span) {
-            let from = View::new(joint, width).skip(segment.offset * width);
-            let at = (segment.rows.start - start) * to.stride;
-            ctx.queue.copy_tokens(CopyTokens {
-                rows: self.shape(segment, width),
-                from: (from, self.tokens),
-                to: (to.again().skip(at), segment.tokens),
-            });
-        }
+        let rows = self.shapes(span.clone(), width);
+        ctx.queue.from_joint(self.joint(span, &rows), View::new(joint, width), to);
     }
 
     /// Copy rows of a span from the segments' order to the joint order; `from` starts at the span's first row.
@@ -139,15 +131,12 @@ impl Sequence {
         from: View<'_, D>,
         joint: &mut D::Buffer,
     ) {
-        let start = self.span_rows(span.clone()).start;
-        for segment in self.segments(span) {
-            let to = ViewMut::new(joint, width).skip(segment.offset * width);
-            ctx.queue.copy_tokens(CopyTokens {
-                rows: self.shape(segment, width),
-                from: (from.skip((segment.rows.start - start) * from.stride), segment.tokens),
-                to: (to, self.tokens),
-            });
-        }
+        let rows = self.shapes(span.clone(), width);
+        ctx.queue.to_joint(self.joint(span, &rows), from, ViewMut::new(joint, width));
+    }
+
+    fn joint<'a>(&self, span: Span, rows: &'a [TokenRows]) -> JointOrder<'a> {
+        JointOrder { rows, tokens: self.tokens, offset: self.span_tokens(span).start }
     }
 }
 
