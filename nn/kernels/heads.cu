@@ -3,8 +3,8 @@
 //   B samples   H heads   S tokens of the streams   T tokens of the attention   D width of a head
 //
 // A group of `lanes` neighbouring threads, a power of two and at most a warp, has some heads of one token: of each head a thread has
-// WIDE neighbouring values, and more of them lanes * WIDE values further where the head is wider. All its heads are on their way from
-// memory at once, and turn by the same angles. Rows of blocks are operands: queries, keys and values go together. `wide`: rows begin at
+// WIDE neighbouring values, and more of them lanes * WIDE values further where the head is wider. The heads of a group are on
+// their way from memory at once, and turn by the same angles. Rows of blocks are operands: queries, keys and values go together. `wide`: rows begin at
 // multiples of 16 bytes, and a head is whole chunks of WIDE values.
 #include "values.cuh"
 

@@ -82,7 +82,8 @@ extern "C" __global__ void __launch_bounds__(256) scaled_factor(float a, const f
 
 // Many of them, each on its way from an adapter's values to where the factors of a pass stand. A row of blocks has one.
 struct Part {
-  int from, to, count;
+  long long from, to;
+  int count;
   float scale;
 };
 extern "C" __global__ void __launch_bounds__(256) scaled_factors(const float* values, activation* factors, const Part* parts, int wide) {

@@ -1,7 +1,8 @@
 //! The values of a port's tensor, in the order of its axes.
 //!
 //! An operator in Rust may give a tensor whose memory has another order, or repeats values: dfdx permutes and broadcasts without a copy.
-//! Most have not, and are copied at once: one value at a time, as dfdx's `as_vec` does, would take longer than many an operator.
+//! Most tensors need neither, and are copied whole: value by value, as dfdx's `as_vec` does it, takes
+//! longer than many an operator.
 
 use dfdx::{shapes::HasShape, tensor_ops::ReshapeTo};
 

@@ -244,7 +244,7 @@ pub struct HeadLayout {
 pub struct SplitHeads<'a, D: Device> {
     /// Rows of the streams, `[B, S, H D]` each, one after the other.
     pub x: View<'a, D>,
-    /// Of queries and keys.
+    /// Of queries and keys; all operands of a call turn by the same angles.
     pub norm: Option<NormRotary<'a, D>>,
     /// `[B, H, T, D]`; tokens of other streams are left alone.
     pub out: &'a mut D::Buffer,

@@ -195,17 +195,16 @@ impl<D: Device> Branches<D> {
         linears: impl Iterator<Item = &'l Linear<D>>,
         direction: Direction,
     ) -> Option<(Factor<'_, D>, usize)> {
-        let adapted = linears.filter_map(|linear| Some((linear, self.place(linear)?.0.clone())));
-        let adapted: Vec<(&Linear<D>, Range<usize>)> = adapted.collect();
+        let linears: Vec<&Linear<D>> = linears.collect();
+        let place = |linear: &&'l Linear<D>| Some((*linear, self.place(linear)?.0.clone()));
+        let adapted: Vec<(&Linear<D>, Range<usize>)> = linears.iter().filter_map(place).collect();
         let width = adapted.len() * self.rank;
-        if let Some(made) = &self.made
-            && adapted.iter().all(|(linear, _)| linear.taps() == 1)
-        {
-            let group: Vec<usize> = adapted.iter().filter_map(|(linear, _)| linear.index()).collect();
-            match made.stacked.get(&group) {
+        if let Some(made) = self.made.as_ref().filter(|_| linears.iter().all(|linear| linear.taps() == 1)) {
+            let numbers: Vec<usize> = adapted.iter().filter_map(|(linear, _)| linear.index()).collect();
+            match made.stacked.get(&numbers) {
                 Some(matrix) => return Some((Factor::Kept(matrix), width)),
-                None if !group.is_empty() => self.groups.remember(group),
-                None => {}
+                None if adapted.is_empty() => {}
+                None => self.groups.remember(linears.iter().filter_map(|linear| linear.index()).collect()),
             }
         }
         let inputs = adapted.last().map_or(0, |(linear, _)| linear.inputs());

@@ -15,7 +15,7 @@ use crate::{
     device::{Device, FactorParts, Queue},
 };
 
-/// The groups of adapted linears that passes of a model have asked for, by their numbers.
+/// The groups of linears that passes of a model have asked for factors of, by their numbers, adapted or not.
 #[derive(Debug, Default)]
 pub struct FactorGroups(Mutex<BTreeSet<Vec<usize>>>);
 
@@ -64,7 +64,7 @@ pub(super) struct Places<'a> {
 pub(super) struct Factors<D: Device> {
     pub b: HashMap<usize, D::Matrix>,
     pub whole: HashMap<usize, D::Matrix>,
-    /// A matrices, one below the other.
+    /// A matrices of the adapted linears of a group, one below the other.
     pub stacked: HashMap<Vec<usize>, D::Matrix>,
 }
 
@@ -92,7 +92,8 @@ impl<D: Device> Factors<D> {
             Some((i, one(place.as_ref()?, linears[i].outputs, linears[i].inputs, 1.0)))
         });
         let groups = groups.all().into_iter().filter_map(|group| {
-            let starts = group.iter().map(|i| Some(factors[*i].as_ref()?.0.start)).collect::<Option<_>>()?;
+            let a = |i: usize| Some((i, factors[i].as_ref()?.0.start));
+            let (group, starts): (Vec<usize>, Vec<usize>) = group.into_iter().filter_map(a).unzip();
             let columns = linears[*group.first()?].inputs;
             Some((group, FactorParts { starts, rows: rank, columns, scale: 1.0 }))
         });

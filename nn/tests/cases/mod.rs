@@ -165,6 +165,10 @@ pub const SMALL: Shapes = Shapes {
         heads((2, 3, 24), (5, 9, 3)),
         heads((2, 2, 64), (7, 7, 0)),
         heads((1, 2, 130), (3, 8, 2)),
+        // More heads than a group of threads has, and heads wider than a group.
+        heads((2, 9, 32), (3, 5, 1)),
+        heads((1, 3, 136), (3, 5, 1)),
+        heads((1, 5, 264), (2, 3, 1)),
         heads((2, 4, 32), (150, 170, 20)),
     ],
     attention: &[

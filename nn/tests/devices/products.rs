@@ -110,20 +110,22 @@ fn products_of_long_rows_with_few_columns_agree() {
 /// Products with factors of an adapter's values: on a GPU with those that are made at once, elsewhere one by one.
 fn with_factors<D: Device>(device: &D, precision: Precision) -> Vec<Vec<f32>> {
     let queue = device.queue(precision).unwrap();
-    let values = exact::<D>(&queue, 4000, 1);
+    let values = exact::<D>(&queue, 4004 + 130 * 517, 1);
     let part = |starts: &[usize], rows, columns, scale| FactorParts {
         starts: starts.to_vec(),
         rows,
         columns,
         scale,
     };
-    // At even and at odd places, of whole sixteen bytes and not, one below the other and alone, longer than a block's turn.
+    // At even and at odd places, of whole sixteen bytes and not, one below the other and alone.
     let wanted = [
         part(&[0, 640, 64], 8, 8, 1.0),
         part(&[3], 5, 7, 0.5),
         part(&[1000, 701], 3, 16, 1.0),
         part(&[16], 120, 33, 0.25),
         part(&[8], 1, 1, 2.0),
+        // Longer than all blocks take at once, and no multiple of that.
+        part(&[4004], 130, 517, 0.5),
     ];
     assert_eq!(
         queue.factors(&values, &wanted).is_some(),

@@ -1,6 +1,8 @@
 //! Projections on their way to the heads of an attention, and back.
 //!
-//! `B` samples, `H` heads, `S` tokens of one stream, `T` tokens of the attention, `D` width of a head.
+//! `B` samples, `H` heads, `T` tokens of the attention, `D` width of a head.
+
+use cudarc::driver::sys::CUdeviceptr;
 
 use super::{CudaQueue, Rows, streams::stream_sizes, wide};
 use crate::{
@@ -86,7 +88,7 @@ impl<'a> Layout<'a> {
     }
 }
 
-/// Operands of a launch as its kernel takes them: the first of each, then the second, padded with nothing.
+/// One kind of operand, of as many as a launch has; nothing for those that are missing.
 fn padded(found: Vec<Argument>, nothing: Argument) -> [Argument; OPERANDS] {
     let mut found = found.into_iter();
     [(); OPERANDS].map(|()| found.next().unwrap_or(nothing))
@@ -98,7 +100,8 @@ struct Operands {
     all: Vec<Rows>,
     pointers: [Vec<Argument>; 4],
     strides: [Vec<Argument>; 2],
-    angles: Option<[Argument; 2]>,
+    /// Cosines and sines, the same for all.
+    angles: Option<[CUdeviceptr; 2]>,
 }
 
 impl Operands {
@@ -112,11 +115,14 @@ impl Operands {
         let Some([weight, cos, sin]) = norm else { return self.pointers[kind].push(pointer(0)) };
         self.push(kind, weight);
         self.all.extend([cos, sin]);
-        self.angles = Some([cos, sin].map(Rows::argument));
+        let places = [cos, sin].map(|angles| angles.pointer);
+        let alike = self.angles.is_none_or(|known| known == places);
+        assert!(alike, "queries and keys of one attention turn by the same angles");
+        self.angles = Some(places);
     }
 
     fn arguments(self, layout: &Layout<'_>, kinds: usize, strides: usize) -> Vec<Argument> {
-        let end = layout.end(self.angles.unwrap_or([pointer(0); 2]), &self.all);
+        let end = layout.end(self.angles.unwrap_or_default().map(pointer), &self.all);
         let pointers = self.pointers.into_iter().take(kinds).flat_map(|p| padded(p, pointer(0)));
         let strides = self.strides.into_iter().take(strides).flat_map(|s| padded(s, int(0)));
         pointers.chain(strides).chain(end).collect()

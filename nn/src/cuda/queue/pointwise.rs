@@ -81,6 +81,7 @@ impl CudaQueue {
         into_joint: bool,
     ) {
         let Some(rows) = Streams::new(rows) else { return };
+        assert!(offset + rows.tokens() <= tokens, "streams end after the {tokens} tokens of their attention");
         // The last sample's last token in the joint order, as rows.
         let joint = rows.batch.saturating_sub(1) * tokens + offset + rows.tokens();
         let counts = if into_joint { (rows.count, joint) } else { (joint, rows.count) };

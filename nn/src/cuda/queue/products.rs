@@ -104,25 +104,27 @@ impl CudaQueue {
     /// Factors that stand one after the other in one run of memory, by one kernel.
     pub(super) fn scaled_factors(&self, values: &CudaBuffer, wanted: &[FactorParts]) -> Vec<CudaMatrix> {
         let element = self.activation();
-        let (mut table, mut places, mut len) = (Vec::new(), Vec::new(), 0usize);
+        let (mut table, mut places, mut len) = (Vec::<u64>::new(), Vec::new(), 0usize);
         for FactorParts { starts, rows, columns, scale } in wanted {
             len = len.next_multiple_of(FACTOR_ALIGNMENT / element.size());
             places.push(len);
             for start in starts {
                 let count = rows * columns;
                 assert!(start + count <= values.len, "a factor ends at {} of {}", start + count, values.len);
-                table.extend([*start, len, count].map(|v| i32::try_from(v).expect("a size below 2^31")));
-                table.push(scale.to_bits().cast_signed());
+                let count_and_scale =
+                    [u32::try_from(count).expect("a factor below 2^31 values"), scale.to_bits()];
+                table.extend([*start as u64, len as u64, bytemuck::cast(count_and_scale)]);
                 len += count;
             }
         }
         let all = self.buffer(len, element);
-        let parts = table.len() / 4;
-        let listed = self.take(table.len(), Kind::Exact);
+        let parts = table.len() / 3;
+        // A number of eight bytes takes the place of two values.
+        let listed = self.take(2 * table.len(), Kind::Exact);
         self.write(bytemuck::cast_slice(&table), &listed);
         let (from, to) = (Rows::flat(values, values.len), Rows::flat(&all, len));
         debug_assert_eq!(from.element, Element::F32, "factors are made of an adapter's values");
-        let listed = Rows::flat(&listed, table.len()).argument();
+        let listed = Rows::flat(&listed, 2 * table.len()).argument();
         let arguments = [from.argument(), to.argument(), listed, flag(from.is_aligned() && to.is_aligned())];
         let grid = Grid { blocks: (BLOCKS_OF_A_FACTOR, parts), threads: 256, shared: 0 };
         self.launch(Source::Pointwise, "scaled_factors", grid, &arguments);

@@ -94,8 +94,8 @@ impl Sequence {
         self.segments(span).map(|segment| self.shape(segment, width)).collect()
     }
 
-    /// The parts of a span that one call can take, and whether they lie in `carried`: neighbours that do alike, or with `alone` each
-    /// segment by itself.
+    /// The parts of a span that one call can take, and whether they lie in `carried`: neighbours that are all
+    /// inside or all outside, or with `alone` each segment by itself.
     pub fn runs(&self, span: Span, alone: bool, carried: &Span) -> Vec<(Span, bool)> {
         let mut runs: Vec<(Span, bool)> = Vec::new();
         for segment in span.filter(|s| self.segments[*s].tokens > 0) {
