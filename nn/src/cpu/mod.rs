@@ -19,6 +19,7 @@ mod activation;
 mod attention;
 mod buffers;
 mod copy;
+mod device;
 mod gated_gelu;
 mod gemm;
 mod gemm_tn;

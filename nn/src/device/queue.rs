@@ -117,7 +117,7 @@ pub trait Queue<D: Device<Queue = Self>>: fmt::Debug + Send + Sync + Sized + 'st
     fn copy_tokens(&self, call: CopyTokens<'_, D>);
 
     /// Copy the rows of some streams to their places in the joint order.
-    fn to_joint(&self, order: JointOrder<'_>, from: View<'_, D>, mut joint: ViewMut<'_, D>) {
+    fn rows_to_joint(&self, order: JointOrder<'_>, from: View<'_, D>, mut joint: ViewMut<'_, D>) {
         let (mut row, mut place) = (0, order.offset);
         let joint_stride = joint.stride;
         for &rows in order.rows {
@@ -131,7 +131,7 @@ pub trait Queue<D: Device<Queue = Self>>: fmt::Debug + Send + Sync + Sized + 'st
     }
 
     /// The way back: copy the rows of some streams from the joint order.
-    fn from_joint(&self, order: JointOrder<'_>, joint: View<'_, D>, mut to: ViewMut<'_, D>) {
+    fn rows_from_joint(&self, order: JointOrder<'_>, joint: View<'_, D>, mut to: ViewMut<'_, D>) {
         let (mut row, mut place) = (0, order.offset);
         let to_stride = to.stride;
         for &rows in order.rows {

@@ -72,9 +72,9 @@ fn joint_copies<D: Device>(
     let (stride, joint_stride) = (width + gap, width + 2 * gap);
     let x = activations::<D>(&queue, count * stride, 1);
     let mut joint = activations::<D>(&queue, batch * tokens * joint_stride, 2);
-    queue.to_joint(order, View::new(&x, stride), ViewMut::new(&mut joint, joint_stride));
+    queue.rows_to_joint(order, View::new(&x, stride), ViewMut::new(&mut joint, joint_stride));
     let mut back = activations::<D>(&queue, count * stride, 3);
-    queue.from_joint(order, View::new(&joint, joint_stride), ViewMut::new(&mut back, stride));
+    queue.rows_from_joint(order, View::new(&joint, joint_stride), ViewMut::new(&mut back, stride));
     read::<D>(&queue, &[(&joint, batch * tokens * joint_stride), (&back, count * stride)])
 }
 

@@ -2,7 +2,7 @@
 //!
 //! `B` samples, `H` heads, `T` tokens, `D` width of a head.
 
-use super::{CudaQueue, Rows};
+use super::{CudaQueue, rows::Rows};
 use crate::{
     cuda::{
         Cuda,

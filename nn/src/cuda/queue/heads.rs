@@ -4,7 +4,11 @@
 
 use cudarc::driver::sys::CUdeviceptr;
 
-use super::{CudaQueue, Rows, streams::stream_sizes, wide};
+use super::{
+    CudaQueue,
+    rows::{Rows, wide},
+    streams::stream_sizes,
+};
 use crate::{
     cuda::{
         Cuda,

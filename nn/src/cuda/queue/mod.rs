@@ -4,7 +4,8 @@
 //!  mod         the stream, its errors, memory and copies     products   matrix products and factors
 //!  pointwise   sums, activation functions, gates, windows    norms      norms and scores
 //!  heads       projections by heads, and back                attention  attention
-//!  streams     token rows of several streams                optimizer  AdamW, and questions about gradients
+//!  rows        views as kernels take them                   streams    token rows of several streams
+//!  optimizer   AdamW, and questions about gradients
 //! ```
 //!
 //! `B` samples, `T` tokens, `D` width.
@@ -17,6 +18,7 @@ mod norms;
 mod optimizer;
 mod pointwise;
 mod products;
+mod rows;
 mod streams;
 
 use std::{
@@ -24,11 +26,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use cudarc::driver::{DriverError, result, sys::CUdeviceptr};
+use cudarc::driver::{DriverError, result};
 
+use self::rows::Rows;
 use super::{
     context::{Cuda, Lane},
-    launch::{Argument, Grid, flag, int, pointer},
+    launch::{Argument, Grid, flag, int},
     memory::Memory,
     modules::Source,
     values::{CudaBuffer, CudaMatrix, Element, MatrixMemory},
@@ -56,57 +59,6 @@ pub struct CudaQueue {
     /// Given back when the queue is dropped.
     lane: ManuallyDrop<Lane>,
     failed: Mutex<Option<Error>>,
-}
-
-/// Where rows lie, and how their values are stored.
-#[derive(Clone, Copy, Debug)]
-struct Rows {
-    pointer: CUdeviceptr,
-    stride: usize,
-    element: Element,
-}
-
-impl Rows {
-    /// `rows` rows of `width` values.
-    ///
-    /// # Panics
-    /// If the view is too short: a defect of the layer that calls.
-    fn of(view: View<'_, Cuda>, rows: usize, width: usize) -> Self {
-        let CudaBuffer { memory, len, element } = view.buffer;
-        let end = view.start + rows.saturating_sub(1) * view.stride + width;
-        assert!(rows == 0 || end <= *len, "{rows} rows of {width} end at {end} in a buffer of {len}");
-        let base = memory.as_ref().map_or(0, |m| m.pointer());
-        Self { pointer: base + (view.start * element.size()) as u64, stride: view.stride, element: *element }
-    }
-
-    /// The same for rows that are written.
-    fn of_mut(view: &ViewMut<'_, Cuda>, rows: usize, width: usize) -> Self {
-        Self::of(view.read(), rows, width)
-    }
-
-    /// `len` values without gaps.
-    fn flat(buffer: &CudaBuffer, len: usize) -> Self {
-        Self::of(View::new(buffer, len), 1, len)
-    }
-
-    fn argument(self) -> Argument {
-        pointer(self.pointer)
-    }
-
-    /// Can the first row be read sixteen bytes at a time?
-    fn is_aligned(self) -> bool {
-        self.pointer.is_multiple_of(16)
-    }
-
-    /// Can every row be read sixteen bytes at a time?
-    fn is_wide(self) -> bool {
-        self.is_aligned() && (self.stride * self.element.size()).is_multiple_of(16)
-    }
-}
-
-/// The number of values that a thread reads at once.
-fn wide(element: Element) -> usize {
-    16 / element.size()
 }
 
 impl CudaQueue {
@@ -383,11 +335,11 @@ impl Queue<Cuda> for CudaQueue {
         self.driver(|| "copy".into(), copy());
     }
 
-    fn to_joint(&self, order: JointOrder<'_>, from: View<'_, Cuda>, joint: ViewMut<'_, Cuda>) {
+    fn rows_to_joint(&self, order: JointOrder<'_>, from: View<'_, Cuda>, joint: ViewMut<'_, Cuda>) {
         self.joint_copy(order, (from, joint.read()), true);
     }
 
-    fn from_joint(&self, order: JointOrder<'_>, joint: View<'_, Cuda>, to: ViewMut<'_, Cuda>) {
+    fn rows_from_joint(&self, order: JointOrder<'_>, joint: View<'_, Cuda>, to: ViewMut<'_, Cuda>) {
         self.joint_copy(order, (joint, to.read()), false);
     }
 

@@ -3,8 +3,9 @@
 //! `B` samples, `T` tokens of each, `M` rows, `D` width, `G` groups of channels.
 
 use super::{
-    CudaQueue, Rows,
+    CudaQueue,
     pointwise::{column_sums, dense},
+    rows::Rows,
     streams::Streams,
 };
 use crate::{

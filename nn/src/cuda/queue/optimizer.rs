@@ -2,7 +2,7 @@
 //!
 //! Values, gradients and moments are f32. A sum and a search give the same result in every run.
 
-use super::{CudaQueue, Rows};
+use super::{CudaQueue, rows::Rows};
 use crate::{
     cuda::{
         Cuda,

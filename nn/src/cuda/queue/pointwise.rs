@@ -2,7 +2,11 @@
 //!
 //! `B` samples, `T` tokens of each, `D` width.
 
-use super::{CudaQueue, Rows, streams::Streams, wide};
+use super::{
+    CudaQueue,
+    rows::{Rows, wide},
+    streams::Streams,
+};
 use crate::{
     cuda::{
         Cuda,

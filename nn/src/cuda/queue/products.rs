@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{CudaQueue, Rows};
+use super::{CudaQueue, rows::Rows};
 use crate::{
     cuda::{
         Cuda,

@@ -1,6 +1,6 @@
 //! Token rows of several streams, one after the other, as kernels take them.
 
-use super::Rows;
+use super::rows::Rows;
 use crate::{
     cuda::{
         Cuda,

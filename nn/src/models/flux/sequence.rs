@@ -119,7 +119,7 @@ impl Sequence {
         to: ViewMut<'_, D>,
     ) {
         let rows = self.shapes(span.clone(), width);
-        ctx.queue.from_joint(self.joint(span, &rows), View::new(joint, width), to);
+        ctx.queue.rows_from_joint(self.joint(span, &rows), View::new(joint, width), to);
     }
 
     /// Copy rows of a span from the segments' order to the joint order; `from` starts at the span's first row.
@@ -132,7 +132,7 @@ impl Sequence {
         joint: &mut D::Buffer,
     ) {
         let rows = self.shapes(span.clone(), width);
-        ctx.queue.to_joint(self.joint(span, &rows), from, ViewMut::new(joint, width));
+        ctx.queue.rows_to_joint(self.joint(span, &rows), from, ViewMut::new(joint, width));
     }
 
     fn joint<'a>(&self, span: Span, rows: &'a [TokenRows]) -> JointOrder<'a> {
