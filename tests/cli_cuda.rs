@@ -194,11 +194,11 @@ fn a_full_or_lost_gpu_ends_the_run_with_a_sentence_and_the_last_checkpoint_can_b
     let held = [("STANDIN_MEMORY", "8000000000"), ("STANDIN_HELD", "7960000000")];
     let (code, said) = small.run(&held, "full", &["--device", "cuda:0", "--steps", "1"]);
     assert!(code == 1 && said.contains("cuda:0: it has no room") && said.contains("checkpointing"), "{said}");
-    let gpu = ["--device", "cuda:0", "--steps", "3", "--set", "update.schedule=constant"];
+    let gpu = ["--device", "cuda:0", "--steps", "5", "--set", "update.schedule=constant"];
     let (code, said) = small.run(&[("STANDIN_LOSE_AFTER", "3000")], "lost", &gpu);
     assert!(code == 1 && said.contains("cuda:0") && said.contains("last checkpoint"), "{said}");
     let (code, said) = small.run(&[], "lost", &[&gpu[..], &["--resume"]].concat());
-    assert!(code == 0 && said.contains("complete: 3 steps"), "{said}");
+    assert!(code == 0 && said.contains("complete: 5 steps"), "{said}");
     let (code, said) = small.run(&[], "whole", &gpu);
     assert!(code == 0, "{said}");
     assert_eq!(small.adapter("lost"), small.adapter("whole"), "what was lost was done again");
