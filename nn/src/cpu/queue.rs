@@ -250,21 +250,20 @@ impl Queue<Cpu> for CpuQueue {
     }
 
     fn norm_modulate(&self, call: NormModulate<'_, Cpu>) {
-        let NormModulate { rows, mut x, shift, scale, mut y, mut mean, mut reciprocal } = call;
-        for &rows in rows {
+        let NormModulate { rows, x, shift, scale, mut y, mut mean, mut reciprocal } = call;
+        for (rows, first) in TokenRows::one_by_one(rows) {
+            let at = first * rows.width;
             cpu::norm_modulate(
                 &self.cpu,
                 rows,
-                x.values(),
+                x.skip(at).values(),
                 shift.values(),
                 scale.values(),
                 scale.stride,
-                y.again().values(),
-                mean.again().values(),
-                reciprocal.again().values(),
+                y.again().skip(at).values(),
+                mean.again().skip(first).values(),
+                reciprocal.again().skip(first).values(),
             );
-            (x, y) = (x.skip(rows.len()), y.skip(rows.len()));
-            (mean, reciprocal) = (mean.skip(rows.count()), reciprocal.skip(rows.count()));
         }
     }
 
@@ -279,14 +278,14 @@ impl Queue<Cpu> for CpuQueue {
             let stride = m.d_shift.stride;
             cpu::ModulationGrad { d_shift: m.d_shift.values(), d_scale: m.d_scale.values(), stride }
         });
-        let (mut at, mut row) = (0, 0);
-        for &rows in rows {
+        for (rows, first) in TokenRows::one_by_one(rows) {
+            let at = first * rows.width;
             cpu::norm_modulate_backward(
                 &self.cpu,
                 rows,
                 x.skip(at).values(),
-                mean.skip(row).values(),
-                reciprocal.skip(row).values(),
+                mean.skip(first).values(),
+                reciprocal.skip(first).values(),
                 scale.values(),
                 scale.stride,
                 dy.skip(at).values(),
@@ -294,7 +293,6 @@ impl Queue<Cpu> for CpuQueue {
                 accumulate,
                 modulation.take(),
             );
-            (at, row) = (at + rows.len(), row + rows.count());
         }
     }
 
@@ -407,11 +405,9 @@ impl Queue<Cpu> for CpuQueue {
     }
 
     fn gated_add(&self, rows: &[TokenRows], mut x: ViewMut<'_, Cpu>, gate: View<'_, Cpu>, y: View<'_, Cpu>) {
-        let mut at = 0;
-        for &rows in rows {
-            let x = x.again().skip(at);
-            cpu::gated_add(&self.cpu, rows, x.values(), gate.values(), gate.stride, y.skip(at).values());
-            at += rows.len();
+        for (rows, first) in TokenRows::one_by_one(rows) {
+            let (x, y) = (x.again().skip(first * rows.width), y.skip(first * rows.width));
+            cpu::gated_add(&self.cpu, rows, x.values(), gate.values(), gate.stride, y.values());
         }
     }
 
@@ -428,8 +424,8 @@ impl Queue<Cpu> for CpuQueue {
             let stride = g.d_gate.stride;
             cpu::GateGrad { y: g.y.values(), d_gate: g.d_gate.values(), stride }
         });
-        let mut at = 0;
-        for &rows in rows {
+        for (rows, first) in TokenRows::one_by_one(rows) {
+            let at = first * rows.width;
             cpu::gated_add_backward(
                 &self.cpu,
                 rows,
@@ -439,7 +435,6 @@ impl Queue<Cpu> for CpuQueue {
                 dy.again().skip(at).values(),
                 gate_grad.take(),
             );
-            at += rows.len();
         }
     }
 

@@ -130,6 +130,15 @@ impl TokenRows {
         self.batch * self.tokens
     }
 
+    /// The rows of streams that stand one after the other, each with the row at which it begins.
+    pub(crate) fn one_by_one(streams: &[Self]) -> impl Iterator<Item = (Self, usize)> {
+        streams.iter().scan(0, |next, rows| {
+            let first = *next;
+            *next += rows.count();
+            Some((*rows, first))
+        })
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -159,6 +168,18 @@ pub struct JointOrder<'a> {
     pub tokens: usize,
     /// Where the first stream's first token stands.
     pub offset: usize,
+}
+
+impl JointOrder<'_> {
+    /// Each stream, with the row and the place at which it begins.
+    pub(super) fn streams(&self) -> impl Iterator<Item = (TokenRows, usize, usize)> {
+        let mut place = self.offset;
+        TokenRows::one_by_one(self.rows).map(move |(rows, row)| {
+            let first = place;
+            place += rows.tokens;
+            (rows, row, first)
+        })
+    }
 }
 
 /// `y = norm(x) (1 + scale[b]) + shift[b]`, a layer norm with eps 1e-6; mean and 1 / deviation of each row are kept for the

@@ -118,29 +118,21 @@ pub trait Queue<D: Device<Queue = Self>>: fmt::Debug + Send + Sync + Sized + 'st
 
     /// Copy the rows of some streams to their places in the joint order.
     fn rows_to_joint(&self, order: JointOrder<'_>, from: View<'_, D>, mut joint: ViewMut<'_, D>) {
-        let (mut row, mut place) = (0, order.offset);
-        let joint_stride = joint.stride;
-        for &rows in order.rows {
-            self.copy_tokens(CopyTokens {
-                rows,
-                from: (from.skip(row * from.stride), rows.tokens),
-                to: (joint.again().skip(place * joint_stride), order.tokens),
-            });
-            (row, place) = (row + rows.count(), place + rows.tokens);
+        let stride = joint.stride;
+        for (rows, row, place) in order.streams() {
+            let from = (from.skip(row * from.stride), rows.tokens);
+            let to = (joint.again().skip(place * stride), order.tokens);
+            self.copy_tokens(CopyTokens { rows, from, to });
         }
     }
 
     /// The way back: copy the rows of some streams from the joint order.
     fn rows_from_joint(&self, order: JointOrder<'_>, joint: View<'_, D>, mut to: ViewMut<'_, D>) {
-        let (mut row, mut place) = (0, order.offset);
-        let to_stride = to.stride;
-        for &rows in order.rows {
-            self.copy_tokens(CopyTokens {
-                rows,
-                from: (joint.skip(place * joint.stride), order.tokens),
-                to: (to.again().skip(row * to_stride), rows.tokens),
-            });
-            (row, place) = (row + rows.count(), place + rows.tokens);
+        let stride = to.stride;
+        for (rows, row, place) in order.streams() {
+            let from = (joint.skip(place * joint.stride), order.tokens);
+            let to = (to.again().skip(row * stride), rows.tokens);
+            self.copy_tokens(CopyTokens { rows, from, to });
         }
     }
 

@@ -108,20 +108,7 @@ impl<D: Device> Branches<D> {
         linear: &Linear<D>,
         direction: Direction,
     ) -> Option<Factor<'_, D>> {
-        let place = self.whole_place(linear)?;
-        let made = self.made.as_ref().and_then(|made| made.whole.get(&linear.index()?));
-        Some(made.map_or_else(
-            || {
-                Factor::Made(queue.factor(
-                    &[self.view(place)],
-                    linear.outputs(),
-                    linear.inputs(),
-                    1.0,
-                    direction,
-                ))
-            },
-            Factor::Kept,
-        ))
+        Some(self.alone(queue, linear, self.whole_place(linear)?, (linear.inputs(), 1.0), direction))
     }
 
     pub(super) fn place(&self, linear: &Linear<D>) -> Option<&(Range<usize>, Range<usize>)> {
@@ -139,20 +126,23 @@ impl<D: Device> Branches<D> {
         linear: &Linear<D>,
         direction: Direction,
     ) -> Option<Factor<'_, D>> {
-        let (_, b) = self.place(linear)?;
-        let made = self.made.as_ref().and_then(|made| made.b.get(&linear.index()?));
-        Some(made.map_or_else(
-            || {
-                Factor::Made(queue.factor(
-                    &[self.view(b)],
-                    linear.outputs(),
-                    self.rank,
-                    self.scale,
-                    direction,
-                ))
-            },
-            Factor::Kept,
-        ))
+        let (_, place) = self.place(linear)?;
+        Some(self.alone(queue, linear, place, (self.rank, self.scale), direction))
+    }
+
+    /// A matrix `[N, columns]` of a linear, scaled, as a factor of its own: a linear has one at most.
+    fn alone(
+        &self,
+        queue: &D::Queue,
+        linear: &Linear<D>,
+        place: &Range<usize>,
+        (columns, scale): (usize, f32),
+        direction: Direction,
+    ) -> Factor<'_, D> {
+        let made = self.made.as_ref().and_then(|made| made.alone.get(&linear.index()?));
+        made.map(Factor::Kept).unwrap_or_else(|| {
+            Factor::Made(queue.factor(&[self.view(place)], linear.outputs(), columns, scale, direction))
+        })
     }
 
     /// A of a convolution, `[R, I, taps]` from `start` on, as `[R, taps, I]`.

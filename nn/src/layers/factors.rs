@@ -62,8 +62,8 @@ pub(super) struct Places<'a> {
 /// The factors that were made at once, by the numbers of their linears.
 #[derive(Debug)]
 pub(super) struct Factors<D: Device> {
-    pub b: HashMap<usize, D::Matrix>,
-    pub whole: HashMap<usize, D::Matrix>,
+    /// B, or the matrix of a linear that is trained whole.
+    pub alone: HashMap<usize, D::Matrix>,
     /// A matrices of the adapted linears of a group, one below the other.
     pub stacked: HashMap<Vec<usize>, D::Matrix>,
 }
@@ -80,16 +80,13 @@ impl<D: Device> Factors<D> {
             return None;
         }
         let Places { linears, rank, scale, factors, whole } = places;
-        let one = |place: &Range<usize>, rows: usize, columns: usize, scale: f32| FactorParts {
-            starts: vec![place.start],
-            rows,
-            columns,
-            scale,
-        };
-        let numbered = || factors.iter().enumerate().filter_map(|(i, place)| Some((i, place.as_ref()?)));
-        let of_b = numbered().map(|(i, (_, b))| (i, one(b, linears[i].outputs, rank, scale)));
-        let of_whole = whole.iter().enumerate().filter_map(|(i, place)| {
-            Some((i, one(place.as_ref()?, linears[i].outputs, linears[i].inputs, 1.0)))
+        let alone = linears.iter().enumerate().filter_map(|(i, linear)| {
+            let (place, columns, scale) = match (&factors[i], &whole[i]) {
+                (Some((_, b)), _) => (b, rank, scale),
+                (None, Some(whole)) => (whole, linear.inputs, 1.0),
+                (None, None) => return None,
+            };
+            Some((i, FactorParts { starts: vec![place.start], rows: linear.outputs, columns, scale }))
         });
         let groups = groups.all().into_iter().filter_map(|group| {
             let a = |i: usize| Some((i, factors[i].as_ref()?.0.start));
@@ -97,15 +94,12 @@ impl<D: Device> Factors<D> {
             let columns = linears[*group.first()?].inputs;
             Some((group, FactorParts { starts, rows: rank, columns, scale: 1.0 }))
         });
-        let (b, mut wanted): (Vec<_>, Vec<_>) = of_b.unzip();
-        let (whole, more): (Vec<_>, Vec<_>) = of_whole.unzip();
-        wanted.extend(more);
-        let (groups, more): (Vec<_>, Vec<_>) = groups.unzip();
-        wanted.extend(more);
+        let (alone, mut wanted): (Vec<_>, Vec<_>) = alone.unzip();
+        let (groups, stacked): (Vec<_>, Vec<_>) = groups.unzip();
+        wanted.extend(stacked);
         let mut made = queue.factors(values, &wanted)?.into_iter();
         Some(Self {
-            b: b.into_iter().zip(made.by_ref()).collect(),
-            whole: whole.into_iter().zip(made.by_ref()).collect(),
+            alone: alone.into_iter().zip(made.by_ref()).collect(),
             stacked: groups.into_iter().zip(made).collect(),
         })
     }

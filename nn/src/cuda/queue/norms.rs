@@ -2,12 +2,7 @@
 //!
 //! `B` samples, `T` tokens of each, `M` rows, `D` width, `G` groups of channels.
 
-use super::{
-    CudaQueue,
-    pointwise::{column_sums, dense},
-    rows::Rows,
-    streams::Streams,
-};
+use super::{CudaQueue, pointwise::column_sums, rows::Rows, streams::Streams};
 use crate::{
     cuda::{
         Cuda,
@@ -17,7 +12,7 @@ use crate::{
     },
     device::{
         GroupNorm, GroupNormBackward, Kind, ModulationGrad, Norm, NormBackward, NormKind, NormModulate,
-        NormModulateBackward, Queue, TokenRows, View, ViewMut,
+        NormModulateBackward, Queue, View, ViewMut,
     },
 };
 
@@ -125,8 +120,8 @@ impl CudaQueue {
 
     pub(super) fn norm_of_rows(&self, call: Norm<'_, Cuda>) {
         let Norm { rows, width, kind, eps, x, weight, bias, y } = call;
-        let sizes = TokenRows { batch: 1, tokens: rows, width };
-        let (x, y, weight) = (dense(x, sizes), dense(y.read(), sizes), Rows::flat(weight, width));
+        let (x, y, weight) =
+            (Rows::dense(x, rows, width), Rows::dense(y.read(), rows, width), Rows::flat(weight, width));
         let bias = bias.map(|bias| Rows::flat(bias, width));
         self.expect_activations("norm", [x, y]);
         let wide =
@@ -150,8 +145,8 @@ impl CudaQueue {
 
     pub(super) fn norm_of_rows_backward(&self, call: NormBackward<'_, Cuda>) {
         let NormBackward { rows, width, kind, eps, x, weight, dy, dx } = call;
-        let sizes = TokenRows { batch: 1, tokens: rows, width };
-        let (x, dy, dx) = (dense(x, sizes), dense(dy, sizes), dense(dx.read(), sizes));
+        let (x, dy, dx) =
+            (Rows::dense(x, rows, width), Rows::dense(dy, rows, width), Rows::dense(dx.read(), rows, width));
         let weight = Rows::flat(weight, width);
         self.expect_activations("norm_backward", [x, dy, dx]);
         let wide = [x, dy, dx].iter().all(|r| r.is_wide()) && weight.is_aligned();
@@ -203,8 +198,8 @@ impl CudaQueue {
 
     pub(super) fn norm_of_groups_backward(&self, call: GroupNormBackward<'_, Cuda>) {
         let GroupNormBackward { rows, width, groups, eps, silu, x, weight, bias, dy, dx } = call;
-        let sizes = TokenRows { batch: 1, tokens: rows, width };
-        let (x, dy, dx) = (dense(x, sizes), dense(dy, sizes), dense(dx.read(), sizes));
+        let (x, dy, dx) =
+            (Rows::dense(x, rows, width), Rows::dense(dy, rows, width), Rows::dense(dx.read(), rows, width));
         let [weight, bias] = [weight, bias].map(|v| Rows::flat(v, width));
         self.expect_activations("group_norm_backward", [x, dy, dx]);
         let moments = self.group_moments((rows, width, groups), x, eps);
@@ -241,8 +236,7 @@ impl CudaQueue {
 
     pub(super) fn norm_of_groups(&self, call: GroupNorm<'_, Cuda>) {
         let GroupNorm { rows, width, groups, eps, silu, x, weight, bias, y } = call;
-        let sizes = TokenRows { batch: 1, tokens: rows, width };
-        let (x, y) = (dense(x, sizes), dense(y.read(), sizes));
+        let (x, y) = (Rows::dense(x, rows, width), Rows::dense(y.read(), rows, width));
         let [weight, bias] = [weight, bias].map(|v| Rows::flat(v, width));
         self.expect_activations("group_norm", [x, y]);
         let moments = self.group_moments((rows, width, groups), x, eps);

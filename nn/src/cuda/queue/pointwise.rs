@@ -221,7 +221,7 @@ impl CudaQueue {
 
     pub(super) fn add_to_token_rows(&self, rows: TokenRows, v: View<'_, Cuda>, x: &ViewMut<'_, Cuda>) {
         let TokenRows { batch, tokens, width } = rows;
-        let (x, v) = (dense(x.read(), rows), Rows::of(v, batch, width));
+        let (x, v) = (Rows::dense(x.read(), rows.count(), width), Rows::of(v, batch, width));
         self.expect_activations("add_to_tokens", [x, v]);
         let sizes = [batch, tokens, width, v.stride].map(int);
         let arguments =
@@ -283,19 +283,4 @@ impl CudaQueue {
             );
         }
     }
-}
-
-/// Token rows without gaps.
-///
-/// # Panics
-/// If they have gaps: the kernels that take token rows are given none.
-pub(super) fn dense(view: View<'_, Cuda>, rows: TokenRows) -> Rows {
-    let count = rows.batch * rows.tokens;
-    assert!(
-        view.stride == rows.width || count <= 1,
-        "rows of {} that stand {} apart",
-        rows.width,
-        view.stride
-    );
-    Rows { stride: rows.width, ..Rows::of(view, count, rows.width) }
 }

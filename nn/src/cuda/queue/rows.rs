@@ -37,6 +37,16 @@ impl Rows {
         Self::of(view.read(), rows, width)
     }
 
+    /// `rows` rows of `width` values without gaps between them.
+    ///
+    /// # Panics
+    /// If there are gaps: the kernels that take such rows are given none.
+    pub fn dense(view: View<'_, Cuda>, rows: usize, width: usize) -> Self {
+        let stride = view.stride;
+        assert!(stride == width || rows <= 1, "rows of {width} that stand {stride} apart");
+        Self { stride: width, ..Self::of(view, rows, width) }
+    }
+
     /// `len` values without gaps.
     pub fn flat(buffer: &CudaBuffer, len: usize) -> Self {
         Self::of(View::new(buffer, len), 1, len)

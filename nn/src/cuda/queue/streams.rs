@@ -66,17 +66,8 @@ impl<'a> Streams<'a> {
         self.rows[0].tokens
     }
 
-    /// Rows without gaps.
-    ///
-    /// # Panics
-    /// If they have gaps.
+    /// Their rows in a view, [without gaps](Rows::dense).
     pub fn dense(&self, view: View<'_, Cuda>) -> Rows {
-        assert!(
-            view.stride == self.width || self.count <= 1,
-            "rows of {} that stand {} apart",
-            self.width,
-            view.stride
-        );
-        Rows { stride: self.width, ..Rows::of(view, self.count, self.width) }
+        Rows::dense(view, self.count, self.width)
     }
 }

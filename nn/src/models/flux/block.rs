@@ -174,8 +174,7 @@ pub(super) fn normed_backward<D: Device>(
     let queue = pass.ctx.queue;
     let part = || queue.take(pass.sequence.batch * pass.width, Kind::Exact);
     // Sums over tokens are those of a segment.
-    let parts = pass.sequence.runs(span, sums.is_some(), &carried);
-    for (segments, accumulate) in parts {
+    for (segments, accumulate) in pass.sequence.runs(span, sums.is_some(), &carried) {
         let first = pass.sequence.span_rows(segments.clone()).start;
         let (row, at) = (first - start, (first - start) * pass.width);
         let mut parts = sums.is_some().then(|| (part(), part()));
@@ -278,28 +277,27 @@ impl<D: Device> Heads<D> {
 
 /// Rows of a span, `[rows, D]`, on their way to `[N, H, S, D / H]`; with the weight of an RMS norm they are also normed and turned.
 pub(super) struct Projection<'a, D: Device> {
+    pub span: Span,
     pub rows: &'a D::Buffer,
     pub weight: Option<&'a D::Buffer>,
     pub heads: &'a mut D::Buffer,
 }
 
-/// Projections of one span to their places among the heads.
-pub(super) fn split_heads<D: Device, const N: usize>(
-    pass: Pass<'_, D>,
-    span: Span,
-    projections: [Projection<'_, D>; N],
-) {
-    let mut operands = projections.map(|Projection { rows, weight, heads }| SplitHeads {
-        x: View::new(rows, pass.width),
-        norm: weight.map(|weight| norm_rotary(pass, weight)),
-        out: heads,
+/// Projections to their places among the heads: neighbours of one span go together.
+pub(super) fn split_heads<D: Device, const N: usize>(pass: Pass<'_, D>, projections: [Projection<'_, D>; N]) {
+    let operands = projections.map(|Projection { span, rows, weight, heads }| {
+        let norm = weight.map(|weight| norm_rotary(pass, weight));
+        (span, SplitHeads { x: View::new(rows, pass.width), norm, out: heads })
     });
-    pass.ctx.queue.split_heads(&head_layouts(pass, span), &mut operands);
+    for (span, mut operands) in of_one_span(operands) {
+        pass.ctx.queue.split_heads(&head_layouts(pass, span), &mut operands);
+    }
 }
 
 /// The cotangent of heads on its way back to rows of a span, which are overwritten; `x` are the projection's rows before their norm, with
 /// its weight.
 pub(super) struct ProjectionGrad<'a, D: Device> {
+    pub span: Span,
     pub d_heads: &'a D::Buffer,
     pub x: Option<(&'a D::Buffer, &'a D::Buffer)>,
     pub d_rows: &'a mut D::Buffer,
@@ -308,15 +306,27 @@ pub(super) struct ProjectionGrad<'a, D: Device> {
 /// Backward of [`split_heads`].
 pub(super) fn split_heads_backward<D: Device, const N: usize>(
     pass: Pass<'_, D>,
-    span: Span,
     projections: [ProjectionGrad<'_, D>; N],
 ) {
-    let mut operands = projections.map(|ProjectionGrad { d_heads, x, d_rows }| SplitHeadsBackward {
-        d_out: d_heads,
-        norm: x.map(|(x, weight)| (View::new(x, pass.width), norm_rotary(pass, weight))),
-        dx: ViewMut::new(d_rows, pass.width),
+    let operands = projections.map(|ProjectionGrad { span, d_heads, x, d_rows }| {
+        let norm = x.map(|(x, weight)| (View::new(x, pass.width), norm_rotary(pass, weight)));
+        (span, SplitHeadsBackward { d_out: d_heads, norm, dx: ViewMut::new(d_rows, pass.width) })
     });
-    pass.ctx.queue.split_heads_backward(&head_layouts(pass, span), &mut operands);
+    for (span, mut operands) in of_one_span(operands) {
+        pass.ctx.queue.split_heads_backward(&head_layouts(pass, span), &mut operands);
+    }
+}
+
+/// Neighbours that have the same span.
+fn of_one_span<T>(operands: impl IntoIterator<Item = (Span, T)>) -> Vec<(Span, Vec<T>)> {
+    let mut runs: Vec<(Span, Vec<T>)> = Vec::new();
+    for (span, operand) in operands {
+        match runs.last_mut() {
+            Some((known, run)) if *known == span => run.push(operand),
+            _ => runs.push((span, vec![operand])),
+        }
+    }
+    runs
 }
 
 fn head_layouts<D: Device>(pass: Pass<'_, D>, span: Span) -> Vec<HeadLayout> {

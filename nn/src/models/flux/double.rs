@@ -112,11 +112,11 @@ fn project<D: Device>(
         ],
     )?;
     let projections = [
-        Projection { rows: &q, weight: Some(&stream.norm_q), heads: &mut heads.q },
-        Projection { rows: &k, weight: Some(&stream.norm_k), heads: &mut heads.k },
-        Projection { rows: &v, weight: None, heads: &mut heads.v },
+        Projection { span: span.clone(), rows: &q, weight: Some(&stream.norm_q), heads: &mut heads.q },
+        Projection { span: span.clone(), rows: &k, weight: Some(&stream.norm_k), heads: &mut heads.k },
+        Projection { span: span.clone(), rows: &v, weight: None, heads: &mut heads.v },
     ];
-    split_heads(pass, span, projections);
+    split_heads(pass, projections);
     Ok(Projected { modulation, moments: n.moments, q, k, inner })
 }
 
@@ -243,10 +243,20 @@ pub(super) fn backward<D: Device>(
     let mut heads = Heads::with_values(pass, v);
     for ((stream, span), saved) in parts.iter().zip(&streams) {
         let projections = [
-            Projection { rows: &saved.q, weight: Some(&stream.norm_q), heads: &mut heads.q },
-            Projection { rows: &saved.k, weight: Some(&stream.norm_k), heads: &mut heads.k },
+            Projection {
+                span: span.clone(),
+                rows: &saved.q,
+                weight: Some(&stream.norm_q),
+                heads: &mut heads.q,
+            },
+            Projection {
+                span: span.clone(),
+                rows: &saved.k,
+                weight: Some(&stream.norm_k),
+                heads: &mut heads.k,
+            },
         ];
-        split_heads(pass, span.clone(), projections);
+        split_heads(pass, projections);
     }
     let d_heads = attend_backward(pass, ALL, &heads, &attended, &d_attended);
     drop((heads, d_attended, attended));
@@ -404,11 +414,11 @@ impl<D: Device> StreamPass<'_, D> {
         let (mut dq, mut dk, mut dv) = (take(), take(), take());
         let (q, k) = ((&saved.q, &stream.norm_q), (&saved.k, &stream.norm_k));
         let projections = [
-            ProjectionGrad { d_heads: &d_heads.q, x: Some(q), d_rows: &mut dq },
-            ProjectionGrad { d_heads: &d_heads.k, x: Some(k), d_rows: &mut dk },
-            ProjectionGrad { d_heads: &d_heads.v, x: None, d_rows: &mut dv },
+            ProjectionGrad { span: span.clone(), d_heads: &d_heads.q, x: Some(q), d_rows: &mut dq },
+            ProjectionGrad { span: span.clone(), d_heads: &d_heads.k, x: Some(k), d_rows: &mut dk },
+            ProjectionGrad { span: span.clone(), d_heads: &d_heads.v, x: None, d_rows: &mut dv },
         ];
-        split_heads_backward(*pass, span.clone(), projections);
+        split_heads_backward(*pass, projections);
         let adapted = [&stream.q, &stream.k, &stream.v].iter().any(|l| ctx.adapts(l));
         let x = View::new(&saved.x, width);
         let n = adapted.then(|| normed(*pass, span.clone(), x, &saved.modulation, ATTENTION).values);

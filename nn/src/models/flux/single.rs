@@ -83,15 +83,12 @@ pub(super) fn forward<D: Device>(
     drop(n.values);
 
     let mut heads = Heads::take(pass);
-    let queries = Projection { rows: &q, weight: Some(&block.norm_q), heads: &mut heads.q };
-    let keys = Projection { rows: &k, weight: Some(&block.norm_k), heads: &mut heads.k };
-    let values = Projection { rows: &v, weight: None, heads: &mut heads.v };
-    if span == ALL {
-        split_heads(pass, ALL, [queries, keys, values]);
-    } else {
-        split_heads(pass, span.clone(), [queries]);
-        split_heads(pass, ALL, [keys, values]);
-    }
+    let projections = [
+        Projection { span: span.clone(), rows: &q, weight: Some(&block.norm_q), heads: &mut heads.q },
+        Projection { span: ALL, rows: &k, weight: Some(&block.norm_k), heads: &mut heads.k },
+        Projection { span: ALL, rows: &v, weight: None, heads: &mut heads.v },
+    ];
+    split_heads(pass, projections);
     drop(v);
     let attended = attend(pass, span.clone(), &heads);
     let Heads { q: q_heads, k: k_heads, v } = heads;
@@ -188,14 +185,11 @@ pub(super) fn backward<D: Device>(
     ctx.queue.gelu_backward((k_rows, mlp), up, d_joined_view.skip(width), to);
 
     let mut heads = Heads::with_values(pass, saved.v);
-    let queries = Projection { rows: &saved.q, weight: Some(&block.norm_q), heads: &mut heads.q };
-    let keys = Projection { rows: &saved.k, weight: Some(&block.norm_k), heads: &mut heads.k };
-    if span == ALL {
-        split_heads(pass, ALL, [queries, keys]);
-    } else {
-        split_heads(pass, span.clone(), [queries]);
-        split_heads(pass, ALL, [keys]);
-    }
+    let projections = [
+        Projection { span: span.clone(), rows: &saved.q, weight: Some(&block.norm_q), heads: &mut heads.q },
+        Projection { span: ALL, rows: &saved.k, weight: Some(&block.norm_k), heads: &mut heads.k },
+    ];
+    split_heads(pass, projections);
     let mut d_attended = pass.take(m * width);
     sequence.copy_to_joint(ctx, span.clone(), width, d_joined_view, &mut d_attended);
     drop(d_joined);
@@ -205,15 +199,12 @@ pub(super) fn backward<D: Device>(
     let mut dk = pass.take(m * width);
     let mut dv = pass.take(m * width);
     let (q, k) = ((&saved.q, &block.norm_q), (&saved.k, &block.norm_k));
-    let queries = ProjectionGrad { d_heads: &d_heads.q, x: Some(q), d_rows: &mut dq };
-    let keys = ProjectionGrad { d_heads: &d_heads.k, x: Some(k), d_rows: &mut dk };
-    let values = ProjectionGrad { d_heads: &d_heads.v, x: None, d_rows: &mut dv };
-    if span == ALL {
-        split_heads_backward(pass, ALL, [queries, keys, values]);
-    } else {
-        split_heads_backward(pass, span.clone(), [queries]);
-        split_heads_backward(pass, ALL, [keys, values]);
-    }
+    let projections = [
+        ProjectionGrad { span: span.clone(), d_heads: &d_heads.q, x: Some(q), d_rows: &mut dq },
+        ProjectionGrad { span: ALL, d_heads: &d_heads.k, x: Some(k), d_rows: &mut dk },
+        ProjectionGrad { span: ALL, d_heads: &d_heads.v, x: None, d_rows: &mut dv },
+    ];
+    split_heads_backward(pass, projections);
     drop(d_heads);
 
     let adapted = adapts(&[&block.q, &block.k, &block.v, &block.up]);

@@ -67,58 +67,37 @@ fn over(x: f64, divisor: f64) -> f64 {
     if divisor > 0.0 { x / divisor } else { 0.0 }
 }
 
-impl<'a> Sample<'a> {
-    /// Its channels, each with the same weights. A network waits for the loss of its passes: a division for every value would show.
-    fn channels(&self) -> impl Iterator<Item = Sample<'a>> {
-        let Self { policy, target, reference, weight } = *self;
-        let cells = weight.len().max(1);
-        let mut reference = reference.map(|values| values.chunks_exact(cells));
-        policy.chunks_exact(cells).zip(target.chunks_exact(cells)).map(move |(policy, target)| Sample {
-            policy,
-            target,
-            reference: reference.as_mut().and_then(Iterator::next),
-            weight,
-        })
-    }
-
+impl Sample<'_> {
     /// All errors. The difference of policy and reference is the sum of `M^2 (p - r)(p + r - 2 target)`: two sums of
     /// nearly equal squares would cancel, and beta would amplify what is left of them.
     pub(super) fn errors(&self, reduction: Reduction) -> Errors {
         let cells = self.weight.len();
-        let [mut sums, mut compared] = [Errors::default(); 2];
-        for channel in self.channels() {
-            let own = channel.policy.iter().zip(channel.target).zip(self.weight);
-            let own = own.map(|((policy, target), weight)| (f64::from(*policy), f64::from(*target), weight));
-            let mut add = |policy: f64, target: f64, weight: f64| {
-                let error = (policy - target) * (policy - target);
-                sums.policy += weight * error;
-                sums.plain += error;
-            };
-            let Some(reference) = channel.reference else {
-                own.for_each(|(policy, target, weight)| add(policy, target, *weight));
-                continue;
-            };
-            for ((policy, target, weight), reference) in own.zip(reference) {
-                add(policy, target, *weight);
-                let reference = f64::from(*reference);
+        let mut sums = Errors::default();
+        for (i, (policy, target)) in self.policy.iter().zip(self.target).enumerate() {
+            let (weight, policy, target) = (self.weight[i % cells], f64::from(*policy), f64::from(*target));
+            let error = (policy - target) * (policy - target);
+            sums.policy += weight * error;
+            sums.plain += error;
+            if let Some(reference) = self.reference {
+                let reference = f64::from(reference[i]);
                 let step = policy - reference;
-                compared.reference += weight * (reference - target) * (reference - target);
-                compared.difference += weight * step * (policy + reference - 2.0 * target);
-                compared.plain_difference += step * (policy + reference - 2.0 * target);
-                compared.drift += step * step;
+                sums.reference += weight * (reference - target) * (reference - target);
+                sums.difference += weight * step * (policy + reference - 2.0 * target);
+                sums.plain_difference += step * (policy + reference - 2.0 * target);
+                sums.drift += step * step;
             }
         }
         let divisor = reduction.divisor(self.policy.len() / cells, self.weight);
         let all = self.policy.len() as f64;
         let (policy, plain) = (over(sums.policy, divisor), sums.plain / all);
-        let has_reference = self.reference.is_some();
+        let compared = self.reference.is_some();
         Errors {
             policy,
-            reference: over(compared.reference, divisor),
-            difference: if has_reference { over(compared.difference, divisor) } else { policy },
+            reference: over(sums.reference, divisor),
+            difference: if compared { over(sums.difference, divisor) } else { policy },
             plain,
-            plain_difference: if has_reference { compared.plain_difference / all } else { plain },
-            drift: compared.drift / all,
+            plain_difference: if compared { sums.plain_difference / all } else { plain },
+            drift: sums.drift / all,
         }
     }
 
@@ -129,20 +108,13 @@ impl<'a> Sample<'a> {
         let all = self.policy.len() as f64;
         let (masked, plain) = (2.0 * over(pull.policy, divisor), 2.0 * pull.plain / all);
         let drift = 2.0 * pull.drift / all;
-        for channel in self.channels() {
-            let own = channel.policy.iter().zip(channel.target).zip(self.weight);
-            let own = own.map(|((policy, target), weight)| {
-                let (policy, target) = (f64::from(*policy), f64::from(*target));
-                (policy, (masked * weight + plain) * (policy - target))
-            });
-            match channel.reference {
-                None => out.extend(own.map(|(_, by)| by as f32)),
-                Some(reference) => {
-                    out.extend(own.zip(reference).map(|((policy, by), reference)| {
-                        (by + drift * (policy - f64::from(*reference))) as f32
-                    }))
-                }
+        for (i, (policy, target)) in self.policy.iter().zip(self.target).enumerate() {
+            let (policy, target) = (f64::from(*policy), f64::from(*target));
+            let mut by = (masked * self.weight[i % cells] + plain) * (policy - target);
+            if let Some(reference) = self.reference {
+                by += drift * (policy - f64::from(reference[i]));
             }
+            out.push(by as f32);
         }
     }
 }
