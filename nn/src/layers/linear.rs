@@ -190,13 +190,7 @@ pub fn linears<'a, D: Device>(
     outputs: &mut [Output<'_, D>],
 ) -> Result<Option<D::Buffer>> {
     let (queue, x) = (ctx.queue, x.into());
-    let stacked =
-        ctx.branches.and_then(|b| b.stacked_a(queue, outputs.iter().map(|o| o.0), Direction::Forward));
-    let inner = stacked.map(|(a, width)| {
-        let mut h = queue.take(m * width, Kind::Activation);
-        product(queue, m, x, (&a, Direction::Forward), false, ViewMut::new(&mut h, width));
-        (h, width)
-    });
+    let inner = inner_values(ctx, m, x, outputs.iter().map(|o| o.0));
     let mut column = 0;
     // `f x D^T` of the last branch: linears that share D stand together.
     let mut frozen: Option<(Arc<Frozen<D>>, D::Buffer)> = None;
@@ -244,6 +238,30 @@ pub fn linears<'a, D: Device>(
         }
     }
     Ok(inner.map(|(h, _)| h))
+}
+
+/// `h [M, J R]` of [`linears`], where nobody needs their results.
+pub fn inner<'a, D: Device, const N: usize>(
+    ctx: Context<'_, D>,
+    m: usize,
+    x: impl Into<Left<'a, D>>,
+    linears: [&Linear<D>; N],
+) -> Option<D::Buffer> {
+    inner_values(ctx, m, x.into(), linears.into_iter()).map(|(h, _)| h)
+}
+
+/// `h [M, J R]` and its width.
+fn inner_values<'l, D: Device>(
+    ctx: Context<'_, D>,
+    m: usize,
+    x: Left<'_, D>,
+    linears: impl Iterator<Item = &'l Linear<D>>,
+) -> Option<(D::Buffer, usize)> {
+    let queue = ctx.queue;
+    let (a, width) = ctx.branches?.stacked_a(queue, linears, Direction::Forward)?;
+    let mut h = queue.take(m * width, Kind::Activation);
+    product(queue, m, x, (&a, Direction::Forward), false, ViewMut::new(&mut h, width));
+    Some((h, width))
 }
 
 /// Where the derivative by the input goes.

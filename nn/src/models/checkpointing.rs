@@ -8,7 +8,8 @@ pub enum Checkpointing {
     /// All that the backward of every block needs.
     #[default]
     None,
-    /// The input of every block; the backward runs each block again, with the same kernels and so the same bits.
+    /// The input of every block; the backward runs each block again, up to what its own result alone needs, with the same kernels and so
+    /// the same bits.
     Blocks,
 }
 
@@ -23,9 +24,9 @@ pub(super) enum Kept<I, S> {
 
 impl<I, S> Kept<I, S> {
     /// What the backward needs, from `run` if it was not kept.
-    pub fn saved(self, run: impl FnOnce(I) -> Result<Option<S>>) -> Result<Option<S>> {
+    pub fn saved(self, run: impl FnOnce(I) -> Result<S>) -> Result<S> {
         match self {
-            Self::All(saved) => Ok(Some(saved)),
+            Self::All(saved) => Ok(saved),
             Self::Input(x) => run(x),
         }
     }

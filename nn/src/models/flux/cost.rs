@@ -49,6 +49,8 @@ struct Counter<'a> {
     frozen: Option<&'a FrozenAdapter>,
     adapted: HashSet<&'a str>,
     cost: PassCost,
+    /// Of the forward, what a block that runs again for its backward leaves out: its own result.
+    results: f64,
     /// Kept for the backward.
     kept: Held,
 }
@@ -77,6 +79,17 @@ impl Counter<'_> {
             self.cost.backward_flops += 2.0 * backward * self.rank * products;
             self.kept.activations += forward * self.rank;
         }
+    }
+
+    /// A linear that was counted makes a block's result; `wanted`: does the block's backward need it?
+    fn result(&mut self, linear: &LinearLayout, rows: f64, wanted: bool) {
+        if wanted {
+            return;
+        }
+        let (inputs, outputs) = (linear.inputs as f64, linear.outputs as f64);
+        let branch = self.frozen.and_then(|f| f.get(&linear.name)).map_or(0.0, |b| b.rank() as f64);
+        let trained = if self.adapts(linear) { self.rank * outputs } else { 0.0 };
+        self.results += 2.0 * rows * (inputs * outputs + branch * (inputs + outputs) + trained);
     }
 
     /// Attention of `forward` query rows; of the backward, which also repeats the scores, `backward` rows.
@@ -108,6 +121,7 @@ pub(super) fn cost(
         frozen: weights.branches(),
         adapted: adapter.map_or(HashSet::new(), |a| a.modules.iter().map(|m| m.name.as_str()).collect()),
         cost: PassCost::default(),
+        results: 0.0,
         kept: Held::default(),
     };
     let (double, single) = blocks(config);
@@ -154,10 +168,11 @@ pub(super) fn cost(
     c.cost.scratch_bytes = size::sum([storage.bytes(running + lse), streamed]);
     c.cost.backward_scratch_bytes = size::sum([storage.bytes(running + lse + lse), streamed]);
     if options.checkpointing == Checkpointing::Blocks {
-        // A block's forward again: a copy of its input, and all that its backward needs.
-        let again = storage.bytes(most_kept + input);
+        // A block's forward again: a copy of its input, and all that its backward needs, normed rows and heads among it.
+        let fresh = Held { activations: 3.0 * input.activations, exact: 0.0 };
+        let again = storage.bytes(most_kept + input + fresh);
         c.cost.backward_scratch_bytes = size::sum([c.cost.backward_scratch_bytes, again]);
-        c.cost.backward_flops += if first < count { c.cost.forward_flops } else { 0.0 };
+        c.cost.backward_flops += if first < count { c.cost.forward_flops - c.results } else { 0.0 };
     }
     c.cost.factor_bytes = factor_bytes(weights.on, options.loading.precision, adapter);
     (c.cost.queue_bytes, c.cost.host_bytes) = (weights.on.queue_bytes(), weights.pinned());
@@ -197,6 +212,7 @@ fn double_block(c: &mut Counter<'_>, block: &[LinearLayout], reached: bool, belo
             let rows = if i == 0 { c.rows.batch } else { rows };
             c.linear(linear, rows, rows, by_input && reached);
         }
+        c.result(&stream[6], rows, c.adapts(&stream[0]));
         // Input, middle, queries, keys and `up`; results before the gates where those are adapted.
         let gated = if c.adapts(&stream[0]) { 2.0 } else { 0.0 };
         c.kept.activations += rows * c.width * (4.0 + gated + MLP_RATIO as f64);
@@ -226,6 +242,7 @@ fn single_block(c: &mut Counter<'_>, block: &[LinearLayout], last: bool, reached
         };
         c.linear(linear, forward, backward, by_input && reached);
     }
+    c.result(&block[5], forward, c.adapts(&block[0]));
     c.attention(forward, if inside && reached { backward } else { 0.0 });
     // Input, keys, values and the attention's result of all rows; queries and `up` of those that were computed.
     let gated = if c.adapts(&block[0]) { 1.0 } else { 0.0 };

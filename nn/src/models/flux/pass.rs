@@ -253,8 +253,6 @@ impl<D: Device> Flux<D> {
             condition: &condition,
             saving: false,
         };
-        // Of blocks that run again.
-        let saving = Pass { saving: true, ..pass };
         let mut grads = queue.zeros_to_keep(adapter.values.len());
         let mut dx = if weights.single.is_empty() {
             // The last block has two streams: it takes the derivative of all rows, of which most are zero.
@@ -275,8 +273,7 @@ impl<D: Device> Flux<D> {
             weights.approach(&queue, &order, weights.single.len() - 1 - i)?;
             let kept = single.pop().flatten().ok_or_else(gone)?;
             let span = if i + 1 == weights.single.len() { TARGETS } else { ALL };
-            let again = |mut x: D::Buffer| single::forward(saving, block, span.clone(), &mut x);
-            let saved = kept.saved(again)?.ok_or_else(gone)?;
+            let saved = kept.saved(|x| single::again(pass, block, span.clone(), x))?;
             single::backward(pass, block, saved, span, count + i > first, &mut dx, &mut grads)?;
         }
         for (i, block) in weights.double.iter().enumerate().rev() {
@@ -285,7 +282,7 @@ impl<D: Device> Flux<D> {
             }
             weights.approach(&queue, &order, weights.single.len() + count - 1 - i)?;
             let kept = double.pop().flatten().ok_or_else(gone)?;
-            let saved = kept.saved(|mut x| double::forward(saving, block, &mut x))?.ok_or_else(gone)?;
+            let saved = kept.saved(|x| double::again(pass, block, x))?;
             double::backward(pass, block, saved, i > first, &mut dx, &mut grads)?;
         }
         let values = queue.keep(grads, adapter.values.len())?;

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     device::{Activation, Device, Kind, Queue, View, ViewMut},
     error::Result,
-    layers::{InputGrad, Linear, Output, linears, linears_backward},
+    layers::{InputGrad, Linear, Output, inner, linears, linears_backward},
 };
 
 const SHIFT_SCALE: (usize, usize) = (0, 1);
@@ -28,9 +28,17 @@ const GATE: usize = 2;
 
 /// What the backward of a block needs.
 pub(super) struct SingleSaved<D: Device> {
-    span: Span,
     /// Input, `[M, D]`.
     x: D::Buffer,
+    inside: Inside<D>,
+    out_inner: Option<D::Buffer>,
+    /// Result before the gate, `[K, D]`, where the gate is adapted.
+    gated: Option<D::Buffer>,
+}
+
+/// What the backward needs of a block up to its last linear.
+struct Inside<D: Device> {
+    span: Span,
     modulation: Modulation<D>,
     moments: RowMoments<D>,
     /// Queries `[K, D]` and keys `[M, D]` before their norm.
@@ -44,9 +52,16 @@ pub(super) struct SingleSaved<D: Device> {
     /// `x A^T` of the adapted linears.
     key_value_inner: Option<D::Buffer>,
     query_up_inner: Option<D::Buffer>,
-    out_inner: Option<D::Buffer>,
-    /// Result before the gate, `[K, D]`, where the gate is adapted.
-    gated: Option<D::Buffer>,
+    fresh: Fresh<D>,
+}
+
+/// What a backward makes from what was kept, unless the forward has just run again for it.
+struct Fresh<D: Device> {
+    /// Normed input, `[M, D]`.
+    n: Option<D::Buffer>,
+    /// Queries and keys, `[N, H, S, D / H]`.
+    heads: Option<(D::Buffer, D::Buffer)>,
+    joined: Option<D::Buffer>,
 }
 
 /// Run the block on all tokens and change the rows of a span of `x [M, D]`.
@@ -57,9 +72,55 @@ pub(super) fn forward<D: Device>(
     x: &mut D::Buffer,
 ) -> Result<Option<SingleSaved<D>>> {
     let Pass { ctx, sequence, width, .. } = pass;
+    let rows = sequence.span_rows(span.clone());
+    let inside = inside(pass, block, span.clone(), x, false)?;
+    let joined = joined(pass, span.clone(), &inside.attended, &inside.up);
+    let (y, out_inner) = out(pass, block, rows.len(), &joined)?;
+    drop(joined);
+    let len = sequence.rows() * width;
+    let kept = pass.saving.then(|| ctx.queue.copy(View::new(x, width), len, Kind::Activation));
+    let to = ViewMut::new(x, width).skip(rows.start * width);
+    gated_add(pass, span, to, &inside.modulation, GATE, &y);
+    let gated = ctx.adapts(&block.modulation).then_some(y);
+    Ok(kept.map(|x| SingleSaved { x, inside, out_inner, gated }))
+}
+
+/// What the backward of [`forward`] needs, from the block's input: the result itself is not computed again.
+pub(super) fn again<D: Device>(
+    pass: Pass<'_, D>,
+    block: &SingleBlock<D>,
+    span: Span,
+    x: D::Buffer,
+) -> Result<SingleSaved<D>> {
+    let Pass { ctx, sequence, width, .. } = pass;
+    let rows = sequence.span_rows(span.clone()).len();
+    let mut inside = inside(pass, block, span.clone(), &x, true)?;
+    let by_gate = ctx.adapts(&block.modulation);
+    if !by_gate && !ctx.adapts(&block.out) {
+        return Ok(SingleSaved { x, inside, out_inner: None, gated: None });
+    }
+    let joined = joined(pass, span, &inside.attended, &inside.up);
+    let (gated, out_inner) = if by_gate {
+        let (y, inner) = out(pass, block, rows, &joined)?;
+        (Some(y), inner)
+    } else {
+        (None, inner(ctx, rows, View::new(&joined, width + MLP_RATIO * width), [&block.out]))
+    };
+    inside.fresh.joined = Some(joined);
+    Ok(SingleSaved { x, inside, out_inner, gated })
+}
+
+/// The block up to its last linear. What the backward reads once more is kept where it comes next.
+fn inside<D: Device>(
+    pass: Pass<'_, D>,
+    block: &SingleBlock<D>,
+    span: Span,
+    x: &D::Buffer,
+    backward_next: bool,
+) -> Result<Inside<D>> {
+    let Pass { ctx, sequence, width, .. } = pass;
     let (m, rows) = (sequence.rows(), sequence.span_rows(span.clone()));
     let (k_rows, mlp) = (rows.len(), MLP_RATIO * width);
-    let both = width + mlp;
     let modulation = Modulation::new(pass, &block.modulation)?;
     let n = normed(pass, ALL, View::new(x, width), &modulation, SHIFT_SCALE);
 
@@ -80,7 +141,8 @@ pub(super) fn forward<D: Device>(
         &mut [Output(&block.q, ViewMut::new(&mut q, width)), Output(&block.up, ViewMut::new(&mut up, mlp))],
     )?;
     let moments = n.moments;
-    drop(n.values);
+    let adapted = [&block.q, &block.k, &block.v, &block.up].iter().any(|l| ctx.adapts(l));
+    let n = Some(n.values).filter(|_| backward_next && adapted);
 
     let mut heads = Heads::take(pass);
     let projections = [
@@ -92,32 +154,23 @@ pub(super) fn forward<D: Device>(
     drop(v);
     let attended = attend(pass, span.clone(), &heads);
     let Heads { q: q_heads, k: k_heads, v } = heads;
-    drop((q_heads, k_heads));
+    let heads = Some((q_heads, k_heads)).filter(|_| backward_next);
+    let fresh = Fresh { n, heads, joined: None };
+    Ok(Inside { span, modulation, moments, q, k, v, attended, up, key_value_inner, query_up_inner, fresh })
+}
 
-    let joined = joined(pass, span.clone(), &attended, &up);
-    let mut y = pass.take(k_rows * width);
+/// The last linear, `[K, D]`, with its `x A^T`.
+fn out<D: Device>(
+    pass: Pass<'_, D>,
+    block: &SingleBlock<D>,
+    rows: usize,
+    joined: &D::Buffer,
+) -> Result<(D::Buffer, Option<D::Buffer>)> {
+    let width = pass.width;
+    let mut y = pass.take(rows * width);
     let output = Output(&block.out, ViewMut::new(&mut y, width));
-    let out_inner = linears(ctx, k_rows, View::new(&joined, both), &mut [output])?;
-    drop(joined);
-
-    let kept = pass.saving.then(|| ctx.queue.copy(View::new(x, width), m * width, Kind::Activation));
-    let to = ViewMut::new(x, width).skip(rows.start * width);
-    gated_add(pass, span.clone(), to, &modulation, GATE, &y);
-    Ok(kept.map(|x| SingleSaved {
-        span,
-        x,
-        moments,
-        q,
-        k,
-        v,
-        attended,
-        up,
-        key_value_inner,
-        query_up_inner,
-        out_inner,
-        gated: ctx.adapts(&block.modulation).then_some(y),
-        modulation,
-    }))
+    let inner = linears(pass.ctx, rows, View::new(joined, width + MLP_RATIO * width), &mut [output])?;
+    Ok((y, inner))
 }
 
 /// `[attention | gelu(up)]`, `[K, D + F]`.
@@ -146,6 +199,8 @@ pub(super) fn backward<D: Device>(
     let (m, rows) = (sequence.rows(), sequence.span_rows(span.clone()));
     let (k_rows, mlp) = (rows.len(), MLP_RATIO * width);
     let (both, first) = (width + mlp, rows.start * width);
+    let SingleSaved { x, inside: saved, out_inner, gated } = saved;
+    let Fresh { n, heads, joined: known } = saved.fresh;
     debug_assert_eq!(
         sequence.span_rows(saved.span.clone()).start,
         rows.start,
@@ -162,16 +217,18 @@ pub(super) fn backward<D: Device>(
         View::new(dx, width).skip(first),
         &saved.modulation,
         GATE,
-        saved.gated.as_ref(),
+        gated.as_ref(),
         sums.as_mut(),
     )?;
-    let into_out = ctx.adapts(&block.out).then(|| joined(pass, span.clone(), &saved.attended, &saved.up));
+    drop(gated);
+    let joined = || known.unwrap_or_else(|| joined(pass, span.clone(), &saved.attended, &saved.up));
+    let into_out = ctx.adapts(&block.out).then(joined);
     let mut d_joined = inside.then(|| pass.take(k_rows * both));
     linears_backward(
         ctx,
         k_rows,
         into_out.as_ref().map(|x| View::new(x, both)),
-        saved.out_inner.as_ref(),
+        out_inner.as_ref(),
         &[(&block.out, View::new(&dy, width))],
         d_joined.as_mut().map(|d| InputGrad { values: ViewMut::new(d, both), accumulate: false }),
         grads,
@@ -184,12 +241,19 @@ pub(super) fn backward<D: Device>(
     let (up, to) = (View::new(&saved.up, mlp), ViewMut::new(&mut d_up, mlp));
     ctx.queue.gelu_backward((k_rows, mlp), up, d_joined_view.skip(width), to);
 
-    let mut heads = Heads::with_values(pass, saved.v);
-    let projections = [
-        Projection { span: span.clone(), rows: &saved.q, weight: Some(&block.norm_q), heads: &mut heads.q },
-        Projection { span: ALL, rows: &saved.k, weight: Some(&block.norm_k), heads: &mut heads.k },
-    ];
-    split_heads(pass, projections);
+    let heads = match heads {
+        Some((q, k)) => Heads { q, k, v: saved.v },
+        None => {
+            let mut heads = Heads::with_values(pass, saved.v);
+            let (q, k) = (Some(&block.norm_q), Some(&block.norm_k));
+            let projections = [
+                Projection { span: span.clone(), rows: &saved.q, weight: q, heads: &mut heads.q },
+                Projection { span: ALL, rows: &saved.k, weight: k, heads: &mut heads.k },
+            ];
+            split_heads(pass, projections);
+            heads
+        }
+    };
     let mut d_attended = pass.take(m * width);
     sequence.copy_to_joint(ctx, span.clone(), width, d_joined_view, &mut d_attended);
     drop(d_joined);
@@ -208,8 +272,9 @@ pub(super) fn backward<D: Device>(
     drop(d_heads);
 
     let adapted = adapts(&[&block.q, &block.k, &block.v, &block.up]);
-    let x = View::new(&saved.x, width);
-    let n = adapted.then(|| normed(pass, ALL, x, &saved.modulation, SHIFT_SCALE).values);
+    let x = View::new(&x, width);
+    let normed = || n.unwrap_or_else(|| normed(pass, ALL, x, &saved.modulation, SHIFT_SCALE).values);
+    let n = adapted.then(normed);
     let mut dn = by_norm.then(|| pass.take(m * width));
     linears_backward(
         ctx,

@@ -369,9 +369,9 @@ fn step_backward<D: Device>(
         (StageWeights::Resnet(resnet), StageSaved::Resnet(kept)) => {
             route.approach(unit)?;
             let saving = Pass { saving: true, ..pass };
-            let again = |inputs| Ok(resnet::forward(saving, resnet, inputs)?.1);
             let gone = || Error::Internal("a residual block kept nothing for its backward".into());
-            let saved = kept.saved(again)?.ok_or_else(gone)?;
+            let again = |inputs| resnet::forward(saving, resnet, inputs)?.1.ok_or_else(gone);
+            let saved = kept.saved(again)?;
             resnet::backward(pass, resnet, saved, &dy, grads).map(Some)
         }
         (StageWeights::Transformer(transformer), StageSaved::Transformer(saved)) => {

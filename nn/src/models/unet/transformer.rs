@@ -134,8 +134,8 @@ pub(super) fn backward<D: Device>(
         route.approach(number)?;
         let kept = blocks.pop().flatten().ok_or_else(gone)?;
         let saving = Pass { saving: true, ..pass };
-        let again = |x: Arc<D::Buffer>| Ok(run_block(saving, block, sizes, x, false)?.1);
-        let saved = kept.saved(again)?.ok_or_else(gone)?;
+        let again = |x: Arc<D::Buffer>| run_block(saving, block, sizes, x, false)?.1.ok_or_else(gone);
+        let saved = kept.saved(again)?;
         block_backward(pass, block, sizes, saved, &mut dh, grads)?;
     }
     if unit < route.first {

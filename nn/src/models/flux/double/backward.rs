@@ -1,0 +1,299 @@
+//! The backward of a block with two streams.
+//!
+//! `N` batch, `S` tokens, `D` width, `F = 4 D`, `M = N S` rows of both streams, `R` rows of one.
+
+use super::{
+    super::{
+        block::{
+            Attended, Heads, ModulationSums, Pass, Projection, ProjectionGrad, attend_backward,
+            gated_add_backward, normed, normed_backward, split_heads, split_heads_backward,
+        },
+        config::MLP_RATIO,
+        sequence::{ALL, IMAGE, Span, TEXT},
+        weights::{DoubleBlock, Stream},
+    },
+    ATTENTION, ATTENTION_GATE, DoubleSaved, MLP, MLP_GATE, StreamSaved, activated, attended_rows,
+};
+use crate::{
+    device::{Device, Queue, View, ViewMut},
+    error::Result,
+    layers::{InputGrad, Linear, linears_backward},
+};
+
+/// What is needed of a stream's derivatives, from its adapted linears and from what lies below.
+#[derive(Clone, Copy)]
+struct Needs {
+    /// By the attention's operands: anything at or before the projections of either stream.
+    operands: bool,
+    /// By the stream after the attention's gate, and so of the MLP's input.
+    middle: bool,
+    /// By the input of the projections.
+    norm: bool,
+}
+
+fn needs<D: Device>(pass: Pass<'_, D>, block: &DoubleBlock<D>, stream: &Stream<D>, below: bool) -> Needs {
+    let adapts = |l: &Linear<D>| pass.ctx.adapts(l);
+    let operands = below
+        || [&block.text, &block.image]
+            .iter()
+            .any(|s| adapts(&s.modulation) || adapts(&s.q) || adapts(&s.k) || adapts(&s.v));
+    Needs { operands, middle: operands || adapts(&stream.out), norm: below || adapts(&stream.modulation) }
+}
+
+/// Backward of [`forward`](super::forward): `dx [M, D]`, the derivative by its result, becomes with `below` that by its input.
+pub(in crate::models::flux) fn backward<D: Device>(
+    pass: Pass<'_, D>,
+    block: &DoubleBlock<D>,
+    saved: DoubleSaved<D>,
+    below: bool,
+    dx: &mut D::Buffer,
+    grads: &mut D::Buffer,
+) -> Result<()> {
+    let Pass { sequence, width, .. } = pass;
+    let DoubleSaved { v, attended, mut streams, heads } = saved;
+    let parts = [(&block.text, TEXT), (&block.image, IMAGE)];
+    let mut d_attended = pass.take(sequence.rows() * width);
+    let mut all_sums = [None, None];
+    for (((stream, span), saved), sums) in parts.iter().zip(&mut streams).zip(&mut all_sums) {
+        let needs = needs(pass, block, stream, below);
+        *sums = ModulationSums::new(pass, &stream.modulation);
+        let part = StreamPass { pass, stream, span: span.clone(), needs };
+        part.mlp_backward(saved, dx, sums.as_mut(), grads)?;
+        if needs.middle {
+            part.out_backward(saved, &attended, dx, &mut d_attended, sums.as_mut(), grads)?;
+        }
+    }
+    if !needs(pass, block, &block.text, below).operands {
+        return Ok(());
+    }
+
+    let heads = match heads {
+        Some((q, k)) => Heads { q, k, v },
+        None => split_again(pass, &parts, &streams, v),
+    };
+    let d_heads = attend_backward(pass, ALL, &heads, &attended, &d_attended);
+    drop((heads, d_attended, attended));
+    for (((stream, span), saved), sums) in parts.into_iter().zip(streams).zip(all_sums) {
+        let needs = needs(pass, block, stream, below);
+        StreamPass { pass, stream, span, needs }.project_backward(saved, &d_heads, dx, sums, grads)?;
+    }
+    Ok(())
+}
+
+/// Queries and keys by heads, from their rows before the norm.
+fn split_again<D: Device>(
+    pass: Pass<'_, D>,
+    parts: &[(&Stream<D>, Span); 2],
+    streams: &[StreamSaved<D>; 2],
+    v: D::Buffer,
+) -> Heads<D> {
+    let mut heads = Heads::with_values(pass, v);
+    for ((stream, span), saved) in parts.iter().zip(streams) {
+        let projection =
+            |rows, weight, heads| Projection { span: span.clone(), rows, weight: Some(weight), heads };
+        let q = projection(&saved.q, &stream.norm_q, &mut heads.q);
+        split_heads(pass, [q, projection(&saved.k, &stream.norm_k, &mut heads.k)]);
+    }
+    heads
+}
+
+/// One stream of a backward.
+struct StreamPass<'a, D: Device> {
+    pass: Pass<'a, D>,
+    stream: &'a Stream<D>,
+    span: Span,
+    needs: Needs,
+}
+
+impl<D: Device> StreamPass<'_, D> {
+    fn rows(&self) -> usize {
+        self.pass.sequence.span_rows(self.span.clone()).len()
+    }
+
+    /// The stream's part of all rows.
+    fn part<'a>(&self, dx: &'a mut D::Buffer) -> ViewMut<'a, D> {
+        let width = self.pass.width;
+        ViewMut::new(dx, width).skip(self.pass.sequence.span_rows(self.span.clone()).start * width)
+    }
+
+    /// From the stream's result to its middle.
+    fn mlp_backward(
+        &self,
+        saved: &mut StreamSaved<D>,
+        dx: &mut D::Buffer,
+        mut sums: Option<&mut ModulationSums<D>>,
+        grads: &mut D::Buffer,
+    ) -> Result<()> {
+        let Self { pass, stream, needs, .. } = self;
+        let Pass { ctx, width, .. } = *pass;
+        let (rows, mlp) = (self.rows(), MLP_RATIO * width);
+        let by_up = needs.middle || ctx.adapts(&stream.up);
+        if !by_up && !ctx.adapts(&stream.down) {
+            return Ok(());
+        }
+        let dx = self.part(dx);
+        let dy = gated_add_backward(
+            *pass,
+            self.span.clone(),
+            dx.read(),
+            &saved.modulation,
+            MLP_GATE,
+            saved.mlp_gated.as_ref(),
+            sums.as_deref_mut(),
+        )?;
+        let known = saved.fresh.active.take();
+        let activated = || known.unwrap_or_else(|| activated(*pass, rows, &saved.up));
+        let active = ctx.adapts(&stream.down).then(activated);
+        let mut d_active = by_up.then(|| pass.take(rows * mlp));
+        linears_backward(
+            ctx,
+            rows,
+            active.as_ref().map(|x| View::new(x, mlp)),
+            saved.down_inner.as_ref(),
+            &[(&stream.down, View::new(&dy, width))],
+            d_active.as_mut().map(|d| InputGrad { values: ViewMut::new(d, mlp), accumulate: false }),
+            grads,
+        )?;
+        drop(active);
+        let Some(d_active) = d_active else { return Ok(()) };
+        let mut d_up = pass.take(rows * mlp);
+        let (up, to) = (View::new(&saved.up, mlp), ViewMut::new(&mut d_up, mlp));
+        ctx.queue.gelu_backward((rows, mlp), up, View::new(&d_active, mlp), to);
+        drop(d_active);
+        let middle = View::new(&saved.middle, width);
+        let known = saved.fresh.middle_n.take();
+        let normed = || {
+            known.unwrap_or_else(|| normed(*pass, self.span.clone(), middle, &saved.modulation, MLP).values)
+        };
+        let n = ctx.adapts(&stream.up).then(normed);
+        let mut dn = needs.middle.then_some(dy);
+        linears_backward(
+            ctx,
+            rows,
+            n.as_ref().map(|n| View::new(n, width)),
+            saved.up_inner.as_ref(),
+            &[(&stream.up, View::new(&d_up, mlp))],
+            dn.as_mut().map(|d| InputGrad { values: ViewMut::new(d, width), accumulate: false }),
+            grads,
+        )?;
+        if let Some(dn) = dn {
+            normed_backward(
+                *pass,
+                self.span.clone(),
+                self.span.clone(),
+                middle,
+                &saved.middle_moments,
+                &saved.modulation,
+                MLP,
+                View::new(&dn, width),
+                dx,
+                sums,
+            );
+        }
+        Ok(())
+    }
+
+    /// From the stream's middle to the attention's result, in the joint order.
+    fn out_backward(
+        &self,
+        saved: &mut StreamSaved<D>,
+        attended: &Attended<D>,
+        dx: &mut D::Buffer,
+        d_attended: &mut D::Buffer,
+        sums: Option<&mut ModulationSums<D>>,
+        grads: &mut D::Buffer,
+    ) -> Result<()> {
+        let Self { pass, stream, needs, .. } = self;
+        let Pass { ctx, sequence, width, .. } = *pass;
+        let rows = self.rows();
+        let dy = gated_add_backward(
+            *pass,
+            self.span.clone(),
+            self.part(dx).read(),
+            &saved.modulation,
+            ATTENTION_GATE,
+            saved.attention_gated.as_ref(),
+            sums,
+        )?;
+        let known = saved.fresh.attended.take();
+        let rows_of = || known.unwrap_or_else(|| attended_rows(*pass, self.span.clone(), attended));
+        let x = ctx.adapts(&stream.out).then(rows_of);
+        let mut d = needs.operands.then(|| pass.take(rows * width));
+        linears_backward(
+            ctx,
+            rows,
+            x.as_ref().map(|x| View::new(x, width)),
+            saved.out_inner.as_ref(),
+            &[(&stream.out, View::new(&dy, width))],
+            d.as_mut().map(|d| InputGrad { values: ViewMut::new(d, width), accumulate: false }),
+            grads,
+        )?;
+        if let Some(d) = d {
+            sequence.copy_to_joint(ctx, self.span.clone(), width, View::new(&d, width), d_attended);
+        }
+        Ok(())
+    }
+
+    /// From the attention's operands to the stream's input.
+    fn project_backward(
+        &self,
+        saved: StreamSaved<D>,
+        d_heads: &Heads<D>,
+        dx: &mut D::Buffer,
+        mut sums: Option<ModulationSums<D>>,
+        grads: &mut D::Buffer,
+    ) -> Result<()> {
+        let Self { pass, stream, needs, span } = self;
+        let Pass { ctx, width, .. } = *pass;
+        let rows = self.rows();
+        let take = || pass.take(rows * width);
+        let (mut dq, mut dk, mut dv) = (take(), take(), take());
+        let (q, k) = ((&saved.q, &stream.norm_q), (&saved.k, &stream.norm_k));
+        let projections = [
+            ProjectionGrad { span: span.clone(), d_heads: &d_heads.q, x: Some(q), d_rows: &mut dq },
+            ProjectionGrad { span: span.clone(), d_heads: &d_heads.k, x: Some(k), d_rows: &mut dk },
+            ProjectionGrad { span: span.clone(), d_heads: &d_heads.v, x: None, d_rows: &mut dv },
+        ];
+        split_heads_backward(*pass, projections);
+        let adapted = [&stream.q, &stream.k, &stream.v].iter().any(|l| ctx.adapts(l));
+        let x = View::new(&saved.x, width);
+        let normed = || {
+            saved
+                .fresh
+                .n
+                .unwrap_or_else(|| normed(*pass, span.clone(), x, &saved.modulation, ATTENTION).values)
+        };
+        let n = adapted.then(normed);
+        let mut dn = needs.norm.then(take);
+        linears_backward(
+            ctx,
+            rows,
+            n.as_ref().map(|n| View::new(n, width)),
+            saved.attention_inner.as_ref(),
+            &[
+                (&stream.q, View::new(&dq, width)),
+                (&stream.k, View::new(&dk, width)),
+                (&stream.v, View::new(&dv, width)),
+            ],
+            dn.as_mut().map(|d| InputGrad { values: ViewMut::new(d, width), accumulate: false }),
+            grads,
+        )?;
+        let Some(dn) = dn else { return Ok(()) };
+        normed_backward(
+            *pass,
+            span.clone(),
+            span.clone(),
+            x,
+            &saved.moments,
+            &saved.modulation,
+            ATTENTION,
+            View::new(&dn, width),
+            self.part(dx),
+            sums.as_mut(),
+        );
+        match sums {
+            Some(sums) => saved.modulation.backward(*pass, &stream.modulation, &sums, grads),
+            None => Ok(()),
+        }
+    }
+}
