@@ -166,18 +166,23 @@ impl CudaQueue {
             result: result.element,
         };
         let fresh = !product.accumulate && product.bias.is_none();
-        if fresh && n <= NARROW && k > SUMMED && result.element == Element::Bf16 {
+        let narrow = fresh && n <= NARROW && k > SUMMED && result.element == Element::Bf16;
+        if narrow {
             self.narrow_product(&product, result);
-        } else {
-            self.product(&product);
         }
+        // The small product comes first: it only writes, and the large one reads that while it multiplies. The other way round the small
+        // one would read and write all, and it does nothing else for as long.
+        let begun = narrow || product.accumulate;
         if let Some(extra) = extra {
             let (k, _, right) = extra.weight.right(extra.direction);
             let (x, _copy) = self.left_factor(extra.x, m, k);
             let sizes = (m, n, k);
             let left = x.operand(false);
             let factors = extra.weight.element;
-            self.product(&Product { sizes, left, right, bias: None, accumulate: true, factors, ..product });
+            self.product(&Product { sizes, left, right, bias: None, accumulate: begun, factors, ..product });
+        }
+        if !narrow {
+            self.product(&Product { accumulate: begun || extra.is_some(), ..product });
         }
     }
 
