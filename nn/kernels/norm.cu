@@ -5,16 +5,22 @@
 
 constexpr float EPS = 1e-6f;
 
-// A block has a row. Its threads keep this many chunks of it each, which are whole rows of 3072 values: they are on their way from
-// memory at once, and read once. Of longer rows the rest is read again. THREADS is `THREADS_OF_A_ROW` in queue/norms.rs.
-constexpr int THREADS = 128, KEPT = 24 / WIDE, STEP = THREADS * WIDE;
+// A block has a few rows, one after the other. Its threads keep so many chunks of a row each, which are whole rows of 3072 values: they
+// are read once, and those of the next row are on their way from memory while the row is worked on. Without that, all blocks of the
+// machine read at the same time, then add, then write. Of longer rows the rest is read again. THREADS is `THREADS_OF_A_ROW`, ROWS and
+// ROWS_BACKWARD are `MODULATED_ROWS` and `MODULATED_ROWS_BACKWARD` in queue/norms.rs.
+constexpr int THREADS = 128, KEPT = 24 / WIDE, STEP = THREADS * WIDE, ROWS = 5, ROWS_BACKWARD = 8;
 
-DEVICE void load_row(const activation* row, float (&kept)[KEPT][WIDE], int width, int wide) {
+DEVICE void fetch_row(const activation* row, uint4 (&chunks)[KEPT], int width, int wide) {
 #pragma unroll
   for (int c = 0; c < KEPT; ++c) {
     const int i = threadIdx.x * WIDE + c * STEP;
-    load_wide(row + i, kept[c], width - i, wide && i < width);
+    chunks[c] = fetch_wide(row + i, width - i, wide && i < width);
   }
+}
+DEVICE void unpack_row(const uint4 (&chunks)[KEPT], float (&kept)[KEPT][WIDE]) {
+#pragma unroll
+  for (int c = 0; c < KEPT; ++c) unpack_wide(chunks[c], kept[c]);
 }
 
 // What is done to the chunks of a row, kept ones and others: f(first column, kept or -1).
@@ -31,42 +37,48 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_modulate(const activa
                                                                     activation* y, float* mean, float* reciprocal, int batch, int first,
                                                                     int second, int third, int width, int modulation_stride, int wide) {
   float* scratch = shared_memory<float>();
-  const int row = blockIdx.x;
-  const activation* xr = x + at(row, width, 0);
-  float kept[KEPT][WIDE];
-  load_row(xr, kept, width, wide);
-  float2 sums = {0.0f, 0.0f};
-  each_chunk(width, [&](int i, int c) {
-    float v[WIDE];
-    if (c < 0) load_wide(xr + i, v, width - i, wide);
+  const Streams streams{batch, first, second, third};
+  const int from = blockIdx.x * ROWS, until = min(from + ROWS, rows_of(streams));
+  uint4 next[KEPT];
+  fetch_row(x + at(from, width, 0), next, width, wide);
+  for (int row = from; row < until; ++row) {
+    const activation* xr = x + at(row, width, 0);
+    float kept[KEPT][WIDE];
+    unpack_row(next, kept);
+    if (row + 1 < until) fetch_row(xr + width, next, width, wide);
+    float2 sums = {0.0f, 0.0f};
+    each_chunk(width, [&](int i, int c) {
+      float v[WIDE];
+      if (c < 0) load_wide(xr + i, v, width - i, wide);
 #pragma unroll
-    for (int k = 0; k < WIDE; ++k) sums.x += c < 0 ? v[k] : kept[c][k];  // zero beyond the row
-  });
-  const float m = block_sum2(sums, scratch).x / width;
-  sums = {0.0f, 0.0f};
-  each_chunk(width, [&](int i, int c) {
-    float v[WIDE];
-    if (c < 0) load_wide(xr + i, v, width - i, wide);
+      for (int k = 0; k < WIDE; ++k) sums.x += c < 0 ? v[k] : kept[c][k];  // zero beyond the row
+    });
+    const float m = block_sum2(sums, scratch).x / width;
+    sums = {0.0f, 0.0f};
+    each_chunk(width, [&](int i, int c) {
+      float v[WIDE];
+      if (c < 0) load_wide(xr + i, v, width - i, wide);
 #pragma unroll
-    for (int k = 0; k < WIDE; ++k) {
-      const float d = i + k < width ? (c < 0 ? v[k] : kept[c][k]) - m : 0.0f;
-      sums.x += d * d;
+      for (int k = 0; k < WIDE; ++k) {
+        const float d = i + k < width ? (c < 0 ? v[k] : kept[c][k]) - m : 0.0f;
+        sums.x += d * d;
+      }
+    });
+    const float r = 1.0f / sqrtf(block_sum2(sums, scratch).x / width + EPS);
+    const long long modulation = at(token_of(row, streams).sample, modulation_stride, 0);
+    each_chunk(width, [&](int i, int c) {
+      float v[WIDE], s[WIDE], h[WIDE];
+      if (c < 0) load_wide(xr + i, v, width - i, wide);
+      load_wide(scale + modulation + i, s, width - i, wide);
+      load_wide(shift + modulation + i, h, width - i, wide);
+#pragma unroll
+      for (int k = 0; k < WIDE; ++k) v[k] = fmaf(((c < 0 ? v[k] : kept[c][k]) - m) * r, 1.0f + s[k], h[k]);
+      store_wide(y + at(row, width, i), v, width - i, wide);
+    });
+    if (threadIdx.x == 0) {
+      mean[row] = m;
+      reciprocal[row] = r;
     }
-  });
-  const float r = 1.0f / sqrtf(block_sum2(sums, scratch).x / width + EPS);
-  const long long modulation = at(token_of(row, Streams{batch, first, second, third}).sample, modulation_stride, 0);
-  each_chunk(width, [&](int i, int c) {
-    float v[WIDE], s[WIDE], h[WIDE];
-    if (c < 0) load_wide(xr + i, v, width - i, wide);
-    load_wide(scale + modulation + i, s, width - i, wide);
-    load_wide(shift + modulation + i, h, width - i, wide);
-#pragma unroll
-    for (int k = 0; k < WIDE; ++k) v[k] = fmaf(((c < 0 ? v[k] : kept[c][k]) - m) * r, 1.0f + s[k], h[k]);
-    store_wide(y + at(row, width, i), v, width - i, wide);
-  });
-  if (threadIdx.x == 0) {
-    mean[row] = m;
-    reciprocal[row] = r;
   }
 }
 
@@ -77,61 +89,75 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_modulate_backward(con
                                                                              int second, int third, int width, int modulation_stride,
                                                                              int accumulate, int wide) {
   float* scratch = shared_memory<float>();
-  const int row = blockIdx.x;
-  const long long start = at(row, width, 0);
-  const activation* modulation = scale + at(token_of(row, Streams{batch, first, second, third}).sample, modulation_stride, 0);
-  const float m = mean[row], r = reciprocal[row];
-  // The normed values, the cotangents of them, and what is added to.
-  float normed[KEPT][WIDE], cotangent[KEPT][WIDE], old[KEPT][WIDE];
-  load_row(x + start, normed, width, wide);
-  load_row(dy + start, cotangent, width, wide);
-  if (accumulate) load_row(dx + start, old, width, wide);
-  const auto prepare = [&](int i, float(&v)[WIDE], float(&g)[WIDE]) {
-    float s[WIDE];
-    load_wide(modulation + i, s, width - i, wide);
-#pragma unroll
-    for (int k = 0; k < WIDE; ++k) {
-      v[k] = (v[k] - m) * r;
-      g[k] *= 1.0f + s[k];  // zero beyond the row
+  const Streams streams{batch, first, second, third};
+  const int from = blockIdx.x * ROWS_BACKWARD, until = min(from + ROWS_BACKWARD, rows_of(streams));
+  uint4 x_next[KEPT], dy_next[KEPT];
+  fetch_row(x + at(from, width, 0), x_next, width, wide);
+  fetch_row(dy + at(from, width, 0), dy_next, width, wide);
+  for (int row = from; row < until; ++row) {
+    const long long start = at(row, width, 0);
+    const activation* modulation = scale + at(token_of(row, streams).sample, modulation_stride, 0);
+    const float m = mean[row], r = reciprocal[row];
+    // The normed values, the cotangents of them, and what is added to.
+    float normed[KEPT][WIDE], cotangent[KEPT][WIDE];
+    uint4 old[KEPT] = {};
+    unpack_row(x_next, normed);
+    unpack_row(dy_next, cotangent);
+    if (accumulate) fetch_row(dx + start, old, width, wide);
+    if (row + 1 < until) {
+      fetch_row(x + start + width, x_next, width, wide);
+      fetch_row(dy + start + width, dy_next, width, wide);
     }
-  };
-  float2 sums = {0.0f, 0.0f};
-  const auto add = [&](const float(&v)[WIDE], const float(&g)[WIDE]) {
+    const auto prepare = [&](int i, float(&v)[WIDE], float(&g)[WIDE]) {
+      float s[WIDE];
+      load_wide(modulation + i, s, width - i, wide);
 #pragma unroll
-    for (int k = 0; k < WIDE; ++k) {
-      sums.x += g[k];
-      sums.y += g[k] * v[k];
-    }
-  };
-  const auto load = [&](int i, float(&v)[WIDE], float(&g)[WIDE]) {
-    load_wide(x + start + i, v, width - i, wide);
-    load_wide(dy + start + i, g, width - i, wide);
-    prepare(i, v, g);
-  };
-  each_chunk(width, [&](int i, int c) {
-    if (c >= 0) {
-      prepare(i, normed[c], cotangent[c]);
-      return add(normed[c], cotangent[c]);
-    }
-    float v[WIDE], g[WIDE];
-    load(i, v, g);
-    add(v, g);
-  });
-  sums = block_sum2(sums, scratch);
-  const float mean_d = sums.x / width, along = sums.y / width;
-  const auto write = [&](int i, const float(&v)[WIDE], const float(&g)[WIDE], const float(&before)[WIDE]) {
-    float out[WIDE];
+      for (int k = 0; k < WIDE; ++k) {
+        v[k] = (v[k] - m) * r;
+        g[k] *= 1.0f + s[k];  // zero beyond the row
+      }
+    };
+    float2 sums = {0.0f, 0.0f};
+    const auto add = [&](const float(&v)[WIDE], const float(&g)[WIDE]) {
 #pragma unroll
-    for (int k = 0; k < WIDE; ++k) out[k] = fmaf(r, g[k] - mean_d - v[k] * along, accumulate ? before[k] : 0.0f);
-    store_wide(dx + start + i, out, width - i, wide);
-  };
-  each_chunk(width, [&](int i, int c) {
-    if (c >= 0) return write(i, normed[c], cotangent[c], old[c]);
-    float v[WIDE], g[WIDE], before[WIDE];
-    load(i, v, g);
-    if (accumulate) load_wide(dx + start + i, before, width - i, wide);
-    write(i, v, g, before);
-  });
+      for (int k = 0; k < WIDE; ++k) {
+        sums.x += g[k];
+        sums.y += g[k] * v[k];
+      }
+    };
+    const auto load = [&](int i, float(&v)[WIDE], float(&g)[WIDE]) {
+      load_wide(x + start + i, v, width - i, wide);
+      load_wide(dy + start + i, g, width - i, wide);
+      prepare(i, v, g);
+    };
+    each_chunk(width, [&](int i, int c) {
+      if (c >= 0) {
+        prepare(i, normed[c], cotangent[c]);
+        return add(normed[c], cotangent[c]);
+      }
+      float v[WIDE], g[WIDE];
+      load(i, v, g);
+      add(v, g);
+    });
+    sums = block_sum2(sums, scratch);
+    const float mean_d = sums.x / width, along = sums.y / width;
+    const auto write = [&](int i, const float(&v)[WIDE], const float(&g)[WIDE], const float(&before)[WIDE]) {
+      float out[WIDE];
+#pragma unroll
+      for (int k = 0; k < WIDE; ++k) out[k] = fmaf(r, g[k] - mean_d - v[k] * along, accumulate ? before[k] : 0.0f);
+      store_wide(dx + start + i, out, width - i, wide);
+    };
+    each_chunk(width, [&](int i, int c) {
+      float v[WIDE], g[WIDE], before[WIDE];
+      if (c >= 0) {
+        unpack_wide(old[c], before);
+        return write(i, normed[c], cotangent[c], before);
+      }
+      load(i, v, g);
+      if (accumulate) load_wide(dx + start + i, before, width - i, wide);
+      write(i, v, g, before);
+    });
+  }
 }
 
 // The modulation's own cotangents: sums over tokens of dy, and of dy times the normed value.

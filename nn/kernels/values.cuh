@@ -49,20 +49,36 @@ DEVICE void load_wide(const float* p, float (&v)[2], int left, bool wide) {
   v[0] = left > 0 ? p[0] : 0.0f;
   v[1] = left > 1 ? p[1] : 0.0f;
 }
-DEVICE void load_wide(const bf16* p, float (&v)[8], int left, bool wide) {
-  if (wide) {
-    const uint4 x = *reinterpret_cast<const uint4*>(p);
-    const unsigned words[4] = {x.x, x.y, x.z, x.w};
+
+// The same as they lie in memory: they are on their way while others are worked on.
+DEVICE uint4 fetch_wide(const float* p, int left, bool wide) {
+  if (wide) return *reinterpret_cast<const uint4*>(p);
+  unsigned words[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      v[2 * i] = __uint_as_float(words[i] << 16);
-      v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-    }
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) v[i] = i < left ? to_float(p[i]) : 0.0f;
+  for (int i = 0; i < 4; ++i) words[i] = i < left ? __float_as_uint(p[i]) : 0u;
+  return uint4{words[0], words[1], words[2], words[3]};
 }
+DEVICE uint4 fetch_wide(const bf16* p, int left, bool wide) {
+  if (wide) return *reinterpret_cast<const uint4*>(p);
+  unsigned words[4] = {0u, 0u, 0u, 0u};
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    if (i < left) words[i / 2] |= static_cast<unsigned>(p[i].bits) << i % 2 * 16;
+  return uint4{words[0], words[1], words[2], words[3]};
+}
+DEVICE void unpack_wide(uint4 x, float (&v)[4]) {
+  v[0] = __uint_as_float(x.x), v[1] = __uint_as_float(x.y), v[2] = __uint_as_float(x.z), v[3] = __uint_as_float(x.w);
+}
+DEVICE void unpack_wide(uint4 x, float (&v)[8]) {
+  const unsigned words[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    v[2 * i] = __uint_as_float(words[i] << 16);
+    v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+  }
+}
+DEVICE void load_wide(const bf16* p, float (&v)[8], int left, bool wide) { unpack_wide(fetch_wide(p, left, wide), v); }
+
 template <int N> DEVICE void store_wide(float* p, const float (&v)[N], int left, bool wide) {
   if (wide) {
 #pragma unroll

@@ -17,6 +17,9 @@ pub fn run<D: Place>(table: &Table<D>, shapes: &Shapes) -> Result<()> {
             gemm(table, product, direction)?;
         }
     }
+    if let Some(product) = shapes.products.first() {
+        modulation(table, product.k)?;
+    }
     for &sizes in shapes.factor_gradients {
         gemm_tn(table, sizes)?;
     }
@@ -47,6 +50,32 @@ fn gemm<D: Place>(table: &Table<D>, Product { m, k, n, r }: Product, direction: 
                 accumulate: false,
                 out: ViewMut::new(&mut out, outputs),
             });
+        })?;
+    }
+    Ok(())
+}
+
+/// Shifts, scales and gates of a block with two streams, of a winner and a loser.
+fn modulation<D: Place>(table: &Table<D>, width: usize) -> Result<()> {
+    let (m, n) = (2, 6 * width);
+    let weight = table.frozen(n, width, Direction::Forward)?;
+    let x = table.activations(m * width, 2);
+    let mut out = table.queue.take(m * n, Kind::Activation);
+    for of_samples in [false, true] {
+        let work = Work { bytes: table.bytes(m * (width + n) + n * width, 0), flops: 2 * m * n * width };
+        let name = if of_samples { "gemm_of_samples" } else { "gemm Forward" };
+        table.row(name, &format!("{m}x{width}x{n} rank 0"), work, |queue| {
+            let call = Gemm {
+                m,
+                x: View::new(&x, width).into(),
+                weight: &weight,
+                direction: Direction::Forward,
+                extra: None,
+                bias: None,
+                accumulate: false,
+                out: ViewMut::new(&mut out, n),
+            };
+            if of_samples { queue.gemm_of_samples(call) } else { queue.gemm(call) }
         })?;
     }
     Ok(())

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A row of a result has the same bits whatever the number of rows: an algorithm is chosen for (N, K), element types and
-//! alignments, as if there were [`TYPICAL_ROWS`] rows, and used for every M. Sums are in f32, and f32 operands are not rounded to
+//! alignments, as if there were [`TYPICAL_ROWS`] rows, or [`TYPICAL_SAMPLES`] where rows are samples, and used for every M. Sums are in f32, and f32 operands are not rounded to
 //! TF32. Nothing is split over K, except in sums over rows, where a fixed order of the parts is asked for.
 
 #![allow(unsafe_code, reason = "calls of cuBLASLt")]
@@ -30,6 +30,8 @@ use super::{memory::Memory, values::Element};
 pub(crate) const WORKSPACE: usize = 32 << 20;
 /// The number of rows for which an algorithm is chosen.
 const TYPICAL_ROWS: usize = 4096;
+/// The same where each row is a sample of the batch: tiles of many rows would read the weight at a third of the memory's rate.
+const TYPICAL_SAMPLES: usize = 8;
 
 /// A factor or a result: row-major rows that stand `stride` values apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,6 +53,8 @@ pub(super) struct Product {
     pub bias: Option<CUdeviceptr>,
     pub scale: f32,
     pub accumulate: bool,
+    /// Rows are samples of a batch: there are few.
+    pub of_samples: bool,
     /// How both factors are stored.
     pub factors: Element,
     /// How the result is stored.
@@ -67,6 +71,7 @@ struct Key {
     alignments: [u32; 3],
     bias: bool,
     accumulate: bool,
+    of_samples: bool,
     elements: (Element, Element),
 }
 
@@ -87,6 +92,7 @@ impl Key {
             ],
             bias: call.bias.is_some(),
             accumulate: call.accumulate,
+            of_samples: call.of_samples,
             elements: (call.factors, call.result),
         }
     }
@@ -94,7 +100,8 @@ impl Key {
     /// The key of the algorithm: rows do not count, and a left factor that is stored the other way round is summed over them.
     fn algorithm(self) -> Self {
         let (m, n, k) = self.sizes;
-        let sizes = if self.transposed[0] { (m, n, TYPICAL_ROWS) } else { (TYPICAL_ROWS, n, k) };
+        let rows = if self.of_samples { TYPICAL_SAMPLES } else { TYPICAL_ROWS };
+        let sizes = if self.transposed[0] { (m, n, rows) } else { (rows, n, k) };
         // Strides of whole rows, with the alignments of the true ones.
         let [left, right, out] = self.alignments;
         let stride = |width: usize, alignment: u32, element: Element| {

@@ -145,6 +145,12 @@ pub trait Queue<D: Device<Queue = Self>>: fmt::Debug + Send + Sync + Sized + 'st
     /// A product with a matrix.
     fn gemm(&self, call: Gemm<'_, D>);
 
+    /// The same where each row is a sample of the batch. A device may compute few rows in another way than many; a row's bits still
+    /// do not depend on the number of rows.
+    fn gemm_of_samples(&self, call: Gemm<'_, D>) {
+        self.gemm(call);
+    }
+
     /// A sum over rows of products.
     fn gemm_tn(&self, call: GemmTn<'_, D>);
 

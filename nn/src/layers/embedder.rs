@@ -2,7 +2,7 @@
 //!
 //! `N` batch, `K` width of the sinusoid, `D` width.
 
-use super::{Context, Linear, Output, linears};
+use super::{Context, Linear, Output, linears_of_samples};
 use crate::{
     device::{Activation, Device, Kind, Queue, View, ViewMut},
     error::Result,
@@ -50,13 +50,18 @@ impl<D: Device> Embedder<D> {
         let (mut hidden, mut active) = (take(width), take(width));
         let inputs = queue.upload(x, Kind::Activation);
         let output = ViewMut::new(&mut hidden, width);
-        linears(ctx, rows, View::new(&inputs, x.len() / rows), &mut [Output(&self.first, output)])?;
+        linears_of_samples(
+            ctx,
+            rows,
+            View::new(&inputs, x.len() / rows),
+            &mut [Output(&self.first, output)],
+        )?;
         let (from, to) = (View::new(&hidden, width), ViewMut::new(&mut active, width));
         queue.activate(Activation::Silu, (rows, width), from, to);
         let width_out = self.second.outputs();
         let mut out = take(width_out);
         let output = ViewMut::new(&mut out, width_out);
-        linears(ctx, rows, View::new(&active, width), &mut [Output(&self.second, output)])?;
+        linears_of_samples(ctx, rows, View::new(&active, width), &mut [Output(&self.second, output)])?;
         Ok(out)
     }
 }

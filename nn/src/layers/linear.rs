@@ -189,7 +189,30 @@ pub fn linears<'a, D: Device>(
     x: impl Into<Left<'a, D>>,
     outputs: &mut [Output<'_, D>],
 ) -> Result<Option<D::Buffer>> {
-    let (queue, x) = (ctx.queue, x.into());
+    linears_by(ctx, m, x.into(), outputs, D::Queue::gemm)
+}
+
+/// The same where each row is a sample of the batch.
+///
+/// # Errors
+/// As [`linears`].
+pub fn linears_of_samples<D: Device>(
+    ctx: Context<'_, D>,
+    m: usize,
+    x: View<'_, D>,
+    outputs: &mut [Output<'_, D>],
+) -> Result<Option<D::Buffer>> {
+    linears_by(ctx, m, x.into(), outputs, D::Queue::gemm_of_samples)
+}
+
+fn linears_by<D: Device>(
+    ctx: Context<'_, D>,
+    m: usize,
+    x: Left<'_, D>,
+    outputs: &mut [Output<'_, D>],
+    gemm: impl Fn(&D::Queue, Gemm<'_, D>),
+) -> Result<Option<D::Buffer>> {
+    let queue = ctx.queue;
     let inner = inner_values(ctx, m, x, outputs.iter().map(|o| o.0));
     let mut column = 0;
     // `f x D^T` of the last branch: linears that share D stand together.
@@ -208,7 +231,7 @@ pub fn linears<'a, D: Device>(
             _ => whole.as_ref().map(|weight| Extra { x, weight: &**weight, direction: Direction::Forward }),
         };
         linear.weight.with(queue, Direction::Forward, |weight| {
-            queue.gemm(Gemm {
+            let call = Gemm {
                 m,
                 x,
                 weight,
@@ -217,7 +240,8 @@ pub fn linears<'a, D: Device>(
                 bias: linear.bias.as_ref(),
                 accumulate: false,
                 out: out.again(),
-            });
+            };
+            gemm(queue, call);
         })?;
         let Some(branch) = &linear.branch else { continue };
         let rank = branch.down.outputs();

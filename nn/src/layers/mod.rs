@@ -24,7 +24,7 @@ pub use conv::Conv;
 pub use embedder::{Embedder, sinusoid};
 pub use factors::FactorGroups;
 pub use frozen::{Frozen, FrozenBranch, Loading, Packing};
-pub use linear::{InputGrad, Linear, Output, inner, linears, linears_backward};
+pub use linear::{InputGrad, Linear, Output, inner, linears, linears_backward, linears_of_samples};
 pub use map::Map;
 pub use norm::{GroupNorm, Norm};
 pub use stored::stored;

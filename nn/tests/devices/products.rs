@@ -218,16 +218,23 @@ fn a_row_of_a_product_has_the_same_bits_whatever_the_number_of_rows() {
         let weight = numbers(n * k, 1);
         let frozen =
             cuda.frozen(&Matrix::of(&weight, n, k), None, Direction::Forward, precision, false).unwrap();
-        let rows = |m: usize| {
+        let rows = |m: usize, of_samples: bool| {
             let x = activations::<prefgraph_nn::cuda::Cuda>(&queue, m * k, 2);
             let mut y = queue.zeros(m * n, Kind::Activation);
-            let weight = (&frozen, Direction::Forward);
-            queue.gemm(plain(m, View::new(&x, k), weight, ViewMut::new(&mut y, n)));
+            let call = plain(m, View::new(&x, k), (&frozen, Direction::Forward), ViewMut::new(&mut y, n));
+            if of_samples {
+                queue.gemm_of_samples(call)
+            } else {
+                queue.gemm(call)
+            }
             queue.download(&y, 0, m * n).unwrap()
         };
-        let many = rows(200);
-        for m in [1, 7, 64, 129] {
-            assert!(rows(m).iter().zip(&many).all(|(a, b)| a.to_bits() == b.to_bits()), "{m} rows");
+        for (of_samples, most, fewer) in [(false, 200, [1, 7, 64, 129]), (true, 40, [1, 2, 8, 9])] {
+            let many = rows(most, of_samples);
+            for m in fewer {
+                let same = rows(m, of_samples).iter().zip(&many).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{m} rows, of samples: {of_samples}");
+            }
         }
     }
 }

@@ -19,8 +19,10 @@ use crate::{
     device::{HeadLayout, NormRotary, SplitHeads, SplitHeadsBackward},
 };
 
-/// Threads of a block.
-const THREADS: usize = 256;
+/// The most threads of a block (`heads.cu`).
+const THREADS: usize = 96;
+/// Rows of tokens that a block has, one after the other (`heads.cu`).
+const ROWS_OF_A_BLOCK: usize = 8;
 /// Heads of one token that a group of threads has at once (`heads.cu`).
 const HEADS_OF_A_GROUP: usize = 4;
 const HEADS_OF_A_GROUP_BACKWARD: usize = 2;
@@ -65,8 +67,10 @@ impl<'a> Layout<'a> {
     }
 
     fn grid(&self, operands: usize, heads_of_a_group: usize) -> Grid {
-        let groups = self.rows * self.first.heads.div_ceil(heads_of_a_group);
-        Grid { blocks: (groups.div_ceil(THREADS / self.lanes), operands), threads: THREADS as u32, shared: 0 }
+        let groups = self.first.heads.div_ceil(heads_of_a_group);
+        // Whole warps: a group adds over its threads.
+        let threads = (groups * self.lanes).next_multiple_of(32).min(THREADS);
+        Grid { blocks: (self.rows.div_ceil(ROWS_OF_A_BLOCK), operands), threads: threads as u32, shared: 0 }
     }
 
     /// What all operands have in common, and whether every head can be read sixteen bytes at a time.

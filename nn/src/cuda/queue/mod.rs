@@ -356,7 +356,11 @@ impl Queue<Cuda> for CudaQueue {
     }
 
     fn gemm(&self, call: Gemm<'_, Cuda>) {
-        self.product_with_weight(call);
+        self.product_with_weight(call, false);
+    }
+
+    fn gemm_of_samples(&self, call: Gemm<'_, Cuda>) {
+        self.product_with_weight(call, true);
     }
 
     fn gemm_tn(&self, call: GemmTn<'_, Cuda>) {

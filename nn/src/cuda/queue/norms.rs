@@ -24,9 +24,13 @@ const THREADS_OF_A_ROW: u32 = 128;
 const ROWS_OF_A_SLICE: usize = 1024;
 const MOST_SLICES: usize = 256;
 
-/// A block for each of `rows` rows that are modulated (`norm.cu`).
-fn modulated_rows(rows: usize) -> Grid {
-    Grid { blocks: (rows, 1), threads: THREADS_OF_A_ROW, shared: BLOCK_SUMS }
+/// Rows of a block, one after the other, forward and backward (`norm.cu`).
+const MODULATED_ROWS: usize = 5;
+const MODULATED_ROWS_BACKWARD: usize = 8;
+
+/// A block for `each` of `rows` rows that are modulated (`norm.cu`).
+fn modulated_rows(rows: usize, each: usize) -> Grid {
+    Grid { blocks: (rows.div_ceil(each), 1), threads: THREADS_OF_A_ROW, shared: BLOCK_SUMS }
 }
 
 impl CudaQueue {
@@ -43,7 +47,7 @@ impl CudaQueue {
         let wide = [x, shift, scale, y].iter().all(|r| r.is_wide());
         let end = [int(width), int(scale.stride), flag(wide)];
         let arguments = [&operands[..], &rows.sizes(), &end].concat();
-        self.launch(Source::Norm, "norm_modulate", modulated_rows(count), &arguments);
+        self.launch(Source::Norm, "norm_modulate", modulated_rows(count, MODULATED_ROWS), &arguments);
     }
 
     pub(super) fn modulated_norm_backward(&self, call: NormModulateBackward<'_, Cuda>) {
@@ -58,7 +62,8 @@ impl CudaQueue {
         let wide = [x, scale, dy, dx].iter().all(|r| r.is_wide());
         let end = [int(width), int(scale.stride), flag(accumulate), flag(wide)];
         let arguments = [&operands[..], &rows.sizes(), &end].concat();
-        self.launch(Source::Norm, "norm_modulate_backward", modulated_rows(count), &arguments);
+        let grid = modulated_rows(count, MODULATED_ROWS_BACKWARD);
+        self.launch(Source::Norm, "norm_modulate_backward", grid, &arguments);
         if let Some(ModulationGrad { d_shift, d_scale }) = modulation {
             let tokens = rows.tokens_of_one();
             let (d_shift, d_scale) =

@@ -139,7 +139,8 @@ impl CudaQueue {
         wanted.iter().zip(places).map(matrix).collect()
     }
 
-    pub(super) fn product_with_weight(&self, call: Gemm<'_, Cuda>) {
+    /// `of_samples`: rows are samples of a batch.
+    pub(super) fn product_with_weight(&self, call: Gemm<'_, Cuda>, of_samples: bool) {
         let Gemm { m, x, weight, direction, extra, bias, accumulate, out } = call;
         let (k, n, right) = weight.right(direction);
         let (x, _copy) = self.left_factor(x, m, k);
@@ -162,6 +163,7 @@ impl CudaQueue {
             bias,
             scale: 1.0,
             accumulate: accumulate || begun,
+            of_samples,
             factors: weight.element,
             result: result.element,
         };
@@ -234,6 +236,7 @@ impl CudaQueue {
             bias: None,
             scale,
             accumulate: false,
+            of_samples: false,
             factors: self.activation(),
             result: out.element,
         });

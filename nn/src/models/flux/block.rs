@@ -12,7 +12,7 @@ use crate::{
         NormModulateBackward, NormRotary, Queue, Scores, SplitHeads, SplitHeadsBackward, View, ViewMut,
     },
     error::{Error, Result},
-    layers::{Context, Linear, Output, linears, linears_backward},
+    layers::{Context, Linear, Output, linears_backward, linears_of_samples},
 };
 
 /// What every function of a pass needs to know.
@@ -57,7 +57,7 @@ impl<D: Device> Modulation<D> {
     pub fn new(pass: Pass<'_, D>, linear: &Linear<D>) -> Result<Self> {
         let (batch, stride) = (pass.sequence.batch, linear.outputs());
         let mut values = pass.take(batch * stride);
-        let inner = linears(
+        let inner = linears_of_samples(
             pass.ctx,
             batch,
             View::new(pass.condition, pass.width),
