@@ -39,9 +39,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) first_of_parts(const int* 
   if (join_block<THREADS>(place, Smaller())) *first = place[0];
 }
 
-// One step of AdamW. The factors are the host's, and each rounding is that of the processor.
-extern "C" __global__ void __launch_bounds__(THREADS) adamw(float* parameters, const float* gradient, float* first_moment,
-                                                            float* second_moment, int count, float keep, float step_size, float root2,
+// One step of AdamW. The factors are the host's, and each rounding is that of the processor. The new values may take the place of the
+// old ones.
+extern "C" __global__ void __launch_bounds__(THREADS) adamw(const float* parameters, const float* first_moment, const float* second_moment,
+                                                            const float* gradient, float* new_parameters, float* new_first_moment,
+                                                            float* new_second_moment, int count, float keep, float step_size, float root2,
                                                             float eps, float beta1, float beta2, float rest1, float rest2) {
   const int i = blockIdx.x * THREADS + threadIdx.x;
   if (i >= count) return;
@@ -49,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) adamw(float* parameters, c
   const float first = __fmaf_rn(rest1, g, __fmul_rn(beta1, first_moment[i]));
   const float second = __fmaf_rn(rest2, __fmul_rn(g, g), __fmul_rn(beta2, second_moment[i]));
   const float direction = __fdiv_rn(first, __fadd_rn(__fdiv_rn(__fsqrt_rn(second), root2), eps));
-  parameters[i] = __fmaf_rn(-step_size, direction, __fmul_rn(parameters[i], keep));
-  first_moment[i] = first;
-  second_moment[i] = second;
+  new_parameters[i] = __fmaf_rn(-step_size, direction, __fmul_rn(parameters[i], keep));
+  new_first_moment[i] = first;
+  new_second_moment[i] = second;
 }

@@ -45,12 +45,6 @@ impl CudaVec {
             None => Err(elsewhere()),
         }
     }
-
-    /// The same for values that are written.
-    fn partner_mut<'a>(&self, other: &'a mut dyn Remote) -> Result<&'a mut CudaBuffer> {
-        self.partner(other)?;
-        (other as &mut dyn Any).downcast_mut::<Self>().map(|other| &mut other.buffer).ok_or_else(elsewhere)
-    }
 }
 
 /// Ask a GPU for work, and wait until it is done.
@@ -117,19 +111,28 @@ impl Remote for CudaVec {
         })
     }
 
-    fn adamw(
-        &mut self,
-        settings: &AdamW,
-        step: u64,
-        gradient: &dyn Remote,
-        [first, second]: [&mut dyn Remote; 2],
-    ) -> Result<()> {
-        let (gradient, first, second) =
-            (self.partner(gradient)?, self.partner_mut(first)?, self.partner_mut(second)?);
-        let values = (&mut self.buffer, gradient);
+    fn adamw(&self, settings: &AdamW, step: u64, mut state: [&mut Arc<dyn Remote>; 3]) -> Result<()> {
+        // What others hold stays as it is: the new values are written beside it, which costs no copy.
+        let mut beside = [None, None, None];
         work(&self.cuda, |queue| {
-            queue.adamw(settings, step, self.len, values, (first, second));
+            for (values, new) in state.iter_mut().zip(&mut beside) {
+                self.partner(&***values)?;
+                let shared = Arc::get_mut(values).is_none_or(|own| own.is_shared());
+                *new = shared.then(|| queue.take(self.len, Kind::Exact));
+            }
+            let [Ok(values), Ok(first), Ok(second)] = state.each_ref().map(|s| self.partner(&***s)) else {
+                return Err(elsewhere());
+            };
+            let from = [values, first, second];
+            let [a, b, c] = [0, 1, 2].map(|i: usize| beside[i].as_ref().unwrap_or(from[i]));
+            queue.adamw_into(settings, step, self.len, &self.buffer, from, [a, b, c]);
             Ok(())
-        })
+        })?;
+        for (values, new) in state.into_iter().zip(beside) {
+            if let Some(buffer) = new {
+                *values = Arc::new(Self::new(self.cuda.clone(), buffer, self.len));
+            }
+        }
+        Ok(())
     }
 }

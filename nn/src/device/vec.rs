@@ -59,14 +59,9 @@ pub trait Remote: Any + fmt::Debug + Send + Sync {
     /// `self *= factor`.
     fn scale(&mut self, factor: f32) -> Result<()>;
 
-    /// Step number `step` of AdamW, counted from 1, on values and both moments, which live on the same device.
-    fn adamw(
-        &mut self,
-        settings: &AdamW,
-        step: u64,
-        gradient: &dyn Remote,
-        moments: [&mut dyn Remote; 2],
-    ) -> Result<()>;
+    /// Step number `step` of AdamW, counted from 1, with this gradient, on values and both moments, which live on the same device. They
+    /// change in place, or are replaced where others hold them too.
+    fn adamw(&self, settings: &AdamW, step: u64, state: [&mut Arc<dyn Remote>; 3]) -> Result<()>;
 }
 
 impl DeviceVec {

@@ -90,7 +90,7 @@ pub(super) fn adamw(
             DeviceVec::Remote(gradient),
             DeviceVec::Remote(m),
             DeviceVec::Remote(v),
-        ) => own(values)?.adamw(settings, step, &**gradient, [own(m)?, own(v)?]),
+        ) => gradient.adamw(settings, step, [values, m, v]),
         _ => Err(apart()),
     }
 }

@@ -6,7 +6,7 @@ use super::{CudaQueue, rows::Rows};
 use crate::{
     cuda::{
         Cuda,
-        launch::{Grid, float, int},
+        launch::{Argument, Grid, float, int},
         modules::Source,
         values::{CudaBuffer, Element},
     },
@@ -25,7 +25,7 @@ fn parts_grid(blocks: usize, bytes: usize) -> Grid {
 
 impl CudaQueue {
     /// An error if rows are not f32.
-    fn expect_exact<const N: usize>(&self, name: &str, rows: [Rows; N]) {
+    fn expect_exact(&self, name: &str, rows: &[Rows]) {
         if rows.iter().any(|r| r.element != Element::F32) {
             self.note::<()>(Err(Error::Internal(format!("{name} takes f32 values only"))));
         }
@@ -43,11 +43,27 @@ impl CudaQueue {
         (parameters, gradient): (&mut CudaBuffer, &CudaBuffer),
         (first_moment, second_moment): (&mut CudaBuffer, &mut CudaBuffer),
     ) {
-        let rows = [&*parameters, gradient, first_moment, second_moment].map(|b| Rows::flat(b, len));
-        self.expect_exact("adamw", rows);
+        let state = [&*parameters, &*first_moment, &*second_moment];
+        self.adamw_into(settings, step, len, gradient, state, state);
+    }
+
+    /// The same from values and moments into others, or into the same.
+    pub(in crate::cuda) fn adamw_into(
+        &self,
+        settings: &AdamW,
+        step: u64,
+        len: usize,
+        gradient: &CudaBuffer,
+        from: [&CudaBuffer; 3],
+        to: [&CudaBuffer; 3],
+    ) {
+        let rows = [&from[..], &[gradient], &to].concat();
+        let rows: Vec<Rows> = rows.into_iter().map(|b| Rows::flat(b, len)).collect();
+        self.expect_exact("adamw", &rows);
         let Step { keep, step_size, root2, eps, beta1, beta2, rest1, rest2 } = Step::new(settings, step);
         let factors = [keep, step_size, root2, eps, beta1, beta2, rest1, rest2].map(float);
-        let arguments = [&rows.map(Rows::argument)[..], &[int(len)], &factors].concat();
+        let pointers: Vec<Argument> = rows.into_iter().map(Rows::argument).collect();
+        let arguments = [&pointers[..], &[int(len)], &factors].concat();
         self.launch(Source::Optimizer, "adamw", Grid::threads_for(len), &arguments);
     }
 
@@ -57,7 +73,7 @@ impl CudaQueue {
     /// If something has failed on this queue.
     pub fn sum_of_squares(&self, x: View<'_, Cuda>, len: usize) -> Result<f64> {
         let (x, parts) = (Rows::of(x, 1, len), len.div_ceil(PART));
-        self.expect_exact("sum_of_squares", [x]);
+        self.expect_exact("sum_of_squares", &[x]);
         // A number of eight bytes takes the place of two values.
         let (sums, total) = (self.take(2 * parts, Kind::Exact), self.take(2, Kind::Exact));
         let [sums, at] = [(&sums, 2 * parts), (&total, 2)].map(|(b, len)| Rows::flat(b, len).argument());
@@ -79,7 +95,7 @@ impl CudaQueue {
     /// If something has failed on this queue.
     pub fn find_not_finite(&self, x: View<'_, Cuda>, len: usize) -> Result<Option<usize>> {
         let (x, parts) = (Rows::of(x, 1, len), len.div_ceil(PART));
-        self.expect_exact("find_not_finite", [x]);
+        self.expect_exact("find_not_finite", &[x]);
         let (places, first) = (self.take(parts, Kind::Exact), self.take(1, Kind::Exact));
         let [places, at] = [(&places, parts), (&first, 1)].map(|(b, len)| Rows::flat(b, len).argument());
         self.launch(
@@ -101,7 +117,7 @@ impl CudaQueue {
     /// `to += from` over `len` f32 values: gradients are accumulated with it.
     pub fn add_into(&self, from: View<'_, Cuda>, to: &ViewMut<'_, Cuda>, len: usize) {
         let (from, to) = (Rows::of(from, 1, len), Rows::of_mut(to, 1, len));
-        self.expect_exact("add_into", [from, to]);
+        self.expect_exact("add_into", &[from, to]);
         self.scaled_sum(1.0, from, to, len);
     }
 }
