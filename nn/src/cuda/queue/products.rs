@@ -163,7 +163,7 @@ impl CudaQueue {
             bias,
             scale: 1.0,
             accumulate: accumulate || begun,
-            of_samples,
+            of_samples: of_samples && weight.element == Element::Bf16,
             factors: weight.element,
             result: result.element,
         };
