@@ -169,6 +169,8 @@ pub const SMALL: Shapes = Shapes {
         heads((2, 9, 32), (3, 5, 1)),
         heads((1, 3, 136), (3, 5, 1)),
         heads((1, 5, 264), (2, 3, 1)),
+        // More than the threads of a block have at once.
+        heads((1, 14, 256), (2, 3, 1)),
         heads((2, 4, 32), (150, 170, 20)),
     ],
     attention: &[
