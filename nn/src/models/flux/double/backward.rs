@@ -12,7 +12,7 @@ use super::{
         sequence::{ALL, IMAGE, Span, TEXT},
         weights::{DoubleBlock, Stream},
     },
-    ATTENTION, ATTENTION_GATE, DoubleSaved, MLP, MLP_GATE, StreamSaved, activated, attended_rows,
+    forward::{ATTENTION, ATTENTION_GATE, DoubleSaved, MLP, MLP_GATE, StreamSaved, activated, attended_rows},
 };
 use crate::{
     device::{Device, Queue, View, ViewMut},
@@ -41,7 +41,7 @@ fn needs<D: Device>(pass: Pass<'_, D>, block: &DoubleBlock<D>, stream: &Stream<D
 }
 
 /// Backward of [`forward`](super::forward): `dx [M, D]`, the derivative by its result, becomes with `below` that by its input.
-pub(in crate::models::flux) fn backward<D: Device>(
+pub fn backward<D: Device>(
     pass: Pass<'_, D>,
     block: &DoubleBlock<D>,
     saved: DoubleSaved<D>,
