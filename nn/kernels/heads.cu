@@ -2,11 +2,11 @@
 //
 //   B samples   H heads   S tokens of the streams   T tokens of the attention   D width of a head
 //
-// A block has a few rows of tokens, one after the other, and a row of blocks an operand: queries, keys and values go together. A group of
-// `lanes` neighbouring threads, a power of two and at most a warp, has some heads of a row: of each head a thread has WIDE neighbouring
-// values, and more of them lanes * WIDE values further where the head is wider. Those of the next row are on their way from memory while
-// the row is worked on: without that, all blocks of the machine read at the same time, and then write. `wide`: rows begin at multiples of
-// 16 bytes, and a head is whole chunks of WIDE values.
+// A block works on several rows of tokens, one after the other, and each operand has a row of blocks: queries, keys and values go
+// together. A group of `lanes` neighbouring threads, a power of two and at most a warp, has some heads of a row: of each head a thread has
+// WIDE neighbouring values, and more of them lanes * WIDE values further where the head is wider. Those of the next row are loaded
+// meanwhile: without that, all blocks of the machine read at the same time, and then write. `wide`: rows begin at multiples of 16 bytes,
+// and a head is whole chunks of WIDE values.
 #include "values.cuh"
 
 constexpr float EPS = 1e-6f;

@@ -5,9 +5,9 @@
 
 constexpr float EPS = 1e-6f;
 
-// A block has a few rows, one after the other. Its threads keep so many chunks of a row each, which are whole rows of 3072 values: they
-// are read once, and those of the next row are on their way from memory while the row is worked on. Without that, all blocks of the
-// machine read at the same time, then add, then write. Of longer rows the rest is read again. THREADS is `THREADS_OF_A_ROW`, ROWS and
+// A block works on several rows, one after the other. Each of its threads keeps KEPT chunks of a row, which is all of it up to 3072
+// values: these are read once, and those of the next row are loaded meanwhile. Without that, all blocks of the machine read at the
+// same time, then add, then write. Of longer rows the rest is read again. THREADS is `THREADS_OF_A_ROW`, ROWS and
 // ROWS_BACKWARD are `MODULATED_ROWS` and `MODULATED_ROWS_BACKWARD` in queue/norms.rs.
 constexpr int THREADS = 128, KEPT = 24 / WIDE, STEP = THREADS * WIDE, ROWS = 5, ROWS_BACKWARD = 8;
 

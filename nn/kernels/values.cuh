@@ -50,7 +50,7 @@ DEVICE void load_wide(const float* p, float (&v)[2], int left, bool wide) {
   v[1] = left > 1 ? p[1] : 0.0f;
 }
 
-// The same as they lie in memory: they are on their way while others are worked on.
+// The same, still packed, so that loads can be in flight while other values are worked on.
 DEVICE uint4 fetch_wide(const float* p, int left, bool wide) {
   if (wide) return *reinterpret_cast<const uint4*>(p);
   unsigned words[4];

@@ -116,9 +116,16 @@ impl Setting {
         let count = cotangent.values().len();
         cotangent.values_mut().copy_from_slice(&numbers(count, 1));
         let layout = Arc::new(AdapterLayout::matching(&model.layout().linears, &["*"], 3, 4.5).unwrap().0);
+        let adapter = Adapter { values: vec![0.0; layout.len()].into(), layout };
+        Self { gpu: gpu.clone(), model, inputs, cotangent, adapter }.adapted(&["*"])
+    }
+
+    /// With an adapter of these linears.
+    fn adapted(mut self, patterns: &[&str]) -> Self {
+        let (layout, _) = AdapterLayout::matching(&self.model.layout().linears, patterns, 3, 4.5).unwrap();
         let values: Vec<f32> = numbers(layout.len(), 2).iter().map(|v| 0.1 * v).collect();
-        let adapter = Adapter { layout, values: values.into() };
-        Self { gpu: gpu.clone(), model, inputs, cotangent, adapter }
+        self.adapter = Adapter { layout: Arc::new(layout), values: values.into() };
+        self
     }
 
     /// Declared bytes of a pass with the adapter.
@@ -188,6 +195,26 @@ fn streamed_weights_give_the_bits_of_resident_ones_and_hold_a_window_only() {
 }
 
 #[test]
+fn blocks_that_run_again_give_the_bits_of_those_that_kept_all_whatever_is_adapted() {
+    let Some((gpu, _alone)) = gpu() else { return };
+    for case in cases(Network::Flux) {
+        for precision in [Precision::F32, Precision::Bf16] {
+            // Without patterns all linears but the modulations.
+            for patterns in [&["*"][..], &[], &["attn.to_k"], &["proj_out"], &["ff_context.net.2"]] {
+                let [expected, found] = [Checkpointing::None, Checkpointing::Blocks].map(|checkpointing| {
+                    let options = options(precision, Packing::Resident, checkpointing);
+                    Setting::new(&gpu, &case, options).adapted(patterns).run()
+                });
+                let name = format!("{} {precision:?} {patterns:?}", case.name);
+                assert_eq!(expected.prediction, found.prediction, "{name}: prediction");
+                assert_eq!(expected.gradient, found.gradient, "{name}: gradient");
+                assert!(found.kept < expected.kept, "{name}: inputs of blocks are less than all");
+            }
+        }
+    }
+}
+
+#[test]
 fn streamed_weights_of_every_dtype_are_stored_as_resident_ones_are() {
     let Some((gpu, _alone)) = gpu() else { return };
     let case = &cases(Network::Flux)[0];
@@ -247,15 +274,17 @@ fn the_declared_memory_is_what_a_pass_holds_on_a_gpu() {
     let Some((gpu, _alone)) = gpu() else { return };
     for case in cases(Network::Flux) {
         for precision in [Precision::F32, Precision::Bf16] {
-            for checkpointing in [Checkpointing::None, Checkpointing::Blocks] {
-                let setting = Setting::new(&gpu, &case, options(precision, Packing::Resident, checkpointing));
+            let both = [Checkpointing::None, Checkpointing::Blocks];
+            for (checkpointing, patterns) in both.into_iter().flat_map(|c| [(c, &["*"][..]), (c, &[])]) {
+                let options = options(precision, Packing::Resident, checkpointing);
+                let setting = Setting::new(&gpu, &case, options).adapted(patterns);
                 let unloaded = gpu.used_memory().unwrap() as usize;
                 setting.model.load().unwrap();
                 let weights = gpu.used_memory().unwrap() as usize - unloaded;
                 // The first pass learns which factors it makes at once.
                 setting.run();
                 let (found, cost) = (setting.run(), setting.cost());
-                let name = format!("{} {precision:?} {checkpointing:?}", case.name);
+                let name = format!("{} {precision:?} {checkpointing:?} {patterns:?}", case.name);
                 assert_eq!(weights, setting.resident(), "{name}: weights");
                 // A pass has its own copy of the adapter, and the gradient.
                 let adapter = setting.adapter.layout.len() * size_of::<f32>();

@@ -8,8 +8,8 @@ pub enum Checkpointing {
     /// All that the backward of every block needs.
     #[default]
     None,
-    /// The input of every block; the backward runs each block again, up to what its own result alone needs, with the same kernels and so
-    /// the same bits.
+    /// The input of every block; the backward runs each block again (FLUX's without the last linear, unless its gate is adapted) with
+    /// the same kernels, and so gets the same bits.
     Blocks,
 }
 

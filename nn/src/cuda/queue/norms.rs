@@ -18,7 +18,7 @@ use crate::{
 
 /// Shared memory in which a block sums two values of each thread.
 const BLOCK_SUMS: usize = 2 * 32 * 4;
-/// Threads of a block that has a row to be modulated (`norm.cu`).
+/// Threads of a block that has rows to be modulated (`norm.cu`).
 const THREADS_OF_A_ROW: u32 = 128;
 /// Rows of a picture that one block sums for a group of channels, and the most blocks of a group.
 const ROWS_OF_A_SLICE: usize = 1024;

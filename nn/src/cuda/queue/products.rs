@@ -163,6 +163,7 @@ impl CudaQueue {
             bias,
             scale: 1.0,
             accumulate: accumulate || begun,
+            // In f32 an algorithm for few rows gives one row other bits than several.
             of_samples: of_samples && weight.element == Element::Bf16,
             factors: weight.element,
             result: result.element,
@@ -175,6 +176,8 @@ impl CudaQueue {
         // The small product comes first: it only writes, and the large one reads that while it multiplies. The other way round the small
         // one would read and write all, and it does nothing else for as long.
         let begun = narrow || product.accumulate;
+        // A product over nothing writes nothing.
+        let extra = extra.filter(|extra| extra.weight.right(extra.direction).0 > 0);
         if let Some(extra) = extra {
             let (k, _, right) = extra.weight.right(extra.direction);
             let (x, _copy) = self.left_factor(extra.x, m, k);

@@ -169,7 +169,8 @@ pub(super) fn cost(
     c.cost.backward_scratch_bytes = size::sum([storage.bytes(running + lse + lse), streamed]);
     if options.checkpointing == Checkpointing::Blocks {
         // A block's forward again: a copy of its input, and all that its backward needs, normed rows and heads among it.
-        let fresh = Held { activations: 3.0 * input.activations, exact: 0.0 };
+        let fresh = if single.is_empty() { 9.0 } else { 3.0 };
+        let fresh = Held { activations: fresh * input.activations, exact: 0.0 };
         let again = storage.bytes(most_kept + input + fresh);
         c.cost.backward_scratch_bytes = size::sum([c.cost.backward_scratch_bytes, again]);
         c.cost.backward_flops += if first < count { c.cost.forward_flops - c.results } else { 0.0 };

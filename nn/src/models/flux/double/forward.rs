@@ -210,7 +210,9 @@ fn finish<D: Device>(
         let values = activated(pass, rows, &up);
         let output = Output(&stream.down, ViewMut::new(&mut y, width));
         down_inner = linears(ctx, rows, View::new(&values, mlp), &mut [output])?;
-        gated_add(pass, span, x, &modulation, MLP_GATE, &y);
+        if !backward_next {
+            gated_add(pass, span, x, &modulation, MLP_GATE, &y);
+        }
         active = Some(values).filter(|_| read_again(&stream.down));
     } else if ctx.adapts(&stream.down) {
         let values = activated(pass, rows, &up);
