@@ -40,15 +40,15 @@ fn numbers(count: usize, salt: u64) -> Vec<f32> {
 /// The memory of a GPU is that of the whole process: one test at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// The first GPU, for this test alone; without one the test is skipped, and says so.
-fn gpu() -> Option<(Cuda, MutexGuard<'static, ()>)> {
+/// The first GPU, for this test alone: its memory is free again before the next test begins. Without one the test is skipped, and says so.
+fn gpu() -> Option<(MutexGuard<'static, ()>, Cuda)> {
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     match cuda::is_there() {
         Ok(()) => {
             let gpu = Cuda::open(0).unwrap();
             // A stream with its workspace, which all passes use one after the other.
             drop(gpu.queue(Precision::F32).unwrap());
-            Some((gpu, alone))
+            Some((alone, gpu))
         }
         Err(why) => {
             // Straight to the stream: the test harness swallows what `eprintln` writes in a test that passes.
@@ -102,6 +102,12 @@ fn in_dtype(case: &Case, dtype: Dtype) -> TempDir {
 
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 
+fn adapter(model: &Flux<Cuda>, patterns: &[&str]) -> Adapter {
+    let (layout, _) = AdapterLayout::matching(&model.layout().linears, patterns, 3, 4.5).unwrap();
+    let values: Vec<f32> = numbers(layout.len(), 2).iter().map(|v| 0.1 * v).collect();
+    Adapter { layout: Arc::new(layout), values: values.into() }
+}
+
 impl Setting {
     fn new(gpu: &Cuda, case: &Case, options: FluxOptions) -> Self {
         Self::of(gpu, case, &case.folder.join("transformer"), options)
@@ -115,17 +121,13 @@ impl Setting {
         let mut cotangent = inputs.x_t.clone();
         let count = cotangent.values().len();
         cotangent.values_mut().copy_from_slice(&numbers(count, 1));
-        let layout = Arc::new(AdapterLayout::matching(&model.layout().linears, &["*"], 3, 4.5).unwrap().0);
-        let adapter = Adapter { values: vec![0.0; layout.len()].into(), layout };
-        Self { gpu: gpu.clone(), model, inputs, cotangent, adapter }.adapted(&["*"])
+        let adapter = adapter(&model, &["*"]);
+        Self { gpu: gpu.clone(), model, inputs, cotangent, adapter }
     }
 
     /// With an adapter of these linears.
-    fn adapted(mut self, patterns: &[&str]) -> Self {
-        let (layout, _) = AdapterLayout::matching(&self.model.layout().linears, patterns, 3, 4.5).unwrap();
-        let values: Vec<f32> = numbers(layout.len(), 2).iter().map(|v| 0.1 * v).collect();
-        self.adapter = Adapter { layout: Arc::new(layout), values: values.into() };
-        self
+    fn adapted(self, patterns: &[&str]) -> Self {
+        Self { adapter: adapter(&self.model, patterns), ..self }
     }
 
     /// Declared bytes of a pass with the adapter.
@@ -166,7 +168,7 @@ fn options(precision: Precision, packing: Packing, checkpointing: Checkpointing)
 
 #[test]
 fn streamed_weights_give_the_bits_of_resident_ones_and_hold_a_window_only() {
-    let Some((gpu, _alone)) = gpu() else { return };
+    let Some((_alone, gpu)) = gpu() else { return };
     for case in cases(Network::Flux) {
         for precision in [Precision::F32, Precision::Bf16] {
             for checkpointing in [Checkpointing::None, Checkpointing::Blocks] {
@@ -196,7 +198,7 @@ fn streamed_weights_give_the_bits_of_resident_ones_and_hold_a_window_only() {
 
 #[test]
 fn blocks_that_run_again_give_the_bits_of_those_that_kept_all_whatever_is_adapted() {
-    let Some((gpu, _alone)) = gpu() else { return };
+    let Some((_alone, gpu)) = gpu() else { return };
     for case in cases(Network::Flux) {
         for precision in [Precision::F32, Precision::Bf16] {
             // Without patterns all linears but the modulations.
@@ -216,7 +218,7 @@ fn blocks_that_run_again_give_the_bits_of_those_that_kept_all_whatever_is_adapte
 
 #[test]
 fn streamed_weights_of_every_dtype_are_stored_as_resident_ones_are() {
-    let Some((gpu, _alone)) = gpu() else { return };
+    let Some((_alone, gpu)) = gpu() else { return };
     let case = &cases(Network::Flux)[0];
     for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
         let folder = in_dtype(case, dtype);
@@ -233,7 +235,7 @@ fn streamed_weights_of_every_dtype_are_stored_as_resident_ones_are() {
 
 #[test]
 fn factors_that_are_made_at_once_give_the_bits_of_those_made_one_by_one() {
-    let Some((gpu, _alone)) = gpu() else { return };
+    let Some((_alone, gpu)) = gpu() else { return };
     for case in cases(Network::Flux) {
         for precision in [Precision::F32, Precision::Bf16] {
             let options = options(precision, Packing::Resident, Checkpointing::None);
@@ -253,7 +255,7 @@ fn factors_that_are_made_at_once_give_the_bits_of_those_made_one_by_one() {
 
 #[test]
 fn two_passes_at_once_have_a_window_each() {
-    let Some((gpu, _alone)) = gpu() else { return };
+    let Some((_alone, gpu)) = gpu() else { return };
     let case = &cases(Network::Flux)[0];
     let of = |packing| Setting::new(&gpu, case, options(Precision::F32, packing, Checkpointing::None));
     let expected = of(Packing::Resident).run();
@@ -271,7 +273,7 @@ fn two_passes_at_once_have_a_window_each() {
 
 #[test]
 fn the_declared_memory_is_what_a_pass_holds_on_a_gpu() {
-    let Some((gpu, _alone)) = gpu() else { return };
+    let Some((_alone, gpu)) = gpu() else { return };
     for case in cases(Network::Flux) {
         for precision in [Precision::F32, Precision::Bf16] {
             let both = [Checkpointing::None, Checkpointing::Blocks];
