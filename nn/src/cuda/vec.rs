@@ -113,20 +113,16 @@ impl Remote for CudaVec {
 
     fn adamw(&self, settings: &AdamW, step: u64, mut state: [&mut Arc<dyn Remote>; 3]) -> Result<()> {
         // What others hold stays as it is: the new values are written beside it, which costs no copy.
-        let mut beside = [None, None, None];
-        work(&self.cuda, |queue| {
-            for (values, new) in state.iter_mut().zip(&mut beside) {
-                self.partner(&***values)?;
+        let beside = work(&self.cuda, |queue| {
+            let beside = state.each_mut().map(|values| {
                 let shared = Arc::get_mut(values).is_none_or(|own| own.is_shared());
-                *new = shared.then(|| queue.take(self.len, Kind::Exact));
-            }
-            let [Ok(values), Ok(first), Ok(second)] = state.each_ref().map(|s| self.partner(&***s)) else {
-                return Err(elsewhere());
-            };
-            let from = [values, first, second];
-            let [a, b, c] = [0, 1, 2].map(|i: usize| beside[i].as_ref().unwrap_or(from[i]));
-            queue.adamw_into(settings, step, self.len, &self.buffer, from, [a, b, c]);
-            Ok(())
+                shared.then(|| queue.take(self.len, Kind::Exact))
+            });
+            let [values, first, second] = state.each_ref().map(|values| self.partner(&***values));
+            let from = [values?, first?, second?];
+            let to = [0, 1, 2].map(|i: usize| beside[i].as_ref().unwrap_or(from[i]));
+            queue.adamw_into(settings, step, self.len, &self.buffer, from, to);
+            Ok(beside)
         })?;
         for (values, new) in state.into_iter().zip(beside) {
             if let Some(buffer) = new {
