@@ -249,7 +249,7 @@ fn passes(cpu: &Cpu) {
     report("gated sum", 3, times(|| gated_add(cpu, rows, &mut y, &modulation, 2 * d, &x)));
     let window = SubMatrix { rows: count, width: d };
     report("gelu", 2, times(|| gelu(cpu, window, &x, d, &mut y, d)));
-    report("  backward", 3, times(|| gelu_backward(cpu, window, &x, d, &dy, d, &mut y, d)));
+    report("  backward", 3, times(|| gelu_backward(cpu, window, (&dy, d), (&mut y, d))));
     let top = |v: &f32| [v.to_le_bytes()[2], v.to_le_bytes()[3]];
     let bytes: Vec<u8> = values(8192 * 8192, 6).iter().flat_map(top).collect();
     let weight = Matrix::new(vec![Values::Bf16Bytes(&bytes)], 8192, 8192);

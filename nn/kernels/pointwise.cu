@@ -167,8 +167,9 @@ extern "C" __global__ void __launch_bounds__(256) multiply(const activation* x, 
   store_wide(y + at(p.row, y_stride, p.column), w, p.left, p.wide);
 }
 
-extern "C" __global__ void __launch_bounds__(256) gelu_backward(const activation* x, const activation* dy, activation* dx, int rows,
-                                                                int width, int x_stride, int dy_stride, int dx_stride, int wide) {
+// x = dy gelu'(x)
+extern "C" __global__ void __launch_bounds__(256) gelu_backward(const activation* dy, activation* x, int rows, int width, int dy_stride,
+                                                                int x_stride, int wide) {
   const Place p = place_in_rows<WIDE>(rows, width, wide);
   if (!p.there) return;
   float v[WIDE], g[WIDE];
@@ -176,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(256) gelu_backward(const activation
   load_wide(dy + at(p.row, dy_stride, p.column), g, p.left, p.wide);
 #pragma unroll
   for (int i = 0; i < WIDE; ++i) g[i] *= gelu_slope(v[i]);
-  store_wide(dx + at(p.row, dx_stride, p.column), g, p.left, p.wide);
+  store_wide(x + at(p.row, x_stride, p.column), g, p.left, p.wide);
 }
 
 // The share of a normal distribution below x, by which GELU multiplies, and its slope, the density.

@@ -48,7 +48,7 @@ pub struct PassCost {
     pub saved_bytes: usize,
     /// Held while a pass runs, besides what it is given and what it gives.
     pub scratch_bytes: usize,
-    /// The adapter's factors where they are made at once: held while the pass runs, and from forward to backward.
+    /// The adapter's factors where all are made at once: held while the pass runs, and from forward to backward.
     pub factor_bytes: usize,
     /// Held while a backward runs.
     pub backward_scratch_bytes: usize,

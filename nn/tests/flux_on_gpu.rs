@@ -295,7 +295,7 @@ fn the_declared_memory_is_what_a_pass_holds_on_a_gpu() {
                 assert!((0.9..1.1).contains(&ratio), "{name}: kept {ratio} of what was declared");
                 let declared = kept + cost.backward_scratch_bytes + 2 * adapter;
                 let ratio = found.most as f64 / declared as f64;
-                assert!((0.7..1.1).contains(&ratio), "{name}: held {ratio} of what was declared");
+                assert!((0.85..=1.0).contains(&ratio), "{name}: held {ratio} of what was declared");
             }
         }
     }

@@ -50,7 +50,7 @@ fn functions<D: Place>(table: &Table<D>, size: (usize, usize)) -> Result<()> {
         })?;
     }
     table.row("gelu_backward", &shape, moved(table, 3 * len), |queue| {
-        queue.gelu_backward(size, x, dy, ViewMut::new(&mut y, width));
+        queue.gelu_backward(size, dy, ViewMut::new(&mut y, width));
     })?;
     table.row("multiply", &shape, moved(table, 3 * len), |queue| {
         queue.multiply(size, x, ViewMut::new(&mut y, width))

@@ -35,28 +35,20 @@ pub fn gelu(cpu: &Cpu, window: SubMatrix, x: &[f32], x_stride: usize, y: &mut [f
     sweep(cpu, Gelu, window.rows, window.width, inputs, outputs);
 }
 
-/// Backward of [`gelu`]: `dx = dy * gelu'(x)`, overwritten.
+/// Backward of [`gelu`]: `x` becomes `dx = dy * gelu'(x)`. Operands are values with the stride of their rows.
 ///
 /// # Panics
 /// If a slice is too short for its shape.
-#[expect(clippy::too_many_arguments, reason = "operands of one kernel, each named in the docs")]
 pub fn gelu_backward(
     cpu: &Cpu,
     window: SubMatrix,
-    x: &[f32],
-    x_stride: usize,
-    dy: &[f32],
-    dy_stride: usize,
-    dx: &mut [f32],
-    dx_stride: usize,
+    (dy, dy_stride): (&[f32], usize),
+    (x, x_stride): (&mut [f32], usize),
 ) {
-    for (name, len, stride) in
-        [("x", x.len(), x_stride), ("dy", dy.len(), dy_stride), ("dx", dx.len(), dx_stride)]
-    {
-        check_matrix(name, len, window.rows, window.width, stride);
-    }
-    let inputs = [SweepInput::rows(x, x_stride), SweepInput::rows(dy, dy_stride)];
-    sweep(cpu, GeluBackward, window.rows, window.width, inputs, [Output::rows(dx, dx_stride)]);
+    check_matrix("dy", dy.len(), window.rows, window.width, dy_stride);
+    check_matrix("x", x.len(), window.rows, window.width, x_stride);
+    let (inputs, outputs) = ([SweepInput::rows(dy, dy_stride)], [Output::rows(x, x_stride)]);
+    sweep(cpu, GeluBackward, window.rows, window.width, inputs, outputs);
 }
 
 /// `y = x / (1 + exp(-x))`.
@@ -190,13 +182,13 @@ impl Pass<1, 1> for Gelu {
 #[derive(Clone, Copy)]
 struct GeluBackward;
 
-impl Pass<2, 1> for GeluBackward {
+impl Pass<1, 1> for GeluBackward {
     #[inline(always)]
     fn block<M: Machine, const N: usize>(
         self,
         m: M,
-        [x, dy]: [Block<M, N>; 2],
-        _: [Block<M, N>; 1],
+        [dy]: [Block<M, N>; 1],
+        [x]: [Block<M, N>; 1],
     ) -> [Block<M, N>; 1] {
         let [e, s] = gelu_parts(m, x);
         // s + x s (1 - s) 2 u', and 1 - s = e s without cancellation.

@@ -383,25 +383,10 @@ impl Queue<Cpu> for CpuQueue {
         cpu::gated_gelu_backward(&self.cpu, window, x, dy, (dx.values(), stride));
     }
 
-    fn gelu_backward(
-        &self,
-        (rows, width): (usize, usize),
-        x: View<'_, Cpu>,
-        dy: View<'_, Cpu>,
-        dx: ViewMut<'_, Cpu>,
-    ) {
-        let stride = dx.stride;
+    fn gelu_backward(&self, (rows, width): (usize, usize), dy: View<'_, Cpu>, x: ViewMut<'_, Cpu>) {
+        let stride = x.stride;
         let window = cpu::SubMatrix { rows, width };
-        cpu::gelu_backward(
-            &self.cpu,
-            window,
-            x.values(),
-            x.stride,
-            dy.values(),
-            dy.stride,
-            dx.values(),
-            stride,
-        );
+        cpu::gelu_backward(&self.cpu, window, (dy.values(), dy.stride), (x.values(), stride));
     }
 
     fn gated_add(&self, rows: &[TokenRows], mut x: ViewMut<'_, Cpu>, gate: View<'_, Cpu>, y: View<'_, Cpu>) {

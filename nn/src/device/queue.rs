@@ -189,8 +189,8 @@ pub trait Queue<D: Device<Queue = Self>>: fmt::Debug + Send + Sync + Sized + 'st
     /// `y = f(x)` for `[rows, width]`.
     fn activate(&self, f: Activation, size: (usize, usize), x: View<'_, D>, y: ViewMut<'_, D>);
 
-    /// Backward of [`Activation::Gelu`]: `dx = dy gelu'(x)`, overwritten.
-    fn gelu_backward(&self, size: (usize, usize), x: View<'_, D>, dy: View<'_, D>, dx: ViewMut<'_, D>);
+    /// Backward of [`Activation::Gelu`], in the place of its input: `x` becomes `dx = dy gelu'(x)`.
+    fn gelu_backward(&self, size: (usize, usize), dy: View<'_, D>, x: ViewMut<'_, D>);
 
     /// `y = a gelu(b)` for `[rows, width]` (Shazeer 2020, GEGLU): a row of `x` has the `width` values of a, then those of b. The
     /// GELU is the one by its [definition](Activation::GeluErf).

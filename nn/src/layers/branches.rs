@@ -6,7 +6,7 @@ use std::{ops::Range, sync::Arc};
 
 use super::{
     FactorGroups, Linear,
-    factors::{Factor, Factors, Places},
+    factors::{Factor, Factors, TrainedPart},
 };
 use crate::{
     backbone::LinearLayout,
@@ -20,18 +20,26 @@ use crate::{
 pub struct Branches<D: Device> {
     pub(super) rank: usize,
     pub(super) scale: f32,
-    values: D::Buffer,
-    /// Where A and B stand in the adapter's values.
-    places: Vec<Option<(Range<usize>, Range<usize>)>>,
-    /// Where the matrices of linears stand that are trained whole.
-    whole: Vec<Option<Range<usize>>>,
+    trained: Arc<Trained<D>>,
     /// Factors that were made at once.
     made: Option<Factors<D>>,
     groups: Arc<FactorGroups>,
 }
 
+/// An adapter's values, and where they have what.
+#[derive(Debug)]
+struct Trained<D: Device> {
+    values: D::Buffer,
+    /// Outputs and inputs of each linear.
+    sizes: Vec<(usize, usize)>,
+    /// A and B of each linear.
+    places: Vec<Option<(Range<usize>, Range<usize>)>>,
+    /// The matrices of linears that are trained whole.
+    whole: Vec<Option<Range<usize>>>,
+}
+
 impl<D: Device> Branches<D> {
-    /// Match an adapter with the linears of a model, whose passes have asked for these groups of factors.
+    /// Match an adapter with the linears of a model, whose passes have asked for these groups of factors. None is made yet.
     ///
     /// # Errors
     /// If the adapter has a module that the model has not, twice, or of other widths; if it holds another number of
@@ -85,11 +93,38 @@ impl<D: Device> Branches<D> {
                 return Err(twice(module));
             }
         }
-        let values = queue.share(&adapter.values)?;
+        let (values, sizes) =
+            (queue.share(&adapter.values)?, linears.iter().map(|l| (l.outputs, l.inputs)).collect());
+        let trained = Arc::new(Trained { values, sizes, places, whole });
         let (rank, scale) = (layout.rank, layout.scale());
-        let all = Places { linears, rank, scale, factors: &places, whole: &whole };
-        let made = Factors::new(queue, &values, all, groups);
-        Ok(Self { rank, scale, values, places, whole, made, groups: Arc::clone(groups) })
+        Ok(Self { rank, scale, trained, made: None, groups: Arc::clone(groups) })
+    }
+
+    /// The same with all factors made at once, where a device makes them so.
+    #[must_use]
+    pub fn with_all_factors(&self, queue: &D::Queue) -> Self {
+        self.with_factors(queue, 0..self.trained.sizes.len())
+    }
+
+    /// The same with the factors of these linears alone: they live as long as what this returns.
+    #[must_use]
+    pub fn with_factors_of(&self, queue: &D::Queue, linears: &[&Linear<D>]) -> Self {
+        self.with_factors(queue, linears.iter().filter_map(|linear| linear.index()))
+    }
+
+    fn with_factors(&self, queue: &D::Queue, numbers: impl Iterator<Item = usize>) -> Self {
+        let Trained { values, sizes, places, whole } = &*self.trained;
+        let trained = |number: usize| {
+            let part = match (&places[number], &whole[number]) {
+                (Some((a, b)), _) => TrainedPart::Factors { a: a.start, b: b.start },
+                (None, Some(whole)) => TrainedPart::Whole(whole.start),
+                (None, None) => return None,
+            };
+            Some((number, sizes[number], part))
+        };
+        let wanted = numbers.filter_map(trained);
+        let made = Factors::new(queue, values, (self.rank, self.scale), wanted, &self.groups);
+        Self { trained: Arc::clone(&self.trained), groups: Arc::clone(&self.groups), made, ..*self }
     }
 
     /// Is something of this linear trained?
@@ -98,7 +133,7 @@ impl<D: Device> Branches<D> {
     }
 
     pub(super) fn whole_place(&self, linear: &Linear<D>) -> Option<&Range<usize>> {
-        linear.index().and_then(|i| self.whole[i].as_ref())
+        linear.index().and_then(|i| self.trained.whole[i].as_ref())
     }
 
     /// `[N, K]`, what is added to the weight of a linear that is trained whole, as a factor: `x D^T` forward, `dy D` backward.
@@ -112,11 +147,11 @@ impl<D: Device> Branches<D> {
     }
 
     pub(super) fn place(&self, linear: &Linear<D>) -> Option<&(Range<usize>, Range<usize>)> {
-        linear.index().and_then(|i| self.places[i].as_ref())
+        linear.index().and_then(|i| self.trained.places[i].as_ref())
     }
 
     fn view(&self, place: &Range<usize>) -> View<'_, D> {
-        View::new(&self.values, 0).skip(place.start)
+        View::new(&self.trained.values, 0).skip(place.start)
     }
 
     /// `s B [N, R]` as a factor: `h B^T` forward, `dy B` backward.
@@ -152,7 +187,7 @@ impl<D: Device> Branches<D> {
         for tap in 0..taps {
             queue.copy_tokens(CopyTokens {
                 rows: TokenRows { batch: self.rank, tokens: channels, width: 1 },
-                from: (View::new(&self.values, taps).skip(start + tap), channels),
+                from: (View::new(&self.trained.values, taps).skip(start + tap), channels),
                 to: (ViewMut::new(&mut values, 1).skip(tap * channels), taps * channels),
             });
         }

@@ -1,19 +1,16 @@
-//! Factors of an adapter that are made before a pass, all at once.
+//! Factors of an adapter that are made at once, for a pass or for a block of it.
 //!
-//! A device whose matrices serve both directions makes every factor of an adapter in one go: hundreds of small kernels would take longer
-//! than their work. B matrices stand alone. Which A matrices stand one below the other, those of linears that read one input, is
-//! what passes ask for: a model remembers it, and the factors of its next pass are made so.
+//! A device whose matrices serve both directions makes many factors in one go: hundreds of small kernels would take longer than their
+//! work. B matrices stand alone. Which A matrices stand one below the other, those of linears that read one input, is what passes
+//! ask for: a model remembers it, and the factors of its next pass are made so.
 
 use std::{
     collections::{BTreeSet, HashMap},
-    ops::{Deref, Range},
+    ops::Deref,
     sync::{Mutex, PoisonError},
 };
 
-use crate::{
-    backbone::LinearLayout,
-    device::{Device, FactorParts, Queue},
-};
+use crate::device::{Device, FactorParts, Queue};
 
 /// The groups of linears that passes of a model have asked for factors of, by their numbers, adapted or not.
 #[derive(Debug, Default)]
@@ -48,15 +45,13 @@ impl<D: Device> Deref for Factor<'_, D> {
     }
 }
 
-/// Where an adapter has what of each linear.
+/// Where an adapter's values begin that are trained of a linear.
 #[derive(Clone, Copy)]
-pub(super) struct Places<'a> {
-    pub linears: &'a [LinearLayout],
-    pub rank: usize,
-    pub scale: f32,
+pub(super) enum TrainedPart {
     /// A and B.
-    pub factors: &'a [Option<(Range<usize>, Range<usize>)>],
-    pub whole: &'a [Option<Range<usize>>],
+    Factors { a: usize, b: usize },
+    /// The matrix of a linear that is trained whole.
+    Whole(usize),
 }
 
 /// The factors that were made at once, by the numbers of their linears.
@@ -69,38 +64,44 @@ pub(super) struct Factors<D: Device> {
 }
 
 impl<D: Device> Factors<D> {
-    /// Nothing where the device makes each when it is needed.
+    /// Of these linears: number, outputs and inputs, and where their values begin. Nothing where the device makes each factor when it
+    /// is needed.
     pub fn new(
         queue: &D::Queue,
         values: &D::Buffer,
-        places: Places<'_>,
+        (rank, scale): (usize, f32),
+        linears: impl Iterator<Item = (usize, (usize, usize), TrainedPart)>,
         groups: &FactorGroups,
     ) -> Option<Self> {
         if !D::ONE_COPY {
             return None;
         }
-        let Places { linears, rank, scale, factors, whole } = places;
-        let alone = linears.iter().enumerate().filter_map(|(i, linear)| {
-            let (place, columns, scale) = match (&factors[i], &whole[i]) {
-                (Some((_, b)), _) => (b, rank, scale),
-                (None, Some(whole)) => (whole, linear.inputs, 1.0),
-                (None, None) => return None,
+        let (mut alone, mut wanted, mut branches) = (Vec::new(), Vec::new(), HashMap::new());
+        for (number, (outputs, inputs), place) in linears {
+            let (start, columns, scale) = match place {
+                TrainedPart::Factors { a, b } => {
+                    branches.insert(number, (a, inputs));
+                    (b, rank, scale)
+                }
+                TrainedPart::Whole(start) => (start, inputs, 1.0),
             };
-            Some((i, FactorParts { starts: vec![place.start], rows: linear.outputs, columns, scale }))
-        });
-        let groups = groups.all().into_iter().filter_map(|group| {
-            let a = |i: usize| Some((i, factors[i].as_ref()?.0.start));
-            let (group, starts): (Vec<usize>, Vec<usize>) = group.into_iter().filter_map(a).unzip();
-            let columns = linears[*group.first()?].inputs;
-            Some((group, FactorParts { starts, rows: rank, columns, scale: 1.0 }))
-        });
-        let (alone, mut wanted): (Vec<_>, Vec<_>) = alone.unzip();
-        let (groups, stacked): (Vec<_>, Vec<_>) = groups.unzip();
-        wanted.extend(stacked);
+            alone.push(number);
+            wanted.push(FactorParts { starts: vec![start], rows: outputs, columns, scale });
+        }
+        let mut stacked = Vec::new();
+        for group in groups.all() {
+            let known = |number: usize| Some((number, *branches.get(&number)?));
+            let (group, places): (Vec<usize>, Vec<(usize, usize)>) =
+                group.into_iter().filter_map(known).unzip();
+            let Some((_, columns)) = places.first() else { continue };
+            let starts = places.iter().map(|(start, _)| *start).collect();
+            wanted.push(FactorParts { starts, rows: rank, columns: *columns, scale: 1.0 });
+            stacked.push(group);
+        }
         let mut made = queue.factors(values, &wanted)?.into_iter();
         Some(Self {
             alone: alone.into_iter().zip(made.by_ref()).collect(),
-            stacked: groups.into_iter().zip(made).collect(),
+            stacked: stacked.into_iter().zip(made).collect(),
         })
     }
 }

@@ -9,16 +9,16 @@
 //! D and U are frozen as W is: the reference has them too. A and B are trained. A linear that is trained whole has a matrix
 //! `C [N, K]` in their place: `y = x W^T + bias + x C^T`, `dC = dy^T x`, `dx = dy W + dy C`.
 //!
-//! Backward, given dy: `dB = s dy^T h`, `dh = s dy B`, `dA = dh^T x`, `dx = dy W + f (dy U) D + dh A`. A group of linears with
-//! one input has its A matrices one below the other, so that `h` and `dA` are one product each, and `x` is read once.
+//! A group of linears with one input has its A matrices one below the other, so that `h` and, in the backward, `dA` are one product
+//! each, and `x` is read once.
 
 use std::sync::Arc;
 
-use super::{Branches, Context, Frozen, FrozenBranch, Loading, vector};
+use super::{Context, Frozen, FrozenBranch, Loading, vector};
 use crate::{
     backbone::LinearLayout,
-    device::{Device, Direction, Extra, Gemm, GemmTn, Kind, Left, Passing, Queue, View, ViewMut, WindowRows},
-    error::{Error, Result},
+    device::{Device, Direction, Extra, Gemm, Kind, Left, Passing, Queue, View, ViewMut, WindowRows},
+    error::Result,
     files::TensorView,
     lora::FrozenFactors,
 };
@@ -299,58 +299,9 @@ pub struct InputGrad<'a, D: Device> {
 
 impl<D: Device> InputGrad<'_, D> {
     /// The same for a shorter time.
-    fn again(&mut self) -> InputGrad<'_, D> {
+    pub(super) fn again(&mut self) -> InputGrad<'_, D> {
         InputGrad { values: self.values.again(), accumulate: self.accumulate }
     }
-}
-
-/// Backward of [`linears`]: each linear with its `dy`. `x` and `h` are read only where a linear is adapted.
-/// `grads` is the derivative by all values of the adapter; those of these linears are overwritten.
-///
-/// # Errors
-/// If `x` or `h` is missing although a linear is adapted; if the device has no room for a weight.
-pub fn linears_backward<D: Device>(
-    ctx: Context<'_, D>,
-    m: usize,
-    x: Option<View<'_, D>>,
-    inner: Option<&D::Buffer>,
-    outputs: &[(&Linear<D>, View<'_, D>)],
-    dx: Option<InputGrad<'_, D>>,
-    grads: &mut D::Buffer,
-) -> Result<()> {
-    let queue = ctx.queue;
-    let missing = || Error::Internal("the input of an adapted linear was not kept".into());
-    let reached = ctx.branches.filter(|b| outputs.iter().any(|(linear, _)| b.adapts(linear)));
-    for (linear, dy) in outputs {
-        let Some(place) = reached.and_then(|b| b.whole_place(linear)) else { continue };
-        let (p, q) = (linear.outputs(), linear.inputs());
-        let out = ViewMut::new(grads, q).skip(place.start);
-        queue.gemm_tn(GemmTn { m, p, q, a: *dy, b: x.ok_or_else(missing)?, scale: 1.0, out });
-    }
-    let branches = reached.filter(|b| outputs.iter().any(|(linear, _)| b.place(linear).is_some()));
-    let inner_grad = match (branches, x, inner) {
-        (None, ..) => None,
-        (Some(branches), Some(x), Some(h)) => {
-            Some(factor_gradients(queue, branches, m, x, h, outputs, grads))
-        }
-        (Some(_), ..) => return Err(missing()),
-    };
-    let Some(mut dx) = dx else { return Ok(()) };
-    let linears = outputs.iter().map(|(linear, _)| *linear);
-    let a = branches.and_then(|b| b.stacked_a(queue, linears, Direction::Backward));
-    let trained = inner_grad.as_ref().zip(a.as_ref()).map(|(dh, (a, width))| Extra {
-        x: View::new(dh, *width).into(),
-        weight: &**a,
-        direction: Direction::Backward,
-    });
-    by_input(queue, m, outputs, trained, dx.again())?;
-    for (linear, dy) in outputs {
-        let whole = reached.and_then(|b| b.whole(queue, linear, Direction::Backward));
-        if let Some(whole) = whole {
-            product(queue, m, *dy, (&whole, Direction::Backward), true, dx.values.again());
-        }
-    }
-    Ok(())
 }
 
 /// `dx` of a group of linears; `trained` is the adapter's part of it.
@@ -418,49 +369,4 @@ fn frozen_gradients<D: Device>(
             (Arc::clone(&branch.down), t)
         })
         .collect())
-}
-
-/// `dB` and `dA` of the adapted linears of a group; returns `dh [M, J R]`.
-fn factor_gradients<D: Device>(
-    queue: &D::Queue,
-    branches: &Branches<D>,
-    m: usize,
-    x: View<'_, D>,
-    h: &D::Buffer,
-    outputs: &[(&Linear<D>, View<'_, D>)],
-    grads: &mut D::Buffer,
-) -> D::Buffer {
-    let rank = branches.rank;
-    let adapted: Vec<_> = outputs
-        .iter()
-        .filter_map(|(linear, dy)| Some((*linear, *dy, branches.place(linear)?.clone())))
-        .collect();
-    let width = adapted.len() * rank;
-    let mut dh = queue.take(m * width, Kind::Activation);
-    for (j, (linear, dy, (_, b_place))) in adapted.iter().enumerate() {
-        let (p, q) = (linear.outputs(), rank);
-        let b = View::new(h, width).skip(j * rank);
-        let out = ViewMut::new(grads, q).skip(b_place.start);
-        queue.gemm_tn(GemmTn { m, p, q, a: *dy, b, scale: branches.scale, out });
-        if let Some(b) = branches.scaled_b(queue, linear, Direction::Backward) {
-            let to = ViewMut::new(&mut dh, width).skip(j * rank);
-            product(queue, m, *dy, (&b, Direction::Backward), false, to);
-        }
-    }
-    let inputs = adapted.first().map_or(0, |(linear, ..)| linear.inputs());
-    let a = View::new(&dh, width);
-    let a_gradients = |out: ViewMut<'_, D>| {
-        queue.gemm_tn(GemmTn { m, p: width, q: inputs, a, b: x, scale: 1.0, out });
-    };
-    if let [(_, _, (a_place, _))] = &adapted[..] {
-        a_gradients(ViewMut::new(grads, inputs).skip(a_place.start));
-        return dh;
-    }
-    let mut da = queue.take(width * inputs, Kind::Exact);
-    a_gradients(ViewMut::new(&mut da, inputs));
-    for (j, (_, _, (a_place, _))) in adapted.iter().enumerate() {
-        let from = View::new(&da, inputs).skip(j * rank * inputs);
-        queue.copy_to(from, rank * inputs, ViewMut::new(grads, inputs).skip(a_place.start));
-    }
-    dh
 }

@@ -2,7 +2,7 @@
 
 use std::ops::{Add, Sub};
 
-use crate::{cost::DeviceKind, device::Precision, lora::AdapterLayout, size};
+use crate::{cost::DeviceKind, device::Precision, size};
 
 /// Numbers of values that a pass holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -65,10 +65,10 @@ pub(super) fn value(precision: Precision) -> usize {
     }
 }
 
-/// Bytes of an adapter's factors on a device that makes them at once.
-pub(super) fn factor_bytes(on: DeviceKind, precision: Precision, adapter: Option<&AdapterLayout>) -> usize {
+/// Bytes of so many values of factors on a device that makes them at once.
+pub(super) fn factor_bytes(on: DeviceKind, precision: Precision, values: usize) -> usize {
     match on {
         DeviceKind::Cpu => 0,
-        DeviceKind::Cuda => adapter.map_or(0, |adapter| adapter.len() * value(precision)),
+        DeviceKind::Cuda => values.saturating_mul(value(precision)),
     }
 }

@@ -449,16 +449,9 @@ impl Queue<Cuda> for CudaQueue {
         self.windows_of(call);
     }
 
-    fn gelu_backward(
-        &self,
-        (rows, width): (usize, usize),
-        x: View<'_, Cuda>,
-        dy: View<'_, Cuda>,
-        dx: ViewMut<'_, Cuda>,
-    ) {
-        let [x, dy, dx] =
-            [Rows::of(x, rows, width), Rows::of(dy, rows, width), Rows::of_mut(&dx, rows, width)];
-        self.gelu_rows_backward((rows, width), x, dy, dx);
+    fn gelu_backward(&self, (rows, width): (usize, usize), dy: View<'_, Cuda>, x: ViewMut<'_, Cuda>) {
+        let (dy, x) = (Rows::of(dy, rows, width), Rows::of_mut(&x, rows, width));
+        self.gelu_rows_backward((rows, width), dy, x);
     }
 
     fn gated_add(&self, rows: &[TokenRows], x: ViewMut<'_, Cuda>, gate: View<'_, Cuda>, y: View<'_, Cuda>) {

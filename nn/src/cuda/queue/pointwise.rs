@@ -159,8 +159,8 @@ impl CudaQueue {
         self.over_rows("multiply", size, [x, y], &[]);
     }
 
-    pub(super) fn gelu_rows_backward(&self, size: (usize, usize), x: Rows, dy: Rows, dx: Rows) {
-        self.over_rows("gelu_backward", size, [x, dy, dx], &[]);
+    pub(super) fn gelu_rows_backward(&self, size: (usize, usize), dy: Rows, x: Rows) {
+        self.over_rows("gelu_backward", size, [dy, x], &[]);
     }
 
     pub(super) fn windows_of(&self, call: Windows<'_, Cuda>) {

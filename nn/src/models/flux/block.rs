@@ -12,7 +12,7 @@ use crate::{
         NormModulateBackward, NormRotary, Queue, Scores, SplitHeads, SplitHeadsBackward, View, ViewMut,
     },
     error::{Error, Result},
-    layers::{Context, Linear, Output, linears_backward, linears_of_samples},
+    layers::{Branches, Context, Linear, Output, linears_backward, linears_of_samples},
 };
 
 /// What every function of a pass needs to know.
@@ -38,7 +38,13 @@ impl<D: Device> Clone for Pass<'_, D> {
 
 impl<D: Device> Copy for Pass<'_, D> {}
 
-impl<D: Device> Pass<'_, D> {
+impl<'a, D: Device> Pass<'a, D> {
+    /// The same with other factors of the adapter, if there are any.
+    pub fn with_branches(self, branches: Option<&'a Branches<D>>) -> Self {
+        let ctx = Context { branches: branches.or(self.ctx.branches), ..self.ctx };
+        Self { ctx, ..self }
+    }
+
     /// Working memory for this many activations.
     pub fn take(&self, len: usize) -> D::Buffer {
         self.ctx.queue.take(len, Kind::Activation)

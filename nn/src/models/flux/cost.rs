@@ -9,7 +9,6 @@
 use std::collections::HashSet;
 
 use super::{
-    FluxOptions,
     config::{FluxConfig, MLP_RATIO, PATCH, SINUSOID},
     footprint::{FrozenWeights, blocks},
 };
@@ -128,13 +127,28 @@ pub(super) fn cost(
     let count = double.len() + single.len();
     let first = double.iter().chain(&single).position(|b| b.iter().any(|l| c.adapts(l))).unwrap_or(count);
     let mut largest = 0.0f64;
-    // Kept of one block, the most.
-    let mut most_kept = Held::default();
+    // Held while a block runs again and its backward runs, beyond the inputs of all blocks: the most.
+    let mut again = Held::default();
     let input = Held { activations: joint * width, exact: 0.0 };
+    let mut keep = |kept: &mut Held, before: Held, number: usize, beside: f64| {
+        let own = *kept - before;
+        *kept = match options.checkpointing {
+            _ if number < first => before,
+            Checkpointing::None => return,
+            Checkpointing::Blocks => before + input,
+        };
+        if number >= first {
+            // What is kept of it has its input among it, and those of the blocks behind it are gone.
+            let gone = (count - number) as f64;
+            again = again.max(own + Held { activations: (beside - gone) * input.activations, exact: 0.0 });
+        }
+    };
     for (i, block) in double.iter().enumerate() {
         let before = c.kept;
         double_block(&mut c, block, i >= first, i > first);
-        c.kept = keep(options, before, c.kept, &mut most_kept, input, i >= first);
+        // Normed rows of both norms, the attention's result in the order of rows, queries and keys by heads, GELU's result; the
+        // cotangents of the block's and the attention's result, and one of a stream.
+        keep(&mut c.kept, before, i, 5.0 + MLP_RATIO as f64 + 3.0);
         // In the attention: the stream, queries, keys and values twice, the result. In the MLP, where it is more:
         // the stream, queries, keys, values, the result, the normed rows, `up`, its GELU and what comes out.
         let attention = 8.0 * joint * width;
@@ -146,7 +160,9 @@ pub(super) fn cost(
         let last = i + 1 == single.len();
         let before = c.kept;
         single_block(&mut c, block, last, number >= first, number > first);
-        c.kept = keep(options, before, c.kept, &mut most_kept, input, number >= first);
+        // Normed rows, queries and keys by heads, and what the last linear reads or then its cotangent; the cotangents of the block's
+        // result and of the last linear's.
+        keep(&mut c.kept, before, number, 4.0 + MLP_RATIO as f64 + 2.0);
         largest = largest.max(15.0 * joint * width);
     }
     outer(config, &mut c, adapter.is_some() && first < count);
@@ -158,6 +174,9 @@ pub(super) fn cost(
         c.kept = Held::default();
     }
     let running = Held { activations: largest, exact: 0.0 };
+    // In the attention of a block with one stream: the cotangents of the block's result, of what the last linear reads and of the
+    // attention's result; queries and keys by heads. A block with two streams has less.
+    let running_back = Held { activations: (5.0 + MLP_RATIO as f64) * input.activations, exact: 0.0 };
     // Of every query the logarithm of its sum, and in the backward the product of its result and its cotangent.
     let lse = Held { activations: 0.0, exact: c.rows.joint * c.heads };
     let streamed = weights.streamed();
@@ -166,37 +185,29 @@ pub(super) fn cost(
     c.cost.saved_bytes =
         size::sum([storage.bytes(c.kept), if first < count { weights.kept_streamed() } else { 0 }]);
     c.cost.scratch_bytes = size::sum([storage.bytes(running + lse), streamed]);
-    c.cost.backward_scratch_bytes = size::sum([storage.bytes(running + lse + lse), streamed]);
-    if options.checkpointing == Checkpointing::Blocks {
-        // A block's forward again: a copy of its input, and all that its backward needs, normed rows and heads among it.
-        let fresh = if single.is_empty() { 9.0 } else { 3.0 };
-        let fresh = Held { activations: fresh * input.activations, exact: 0.0 };
-        let again = storage.bytes(most_kept + input + fresh);
-        c.cost.backward_scratch_bytes = size::sum([c.cost.backward_scratch_bytes, again]);
-        c.cost.backward_flops += if first < count { c.cost.forward_flops - c.results } else { 0.0 };
-    }
-    c.cost.factor_bytes = factor_bytes(weights.on, options.loading.precision, adapter);
+    let factor_bytes = |values| factor_bytes(weights.on, options.loading.precision, values);
+    let backward = match options.checkpointing {
+        Checkpointing::None => {
+            c.cost.factor_bytes = factor_bytes(adapter.map_or(0, AdapterLayout::len));
+            running_back
+        }
+        Checkpointing::Blocks => {
+            c.cost.backward_flops += if first < count { c.cost.forward_flops - c.results } else { 0.0 };
+            // Factors are those of one block at a time.
+            let values = |block: &Vec<LinearLayout>| {
+                let adapted = block.iter().filter(|linear| c.adapts(linear));
+                adapter.map_or(0, |adapter| adapted.map(|l| adapter.rank * (l.inputs + l.outputs)).sum())
+            };
+            let most = factor_bytes(double.iter().chain(&single).map(values).max().unwrap_or(0));
+            c.cost.scratch_bytes = size::sum([c.cost.scratch_bytes, most]);
+            c.cost.backward_scratch_bytes = most;
+            again
+        }
+    };
+    let backward = storage.bytes(backward + lse + lse);
+    c.cost.backward_scratch_bytes = size::sum([c.cost.backward_scratch_bytes, backward, streamed]);
     (c.cost.queue_bytes, c.cost.host_bytes) = (weights.on.queue_bytes(), weights.pinned());
     c.cost
-}
-
-/// What is kept after a block that kept `after - before`; with checkpointing it is its input.
-fn keep(
-    options: &FluxOptions,
-    before: Held,
-    after: Held,
-    most: &mut Held,
-    input: Held,
-    reached: bool,
-) -> Held {
-    match options.checkpointing {
-        _ if !reached => before,
-        Checkpointing::None => after,
-        Checkpointing::Blocks => {
-            *most = most.max(after - before);
-            before + input
-        }
-    }
 }
 
 fn double_block(c: &mut Counter<'_>, block: &[LinearLayout], reached: bool, below: bool) {

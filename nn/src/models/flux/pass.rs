@@ -80,6 +80,22 @@ struct Shapes {
 }
 
 impl<D: Device> Flux<D> {
+    /// An adapter for a pass. Where blocks are recomputed its factors are those of [one block](Self::of_block) at a time: a pass would keep
+    /// all of them until its backward.
+    fn branches(&self, queue: &D::Queue, adapter: &Adapter) -> Result<Branches<D>> {
+        let branches = Branches::new(queue, adapter, &self.layout.linears, &self.factors)?;
+        Ok(match self.options.checkpointing {
+            Checkpointing::None => branches.with_all_factors(queue),
+            Checkpointing::Blocks => branches,
+        })
+    }
+
+    /// The adapter with the factors of a block, where the pass has none.
+    fn of_block(&self, weights: &Weights<D>, ctx: Context<'_, D>, number: usize) -> Option<Branches<D>> {
+        let branches = ctx.branches.filter(|_| self.options.checkpointing == Checkpointing::Blocks)?;
+        Some(branches.with_factors_of(ctx.queue, &weights.block(number)))
+    }
+
     fn shapes(&self, inputs: &Inputs) -> Result<Shapes> {
         let layout = &self.layout;
         let (n, c, h, w) = inputs.x_t.shape();
@@ -124,8 +140,7 @@ impl<D: Device> Flux<D> {
     ) -> Result<(Prediction, Option<SavedPass<D>>)> {
         let shapes = self.shapes(inputs)?;
         let queue = self.queue()?;
-        let branches =
-            adapter.map(|a| Branches::new(&queue, a, &self.layout.linears, &self.factors)).transpose()?;
+        let branches = adapter.map(|a| self.branches(&queue, a)).transpose()?;
         let ctx = Context { queue: &queue, branches: branches.as_ref() };
         let Begun { sequence, rotary, condition, mut x } = Begun::new(self, weights, ctx, inputs, &shapes)?;
         let pass = Pass {
@@ -143,9 +158,10 @@ impl<D: Device> Flux<D> {
         let mut double = Vec::new();
         let mut single = Vec::new();
         for (i, block) in weights.double.iter().enumerate() {
-            let pass = Pass { saving: saving && i >= first, ..pass };
             weights.approach(&queue, &order, i)?;
             weights.check(i)?;
+            let own = self.of_block(weights, ctx, i);
+            let pass = Pass { saving: saving && i >= first, ..pass.with_branches(own.as_ref()) };
             let run = |pass: Pass<'_, D>, x: &mut D::Buffer| double::forward(pass, block, x);
             double.push(keeping(pass, self.options.checkpointing, &mut x, run)?);
             asked.block(pass, i, &x)?;
@@ -159,7 +175,8 @@ impl<D: Device> Flux<D> {
             };
             weights.approach(&queue, &order, number)?;
             weights.check(number)?;
-            let pass = Pass { saving: saving && number >= first, ..pass };
+            let own = self.of_block(weights, ctx, number);
+            let pass = Pass { saving: saving && number >= first, ..pass.with_branches(own.as_ref()) };
             let run = |pass: Pass<'_, D>, x: &mut D::Buffer| single::forward(pass, block, span, x);
             single.push(keeping(pass, self.options.checkpointing, &mut x, run)?);
             asked.block(pass, number, &x)?;
@@ -273,6 +290,8 @@ impl<D: Device> Flux<D> {
             weights.approach(&queue, &order, weights.single.len() - 1 - i)?;
             let kept = single.pop().flatten().ok_or_else(gone)?;
             let span = if i + 1 == weights.single.len() { TARGETS } else { ALL };
+            let own = self.of_block(weights, ctx, count + i);
+            let pass = pass.with_branches(own.as_ref());
             let saved = kept.saved(|x| single::again(pass, block, span.clone(), x))?;
             single::backward(pass, block, saved, span, count + i > first, &mut dx, &mut grads)?;
         }
@@ -282,6 +301,8 @@ impl<D: Device> Flux<D> {
             }
             weights.approach(&queue, &order, weights.single.len() + count - 1 - i)?;
             let kept = double.pop().flatten().ok_or_else(gone)?;
+            let own = self.of_block(weights, ctx, i);
+            let pass = pass.with_branches(own.as_ref());
             let saved = kept.saved(|x| double::again(pass, block, x))?;
             double::backward(pass, block, saved, i > first, &mut dx, &mut grads)?;
         }

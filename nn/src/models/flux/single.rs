@@ -20,7 +20,7 @@ use super::{
 use crate::{
     device::{Activation, Device, Kind, Queue, View, ViewMut},
     error::Result,
-    layers::{InputGrad, Linear, Output, inner, linears, linears_backward},
+    layers::{InputGrad, Linear, Output, adapter_backward, inner, input_backward, linears, linears_backward},
 };
 
 const SHIFT_SCALE: (usize, usize) = (0, 1);
@@ -223,23 +223,21 @@ pub(super) fn backward<D: Device>(
     drop(gated);
     let joined = || known.unwrap_or_else(|| joined(pass, span.clone(), &saved.attended, &saved.up));
     let into_out = ctx.adapts(&block.out).then(joined);
-    let mut d_joined = inside.then(|| pass.take(k_rows * both));
-    linears_backward(
-        ctx,
-        k_rows,
-        into_out.as_ref().map(|x| View::new(x, both)),
-        out_inner.as_ref(),
-        &[(&block.out, View::new(&dy, width))],
-        d_joined.as_mut().map(|d| InputGrad { values: ViewMut::new(d, both), accumulate: false }),
-        grads,
-    )?;
-    drop((into_out, dy));
-    let Some(d_joined) = d_joined else { return Ok(()) };
+    let outputs = [(&block.out, View::new(&dy, width))];
+    let joined = into_out.as_ref().map(|x| View::new(x, both));
+    let inner = adapter_backward(ctx, k_rows, joined, out_inner.as_ref(), &outputs, grads)?;
+    // The widest values of a block: they and their cotangent are never there at once.
+    drop((into_out, out_inner));
+    if !inside {
+        return Ok(());
+    }
+    let mut d_joined = pass.take(k_rows * both);
+    let d = InputGrad { values: ViewMut::new(&mut d_joined, both), accumulate: false };
+    input_backward(ctx, k_rows, inner, &outputs, d)?;
+    drop(dy);
     let d_joined_view = View::new(&d_joined, both);
-
-    let mut d_up = pass.take(k_rows * mlp);
-    let (up, to) = (View::new(&saved.up, mlp), ViewMut::new(&mut d_up, mlp));
-    ctx.queue.gelu_backward((k_rows, mlp), up, d_joined_view.skip(width), to);
+    let mut d_up = saved.up;
+    ctx.queue.gelu_backward((k_rows, mlp), d_joined_view.skip(width), ViewMut::new(&mut d_up, mlp));
 
     let heads = match heads {
         Some((q, k)) => Heads { q, k, v: saved.v },

@@ -195,7 +195,8 @@ impl Costs<'_> {
             c.cost.backward_flops += c.cost.forward_flops;
         }
         c.cost.backward_scratch_bytes = size::sum([storage.bytes(backward), streamed]);
-        c.cost.factor_bytes = factor_bytes(self.on, self.options.loading.precision, adapter);
+        let values = adapter.map_or(0, AdapterLayout::len);
+        c.cost.factor_bytes = factor_bytes(self.on, self.options.loading.precision, values);
         c.cost.queue_bytes = self.on.queue_bytes();
         if self.options.loading.packing == Packing::Streamed {
             c.cost.host_bytes = self.on.pinned_bytes();

@@ -209,8 +209,8 @@ impl<D: Device> UNet<D> {
         self.check(inputs)?;
         let grid = inputs.x_t.shape();
         let queue = self.queue()?;
-        let branches =
-            adapter.map(|a| Branches::new(&queue, a, &self.layout.linears, &self.factors)).transpose()?;
+        let branches = |adapter| Branches::new(&queue, adapter, &self.layout.linears, &self.factors);
+        let branches = adapter.map(branches).transpose()?.map(|branches| branches.with_all_factors(&queue));
         let ctx = Context { queue: &queue, branches: branches.as_ref() };
         let conditions = self.conditions(weights, ctx, inputs, saving)?;
         let pass = conditions.pass(self, ctx, saving);

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     device::{Device, Queue, View, ViewMut},
     error::Result,
-    layers::{InputGrad, Linear, linears_backward},
+    layers::{InputGrad, Linear, adapter_backward, input_backward, linears_backward},
 };
 
 /// What is needed of a stream's derivatives, from its adapted linears and from what lies below.
@@ -144,21 +144,18 @@ impl<D: Device> StreamPass<'_, D> {
         let known = saved.fresh.active.take();
         let activated = || known.unwrap_or_else(|| activated(*pass, rows, &saved.up));
         let active = ctx.adapts(&stream.down).then(activated);
-        let mut d_active = by_up.then(|| pass.take(rows * mlp));
-        linears_backward(
-            ctx,
-            rows,
-            active.as_ref().map(|x| View::new(x, mlp)),
-            saved.down_inner.as_ref(),
-            &[(&stream.down, View::new(&dy, width))],
-            d_active.as_mut().map(|d| InputGrad { values: ViewMut::new(d, mlp), accumulate: false }),
-            grads,
-        )?;
+        let active_rows = active.as_ref().map(|x| View::new(x, mlp));
+        let outputs = [(&stream.down, View::new(&dy, width))];
+        let inner = adapter_backward(ctx, rows, active_rows, saved.down_inner.as_ref(), &outputs, grads)?;
         drop(active);
-        let Some(d_active) = d_active else { return Ok(()) };
-        let mut d_up = pass.take(rows * mlp);
-        let (up, to) = (View::new(&saved.up, mlp), ViewMut::new(&mut d_up, mlp));
-        ctx.queue.gelu_backward((rows, mlp), up, View::new(&d_active, mlp), to);
+        if !by_up {
+            return Ok(());
+        }
+        let mut d_active = pass.take(rows * mlp);
+        let d = InputGrad { values: ViewMut::new(&mut d_active, mlp), accumulate: false };
+        input_backward(ctx, rows, inner, &outputs, d)?;
+        ctx.queue.gelu_backward((rows, mlp), View::new(&d_active, mlp), ViewMut::new(&mut saved.up, mlp));
+        let d_up = View::new(&saved.up, mlp);
         drop(d_active);
         let middle = View::new(&saved.middle, width);
         let known = saved.fresh.middle_n.take();
@@ -172,7 +169,7 @@ impl<D: Device> StreamPass<'_, D> {
             rows,
             n.as_ref().map(|n| View::new(n, width)),
             saved.up_inner.as_ref(),
-            &[(&stream.up, View::new(&d_up, mlp))],
+            &[(&stream.up, d_up)],
             dn.as_mut().map(|d| InputGrad { values: ViewMut::new(d, width), accumulate: false }),
             grads,
         )?;

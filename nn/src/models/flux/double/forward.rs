@@ -43,7 +43,7 @@ pub(super) struct StreamSaved<D: Device> {
     /// Queries and keys before their norm, `[R, D]`.
     pub(super) q: D::Buffer,
     pub(super) k: D::Buffer,
-    /// The MLP before its GELU, `[R, F]`.
+    /// The MLP before its GELU, `[R, F]`, of which the backward makes its cotangent.
     pub(super) up: D::Buffer,
     /// `x A^T` of the adapted linears.
     pub(super) attention_inner: Option<D::Buffer>,
