@@ -246,7 +246,7 @@ fn passes(cpu: &Cpu) {
     report("heads, norm and rotary", 2, times(|| split_heads(cpu, layout, (&x, d), norm_rotary, &mut y)));
     let time = times(|| split_heads_backward(cpu, layout, &dy, (&x, d), norm_rotary, (&mut y, d)));
     report("  backward", 3, time);
-    report("gated sum", 3, times(|| gated_add(cpu, rows, &mut y, &modulation, 2 * d, &x)));
+    report("gated sum", 3, times(|| gated_add(cpu, rows, &x, &modulation, 2 * d, &mut y)));
     let window = SubMatrix { rows: count, width: d };
     report("gelu", 2, times(|| gelu(cpu, window, &x, d, &mut y, d)));
     report("  backward", 3, times(|| gelu_backward(cpu, window, (&dy, d), (&mut y, d))));

@@ -228,8 +228,8 @@ extern "C" __global__ void __launch_bounds__(256) add_to_tokens(activation* x, c
   store_wide(x + at(p.row, width, p.column), a, p.left, p.wide);
 }
 
-// x[b, t] += gate[b] y[b, t]
-extern "C" __global__ void __launch_bounds__(256) gated_add(activation* x, const activation* gate, const activation* y, int batch,
+// y[b, t] = x[b, t] + gate[b] y[b, t]
+extern "C" __global__ void __launch_bounds__(256) gated_add(const activation* x, const activation* gate, activation* y, int batch,
                                                             int first, int second, int third, int width, int gate_stride,
                                                             int wide) {
   const Streams streams = {batch, first, second, third};
@@ -241,7 +241,7 @@ extern "C" __global__ void __launch_bounds__(256) gated_add(activation* x, const
   load_wide(y + at(p.row, width, p.column), w, p.left, p.wide);
 #pragma unroll
   for (int i = 0; i < WIDE; ++i) v[i] = fmaf(g[i], w[i], v[i]);
-  store_wide(x + at(p.row, width, p.column), v, p.left, p.wide);
+  store_wide(y + at(p.row, width, p.column), v, p.left, p.wide);
 }
 
 // dy[b, t] = gate[b] dx[b, t]

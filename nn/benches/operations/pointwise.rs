@@ -60,12 +60,13 @@ fn functions<D: Place>(table: &Table<D>, size: (usize, usize)) -> Result<()> {
 fn gates<D: Place>(table: &Table<D>, rows: TokenRows) -> Result<()> {
     let TokenRows { batch, tokens, width } = rows;
     let (len, shape) = (rows.len(), format!("{batch}x{tokens}x{width}"));
-    let (mut x, y, gate) =
+    let (x, mut y, gate) =
         (table.activations(len, 1), table.activations(len, 2), table.activations(batch * width, 3));
-    let (gate, view) = (View::new(&gate, width), View::new(&y, width));
+    let gate = View::new(&gate, width);
     table.row("gated_add", &shape, moved(table, 3 * len), |queue| {
-        queue.gated_add(&[rows], ViewMut::new(&mut x, width), gate, view);
+        queue.gated_add(&[rows], View::new(&x, width), gate, ViewMut::new(&mut y, width));
     })?;
+    let view = View::new(&y, width);
     let mut dy = table.queue.take(len, Kind::Activation);
     let mut d_gate = table.queue.take(batch * width, Kind::Exact);
     for (name, with_sums, times) in [("gated_add_backward", false, 2), ("gated_add_backward, sums", true, 4)]

@@ -67,17 +67,17 @@ pub fn silu_backward(cpu: &Cpu, x: &[f32], dy: &[f32], dx: &mut [f32]) {
     sweep_flat(cpu, SiluBackward, [x, dy], [dx]);
 }
 
-/// `x += gate[b] * y`; `x`, `y`: `[B, T, D]`, `gate`: `[B, D]` with the row stride `gate_stride`.
+/// `y` becomes `x + gate[b] * y`; `x`, `y`: `[B, T, D]`, `gate`: `[B, D]` with the row stride `gate_stride`.
 ///
 /// # Panics
 /// If a slice is too short for its shape.
-pub fn gated_add(cpu: &Cpu, rows: TokenRows, x: &mut [f32], gate: &[f32], gate_stride: usize, y: &[f32]) {
+pub fn gated_add(cpu: &Cpu, rows: TokenRows, x: &[f32], gate: &[f32], gate_stride: usize, y: &mut [f32]) {
     let (count, d) = (rows.batch * rows.tokens, rows.width);
     check_matrix("x", x.len(), count, d, d);
     check_matrix("y", y.len(), count, d, d);
     check_matrix("gate", gate.len(), rows.batch, d, gate_stride);
     let gate = SweepInput::Rows { values: gate, stride: gate_stride, each: rows.tokens };
-    sweep(cpu, AddProduct, count, d, [gate, SweepInput::rows(y, d)], [Output::rows(x, d)]);
+    sweep(cpu, GatedAdd, count, d, [gate, SweepInput::rows(x, d)], [Output::rows(y, d)]);
 }
 
 /// The gate's own cotangent, where it is wanted.
@@ -91,7 +91,7 @@ pub struct GateGrad<'a> {
     pub stride: usize,
 }
 
-/// Backward of [`gated_add`]: `dy = gate[b] * dx`, overwritten (the cotangent of the old `x` is `dx` itself).
+/// Backward of [`gated_add`]: `dy = gate[b] * dx`, overwritten, where `dx` is the cotangent of the sum, and of `x`.
 ///
 /// # Panics
 /// If a slice is too short for its shape.
@@ -233,6 +233,22 @@ impl Pass<2, 1> for SiluBackward {
         let [e, s] = logistic_parts(m, math::sub(m, math::splat(m, 0.0), x));
         let rest = math::mul(m, math::mul(m, e, s), s);
         [math::mul(m, dy, math::mul_add(m, x, rest, s))]
+    }
+}
+
+/// Multiplies by the first input and adds the second.
+#[derive(Clone, Copy)]
+struct GatedAdd;
+
+impl Pass<2, 1> for GatedAdd {
+    #[inline(always)]
+    fn block<M: Machine, const N: usize>(
+        self,
+        m: M,
+        [gate, x]: [Block<M, N>; 2],
+        [y]: [Block<M, N>; 1],
+    ) -> [Block<M, N>; 1] {
+        [math::mul_add(m, gate, y, x)]
     }
 }
 

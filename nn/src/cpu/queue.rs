@@ -389,9 +389,9 @@ impl Queue<Cpu> for CpuQueue {
         cpu::gelu_backward(&self.cpu, window, (dy.values(), dy.stride), (x.values(), stride));
     }
 
-    fn gated_add(&self, rows: &[TokenRows], mut x: ViewMut<'_, Cpu>, gate: View<'_, Cpu>, y: View<'_, Cpu>) {
+    fn gated_add(&self, rows: &[TokenRows], x: View<'_, Cpu>, gate: View<'_, Cpu>, mut y: ViewMut<'_, Cpu>) {
         for (rows, first) in TokenRows::one_by_one(rows) {
-            let (x, y) = (x.again().skip(first * rows.width), y.skip(first * rows.width));
+            let (x, y) = (x.skip(first * rows.width), y.again().skip(first * rows.width));
             cpu::gated_add(&self.cpu, rows, x.values(), gate.values(), gate.stride, y.values());
         }
     }

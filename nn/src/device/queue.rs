@@ -211,10 +211,10 @@ pub trait Queue<D: Device<Queue = Self>>: fmt::Debug + Send + Sync + Sized + 'st
     /// `x[b, t] += v[b]` for token rows without gaps; `v` is `[B, D]`.
     fn add_to_tokens(&self, rows: TokenRows, v: View<'_, D>, x: ViewMut<'_, D>);
 
-    /// `x += gate[b] y` for the rows of some streams, one after the other; `gate` is `[B, D]`.
-    fn gated_add(&self, rows: &[TokenRows], x: ViewMut<'_, D>, gate: View<'_, D>, y: View<'_, D>);
+    /// `y` becomes `x + gate[b] y` for the rows of some streams, one after the other; `gate` is `[B, D]`.
+    fn gated_add(&self, rows: &[TokenRows], x: View<'_, D>, gate: View<'_, D>, y: ViewMut<'_, D>);
 
-    /// Its backward: `dy = gate[b] dx`, overwritten (the cotangent of the old `x` is `dx` itself). Of one stream where the gate's
+    /// Its backward: `dy = gate[b] dx`, overwritten, where `dx` is the cotangent of the sum, and of `x`. Of one stream where the gate's
     /// cotangent is wanted.
     fn gated_add_backward(
         &self,

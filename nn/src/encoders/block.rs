@@ -112,8 +112,7 @@ impl<D: Device> Block<D> {
         let (rows, e, m) = (samples * tokens, self.down.outputs(), self.up.outputs());
         let normed = self.attention_norm.run(queue, rows, View::new(x, e));
         let out = self.attention.run(queue, (samples, tokens), normed, scores)?;
-        self.add(queue, rows, 0, &out, x);
-        drop(out);
+        self.add(queue, rows, 0, out, x);
 
         let normed = self.mlp_norm.run(queue, rows, View::new(x, e));
         let inner = self.up.run(queue, rows, View::new(&normed, e))?;
@@ -122,21 +121,22 @@ impl<D: Device> Block<D> {
         queue.activate(self.activation, (rows, m), from, to);
         drop((normed, inner));
         let out = self.down.run(queue, rows, View::new(&active, m))?;
-        self.add(queue, rows, 1, &out, x);
+        self.add(queue, rows, 1, out, x);
         Ok(())
     }
 
     /// Add a result to the stream, scaled where there are scales.
-    fn add(&self, queue: &D::Queue, rows: usize, which: usize, out: &D::Buffer, x: &mut D::Buffer) {
+    fn add(&self, queue: &D::Queue, rows: usize, which: usize, mut out: D::Buffer, x: &mut D::Buffer) {
         let e = self.down.outputs();
-        let (out, to) = (View::new(out, e), ViewMut::new(x, e));
+        let (from, to) = (View::new(x, e), ViewMut::new(&mut out, e));
         match &self.scales {
-            None => queue.add_scaled(1.0, out, to, rows * e),
+            None => queue.add_scaled(1.0, from, to, rows * e),
             Some(scales) => {
                 let all = TokenRows { batch: 1, tokens: rows, width: e };
-                queue.gated_add(&[all], to, View::new(&scales[which], e), out);
+                queue.gated_add(&[all], from, View::new(&scales[which], e), to);
             }
         }
+        *x = out;
     }
 }
 

@@ -159,11 +159,12 @@ fn activation_functions_agree() {
 fn gates<D: Device>(device: &D, precision: Precision, rows: &[TokenRows]) -> Vec<Vec<f32>> {
     let queue = device.queue(precision).unwrap();
     let (batch, width, len) = (rows[0].batch, rows[0].width, rows.iter().map(TokenRows::len).sum());
-    let mut x = activations::<D>(&queue, len, 1);
+    let x = activations::<D>(&queue, len, 1);
     let y = activations::<D>(&queue, len, 2);
     let gate = activations::<D>(&queue, batch * 3 * width, 3);
     let gate = View::new(&gate, 3 * width).skip(width);
-    queue.gated_add(rows, ViewMut::new(&mut x, width), gate, View::new(&y, width));
+    let mut sum = queue.copy(View::new(&y, width), len, Kind::Activation);
+    queue.gated_add(rows, View::new(&x, width), gate, ViewMut::new(&mut sum, width));
     let mut dy = queue.zeros(len, Kind::Activation);
     let mut d_gate = queue.zeros(batch * 2 * width, Kind::Exact);
     // The gate's cotangent is that of one stream.
@@ -172,7 +173,7 @@ fn gates<D: Device>(device: &D, precision: Precision, rows: &[TokenRows]) -> Vec
         d_gate: ViewMut::new(&mut d_gate, 2 * width).skip(width),
     });
     queue.gated_add_backward(rows, View::new(&x, width), gate, ViewMut::new(&mut dy, width), gate_grad);
-    read::<D>(&queue, &[(&x, len), (&dy, len), (&d_gate, batch * 2 * width)])
+    read::<D>(&queue, &[(&sum, len), (&dy, len), (&d_gate, batch * 2 * width)])
 }
 
 #[test]

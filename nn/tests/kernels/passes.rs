@@ -311,8 +311,8 @@ fn gated_sums_and_their_backward_equal_their_formula() {
         let gate = numbers.many(rows.batch * stride);
         let found = same_on_all_devices(|cpu| {
             let (mut sum, mut dy, mut d_gate) =
-                (x.clone(), vec![9.0; rows.len()], vec![9.0; rows.batch * stride]);
-            gated_add(cpu, rows, &mut sum, &gate, stride, &y);
+                (y.clone(), vec![9.0; rows.len()], vec![9.0; rows.batch * stride]);
+            gated_add(cpu, rows, &x, &gate, stride, &mut sum);
             let gate_grad = Some(GateGrad { y: &y, d_gate: &mut d_gate, stride });
             gated_add_backward(cpu, rows, &x, &gate, stride, &mut dy, gate_grad);
             [sum, dy, d_gate].concat()

@@ -454,8 +454,8 @@ impl Queue<Cuda> for CudaQueue {
         self.gelu_rows_backward((rows, width), dy, x);
     }
 
-    fn gated_add(&self, rows: &[TokenRows], x: ViewMut<'_, Cuda>, gate: View<'_, Cuda>, y: View<'_, Cuda>) {
-        self.add_gated(rows, &x, gate, y);
+    fn gated_add(&self, rows: &[TokenRows], x: View<'_, Cuda>, gate: View<'_, Cuda>, y: ViewMut<'_, Cuda>) {
+        self.add_gated(rows, x, gate, &y);
     }
 
     fn gated_add_backward(

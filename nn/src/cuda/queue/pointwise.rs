@@ -242,13 +242,13 @@ impl CudaQueue {
     pub(super) fn add_gated(
         &self,
         rows: &[TokenRows],
-        x: &ViewMut<'_, Cuda>,
+        x: View<'_, Cuda>,
         gate: View<'_, Cuda>,
-        y: View<'_, Cuda>,
+        y: &ViewMut<'_, Cuda>,
     ) {
         let Some(rows) = Streams::new(rows) else { return };
         let gate = Rows::of(gate, rows.batch, rows.width);
-        self.with_gates("gated_add", rows, [rows.dense(x.read()), gate, rows.dense(y)]);
+        self.with_gates("gated_add", rows, [rows.dense(x), gate, rows.dense(y.read())]);
     }
 
     pub(super) fn add_gated_backward(

@@ -205,17 +205,17 @@ pub(super) fn normed_backward<D: Device>(
     }
 }
 
-/// `x += gate y` in the rows of a span; both start at its first row.
+/// `y` becomes `x + gate y` in the rows of a span; both start at its first row.
 pub(super) fn gated_add<D: Device>(
     pass: Pass<'_, D>,
     span: Span,
-    x: ViewMut<'_, D>,
+    x: View<'_, D>,
     modulation: &Modulation<D>,
     gate: usize,
-    y: &D::Buffer,
+    y: ViewMut<'_, D>,
 ) {
     let rows = pass.sequence.shapes(span, pass.width);
-    pass.ctx.queue.gated_add(&rows, x, modulation.chunk(gate), View::new(y, pass.width));
+    pass.ctx.queue.gated_add(&rows, x, modulation.chunk(gate), y);
 }
 
 /// Backward of [`gated_add`]: `dy`, and with sums the gate's own derivative, for which `y` must have been kept.

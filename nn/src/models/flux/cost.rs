@@ -149,10 +149,10 @@ pub(super) fn cost(
         // Normed rows of both norms, the attention's result in the order of rows, queries and keys by heads, GELU's result; the
         // cotangents of the block's and the attention's result, and one of a stream.
         keep(&mut c.kept, before, i, 5.0 + MLP_RATIO as f64 + 3.0);
-        // In the attention: the stream, queries, keys and values twice, the result. In the MLP, where it is more:
-        // the stream, queries, keys, values, the result, the normed rows, `up`, its GELU and what comes out.
+        // In the attention: the stream, queries, keys and values twice, the result. In the MLP, where it may be more: the stream
+        // before and after the attention, the result, `up` and its GELU.
         let attention = 8.0 * joint * width;
-        let mlp = 5.0 * joint * width + image * width * (2.0 + 2.0 * MLP_RATIO as f64);
+        let mlp = 3.0 * joint * width + image * width * 2.0 * MLP_RATIO as f64;
         largest = largest.max(attention.max(mlp));
     }
     for (i, block) in single.iter().enumerate() {
@@ -163,7 +163,8 @@ pub(super) fn cost(
         // Normed rows, queries and keys by heads, and what the last linear reads or then its cotangent; the cotangents of the block's
         // result and of the last linear's.
         keep(&mut c.kept, before, number, 4.0 + MLP_RATIO as f64 + 2.0);
-        largest = largest.max(15.0 * joint * width);
+        // The stream, queries, keys and values twice, `up`.
+        largest = largest.max((7.0 + MLP_RATIO as f64) * joint * width);
     }
     outer(config, &mut c, adapter.is_some() && first < count);
     if first < count {

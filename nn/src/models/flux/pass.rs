@@ -42,26 +42,26 @@ pub(super) struct SavedPass<D: Device> {
     rotary: Arc<RotaryTables<D>>,
     condition: D::Buffer,
     /// From the first block that an adapter or a derivative reaches.
-    double: Vec<Option<Kept<D::Buffer, DoubleSaved<D>>>>,
-    single: Vec<Option<Kept<D::Buffer, SingleSaved<D>>>>,
+    double: Vec<Option<KeptBlock<D, DoubleSaved<D>>>>,
+    single: Vec<Option<KeptBlock<D, SingleSaved<D>>>>,
     end: EndSaved<D>,
     grid: (usize, usize, usize, usize),
 }
 
-/// Run a block and keep what is asked for: nothing, all that its backward needs, or its input.
+/// All that the backward of a block needs, or what the block has read.
+type KeptBlock<D, S> = Kept<Arc<<D as Device>::Buffer>, S>;
+
+/// Run a block on `x`, which becomes its result, and keep what is asked for: nothing, all that its backward needs, or its input.
 fn keeping<D: Device, S>(
     pass: Pass<'_, D>,
     checkpointing: Checkpointing,
-    x: &mut D::Buffer,
-    run: impl FnOnce(Pass<'_, D>, &mut D::Buffer) -> Result<Option<S>>,
-) -> Result<Option<Kept<D::Buffer, S>>> {
-    if pass.saving && checkpointing == Checkpointing::Blocks {
-        let len = pass.sequence.rows() * pass.width;
-        let input = pass.ctx.queue.copy(View::new(x, pass.width), len, Kind::Activation);
-        run(Pass { saving: false, ..pass }, x)?;
-        return Ok(Some(Kept::Input(input)));
-    }
-    Ok(run(pass, x)?.map(Kept::All))
+    x: &mut Arc<D::Buffer>,
+    run: impl FnOnce(Pass<'_, D>, &Arc<D::Buffer>) -> Result<(D::Buffer, Option<S>)>,
+) -> Result<Option<KeptBlock<D, S>>> {
+    let by_input = pass.saving && checkpointing == Checkpointing::Blocks;
+    let (y, saved) = run(Pass { saving: pass.saving && !by_input, ..pass }, x)?;
+    let input = std::mem::replace(x, Arc::new(y));
+    Ok(if by_input { Some(Kept::Input(input)) } else { saved.map(Kept::All) })
 }
 
 /// What the backward of the last norm and linear needs.
@@ -162,7 +162,7 @@ impl<D: Device> Flux<D> {
             weights.check(i)?;
             let own = self.of_block(weights, ctx, i);
             let pass = Pass { saving: saving && i >= first, ..pass.with_branches(own.as_ref()) };
-            let run = |pass: Pass<'_, D>, x: &mut D::Buffer| double::forward(pass, block, x);
+            let run = |pass: Pass<'_, D>, x: &Arc<D::Buffer>| double::forward(pass, block, x);
             double.push(keeping(pass, self.options.checkpointing, &mut x, run)?);
             asked.block(pass, i, &x)?;
         }
@@ -177,7 +177,7 @@ impl<D: Device> Flux<D> {
             weights.check(number)?;
             let own = self.of_block(weights, ctx, number);
             let pass = Pass { saving: saving && number >= first, ..pass.with_branches(own.as_ref()) };
-            let run = |pass: Pass<'_, D>, x: &mut D::Buffer| single::forward(pass, block, span, x);
+            let run = |pass: Pass<'_, D>, x: &Arc<D::Buffer>| single::forward(pass, block, span, x);
             single.push(keeping(pass, self.options.checkpointing, &mut x, run)?);
             asked.block(pass, number, &x)?;
         }
@@ -232,7 +232,7 @@ impl<D: Device> Flux<D> {
         for (i, block) in weights.double.iter().enumerate() {
             weights.approach(&queue, &order, i)?;
             weights.check(i)?;
-            double::forward(pass, block, &mut x)?;
+            x = Arc::new(double::forward(pass, block, &x)?.0);
         }
         let rows = sequence.span_rows(TARGETS);
         let shape = (sequence.batch, rows.len() / sequence.batch, width);
@@ -292,7 +292,7 @@ impl<D: Device> Flux<D> {
             let span = if i + 1 == weights.single.len() { TARGETS } else { ALL };
             let own = self.of_block(weights, ctx, count + i);
             let pass = pass.with_branches(own.as_ref());
-            let saved = kept.saved(|x| single::again(pass, block, span.clone(), x))?;
+            let saved = kept.saved(|x| single::again(pass, block, span.clone(), &x))?;
             single::backward(pass, block, saved, span, count + i > first, &mut dx, &mut grads)?;
         }
         for (i, block) in weights.double.iter().enumerate().rev() {
@@ -303,7 +303,7 @@ impl<D: Device> Flux<D> {
             let kept = double.pop().flatten().ok_or_else(gone)?;
             let own = self.of_block(weights, ctx, i);
             let pass = pass.with_branches(own.as_ref());
-            let saved = kept.saved(|x| double::again(pass, block, x))?;
+            let saved = kept.saved(|x| double::again(pass, block, &x))?;
             double::backward(pass, block, saved, i > first, &mut dx, &mut grads)?;
         }
         let values = queue.keep(grads, adapter.values.len())?;
@@ -323,7 +323,7 @@ struct Begun<D: Device> {
     rotary: Arc<RotaryTables<D>>,
     condition: D::Buffer,
     /// `[M, D]`.
-    x: D::Buffer,
+    x: Arc<D::Buffer>,
 }
 
 impl<D: Device> Begun<D> {
@@ -363,7 +363,7 @@ impl<D: Device> Begun<D> {
         });
         let to = ViewMut::new(&mut x, width).skip(image.start * width);
         linears(ctx, image.len(), View::new(&packed, token), &mut [Output(&weights.image_in, to)])?;
-        Ok(Self { condition: condition(weights, ctx, inputs)?, sequence, rotary, x })
+        Ok(Self { condition: condition(weights, ctx, inputs)?, sequence, rotary, x: Arc::new(x) })
     }
 }
 

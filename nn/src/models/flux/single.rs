@@ -7,6 +7,8 @@
 //! `N` batch, `S` tokens, `D` width, `F = 4 D`, `M = N S` rows, `K` rows of the span that is computed. The last block
 //! of a pass computes only rows that somebody reads: of the other tokens, keys and values are enough.
 
+use std::sync::Arc;
+
 use super::{
     block::{
         Attended, Heads, Modulation, ModulationSums, Pass, Projection, ProjectionGrad, RowMoments, attend,
@@ -29,26 +31,35 @@ const GATE: usize = 2;
 /// What the backward of a block needs.
 pub(super) struct SingleSaved<D: Device> {
     /// Input, `[M, D]`.
-    x: D::Buffer,
-    inside: Inside<D>,
+    x: Arc<D::Buffer>,
+    span: Span,
+    modulation: Modulation<D>,
+    attended: Attended<D>,
+    /// The MLP before its GELU, `[K, F]`.
+    up: D::Buffer,
+    projected: Projected<D>,
     out_inner: Option<D::Buffer>,
     /// Result before the gate, `[K, D]`, where the gate is adapted.
     gated: Option<D::Buffer>,
+    joined: Option<D::Buffer>,
 }
 
-/// What the backward needs of a block up to its last linear.
+/// What the rest of a block is made of.
 struct Inside<D: Device> {
-    span: Span,
     modulation: Modulation<D>,
+    attended: Attended<D>,
+    /// The MLP before its GELU, `[K, F]`.
+    up: D::Buffer,
+}
+
+/// What only the backward needs of the projections.
+struct Projected<D: Device> {
     moments: RowMoments<D>,
     /// Queries `[K, D]` and keys `[M, D]` before their norm.
     q: D::Buffer,
     k: D::Buffer,
     /// Values, `[N, H, S, D / H]`.
     v: D::Buffer,
-    attended: Attended<D>,
-    /// The MLP before its GELU, `[K, F]`.
-    up: D::Buffer,
     /// `x A^T` of the adapted linears.
     key_value_inner: Option<D::Buffer>,
     query_up_inner: Option<D::Buffer>,
@@ -61,28 +72,34 @@ struct Fresh<D: Device> {
     n: Option<D::Buffer>,
     /// Queries and keys, `[N, H, S, D / H]`.
     heads: Option<(D::Buffer, D::Buffer)>,
-    joined: Option<D::Buffer>,
 }
 
-/// Run the block on all tokens and change the rows of a span of `x [M, D]`.
+/// Run the block on all tokens of `x [M, D]`: the result, of which only the rows of a span are written, and what its backward needs. The
+/// result goes into new memory, so that nothing is copied to keep what the block has read.
 pub(super) fn forward<D: Device>(
     pass: Pass<'_, D>,
     block: &SingleBlock<D>,
     span: Span,
-    x: &mut D::Buffer,
-) -> Result<Option<SingleSaved<D>>> {
-    let Pass { ctx, sequence, width, .. } = pass;
+    x: &Arc<D::Buffer>,
+) -> Result<(D::Buffer, Option<SingleSaved<D>>)> {
+    let Pass { ctx, sequence, width, saving, .. } = pass;
     let rows = sequence.span_rows(span.clone());
-    let inside = inside(pass, block, span.clone(), x, false)?;
-    let joined = joined(pass, span.clone(), &inside.attended, &inside.up);
-    let (y, out_inner) = out(pass, block, rows.len(), &joined)?;
+    let (Inside { modulation, attended, up }, projected) = inside(pass, block, span.clone(), x, false)?;
+    let projected = saving.then_some(projected);
+    let joined = joined(pass, span.clone(), &attended, &up);
+    let kept = projected.map(|projected| (projected, attended, up));
+    let (first, len) = (rows.start * width, rows.len() * width);
+    let mut y = pass.take(sequence.rows() * width);
+    let mut to = ViewMut::new(&mut y, width).skip(first);
+    let out_inner = out(pass, block, rows.len(), &joined, to.again())?;
     drop(joined);
-    let len = sequence.rows() * width;
-    let kept = pass.saving.then(|| ctx.queue.copy(View::new(x, width), len, Kind::Activation));
-    let to = ViewMut::new(x, width).skip(rows.start * width);
-    gated_add(pass, span, to, &inside.modulation, GATE, &y);
-    let gated = ctx.adapts(&block.modulation).then_some(y);
-    Ok(kept.map(|x| SingleSaved { x, inside, out_inner, gated }))
+    let gated = ctx.adapts(&block.modulation).then(|| ctx.queue.copy(to.read(), len, Kind::Activation));
+    gated_add(pass, span.clone(), View::new(&**x, width).skip(first), &modulation, GATE, to);
+    let saved = kept.map(|(projected, attended, up)| {
+        let x = Arc::clone(x);
+        SingleSaved { x, span, modulation, attended, up, projected, out_inner, gated, joined: None }
+    });
+    Ok((y, saved))
 }
 
 /// What the backward of [`forward`] needs, from the block's input: the result itself is not computed again.
@@ -90,24 +107,21 @@ pub(super) fn again<D: Device>(
     pass: Pass<'_, D>,
     block: &SingleBlock<D>,
     span: Span,
-    x: D::Buffer,
+    x: &Arc<D::Buffer>,
 ) -> Result<SingleSaved<D>> {
     let Pass { ctx, sequence, width, .. } = pass;
     let rows = sequence.span_rows(span.clone()).len();
-    let mut inside = inside(pass, block, span.clone(), &x, true)?;
+    let (Inside { modulation, attended, up }, projected) = inside(pass, block, span.clone(), x, true)?;
     let by_gate = ctx.adapts(&block.modulation);
-    if !by_gate && !ctx.adapts(&block.out) {
-        return Ok(SingleSaved { x, inside, out_inner: None, gated: None });
-    }
-    let joined = joined(pass, span, &inside.attended, &inside.up);
-    let (gated, out_inner) = if by_gate {
-        let (y, inner) = out(pass, block, rows, &joined)?;
-        (Some(y), inner)
-    } else {
-        (None, inner(ctx, rows, View::new(&joined, width + MLP_RATIO * width), [&block.out]))
+    let read = by_gate || ctx.adapts(&block.out);
+    let joined = read.then(|| joined(pass, span.clone(), &attended, &up));
+    let mut gated = by_gate.then(|| pass.take(rows * width));
+    let out_inner = match (&joined, &mut gated) {
+        (Some(joined), Some(y)) => out(pass, block, rows, joined, ViewMut::new(y, width))?,
+        (Some(joined), None) => inner(ctx, rows, View::new(joined, width + MLP_RATIO * width), [&block.out]),
+        (None, _) => None,
     };
-    inside.fresh.joined = Some(joined);
-    Ok(SingleSaved { x, inside, out_inner, gated })
+    Ok(SingleSaved { x: Arc::clone(x), span, modulation, attended, up, projected, out_inner, gated, joined })
 }
 
 /// The block up to its last linear. What the backward reads once more is kept where it comes next.
@@ -117,7 +131,7 @@ fn inside<D: Device>(
     span: Span,
     x: &D::Buffer,
     backward_next: bool,
-) -> Result<Inside<D>> {
+) -> Result<(Inside<D>, Projected<D>)> {
     let Pass { ctx, sequence, width, .. } = pass;
     let (m, rows) = (sequence.rows(), sequence.span_rows(span.clone()));
     let (k_rows, mlp) = (rows.len(), MLP_RATIO * width);
@@ -155,22 +169,21 @@ fn inside<D: Device>(
     let attended = attend(pass, span.clone(), &heads);
     let Heads { q: q_heads, k: k_heads, v } = heads;
     let heads = Some((q_heads, k_heads)).filter(|_| backward_next);
-    let fresh = Fresh { n, heads, joined: None };
-    Ok(Inside { span, modulation, moments, q, k, v, attended, up, key_value_inner, query_up_inner, fresh })
+    let fresh = Fresh { n, heads };
+    let projected = Projected { moments, q, k, v, key_value_inner, query_up_inner, fresh };
+    Ok((Inside { modulation, attended, up }, projected))
 }
 
-/// The last linear, `[K, D]`, with its `x A^T`.
+/// The last linear into `y [K, D]`; its `x A^T`.
 fn out<D: Device>(
     pass: Pass<'_, D>,
     block: &SingleBlock<D>,
     rows: usize,
     joined: &D::Buffer,
-) -> Result<(D::Buffer, Option<D::Buffer>)> {
-    let width = pass.width;
-    let mut y = pass.take(rows * width);
-    let output = Output(&block.out, ViewMut::new(&mut y, width));
-    let inner = linears(pass.ctx, rows, View::new(joined, width + MLP_RATIO * width), &mut [output])?;
-    Ok((y, inner))
+    y: ViewMut<'_, D>,
+) -> Result<Option<D::Buffer>> {
+    let joined = View::new(joined, (1 + MLP_RATIO) * pass.width);
+    linears(pass.ctx, rows, joined, &mut [Output(&block.out, y)])
 }
 
 /// `[attention | gelu(up)]`, `[K, D + F]`.
@@ -199,13 +212,11 @@ pub(super) fn backward<D: Device>(
     let (m, rows) = (sequence.rows(), sequence.span_rows(span.clone()));
     let (k_rows, mlp) = (rows.len(), MLP_RATIO * width);
     let (both, first) = (width + mlp, rows.start * width);
-    let SingleSaved { x, inside: saved, out_inner, gated } = saved;
-    let Fresh { n, heads, joined: known } = saved.fresh;
-    debug_assert_eq!(
-        sequence.span_rows(saved.span.clone()).start,
-        rows.start,
-        "rows were kept from another place"
-    );
+    let SingleSaved { x, span: kept, modulation, attended, up, projected, out_inner, gated, joined: known } =
+        saved;
+    let Projected { moments, q, k, v, key_value_inner, query_up_inner, fresh: Fresh { n, heads } } =
+        projected;
+    debug_assert_eq!(sequence.span_rows(kept).start, rows.start, "rows were kept from another place");
     let adapts = |linears: &[&Linear<D>]| linears.iter().any(|l| ctx.adapts(l));
     let by_norm = below || ctx.adapts(&block.modulation);
     let inside = by_norm || adapts(&[&block.q, &block.k, &block.v, &block.up]);
@@ -215,13 +226,13 @@ pub(super) fn backward<D: Device>(
         pass,
         span.clone(),
         View::new(dx, width).skip(first),
-        &saved.modulation,
+        &modulation,
         GATE,
         gated.as_ref(),
         sums.as_mut(),
     )?;
     drop(gated);
-    let joined = || known.unwrap_or_else(|| joined(pass, span.clone(), &saved.attended, &saved.up));
+    let joined = || known.unwrap_or_else(|| joined(pass, span.clone(), &attended, &up));
     let into_out = ctx.adapts(&block.out).then(joined);
     let outputs = [(&block.out, View::new(&dy, width))];
     let joined = into_out.as_ref().map(|x| View::new(x, both));
@@ -236,17 +247,17 @@ pub(super) fn backward<D: Device>(
     input_backward(ctx, k_rows, inner, &outputs, d)?;
     drop(dy);
     let d_joined_view = View::new(&d_joined, both);
-    let mut d_up = saved.up;
+    let mut d_up = up;
     ctx.queue.gelu_backward((k_rows, mlp), d_joined_view.skip(width), ViewMut::new(&mut d_up, mlp));
 
     let heads = match heads {
-        Some((q, k)) => Heads { q, k, v: saved.v },
+        Some((q_heads, k_heads)) => Heads { q: q_heads, k: k_heads, v },
         None => {
-            let mut heads = Heads::with_values(pass, saved.v);
-            let (q, k) = (Some(&block.norm_q), Some(&block.norm_k));
+            let mut heads = Heads::with_values(pass, v);
+            let (weight_q, weight_k) = (Some(&block.norm_q), Some(&block.norm_k));
             let projections = [
-                Projection { span: span.clone(), rows: &saved.q, weight: q, heads: &mut heads.q },
-                Projection { span: ALL, rows: &saved.k, weight: k, heads: &mut heads.k },
+                Projection { span: span.clone(), rows: &q, weight: weight_q, heads: &mut heads.q },
+                Projection { span: ALL, rows: &k, weight: weight_k, heads: &mut heads.k },
             ];
             split_heads(pass, projections);
             heads
@@ -255,30 +266,30 @@ pub(super) fn backward<D: Device>(
     let mut d_attended = pass.take(m * width);
     sequence.copy_to_joint(ctx, span.clone(), width, d_joined_view, &mut d_attended);
     drop(d_joined);
-    let d_heads = attend_backward(pass, span.clone(), &heads, &saved.attended, &d_attended);
+    let d_heads = attend_backward(pass, span.clone(), &heads, &attended, &d_attended);
     drop((heads, d_attended));
     let mut dq = pass.take(k_rows * width);
     let mut dk = pass.take(m * width);
     let mut dv = pass.take(m * width);
-    let (q, k) = ((&saved.q, &block.norm_q), (&saved.k, &block.norm_k));
+    let (q_rows, k_rows_of) = ((&q, &block.norm_q), (&k, &block.norm_k));
     let projections = [
-        ProjectionGrad { span: span.clone(), d_heads: &d_heads.q, x: Some(q), d_rows: &mut dq },
-        ProjectionGrad { span: ALL, d_heads: &d_heads.k, x: Some(k), d_rows: &mut dk },
+        ProjectionGrad { span: span.clone(), d_heads: &d_heads.q, x: Some(q_rows), d_rows: &mut dq },
+        ProjectionGrad { span: ALL, d_heads: &d_heads.k, x: Some(k_rows_of), d_rows: &mut dk },
         ProjectionGrad { span: ALL, d_heads: &d_heads.v, x: None, d_rows: &mut dv },
     ];
     split_heads_backward(pass, projections);
     drop(d_heads);
 
     let adapted = adapts(&[&block.q, &block.k, &block.v, &block.up]);
-    let x = View::new(&x, width);
-    let normed = || n.unwrap_or_else(|| normed(pass, ALL, x, &saved.modulation, SHIFT_SCALE).values);
+    let x = View::new(&*x, width);
+    let normed = || n.unwrap_or_else(|| normed(pass, ALL, x, &modulation, SHIFT_SCALE).values);
     let n = adapted.then(normed);
     let mut dn = by_norm.then(|| pass.take(m * width));
     linears_backward(
         ctx,
         m,
         n.as_ref().map(|n| View::new(n, width)),
-        saved.key_value_inner.as_ref(),
+        key_value_inner.as_ref(),
         &[(&block.k, View::new(&dk, width)), (&block.v, View::new(&dv, width))],
         dn.as_mut().map(|d| InputGrad { values: ViewMut::new(d, width), accumulate: false }),
         grads,
@@ -287,7 +298,7 @@ pub(super) fn backward<D: Device>(
         ctx,
         k_rows,
         n.as_ref().map(|n| View::new(n, width).skip(first)),
-        saved.query_up_inner.as_ref(),
+        query_up_inner.as_ref(),
         &[(&block.q, View::new(&dq, width)), (&block.up, View::new(&d_up, mlp))],
         dn.as_mut().map(|d| InputGrad { values: ViewMut::new(d, width).skip(first), accumulate: true }),
         grads,
@@ -298,15 +309,15 @@ pub(super) fn backward<D: Device>(
         ALL,
         span,
         x,
-        &saved.moments,
-        &saved.modulation,
+        &moments,
+        &modulation,
         SHIFT_SCALE,
         View::new(&dn, width),
         ViewMut::new(dx, width),
         sums.as_mut(),
     );
     match sums {
-        Some(sums) => saved.modulation.backward(pass, &block.modulation, &sums, grads),
+        Some(sums) => modulation.backward(pass, &block.modulation, &sums, grads),
         None => Ok(()),
     }
 }

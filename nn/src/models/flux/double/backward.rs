@@ -5,14 +5,17 @@
 use super::{
     super::{
         block::{
-            Attended, Heads, ModulationSums, Pass, Projection, ProjectionGrad, attend_backward,
+            Attended, Heads, Modulation, ModulationSums, Pass, Projection, ProjectionGrad, attend_backward,
             gated_add_backward, normed, normed_backward, split_heads, split_heads_backward,
         },
         config::MLP_RATIO,
         sequence::{ALL, IMAGE, Span, TEXT},
         weights::{DoubleBlock, Stream},
     },
-    forward::{ATTENTION, ATTENTION_GATE, DoubleSaved, MLP, MLP_GATE, StreamSaved, activated, attended_rows},
+    forward::{
+        ATTENTION, ATTENTION_GATE, AttentionSaved, DoubleSaved, MLP, MLP_GATE, MlpSaved, StreamSaved,
+        activated, attended_rows,
+    },
 };
 use crate::{
     device::{Device, Queue, View, ViewMut},
@@ -50,45 +53,51 @@ pub fn backward<D: Device>(
     grads: &mut D::Buffer,
 ) -> Result<()> {
     let Pass { sequence, width, .. } = pass;
-    let DoubleSaved { v, attended, mut streams, heads } = saved;
+    let DoubleSaved { x, middle, v, attended, streams, heads } = saved;
     let parts = [(&block.text, TEXT), (&block.image, IMAGE)];
+    let part = |i: usize| {
+        let (stream, span): &(&Stream<D>, Span) = &parts[i];
+        StreamPass { pass, stream, span: span.clone(), needs: needs(pass, block, stream, below) }
+    };
     let mut d_attended = pass.take(sequence.rows() * width);
-    let mut all_sums = [None, None];
-    for (((stream, span), saved), sums) in parts.iter().zip(&mut streams).zip(&mut all_sums) {
-        let needs = needs(pass, block, stream, below);
-        *sums = ModulationSums::new(pass, &stream.modulation);
-        let part = StreamPass { pass, stream, span: span.clone(), needs };
-        part.mlp_backward(saved, dx, sums.as_mut(), grads)?;
-        if needs.middle {
-            part.out_backward(saved, &attended, dx, &mut d_attended, sums.as_mut(), grads)?;
+    let mut halves = Vec::new();
+    for (i, saved) in streams.into_iter().enumerate() {
+        let StreamSaved { modulation, mut attention, mlp } = saved;
+        let part = part(i);
+        let mut sums = ModulationSums::new(pass, &part.stream.modulation);
+        part.mlp_backward(mlp, &middle, &modulation, dx, sums.as_mut(), grads)?;
+        if part.needs.middle {
+            let attended = (&attended, &mut d_attended);
+            part.out_backward(&mut attention, attended, &modulation, dx, sums.as_mut(), grads)?;
         }
+        halves.push((attention, modulation, sums));
     }
+    drop(middle);
     if !needs(pass, block, &block.text, below).operands {
         return Ok(());
     }
 
     let heads = match heads {
         Some((q, k)) => Heads { q, k, v },
-        None => split_again(pass, &parts, &streams, v),
+        None => split_again(pass, &parts, halves.iter().map(|(attention, ..)| attention), v),
     };
     let d_heads = attend_backward(pass, ALL, &heads, &attended, &d_attended);
     drop((heads, d_attended, attended));
-    for (((stream, span), saved), sums) in parts.into_iter().zip(streams).zip(all_sums) {
-        let needs = needs(pass, block, stream, below);
-        StreamPass { pass, stream, span, needs }.project_backward(saved, &d_heads, dx, sums, grads)?;
+    for (i, (attention, modulation, sums)) in halves.into_iter().enumerate() {
+        part(i).project_backward(attention, &x, &modulation, &d_heads, dx, sums, grads)?;
     }
     Ok(())
 }
 
 /// Queries and keys by heads, from their rows before the norm.
-fn split_again<D: Device>(
+fn split_again<'s, D: Device>(
     pass: Pass<'_, D>,
     parts: &[(&Stream<D>, Span); 2],
-    streams: &[StreamSaved<D>; 2],
+    saved: impl Iterator<Item = &'s AttentionSaved<D>>,
     v: D::Buffer,
 ) -> Heads<D> {
     let mut heads = Heads::with_values(pass, v);
-    for ((stream, span), saved) in parts.iter().zip(streams) {
+    for ((stream, span), saved) in parts.iter().zip(saved) {
         let projection =
             |rows, weight, heads| Projection { span: span.clone(), rows, weight: Some(weight), heads };
         let q = projection(&saved.q, &stream.norm_q, &mut heads.q);
@@ -111,42 +120,52 @@ impl<D: Device> StreamPass<'_, D> {
     }
 
     /// The stream's part of all rows.
-    fn part<'a>(&self, dx: &'a mut D::Buffer) -> ViewMut<'a, D> {
-        let width = self.pass.width;
-        ViewMut::new(dx, width).skip(self.pass.sequence.span_rows(self.span.clone()).start * width)
+    fn part<'a>(&self, all: &'a D::Buffer) -> View<'a, D> {
+        View::new(all, self.pass.width).skip(self.first())
+    }
+
+    fn part_mut<'a>(&self, all: &'a mut D::Buffer) -> ViewMut<'a, D> {
+        ViewMut::new(all, self.pass.width).skip(self.first())
+    }
+
+    fn first(&self) -> usize {
+        self.pass.sequence.span_rows(self.span.clone()).start * self.pass.width
     }
 
     /// From the stream's result to its middle.
     fn mlp_backward(
         &self,
-        saved: &mut StreamSaved<D>,
+        saved: MlpSaved<D>,
+        middle: &D::Buffer,
+        modulation: &Modulation<D>,
         dx: &mut D::Buffer,
         mut sums: Option<&mut ModulationSums<D>>,
         grads: &mut D::Buffer,
     ) -> Result<()> {
         let Self { pass, stream, needs, .. } = self;
+        let MlpSaved { moments, mut up, up_inner, down_inner, gated, n: known_n, active: known_active } =
+            saved;
         let Pass { ctx, width, .. } = *pass;
         let (rows, mlp) = (self.rows(), MLP_RATIO * width);
         let by_up = needs.middle || ctx.adapts(&stream.up);
         if !by_up && !ctx.adapts(&stream.down) {
             return Ok(());
         }
-        let dx = self.part(dx);
+        let dx = self.part_mut(dx);
         let dy = gated_add_backward(
             *pass,
             self.span.clone(),
             dx.read(),
-            &saved.modulation,
+            modulation,
             MLP_GATE,
-            saved.mlp_gated.as_ref(),
+            gated.as_ref(),
             sums.as_deref_mut(),
         )?;
-        let known = saved.fresh.active.take();
-        let activated = || known.unwrap_or_else(|| activated(*pass, rows, &saved.up));
+        let activated = || known_active.unwrap_or_else(|| activated(*pass, rows, &up));
         let active = ctx.adapts(&stream.down).then(activated);
         let active_rows = active.as_ref().map(|x| View::new(x, mlp));
         let outputs = [(&stream.down, View::new(&dy, width))];
-        let inner = adapter_backward(ctx, rows, active_rows, saved.down_inner.as_ref(), &outputs, grads)?;
+        let inner = adapter_backward(ctx, rows, active_rows, down_inner.as_ref(), &outputs, grads)?;
         drop(active);
         if !by_up {
             return Ok(());
@@ -154,21 +173,19 @@ impl<D: Device> StreamPass<'_, D> {
         let mut d_active = pass.take(rows * mlp);
         let d = InputGrad { values: ViewMut::new(&mut d_active, mlp), accumulate: false };
         input_backward(ctx, rows, inner, &outputs, d)?;
-        ctx.queue.gelu_backward((rows, mlp), View::new(&d_active, mlp), ViewMut::new(&mut saved.up, mlp));
-        let d_up = View::new(&saved.up, mlp);
+        ctx.queue.gelu_backward((rows, mlp), View::new(&d_active, mlp), ViewMut::new(&mut up, mlp));
+        let d_up = View::new(&up, mlp);
         drop(d_active);
-        let middle = View::new(&saved.middle, width);
-        let known = saved.fresh.middle_n.take();
-        let normed = || {
-            known.unwrap_or_else(|| normed(*pass, self.span.clone(), middle, &saved.modulation, MLP).values)
-        };
+        let middle = self.part(middle);
+        let normed =
+            || known_n.unwrap_or_else(|| normed(*pass, self.span.clone(), middle, modulation, MLP).values);
         let n = ctx.adapts(&stream.up).then(normed);
         let mut dn = needs.middle.then_some(dy);
         linears_backward(
             ctx,
             rows,
             n.as_ref().map(|n| View::new(n, width)),
-            saved.up_inner.as_ref(),
+            up_inner.as_ref(),
             &[(&stream.up, d_up)],
             dn.as_mut().map(|d| InputGrad { values: ViewMut::new(d, width), accumulate: false }),
             grads,
@@ -179,8 +196,8 @@ impl<D: Device> StreamPass<'_, D> {
                 self.span.clone(),
                 self.span.clone(),
                 middle,
-                &saved.middle_moments,
-                &saved.modulation,
+                &moments,
+                modulation,
                 MLP,
                 View::new(&dn, width),
                 dx,
@@ -193,10 +210,10 @@ impl<D: Device> StreamPass<'_, D> {
     /// From the stream's middle to the attention's result, in the joint order.
     fn out_backward(
         &self,
-        saved: &mut StreamSaved<D>,
-        attended: &Attended<D>,
-        dx: &mut D::Buffer,
-        d_attended: &mut D::Buffer,
+        saved: &mut AttentionSaved<D>,
+        (attended, d_attended): (&Attended<D>, &mut D::Buffer),
+        modulation: &Modulation<D>,
+        dx: &D::Buffer,
         sums: Option<&mut ModulationSums<D>>,
         grads: &mut D::Buffer,
     ) -> Result<()> {
@@ -206,13 +223,13 @@ impl<D: Device> StreamPass<'_, D> {
         let dy = gated_add_backward(
             *pass,
             self.span.clone(),
-            self.part(dx).read(),
-            &saved.modulation,
+            self.part(dx),
+            modulation,
             ATTENTION_GATE,
-            saved.attention_gated.as_ref(),
+            saved.gated.as_ref(),
             sums,
         )?;
-        let known = saved.fresh.attended.take();
+        let known = saved.attended.take();
         let rows_of = || known.unwrap_or_else(|| attended_rows(*pass, self.span.clone(), attended));
         let x = ctx.adapts(&stream.out).then(rows_of);
         let mut d = needs.operands.then(|| pass.take(rows * width));
@@ -234,7 +251,9 @@ impl<D: Device> StreamPass<'_, D> {
     /// From the attention's operands to the stream's input.
     fn project_backward(
         &self,
-        saved: StreamSaved<D>,
+        saved: AttentionSaved<D>,
+        x: &D::Buffer,
+        modulation: &Modulation<D>,
         d_heads: &Heads<D>,
         dx: &mut D::Buffer,
         mut sums: Option<ModulationSums<D>>,
@@ -253,20 +272,16 @@ impl<D: Device> StreamPass<'_, D> {
         ];
         split_heads_backward(*pass, projections);
         let adapted = [&stream.q, &stream.k, &stream.v].iter().any(|l| ctx.adapts(l));
-        let x = View::new(&saved.x, width);
-        let normed = || {
-            saved
-                .fresh
-                .n
-                .unwrap_or_else(|| normed(*pass, span.clone(), x, &saved.modulation, ATTENTION).values)
-        };
+        let x = self.part(x);
+        let normed =
+            || saved.n.unwrap_or_else(|| normed(*pass, span.clone(), x, modulation, ATTENTION).values);
         let n = adapted.then(normed);
         let mut dn = needs.norm.then(take);
         linears_backward(
             ctx,
             rows,
             n.as_ref().map(|n| View::new(n, width)),
-            saved.attention_inner.as_ref(),
+            saved.projection_inner.as_ref(),
             &[
                 (&stream.q, View::new(&dq, width)),
                 (&stream.k, View::new(&dk, width)),
@@ -282,14 +297,14 @@ impl<D: Device> StreamPass<'_, D> {
             span.clone(),
             x,
             &saved.moments,
-            &saved.modulation,
+            modulation,
             ATTENTION,
             View::new(&dn, width),
-            self.part(dx),
+            self.part_mut(dx),
             sums.as_mut(),
         );
         match sums {
-            Some(sums) => saved.modulation.backward(*pass, &stream.modulation, &sums, grads),
+            Some(sums) => modulation.backward(*pass, &stream.modulation, &sums, grads),
             None => Ok(()),
         }
     }

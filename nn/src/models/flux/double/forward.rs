@@ -2,6 +2,8 @@
 //!
 //! `N` batch, `S` tokens, `D` width, `F = 4 D`, `M = N S` rows of both streams, `R` rows of one.
 
+use std::{ops::Range, sync::Arc};
+
 use super::super::{
     block::{
         Attended, Heads, Modulation, Pass, Projection, RowMoments, attend, gated_add, normed, split_heads,
@@ -23,6 +25,9 @@ pub(super) const MLP_GATE: usize = 5;
 
 /// What the backward of a block needs.
 pub struct DoubleSaved<D: Device> {
+    /// Input and, after the attention, the middle: `[M, D]`.
+    pub(super) x: Arc<D::Buffer>,
+    pub(super) middle: D::Buffer,
     /// Values, `[N, H, S, D / H]`.
     pub(super) v: D::Buffer,
     pub(super) attended: Attended<D>,
@@ -35,35 +40,40 @@ pub struct DoubleSaved<D: Device> {
 /// What the backward of one stream needs; `R` are its rows.
 pub(super) struct StreamSaved<D: Device> {
     pub(super) modulation: Modulation<D>,
-    /// Input and, after the attention, the middle: `[R, D]`.
-    pub(super) x: D::Buffer,
-    pub(super) middle: D::Buffer,
+    pub(super) attention: AttentionSaved<D>,
+    pub(super) mlp: MlpSaved<D>,
+}
+
+/// Of the half with the attention. What is there only where the forward has just run again, a backward makes else from the rest.
+pub(super) struct AttentionSaved<D: Device> {
     pub(super) moments: RowMoments<D>,
-    pub(super) middle_moments: RowMoments<D>,
     /// Queries and keys before their norm, `[R, D]`.
     pub(super) q: D::Buffer,
     pub(super) k: D::Buffer,
-    /// The MLP before its GELU, `[R, F]`, of which the backward makes its cotangent.
-    pub(super) up: D::Buffer,
     /// `x A^T` of the adapted linears.
-    pub(super) attention_inner: Option<D::Buffer>,
+    pub(super) projection_inner: Option<D::Buffer>,
     pub(super) out_inner: Option<D::Buffer>,
-    pub(super) up_inner: Option<D::Buffer>,
-    pub(super) down_inner: Option<D::Buffer>,
-    /// Results before the gates, `[R, D]`, where the gates are adapted.
-    pub(super) attention_gated: Option<D::Buffer>,
-    pub(super) mlp_gated: Option<D::Buffer>,
-    pub(super) fresh: Fresh<D>,
+    /// Result before the gate, `[R, D]`, where the gate is adapted.
+    pub(super) gated: Option<D::Buffer>,
+    /// Normed input, `[R, D]`, where the forward has just run again.
+    pub(super) n: Option<D::Buffer>,
+    /// The attention's result, `[R, D]`, where it has.
+    pub(super) attended: Option<D::Buffer>,
 }
 
-/// What a backward makes from what was kept, unless the forward has just run again for it.
-pub(super) struct Fresh<D: Device> {
-    /// Inputs of projections and MLP, normed: `[R, D]`.
+/// Of the half with the MLP.
+pub(super) struct MlpSaved<D: Device> {
+    pub(super) moments: RowMoments<D>,
+    /// Before the GELU, `[R, F]`: the backward makes its cotangent of it.
+    pub(super) up: D::Buffer,
+    /// `x A^T` of the adapted linears.
+    pub(super) up_inner: Option<D::Buffer>,
+    pub(super) down_inner: Option<D::Buffer>,
+    /// Result before the gate, `[R, D]`, where the gate is adapted.
+    pub(super) gated: Option<D::Buffer>,
+    /// Normed middle, `[R, D]`, where the forward has just run again.
     pub(super) n: Option<D::Buffer>,
-    pub(super) middle_n: Option<D::Buffer>,
-    /// The attention's result, `[R, D]`.
-    pub(super) attended: Option<D::Buffer>,
-    /// `gelu(up)`, `[R, F]`.
+    /// `gelu(up)`, `[R, F]`, where it has.
     pub(super) active: Option<D::Buffer>,
 }
 
@@ -78,78 +88,67 @@ struct Projected<D: Device> {
     n: Option<D::Buffer>,
 }
 
-/// Run the block on `x [M, D]`, in place.
+/// Run the block on `x [M, D]`: the result, and what its backward needs. The result goes into new memory, so that nothing is copied to keep
+/// what the block has read.
 pub fn forward<D: Device>(
     pass: Pass<'_, D>,
     block: &DoubleBlock<D>,
-    x: &mut D::Buffer,
-) -> Result<Option<DoubleSaved<D>>> {
-    run(pass, block, x, false)
+    x: &Arc<D::Buffer>,
+) -> Result<(D::Buffer, Option<DoubleSaved<D>>)> {
+    let (y, saved) = run(pass, block, x, false)?;
+    let y = y.ok_or_else(|| Error::Internal("a block that ran gave no result".into()))?;
+    Ok((y, saved))
 }
 
 /// What the backward of [`forward`] needs, from the block's input: the result itself is not computed again.
 pub fn again<D: Device>(
     pass: Pass<'_, D>,
     block: &DoubleBlock<D>,
-    mut x: D::Buffer,
+    x: &Arc<D::Buffer>,
 ) -> Result<DoubleSaved<D>> {
-    let saved = run(Pass { saving: true, ..pass }, block, &mut x, true)?;
+    let (_, saved) = run(Pass { saving: true, ..pass }, block, x, true)?;
     saved.ok_or_else(|| Error::Internal("a block that ran for its backward kept nothing".into()))
 }
 
 /// The block; where its backward comes next, what that reads once more is kept, and the result is left out.
+#[expect(clippy::type_complexity, reason = "the result, and what is kept of it")]
 fn run<D: Device>(
     pass: Pass<'_, D>,
     block: &DoubleBlock<D>,
-    x: &mut D::Buffer,
+    x: &Arc<D::Buffer>,
     backward_next: bool,
-) -> Result<Option<DoubleSaved<D>>> {
+) -> Result<(Option<D::Buffer>, Option<DoubleSaved<D>>)> {
+    let streams = [(&block.text, TEXT), (&block.image, IMAGE)];
+    let half = |i: usize| {
+        let (stream, span): &(&Stream<D>, Span) = &streams[i];
+        Half { pass, stream, span: span.clone(), backward_next }
+    };
     let mut heads = Heads::take(pass);
-    let text = project(pass, &block.text, TEXT, x, &mut heads, backward_next)?;
-    let image = project(pass, &block.image, IMAGE, x, &mut heads, backward_next)?;
+    let text = half(0).project(x, &mut heads)?;
+    let image = half(1).project(x, &mut heads)?;
     let attended = attend(pass, ALL, &heads);
     let Heads { q, k, v } = heads;
-    let heads = Some((q, k)).filter(|_| backward_next);
-    let text = finish(pass, &block.text, TEXT, x, text, &attended, backward_next)?;
-    let image = finish(pass, &block.image, IMAGE, x, image, &attended, backward_next)?;
-    Ok(text.zip(image).map(|(text, image)| DoubleSaved { v, attended, streams: [text, image], heads }))
-}
+    let kept = pass.saving.then_some((v, Some((q, k)).filter(|_| backward_next)));
 
-/// Norm, projections, and their place among the heads.
-fn project<D: Device>(
-    pass: Pass<'_, D>,
-    stream: &Stream<D>,
-    span: Span,
-    x: &D::Buffer,
-    heads: &mut Heads<D>,
-    backward_next: bool,
-) -> Result<Projected<D>> {
-    let Pass { ctx, sequence, width, .. } = pass;
-    let rows = sequence.span_rows(span.clone());
-    let modulation = Modulation::new(pass, &stream.modulation)?;
-    let x = View::new(x, width).skip(rows.start * width);
-    let n = normed(pass, span.clone(), x, &modulation, ATTENTION);
-    let take = || pass.take(rows.len() * width);
-    let (mut q, mut k, mut v) = (take(), take(), take());
-    let inner = linears(
-        ctx,
-        rows.len(),
-        View::new(&n.values, width),
-        &mut [
-            Output(&stream.q, ViewMut::new(&mut q, width)),
-            Output(&stream.k, ViewMut::new(&mut k, width)),
-            Output(&stream.v, ViewMut::new(&mut v, width)),
-        ],
-    )?;
-    let projections = [
-        Projection { span: span.clone(), rows: &q, weight: Some(&stream.norm_q), heads: &mut heads.q },
-        Projection { span: span.clone(), rows: &k, weight: Some(&stream.norm_k), heads: &mut heads.k },
-        Projection { span: span.clone(), rows: &v, weight: None, heads: &mut heads.v },
-    ];
-    let read_again = backward_next && [&stream.q, &stream.k, &stream.v].iter().any(|l| ctx.adapts(l));
-    let (moments, n) = (n.moments, Some(n.values).filter(|_| read_again));
-    split_heads(pass, projections);
-    Ok(Projected { modulation, moments, q, k, inner, n })
+    let len = pass.sequence.rows() * pass.width;
+    let mut middle = pass.take(len);
+    let (text, text_attention) = half(0).add_attention(x, text, &attended, &mut middle)?;
+    let (image, image_attention) = half(1).add_attention(x, image, &attended, &mut middle)?;
+    let attended = pass.saving.then_some(attended);
+    let mut y = (!backward_next).then(|| pass.take(len));
+    let text_mlp = half(0).add_mlp(&middle, &text, y.as_mut())?;
+    let image_mlp = half(1).add_mlp(&middle, &image, y.as_mut())?;
+
+    let stream = |modulation, attention: Option<_>, mlp: Option<_>| {
+        let (attention, mlp) = attention.zip(mlp)?;
+        Some(StreamSaved { modulation, attention, mlp })
+    };
+    let streams = stream(text, text_attention, text_mlp).zip(stream(image, image_attention, image_mlp));
+    let saved = streams.zip(kept.zip(attended)).map(|((text, image), ((v, heads), attended))| {
+        let x = Arc::clone(x);
+        DoubleSaved { x, middle, v, attended, streams: [text, image], heads }
+    });
+    Ok((y, saved))
 }
 
 /// The attention's result of one stream, `[R, D]`.
@@ -170,73 +169,126 @@ pub(super) fn activated<D: Device>(pass: Pass<'_, D>, rows: usize, up: &D::Buffe
     values
 }
 
-/// What follows the attention in one stream.
-fn finish<D: Device>(
-    pass: Pass<'_, D>,
-    stream: &Stream<D>,
+/// One stream of a forward.
+struct Half<'a, D: Device> {
+    pass: Pass<'a, D>,
+    stream: &'a Stream<D>,
     span: Span,
-    x: &mut D::Buffer,
-    projected: Projected<D>,
-    attended: &Attended<D>,
     backward_next: bool,
-) -> Result<Option<StreamSaved<D>>> {
-    let Pass { ctx, sequence, width, saving, .. } = pass;
-    let range = sequence.span_rows(span.clone());
-    let (rows, mlp) = (range.len(), MLP_RATIO * width);
-    let start = range.start * width;
-    let mut x = ViewMut::new(x, width).skip(start);
-    let Projected { modulation, moments, q, k, inner: attention_inner, n } = projected;
-    let read_again = |linear: &Linear<D>| backward_next && ctx.adapts(linear);
+}
 
-    let keep = |x: &ViewMut<'_, D>| saving.then(|| ctx.queue.copy(x.read(), rows * width, Kind::Activation));
-    let input = keep(&x);
-    let attended = attended_rows(pass, span.clone(), attended);
-    let mut y = pass.take(rows * width);
-    let output = Output(&stream.out, ViewMut::new(&mut y, width));
-    let out_inner = linears(ctx, rows, View::new(&attended, width), &mut [output])?;
-    let attended = Some(attended).filter(|_| read_again(&stream.out));
-    gated_add(pass, span.clone(), x.again(), &modulation, ATTENTION_GATE, &y);
-    let adapted = ctx.adapts(&stream.modulation);
-    let attention_gated = adapted.then(|| std::mem::replace(&mut y, pass.take(rows * width)));
-
-    let middle = keep(&x);
-    let middle_n = normed(pass, span.clone(), x.read(), &modulation, MLP);
-    let mut up = pass.take(rows * mlp);
-    let output = Output(&stream.up, ViewMut::new(&mut up, mlp));
-    let up_inner = linears(ctx, rows, View::new(&middle_n.values, width), &mut [output])?;
-    let mut down_inner = None;
-    let mut active = None;
-    if !backward_next || adapted {
-        let values = activated(pass, rows, &up);
-        let output = Output(&stream.down, ViewMut::new(&mut y, width));
-        down_inner = linears(ctx, rows, View::new(&values, mlp), &mut [output])?;
-        if !backward_next {
-            gated_add(pass, span, x, &modulation, MLP_GATE, &y);
-        }
-        active = Some(values).filter(|_| read_again(&stream.down));
-    } else if ctx.adapts(&stream.down) {
-        let values = activated(pass, rows, &up);
-        down_inner = inner(ctx, rows, View::new(&values, mlp), [&stream.down]);
-        active = Some(values);
+impl<D: Device> Half<'_, D> {
+    fn rows(&self) -> Range<usize> {
+        self.pass.sequence.span_rows(self.span.clone())
     }
 
-    let middle_moments = middle_n.moments;
-    let middle_n = Some(middle_n.values).filter(|_| read_again(&stream.up));
-    Ok(input.zip(middle).map(|(x, middle)| StreamSaved {
-        x,
-        middle,
-        moments,
-        middle_moments,
-        q,
-        k,
-        up,
-        attention_inner,
-        out_inner,
-        up_inner,
-        down_inner,
-        attention_gated,
-        mlp_gated: adapted.then_some(y),
-        modulation,
-        fresh: Fresh { n, middle_n, attended, active },
-    }))
+    /// The stream's part of all rows.
+    fn part<'a>(&self, all: &'a D::Buffer) -> View<'a, D> {
+        View::new(all, self.pass.width).skip(self.rows().start * self.pass.width)
+    }
+
+    fn part_mut<'a>(&self, all: &'a mut D::Buffer) -> ViewMut<'a, D> {
+        ViewMut::new(all, self.pass.width).skip(self.rows().start * self.pass.width)
+    }
+
+    /// Does a backward that comes next read what this linear reads?
+    fn reads_again(&self, linear: &Linear<D>) -> bool {
+        self.backward_next && self.pass.ctx.adapts(linear)
+    }
+
+    /// Norm, projections, and their place among the heads.
+    fn project(&self, x: &D::Buffer, heads: &mut Heads<D>) -> Result<Projected<D>> {
+        let Self { pass, stream, span, .. } = self;
+        let Pass { ctx, width, .. } = *pass;
+        let rows = self.rows().len();
+        let modulation = Modulation::new(*pass, &stream.modulation)?;
+        let n = normed(*pass, span.clone(), self.part(x), &modulation, ATTENTION);
+        let take = || pass.take(rows * width);
+        let (mut q, mut k, mut v) = (take(), take(), take());
+        let inner = linears(
+            ctx,
+            rows,
+            View::new(&n.values, width),
+            &mut [
+                Output(&stream.q, ViewMut::new(&mut q, width)),
+                Output(&stream.k, ViewMut::new(&mut k, width)),
+                Output(&stream.v, ViewMut::new(&mut v, width)),
+            ],
+        )?;
+        let projections = [
+            Projection { span: span.clone(), rows: &q, weight: Some(&stream.norm_q), heads: &mut heads.q },
+            Projection { span: span.clone(), rows: &k, weight: Some(&stream.norm_k), heads: &mut heads.k },
+            Projection { span: span.clone(), rows: &v, weight: None, heads: &mut heads.v },
+        ];
+        let read_again = [&stream.q, &stream.k, &stream.v].iter().any(|linear| self.reads_again(linear));
+        let (moments, n) = (n.moments, Some(n.values).filter(|_| read_again));
+        split_heads(*pass, projections);
+        Ok(Projected { modulation, moments, q, k, inner, n })
+    }
+
+    /// The stream's rows of the middle.
+    #[expect(clippy::type_complexity, reason = "what the other half needs, and what is kept")]
+    fn add_attention(
+        &self,
+        x: &D::Buffer,
+        projected: Projected<D>,
+        attended: &Attended<D>,
+        middle: &mut D::Buffer,
+    ) -> Result<(Modulation<D>, Option<AttentionSaved<D>>)> {
+        let Self { pass, stream, span, .. } = self;
+        let Pass { ctx, width, saving, .. } = *pass;
+        let (rows, len) = (self.rows().len(), self.rows().len() * width);
+        let Projected { modulation, moments, q, k, inner, n } = projected;
+        let values = attended_rows(*pass, span.clone(), attended);
+        let mut to = self.part_mut(middle);
+        let output = Output(&stream.out, to.again());
+        let out_inner = linears(ctx, rows, View::new(&values, width), &mut [output])?;
+        let adapted = ctx.adapts(&stream.modulation);
+        let gated = adapted.then(|| ctx.queue.copy(to.read(), len, Kind::Activation));
+        gated_add(*pass, span.clone(), self.part(x), &modulation, ATTENTION_GATE, to);
+        let attended = Some(values).filter(|_| self.reads_again(&stream.out));
+        let saved = AttentionSaved { moments, q, k, projection_inner: inner, out_inner, gated, n, attended };
+        Ok((modulation, saving.then_some(saved)))
+    }
+
+    /// The stream's rows of the result, unless it is left out.
+    fn add_mlp(
+        &self,
+        middle: &D::Buffer,
+        modulation: &Modulation<D>,
+        y: Option<&mut D::Buffer>,
+    ) -> Result<Option<MlpSaved<D>>> {
+        let Self { pass, stream, span, .. } = self;
+        let Pass { ctx, width, saving, .. } = *pass;
+        let (rows, mlp) = (self.rows().len(), MLP_RATIO * width);
+        let middle = self.part(middle);
+        let n = normed(*pass, span.clone(), middle, modulation, MLP);
+        let mut up = pass.take(rows * mlp);
+        let output = Output(&stream.up, ViewMut::new(&mut up, mlp));
+        let up_inner = linears(ctx, rows, View::new(&n.values, width), &mut [output])?;
+        let moments = n.moments;
+        let n = Some(n.values).filter(|_| self.reads_again(&stream.up));
+
+        let (adapted, mut gated) = (ctx.adapts(&stream.modulation), None);
+        let (mut down_inner, mut active) = (None, None);
+        if y.is_some() || adapted || ctx.adapts(&stream.down) {
+            let values = activated(*pass, rows, &up);
+            let from = View::new(&values, mlp);
+            if let Some(y) = y {
+                let mut to = self.part_mut(y);
+                down_inner = linears(ctx, rows, from, &mut [Output(&stream.down, to.again())])?;
+                gated = adapted.then(|| ctx.queue.copy(to.read(), rows * width, Kind::Activation));
+                gated_add(*pass, span.clone(), middle, modulation, MLP_GATE, to);
+            } else if adapted {
+                let mut result = pass.take(rows * width);
+                let output = Output(&stream.down, ViewMut::new(&mut result, width));
+                down_inner = linears(ctx, rows, from, &mut [output])?;
+                gated = Some(result);
+            } else {
+                down_inner = inner(ctx, rows, from, [&stream.down]);
+            }
+            active = Some(values).filter(|_| self.reads_again(&stream.down));
+        }
+        Ok(saving.then_some(MlpSaved { moments, up, up_inner, down_inner, gated, n, active }))
+    }
 }
