@@ -77,6 +77,26 @@ fn a_pass_and_its_backward_hold_no_more_than_is_declared_whatever_is_adapted() {
 }
 
 #[test]
+fn what_a_block_that_runs_again_keeps_of_what_adapted_linears_read_is_declared() {
+    let small = Small::new(&config());
+    let model = model(&small, Checkpointing::Blocks);
+    let scratch = |targets: &[&str]| cost(&model, &adapter(&model, targets)).backward_scratch_bytes;
+    let (rows, channels, blocks, rank) = (12, 16, 2, 3);
+    for (linear, width) in [
+        ("attn1.to_q", channels),
+        ("attn1.to_out.0", 0),
+        ("attn2.to_q", channels),
+        ("attn2.to_out.0", channels),
+        ("ff.net.0.proj", channels),
+        ("ff.net.2", 4 * channels),
+    ] {
+        let found = scratch(&["conv_in", linear]) - scratch(&["conv_in"]);
+        // Beside what is read there is the adapter's `x A^T`, which is counted for all blocks of a transformer.
+        assert_eq!(found, 4 * rows * (width + blocks * rank), "{linear}");
+    }
+}
+
+#[test]
 fn operations_of_blocks_that_run_again_are_those_that_their_backwards_need() {
     let small = Small::new(&config());
     let repeated = |targets: &[&str]| {
