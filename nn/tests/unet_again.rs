@@ -144,3 +144,12 @@ fn operations_of_blocks_that_run_again_are_those_that_their_backwards_need() {
     assert_eq!(repeated(&["conv_in", "*.conv2", "*.conv_shortcut"]), repeated(&["conv_in"]));
     assert_eq!(repeated(&["conv_out"]), 0.0);
 }
+
+#[test]
+fn operations_before_the_first_adapted_linear_are_none_of_a_backward() {
+    let model = model(&Small::new(&config()), Checkpointing::Blocks);
+    let last = cost(&model, &adapter(&model, &["conv_out"])).backward_flops;
+    let (pixels, terms, outputs, rank) = (48, 9 * 8, 4, 3);
+    let by_factors = 3 * 2 * pixels * rank * (terms + outputs);
+    assert_eq!(last, (2 * pixels * terms * outputs + by_factors) as f64);
+}

@@ -105,8 +105,8 @@ pub(super) fn forward<D: Device>(
     Ok((y, pass.saving.then_some(ResnetSaved { inputs, middle, fresh })))
 }
 
-/// What the backward of [`forward`] needs, from the block's inputs: all behind `h` is not computed again, because the backward of a
-/// convolution reads no result of it.
+/// What the backward of [`forward`] needs, from the block's inputs: nothing behind `h` is computed again, because no backward of a
+/// convolution or a sum reads its result.
 pub(super) fn again<D: Device>(
     pass: Pass<'_, D>,
     block: &Resnet<D>,
