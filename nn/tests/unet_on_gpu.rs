@@ -41,12 +41,14 @@ struct Trained {
 }
 
 const KEYS: &[&str] = &["*.to_k_ip", "*.to_v_ip"];
-const TRAINED: [Trained; 5] = [
+const TRAINED: [Trained; 6] = [
     Trained { targets: &[], whole: KEYS, inside: false },
     Trained { targets: &["conv*"], whole: &[], inside: false },
     // The first and the last convolution alone: a backward that goes all the way, and one that hardly begins.
     Trained { targets: &["conv_in", "conv_out"], whole: &[], inside: false },
     Trained { targets: &["conv*", "to_q", "proj_in", "ff.net.2"], whole: KEYS, inside: false },
+    // All that a block that runs again may keep for its backward at once.
+    Trained { targets: &["*"], whole: &[], inside: false },
     Trained {
         targets: &["*.downsamplers.0.conv", "*.upsamplers.0.conv"],
         whole: &["*.to_k_ip", "encoder_hid_proj.*"],
@@ -159,18 +161,19 @@ fn on_a_gpu_steps_have_the_same_bits_whatever_a_pass_keeps_and_wherever_weights_
     let Some(gpu) = gpu() else { return };
     let (small, cpu) = (Small::new(&config()), Cpu::new(2).unwrap());
     for trained in &TRAINED {
-        let steps = |checkpointing, packing| {
-            let loading = Loading { packing, ..Loading::default() };
+        let steps = |precision, checkpointing, packing| {
+            let loading = Loading { precision, packing };
             let options = UNetOptions { checkpointing, loading, ..trained.options(&small) };
             let model = UNet::open_on(gpu.clone(), cpu.clone(), small.path(), options).unwrap();
             trained.steps(&model, &cpu)
         };
-        let expected = steps(Checkpointing::None, Packing::Resident);
-        for (checkpointing, packing) in
-            [(Checkpointing::Blocks, Packing::Resident), (Checkpointing::Blocks, Packing::Streamed)]
-        {
-            let found = steps(checkpointing, packing);
-            assert!(found == expected, "{:?} {:?} {checkpointing:?}", trained.targets, trained.whole);
+        for precision in [Precision::F32, Precision::Bf16] {
+            let expected = steps(precision, Checkpointing::None, Packing::Resident);
+            for packing in [Packing::Resident, Packing::Streamed] {
+                let found = steps(precision, Checkpointing::Blocks, packing);
+                let of = (trained.targets, trained.whole);
+                assert!(found == expected, "{of:?} {precision:?} {packing:?}: blocks that run again");
+            }
         }
     }
 }

@@ -8,8 +8,9 @@ pub enum Checkpointing {
     /// All that the backward of every block needs.
     #[default]
     None,
-    /// The input of every block; the backward runs each block again (FLUX's without the last linear, unless its gate is adapted) with
-    /// the same kernels, and so gets the same bits.
+    /// The input of every block; the backward runs each block again with the same kernels, and so gets the same bits. What no backward
+    /// reads is left out then: FLUX's last linears, unless their gates are adapted, those of the U-Net's MLPs, and of its residual blocks
+    /// all behind the first convolution.
     Blocks,
 }
 

@@ -82,6 +82,8 @@ pub(super) struct AttentionSaved<D: Device> {
     own: Attended<D>,
     image: Option<Attended<D>>,
     out_inner: Option<D::Buffer>,
+    /// What `out` has read, where it is a sum and the forward has just run again; else the backward makes it.
+    joined: Option<D::Buffer>,
 }
 
 /// What of an attention a probe may look at: queries, `[M, C]`, and the keys of image tokens, `[N U, C]`.
@@ -114,19 +116,14 @@ pub(super) fn forward<D: Device>(
         _ => None,
     };
     let (image, k_image) = image.unzip();
-    let joined;
-    let all = match &image {
-        Some(image) => {
-            joined = sum(pass, rows * channels, &own.values, &image.values);
-            &joined
-        }
-        None => &own.values,
-    };
+    let joined = image.as_ref().map(|image| sum(pass, rows * channels, &own.values, &image.values));
+    let all = View::new(joined.as_ref().unwrap_or(&own.values), channels);
     let mut y = pass.take(rows * channels);
     let output = Output(&attention.out, ViewMut::new(&mut y, channels));
-    let out_inner = linears(pass.ctx, rows, View::new(all, channels), &mut [output])?;
+    let out_inner = linears(pass.ctx, rows, all, &mut [output])?;
+    let joined = joined.and_then(|joined| pass.fresh(joined, &[&attention.out]));
     let looked = k_image.filter(|_| look).map(|k_image| Looked { q: q_rows, k_image });
-    let saved = pass.saving.then_some(AttentionSaved { q, q_inner, own, image, out_inner });
+    let saved = pass.saving.then_some(AttentionSaved { q, q_inner, own, image, out_inner, joined });
     Ok((y, saved, looked))
 }
 
@@ -171,28 +168,26 @@ fn sum<D: Device>(pass: Pass<'_, D>, len: usize, own: &D::Buffer, image: &D::Buf
     all
 }
 
-/// Backward of [`forward`]: `dx [M, C]` is overwritten. Where keys and values are of `x` itself, their part of the cotangent is in it.
-/// That of image tokens is added to `grads` where it is wanted; nothing that made the text's is trained.
+/// Backward of [`forward`]: `dx [M, C]` is overwritten. `x` is read where a linear is adapted that has read it. Keys and values are of
+/// `text` or else of `x` itself, and then their part of the cotangent is in it. That of image tokens is added to `grads` where it is
+/// wanted; nothing that made the text's is trained.
 #[expect(clippy::too_many_arguments, reason = "the operands of one layer")]
 pub(super) fn backward<D: Device>(
     pass: Pass<'_, D>,
     attention: &Attention<D>,
     sizes: Sizes,
     saved: AttentionSaved<D>,
-    x: View<'_, D>,
-    tokens: Tokens<'_, D>,
-    of_itself: bool,
+    x: Option<View<'_, D>>,
+    text: Option<Tokens<'_, D>>,
     dy: View<'_, D>,
     dx: &mut D::Buffer,
     grads: &mut Grads<D>,
 ) -> Result<()> {
     let (rows, channels, ctx) = (pass.batch * sizes.pixels, sizes.channels, pass.ctx);
     let (queue, len) = (ctx.queue, rows * channels);
-    let AttentionSaved { q, q_inner, own, image, out_inner } = saved;
-    let joined = image
-        .as_ref()
-        .filter(|_| ctx.adapts(&attention.out))
-        .map(|image| sum(pass, len, &own.values, &image.values));
+    let AttentionSaved { q, q_inner, own, image, out_inner, joined } = saved;
+    let summed = || Some(sum(pass, len, &own.values, &image.as_ref()?.values));
+    let joined = joined.or_else(|| ctx.adapts(&attention.out).then(summed).flatten());
     let mut d_out = pass.take(len);
     linears_backward(
         ctx,
@@ -205,14 +200,15 @@ pub(super) fn backward<D: Device>(
     )?;
     drop(joined);
 
-    let of_own = Over { pass, sizes, q: &q, tokens };
+    let count = text.map_or(sizes.pixels, |text| text.count);
+    let of_own = Over { pass, sizes, q: &q, tokens: text.map_or(x, |text| Some(text.values)), count };
     let Cotangents { mut dq, dk, dv } = of_own.backward(&own, &d_out);
     if let Some(image) = image {
         let (Some(linears), Some(tokens)) = (&attention.image, pass.image) else {
             return Err(Error::Internal("image tokens of a pass are gone in its backward".into()));
         };
         queue.scale(pass.image_scale, ViewMut::new(&mut d_out, len), len);
-        let over = Over { tokens, ..of_own };
+        let over = Over { tokens: Some(tokens.values), count: tokens.count, ..of_own };
         let of_image = over.backward(&image, &d_out);
         queue.add_scaled(1.0, View::new(&of_image.dq, len), ViewMut::new(&mut dq, len), len);
         let [k, v] = linears;
@@ -227,13 +223,14 @@ pub(super) fn backward<D: Device>(
     linears_backward(
         ctx,
         rows,
-        Some(x),
+        x,
         q_inner.as_ref(),
         &[(&attention.q, View::new(&dq, channels))],
         Some(InputGrad { values: ViewMut::new(dx, channels), accumulate: false }),
         &mut grads.adapter,
     )?;
     drop(dq);
+    let of_itself = text.is_none();
     let dx = of_itself.then(|| InputGrad { values: ViewMut::new(dx, channels), accumulate: true });
     of_own.linears_backward([&attention.k, &attention.v], &own, [dk, dv], dx, &mut grads.adapter)
 }
@@ -250,17 +247,20 @@ struct Over<'a, D: Device> {
     pass: Pass<'a, D>,
     sizes: Sizes,
     q: &'a D::Buffer,
-    tokens: Tokens<'a, D>,
+    /// What linears of keys and values have read, where it is there.
+    tokens: Option<View<'a, D>>,
+    /// How many of them a sample has.
+    count: usize,
 }
 
 impl<D: Device> Over<'_, D> {
     fn backward(&self, attended: &Attended<D>, d_out: &D::Buffer) -> Cotangents<D> {
-        let Self { pass, sizes, q, tokens } = self;
+        let Self { pass, sizes, q, count, .. } = *self;
         let channels = sizes.channels;
         let take = |tokens: usize| pass.take(pass.batch * tokens * channels);
-        let (mut dq, mut dk, mut dv) = (take(sizes.pixels), take(tokens.count), take(tokens.count));
+        let (mut dq, mut dk, mut dv) = (take(sizes.pixels), take(count), take(count));
         pass.ctx.queue.attention_backward(AttentionBackward {
-            shape: sizes.shape(*pass, tokens.count),
+            shape: sizes.shape(pass, count),
             query_rows: 0..sizes.pixels,
             q,
             k: &attended.k,
@@ -284,15 +284,15 @@ impl<D: Device> Over<'_, D> {
         dx: Option<InputGrad<'_, D>>,
         grads: &mut D::Buffer,
     ) -> Result<()> {
-        let Self { pass, sizes, tokens, .. } = self;
+        let Self { pass, sizes, tokens, count, .. } = *self;
         if dx.is_none() && !pass.ctx.adapts(k) && !pass.ctx.adapts(v) {
             return Ok(());
         }
-        let (dk, dv) = (sizes.join(*pass, tokens.count, &dk), sizes.join(*pass, tokens.count, &dv));
+        let (dk, dv) = (sizes.join(pass, count, &dk), sizes.join(pass, count, &dv));
         linears_backward(
             pass.ctx,
-            pass.batch * tokens.count,
-            Some(tokens.values),
+            pass.batch * count,
+            tokens,
             attended.inner.as_ref(),
             &[(k, View::new(&dk, sizes.channels)), (v, View::new(&dv, sizes.channels))],
             dx,

@@ -6,7 +6,7 @@ use super::weights::Weights;
 use crate::{
     device::{Device, Kind, Queue, View},
     error::Result,
-    layers::Context,
+    layers::{Context, Linear},
     models::Checkpointing,
 };
 
@@ -41,6 +41,8 @@ pub(super) struct Pass<'a, D: Device> {
     pub checkpointing: Checkpointing,
     /// Is anything kept for a backward?
     pub saving: bool,
+    /// Does that backward come next, and so what it reads once more is kept, too?
+    pub backward_next: bool,
 }
 
 impl<D: Device> Clone for Pass<'_, D> {
@@ -55,6 +57,21 @@ impl<D: Device> Pass<'_, D> {
     /// Working memory for this many activations.
     pub fn take(&self, len: usize) -> D::Buffer {
         self.ctx.queue.take(len, Kind::Activation)
+    }
+
+    /// The same for what runs again, because its backward comes next.
+    pub fn again(self) -> Self {
+        Self { saving: true, backward_next: true, ..self }
+    }
+
+    /// Is one of these linears adapted, so that a backward reads what they have read?
+    pub fn adapts(&self, linears: &[&Linear<D>]) -> bool {
+        linears.iter().any(|linear| self.ctx.adapts(linear))
+    }
+
+    /// What these linears have read, where the backward that comes next reads it again.
+    pub fn fresh(&self, read: D::Buffer, linears: &[&Linear<D>]) -> Option<D::Buffer> {
+        (self.backward_next && self.adapts(linears)).then_some(read)
     }
 }
 

@@ -33,6 +33,9 @@ use crate::{
 /// Image tokens of a reference, as published IP-Adapters have them.
 pub const IMAGE_TOKENS: usize = 16;
 
+/// A block's last linear.
+const LAST: &str = "ff.net.2";
+
 /// Sizes of a pass: samples, latent grid, references, text tokens.
 #[derive(Clone, Copy)]
 pub(super) struct Sizes {
@@ -69,6 +72,8 @@ struct Counter<'a> {
     running: Held,
     /// The most that a block keeps that the backward runs again.
     again: Held,
+    /// Operations of what the backward runs again.
+    repeated_flops: f64,
 }
 
 impl Costs<'_> {
@@ -130,6 +135,7 @@ impl Costs<'_> {
             kept: Held::default(),
             running: Held::default(),
             again: Held::default(),
+            repeated_flops: 0.0,
         };
         let linears: Vec<_> = all.iter().map(|step| step.stage.linears(config, self.image_prompt)).collect();
         let named = |name: &str| c.adapted.contains(name);
@@ -156,10 +162,10 @@ impl Costs<'_> {
         c.conv(ConvWindow::Three, (io, first_channels), pixels(size), false, ends[0]);
         for (number, (Step { stage, .. }, linears)) in all.iter().zip(&linears).enumerate() {
             let (reached, below) = (number >= first, number > first);
-            let before = c.kept;
+            let before = (c.kept, c.repeated_flops, c.cost.backward_flops);
             c.stage(stage, linears, &mut size, self.options.checkpointing, below);
             if !reached {
-                c.kept = before;
+                (c.kept, c.repeated_flops, c.cost.backward_flops) = before;
             }
         }
         let reached = first < all.len() || ends[1];
@@ -192,7 +198,7 @@ impl Costs<'_> {
         let mut backward = c.running + c.running + skips;
         if self.options.checkpointing == Checkpointing::Blocks && reached {
             backward = backward + c.again;
-            c.cost.backward_flops += c.cost.forward_flops;
+            c.cost.backward_flops += c.repeated_flops;
         }
         c.cost.backward_scratch_bytes = size::sum([storage.bytes(backward), streamed]);
         let values = adapter.map_or(0, AdapterLayout::len);
@@ -223,7 +229,8 @@ fn skipped(all: &[Step], sizes: Sizes) -> f64 {
 }
 
 impl Counter<'_> {
-    /// A convolution of so many output pixels; `by_input`: is the derivative by its input wanted? `adapted`: has it factors?
+    /// A convolution of so many output pixels; `by_input`: is the derivative by its input wanted? `adapted`: has it factors? Returns the
+    /// operations of its forward.
     fn conv(
         &mut self,
         window: ConvWindow,
@@ -231,38 +238,49 @@ impl Counter<'_> {
         pixels: f64,
         by_input: bool,
         adapted: bool,
-    ) {
+    ) -> f64 {
         let flops = conv_flops(window, channels, pixels);
-        self.cost.forward_flops += flops;
+        let mut forward = flops;
         if adapted {
             // Forward once, and once more in the backward, with as many products for the derivatives.
             let terms = (window.side().pow(2) * channels.0) as f64;
             let factors = 2.0 * pixels * self.rank * (terms + channels.1 as f64);
-            self.cost.forward_flops += factors;
+            forward += factors;
             self.cost.backward_flops += 3.0 * factors;
         }
+        self.cost.forward_flops += forward;
         self.cost.backward_flops += if by_input { flops } else { 0.0 };
         let (inputs, outputs) = (channels.0 as f64, channels.1 as f64);
         // The input, its norm, the windows, the result, and what it is added to.
         let activations = conv_scratch(window, channels.0, pixels) + pixels * (2.0 * inputs + 2.0 * outputs);
         self.running = self.running.max(Held { activations, exact: 0.0 });
+        forward
     }
 
-    /// A linear over `rows` rows; `by_input`: is the derivative by its input wanted?
-    fn linear(&mut self, linear: &LinearLayout, rows: f64, by_input: bool) {
+    /// A linear over `rows` rows; `by_input`: is the derivative by its input wanted? Returns the operations of its forward.
+    fn linear(&mut self, linear: &LinearLayout, rows: f64, by_input: bool) -> f64 {
         let (inputs, outputs) = (linear.inputs as f64, linear.outputs as f64);
-        self.cost.forward_flops += 2.0 * rows * inputs * outputs;
+        let mut forward = 2.0 * rows * inputs * outputs;
         self.cost.backward_flops += if by_input { 2.0 * rows * inputs * outputs } else { 0.0 };
         if self.whole.contains(linear.name.as_str()) {
             let product = 2.0 * rows * inputs * outputs;
-            self.cost.forward_flops += product;
+            forward += product;
             self.cost.backward_flops += if by_input { 2.0 * product } else { product };
         } else if self.adapted.contains(linear.name.as_str()) {
-            self.cost.forward_flops += 2.0 * rows * self.rank * (inputs + outputs);
+            forward += 2.0 * rows * self.rank * (inputs + outputs);
             let products = if by_input { 2.0 * inputs } else { inputs } + 2.0 * outputs;
             self.cost.backward_flops += 2.0 * rows * self.rank * products;
             self.kept.activations += rows * self.rank;
         }
+        self.cost.forward_flops += forward;
+        forward
+    }
+
+    /// Operations of `x A^T` of a linear, if it has factors.
+    fn inner(&self, linear: &LinearLayout, rows: f64) -> f64 {
+        let name = linear.name.as_str();
+        let has_factors = self.adapted.contains(name) && !self.whole.contains(name);
+        if has_factors { 2.0 * rows * self.rank * linear.inputs as f64 } else { 0.0 }
     }
 
     /// The resampler, for so many pictures of `tokens` tokens; `trained`: is there a backward?
@@ -277,11 +295,12 @@ impl Counter<'_> {
         }
     }
 
-    /// Attention of `rows` queries over `keys` keys of their sample each.
+    /// Attention of `rows` queries over `keys` keys of their sample each, in a block that may run again.
     fn attention(&mut self, rows: f64, keys: f64, channels: f64) {
         let product = 2.0 * rows * keys * channels;
         self.cost.forward_flops += 2.0 * product;
         self.cost.backward_flops += 5.0 * product;
+        self.repeated_flops += 2.0 * product;
     }
 
     fn stage(
@@ -296,15 +315,22 @@ impl Counter<'_> {
         match stage {
             Stage::Resnet { inputs, skip, outputs, .. } => {
                 let (p, i, o) = (pixels(*size), inputs + skip, *outputs);
-                for (conv, channels) in stage.convs().iter().zip([(i, o), (o, o), (i, o)]) {
+                let convs = stage.convs();
+                let mut forward = Vec::new();
+                for (conv, channels) in convs.iter().zip([(i, o), (o, o), (i, o)]) {
                     let window = if conv.window == Some(1) { ConvWindow::One } else { ConvWindow::Three };
                     let adapted = self.adapted.contains(conv.name.as_str());
-                    self.conv(window, channels, p, below || adapted, adapted);
+                    forward.push(self.conv(window, channels, p, below || adapted, adapted));
                 }
+                // A block that runs again ends with the first one's result.
+                self.repeated_flops += forward[0];
                 let middle = Held { activations: p * o as f64, exact: 0.0 };
+                // Both inputs joined, and what the first convolution reads of them.
+                let read = usize::from(*skip > 0) + usize::from(self.adapted.contains(&*convs[0].name));
+                let fresh = Held { activations: p * (read * i) as f64, exact: 0.0 };
                 match checkpointing {
                     Checkpointing::None => self.kept = self.kept + middle,
-                    Checkpointing::Blocks => self.again = self.again.max(middle),
+                    Checkpointing::Blocks => self.again = self.again.max(middle + fresh),
                 }
                 // The input, which is the result of the step before.
                 self.kept.activations += p * *inputs as f64;
@@ -348,7 +374,12 @@ impl Counter<'_> {
                 (_, true) => (image, self.by_images),
                 _ => (p, below || !linear.name.ends_with("proj_in")),
             };
-            self.linear(linear, rows, by_input);
+            let forward = self.linear(linear, rows, by_input);
+            let is = |part: &str| linear.name.ends_with(part);
+            // Projections are outside of the blocks, and of its last linear a block that runs again needs `x A^T` only.
+            let outside = is("proj_in") || is("proj_out");
+            let of_block = if is(LAST) { self.inner(linear, rows) } else { forward };
+            self.repeated_flops += if outside { 0.0 } else { of_block };
         }
         let inner = self.kept - before;
         for _ in 0..depth {
@@ -373,7 +404,8 @@ impl Counter<'_> {
                 for _ in 0..depth {
                     self.kept = self.kept + stream;
                 }
-                self.again = self.again.max(block + inner);
+                let fresh = Held { activations: p * c * self.fresh(linears, image > 0.0), exact: 0.0 };
+                self.again = self.again.max(block + inner + fresh);
             }
         }
         // The input, and what the last projection reads.
@@ -381,5 +413,18 @@ impl Counter<'_> {
         // A block's MLP is its widest place: the stream, its norm, the gate's operands and result.
         let running = Held { activations: p * c * (6.0 + 3.0 * mlp), exact: 2.0 * p * heads };
         self.running = self.running.max(running);
+    }
+
+    /// What a transformer's block that runs again keeps of what adapted linears read, in widths of the stream.
+    fn fresh(&self, linears: &[(LinearLayout, bool)], image: bool) -> f64 {
+        let adapted = |parts: &[&str]| {
+            let reads = |name: &str| parts.iter().any(|part| name.ends_with(part));
+            linears.iter().any(|(l, _)| reads(&l.name) && self.adapted.contains(l.name.as_str()))
+        };
+        let normed = [&["attn1.to_q", "attn1.to_k", "attn1.to_v"][..], &["attn2.to_q"], &["ff.net.0.proj"]];
+        let normed = normed.into_iter().filter(|parts| adapted(parts)).count();
+        let joined = usize::from(image && adapted(&["attn2.to_out.0"]));
+        let gated = if adapted(&[LAST]) { MLP_RATIO } else { 0 };
+        (normed + joined + gated) as f64
     }
 }

@@ -6,7 +6,8 @@
 //! files     where the tensors stand        original   their names in the layout of a single file
 //! weights   the frozen weights, packed     image_prompt   keys and values of an IP-Adapter file
 //! resnet    residual blocks                attention  over pixels, text and image tokens
-//! transformer   blocks of attention and MLP    context  what every function of a pass needs to know
+//! block     of attentions and MLP          transformer    blocks between two projections
+//! context   what every function of a pass needs to know
 //! pass      a whole pass, forward and backward     probe    what is asked of its cross-attentions
 //! cost      what a pass costs, and the weights on a device
 //! ```
@@ -14,6 +15,7 @@
 //! The model is that of diffusers' `UNet2DConditionModel`. It takes whole DDPM steps as its time and predicts eps or v.
 
 mod attention;
+mod block;
 mod config;
 mod context;
 mod cost;
@@ -26,6 +28,8 @@ mod pass;
 mod probe;
 mod resnet;
 mod stages;
+#[cfg(test)]
+mod tests;
 mod transformer;
 mod weights;
 

@@ -56,6 +56,7 @@ impl<D: Device> Conditions<D> {
             image_scale: self.image_scale,
             checkpointing: model.options.checkpointing,
             saving,
+            backward_next: false,
         }
     }
 }
@@ -368,10 +369,7 @@ fn step_backward<D: Device>(
     match (&step.stage, saved) {
         (StageWeights::Resnet(resnet), StageSaved::Resnet(kept)) => {
             route.approach(unit)?;
-            let saving = Pass { saving: true, ..pass };
-            let gone = || Error::Internal("a residual block kept nothing for its backward".into());
-            let again = |inputs| resnet::forward(saving, resnet, inputs)?.1.ok_or_else(gone);
-            let saved = kept.saved(again)?;
+            let saved = kept.saved(|inputs| resnet::again(pass, resnet, inputs))?;
             resnet::backward(pass, resnet, saved, &dy, grads).map(Some)
         }
         (StageWeights::Transformer(transformer), StageSaved::Transformer(saved)) => {

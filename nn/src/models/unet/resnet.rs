@@ -73,6 +73,16 @@ pub(super) struct ResnetSaved<D: Device> {
     inputs: Inputs<D>,
     /// `h`, `[N, H, W, C]`.
     middle: Map<D>,
+    fresh: Fresh<D>,
+}
+
+/// What a backward makes from what was kept, unless the forward has just run again for it.
+#[derive(Debug)]
+struct Fresh<D: Device> {
+    /// Both inputs as the channels of one picture.
+    x: Option<Arc<Map<D>>>,
+    /// What the first convolution has read.
+    n: Option<Map<D>>,
 }
 
 /// Run the block.
@@ -82,19 +92,41 @@ pub(super) fn forward<D: Device>(
     inputs: Inputs<D>,
 ) -> Result<(Map<D>, Option<ResnetSaved<D>>)> {
     let queue = pass.ctx.queue;
-    let [norm1, norm2] = &block.norms;
-    let [conv1, conv2] = &block.convs;
     let x = inputs.joined(queue);
-    let mut middle = conv1.run_in(pass.ctx, &norm1.run(queue, &x, true), Kind::Activation)?;
-    let time = block.time.run(queue, pass.batch, View::new(pass.condition, block.time.inputs()))?;
-    let (rows, channels) = (middle.token_rows(), middle.channels);
-    queue.add_to_tokens(rows, View::new(&time, channels), ViewMut::new(&mut middle.values, channels));
+    let (middle, n) = middle(pass, block, &x)?;
+    drop(n);
+    let (norm2, conv2) = (&block.norms[1], &block.convs[1]);
     let mut y = conv2.run_in(pass.ctx, &norm2.run(queue, &middle, true), Kind::Activation)?;
     match &block.shortcut {
         Some(shortcut) => add(queue, &mut y, &shortcut.run_in(pass.ctx, &x, Kind::Activation)?),
         None => add(queue, &mut y, &x),
     }
-    Ok((y, pass.saving.then_some(ResnetSaved { inputs, middle })))
+    let fresh = Fresh { x: None, n: None };
+    Ok((y, pass.saving.then_some(ResnetSaved { inputs, middle, fresh })))
+}
+
+/// What the backward of [`forward`] needs, from the block's inputs: nothing behind `h` is computed again, because no backward of a
+/// convolution or a sum reads its result.
+pub(super) fn again<D: Device>(
+    pass: Pass<'_, D>,
+    block: &Resnet<D>,
+    inputs: Inputs<D>,
+) -> Result<ResnetSaved<D>> {
+    let x = inputs.joined(pass.ctx.queue);
+    let (middle, n) = middle(pass, block, &x)?;
+    let n = Some(n).filter(|_| pass.ctx.adapts(block.convs[0].linear()));
+    Ok(ResnetSaved { inputs, middle, fresh: Fresh { x: Some(x), n } })
+}
+
+/// `h`, and what the first convolution has read.
+fn middle<D: Device>(pass: Pass<'_, D>, block: &Resnet<D>, x: &Map<D>) -> Result<(Map<D>, Map<D>)> {
+    let queue = pass.ctx.queue;
+    let n = block.norms[0].run(queue, x, true);
+    let mut middle = block.convs[0].run_in(pass.ctx, &n, Kind::Activation)?;
+    let time = block.time.run(queue, pass.batch, View::new(pass.condition, block.time.inputs()))?;
+    let (rows, channels) = (middle.token_rows(), middle.channels);
+    queue.add_to_tokens(rows, View::new(&time, channels), ViewMut::new(&mut middle.values, channels));
+    Ok((middle, n))
 }
 
 /// Backward of [`forward`]: the cotangents of what the step before gives and of what was kept on the way down.
@@ -106,7 +138,7 @@ pub(super) fn backward<D: Device>(
     grads: &mut Grads<D>,
 ) -> Result<(Map<D>, Option<Map<D>>)> {
     let queue = pass.ctx.queue;
-    let ResnetSaved { inputs, middle } = saved;
+    let ResnetSaved { inputs, middle, fresh } = saved;
     let [norm1, norm2] = &block.norms;
     let [conv1, conv2] = &block.convs;
     let (size, ctx) = ((dy.height, dy.width), pass.ctx);
@@ -121,8 +153,10 @@ pub(super) fn backward<D: Device>(
     let mut d = by(conv2, read(conv2, norm2, &middle).as_ref(), dy)?;
     d = norm2.backward(queue, &middle, true, &d);
     drop(middle);
-    let x = inputs.joined(queue);
-    d = by(conv1, read(conv1, norm1, &x).as_ref(), &d)?;
+    let x = fresh.x.unwrap_or_else(|| inputs.joined(queue));
+    let n = fresh.n.or_else(|| read(conv1, norm1, &x));
+    d = by(conv1, n.as_ref(), &d)?;
+    drop(n);
     let mut dx = norm1.backward(queue, &x, true, &d);
     drop(d);
     match &block.shortcut {

@@ -1,25 +1,23 @@
 //! A transformer over the pixels of a picture.
 //!
 //! ```text
-//! h = proj_in(norm(x))        for every block:  h += own(norm1(h))    h += cross(norm2(h), text, image)    h += mlp(norm3(h))
-//! y = x + proj_out(h)         mlp(n) = down(a gelu(b)), where [a | b] = up(n)
+//! h = proj_in(norm(x))        h = block(h), one after the other        y = x + proj_out(h)
 //! ```
 //!
-//! Sums go into new buffers: what a backward needs of the stream is what a block has read, and nothing is copied to keep it.
-//!
-//! `N` batch, `T` pixels, `C` channels, `F = 4 C`, `M = N T` rows.
+//! `N` batch, `T` pixels, `C` channels, `M = N T` rows.
 
 use std::sync::Arc;
 
 use super::{
-    attention::{self, AttentionSaved, Looked, Sizes},
-    context::{Grads, Pass, Route, Tokens},
+    attention::Sizes,
+    block::{self, BlockSaved},
+    context::{Grads, Pass, Route},
     probe::Asked,
     resnet::add,
-    weights::{Block, Transformer},
+    weights::Transformer,
 };
 use crate::{
-    device::{Device, Queue, View, ViewMut},
+    device::{Device, View, ViewMut},
     error::{Error, Result},
     layers::{InputGrad, Map, Output, linears, linears_backward},
     models::checkpointing::{Checkpointing, Kept},
@@ -38,18 +36,6 @@ pub(super) struct TransformerSaved<D: Device> {
 
 /// All that the backward of a block needs, or what the block has read.
 type KeptBlock<D> = Kept<Arc<<D as Device>::Buffer>, BlockSaved<D>>;
-
-/// What the backward of a block needs.
-pub(super) struct BlockSaved<D: Device> {
-    /// The stream before each of the three sums, `[M, C]`.
-    x: [Arc<D::Buffer>; 3],
-    own: AttentionSaved<D>,
-    cross: AttentionSaved<D>,
-    /// The MLP before its gate, `[M, 2 F]`.
-    up: D::Buffer,
-    up_inner: Option<D::Buffer>,
-    down_inner: Option<D::Buffer>,
-}
 
 /// Run the transformer, whose first unit is `unit`.
 pub(super) fn forward<D: Device>(
@@ -79,7 +65,7 @@ pub(super) fn forward<D: Device>(
         let input = Arc::clone(&h);
         let inside = saving && pass.checkpointing == Checkpointing::None;
         let (next, saved, looked) =
-            run_block(Pass { saving: inside, ..pass }, block, sizes, h, asked.wants(crossing))?;
+            block::forward(Pass { saving: inside, ..pass }, block, sizes, h, asked.wants(crossing))?;
         if let Some(looked) = &looked {
             asked.block(pass, crossing, &x, looked)?;
         }
@@ -133,10 +119,8 @@ pub(super) fn backward<D: Device>(
         }
         route.approach(number)?;
         let kept = blocks.pop().flatten().ok_or_else(gone)?;
-        let saving = Pass { saving: true, ..pass };
-        let again = |x: Arc<D::Buffer>| run_block(saving, block, sizes, x, false)?.1.ok_or_else(gone);
-        let saved = kept.saved(again)?;
-        block_backward(pass, block, sizes, saved, &mut dh, grads)?;
+        let saved = kept.saved(|x| block::again(pass, block, sizes, x))?;
+        block::backward(pass, block, sizes, saved, &mut dh, grads)?;
     }
     if unit < route.first {
         return Ok(None);
@@ -157,120 +141,4 @@ pub(super) fn backward<D: Device>(
     let dn = x.with(channels, dn);
     add(queue, &mut dy, &transformer.norm.backward(queue, &x, false, &dn));
     Ok(Some(dy))
-}
-
-/// The stream after a block, what its backward needs, and what a probe looks at.
-#[expect(clippy::type_complexity, reason = "the result, what is kept of it, and what is looked at")]
-fn run_block<D: Device>(
-    pass: Pass<'_, D>,
-    block: &Block<D>,
-    sizes: Sizes,
-    x: Arc<D::Buffer>,
-    look: bool,
-) -> Result<(D::Buffer, Option<BlockSaved<D>>, Option<Looked<D>>)> {
-    let (rows, channels, mlp) = (pass.batch * sizes.pixels, sizes.channels, block.mlp());
-    let queue = pass.ctx.queue;
-    let normed = |norm: usize, x: &D::Buffer| block.norms[norm].run(queue, rows, View::new(x, channels));
-    let plus = |mut y: D::Buffer, x: &D::Buffer| {
-        let (x, to) = (View::new(x, channels), ViewMut::new(&mut y, channels));
-        queue.add_scaled(1.0, x, to, rows * channels);
-        y
-    };
-
-    let n = normed(0, &x);
-    let n_rows = View::new(&n, channels);
-    let own_tokens = Tokens { values: n_rows, count: sizes.pixels };
-    let (y, own, _) = attention::forward(pass, &block.own, sizes, n_rows, own_tokens, false)?;
-    drop(n);
-    let middle = Arc::new(plus(y, &x));
-
-    let n = normed(1, &middle);
-    let n_rows = View::new(&n, channels);
-    let (y, cross, looked) = attention::forward(pass, &block.cross, sizes, n_rows, pass.text, look)?;
-    drop(n);
-    let crossed = Arc::new(plus(y, &middle));
-
-    let n = normed(2, &crossed);
-    let mut up = pass.take(rows * 2 * mlp);
-    let output = Output(&block.up, ViewMut::new(&mut up, 2 * mlp));
-    let up_inner = linears(pass.ctx, rows, View::new(&n, channels), &mut [output])?;
-    drop(n);
-    let gated = gated(pass, (rows, mlp), &up);
-    let mut y = pass.take(rows * channels);
-    let output = Output(&block.down, ViewMut::new(&mut y, channels));
-    let down_inner = linears(pass.ctx, rows, View::new(&gated, mlp), &mut [output])?;
-    drop(gated);
-    let y = plus(y, &crossed);
-
-    let x = [x, middle, crossed];
-    let saved = own.zip(cross).map(|(own, cross)| BlockSaved { x, own, cross, up, up_inner, down_inner });
-    Ok((y, saved, looked))
-}
-
-/// `a gelu(b)`, `[M, F]`, of `[a | b] [M, 2 F]`.
-fn gated<D: Device>(pass: Pass<'_, D>, size: (usize, usize), up: &D::Buffer) -> D::Buffer {
-    let (rows, mlp) = size;
-    let mut gated = pass.take(rows * mlp);
-    pass.ctx.queue.gated_gelu(size, View::new(up, 2 * mlp), ViewMut::new(&mut gated, mlp));
-    gated
-}
-
-/// Backward of [`run_block`]: `dx [M, C]`, the cotangent of its result, becomes that of its input.
-fn block_backward<D: Device>(
-    pass: Pass<'_, D>,
-    block: &Block<D>,
-    sizes: Sizes,
-    saved: BlockSaved<D>,
-    dx: &mut D::Buffer,
-    grads: &mut Grads<D>,
-) -> Result<()> {
-    let (rows, channels, mlp) = (pass.batch * sizes.pixels, sizes.channels, block.mlp());
-    let (ctx, queue) = (pass.ctx, pass.ctx.queue);
-    let BlockSaved { x: [x, middle, crossed], own, cross, up, up_inner, down_inner } = saved;
-    let [norm1, norm2, norm3] = &block.norms;
-
-    let active = ctx.adapts(&block.down).then(|| gated(pass, (rows, mlp), &up));
-    let mut d_active = pass.take(rows * mlp);
-    linears_backward(
-        ctx,
-        rows,
-        active.as_ref().map(|x| View::new(x, mlp)),
-        down_inner.as_ref(),
-        &[(&block.down, View::new(dx, channels))],
-        Some(InputGrad { values: ViewMut::new(&mut d_active, mlp), accumulate: false }),
-        &mut grads.adapter,
-    )?;
-    drop(active);
-    let mut d_up = pass.take(rows * 2 * mlp);
-    let (d_rows, to) = (View::new(&d_active, mlp), ViewMut::new(&mut d_up, 2 * mlp));
-    queue.gated_gelu_backward((rows, mlp), View::new(&up, 2 * mlp), d_rows, to);
-    drop((d_active, up));
-    let crossed = View::new(&*crossed, channels);
-    let n = ctx.adapts(&block.up).then(|| norm3.run(queue, rows, crossed));
-    let mut dn = pass.take(rows * channels);
-    linears_backward(
-        ctx,
-        rows,
-        n.as_ref().map(|n| View::new(n, channels)),
-        up_inner.as_ref(),
-        &[(&block.up, View::new(&d_up, 2 * mlp))],
-        Some(InputGrad { values: ViewMut::new(&mut dn, channels), accumulate: false }),
-        &mut grads.adapter,
-    )?;
-    drop((n, d_up));
-    norm3.backward(queue, rows, crossed, View::new(&dn, channels), ViewMut::new(dx, channels));
-
-    let middle = View::new(&*middle, channels);
-    let n = norm2.run(queue, rows, middle);
-    let (n_rows, dy) = (View::new(&n, channels), View::new(dx, channels));
-    attention::backward(pass, &block.cross, sizes, cross, n_rows, pass.text, false, dy, &mut dn, grads)?;
-    norm2.backward(queue, rows, middle, View::new(&dn, channels), ViewMut::new(dx, channels));
-
-    let x = View::new(&*x, channels);
-    let n = norm1.run(queue, rows, x);
-    let (n_rows, dy) = (View::new(&n, channels), View::new(dx, channels));
-    let tokens = Tokens { values: n_rows, count: sizes.pixels };
-    attention::backward(pass, &block.own, sizes, own, n_rows, tokens, true, dy, &mut dn, grads)?;
-    norm1.backward(queue, rows, x, View::new(&dn, channels), ViewMut::new(dx, channels));
-    Ok(())
 }
