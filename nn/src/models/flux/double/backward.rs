@@ -84,7 +84,7 @@ pub fn backward<D: Device>(
     let d_heads = attend_backward(pass, ALL, &heads, &attended, &d_attended);
     drop((heads, d_attended, attended));
     for (i, (attention, modulation, sums)) in halves.into_iter().enumerate() {
-        part(i).project_backward(attention, &x, &modulation, &d_heads, dx, sums, grads)?;
+        part(i).project_backward((attention, modulation), &x, &d_heads, dx, sums, grads)?;
     }
     Ok(())
 }
@@ -251,9 +251,8 @@ impl<D: Device> StreamPass<'_, D> {
     /// From the attention's operands to the stream's input.
     fn project_backward(
         &self,
-        saved: AttentionSaved<D>,
+        (saved, modulation): (AttentionSaved<D>, Modulation<D>),
         x: &D::Buffer,
-        modulation: &Modulation<D>,
         d_heads: &Heads<D>,
         dx: &mut D::Buffer,
         mut sums: Option<ModulationSums<D>>,
@@ -274,7 +273,7 @@ impl<D: Device> StreamPass<'_, D> {
         let adapted = [&stream.q, &stream.k, &stream.v].iter().any(|l| ctx.adapts(l));
         let x = self.part(x);
         let normed =
-            || saved.n.unwrap_or_else(|| normed(*pass, span.clone(), x, modulation, ATTENTION).values);
+            || saved.n.unwrap_or_else(|| normed(*pass, span.clone(), x, &modulation, ATTENTION).values);
         let n = adapted.then(normed);
         let mut dn = needs.norm.then(take);
         linears_backward(
@@ -297,7 +296,7 @@ impl<D: Device> StreamPass<'_, D> {
             span.clone(),
             x,
             &saved.moments,
-            modulation,
+            &modulation,
             ATTENTION,
             View::new(&dn, width),
             self.part_mut(dx),

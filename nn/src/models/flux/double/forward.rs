@@ -227,7 +227,6 @@ impl<D: Device> Half<'_, D> {
     }
 
     /// The stream's rows of the middle.
-    #[expect(clippy::type_complexity, reason = "what the other half needs, and what is kept")]
     fn add_attention(
         &self,
         x: &D::Buffer,
