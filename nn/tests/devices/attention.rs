@@ -209,8 +209,8 @@ fn attention_of_wide_heads_agrees_in_bf16() {
     }
 }
 
-/// Text and image tokens as keys, and numbers of them on both sides of every tile and block. Where queries are many and keys are few,
-/// parts of the queries are summed.
+/// Text and image tokens as keys, few queries over many as a resampler has them, and numbers on both sides of every tile and block. Where
+/// queries are many and keys are few, parts of the queries are summed.
 #[test]
 fn attention_of_wide_heads_over_other_tokens_agrees_in_bf16() {
     let Some(devices) = devices() else { return };
@@ -220,6 +220,8 @@ fn attention_of_wide_heads_over_other_tokens_agrees_in_bf16() {
         (70, 1, 2, 1),
         (1, 77, 1, 2),
         (40, 200, 2, 1),
+        (2, 7, 4, 1),
+        (16, 273, 1, 1),
         (65, 31, 1, 2),
         (63, 33, 1, 1),
         (129, 63, 1, 1),
