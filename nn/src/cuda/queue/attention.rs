@@ -256,11 +256,11 @@ impl CudaQueue {
         };
         let arguments = [&inputs[..], &to_queries, &sizes, &end].concat();
         self.launch(queries.source, queries.name, queries_grid, &arguments);
-        // A block of keys goes over all queries. Where these are many more than the keys, so few blocks would leave most of a GPU
-        // idle: they share the queries then. Never so of tokens over themselves. Neither the samples nor the GPU decide, so that bits
-        // depend on neither.
+        // A block of keys goes over all queries. Where these are many more than the keys, so few blocks would leave most of a GPU idle:
+        // each part of the queries has such blocks then, but never those of tokens over themselves. Bits depend on neither the number of
+        // samples nor the GPU, which have no say in this.
         let (blocks, heads) = keys_grid.blocks;
-        let each = QUERIES_OF_A_PART * blocks;
+        let each = QUERIES_OF_A_PART * blocks.max(1);
         let parts = query_rows.len().div_ceil(each);
         if parts <= 1 {
             let arguments = [&inputs[..], &to_keys, &sizes, &end].concat();
