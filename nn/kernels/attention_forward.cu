@@ -1,15 +1,15 @@
 // Softmax attention on tensor cores, for heads of 64 and 128 in bf16: f32 sums, softmax as the keys come by.
 //
-//   B samples   H heads   T tokens   D width of a head
-//   q, k, v  [B, H, T, D]     out  [B, T, H D] with a stride     lse  [B, H, T], natural logarithm
+//   B samples   H heads   T tokens   U keys   D width of a head
+//   q  [B, H, T, D]     k, v  [B, H, U, D]     out  [B, T, H D] with a stride     lse  [B, H, T], natural logarithm
 //   q, k, v, out and the stride are multiples of 16 bytes
 //
 // A block has 128 queries of one head. Each of its four warps has 32 of them: keys and values that a warp reads from shared memory
-// serve two products of 16 rows, or shared memory would be slower than the tensor cores. Keys and values come in tiles of 8192 / D
+// serve two products of 16 rows, or shared memory would be slower than the tensor cores. Keys and values come in tiles of 64
 // rows, one tile of each at a time: the values come while scores are computed, and the next keys during softmax and sums.
 //
 //   D     keys of a tile   shared memory: queries + keys + values   sums + scores of a thread
-//   64    128              16 + 16 + 16 = 48 KiB                    64 + 128 registers
+//   64    64               16 + 8 + 8 = 32 KiB                      64 + 64 registers
 //   128   64               32 + 16 + 16 = 64 KiB                    128 + 64 registers
 //
 // Two blocks fit on a multiprocessor (255 registers a thread); while one computes its softmax, the other one multiplies. A row's bits
@@ -19,18 +19,20 @@
 constexpr int ROWS = 128, TALL = 2;
 
 template <int D>
-DEVICE void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse, int heads, int tokens, int first_query,
-                      int queries, int out_stride, float scale) {
+DEVICE void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse, int heads, int tokens, int keys,
+                      int first_query, int queries, int out_stride, float scale) {
   constexpr int TILE = SHORT_TILES && D == 128 ? 32 : 64;
   char* qs = shared_memory<char>();
   char* ks = qs + ROWS * 2 * D;
   char* vs = ks + TILE * 2 * D;
   const Lane lane = lane_of_thread<D>();
-  const long long head = at(blockIdx.y, tokens * D, 0);
   const int first = first_query + blockIdx.x * ROWS, there = first_query + queries - first;
 
-  fetch<D, ROWS>(qs, q + head + at(first, D, 0), D, 0, there);
-  fetch<D, TILE>(ks, k + head, D, 0, tokens);
+  q += at(blockIdx.y, tokens * D, 0);
+  k += at(blockIdx.y, keys * D, 0), v += at(blockIdx.y, keys * D, 0);
+
+  fetch<D, ROWS>(qs, q + at(first, D, 0), D, 0, there);
+  fetch<D, TILE>(ks, k, D, 0, keys);
   copy_async_commit();
 
   float acc[TALL][D / 8][4], top[TALL][2], sum[TALL][2];  // the largest score without the scale
@@ -43,20 +45,20 @@ DEVICE void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, fl
   const float factor = scale * LOG2_E;
   char* mine = qs + lane.warp * (TALL * 16) * (2 * D);
 
-  for (int key = 0; key < tokens; key += TILE) {
+  for (int key = 0; key < keys; key += TILE) {
     copy_async_wait<0>();
     __syncthreads();  // keys are there, and everyone has left the values
-    fetch<D, TILE>(vs, v + head + at(key, D, 0), D, 0, tokens - key);
+    fetch<D, TILE>(vs, v + at(key, D, 0), D, 0, keys - key);
     copy_async_commit();
     float scores[TALL][TILE / 8][4];
     multiply_rows<D, TALL, TILE>(scores, mine, ks, lane);
     copy_async_wait<0>();
     __syncthreads();  // values are there, and everyone has left the keys
-    if (key + TILE < tokens) fetch<D, TILE>(ks, k + head + at(key + TILE, D, 0), D, 0, tokens - key - TILE);
+    if (key + TILE < keys) fetch<D, TILE>(ks, k + at(key + TILE, D, 0), D, 0, keys - key - TILE);
     copy_async_commit();
 
-    if (tokens - key < TILE) {
-      const int left = tokens - key - 2 * lane.pair;
+    if (keys - key < TILE) {
+      const int left = keys - key - 2 * lane.pair;
 #pragma unroll
       for (int m = 0; m < TALL; ++m)
 #pragma unroll
@@ -109,9 +111,9 @@ DEVICE void attention(const bf16* q, const bf16* k, const bf16* v, bf16* out, fl
 
 #define ATTENTION(D)                                                                                                                  \
   extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                                            \
-      attention_##D(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse, int heads, int tokens, int first_query,       \
-                    int queries, int out_stride, float scale) {                                                                       \
-    attention<D>(q, k, v, out, lse, heads, tokens, first_query, queries, out_stride, scale);                                          \
+      attention_##D(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse, int heads, int tokens, int keys,              \
+                    int first_query, int queries, int out_stride, float scale) {                                                      \
+    attention<D>(q, k, v, out, lse, heads, tokens, keys, first_query, queries, out_stride, scale);                                    \
   }
 ATTENTION(64)
 ATTENTION(128)

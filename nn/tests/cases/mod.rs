@@ -224,6 +224,8 @@ pub const BENCH: Shapes = Shapes {
         attention(4, 4, 576, 576, 64),
         attention(2, 8, 1600, 1600, 128),
         attention(4, 4, 576, 576, 24),
+        // SDXL's pixels over 77 tokens of text.
+        attention(2, 10, 1024, 77, 64),
     ],
     norms: &[groups(2304, 256, 32)],
     pictures: &[picture(64, 64, 128)],

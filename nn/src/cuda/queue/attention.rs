@@ -1,6 +1,6 @@
 //! Attention.
 //!
-//! `B` samples, `H` heads, `T` tokens, `D` width of a head.
+//! `B` samples, `H` heads, `T` tokens, `U` keys, `D` width of a head.
 
 use super::{CudaQueue, rows::Rows};
 use crate::{
@@ -18,6 +18,8 @@ const ROWS: usize = 4;
 const TILE: usize = 32;
 /// Threads of a block of the kernel of delta (`attention_backward.cu`).
 const THREADS: usize = 128;
+/// Queries of a part of the backward of keys, for each block of a head's keys.
+const QUERIES_OF_A_PART: usize = 256;
 
 /// A block for four rows of every head.
 fn plain_grid(shape: AttentionShape, rows: usize) -> Grid {
@@ -45,10 +47,17 @@ struct TensorCores {
     forward: Kernel,
     queries: Kernel,
     keys: Kernel,
-    /// The kernel that has both halves of the backward pass, where one has: blocks of keys first, and as many of queries.
-    backward: Option<&'static str>,
+    backward: Halves,
     /// Bytes of shared memory that it takes to begin tiles where they must begin.
     alignment: usize,
+}
+
+/// How the halves of the backward pass run.
+enum Halves {
+    /// One kernel has both: blocks of keys first, and as many of queries.
+    Joint(&'static str),
+    /// Each has its kernel, and there is one of keys over parts of the queries.
+    Apart { parts: &'static str },
 }
 
 /// By `mma.sync`, for every GPU.
@@ -68,7 +77,7 @@ const BY_WARPS: [TensorCores; 2] = {
             forward: kernel(Forward, "attention_64", (128, 64, 2)),
             queries: kernel(Backward, "attention_queries_64", (128, 32, 4)),
             keys: kernel(Backward, "attention_keys_64", (128, 32, 4)),
-            backward: None,
+            backward: Halves::Apart { parts: "attention_key_parts_64" },
             alignment: 0,
         },
         TensorCores {
@@ -77,13 +86,13 @@ const BY_WARPS: [TensorCores; 2] = {
             forward: kernel(Forward, "attention_128", (128, 64, 2)),
             queries: kernel(Backward, "attention_queries_128", (128, 32, 4)),
             keys: kernel(Backward, "attention_keys_128", (64, 64, 4)),
-            backward: None,
+            backward: Halves::Apart { parts: "attention_key_parts_128" },
             alignment: 0,
         },
     ]
 };
 
-/// By `wgmma`, which Hopper has and no other GPU.
+/// By `wgmma`, which Hopper has and no other GPU: for tokens over themselves.
 const BY_WARPGROUPS: [TensorCores; 2] = {
     const fn kernel(source: Source, name: &'static str, (tile, tiles): (usize, usize)) -> Kernel {
         Kernel { source, name, warps: 8, rows: 128, tile, tiles }
@@ -96,7 +105,7 @@ const BY_WARPGROUPS: [TensorCores; 2] = {
             forward: kernel(Forward, "attention_wgmma_64", (128, 6)),
             queries: kernel(Backward, "attention_wgmma_backward_64", (128, 7)),
             keys: kernel(Backward, "attention_wgmma_backward_64", (64, 8)),
-            backward: Some("attention_wgmma_backward_64"),
+            backward: Halves::Joint("attention_wgmma_backward_64"),
             alignment: 1024,
         },
         TensorCores {
@@ -105,7 +114,7 @@ const BY_WARPGROUPS: [TensorCores; 2] = {
             forward: kernel(Forward, "attention_wgmma_128", (128, 6)),
             queries: kernel(Backward, "attention_wgmma_backward_128", (80, 7)),
             keys: kernel(Backward, "attention_wgmma_backward_128", (64, 8)),
-            backward: Some("attention_wgmma_backward_128"),
+            backward: Halves::Joint("attention_wgmma_backward_128"),
             alignment: 1024,
         },
     ]
@@ -115,12 +124,21 @@ const BY_WARPGROUPS: [TensorCores; 2] = {
 const HOPPER: (i32, i32) = (9, 0);
 
 impl TensorCores {
-    /// Where tensor cores can do it: bf16, tokens over themselves, a width that there are kernels for, and rows of whole sixteen
-    /// bytes.
+    /// Where tensor cores can do it: bf16, a width that there are kernels for, and rows of whole sixteen bytes.
     fn for_rows(capability: (i32, i32), shape: AttentionShape, rows: &[Rows]) -> Option<&'static Self> {
         let fit = |r: &Rows| r.element == Element::Bf16 && r.is_wide();
-        let kernels = if capability == HOPPER { &BY_WARPGROUPS } else { &BY_WARPS };
-        kernels.iter().find(|t| t.dim == shape.dim && shape.keys == shape.tokens && rows.iter().all(fit))
+        let over_themselves = shape.keys == shape.tokens;
+        let kernels = if capability == HOPPER && over_themselves { &BY_WARPGROUPS } else { &BY_WARPS };
+        kernels.iter().find(|t| t.dim == shape.dim && rows.iter().all(fit))
+    }
+
+    /// Heads, tokens and keys as the kernels take them: those by `wgmma` have as many keys as tokens.
+    fn sizes(&self, shape: AttentionShape) -> Vec<Argument> {
+        let sizes = [shape.heads, shape.tokens, shape.keys].map(int);
+        match self.backward {
+            Halves::Joint(_) => sizes[..2].to_vec(),
+            Halves::Apart { .. } => sizes.to_vec(),
+        }
     }
 
     /// Blocks for `rows` of every head, with `own` tiles of a block's rows in shared memory, and `more` bytes.
@@ -177,8 +195,7 @@ impl CudaQueue {
         };
         let kernel = &tensor_cores.forward;
         let grid = tensor_cores.grid(shape, query_rows.len(), kernel, 1, 0);
-        let sizes = [shape.heads, shape.tokens].map(int);
-        let arguments = [&rows[..], &sizes, &queries, &end].concat();
+        let arguments = [&rows[..], &tensor_cores.sizes(shape), &queries, &end].concat();
         self.launch(kernel.source, kernel.name, grid, &arguments);
     }
 
@@ -215,27 +232,48 @@ impl CudaQueue {
             launch("attention_plain_keys", grid, &[&inputs, &to_keys, &sizes, &end]);
             return;
         };
-        let sizes = [&[shape.heads, shape.tokens].map(int)[..], &queries].concat();
         let delta_rows = THREADS / (shape.dim / 8);
         let blocks = (query_rows.len().div_ceil(delta_rows), shape.batch * shape.heads);
         let grid = Grid { blocks, threads: THREADS as u32, shared: 0 };
-        let arguments = [&sums[..], &sizes, &strides].concat();
+        let tokens = [shape.heads, shape.tokens].map(int);
+        let arguments = [&sums[..], &tokens, &queries, &strides].concat();
         self.launch(Source::AttentionBackward, tensor_cores.delta, grid, &arguments);
+        let sizes = [&tensor_cores.sizes(shape)[..], &queries].concat();
         let TensorCores { queries, keys, .. } = tensor_cores;
         // The keys' with lse and delta of their queries, of which there are a tile and one of cotangents.
         let sums = keys.tiles / 2 * keys.tile * 2 * size_of::<f32>();
         let queries_grid = tensor_cores.grid(shape, shape.tokens, queries, 2, 0);
-        let keys_grid = tensor_cores.grid(shape, shape.tokens, keys, 2, sums);
-        if let Some(name) = tensor_cores.backward {
-            let (x, y) = queries_grid.blocks;
-            let shared = queries_grid.shared.max(keys_grid.shared);
-            let grid = Grid { blocks: (2 * x, y), shared, ..queries_grid };
-            let arguments = [&inputs[..], &to_queries, &to_keys, &sizes, &end].concat();
-            return self.launch(queries.source, name, grid, &arguments);
-        }
+        let keys_grid = tensor_cores.grid(shape, shape.keys, keys, 2, sums);
+        let parts_kernel = match tensor_cores.backward {
+            Halves::Joint(name) => {
+                let (x, y) = queries_grid.blocks;
+                let shared = queries_grid.shared.max(keys_grid.shared);
+                let grid = Grid { blocks: (2 * x, y), shared, ..queries_grid };
+                let arguments = [&inputs[..], &to_queries, &to_keys, &sizes, &end].concat();
+                return self.launch(queries.source, name, grid, &arguments);
+            }
+            Halves::Apart { parts } => parts,
+        };
         let arguments = [&inputs[..], &to_queries, &sizes, &end].concat();
         self.launch(queries.source, queries.name, queries_grid, &arguments);
-        let arguments = [&inputs[..], &to_keys, &sizes, &end].concat();
-        self.launch(keys.source, keys.name, keys_grid, &arguments);
+        // A block of keys goes over all queries. Where these are many more than the keys, so few blocks would leave most of a GPU idle:
+        // each part of the queries has such blocks then, but never those of tokens over themselves. Bits depend on neither the number of
+        // samples nor the GPU, which have no say in this.
+        let (blocks, heads) = keys_grid.blocks;
+        let each = QUERIES_OF_A_PART * blocks.max(1);
+        let parts = query_rows.len().div_ceil(each);
+        if parts <= 1 {
+            let arguments = [&inputs[..], &to_keys, &sizes, &end].concat();
+            return self.launch(keys.source, keys.name, keys_grid, &arguments);
+        }
+        let values = shape.values();
+        let of_parts = self.take(parts * 2 * values, Kind::Exact);
+        let of_parts = [Rows::flat(&of_parts, parts * 2 * values).argument()];
+        let arguments = [&inputs[..], &of_parts, &sizes, &[int(each)], &end].concat();
+        let grid = Grid { blocks: (parts * blocks, heads), ..keys_grid };
+        self.launch(keys.source, parts_kernel, grid, &arguments);
+        let sizes = [int(values), int(parts), float(shape.scale())];
+        let grid = Grid { blocks: (values.div_ceil(8 * THREADS), 2), threads: THREADS as u32, shared: 0 };
+        self.launch(keys.source, "attention_sum_parts", grid, &[&of_parts[..], &to_keys, &sizes].concat());
     }
 }
