@@ -115,10 +115,14 @@ impl Operator for LoraUpdate {
 
     fn cost(&self, (adapter, ..): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
         let n = adapter.0.len();
+        let bytes = n.saturating_mul(size_of::<f32>());
         Cost {
             forward_flops: 15.0 * n as f64,
             moved_bytes: 28.0 * n as f64,
-            scratch_bytes: n.saturating_mul(size_of::<f32>()),
+            // The sum of some gradients waits from one step to the next.
+            resident_bytes: if self.0.accumulate > 1 { bytes } else { 0 },
+            // The clipped gradient, or the next sum.
+            scratch_bytes: bytes,
             ..Cost::default()
         }
     }

@@ -199,3 +199,17 @@ fn settings_out_of_range_are_refused() {
         assert!(LoraUpdate::new(settings.clone()).is_err(), "{settings:?}");
     }
 }
+
+#[test]
+fn the_sum_of_gradients_that_wait_is_declared_where_there_is_one() {
+    let inputs =
+        || (AdapterShape(layout()), crate::port::GradShape(AdapterShape(layout())), MomentsShape(layout()));
+    let cost = |accumulate| {
+        let op = op(LoraUpdateSettings { accumulate, ..Default::default() });
+        let outputs = op.shapes(inputs(), 2).unwrap();
+        Operator::cost(&op, &inputs(), &outputs)
+    };
+    let bytes = layout().len() * size_of::<f32>();
+    assert_eq!((cost(1).resident_bytes, cost(1).scratch_bytes), (0, bytes));
+    assert_eq!((cost(3).resident_bytes, cost(3).scratch_bytes), (bytes, bytes));
+}
