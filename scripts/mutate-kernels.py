@@ -351,6 +351,7 @@ MUTANTS = [
     ("optimizer.cu", "the last value that is not finite", 0, " && place[0] == count; i", "; i"),
     ("optimizer.cu", "the largest is not finite", 0, "& 0x7f800000u) == 0x7f800000u", "& 0x7f000000u) == 0x7f000000u"),
     ("optimizer.cu", "no bias correction", 0, "__fdiv_rn(__fsqrt_rn(second), root2)", "__fsqrt_rn(second)"),
+    ("optimizer.cu", "a gradient that is not clipped", 0, "__fmul_rn(gradient[i], factor)", "gradient[i]"),
     ("optimizer.cu", "no decay", 0, "__fmul_rn(parameters[i], keep)", "parameters[i]"),
     ("optimizer.cu", "eps below the root", 0, "__fadd_rn(__fdiv_rn(__fsqrt_rn(second), root2), eps)", "__fdiv_rn(__fsqrt_rn(__fadd_rn(second, eps)), root2)"),
     ("optimizer.cu", "a value past the end", 0, "if (i >= count) return;", "if (i > count) return;"),

@@ -15,8 +15,8 @@ use std::{hint::black_box, time::Instant};
 
 use prefgraph_nn::cpu::{
     AdamW, Attention, AttentionBackward, AttentionShape, Cpu, Gemm, GemmTn, Left, Matrix, Memory, NormRotary,
-    Packed, Precision, SubMatrix, Values, adamw, attention, attention_backward, cosine_scores, gated_add,
-    gelu, gelu_backward, gemm, gemm_tn, norm_modulate, norm_modulate_backward, split_heads,
+    Packed, Precision, SubMatrix, Update, Values, adamw, attention, attention_backward, cosine_scores,
+    gated_add, gelu, gelu_backward, gemm, gemm_tn, norm_modulate, norm_modulate_backward, split_heads,
     split_heads_backward,
 };
 use pulp::{Simd, WithSimd};
@@ -271,6 +271,7 @@ fn passes(cpu: &Cpu) {
     let mut scores = Memory::zeros(count);
     report("cosine scores", 1, times(|| cosine_scores(cpu, &x, &dy[..d], &mut scores)));
     let settings = AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+    let update = Update { settings, number: 3, factor: 0.9 };
     let (mut first, mut second) = (Memory::zeros(len), Memory::zeros(len));
-    report("AdamW", 7, times(|| adamw(cpu, &settings, 3, &mut y, &x, &mut first, &mut second)));
+    report("AdamW", 7, times(|| adamw(cpu, &update, &mut y, &x, &mut first, &mut second)));
 }

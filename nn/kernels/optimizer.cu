@@ -39,15 +39,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) first_of_parts(const int* 
   if (join_block<THREADS>(place, Smaller())) *first = place[0];
 }
 
-// One step of AdamW. The factors are the host's, and each rounding is that of the processor. The new values may take the place of the
+// One update of AdamW. The factors are the host's, and each rounding is that of the processor. The new values may take the place of the
 // old ones.
 extern "C" __global__ void __launch_bounds__(THREADS) adamw(const float* parameters, const float* first_moment, const float* second_moment,
                                                             const float* gradient, float* new_parameters, float* new_first_moment,
-                                                            float* new_second_moment, int count, float keep, float step_size, float root2,
-                                                            float eps, float beta1, float beta2, float rest1, float rest2) {
+                                                            float* new_second_moment, int count, float factor, float keep, float step_size,
+                                                            float root2, float eps, float beta1, float beta2, float rest1, float rest2) {
   const int i = blockIdx.x * THREADS + threadIdx.x;
   if (i >= count) return;
-  const float g = gradient[i];
+  const float g = __fmul_rn(gradient[i], factor);
   const float first = __fmaf_rn(rest1, g, __fmul_rn(beta1, first_moment[i]));
   const float second = __fmaf_rn(rest2, __fmul_rn(g, g), __fmul_rn(beta2, second_moment[i]));
   const float direction = __fdiv_rn(first, __fadd_rn(__fdiv_rn(__fsqrt_rn(second), root2), eps));

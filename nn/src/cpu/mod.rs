@@ -49,7 +49,7 @@ mod sweep;
 mod tile;
 mod windows;
 
-pub use crate::device::{AdamW, AttentionShape, HeadLayout, Matrix, Precision, TokenRows, Values};
+pub use crate::device::{AdamW, AttentionShape, HeadLayout, Matrix, Precision, TokenRows, Update, Values};
 pub use activation::{activate, multiply};
 pub use attention::{
     Attention, AttentionBackward, ScoredAttention, WIDEST, attention, attention_backward, scored_attention,

@@ -9,16 +9,15 @@ use super::{
     parallel,
     sweep::{Pass, sweep_flat},
 };
-use crate::device::{AdamW, Step};
+use crate::device::{Step, Update};
 
-/// Step number `step`, counted from 1: `parameters` and both moments are updated in place.
+/// One update, of `parameters` and both moments in place.
 ///
 /// # Panics
-/// If the slices differ in length, or the step is zero.
+/// If the slices differ in length, or the update's number is zero.
 pub fn adamw(
     cpu: &Cpu,
-    settings: &AdamW,
-    step: u64,
+    update: &Update,
     parameters: &mut [f32],
     gradient: &[f32],
     first_moment: &mut [f32],
@@ -26,7 +25,7 @@ pub fn adamw(
 ) {
     let n = parameters.len();
     assert!(gradient.len() == n && first_moment.len() == n && second_moment.len() == n, "values of AdamW");
-    let pass = Step::new(settings, step);
+    let pass = Step::new(update);
     sweep_flat(cpu, pass, [gradient], [parameters, first_moment, second_moment]);
 }
 
@@ -46,6 +45,7 @@ impl Pass<1, 3> for Step {
         [parameter, first, second]: [Block<M, N>; 3],
     ) -> [Block<M, N>; 3] {
         let of = math::splat::<M, N>;
+        let g = math::mul(m, g, of(m, self.factor));
         let first = math::mul_add(m, of(m, self.rest1), g, math::mul(m, of(m, self.beta1), first));
         let square = math::mul(m, g, g);
         let second = math::mul_add(m, of(m, self.rest2), square, math::mul(m, of(m, self.beta2), second));

@@ -4,7 +4,7 @@ use std::{any::Any, sync::Arc};
 
 use super::{Cuda, CudaBuffer, CudaQueue};
 use crate::{
-    device::{AdamW, Device, Kind, Precision, Queue, Remote, View, ViewMut},
+    device::{Device, Kind, Precision, Queue, Remote, Update, View, ViewMut},
     error::{Error, Result},
 };
 
@@ -111,7 +111,7 @@ impl Remote for CudaVec {
         })
     }
 
-    fn adamw(&self, settings: &AdamW, step: u64, mut state: [&mut Arc<dyn Remote>; 3]) -> Result<()> {
+    fn adamw(&self, update: &Update, mut state: [&mut Arc<dyn Remote>; 3]) -> Result<()> {
         // What others hold stays as it is: the new values are written beside it, which costs no copy.
         let beside = work(&self.cuda, |queue| {
             let beside = state.each_mut().map(|values| {
@@ -121,7 +121,7 @@ impl Remote for CudaVec {
             let [values, first, second] = state.each_ref().map(|values| self.partner(&***values));
             let from = [values?, first?, second?];
             let to = [0, 1, 2].map(|i: usize| beside[i].as_ref().unwrap_or(from[i]));
-            queue.adamw_into(settings, step, self.len, &self.buffer, from, to);
+            queue.adamw_into(update, self.len, &self.buffer, from, to);
             Ok(beside)
         })?;
         for (values, new) in state.into_iter().zip(beside) {

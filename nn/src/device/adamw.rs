@@ -1,4 +1,4 @@
-//! AdamW (Loshchilov and Hutter 2019): its settings, and the numbers of one step.
+//! AdamW (Loshchilov and Hutter 2019): its settings, and the numbers of one update.
 
 /// Settings of AdamW, as PyTorch has them.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -15,9 +15,21 @@ pub struct AdamW {
     pub weight_decay: f64,
 }
 
-/// One step, with the corrections of the moments worked out: every device computes with these same numbers.
+/// One update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    /// Settings.
+    pub settings: AdamW,
+    /// Its number, counted from 1.
+    pub number: u64,
+    /// What the gradient is multiplied by: less than 1 where it is clipped.
+    pub factor: f32,
+}
+
+/// One update, with the corrections of the moments worked out: every device computes with these same numbers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Step {
+    pub factor: f32,
     pub keep: f32,
     pub step_size: f32,
     pub root2: f32,
@@ -30,12 +42,13 @@ pub(crate) struct Step {
 
 impl Step {
     /// # Panics
-    /// If the step is zero.
-    pub(crate) fn new(settings: &AdamW, step: u64) -> Self {
-        assert!(step > 0, "steps of AdamW count from 1");
-        let correction1 = 1.0 - libm::pow(settings.beta1, step as f64);
-        let correction2 = 1.0 - libm::pow(settings.beta2, step as f64);
+    /// If the update's number is zero.
+    pub(crate) fn new(&Update { settings, number, factor }: &Update) -> Self {
+        assert!(number > 0, "updates of AdamW count from 1");
+        let correction1 = 1.0 - libm::pow(settings.beta1, number as f64);
+        let correction2 = 1.0 - libm::pow(settings.beta2, number as f64);
         Self {
+            factor,
             keep: (1.0 - settings.lr * settings.weight_decay) as f32,
             step_size: (settings.lr / correction1) as f32,
             root2: correction2.sqrt() as f32,

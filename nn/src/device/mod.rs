@@ -23,8 +23,8 @@ mod windows;
 use std::fmt;
 
 pub use activation::Activation;
-pub use adamw::AdamW;
 pub(crate) use adamw::Step;
+pub use adamw::{AdamW, Update};
 pub use calls::{
     Attention, AttentionBackward, AttentionShape, CopyTokens, Extra, FactorParts, GateGrad, Gemm, GemmTn,
     HeadLayout, JointOrder, Left, MOST_STREAMS, ModulationGrad, NormModulate, NormModulateBackward,

@@ -5,7 +5,7 @@
 
 use std::{any::Any, fmt, sync::Arc};
 
-use super::AdamW;
+use super::Update;
 use crate::error::{Error, Result};
 
 /// A run of f32 values in the host's memory or in that of another device. Cloning shares it; whoever changes values that
@@ -59,9 +59,9 @@ pub trait Remote: Any + fmt::Debug + Send + Sync {
     /// `self *= factor`.
     fn scale(&mut self, factor: f32) -> Result<()>;
 
-    /// Step number `step` of AdamW, counted from 1, with this gradient, on values and both moments, which live on the same device. They
-    /// change in place, or are replaced where others hold them too.
-    fn adamw(&self, settings: &AdamW, step: u64, state: [&mut Arc<dyn Remote>; 3]) -> Result<()>;
+    /// An update of AdamW with this gradient, on values and both moments, which live on the same device. They change in place, or are
+    /// replaced where others hold them too.
+    fn adamw(&self, update: &Update, state: [&mut Arc<dyn Remote>; 3]) -> Result<()>;
 }
 
 impl DeviceVec {

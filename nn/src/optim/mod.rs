@@ -6,7 +6,7 @@ mod values;
 
 use crate::{
     cpu::Cpu,
-    device::DeviceVec,
+    device::{DeviceVec, Update},
     error::{Error, Result},
     lora::{Adapter, AdapterGrad},
 };
@@ -72,6 +72,20 @@ impl OptimizerState {
         adapter: &mut Adapter,
         gradient: &AdapterGrad,
     ) -> Result<()> {
+        self.step_scaled(cpu, settings, adapter, (gradient, 1.0))
+    }
+
+    /// The same with a gradient times a factor, that of [`clip_factor`]: a gradient that others hold is not copied for it.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn step_scaled(
+        &mut self,
+        cpu: &Cpu,
+        settings: &AdamW,
+        adapter: &mut Adapter,
+        (gradient, factor): (&AdapterGrad, f32),
+    ) -> Result<()> {
         settings.check()?;
         if gradient.layout != adapter.layout {
             return Err(Error::Setting("the gradient belongs to an adapter of another layout".into()));
@@ -87,7 +101,8 @@ impl OptimizerState {
             }
         }
         let moments = [&mut self.first_moment, &mut self.second_moment];
-        values::adamw(cpu, settings, self.updates + 1, &mut adapter.values, &gradient.values, moments)?;
+        let update = Update { settings: *settings, number: self.updates + 1, factor };
+        values::adamw(cpu, &update, &mut adapter.values, &gradient.values, moments)?;
         self.updates += 1;
         Ok(())
     }
@@ -108,22 +123,18 @@ impl AdapterGrad {
     /// If the device of the values fails.
     pub fn clip(&mut self, cpu: &Cpu, limit: f64) -> Result<f64> {
         let norm = self.norm(cpu)?;
-        self.clip_known(cpu, norm, limit)?;
+        let factor = clip_factor(norm, limit);
+        if factor < 1.0 {
+            self.values.scale(cpu, factor)?;
+        }
         Ok(norm)
     }
+}
 
-    /// [`clip`](Self::clip) where the norm is known: it is not summed again.
-    ///
-    /// # Errors
-    /// If the device of the values fails.
-    pub fn clip_known(&mut self, cpu: &Cpu, norm: f64, limit: f64) -> Result<()> {
-        // PyTorch's constant, which keeps a norm of zero from dividing by zero.
-        let factor = limit / (norm + 1e-6);
-        if factor < 1.0 {
-            self.values.scale(cpu, factor as f32)?;
-        }
-        Ok(())
-    }
+/// What a gradient of this norm is multiplied by so that its norm is at most `limit`: at most 1.
+pub fn clip_factor(norm: f64, limit: f64) -> f32 {
+    // PyTorch's constant, which keeps a norm of zero from dividing by zero.
+    (limit / (norm + 1e-6)).min(1.0) as f32
 }
 
 #[cfg(test)]
@@ -173,6 +184,26 @@ mod tests {
         assert_eq!(*gradient.values.host().unwrap(), [3.0, 0.0, 4.0]);
         assert_eq!(gradient.clip(&device, 1.0).unwrap(), 5.0);
         assert!((gradient.norm(&device).unwrap() - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn an_update_with_a_factor_has_the_bits_of_one_after_clipping() {
+        let device = Cpu::new(1).unwrap();
+        let gradient = || AdapterGrad { layout: layout(), values: vec![0.3, -7.0, 4.1].into() };
+        let run = |gradient: AdapterGrad, factor| {
+            let mut adapter = Adapter { layout: layout(), values: vec![1.0, -2.0, 0.5].into() };
+            let mut state = OptimizerState::new(3);
+            let settings = AdamW { lr: 0.1, eps: 1.0, ..AdamW::default() };
+            state.step_scaled(&device, &settings, &mut adapter, (&gradient, factor)).unwrap();
+            [adapter.values, state.first_moment, state.second_moment].map(|v| v.host().unwrap())
+        };
+        let mut clipped = gradient();
+        let norm = clipped.clip(&device, 0.7).unwrap();
+        let factor = clip_factor(norm, 0.7);
+        assert!(factor < 0.1);
+        assert_eq!(run(gradient(), factor), run(clipped, 1.0));
+        assert_ne!(run(gradient(), factor), run(gradient(), 1.0));
+        assert_eq!(clip_factor(0.0, 0.7), 1.0);
     }
 
     #[test]

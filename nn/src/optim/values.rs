@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use super::AdamW;
 use crate::{
     cpu::{self, Cpu},
-    device::{DeviceVec, Remote},
+    device::{DeviceVec, Remote, Update},
     error::{Error, Result},
 };
 
@@ -66,11 +65,10 @@ impl DeviceVec {
     }
 }
 
-/// Step number `step` of AdamW, counted from 1, where the gradient lives: values and moments move there.
+/// An update of AdamW where the gradient lives: values and moments move there.
 pub(super) fn adamw(
     cpu: &Cpu,
-    settings: &AdamW,
-    step: u64,
+    update: &Update,
     values: &mut DeviceVec,
     gradient: &DeviceVec,
     moments: [&mut DeviceVec; 2],
@@ -82,7 +80,7 @@ pub(super) fn adamw(
     match (values, gradient, first, second) {
         (DeviceVec::Host(values), DeviceVec::Host(gradient), DeviceVec::Host(m), DeviceVec::Host(v)) => {
             let [values, m, v] = [values, m, v].map(|v| Arc::make_mut(v).as_mut_slice());
-            cpu::adamw(cpu, settings, step, values, gradient, m, v);
+            cpu::adamw(cpu, update, values, gradient, m, v);
             Ok(())
         }
         (
@@ -90,7 +88,7 @@ pub(super) fn adamw(
             DeviceVec::Remote(gradient),
             DeviceVec::Remote(m),
             DeviceVec::Remote(v),
-        ) => gradient.adamw(settings, step, [values, m, v]),
+        ) => gradient.adamw(update, [values, m, v]),
         _ => Err(apart()),
     }
 }

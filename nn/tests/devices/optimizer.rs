@@ -1,7 +1,7 @@
 //! AdamW, and what is asked of a gradient before.
 
 use prefgraph_nn::{
-    cpu::{self, AdamW},
+    cpu::{self, AdamW, Update},
     cuda::Cuda,
     device::{Device, Kind, Precision, Queue, View, ViewMut},
 };
@@ -22,22 +22,22 @@ fn adamw_has_the_bits_of_the_processor() {
         all[1].fill(0.0);
         all[2].fill(0.0);
         let [mut values, mut first, mut second] = all.clone().map(|v| queue.upload(&v, Kind::Exact));
-        for step in 1..=3 {
+        for (step, factor) in (1..).zip([1.0, 0.7, 1e-3]) {
             // Small gradients beside large ones, down to squares that are nothing.
             let scale = |(i, g): (usize, f32)| if i % 7 == 0 { g * 1e-21 } else { g };
             let gradient: Vec<f32> = numbers(len, 3 + step).into_iter().enumerate().map(scale).collect();
             let [parameters, moment, square] = &mut all;
+            let update = Update { settings, number: step, factor };
             cpu::adamw(
                 &cpu,
-                &settings,
-                step,
+                &update,
                 &mut parameters[..len],
                 &gradient,
                 &mut moment[..len],
                 &mut square[..len],
             );
             let gradient = queue.upload(&gradient, Kind::Exact);
-            queue.adamw(&settings, step, len, (&mut values, &gradient), (&mut first, &mut second));
+            queue.adamw(&update, len, (&mut values, &gradient), (&mut first, &mut second));
         }
         for (found, expected) in [&values, &first, &second].into_iter().zip(&all) {
             let found = queue.download(found, 0, len + 1).unwrap();

@@ -3,9 +3,10 @@
 #![allow(clippy::disallowed_methods, reason = "expected values: their last bits do not matter")]
 
 use prefgraph_nn::cpu::{
-    AdamW, Cpu, GateGrad, HeadLayout, ModulationGrad, NormRotary, SubMatrix, TokenRows, adamw, add_scaled,
-    cosine_scores, gated_add, gated_add_backward, gelu, gelu_backward, masked_mean, norm_modulate,
-    norm_modulate_backward, scale, silu, silu_backward, split_heads, split_heads_backward, sum_of_squares,
+    AdamW, Cpu, GateGrad, HeadLayout, ModulationGrad, NormRotary, SubMatrix, TokenRows, Update, adamw,
+    add_scaled, cosine_scores, gated_add, gated_add_backward, gelu, gelu_backward, masked_mean,
+    norm_modulate, norm_modulate_backward, scale, silu, silu_backward, split_heads, split_heads_backward,
+    sum_of_squares,
 };
 
 use crate::{
@@ -394,14 +395,15 @@ fn adamw_follows_its_formula_over_several_steps() {
         let found = same_on_all_devices(|cpu| {
             let (mut p, mut first, mut second) = (start.clone(), vec![0.0; len], vec![0.0; len]);
             for (i, g) in gradients.iter().enumerate() {
-                adamw(cpu, &settings, i as u64 + 1, &mut p, g, &mut first, &mut second);
+                let update = Update { settings, number: i as u64 + 1, factor: 0.5 };
+                adamw(cpu, &update, &mut p, g, &mut first, &mut second);
             }
             [p, first, second].concat()
         });
         let (mut p, mut first, mut second) = (wide(&start), vec![0.0; len], vec![0.0; len]);
         for (step, g) in (1..).zip(&gradients) {
             for i in 0..len {
-                let g = f64::from(g[i]);
+                let g = 0.5 * f64::from(g[i]);
                 first[i] = 0.9 * first[i] + 0.1 * g;
                 second[i] = 0.999 * second[i] + 0.001 * g * g;
                 let (m, v): (f64, f64) =

@@ -10,7 +10,7 @@ use crate::{
         modules::Source,
         values::{CudaBuffer, Element},
     },
-    device::{AdamW, Kind, Queue, Step, View, ViewMut},
+    device::{Kind, Queue, Step, Update, View, ViewMut},
     error::{Error, Result},
 };
 
@@ -31,27 +31,25 @@ impl CudaQueue {
         }
     }
 
-    /// Step number `step`, counted from 1: `parameters` and both moments are updated in place, as [`crate::cpu::adamw`] does it.
+    /// One update, of `parameters` and both moments in place, as [`crate::cpu::adamw`] makes it.
     ///
     /// # Panics
-    /// If a buffer is shorter than `len`, or the step is zero.
+    /// If a buffer is shorter than `len`, or the update's number is zero.
     pub fn adamw(
         &self,
-        settings: &AdamW,
-        step: u64,
+        update: &Update,
         len: usize,
         (parameters, gradient): (&mut CudaBuffer, &CudaBuffer),
         (first_moment, second_moment): (&mut CudaBuffer, &mut CudaBuffer),
     ) {
         let state = [&*parameters, &*first_moment, &*second_moment];
-        self.adamw_into(settings, step, len, gradient, state, state);
+        self.adamw_into(update, len, gradient, state, state);
     }
 
     /// The same from values and moments into others, or into the same.
     pub(in crate::cuda) fn adamw_into(
         &self,
-        settings: &AdamW,
-        step: u64,
+        update: &Update,
         len: usize,
         gradient: &CudaBuffer,
         from: [&CudaBuffer; 3],
@@ -60,8 +58,8 @@ impl CudaQueue {
         let rows = [&from[..], &[gradient], &to].concat();
         let rows: Vec<Rows> = rows.into_iter().map(|b| Rows::flat(b, len)).collect();
         self.expect_exact("adamw", &rows);
-        let Step { keep, step_size, root2, eps, beta1, beta2, rest1, rest2 } = Step::new(settings, step);
-        let factors = [keep, step_size, root2, eps, beta1, beta2, rest1, rest2].map(float);
+        let Step { factor, keep, step_size, root2, eps, beta1, beta2, rest1, rest2 } = Step::new(update);
+        let factors = [factor, keep, step_size, root2, eps, beta1, beta2, rest1, rest2].map(float);
         let pointers: Vec<Argument> = rows.into_iter().map(Rows::argument).collect();
         let arguments = [&pointers[..], &[int(len)], &factors].concat();
         self.launch(Source::Optimizer, "adamw", Grid::threads_for(len), &arguments);

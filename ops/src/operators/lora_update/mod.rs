@@ -7,7 +7,7 @@ mod tests;
 use prefgraph_nn::{
     Adapter, AdapterGrad, DeviceKind,
     device::DeviceVec,
-    optim::{AdamW, OptimizerState},
+    optim::{AdamW, OptimizerState, clip_factor},
 };
 pub use rate::Schedule;
 
@@ -115,14 +115,13 @@ impl Operator for LoraUpdate {
 
     fn cost(&self, (adapter, ..): &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
         let n = adapter.0.len();
-        let bytes = n.saturating_mul(size_of::<f32>());
+        let waiting = if self.0.accumulate > 1 { n.saturating_mul(size_of::<f32>()) } else { 0 };
         Cost {
             forward_flops: 15.0 * n as f64,
             moved_bytes: 28.0 * n as f64,
-            // The sum of some gradients waits from one step to the next.
-            resident_bytes: if self.0.accumulate > 1 { bytes } else { 0 },
-            // The clipped gradient, or the next sum.
-            scratch_bytes: bytes,
+            // The sum of some gradients waits from one step to the next, where the next sum takes its place.
+            resident_bytes: waiting,
+            scratch_bytes: waiting,
             ..Cost::default()
         }
     }
@@ -206,20 +205,19 @@ impl Operator for LoraUpdate {
             if count > 1 {
                 sum.scale(ctx.cpu, 1.0 / count as f32)?;
             }
-            let mut gradient = AdapterGrad { layout: adapter.layout.clone(), values: sum };
-            let limit = self.0.max_grad_norm;
-            if limit > 0.0 && count == 1 {
-                gradient.clip_known(ctx.cpu, norm, limit)?;
-            } else if limit > 0.0 {
+            let gradient = AdapterGrad { layout: adapter.layout.clone(), values: sum };
+            let factor = match self.0.max_grad_norm {
+                0.0 => 1.0,
+                limit if count == 1 => clip_factor(norm, limit),
                 // Dividing has rounded every value.
-                gradient.clip(ctx.cpu, limit)?;
-            }
+                limit => clip_factor(gradient.norm(ctx.cpu)?, limit),
+            };
             let mut state = OptimizerState {
                 first_moment: moments.m,
                 second_moment: moments.v,
                 updates: moments.updates,
             };
-            state.step(ctx.cpu, &self.adamw(lr), &mut adapter, &gradient)?;
+            state.step_scaled(ctx.cpu, &self.adamw(lr), &mut adapter, (&gradient, factor))?;
             moments = Moments {
                 layout: moments.layout,
                 m: state.first_moment,
