@@ -328,25 +328,33 @@ fn a_run_needs_what_its_plan_says() {
     if !there_is_the_standin() {
         return;
     }
-    let small = Small::new();
-    let args = ["--device", "cuda:0", "--steps", "2", "--lanes", "1", "--set", "run.ahead=0"];
-    let (code, said) = small.run(&[], "free", &args);
-    assert!(code == 0, "{said}");
-    let line = said.lines().find(|line| line.contains("of cuda:0 ")).expect("the plan's peak").to_owned();
-    let after = line.split("of cuda:0 ").nth(1).unwrap();
-    let peak: f64 = after.split_whitespace().next().unwrap().parse().unwrap();
-    assert!(after.contains("MiB"), "{line}");
-    // What the driver holds on a device is no allocation on the stand-in.
-    let bytes = (peak - 512.0) * 1024.0 * 1024.0;
-    let with = |share: f64, out: &str| {
-        let held = 8_000_000_000 - (share * bytes) as u64;
-        let held = held.to_string();
-        small.run(&[("STANDIN_MEMORY", "8000000000"), ("STANDIN_HELD", &held)], out, &args)
-    };
-    let (code, said) = with(1.0, "enough");
-    assert!(code == 0, "{said}");
-    let (code, said) = with(0.9, "little");
-    assert!(code == 1 && said.contains("it has no room"), "{said}");
+    // With gradients that wait for more, and without.
+    for accumulate in [1, 2] {
+        let small = Small::new();
+        let accumulate = format!("update.accumulate={accumulate}");
+        let args = [
+            &["--device", "cuda:0", "--steps", "2", "--lanes", "1"][..],
+            &["--set", "run.ahead=0", "--set", &accumulate],
+        ]
+        .concat();
+        let (code, said) = small.run(&[], "free", &args);
+        assert!(code == 0, "{said}");
+        let line = said.lines().find(|line| line.contains("of cuda:0 ")).expect("the plan's peak").to_owned();
+        let after = line.split("of cuda:0 ").nth(1).unwrap();
+        let peak: f64 = after.split_whitespace().next().unwrap().parse().unwrap();
+        assert!(after.contains("MiB"), "{line}");
+        // What the driver holds on a device is no allocation on the stand-in.
+        let bytes = (peak - 512.0) * 1024.0 * 1024.0;
+        let with = |share: f64, out: &str| {
+            let held = 8_000_000_000 - (share * bytes) as u64;
+            let held = held.to_string();
+            small.run(&[("STANDIN_MEMORY", "8000000000"), ("STANDIN_HELD", &held)], out, &args)
+        };
+        let (code, said) = with(1.0, "enough");
+        assert!(code == 0, "{accumulate}: {said}");
+        let (code, said) = with(0.9, "little");
+        assert!(code == 1 && said.contains("it has no room"), "{accumulate}: {said}");
+    }
 }
 
 #[test]

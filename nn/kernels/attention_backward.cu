@@ -1,6 +1,6 @@
 // Backward of attention on tensor cores, for heads of 64 and 128 in bf16: the same bits in every run, without atomics.
 //
-//   B samples   H heads   T tokens   U keys   D width of a head   P parts of the queries
+//   B samples   H heads   T tokens   U keys   D width of a head   R parts of the queries
 //   q, dq  [B, H, T, D]   k, v, dk, dv  [B, H, U, D]   out, d_out  [B, T, H D] with a stride   lse, delta  [B, H, T]
 //   all but lse and delta, and the strides, are multiples of 16 bytes
 //
@@ -19,8 +19,8 @@
 //   keys      64    128, 32                      2 * 16 + 2 * 2 * 4  = 48 KiB               128 + 64 registers
 //   keys      128   64, 64                       2 * 16 + 2 * 2 * 16 = 96 KiB               128 + 64 registers
 //
-// and lse and delta of the queries of both stages (keys: 0.5 and 1 KiB). Parts are as keys are, but for tiles of 32 in wide heads: the
-// block's part takes registers that longer ones do not leave.
+// and lse and delta of the queries of both stages (keys: 0.5 and 1 KiB). The kernel of parts is that of keys, but for tiles of 32 in wide
+// heads: finding its part takes registers that tiles of 64 do not leave.
 #include "tensor.cuh"
 
 // delta: D / 8 lanes have one query of one head.
@@ -235,7 +235,7 @@ template <int D, int TALL> DEVICE void store_sums(float* to, int left, const flo
     }
 }
 
-// dk, without the scale, and dv of each part of the queries, of `each` of them: sums [P, 2, B, H, U, D].
+// dk, without the scale, and dv of each part of the queries, of `each` of them: sums [R, 2, B, H, U, D].
 template <int D, int TALL, int TILE>
 DEVICE void attention_key_parts(const bf16* q, const bf16* k, const bf16* v, const bf16* d_out, const float* lse, const float* delta,
                                 float* sums, int heads, int tokens, int keys, int first_query, int queries, int each,

@@ -277,7 +277,8 @@ fn the_declared_memory_is_what_a_pass_holds_on_a_gpu() {
     for case in cases(Network::Flux) {
         for precision in [Precision::F32, Precision::Bf16] {
             let both = [Checkpointing::None, Checkpointing::Blocks];
-            for (checkpointing, patterns) in both.into_iter().flat_map(|c| [(c, &["*"][..]), (c, &[])]) {
+            let adapted = |c| [(c, &["*"][..]), (c, &[]), (c, &["attn.to_q"]), (c, &["*.proj_out"])];
+            for (checkpointing, patterns) in both.into_iter().flat_map(adapted) {
                 let options = options(precision, Packing::Resident, checkpointing);
                 let setting = Setting::new(&gpu, &case, options).adapted(patterns);
                 let unloaded = gpu.used_memory().unwrap() as usize;

@@ -74,6 +74,8 @@ pub struct Cost {
     pub backward_scratch_bytes: usize,
     /// Bytes held from the first run on, e.g. weights.
     pub resident_bytes: usize,
+    /// Bytes that values of cells hold from the first run on beyond what their shapes say, such as gradients that wait for more.
+    pub cell_bytes: usize,
     /// Bytes held while a forward runs and until the backward has, by what all such nodes lend each other in turn: a queue of a
     /// GPU with its workspace. As many are kept as were ever used at once.
     pub queue_bytes: usize,

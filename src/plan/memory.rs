@@ -51,7 +51,7 @@ enum Kind {
     /// The sum of the cotangents of an output.
     Cotangent(usize),
     /// The value of a cell, which lives as long as the run.
-    Cell(usize),
+    Cell,
     /// What a forward keeps for its backward, a cotangent on its way along a wire, working memory.
     Other,
     /// A queue, lent for a while.
@@ -90,7 +90,7 @@ pub(super) fn items(
                 uses.push(target.index());
                 uses.extend(backward[target.index()].filter(|_| gradient.runs_operator(*target)));
             }
-            let kind = if cells[id.index()] { Kind::Cell(slot) } else { Kind::Value(slot) };
+            let kind = if cells[id.index()] { Kind::Cell } else { Kind::Value(slot) };
             let place = place::of_value(&variants[0].outputs[id.index()][port], networks);
             items.push(Item {
                 kind,
@@ -132,6 +132,10 @@ pub(super) fn items(
         };
         let (born, end) = (id.index(), holder.unwrap_or(id.index()));
         held(Kind::Other, place, saved, born, end);
+        let more_of_cells = of(|c| c.cell_bytes);
+        if more_of_cells.iter().any(|&bytes| bytes > 0) {
+            held(Kind::Cell, place, more_of_cells, born, end);
+        }
         held(Kind::Queue, place, of(|c| c.queue_bytes), born, end);
         held(Kind::Queue, Place::Cpu, of(|c| c.host_bytes), born, end);
         for (task, scratch) in std::iter::once((born, forward)).chain(holder.map(|h| (h, back))) {
@@ -228,11 +232,11 @@ impl Step<'_> {
             (Place::Cuda(_), gpu) => gpu.map_or(0, |gpu| gpu.driver),
         };
         let of = |kind: fn(Kind) -> bool| items.iter().copied().filter(move |item| kind(item.kind));
-        let cells = of(|kind| matches!(kind, Kind::Cell(_)));
+        let cells = of(|kind| kind == Kind::Cell);
         let cells = size::sum(cells.map(|item| item.bytes[self.variant]));
         // Queues are kept for the next pass, so the most that are ever used at once are always there.
         let queues = self.sweep(of(|kind| kind == Kind::Queue)).peak;
-        let values = self.sweep(of(|kind| !matches!(kind, Kind::Cell(_) | Kind::Queue)));
+        let values = self.sweep(of(|kind| !matches!(kind, Kind::Cell | Kind::Queue)));
         let peak = size::sum([process, resident, cells, queues, values.peak]);
         Memory { peak, at: values.at, resident, cells, queues, ahead: values.ahead, process }
     }

@@ -22,12 +22,15 @@ impl FactorGroups {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(group);
     }
 
-    fn all(&self) -> Vec<Vec<usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    /// What `known` gives of the linears of each group: nothing where it knows none.
+    fn of<T>(&self, known: impl Fn(usize) -> Option<T>) -> Vec<Vec<T>> {
+        let groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = groups.iter().map(|group| group.iter().filter_map(|number| known(*number)).collect());
+        known.filter(|found: &Vec<T>| !found.is_empty()).collect()
     }
 }
 
-/// A factor for products: one that was made before the pass, or one that is made for its place.
+/// A factor for products: one of those that were made at once, or one that is made for its place.
 #[derive(Debug)]
 pub(super) enum Factor<'a, D: Device> {
     Kept(&'a D::Matrix),
@@ -89,14 +92,14 @@ impl<D: Device> Factors<D> {
             wanted.push(FactorParts { starts: vec![start], rows: outputs, columns, scale });
         }
         let mut stacked = Vec::new();
-        for group in groups.all() {
-            let known = |number: usize| Some((number, *branches.get(&number)?));
-            let (group, places): (Vec<usize>, Vec<(usize, usize)>) =
-                group.into_iter().filter_map(known).unzip();
-            let Some((_, columns)) = places.first() else { continue };
-            let starts = places.iter().map(|(start, _)| *start).collect();
-            wanted.push(FactorParts { starts, rows: rank, columns: *columns, scale: 1.0 });
+        for group in groups.of(|number| Some((number, *branches.get(&number)?))) {
+            let columns = group[0].1.1;
+            let (group, starts) = group.into_iter().map(|(number, (start, _))| (number, start)).unzip();
+            wanted.push(FactorParts { starts, rows: rank, columns, scale: 1.0 });
             stacked.push(group);
+        }
+        if wanted.is_empty() {
+            return None;
         }
         let mut made = queue.factors(values, &wanted)?.into_iter();
         Some(Self {

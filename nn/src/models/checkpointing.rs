@@ -10,7 +10,7 @@ pub enum Checkpointing {
     None,
     /// The input of every block; the backward runs each block again with the same kernels, and so gets the same bits. What no backward
     /// reads is left out then: FLUX's last linears, unless their gates are adapted, those of the U-Net's MLPs, and of its residual blocks
-    /// all behind the first convolution.
+    /// all from the second norm on.
     Blocks,
 }
 

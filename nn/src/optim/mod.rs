@@ -131,7 +131,7 @@ impl AdapterGrad {
     }
 }
 
-/// What a gradient of this norm is multiplied by so that its norm is at most `limit`: at most 1.
+/// What a gradient of this norm is multiplied by so that its norm is at most `limit`, which is positive: at most 1.
 pub fn clip_factor(norm: f64, limit: f64) -> f32 {
     // PyTorch's constant, which keeps a norm of zero from dividing by zero.
     (limit / (norm + 1e-6)).min(1.0) as f32

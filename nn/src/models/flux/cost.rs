@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     backbone::{LinearLayout, PassCost},
+    cost::DeviceKind,
     lora::{AdapterLayout, FrozenAdapter},
     models::{
         Checkpointing,
@@ -127,6 +128,8 @@ pub(super) fn cost(
     let count = double.len() + single.len();
     let first = double.iter().chain(&single).position(|b| b.iter().any(|l| c.adapts(l))).unwrap_or(count);
     let mut largest = 0.0f64;
+    // The processor lends the MLP the memory of what the last linear of another block has read, which is longer by a width.
+    let longer = if weights.on == DeviceKind::Cpu { 1.0 } else { 0.0 };
     // Held while a block runs again and its backward runs, beyond the inputs of all blocks: the most.
     let mut again = Held::default();
     let input = Held { activations: joint * width, exact: 0.0 };
@@ -164,7 +167,7 @@ pub(super) fn cost(
         // result and of the last linear's.
         keep(&mut c.kept, before, number, 4.0 + MLP_RATIO as f64 + 2.0);
         // The stream, queries, keys and values twice, `up`.
-        largest = largest.max((7.0 + MLP_RATIO as f64) * joint * width);
+        largest = largest.max((7.0 + longer + MLP_RATIO as f64) * joint * width);
     }
     outer(config, &mut c, adapter.is_some() && first < count);
     if first < count {
@@ -176,8 +179,9 @@ pub(super) fn cost(
     }
     let running = Held { activations: largest, exact: 0.0 };
     // In the attention of a block with one stream: the cotangents of the block's result, of what the last linear reads and of the
-    // attention's result; queries and keys by heads. A block with two streams has less.
-    let running_back = Held { activations: (5.0 + MLP_RATIO as f64) * input.activations, exact: 0.0 };
+    // attention's result; queries and keys by heads. A block with two streams has no more.
+    let running_back =
+        Held { activations: (5.0 + longer + MLP_RATIO as f64) * input.activations, exact: 0.0 };
     // Of every query the logarithm of its sum, and in the backward the product of its result and its cotangent.
     let lse = Held { activations: 0.0, exact: c.rows.joint * c.heads };
     let streamed = weights.streamed();

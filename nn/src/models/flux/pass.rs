@@ -168,6 +168,7 @@ impl<D: Device> Flux<D> {
         }
         for (i, block) in weights.single.iter().enumerate() {
             let number = weights.double.len() + i;
+            // Of the last block's result there are only the rows of its span: nobody reads others.
             let span = match (i + 1 == weights.single.len(), probe.asks()) {
                 (false, _) => ALL,
                 (true, true) => IMAGE,

@@ -93,7 +93,8 @@ pub(super) fn forward<D: Device>(
     let mut to = ViewMut::new(&mut y, width).skip(first);
     let out_inner = out(pass, block, rows.len(), &joined, to.again())?;
     drop(joined);
-    let gated = ctx.adapts(&block.modulation).then(|| ctx.queue.copy(to.read(), len, Kind::Activation));
+    let gated =
+        (saving && ctx.adapts(&block.modulation)).then(|| ctx.queue.copy(to.read(), len, Kind::Activation));
     gated_add(pass, span.clone(), View::new(&**x, width).skip(first), &modulation, GATE, to);
     let saved = kept.map(|(projected, attended, up)| {
         let x = Arc::clone(x);

@@ -162,10 +162,10 @@ impl Costs<'_> {
         c.conv(ConvWindow::Three, (io, first_channels), pixels(size), false, ends[0]);
         for (number, (Step { stage, .. }, linears)) in all.iter().zip(&linears).enumerate() {
             let (reached, below) = (number >= first, number > first);
-            let before = (c.kept, c.repeated_flops, c.cost.backward_flops);
+            let before = (c.kept, c.again, c.repeated_flops, c.cost.backward_flops);
             c.stage(stage, linears, &mut size, self.options.checkpointing, below);
             if !reached {
-                (c.kept, c.repeated_flops, c.cost.backward_flops) = before;
+                (c.kept, c.again, c.repeated_flops, c.cost.backward_flops) = before;
             }
         }
         let reached = first < all.len() || ends[1];

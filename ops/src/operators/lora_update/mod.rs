@@ -120,7 +120,7 @@ impl Operator for LoraUpdate {
             forward_flops: 15.0 * n as f64,
             moved_bytes: 28.0 * n as f64,
             // The sum of some gradients waits from one step to the next, where the next sum takes its place.
-            resident_bytes: waiting,
+            cell_bytes: waiting,
             scratch_bytes: waiting,
             ..Cost::default()
         }

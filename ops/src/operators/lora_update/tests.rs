@@ -210,6 +210,6 @@ fn the_sum_of_gradients_that_wait_is_declared_where_there_is_one() {
         Operator::cost(&op, &inputs(), &outputs)
     };
     let bytes = layout().len() * size_of::<f32>();
-    assert_eq!((cost(1).resident_bytes, cost(1).scratch_bytes), (0, 0));
-    assert_eq!((cost(3).resident_bytes, cost(3).scratch_bytes), (bytes, bytes));
+    assert_eq!((cost(1).cell_bytes, cost(1).scratch_bytes), (0, 0));
+    assert_eq!((cost(3).cell_bytes, cost(3).scratch_bytes), (bytes, bytes));
 }

@@ -59,7 +59,7 @@ pub fn backward<D: Device>(
         let (stream, span): &(&Stream<D>, Span) = &parts[i];
         StreamPass { pass, stream, span: span.clone(), needs: needs(pass, block, stream, below) }
     };
-    let mut d_attended = pass.take(sequence.rows() * width);
+    let mut d_attended = None;
     let mut halves = Vec::new();
     for (i, saved) in streams.into_iter().enumerate() {
         let StreamSaved { modulation, mut attention, mlp } = saved;
@@ -67,15 +67,16 @@ pub fn backward<D: Device>(
         let mut sums = ModulationSums::new(pass, &part.stream.modulation);
         part.mlp_backward(mlp, &middle, &modulation, dx, sums.as_mut(), grads)?;
         if part.needs.middle {
-            let attended = (&attended, &mut d_attended);
+            if part.needs.operands {
+                d_attended.get_or_insert_with(|| pass.take(sequence.rows() * width));
+            }
+            let attended = (&attended, d_attended.as_mut());
             part.out_backward(&mut attention, attended, &modulation, dx, sums.as_mut(), grads)?;
         }
         halves.push((attention, modulation, sums));
     }
     drop(middle);
-    if !needs(pass, block, &block.text, below).operands {
-        return Ok(());
-    }
+    let Some(d_attended) = d_attended else { return Ok(()) };
 
     let heads = match heads {
         Some((q, k)) => Heads { q, k, v },
@@ -166,7 +167,7 @@ impl<D: Device> StreamPass<'_, D> {
         let active_rows = active.as_ref().map(|x| View::new(x, mlp));
         let outputs = [(&stream.down, View::new(&dy, width))];
         let inner = adapter_backward(ctx, rows, active_rows, down_inner.as_ref(), &outputs, grads)?;
-        drop(active);
+        drop((active, down_inner));
         if !by_up {
             return Ok(());
         }
@@ -211,7 +212,7 @@ impl<D: Device> StreamPass<'_, D> {
     fn out_backward(
         &self,
         saved: &mut AttentionSaved<D>,
-        (attended, d_attended): (&Attended<D>, &mut D::Buffer),
+        (attended, d_attended): (&Attended<D>, Option<&mut D::Buffer>),
         modulation: &Modulation<D>,
         dx: &D::Buffer,
         sums: Option<&mut ModulationSums<D>>,
@@ -226,7 +227,7 @@ impl<D: Device> StreamPass<'_, D> {
             self.part(dx),
             modulation,
             ATTENTION_GATE,
-            saved.gated.as_ref(),
+            saved.gated.take().as_ref(),
             sums,
         )?;
         let known = saved.attended.take();
@@ -237,12 +238,12 @@ impl<D: Device> StreamPass<'_, D> {
             ctx,
             rows,
             x.as_ref().map(|x| View::new(x, width)),
-            saved.out_inner.as_ref(),
+            saved.out_inner.take().as_ref(),
             &[(&stream.out, View::new(&dy, width))],
             d.as_mut().map(|d| InputGrad { values: ViewMut::new(d, width), accumulate: false }),
             grads,
         )?;
-        if let Some(d) = d {
+        if let Some((d, d_attended)) = d.zip(d_attended) {
             sequence.copy_to_joint(ctx, self.span.clone(), width, View::new(&d, width), d_attended);
         }
         Ok(())

@@ -44,7 +44,7 @@ pub(super) struct StreamSaved<D: Device> {
     pub(super) mlp: MlpSaved<D>,
 }
 
-/// Of the half with the attention. What is there only where the forward has just run again, a backward makes else from the rest.
+/// Of the half with the attention. Optional rows are kept where the forward has just run again; elsewhere the backward makes them.
 pub(super) struct AttentionSaved<D: Device> {
     pub(super) moments: RowMoments<D>,
     /// Queries and keys before their norm, `[R, D]`.
@@ -55,13 +55,13 @@ pub(super) struct AttentionSaved<D: Device> {
     pub(super) out_inner: Option<D::Buffer>,
     /// Result before the gate, `[R, D]`, where the gate is adapted.
     pub(super) gated: Option<D::Buffer>,
-    /// Normed input, `[R, D]`, where the forward has just run again.
+    /// Normed input, `[R, D]`.
     pub(super) n: Option<D::Buffer>,
-    /// The attention's result, `[R, D]`, where it has.
+    /// The attention's result, `[R, D]`.
     pub(super) attended: Option<D::Buffer>,
 }
 
-/// Of the half with the MLP.
+/// Of the half with the MLP, likewise.
 pub(super) struct MlpSaved<D: Device> {
     pub(super) moments: RowMoments<D>,
     /// Before the GELU, `[R, F]`: the backward makes its cotangent of it.
@@ -71,9 +71,9 @@ pub(super) struct MlpSaved<D: Device> {
     pub(super) down_inner: Option<D::Buffer>,
     /// Result before the gate, `[R, D]`, where the gate is adapted.
     pub(super) gated: Option<D::Buffer>,
-    /// Normed middle, `[R, D]`, where the forward has just run again.
+    /// Normed middle, `[R, D]`.
     pub(super) n: Option<D::Buffer>,
-    /// `gelu(up)`, `[R, F]`, where it has.
+    /// `gelu(up)`, `[R, F]`.
     pub(super) active: Option<D::Buffer>,
 }
 
@@ -242,8 +242,8 @@ impl<D: Device> Half<'_, D> {
         let mut to = self.part_mut(middle);
         let output = Output(&stream.out, to.again());
         let out_inner = linears(ctx, rows, View::new(&values, width), &mut [output])?;
-        let adapted = ctx.adapts(&stream.modulation);
-        let gated = adapted.then(|| ctx.queue.copy(to.read(), len, Kind::Activation));
+        let gated = (saving && ctx.adapts(&stream.modulation))
+            .then(|| ctx.queue.copy(to.read(), len, Kind::Activation));
         gated_add(*pass, span.clone(), self.part(x), &modulation, ATTENTION_GATE, to);
         let attended = Some(values).filter(|_| self.reads_again(&stream.out));
         let saved = AttentionSaved { moments, q, k, projection_inner: inner, out_inner, gated, n, attended };
@@ -276,17 +276,20 @@ impl<D: Device> Half<'_, D> {
             if let Some(y) = y {
                 let mut to = self.part_mut(y);
                 down_inner = linears(ctx, rows, from, &mut [Output(&stream.down, to.again())])?;
-                gated = adapted.then(|| ctx.queue.copy(to.read(), rows * width, Kind::Activation));
+                active = Some(values).filter(|_| self.reads_again(&stream.down));
+                gated =
+                    (saving && adapted).then(|| ctx.queue.copy(to.read(), rows * width, Kind::Activation));
                 gated_add(*pass, span.clone(), middle, modulation, MLP_GATE, to);
             } else if adapted {
                 let mut result = pass.take(rows * width);
                 let output = Output(&stream.down, ViewMut::new(&mut result, width));
                 down_inner = linears(ctx, rows, from, &mut [output])?;
+                active = Some(values).filter(|_| self.reads_again(&stream.down));
                 gated = Some(result);
             } else {
                 down_inner = inner(ctx, rows, from, [&stream.down]);
+                active = Some(values).filter(|_| self.reads_again(&stream.down));
             }
-            active = Some(values).filter(|_| self.reads_again(&stream.down));
         }
         Ok(saving.then_some(MlpSaved { moments, up, up_inner, down_inner, gated, n, active }))
     }
