@@ -45,6 +45,16 @@ impl<'a, D: Device> Pass<'a, D> {
         Self { ctx, ..self }
     }
 
+    /// The rows of a span among all rows, `[M, D]`.
+    pub fn rows_of<'b>(&self, span: &Span, all: &'b D::Buffer) -> View<'b, D> {
+        View::new(all, self.width).skip(self.sequence.span_rows(span.clone()).start * self.width)
+    }
+
+    /// The same, to be written.
+    pub fn rows_of_mut<'b>(&self, span: &Span, all: &'b mut D::Buffer) -> ViewMut<'b, D> {
+        ViewMut::new(all, self.width).skip(self.sequence.span_rows(span.clone()).start * self.width)
+    }
+
     /// Working memory for this many activations.
     pub fn take(&self, len: usize) -> D::Buffer {
         self.ctx.queue.take(len, Kind::Activation)

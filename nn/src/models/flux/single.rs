@@ -88,14 +88,14 @@ pub(super) fn forward<D: Device>(
     let projected = saving.then_some(projected);
     let joined = joined(pass, span.clone(), &attended, &up);
     let kept = projected.map(|projected| (projected, attended, up));
-    let (first, len) = (rows.start * width, rows.len() * width);
+    let len = rows.len() * width;
     let mut y = pass.take(sequence.rows() * width);
-    let mut to = ViewMut::new(&mut y, width).skip(first);
+    let mut to = pass.rows_of_mut(&span, &mut y);
     let out_inner = out(pass, block, rows.len(), &joined, to.again())?;
     drop(joined);
     let gated =
         (saving && ctx.adapts(&block.modulation)).then(|| ctx.queue.copy(to.read(), len, Kind::Activation));
-    gated_add(pass, span.clone(), View::new(&**x, width).skip(first), &modulation, GATE, to);
+    gated_add(pass, span.clone(), pass.rows_of(&span, x), &modulation, GATE, to);
     let saved = kept.map(|(projected, attended, up)| {
         let x = Arc::clone(x);
         SingleSaved { x, span, modulation, attended, up, projected, out_inner, gated, joined: None }
@@ -272,10 +272,10 @@ pub(super) fn backward<D: Device>(
     let mut dq = pass.take(k_rows * width);
     let mut dk = pass.take(m * width);
     let mut dv = pass.take(m * width);
-    let (q_rows, k_rows_of) = ((&q, &block.norm_q), (&k, &block.norm_k));
+    let (of_q, of_k) = ((&q, &block.norm_q), (&k, &block.norm_k));
     let projections = [
-        ProjectionGrad { span: span.clone(), d_heads: &d_heads.q, x: Some(q_rows), d_rows: &mut dq },
-        ProjectionGrad { span: ALL, d_heads: &d_heads.k, x: Some(k_rows_of), d_rows: &mut dk },
+        ProjectionGrad { span: span.clone(), d_heads: &d_heads.q, x: Some(of_q), d_rows: &mut dq },
+        ProjectionGrad { span: ALL, d_heads: &d_heads.k, x: Some(of_k), d_rows: &mut dk },
         ProjectionGrad { span: ALL, d_heads: &d_heads.v, x: None, d_rows: &mut dv },
     ];
     split_heads_backward(pass, projections);

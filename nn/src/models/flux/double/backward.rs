@@ -120,19 +120,6 @@ impl<D: Device> StreamPass<'_, D> {
         self.pass.sequence.span_rows(self.span.clone()).len()
     }
 
-    /// The stream's part of all rows.
-    fn part<'a>(&self, all: &'a D::Buffer) -> View<'a, D> {
-        View::new(all, self.pass.width).skip(self.first())
-    }
-
-    fn part_mut<'a>(&self, all: &'a mut D::Buffer) -> ViewMut<'a, D> {
-        ViewMut::new(all, self.pass.width).skip(self.first())
-    }
-
-    fn first(&self) -> usize {
-        self.pass.sequence.span_rows(self.span.clone()).start * self.pass.width
-    }
-
     /// From the stream's result to its middle.
     fn mlp_backward(
         &self,
@@ -152,7 +139,7 @@ impl<D: Device> StreamPass<'_, D> {
         if !by_up && !ctx.adapts(&stream.down) {
             return Ok(());
         }
-        let dx = self.part_mut(dx);
+        let dx = self.pass.rows_of_mut(&self.span, dx);
         let dy = gated_add_backward(
             *pass,
             self.span.clone(),
@@ -177,7 +164,7 @@ impl<D: Device> StreamPass<'_, D> {
         ctx.queue.gelu_backward((rows, mlp), View::new(&d_active, mlp), ViewMut::new(&mut up, mlp));
         let d_up = View::new(&up, mlp);
         drop(d_active);
-        let middle = self.part(middle);
+        let middle = self.pass.rows_of(&self.span, middle);
         let normed =
             || known_n.unwrap_or_else(|| normed(*pass, self.span.clone(), middle, modulation, MLP).values);
         let n = ctx.adapts(&stream.up).then(normed);
@@ -224,15 +211,15 @@ impl<D: Device> StreamPass<'_, D> {
         let dy = gated_add_backward(
             *pass,
             self.span.clone(),
-            self.part(dx),
+            self.pass.rows_of(&self.span, dx),
             modulation,
             ATTENTION_GATE,
             saved.gated.take().as_ref(),
             sums,
         )?;
         let known = saved.attended.take();
-        let rows_of = || known.unwrap_or_else(|| attended_rows(*pass, self.span.clone(), attended));
-        let x = ctx.adapts(&stream.out).then(rows_of);
+        let known_rows = || known.unwrap_or_else(|| attended_rows(*pass, self.span.clone(), attended));
+        let x = ctx.adapts(&stream.out).then(known_rows);
         let mut d = needs.operands.then(|| pass.take(rows * width));
         linears_backward(
             ctx,
@@ -272,7 +259,7 @@ impl<D: Device> StreamPass<'_, D> {
         ];
         split_heads_backward(*pass, projections);
         let adapted = [&stream.q, &stream.k, &stream.v].iter().any(|l| ctx.adapts(l));
-        let x = self.part(x);
+        let x = self.pass.rows_of(&self.span, x);
         let normed =
             || saved.n.unwrap_or_else(|| normed(*pass, span.clone(), x, &modulation, ATTENTION).values);
         let n = adapted.then(normed);
@@ -300,7 +287,7 @@ impl<D: Device> StreamPass<'_, D> {
             &modulation,
             ATTENTION,
             View::new(&dn, width),
-            self.part_mut(dx),
+            self.pass.rows_of_mut(&self.span, dx),
             sums.as_mut(),
         );
         match sums {

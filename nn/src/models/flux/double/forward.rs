@@ -2,7 +2,7 @@
 //!
 //! `N` batch, `S` tokens, `D` width, `F = 4 D`, `M = N S` rows of both streams, `R` rows of one.
 
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
 use super::super::{
     block::{
@@ -178,17 +178,8 @@ struct Half<'a, D: Device> {
 }
 
 impl<D: Device> Half<'_, D> {
-    fn rows(&self) -> Range<usize> {
-        self.pass.sequence.span_rows(self.span.clone())
-    }
-
-    /// The stream's part of all rows.
-    fn part<'a>(&self, all: &'a D::Buffer) -> View<'a, D> {
-        View::new(all, self.pass.width).skip(self.rows().start * self.pass.width)
-    }
-
-    fn part_mut<'a>(&self, all: &'a mut D::Buffer) -> ViewMut<'a, D> {
-        ViewMut::new(all, self.pass.width).skip(self.rows().start * self.pass.width)
+    fn rows(&self) -> usize {
+        self.pass.sequence.span_rows(self.span.clone()).len()
     }
 
     /// Does a backward that comes next read what this linear reads?
@@ -200,9 +191,9 @@ impl<D: Device> Half<'_, D> {
     fn project(&self, x: &D::Buffer, heads: &mut Heads<D>) -> Result<Projected<D>> {
         let Self { pass, stream, span, .. } = self;
         let Pass { ctx, width, .. } = *pass;
-        let rows = self.rows().len();
+        let rows = self.rows();
         let modulation = Modulation::new(*pass, &stream.modulation)?;
-        let n = normed(*pass, span.clone(), self.part(x), &modulation, ATTENTION);
+        let n = normed(*pass, span.clone(), pass.rows_of(span, x), &modulation, ATTENTION);
         let take = || pass.take(rows * width);
         let (mut q, mut k, mut v) = (take(), take(), take());
         let inner = linears(
@@ -236,15 +227,15 @@ impl<D: Device> Half<'_, D> {
     ) -> Result<(Modulation<D>, Option<AttentionSaved<D>>)> {
         let Self { pass, stream, span, .. } = self;
         let Pass { ctx, width, saving, .. } = *pass;
-        let (rows, len) = (self.rows().len(), self.rows().len() * width);
+        let (rows, len) = (self.rows(), self.rows() * width);
         let Projected { modulation, moments, q, k, inner, n } = projected;
         let values = attended_rows(*pass, span.clone(), attended);
-        let mut to = self.part_mut(middle);
+        let mut to = pass.rows_of_mut(span, middle);
         let output = Output(&stream.out, to.again());
         let out_inner = linears(ctx, rows, View::new(&values, width), &mut [output])?;
         let gated = (saving && ctx.adapts(&stream.modulation))
             .then(|| ctx.queue.copy(to.read(), len, Kind::Activation));
-        gated_add(*pass, span.clone(), self.part(x), &modulation, ATTENTION_GATE, to);
+        gated_add(*pass, span.clone(), pass.rows_of(span, x), &modulation, ATTENTION_GATE, to);
         let attended = Some(values).filter(|_| self.reads_again(&stream.out));
         let saved = AttentionSaved { moments, q, k, projection_inner: inner, out_inner, gated, n, attended };
         Ok((modulation, saving.then_some(saved)))
@@ -259,8 +250,8 @@ impl<D: Device> Half<'_, D> {
     ) -> Result<Option<MlpSaved<D>>> {
         let Self { pass, stream, span, .. } = self;
         let Pass { ctx, width, saving, .. } = *pass;
-        let (rows, mlp) = (self.rows().len(), MLP_RATIO * width);
-        let middle = self.part(middle);
+        let (rows, mlp) = (self.rows(), MLP_RATIO * width);
+        let middle = pass.rows_of(span, middle);
         let n = normed(*pass, span.clone(), middle, modulation, MLP);
         let mut up = pass.take(rows * mlp);
         let output = Output(&stream.up, ViewMut::new(&mut up, mlp));
@@ -274,7 +265,7 @@ impl<D: Device> Half<'_, D> {
             let values = activated(*pass, rows, &up);
             let from = View::new(&values, mlp);
             if let Some(y) = y {
-                let mut to = self.part_mut(y);
+                let mut to = pass.rows_of_mut(span, y);
                 down_inner = linears(ctx, rows, from, &mut [Output(&stream.down, to.again())])?;
                 active = Some(values).filter(|_| self.reads_again(&stream.down));
                 gated =
