@@ -4,6 +4,8 @@
 #[allow(dead_code, reason = "shared with the golden test, which uses the rest")]
 #[path = "golden/case.rs"]
 mod case;
+#[path = "golden/flux.rs"]
+mod flux;
 #[allow(dead_code, reason = "of the U-Net's cases")]
 #[path = "golden/image_tokens.rs"]
 mod image_tokens;
@@ -14,12 +16,11 @@ mod slopes;
 use std::{path::Path, sync::Arc};
 
 use case::{Case, Network, cases};
-use numbers::numbers;
+use flux::{adapter, inputs_and_cotangent};
 use prefgraph_nn::{
     Adapter, Backbone, Cpu, DeviceKind, Inputs, PassCost, Probe,
     backbone::{Latents, Scoring},
     files::{NamedTensor, TensorFiles, write_safetensors},
-    lora::AdapterLayout,
     models::{Checkpointing, FluxOptions, FluxUno},
 };
 use serde_json::Value;
@@ -42,20 +43,6 @@ fn open(folder: &Path, checkpointing: Checkpointing) -> FluxUno {
     FluxUno::open_with(Cpu::new(2).unwrap(), folder, options).unwrap()
 }
 
-fn inputs(case: &Case) -> (Inputs, Latents) {
-    let inputs = case.inputs(&case.file("forward.safetensors"), "", &["x_t"]);
-    let mut cotangent = inputs.x_t.clone();
-    let count = cotangent.values().len();
-    cotangent.values_mut().copy_from_slice(&numbers(count, 1));
-    (inputs, cotangent)
-}
-
-fn adapter(model: &FluxUno, patterns: &[&str]) -> Adapter {
-    let layout = Arc::new(AdapterLayout::matching(&model.layout().linears, patterns, 3, 4.5).unwrap().0);
-    let values: Vec<f32> = numbers(layout.len(), 2).iter().map(|v| 0.2 * v).collect();
-    Adapter { layout, values: values.into() }
-}
-
 fn cost(model: &FluxUno, inputs: &Inputs, adapter: Option<&Adapter>) -> PassCost {
     let (n, _, h, w) = inputs.x_t.shape();
     let grids: Vec<_> = inputs.references.iter().map(|r| (r.shape().2, r.shape().3)).collect();
@@ -75,13 +62,13 @@ fn gradient(
 #[test]
 fn a_pass_and_its_backward_hold_no_more_than_is_declared_whatever_is_adapted() {
     for case in cases(Network::Flux) {
-        let (inputs, cotangent) = inputs(&case);
+        let (inputs, cotangent) = inputs_and_cotangent(&case);
         for checkpointing in BOTH {
             for patterns in ADAPTED {
                 let name = format!("{} {checkpointing:?} {patterns:?}", case.name);
                 let model = open(&case.folder.join("transformer"), checkpointing);
                 model.load().unwrap();
-                let adapter = adapter(&model, patterns);
+                let adapter = adapter(model.layout(), patterns, 0.2);
                 let cost = cost(&model, &inputs, Some(&adapter));
                 // Without a backward first: the most is that of all passes of a model so far.
                 model.predict(&inputs, Some(&adapter), &Probe::NOTHING).unwrap();
@@ -102,7 +89,7 @@ fn a_pass_and_its_backward_hold_no_more_than_is_declared_whatever_is_adapted() {
 #[test]
 fn a_probe_changes_no_bit_of_the_gradient() {
     for case in cases(Network::Flux) {
-        let both = inputs(&case);
+        let both = inputs_and_cotangent(&case);
         let masks: Vec<Vec<f32>> = both
             .0
             .references
@@ -114,7 +101,7 @@ fn a_probe_changes_no_bit_of_the_gradient() {
             .collect();
         for checkpointing in BOTH {
             let model = open(&case.folder.join("transformer"), checkpointing);
-            let adapter = adapter(&model, &["*"]);
+            let adapter = adapter(model.layout(), &["*"], 0.2);
             let expected = gradient(&model, &both, &adapter, &Probe::NOTHING);
             // After the last block a probe sees more rows than its backward has.
             let blocks = 0..model.layout().blocks;
@@ -155,7 +142,7 @@ fn with_blocks(case: &Case, double: usize, single: usize) -> tempfile::TempDir {
 #[test]
 fn networks_of_one_kind_of_block_have_the_derivative_of_finite_differences_and_the_same_bits_again() {
     let case = &cases(Network::Flux)[0];
-    let both = inputs(case);
+    let both = inputs_and_cotangent(case);
     // Behind the last block nobody reads text: of its stream there are only keys and values then.
     let read: &[&str] = &[
         "attn.to_q",
@@ -170,7 +157,7 @@ fn networks_of_one_kind_of_block_have_the_derivative_of_finite_differences_and_t
     for (double, single, patterns) in [(1, 0, read), (0, 1, &["*"])] {
         let folder = with_blocks(case, double, single);
         let [model, again] = BOTH.map(|checkpointing| open(folder.path(), checkpointing));
-        let adapter = adapter(&model, patterns);
+        let adapter = adapter(model.layout(), patterns, 0.2);
         let gradient_of = |model| gradient(model, &both, &adapter, &Probe::NOTHING);
         let expected = gradient_of(&model);
         assert_eq!(gradient_of(&again), expected, "{double} and {single} blocks");

@@ -3,6 +3,9 @@
 #[allow(dead_code, reason = "shared with the golden test, which uses the rest")]
 #[path = "golden/case.rs"]
 mod case;
+#[allow(dead_code, reason = "the adapters here have values of their own")]
+#[path = "golden/flux.rs"]
+mod flux;
 #[allow(dead_code, reason = "of the U-Net's cases")]
 #[path = "golden/image_tokens.rs"]
 mod image_tokens;
@@ -13,6 +16,7 @@ mod slopes;
 use std::sync::Arc;
 
 use case::{Case, Network, cases, relative};
+use flux::inputs_and_cotangent;
 use numbers::numbers;
 use prefgraph_nn::{
     Adapter, Backbone, DeviceKind, Inputs, Probe, Tensor, backbone::Latents, lora::AdapterLayout,
@@ -21,10 +25,7 @@ use prefgraph_nn::{
 use slopes::along_every_factor;
 
 fn setting(case: &Case) -> (FluxUno, Inputs, Latents) {
-    let inputs = case.inputs(&case.file("forward.safetensors"), "", &["x_t"]);
-    let mut cotangent = inputs.x_t.clone();
-    let count = cotangent.values().len();
-    cotangent.values_mut().copy_from_slice(&numbers(count, 1));
+    let (inputs, cotangent) = inputs_and_cotangent(case);
     (case.model(2), inputs, cotangent)
 }
 

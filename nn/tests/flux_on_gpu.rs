@@ -5,17 +5,22 @@
 #[allow(dead_code, reason = "shared with the golden test, which uses the rest")]
 #[path = "golden/case.rs"]
 mod case;
+#[path = "golden/flux.rs"]
+mod flux;
 #[allow(dead_code, reason = "of the U-Net's cases")]
 #[path = "golden/image_tokens.rs"]
 mod image_tokens;
+#[path = "small_unet/numbers.rs"]
+mod numbers;
 
 use std::{
     io::Write,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use case::{Case, Network, cases};
+use flux::{adapter, inputs_and_cotangent};
 use half::{bf16, f16};
 use prefgraph_nn::{
     Adapter, Backbone, Cpu, Device, DeviceKind, Inputs, PassCost, Probe,
@@ -24,18 +29,9 @@ use prefgraph_nn::{
     cuda::{self, Cuda},
     files::{Dtype, NamedTensor, TensorFiles, write_safetensors},
     layers::{Loading, Packing},
-    lora::AdapterLayout,
     models::{Checkpointing, FluxOptions, flux::Flux},
 };
 use tempfile::TempDir;
-
-/// Numbers without pattern, in +-1.
-fn numbers(count: usize, salt: u64) -> Vec<f32> {
-    let mixed = |i: usize| {
-        (i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15 ^ salt.wrapping_mul(0xD6E8_FEB8_6659_FD93))
-    };
-    (0..count).map(|i| ((mixed(i) >> 40) & 0xFFFF) as f32 / 32768.0 - 1.0).collect()
-}
 
 /// The memory of a GPU is that of the whole process: one test at a time.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -102,12 +98,6 @@ fn in_dtype(case: &Case, dtype: Dtype) -> TempDir {
 
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 
-fn adapter(model: &Flux<Cuda>, patterns: &[&str]) -> Adapter {
-    let (layout, _) = AdapterLayout::matching(&model.layout().linears, patterns, 3, 4.5).unwrap();
-    let values: Vec<f32> = numbers(layout.len(), 2).iter().map(|v| 0.1 * v).collect();
-    Adapter { layout: Arc::new(layout), values: values.into() }
-}
-
 impl Setting {
     fn new(gpu: &Cuda, case: &Case, options: FluxOptions) -> Self {
         Self::of(gpu, case, &case.folder.join("transformer"), options)
@@ -117,17 +107,14 @@ impl Setting {
     fn of(gpu: &Cuda, case: &Case, path: &Path, options: FluxOptions) -> Self {
         let host = Cpu::new(1).unwrap();
         let model = Flux::open_on(gpu.clone(), host, path, options).unwrap();
-        let inputs = case.inputs(&case.file("forward.safetensors"), "", &["x_t"]);
-        let mut cotangent = inputs.x_t.clone();
-        let count = cotangent.values().len();
-        cotangent.values_mut().copy_from_slice(&numbers(count, 1));
-        let adapter = adapter(&model, &["*"]);
+        let (inputs, cotangent) = inputs_and_cotangent(case);
+        let adapter = adapter(model.layout(), &["*"], 0.1);
         Self { gpu: gpu.clone(), model, inputs, cotangent, adapter }
     }
 
     /// With an adapter of these linears.
     fn adapted(self, patterns: &[&str]) -> Self {
-        Self { adapter: adapter(&self.model, patterns), ..self }
+        Self { adapter: adapter(self.model.layout(), patterns, 0.1), ..self }
     }
 
     /// Declared bytes of a pass with the adapter.

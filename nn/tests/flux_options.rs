@@ -4,52 +4,34 @@
 #[allow(dead_code, reason = "shared with the golden test, which uses the rest")]
 #[path = "golden/case.rs"]
 mod case;
+#[path = "golden/flux.rs"]
+mod flux;
 #[allow(dead_code, reason = "of the U-Net's cases")]
 #[path = "golden/image_tokens.rs"]
 mod image_tokens;
+#[path = "small_unet/numbers.rs"]
+mod numbers;
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 use case::{Case, Network, cases, relative};
+use flux::{adapter, inputs_and_cotangent};
 use prefgraph_nn::{
-    Adapter, Backbone, Cpu, DeviceKind, Inputs, Probe,
-    backbone::Latents,
+    Adapter, Backbone, Cpu, DeviceKind, Probe,
     cpu::{Isa, Precision},
     files::{Dtype, NamedTensor, TensorFiles, write_safetensors},
     layers::{Loading, Packing},
-    lora::{AdapterFormat, AdapterLayout},
+    lora::AdapterFormat,
     models::{Checkpointing, FluxOptions, FluxUno, FrozenUse},
 };
-
-/// Numbers without pattern, in +-1.
-fn numbers(count: usize, salt: u64) -> Vec<f32> {
-    let mixed = |i: usize| {
-        (i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15 ^ salt.wrapping_mul(0xD6E8_FEB8_6659_FD93))
-    };
-    (0..count).map(|i| ((mixed(i) >> 40) & 0xFFFF) as f32 / 32768.0 - 1.0).collect()
-}
 
 fn open(case: &Case, options: FluxOptions) -> FluxUno {
     FluxUno::open_with(Cpu::new(2).unwrap(), &case.folder.join("transformer"), options).unwrap()
 }
 
-fn inputs(case: &Case) -> (Inputs, Latents) {
-    let inputs = case.inputs(&case.file("forward.safetensors"), "", &["x_t"]);
-    let mut cotangent = inputs.x_t.clone();
-    let count = cotangent.values().len();
-    cotangent.values_mut().copy_from_slice(&numbers(count, 1));
-    (inputs, cotangent)
-}
-
-fn adapter(model: &FluxUno, patterns: &[&str], size: f32) -> Adapter {
-    let layout = Arc::new(AdapterLayout::matching(&model.layout().linears, patterns, 3, 4.5).unwrap().0);
-    let values = numbers(layout.len(), 2).into_iter().map(|v| size * v).collect::<Vec<_>>();
-    Adapter { layout, values: values.into() }
-}
-
 /// Prediction and gradient.
 fn pass(model: &FluxUno, case: &Case, adapter: &Adapter) -> (Vec<f32>, Vec<f32>) {
-    let (inputs, cotangent) = inputs(case);
+    let (inputs, cotangent) = inputs_and_cotangent(case);
     let (prediction, saved) = model.predict_saving(&inputs, adapter, &Probe::NOTHING).unwrap();
     (
         prediction.latents.into_values(),
@@ -76,7 +58,7 @@ fn blocks_that_run_again_give_the_same_bits_and_keep_their_inputs_only() {
             let whole = open(&case, FluxOptions::default());
             let again =
                 open(&case, FluxOptions { checkpointing: Checkpointing::Blocks, ..FluxOptions::default() });
-            let adapter = adapter(&whole, patterns, 0.2);
+            let adapter = adapter(whole.layout(), patterns, 0.2);
             let (expected, found) = (pass(&whole, &case, &adapter), pass(&again, &case, &adapter));
             assert_eq!(bits(&expected.0), bits(&found.0), "{} {patterns:?}: prediction", case.name);
             assert_eq!(bits(&expected.1), bits(&found.1), "{} {patterns:?}: gradient", case.name);
@@ -84,7 +66,7 @@ fn blocks_that_run_again_give_the_same_bits_and_keep_their_inputs_only() {
             if patterns != ["*"] {
                 continue;
             }
-            let (inputs, _) = inputs(&case);
+            let (inputs, _) = inputs_and_cotangent(&case);
             let (n, _, h, w) = inputs.x_t.shape();
             let grids: Vec<_> = inputs.references.iter().map(|r| (r.shape().2, r.shape().3)).collect();
             let cost =
@@ -109,7 +91,7 @@ fn weights_that_are_streamed_from_the_file_give_the_bits_of_resident_ones() {
                 open(&case, FluxOptions { loading: Loading { precision, packing }, ..FluxOptions::default() })
             };
             let (resident, streamed) = (of(Packing::Resident), of(Packing::Streamed));
-            let adapter = adapter(&resident, &["*"], 0.2);
+            let adapter = adapter(resident.layout(), &["*"], 0.2);
             let (expected, found) = (pass(&resident, &case, &adapter), pass(&streamed, &case, &adapter));
             assert_eq!(bits(&expected.0), bits(&found.0), "{} {precision:?}: prediction", case.name);
             assert_eq!(bits(&expected.1), bits(&found.1), "{} {precision:?}: gradient", case.name);
@@ -130,7 +112,7 @@ fn products_in_bf16_stay_near_those_in_f32_and_an_adapter_whose_b_is_zero_change
             open(&case, FluxOptions::default()),
             open(&case, FluxOptions { loading, ..FluxOptions::default() }),
         );
-        let trained = adapter(&exact, &["*"], 0.2);
+        let trained = adapter(exact.layout(), &["*"], 0.2);
         let (expected, found) = (pass(&exact, &case, &trained), pass(&rounded, &case, &trained));
         let (prediction, gradient) = (relative(&found.0, &expected.0), relative(&found.1, &expected.1));
         // Rounding to 8 bits, once an operand.
@@ -140,7 +122,7 @@ fn products_in_bf16_stay_near_those_in_f32_and_an_adapter_whose_b_is_zero_change
         let mut zero = trained.clone();
         let values = zero.values.host_mut().unwrap();
         zero.layout.ranges().into_iter().for_each(|(_, b)| values[b].fill(0.0));
-        let (inputs, _) = inputs(&case);
+        let (inputs, _) = inputs_and_cotangent(&case);
         let with = rounded.predict(&inputs, Some(&zero), &Probe::NOTHING).unwrap().latents;
         let without = rounded.predict(&inputs, None, &Probe::NOTHING).unwrap().latents;
         assert_eq!(bits(with.values()), bits(without.values()), "{}", case.name);
@@ -166,10 +148,10 @@ fn a_frozen_adapter_is_part_of_the_reference_as_a_branch_or_merged() {
     let dir = tempfile::tempdir().unwrap();
     for case in cases(Network::Flux) {
         let plain = open(&case, FluxOptions::default());
-        let frozen = adapter(&plain, &["attn.*", "proj_out"], 0.3);
+        let frozen = adapter(plain.layout(), &["attn.*", "proj_out"], 0.3);
         let file = dir.path().join("frozen.safetensors");
         frozen.write(&file, AdapterFormat::Diffusers, &[]).unwrap();
-        let (inputs, _) = inputs(&case);
+        let (inputs, _) = inputs_and_cotangent(&case);
         let expected = plain.predict(&inputs, Some(&frozen), &Probe::NOTHING).unwrap().latents;
         let bare = plain.predict(&inputs, None, &Probe::NOTHING).unwrap().latents;
         assert!(relative(bare.values(), expected.values()) > 1e-3, "the adapter must be seen");
@@ -180,13 +162,13 @@ fn a_frozen_adapter_is_part_of_the_reference_as_a_branch_or_merged() {
             assert!(error < 1e-5, "{} {how:?}: off by {error:e}", case.name);
 
             // What is trained on top: off, it leaves the frozen one on; on, its gradient is that beside merged weights.
-            let mut zero = adapter(&model, &["*"], 0.2);
+            let mut zero = adapter(model.layout(), &["*"], 0.2);
             let values = zero.values.host_mut().unwrap();
             zero.layout.ranges().into_iter().for_each(|(_, b)| values[b].fill(0.0));
             let off = model.predict(&inputs, Some(&zero), &Probe::NOTHING).unwrap().latents;
             assert_eq!(bits(off.values()), bits(found.values()), "{} {how:?}", case.name);
         }
-        let trained = adapter(&plain, &["*"], 0.2);
+        let trained = adapter(plain.layout(), &["*"], 0.2);
         let branch = pass(&with_frozen(&case, &file, FrozenUse::Branch), &case, &trained);
         let merged = pass(&with_frozen(&case, &file, FrozenUse::Merged), &case, &trained);
         let errors = (relative(&branch.0, &merged.0), relative(&branch.1, &merged.1));
@@ -229,7 +211,7 @@ fn a_streamed_weight_that_is_no_number_is_found_in_the_first_pass() {
         ..FluxOptions::default()
     };
     let model = FluxUno::open_with(Cpu::new(1).unwrap(), dir.path(), options).unwrap();
-    let error = model.predict(&inputs(case).0, None, &Probe::NOTHING).unwrap_err().to_string();
+    let error = model.predict(&inputs_and_cotangent(case).0, None, &Probe::NOTHING).unwrap_err().to_string();
     for part in ["diffusion_pytorch_model.safetensors", damaged, "NaN at element 77"] {
         assert!(error.contains(part), "{part}: {error}");
     }
@@ -241,7 +223,7 @@ fn a_frozen_adapter_is_not_merged_into_weights_that_are_streamed() {
     let plain = open(case, FluxOptions::default());
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("frozen.safetensors");
-    adapter(&plain, &["attn.to_q"], 0.3).write(&file, AdapterFormat::Diffusers, &[]).unwrap();
+    adapter(plain.layout(), &["attn.to_q"], 0.3).write(&file, AdapterFormat::Diffusers, &[]).unwrap();
     let options = FluxOptions {
         loading: Loading { packing: Packing::Streamed, ..Loading::default() },
         adapter: Some((file, FrozenUse::Merged)),

@@ -189,12 +189,11 @@ pub(super) fn cost(
     c.cost.weight_bytes = weights.read_by_a_forward();
     c.cost.saved_bytes =
         size::sum([storage.bytes(c.kept), if first < count { weights.kept_streamed() } else { 0 }]);
-    c.cost.scratch_bytes = size::sum([storage.bytes(running + lse), streamed]);
     let factor_bytes = |values| factor_bytes(weights.on, options.loading.precision, values);
-    let backward = match options.checkpointing {
+    let (backward, block_factors) = match options.checkpointing {
         Checkpointing::None => {
             c.cost.factor_bytes = factor_bytes(adapter.map_or(0, AdapterLayout::len));
-            running_back
+            (running_back, 0)
         }
         Checkpointing::Blocks => {
             c.cost.backward_flops += if first < count { c.cost.forward_flops - c.results } else { 0.0 };
@@ -203,14 +202,12 @@ pub(super) fn cost(
                 let adapted = block.iter().filter(|linear| c.adapts(linear));
                 adapter.map_or(0, |adapter| adapted.map(|l| adapter.rank * (l.inputs + l.outputs)).sum())
             };
-            let most = factor_bytes(double.iter().chain(&single).map(values).max().unwrap_or(0));
-            c.cost.scratch_bytes = size::sum([c.cost.scratch_bytes, most]);
-            c.cost.backward_scratch_bytes = most;
-            again
+            (again, factor_bytes(double.iter().chain(&single).map(values).max().unwrap_or(0)))
         }
     };
-    let backward = storage.bytes(backward + lse + lse);
-    c.cost.backward_scratch_bytes = size::sum([c.cost.backward_scratch_bytes, backward, streamed]);
+    let scratch = |held| size::sum([storage.bytes(held), block_factors, streamed]);
+    c.cost.scratch_bytes = scratch(running + lse);
+    c.cost.backward_scratch_bytes = scratch(backward + lse + lse);
     (c.cost.queue_bytes, c.cost.host_bytes) = (weights.on.queue_bytes(), weights.pinned());
     c.cost
 }

@@ -403,7 +403,7 @@ fn finish<D: Device>(
 ) -> Result<(Vec<f32>, EndSaved<D>)> {
     let (queue, width) = (pass.ctx.queue, pass.width);
     let rows = pass.sequence.span_rows(TARGETS);
-    let from = View::new(x, width).skip(rows.start * width);
+    let from = pass.rows_of(&TARGETS, x);
     let targets = queue.copy(from, rows.len() * width, Kind::Activation);
     let modulation = Modulation::new(pass, &weights.final_modulation)?;
     let Normed { values, moments } = normed(pass, TARGETS, View::new(&targets, width), &modulation, FINAL);
@@ -449,7 +449,7 @@ fn end_backward<D: Device>(
         &end.modulation,
         FINAL,
         View::new(&dn, width),
-        ViewMut::new(dx, width).skip(targets.start * width),
+        pass.rows_of_mut(&TARGETS, dx),
         None,
     );
     Ok(())

@@ -152,7 +152,7 @@ fn inside<D: Device>(
     let query_up_inner = linears(
         ctx,
         k_rows,
-        View::new(&n.values, width).skip(rows.start * width),
+        pass.rows_of(&span, &n.values),
         &mut [Output(&block.q, ViewMut::new(&mut q, width)), Output(&block.up, ViewMut::new(&mut up, mlp))],
     )?;
     let moments = n.moments;
@@ -212,7 +212,7 @@ pub(super) fn backward<D: Device>(
     let Pass { ctx, sequence, width, .. } = pass;
     let (m, rows) = (sequence.rows(), sequence.span_rows(span.clone()));
     let (k_rows, mlp) = (rows.len(), MLP_RATIO * width);
-    let (both, first) = (width + mlp, rows.start * width);
+    let both = width + mlp;
     let SingleSaved { x, span: kept, modulation, attended, up, projected, out_inner, gated, joined: known } =
         saved;
     let Projected { moments, q, k, v, key_value_inner, query_up_inner, fresh: Fresh { n, heads } } =
@@ -226,7 +226,7 @@ pub(super) fn backward<D: Device>(
     let dy = gated_add_backward(
         pass,
         span.clone(),
-        View::new(dx, width).skip(first),
+        pass.rows_of(&span, dx),
         &modulation,
         GATE,
         gated.as_ref(),
@@ -298,10 +298,10 @@ pub(super) fn backward<D: Device>(
     linears_backward(
         ctx,
         k_rows,
-        n.as_ref().map(|n| View::new(n, width).skip(first)),
+        n.as_ref().map(|n| pass.rows_of(&span, n)),
         query_up_inner.as_ref(),
         &[(&block.q, View::new(&dq, width)), (&block.up, View::new(&d_up, mlp))],
-        dn.as_mut().map(|d| InputGrad { values: ViewMut::new(d, width).skip(first), accumulate: true }),
+        dn.as_mut().map(|d| InputGrad { values: pass.rows_of_mut(&span, d), accumulate: true }),
         grads,
     )?;
     let Some(dn) = dn else { return Ok(()) };

@@ -259,28 +259,27 @@ impl<D: Device> Half<'_, D> {
         let moments = n.moments;
         let n = Some(n.values).filter(|_| self.reads_again(&stream.up));
 
-        let (adapted, mut gated) = (ctx.adapts(&stream.modulation), None);
-        let (mut down_inner, mut active) = (None, None);
-        if y.is_some() || adapted || ctx.adapts(&stream.down) {
+        let by_gate = ctx.adapts(&stream.modulation);
+        let (mut down_inner, mut gated, mut active) = (None, None, None);
+        if let Some(y) = y {
+            let values = activated(*pass, rows, &up);
+            let mut to = pass.rows_of_mut(span, y);
+            let output = Output(&stream.down, to.again());
+            down_inner = linears(ctx, rows, View::new(&values, mlp), &mut [output])?;
+            drop(values);
+            gated = (saving && by_gate).then(|| ctx.queue.copy(to.read(), rows * width, Kind::Activation));
+            gated_add(*pass, span.clone(), middle, modulation, MLP_GATE, to);
+        } else if by_gate || ctx.adapts(&stream.down) {
             let values = activated(*pass, rows, &up);
             let from = View::new(&values, mlp);
-            if let Some(y) = y {
-                let mut to = pass.rows_of_mut(span, y);
-                down_inner = linears(ctx, rows, from, &mut [Output(&stream.down, to.again())])?;
-                active = Some(values).filter(|_| self.reads_again(&stream.down));
-                gated =
-                    (saving && adapted).then(|| ctx.queue.copy(to.read(), rows * width, Kind::Activation));
-                gated_add(*pass, span.clone(), middle, modulation, MLP_GATE, to);
-            } else if adapted {
-                let mut result = pass.take(rows * width);
-                let output = Output(&stream.down, ViewMut::new(&mut result, width));
-                down_inner = linears(ctx, rows, from, &mut [output])?;
-                active = Some(values).filter(|_| self.reads_again(&stream.down));
-                gated = Some(result);
-            } else {
-                down_inner = inner(ctx, rows, from, [&stream.down]);
-                active = Some(values).filter(|_| self.reads_again(&stream.down));
-            }
+            gated = by_gate.then(|| pass.take(rows * width));
+            down_inner = match &mut gated {
+                Some(result) => {
+                    linears(ctx, rows, from, &mut [Output(&stream.down, ViewMut::new(result, width))])?
+                }
+                None => inner(ctx, rows, from, [&stream.down]),
+            };
+            active = Some(values).filter(|_| self.reads_again(&stream.down));
         }
         Ok(saving.then_some(MlpSaved { moments, up, up_inner, down_inner, gated, n, active }))
     }
