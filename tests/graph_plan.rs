@@ -285,7 +285,10 @@ proptest! {
 }
 
 /// A node that works on the GPU in a run that has one.
-struct OnGpu;
+#[derive(Default)]
+struct OnGpu {
+    urgent: bool,
+}
 impl Operator for OnGpu {
     operator!(OnGpu, "on-gpu", (Matrix,): ["x"] -> (Matrix,): ["y"], false);
     type Saved = ();
@@ -301,6 +304,7 @@ impl Operator for OnGpu {
             resident_bytes: 50_000_000,
             scratch_bytes: 5_000_000,
             queue_bytes: 1_000_000,
+            urgent: self.urgent,
             host_bytes: 2_000_000,
             ..Cost::default()
         })
@@ -330,7 +334,7 @@ impl Operator for OnProcessor {
 fn costs_have_a_place_and_a_gpu_works_beside_the_processor() {
     let mut g = Graph::new("places");
     let (x,) = g.add("x", Data(2, 2), ());
-    let (gpu,) = g.add("gpu", OnGpu, (x,));
+    let (gpu,) = g.add("gpu", OnGpu::default(), (x,));
     let (cpu,) = g.add("cpu", OnProcessor, (x,));
     let gpu_options = |rates| GpuOptions { number: 3, rates, driver: 7 };
     let with = |gpu| Plan::new(&g, &PlanOptions { gpu, ..options(2, 0) }).unwrap();
@@ -362,4 +366,23 @@ fn costs_have_a_place_and_a_gpu_works_beside_the_processor() {
     assert!(text.contains("a step: no times, since the speed of cuda:3 is unknown"), "{text}");
     let measured = untimed.tasks().iter().map(|t| (t.task, 0.5)).collect();
     assert!(untimed.with_times(&measured).is_timed());
+}
+
+#[test]
+fn a_gpu_keeps_its_urgent_queues_and_the_others_whatever_runs_at_once() {
+    let queues = |urgent: [bool; 2]| {
+        let mut g = Graph::new("queues");
+        let (x,) = g.add("x", Data(2, 2), ());
+        let (first,) = g.add("first", OnGpu { urgent: urgent[0] }, (x,));
+        g.add("second", OnGpu { urgent: urgent[1] }, (first,));
+        let gpu = Some(GpuOptions { number: 0, rates: None, driver: 0 });
+        let plan = Plan::new(&g, &PlanOptions { gpu, ..options(2, 0) }).unwrap();
+        plan.memory_by_place().iter().find(|(place, _)| *place == Place::Cuda(0)).unwrap().1.queues
+    };
+    assert_eq!(
+        [false, true].map(|kind| queues([kind; 2])),
+        [1_000_000; 2],
+        "one after the other has the first one's"
+    );
+    assert_eq!(queues([true, false]), 2_000_000);
 }

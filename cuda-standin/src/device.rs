@@ -124,9 +124,9 @@ impl Device {
         self.next_handle
     }
 
-    pub fn new_stream(&mut self) -> usize {
+    pub fn new_stream(&mut self, priority: i32) -> usize {
         let handle = self.handle();
-        self.queue.open(handle);
+        self.queue.open(handle, priority);
         handle
     }
     /// The stream that a handle names.

@@ -40,6 +40,7 @@ pub struct Operation {
 
 #[derive(Default)]
 struct Stream {
+    priority: i32,
     last: u32,
     place: u32,
     clock: Clock,
@@ -75,9 +76,12 @@ impl Queue {
         }
     }
 
-    pub fn open(&mut self, handle: usize) {
+    pub fn open(&mut self, handle: usize, priority: i32) {
         self.handles.insert(handle, self.streams.len());
-        self.streams.push(Stream::default());
+        self.streams.push(Stream { priority, ..Stream::default() });
+    }
+    pub fn priority(&self, stream: usize) -> i32 {
+        self.streams[stream].priority
     }
     /// `false`: no such stream, or one that cannot be closed. What is queued there still runs.
     pub fn close(&mut self, handle: usize) -> bool {

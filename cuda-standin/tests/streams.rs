@@ -172,6 +172,31 @@ fn pageable_upload() {
     tell(&stream, &x, 5.0);
 }
 
+#[test]
+fn a_stream_tells_the_priority_that_it_was_given_and_one_outside_the_range_is_refused() {
+    if !common::standin() {
+        return;
+    }
+    let gpu = Gpu::device();
+    let priority = |stream: &CudaStream| {
+        let mut found = i32::MAX;
+        // SAFETY: an open stream, and a place for the number.
+        unsafe { sys::cuStreamGetPriority(stream.cu_stream(), &raw mut found) }
+            .result()
+            .expect("an open stream");
+        found
+    };
+    let (least, greatest) = cudarc::driver::result::stream::get_priority_range().expect("a range");
+    for wanted in [least, greatest] {
+        let stream = gpu.context.new_stream_with_priority(wanted).expect("a stream");
+        assert_eq!(priority(&stream), wanted);
+    }
+    assert_eq!(priority(&gpu.stream()), least);
+    for outside in [least + 1, greatest - 1] {
+        assert!(gpu.context.new_stream_with_priority(outside).is_err(), "{outside}");
+    }
+}
+
 /// A closed stream still ends its work, and whoever waits for its event waits for that.
 fn closed_stream() {
     let gpu = Gpu::device();

@@ -42,8 +42,8 @@ fn gpu() -> Option<(MutexGuard<'static, ()>, Cuda)> {
     match cuda::is_there() {
         Ok(()) => {
             let gpu = Cuda::open(0).unwrap();
-            // A stream with its workspace, which all passes use one after the other.
-            drop(gpu.queue(Precision::F32).unwrap());
+            // Streams with their workspaces, which all passes use one after the other.
+            drop([gpu.queue(Precision::F32).unwrap(), gpu.urgent_queue(Precision::F32).unwrap()]);
             Some((alone, gpu))
         }
         Err(why) => {

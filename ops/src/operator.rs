@@ -79,6 +79,8 @@ pub struct Cost {
     /// Bytes held while a forward runs and until the backward has, by what all such nodes lend each other in turn: a queue of a
     /// GPU with its workspace. As many are kept as were ever used at once.
     pub queue_bytes: usize,
+    /// Whether that queue is an [urgent](nn::Device::urgent_queue) one: urgent queues and others are lent and kept apart.
+    pub urgent: bool,
     /// Bytes held for as long in the host's memory, by a node that works on a GPU.
     pub host_bytes: usize,
     /// What a value that the node reads holds once the node has run.

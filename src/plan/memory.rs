@@ -55,7 +55,7 @@ enum Kind {
     /// What a forward keeps for its backward, a cotangent on its way along a wire, working memory.
     Other,
     /// A queue, lent for a while.
-    Queue,
+    Queue { urgent: bool },
 }
 
 /// All that takes memory in a step.
@@ -136,13 +136,14 @@ pub(super) fn items(
         if more_of_cells.iter().any(|&bytes| bytes > 0) {
             held(Kind::Cell, place, more_of_cells, born, end);
         }
-        held(Kind::Queue, place, of(|c| c.queue_bytes), born, end);
-        held(Kind::Queue, Place::Cpu, of(|c| c.host_bytes), born, end);
+        let queue = Kind::Queue { urgent: variants[0].costs[id.index()].urgent };
+        held(queue, place, of(|c| c.queue_bytes), born, end);
+        held(queue, Place::Cpu, of(|c| c.host_bytes), born, end);
         for (task, scratch) in std::iter::once((born, forward)).chain(holder.map(|h| (h, back))) {
             held(Kind::Other, place, scratch, task, task);
         }
     }
-    let is_value = |kind| !matches!(kind, Kind::Other | Kind::Queue);
+    let is_value = |kind| !matches!(kind, Kind::Other | Kind::Queue { .. });
     items.retain(|item| is_value(item.kind) || item.bytes.iter().any(|&b| b > 0));
     items
 }
@@ -234,9 +235,12 @@ impl Step<'_> {
         let of = |kind: fn(Kind) -> bool| items.iter().copied().filter(move |item| kind(item.kind));
         let cells = of(|kind| kind == Kind::Cell);
         let cells = size::sum(cells.map(|item| item.bytes[self.variant]));
-        // Queues are kept for the next pass, so the most that are ever used at once are always there.
-        let queues = self.sweep(of(|kind| kind == Kind::Queue)).peak;
-        let values = self.sweep(of(|kind| !matches!(kind, Kind::Cell | Kind::Queue)));
+        // Queues are kept for the next pass of their kind, so the most that are ever used at once are always there.
+        let queues = size::sum([
+            self.sweep(of(|kind| kind == Kind::Queue { urgent: true })).peak,
+            self.sweep(of(|kind| kind == Kind::Queue { urgent: false })).peak,
+        ]);
+        let values = self.sweep(of(|kind| !matches!(kind, Kind::Cell | Kind::Queue { .. })));
         let peak = size::sum([process, resident, cells, queues, values.peak]);
         Memory { peak, at: values.at, resident, cells, queues, ahead: values.ahead, process }
     }

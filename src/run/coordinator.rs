@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     graph::{Endpoint, NodeId},
-    plan::{Phase, Plan, Seconds, Task, TaskId, due},
+    plan::{Phase, Place, Plan, Seconds, Task, TaskId, due},
 };
 
 /// A step in flight.
@@ -31,6 +31,8 @@ struct InFlight {
     open: Vec<usize>,
     unfinished: usize,
     running: usize,
+    /// Of those that run, the ones on a GPU.
+    on_gpu: usize,
     values: Values,
     /// Ready, but not to start before the step is asked for.
     held: Vec<TaskId>,
@@ -45,7 +47,7 @@ struct InFlight {
 struct Request {
     answer: Sender<Answer>,
     since: Instant,
-    /// Since when nothing but run-ahead tasks has been holding the step up.
+    /// Since when nothing but run-ahead tasks of the host has been holding the step up.
     waiting: Option<Instant>,
     waited: f64,
 }
@@ -176,6 +178,7 @@ impl Coordinator {
             open,
             unfinished: running.clone().count(),
             running: 0,
+            on_gpu: 0,
             values,
             held: Vec::new(),
             ahead_left: running.filter(|t| t.phase == Phase::Ahead).count(),
@@ -222,9 +225,11 @@ impl Coordinator {
                 if self.window[index].failed.is_some() {
                     continue;
                 }
-                let task = self.plan.tasks()[id].task;
+                let planned = &self.plan.tasks()[id];
+                let (task, on_gpu) = (planned.task, planned.place != Place::Cpu);
                 let job = self.job(index, task);
                 self.window[index].running += 1;
+                self.window[index].on_gpu += usize::from(on_gpu);
                 self.idle[lane] = false;
                 let work = Work { epoch: self.epoch, step, id, task, job };
                 self.lanes[lane].send(work).expect("a lane lives until its sender is dropped");
@@ -265,6 +270,7 @@ impl Coordinator {
         let planned = &self.plan.tasks()[done.id];
         let in_flight = &mut self.window[index];
         in_flight.running -= 1;
+        in_flight.on_gpu -= usize::from(planned.place != Place::Cpu);
         in_flight.times.push(TaskTime {
             task: planned.task,
             lane: done.lane,
@@ -372,11 +378,12 @@ impl Coordinator {
         output
     }
 
-    /// Keep count of the time in which only run-ahead tasks hold the step up.
+    /// Keep count of the time in which only run-ahead tasks of the host hold the step up. One that works on the GPU brings no data: it is a pass
+    /// that gave way to those of the steps before.
     fn watch(&mut self) {
         let Some(request) = &mut self.request else { return };
         let front = self.window.front();
-        let waits = front.is_some_and(|f| f.active == 0 && f.ahead_left > 0);
+        let waits = front.is_some_and(|f| f.active == 0 && f.ahead_left > 0 && f.on_gpu == 0);
         match (request.waiting, waits) {
             (None, true) => request.waiting = Some(Instant::now()),
             (Some(since), false) => {

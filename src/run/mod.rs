@@ -86,7 +86,7 @@ pub struct StepOutput {
     pub times: Vec<TaskTime>,
     /// From the request to its end.
     pub seconds: f64,
-    /// The part of it in which nothing could be done but wait for nodes that may run ahead: for data.
+    /// The part of it in which nothing could be done but wait for nodes of the processor that may run ahead: for data.
     pub data_seconds: f64,
     pub(crate) kept: BTreeMap<Endpoint, Value>,
 }

@@ -9,8 +9,8 @@ use crate::{
     foreign::Out,
 };
 
-/// Priorities of streams: they say nothing here, but a number outside is refused as on a device.
-const LEAST_PRIORITY: c_int = 0;
+/// Priorities of streams: they are told and change nothing here, but a number outside is refused.
+pub const LEAST_PRIORITY: c_int = 0;
 pub const GREATEST_PRIORITY: c_int = -5;
 
 api! {

@@ -2,7 +2,10 @@
 
 use std::ffi::{c_int, c_uint};
 
-use super::{Handle, api, contexts::GREATEST_PRIORITY};
+use super::{
+    Handle, api,
+    contexts::{GREATEST_PRIORITY, LEAST_PRIORITY},
+};
 use crate::{codes::Code, foreign::Out};
 
 const STREAM_NON_BLOCKING: c_uint = 1;
@@ -11,11 +14,17 @@ const EVENT_DISABLE_TIMING: c_uint = 2;
 api! {
     fn cuStreamCreate(device; out: Out<Handle>, flags: c_uint) {
         if flags > STREAM_NON_BLOCKING { return Err(Code::INVALID_VALUE); }
-        out.set(device.new_stream())
+        out.set(device.new_stream(LEAST_PRIORITY))
     }
     fn cuStreamCreateWithPriority(device; out: Out<Handle>, flags: c_uint, priority: c_int) {
-        if flags > STREAM_NON_BLOCKING || priority < GREATEST_PRIORITY { return Err(Code::INVALID_VALUE); }
-        out.set(device.new_stream())
+        if flags > STREAM_NON_BLOCKING || !(GREATEST_PRIORITY..=LEAST_PRIORITY).contains(&priority) {
+            return Err(Code::INVALID_VALUE);
+        }
+        out.set(device.new_stream(priority))
+    }
+    fn cuStreamGetPriority(device; stream: Handle, out: Out<c_int>) {
+        let stream = device.stream(stream)?;
+        out.set(device.queue.priority(stream))
     }
     // What is queued there still runs, as late as before: closing a stream is no wait.
     fn cuStreamDestroy_v2(device; stream: Handle) {

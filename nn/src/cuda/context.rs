@@ -35,9 +35,18 @@ impl fmt::Debug for Cuda {
     }
 }
 
+/// Whose work a GPU begins first, where several streams have some.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// In what room streams that come first leave: between their kernels, and beside one that does not fill the GPU.
+    Usual,
+    First,
+}
+
 /// A stream with what products on it need.
 #[derive(Debug)]
 pub(super) struct Lane {
+    pub urgency: Urgency,
     // Freed in the order of the stream, so before it.
     pub workspace: Memory,
     /// Of streamed weights, from their first use on.
@@ -208,14 +217,19 @@ impl Gpu {
     }
 
     /// A stream that nobody uses.
-    pub fn lane(&self) -> Result<Lane> {
-        let idle = self.lanes.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        if let Some(lane) = idle {
-            return Ok(lane);
+    pub fn lane(&self, urgency: Urgency) -> Result<Lane> {
+        let mut idle = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = idle.iter().rposition(|lane| lane.urgency == urgency) {
+            return Ok(idle.swap_remove(last));
         }
+        drop(idle);
         let new = || {
-            let stream = self.context.new_stream()?;
-            Ok(Lane { workspace: Memory::new(&stream, WORKSPACE)?, window: Mutex::default(), stream })
+            self.context.bind_to_thread()?;
+            let (usual, first) = result::stream::get_priority_range()?;
+            let priority = if urgency == Urgency::First { first } else { usual };
+            let stream = self.context.new_stream_with_priority(priority)?;
+            let workspace = Memory::new(&stream, WORKSPACE)?;
+            Ok(Lane { urgency, workspace, window: Mutex::default(), stream })
         };
         new().map_err(|e| self.failed("begin a stream", e))
     }
@@ -300,7 +314,11 @@ impl Device for Cuda {
     }
 
     fn queue(&self, precision: Precision) -> Result<CudaQueue> {
-        CudaQueue::new(self.clone(), precision)
+        CudaQueue::new(self.clone(), precision, Urgency::Usual)
+    }
+
+    fn urgent_queue(&self, precision: Precision) -> Result<CudaQueue> {
+        CudaQueue::new(self.clone(), precision, Urgency::First)
     }
 
     /// On the caller's own thread: it only asks for work.

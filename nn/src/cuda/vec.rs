@@ -47,9 +47,9 @@ impl CudaVec {
     }
 }
 
-/// Ask a GPU for work, and wait until it is done.
+/// Ask a GPU for work, and wait until it is done: before anything else, since a step waits, too.
 fn work<T>(cuda: &Cuda, work: impl FnOnce(&CudaQueue) -> Result<T>) -> Result<T> {
-    let queue = cuda.queue(Precision::F32)?;
+    let queue = cuda.urgent_queue(Precision::F32)?;
     let result = work(&queue)?;
     queue.finish()?;
     Ok(result)

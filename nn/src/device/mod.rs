@@ -104,6 +104,15 @@ pub trait Device: Clone + fmt::Debug + Send + Sync + 'static {
     /// If the device has no room for it.
     fn queue(&self, precision: Precision) -> Result<Self::Queue>;
 
+    /// The same for what a training step waits for: a device that is shared by several queues does the work of this one first, and
+    /// that of others where it leaves room. Bits are the same.
+    ///
+    /// # Errors
+    /// If the device has no room for it.
+    fn urgent_queue(&self, precision: Precision) -> Result<Self::Queue> {
+        self.queue(precision)
+    }
+
     /// Run the host's part of a pass where this device wants it to run.
     fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T;
 

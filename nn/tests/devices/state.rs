@@ -55,6 +55,18 @@ fn a_training_moves_to_the_device_of_its_gradients_and_has_the_bits_of_the_proce
 }
 
 #[test]
+fn what_a_step_waits_for_goes_before_other_work_whatever_stream_was_given_back_last() {
+    let Some((_, cuda)) = devices() else { return };
+    for _ in 0..2 {
+        let urgent = cuda.urgent_queue(Precision::F32).unwrap();
+        let usual = [Precision::F32, Precision::Bf16].map(|precision| cuda.queue(precision).unwrap());
+        for usual in &usual {
+            assert!(urgent.priority().unwrap() < usual.priority().unwrap(), "{urgent:?} {usual:?}");
+        }
+    }
+}
+
+#[test]
 fn clipping_and_sums_of_gradients_agree_with_the_processor() {
     let Some((cpu, cuda)) = devices() else { return };
     let layout = layout();

@@ -128,6 +128,7 @@ fn cost_on<C: Axis, H: Axis, W: Axis>(
         scratch_bytes: pass.scratch_bytes,
         backward_scratch_bytes: pass.backward_scratch_bytes,
         shared: Some(Shared { input: 0, bytes: backward_weights }),
+        urgent: true,
         ..forward_cost(&pass)
     }
 }

@@ -26,11 +26,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use cudarc::driver::{DriverError, result};
+use cudarc::driver::{DriverError, result, sys};
 
 use self::rows::Rows;
 use super::{
-    context::{Cuda, Lane},
+    context::{Cuda, Lane, Urgency},
     launch::{Argument, Grid, flag, int},
     memory::Memory,
     modules::Source,
@@ -62,9 +62,24 @@ pub struct CudaQueue {
 }
 
 impl CudaQueue {
-    pub(super) fn new(cuda: Cuda, precision: Precision) -> Result<Self> {
-        let lane = ManuallyDrop::new(cuda.0.lane()?);
+    pub(super) fn new(cuda: Cuda, precision: Precision, urgency: Urgency) -> Result<Self> {
+        let lane = ManuallyDrop::new(cuda.0.lane(urgency)?);
         Ok(Self { cuda, precision, lane, failed: Mutex::new(None) })
+    }
+
+    /// The priority of its stream, in the driver's numbers: of two streams with work the one with the smaller number goes first.
+    ///
+    /// # Errors
+    /// If the GPU is lost.
+    pub fn priority(&self) -> Result<i32> {
+        let mut priority = 0;
+        let mut ask = || {
+            self.lane.stream.context().bind_to_thread()?;
+            // SAFETY: the stream lives, and the number has a place.
+            unsafe { sys::cuStreamGetPriority(self.lane.stream.cu_stream(), &raw mut priority) }.result()
+        };
+        ask().map_err(|e| self.cuda.0.failed("tell a stream's priority", e))?;
+        Ok(priority)
     }
 
     fn has_failed(&self) -> bool {

@@ -139,7 +139,7 @@ impl<D: Device> Flux<D> {
         saving: bool,
     ) -> Result<(Prediction, Option<SavedPass<D>>)> {
         let shapes = self.shapes(inputs)?;
-        let queue = self.queue()?;
+        let queue = self.queue_of_pass(saving)?;
         let branches = adapter.map(|a| self.branches(&queue, a)).transpose()?;
         let ctx = Context { queue: &queue, branches: branches.as_ref() };
         let Begun { sequence, rotary, condition, mut x } = Begun::new(self, weights, ctx, inputs, &shapes)?;

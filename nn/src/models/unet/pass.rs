@@ -209,7 +209,7 @@ impl<D: Device> UNet<D> {
     ) -> Result<(Prediction, Option<SavedPass<D>>)> {
         self.check(inputs)?;
         let grid = inputs.x_t.shape();
-        let queue = self.queue()?;
+        let queue = self.queue_of_pass(saving)?;
         let branches = |adapter| Branches::new(&queue, adapter, &self.layout.linears, &self.factors);
         let branches = adapter.map(branches).transpose()?.map(|branches| branches.with_all_factors(&queue));
         let ctx = Context { queue: &queue, branches: branches.as_ref() };

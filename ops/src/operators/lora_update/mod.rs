@@ -129,7 +129,7 @@ impl Operator for LoraUpdate {
     /// The state of an adapter is updated where it lies.
     fn gpu_cost(&self, inputs: &InShapes<Self>, outputs: &OutShapes<Self>) -> Option<Cost> {
         let queue_bytes = DeviceKind::Cuda.queue_bytes();
-        Some(Cost { queue_bytes, ..Operator::cost(self, inputs, outputs) })
+        Some(Cost { queue_bytes, urgent: true, ..Operator::cost(self, inputs, outputs) })
     }
 
     fn notes(&self, _: &InShapes<Self>) -> Vec<String> {
