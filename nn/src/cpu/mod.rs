@@ -20,6 +20,7 @@ mod attention;
 mod buffers;
 mod copy;
 mod device;
+mod exp;
 mod gated_gelu;
 mod gemm;
 mod gemm_tn;
@@ -56,6 +57,7 @@ pub use attention::{
 };
 pub use buffers::{Buffer, Buffers};
 pub use copy::{copy, copy_tokens};
+pub use exp::exp;
 pub use gated_gelu::{gated_gelu, gated_gelu_backward};
 pub use gemm::{Extra, Gemm, gemm};
 pub use gemm_tn::{GemmTn, gemm_tn};

@@ -3,7 +3,7 @@
 //! Shape letters: `B` batch, `h` `w` patches, one patch a cell of the focus grid.
 
 use dfdx::shapes::Const;
-use prefgraph_nn::size;
+use prefgraph_nn::{Cpu, cpu::exp, size};
 
 use super::tensors::mask;
 use crate::{
@@ -45,6 +45,8 @@ pub struct Entropy(EntropySettings);
 
 /// A Gaussian this many sigmas away is below 1e-34 and counts as zero.
 const REACH: f64 = 12.6;
+/// About how many Gaussians are computed together.
+const TOGETHER: usize = 1024;
 
 impl Entropy {
     /// Side of a cell of the focus grid in pixels.
@@ -59,31 +61,17 @@ impl Entropy {
         }
     }
 
-    fn of_patch(&self, gray: &[f64]) -> f64 {
-        let mut counts;
-        match self.0.kind {
-            Counting::Gaussian => {
-                counts = vec![0f64; self.bins()];
-                let spacing = 2.0 / (self.0.bins - 1) as f64;
-                let last = (self.0.bins - 1) as f64;
-                for value in gray {
-                    let first =
-                        ((value + 1.0 - REACH * self.0.sigma) / spacing).ceil().clamp(0.0, last) as usize;
-                    let end =
-                        ((value + 1.0 + REACH * self.0.sigma) / spacing).floor().clamp(0.0, last) as usize;
-                    for (bin, count) in counts.iter_mut().enumerate().take(end + 1).skip(first) {
-                        let z = (value - (-1.0 + bin as f64 * spacing)) / self.0.sigma;
-                        *count += libm::exp(-0.5 * z * z);
-                    }
-                }
-            }
+    fn of_patch(&self, cpu: &Cpu, gray: &[f64]) -> f64 {
+        let counts = match self.0.kind {
+            Counting::Gaussian => self.gaussians(cpu, gray),
             Counting::Histogram => {
-                counts = vec![0f64; self.bins()];
+                let mut counts = vec![0f64; self.bins()];
                 for value in gray {
                     counts[((value + 1.0) * 127.5 + 0.5).floor().clamp(0.0, 255.0) as usize] += 1.0;
                 }
+                counts
             }
-        }
+        };
         let total: f64 = counts.iter().sum();
         if total <= 0.0 {
             return 0.0;
@@ -91,8 +79,38 @@ impl Entropy {
         -counts.iter().map(|c| c / total).filter(|p| *p > 0.0).map(|p| p * libm::log(p)).sum::<f64>()
     }
 
+    /// The sum over all values of a Gaussian of each on every centre.
+    fn gaussians(&self, cpu: &Cpu, gray: &[f64]) -> Vec<f64> {
+        let EntropySettings { bins, sigma, .. } = self.0;
+        let mut counts = vec![0f64; bins];
+        let (spacing, last) = (2.0 / (bins - 1) as f64, (bins - 1) as f64);
+        let (mut reached, mut gaussians) = (Vec::new(), Vec::new());
+        for some in gray.chunks(TOGETHER.div_ceil(bins)) {
+            reached.clear();
+            gaussians.clear();
+            for value in some {
+                let first = ((value + 1.0 - REACH * sigma) / spacing).ceil().clamp(0.0, last) as usize;
+                let end = ((value + 1.0 + REACH * sigma) / spacing).floor().clamp(0.0, last) as usize + 1;
+                reached.push(first..end);
+                gaussians.extend((first..end).map(|bin| value - (-1.0 + bin as f64 * spacing)));
+            }
+            for distance in &mut gaussians {
+                let z = *distance / sigma;
+                *distance = -0.5 * z * z;
+            }
+            exp(cpu, &mut gaussians);
+            let mut left = &gaussians[..];
+            for bins in &reached {
+                let (own, others) = left.split_at(bins.len());
+                counts[bins.clone()].iter_mut().zip(own).for_each(|(count, gaussian)| *count += gaussian);
+                left = others;
+            }
+        }
+        counts
+    }
+
     /// Entropies in nats of the patches of one picture of 8-bit RGB, row by row.
-    fn of_picture(&self, rgb: &[u8], height: usize, width: usize) -> Vec<f64> {
+    fn of_picture(&self, cpu: &Cpu, rgb: &[u8], height: usize, width: usize) -> Vec<f64> {
         let channel = |byte: u8| f64::from(byte) / 127.5 - 1.0;
         let gray: Vec<f64> = rgb
             .as_chunks::<3>()
@@ -107,7 +125,7 @@ impl Entropy {
             for x in (0..width).step_by(side) {
                 patch.clear();
                 (y..y + side).for_each(|row| patch.extend_from_slice(&gray[row * width + x..][..side]));
-                out.push(self.of_patch(&patch));
+                out.push(self.of_patch(cpu, &patch));
             }
         }
         out
@@ -168,8 +186,9 @@ impl Operator for Entropy {
         let pixels = (images.batch * one) as f64;
         let (side, bins) = (self.0.patch, self.bins());
         let patches = pixels / side as f64 / side as f64;
-        // The grey values of a picture and of a patch, the counts, and the entropies of the patches.
-        let values = [one, side * side, bins, images.height / side * (images.width / side)];
+        // The grey values of a picture and of a patch, the counts, the entropies of the patches, and what is computed together.
+        let together = size::sum([TOGETHER, bins]);
+        let values = [one, side * side, bins, images.height / side * (images.width / side), together];
         Cost {
             // A few exponentials a pixel, and a logarithm a bin, at some twenty operations each.
             forward_flops: 100.0 * pixels + 20.0 * patches * bins as f64,
@@ -186,7 +205,8 @@ impl Operator for Entropy {
         let (covered, patches) = (self.0.patch / self.cell(), width / self.0.patch);
         let mut out = Vec::with_capacity(images.batch * rows * columns);
         for b in 0..images.batch {
-            let values: Vec<f32> = stretched(&self.of_picture(images.picture(b), height, width)).collect();
+            let entropies = self.of_picture(ctx.cpu, images.picture(b), height, width);
+            let values: Vec<f32> = stretched(&entropies).collect();
             for y in 0..rows {
                 out.extend((0..columns).map(|x| values[y / covered * patches + x / covered]));
             }
@@ -209,6 +229,7 @@ mod tests {
 
     #[test]
     fn entropies_and_detail_masks_are_those_of_the_golden_cases() {
+        let cpu = Cpu::new(1).unwrap();
         for name in ["flux_uno", "flux_uno_multi"] {
             let files = TensorFiles::open(&case(name).join("forward.safetensors")).unwrap();
             let dims = files.info("rgb_w").unwrap().shape.clone();
@@ -219,7 +240,7 @@ mod tests {
             {
                 let op = Entropy::new(EntropySettings { kind, ..Default::default() }).unwrap();
                 let found: Vec<f32> = (0..dims[0])
-                    .flat_map(|b| op.of_picture(images.picture(b), dims[1], dims[2]))
+                    .flat_map(|b| op.of_picture(&cpu, images.picture(b), dims[1], dims[2]))
                     .map(|e| e as f32)
                     .collect();
                 assert!(worst(&found, &files.read(golden).unwrap()) < 2e-6, "{name} {golden}");
@@ -233,13 +254,14 @@ mod tests {
 
     #[test]
     fn entropies_of_simple_patches_are_known() {
+        let cpu = Cpu::new(1).unwrap();
         let op = Entropy::new(EntropySettings::default()).unwrap();
         // At a centre one bin counts almost alone; midway between two centres two do.
-        assert_close(op.of_patch(&[1.0; 256]) as f32, 0.0, 1e-6);
+        assert_close(op.of_patch(&cpu, &[1.0; 256]) as f32, 0.0, 1e-6);
         let midway = -1.0 + 1.0 / 31.0;
-        assert_close(op.of_patch(&[midway; 256]) as f32, std::f32::consts::LN_2, 1e-4);
+        assert_close(op.of_patch(&cpu, &[midway; 256]) as f32, std::f32::consts::LN_2, 1e-4);
         let ramp: Vec<f64> = (0..4096).map(|i| -1.0 + 2.0 * f64::from(i) / 4095.0).collect();
-        assert_close(op.of_patch(&ramp) as f32, 3.459, 1e-3);
+        assert_close(op.of_patch(&cpu, &ramp) as f32, 3.459, 1e-3);
     }
 
     #[test]
@@ -250,7 +272,7 @@ mod tests {
             let outputs = op.shapes((images.clone(),), 0).unwrap();
             op.cost(&(images,), &outputs).scratch_bytes
         };
-        assert_eq!(scratch(1_000_032) - scratch(32), 8_000_000);
+        assert_eq!(scratch(1_000_032) - scratch(32), 2 * 8_000_000);
         assert_eq!(scratch(usize::MAX), usize::MAX);
     }
 
