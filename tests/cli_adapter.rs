@@ -1,5 +1,7 @@
 //! Adapter files from a run: in the formats that a graph asks for, shown, converted and refused.
 
+mod copy;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -7,6 +9,7 @@ use std::{
 };
 
 use assert_cmd::cargo::cargo_bin;
+use copy::copy;
 use prefgraph_nn::files::{NamedTensor, TensorFiles, write_safetensors};
 
 fn root() -> &'static Path {
@@ -172,7 +175,7 @@ fn the_adapter_of_a_checkpoint_is_exported_and_its_cells_are_no_adapter() {
     }
     assert!(!Path::new(&at("u")).exists());
     let error = refused(&["adapter", "export", &step, &cells]);
-    assert!(error.contains("is the file that is read"), "{error}");
+    assert!(error.contains("is read, as"), "{error}");
     let error = refused(&["adapter", "export", &step, &at("u"), "--cell", "moments"]);
     assert!(error.contains("`moments` is no cell with an adapter; those are `lora`"), "{error}");
     let error = refused(&["adapter", "export", dir.path().to_str().unwrap(), &at("u")]);
@@ -253,6 +256,33 @@ fn factors() -> [NamedTensor<'static>; 2] {
 }
 
 #[test]
+fn an_adapter_replaces_an_adapter_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let input = at("adapter.safetensors");
+    write_safetensors(Path::new(&input), &factors(), &[]).unwrap();
+    let weights = at("backbone");
+    copy(Path::new("data/demo/backbone"), Path::new(&weights));
+    let network = at("backbone/diffusion_pytorch_model.safetensors");
+    fs::write(at("state.bin"), "state").unwrap();
+    fs::write(at("cells.safetensors"), fs::read(&input).unwrap()).unwrap();
+    let convert = |output: &str| {
+        ["adapter", "convert", &input, output, "--to", "kohya", "--weights", &weights].map(str::to_owned)
+    };
+    for (output, why) in [
+        (&network, "is read, as"),
+        (&at("state.bin"), "is there and is no adapter"),
+        (&at("cells.safetensors"), "is there and is no adapter"),
+        (&"/dev/null".to_owned(), "is there and is no adapter"),
+    ] {
+        let before = fs::read(output).unwrap();
+        let error = refused(&convert(output).each_ref().map(String::as_str));
+        assert!(error.contains(why), "{output}: {error}");
+        assert!(fs::read(output).unwrap() == before, "{output}");
+    }
+}
+
+#[test]
 fn a_conversion_never_writes_over_what_it_reads() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
@@ -269,7 +299,7 @@ fn a_conversion_never_writes_over_what_it_reads() {
     for from in [input.clone(), dir.path().to_str().unwrap().to_owned()] {
         for output in &others {
             let error = refused(&["adapter", "convert", &from, output, "--to", "kohya"]);
-            assert!(error.contains("is the file that is read"), "{error}");
+            assert!(error.contains("is read, as"), "{error}");
         }
     }
     let error = refused(&["adapter", "convert", &input, dir.path().to_str().unwrap(), "--to", "kohya"]);

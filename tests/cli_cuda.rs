@@ -178,6 +178,8 @@ fn a_driver_that_is_too_old_or_shows_nothing_is_named() {
     let args = ["--device", "cuda:0", "--steps", "1"];
     let (code, said) = small.run(&[("STANDIN_DRIVER", "11040")], "old", &args);
     assert!(code == 1 && said.contains("CUDA 11.4") && said.contains("update the driver"), "{said}");
+    let (code, said) = small.run(&[("STANDIN_DRIVER", "12020")], "older", &args);
+    assert!(code == 1 && said.contains("CUDA 12.2") && said.contains("nvidia-cuda-nvrtc-cu12"), "{said}");
     let (code, said) = small.run(&[("STANDIN_DEVICES", "0")], "none", &args);
     assert!(code == 1 && said.contains("the driver shows no GPU"), "{said}");
     let (code, said) = small.run(&[("STANDIN_CAPABILITY", "75")], "turing", &args);

@@ -122,6 +122,30 @@ fn of_two_subjects_the_minimum_is_told_beside_the_mean() {
 }
 
 #[test]
+fn where_scores_cannot_be_written_is_said_before_anything_is_scored_and_only_scores_are_replaced() {
+    let folders = Folders::new();
+    folders.draw("ours", "dreambench/uno-single", 0);
+    fs::write(folders.at("notes.json"), "{}").unwrap();
+    for (out, why) in [
+        ("gone/scores.json", "make its folder first"),
+        ("ours", "is a folder"),
+        ("notes.json", "holds no scores"),
+        ("ours/0_0.png", "holds no scores"),
+    ] {
+        let out = folders.at(out);
+        let mut command = folders.command("single", &["--pictures", "ours"]);
+        let stated = command.iter().position(|word| word == "--out").unwrap();
+        command[stated + 1] = out.display().to_string();
+        let (code, printed, err) = run(&command);
+        assert_eq!((code, &printed[..]), (1, ""), "{err}");
+        assert!(err.contains("--out") && err.contains(why), "{err}");
+    }
+    assert_eq!(fs::read(folders.at("notes.json")).unwrap(), b"{}");
+    folders.scored("single", &["--pictures", "ours"]);
+    folders.scored("single", &["--pictures", "ours"]);
+}
+
+#[test]
 fn pictures_that_are_missing_surplus_or_of_another_size_are_listed_and_never_averaged_over() {
     let folders = Folders::new();
     folders.draw("ours", "dreambench/uno-single", 0);
@@ -135,9 +159,15 @@ fn pictures_that_are_missing_surplus_or_of_another_size_are_listed_and_never_ave
     fs::write(folders.at("ours/32_0.png"), "no picture").unwrap();
     let (code, out, err) = run(&folders.command("single", &["--pictures", "ours"]));
     assert_eq!((code, &out[..]), (1, ""), "{err}");
-    for said in
-        ["missing: ", "24_0.png", "30_0.png", "surplus: ", "30_1.png", "31_0.png: 24 x 25 pixels", "32_0.png"]
-    {
+    for said in [
+        "missing: ",
+        "9_0.png",
+        "missing: 26 in all",
+        "surplus: ",
+        "30_1.png",
+        "31_0.png: 24 x 25 pixels",
+        "32_0.png",
+    ] {
         assert!(err.contains(said), "{said} in {err}");
     }
     assert!(

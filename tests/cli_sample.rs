@@ -75,3 +75,29 @@ fn what_is_drawn_from_the_adapter_of_a_run_is_what_its_strip_showed() {
     let last = image::imageops::crop_imm(&strip, strip.width() - side, 0, side, side).to_image();
     assert_eq!(alone, last);
 }
+
+#[test]
+fn a_picture_is_drawn_where_the_graph_says_unless_the_command_says_otherwise() {
+    if prefgraph_nn::cuda::is_there().is_ok() {
+        return eprintln!("skipped: there is a GPU");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let graph = dir.path().join("on_gpu.ron");
+    let parent = Path::new(env!("CARGO_MANIFEST_DIR")).join("graphs/focusdpo_samples.ron");
+    fs::write(&graph, format!("Graph(extends: {parent:?}, name: \"x\", run: (device: \"cuda:0\"))")).unwrap();
+    let sample = |more: &[&str]| {
+        let mut command = Command::new(cargo_bin!("graph-run"));
+        command
+            .arg("sample")
+            .arg(&graph)
+            .args(["--prompt", "a red disc", "--steps", "1", "--out"])
+            .arg(dir.path().join("out"));
+        command.args(["--ref", "data/demo/images/demo-000-ref0.jpg"]).args(more);
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap()
+    };
+    let output = sample(&[]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("--device cpu"), "{said}");
+    let output = sample(&["--device", "cpu"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -224,3 +224,24 @@ fn shapes_that_do_not_fit_are_shown_in_the_file() {
     let (code, _, err) = graph_run(&["plan", path.to_str().unwrap()]);
     assert!(code == 1 && err.contains("g.ron:1:") && err.contains("has no output `eps_of_nobody`"), "{err}");
 }
+
+#[cfg(unix)]
+#[test]
+fn a_graph_file_that_is_a_device_or_no_text_is_refused_without_reading_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(at("binary.ron"), [0xff; 64]).unwrap();
+    std::fs::write(at("child.ron"), r#"Graph(extends: "/dev/zero", name: "x")"#).unwrap();
+    std::fs::File::create(at("long.ron")).unwrap().set_len(1 << 30).unwrap();
+    for (path, why) in [
+        ("/dev/zero".to_owned(), "not a regular file"),
+        (at("child.ron"), "not a regular file"),
+        (at("long.ron"), "has 1024 MB"),
+        (at("binary.ron"), "UTF-8"),
+    ] {
+        let output = Command::new(cargo_bin!("graph-run")).args(["plan", &path]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(why) && !said.contains("did you mean"), "{said}");
+    }
+}

@@ -133,3 +133,22 @@ fn a_folder_without_weights_or_configuration_is_refused_with_what_was_expected()
     let error = open(dir.path()).unwrap_err().to_string();
     assert!(error.contains("expected diffusion_pytorch_model.safetensors or"), "{error}");
 }
+
+#[test]
+fn a_damaged_configuration_beside_a_file_does_not_count_as_absent() {
+    let case = &cases(Network::Flux)[0];
+    let dir = tempfile::tempdir().unwrap();
+    let all =
+        TensorFiles::open(&case.folder.join("transformer/diffusion_pytorch_model.safetensors")).unwrap();
+    write(case, dir.path(), &[&tensors(&all)]);
+    let file = dir.path().join("diffusion_pytorch_model.safetensors");
+    open(&file).unwrap();
+    let config = dir.path().join("config.json");
+    let text = std::fs::read(&config).unwrap();
+    std::fs::write(&config, &text[..text.len() / 2]).unwrap();
+    let error = open(&file).unwrap_err().to_string();
+    assert!(error.contains("config.json") && error.contains("is not JSON"), "{error}");
+    // Another model's is none of this one.
+    std::fs::write(&config, r#"{"model_type": "clip"}"#).unwrap();
+    assert!(!open(&file).is_err_and(|e| e.to_string().contains("is not JSON")));
+}

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fs, io, io::Write, path::Path};
 
-use prefgraph_nn::files::Unfinished;
+use prefgraph_nn::files::{Unfinished, read_regular};
 use prefgraph_ops::{NamedState, NamedTensor};
 use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
 
@@ -74,7 +74,7 @@ fn encode(key: Hash, outputs: &[&str], row: &Row) -> Result<Vec<u8>, String> {
 
 /// Read the entry of that key, and compare it with its checksum.
 pub(super) fn read(path: &Path, key: Hash, outputs: &[&str]) -> Result<Row, Absent> {
-    let bytes = match fs::read(path) {
+    let bytes = match read_regular(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(Absent::Missing),
         Err(e) => return Err(Absent::Damaged(format!("it cannot be read: {e}"))),
@@ -125,7 +125,7 @@ fn decode(bytes: &[u8], key: Hash, outputs: &[&str]) -> Result<Row, String> {
 
 /// Is the file a whole entry of the key that is its name?
 pub(super) fn verify(path: &Path) -> Result<(), String> {
-    let bytes = fs::read(path).map_err(|e| format!("it cannot be read: {e}"))?;
+    let bytes = read_regular(path).map_err(|e| format!("it cannot be read: {e}"))?;
     let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let key = Hash::from_hex(&stem).map_err(|_| "its name is no key".to_owned())?;
     open(&bytes, key).map(|_| ())

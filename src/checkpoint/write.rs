@@ -33,7 +33,11 @@ impl Checkpoint {
             .prefix(UNFINISHED)
             .tempdir_in(folder)
             .map_err(|e| fault("make a folder beside", e))?;
-        self.write_files(beside.path())?;
+        self.write_files(beside.path()).map_err(|mut e| {
+            // Where it was to be is what people know, and the folder beside is gone by now.
+            e.message = e.message.replace(&format!("{}/", beside.path().display()), "");
+            CheckpointError { path: place.clone(), ..e }
+        })?;
         sync(beside.path()).map_err(|e| fault("flush it", e))?;
         if place.exists() {
             // An older try at the same step: a torn one, or one from before the run was taken back.

@@ -154,9 +154,9 @@ pub(super) struct Sample {
     #[arg(long = "set", value_name = "NODE.SETTING=VALUE")]
     pub sets: Vec<String>,
     /// Worker threads of the kernels; 0 is one a core
-    #[arg(long)]
+    #[arg(long, value_parser = threads, allow_negative_numbers = true)]
     pub threads: Option<usize>,
-    /// Where networks run: cpu, cuda:0 for the first GPU, or auto for the first GPU where there is one [default: cpu]
+    /// Where networks run: cpu, cuda:0 for the first GPU, or auto for the first GPU where there is one [default: the graph's, else cpu]
     #[arg(long, value_parser = device_name)]
     pub device: Option<String>,
 }

@@ -35,14 +35,20 @@ pub(super) fn watch() -> Result<(), Failure> {
     system::listen(asked).map_err(|e| Failure::new(format!("cannot watch for signals: {e}")))
 }
 
+/// From now on a file that outgrows the process's limit (`ulimit -f`) is an error of that write, which says so; without this the signal ends
+/// the process without a word.
+pub(super) fn outlast_file_limits() {
+    system::outlast_file_limits();
+}
+
 use system::Signal;
 
 #[cfg(unix)]
 mod system {
-    use std::io;
+    use std::{io, sync::Arc};
 
     use signal_hook::{
-        consts::{SIGHUP, SIGINT, SIGTERM},
+        consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ},
         iterator::Signals,
         low_level::{emulate_default_handler, signal_name},
     };
@@ -51,6 +57,11 @@ mod system {
 
     pub(super) fn name(signal: Signal) -> &'static str {
         signal_name(signal).unwrap_or("interrupted")
+    }
+
+    pub(super) fn outlast_file_limits() {
+        // The write fails, and who wrote says so: nobody asks whether the signal came.
+        let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
     }
 
     /// Call `asked` for every signal, on a thread of its own.
@@ -87,6 +98,9 @@ mod system {
     pub(super) fn name((): Signal) -> &'static str {
         "interrupted"
     }
+
+    /// There is no such limit.
+    pub(super) fn outlast_file_limits() {}
 
     /// Call `asked` for every Ctrl-C, on a thread of its own.
     pub(super) fn listen(mut asked: impl FnMut(Signal) + Send + 'static) -> Result<(), ctrlc::Error> {

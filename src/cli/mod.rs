@@ -106,6 +106,7 @@ const INTERRUPTED: u8 = 130;
 /// }
 /// ```
 pub fn main_with(registry: Registry) -> ExitCode {
+    interrupt::outlast_file_limits();
     let typed: Vec<String> =
         std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
     if let Some(meant) = args::meant(&typed) {

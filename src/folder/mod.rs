@@ -65,6 +65,9 @@ pub struct RunFolder {
     held: Held,
 }
 
+/// What a file system of its own has in its root.
+const LOST_AND_FOUND: &str = "lost+found";
+
 impl RunFolder {
     /// Use `path`: empty or new for a fresh run, anything for one that is resumed.
     ///
@@ -74,7 +77,8 @@ impl RunFolder {
         fs::create_dir_all(path).map_err(|e| FolderError::io("make the folder", path, e))?;
         let held = Held::open(path)?;
         let entries = entries(path)?;
-        let used = entries.iter().any(|e| e != Path::new(lock::NAME) && !is_unfinished(e));
+        let ours = |e: &Path| e == Path::new(lock::NAME) || e == Path::new(LOST_AND_FOUND);
+        let used = entries.iter().any(|e| !ours(e) && !is_unfinished(e));
         // The lock comes first: a folder that another run is filling now is busy rather than used.
         let (lock, stale) = Lock::take(path)?;
         if used && !resume {
@@ -347,6 +351,13 @@ mod tests {
         let error = RunFolder::open(&path, false).unwrap_err().to_string();
         assert!(error.contains("--resume") && error.contains("--out"), "{error}");
         assert!(RunFolder::open(&path, true).is_ok());
+    }
+
+    #[test]
+    fn the_root_of_a_file_system_is_an_empty_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("lost+found")).unwrap();
+        assert!(RunFolder::open(dir.path(), false).is_ok());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::{
     nearest::advice,
     parse::{FileText, NodeText, Stated, is_name, parse},
     source::{At, Sources, Span, SpecError},
+    text_of,
 };
 
 /// A graph without `extends`: every node is stated in full.
@@ -75,7 +76,7 @@ fn read(
     path: &Path,
     extends: &At<String>,
 ) -> Result<(usize, FileText), Box<SpecError>> {
-    let text = std::fs::read_to_string(path).map_err(|e| {
+    let text = text_of(path).map_err(|e| {
         let message = format!("cannot read `{}`: {e}", path.display());
         let error = sources.error(message, extends.span, "not a file that can be read");
         error.help("the path is relative to the file that states it")

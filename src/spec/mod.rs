@@ -35,7 +35,10 @@ mod syntax;
 pub mod text;
 mod wire;
 
-use std::path::Path;
+use std::{
+    io::{self, Read},
+    path::Path,
+};
 
 pub use diff::{Change, Facts, diff};
 pub(crate) use diff::{compare, nodes};
@@ -47,6 +50,7 @@ pub use run_settings::{CacheSettings, RunSettings};
 pub use source::SpecError;
 pub use stated::{Stated, StatedNode, stated};
 
+use prefgraph_nn::files::open_regular;
 use prefgraph_ops::Operator;
 
 use crate::{cache::Cache, graph::Graph, registry::Registry};
@@ -89,14 +93,33 @@ fn read(path: &Path) -> Result<(String, &Path), Box<SpecError>> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let text = std::fs::read_to_string(path).map_err(|e| {
+    let text = text_of(path).map_err(|e| {
         let error = SpecError::nowhere(format!("cannot read the graph `{}`: {e}", path.display()));
-        match beside(path, folder) {
+        match beside(path, folder).filter(|_| e.kind() == io::ErrorKind::NotFound || path.is_dir()) {
             Some(help) => error.help(help),
             None => error,
         }
     })?;
     Ok((text, folder))
+}
+
+/// A graph file is longer than no text that people write.
+const MOST_BYTES: u64 = 16 << 20;
+
+/// The text of a graph file.
+///
+/// # Errors
+/// If it cannot be read, or is no text of a size that people write: a pipe or a device could hold the program up, or give without an end.
+fn text_of(path: &Path) -> io::Result<String> {
+    let file = open_regular(path)?;
+    let bytes = file.metadata()?.len();
+    if bytes > MOST_BYTES {
+        let message = format!("it has {} MB, which no graph has: is it another file?", bytes >> 20);
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    let mut text = String::new();
+    file.take(MOST_BYTES).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// What may have been meant by `path`, which is no graph file in `folder`.

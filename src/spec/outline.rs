@@ -13,6 +13,7 @@ use super::{
     resolve::Resolver,
     set,
     source::{Sources, SpecError},
+    text,
 };
 use crate::registry::Registry;
 
@@ -40,6 +41,19 @@ impl<'r> Outline<'r> {
     /// The name of the graph.
     pub fn name(&self) -> &str {
         &self.merged.name.value
+    }
+
+    /// The device that the graph states for its networks; none where it leaves that open.
+    ///
+    /// # Errors
+    /// If what it states is no text.
+    pub fn device(&self) -> Result<Option<String>, Box<SpecError>> {
+        let Some((_, value)) = self.merged.run.iter().find(|(key, _)| key.value == "device") else {
+            return Ok(None);
+        };
+        let read = text::read(&value.value);
+        read.map(Some)
+            .map_err(|e| self.sources.error(format!("`run.device`: {e}"), value.span, "no name of a device"))
     }
 
     /// Does the setting of this `node.setting=VALUE` belong to the graph, to one of its nodes or to all of it?

@@ -63,6 +63,56 @@ fn a_checkpoint_from_which_the_next_step_diverges_is_set_aside() {
     assert!(!out.join("checkpoints/step-1.diverged").exists());
 }
 
+/// There the scores of the policy are looked at before its error is.
+#[test]
+fn a_checkpoint_from_which_a_focus_mask_diverges_is_set_aside_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (graph, out) = (dir.path().join("alone.ron"), dir.path().join("r"));
+    let parent = root().join("graphs/focusdpo.ron");
+    let text = format!("Graph(extends: {parent:?}, name: \"alone\", remove: [\"held_out*\", \"preview\"])");
+    fs::write(&graph, text).unwrap();
+    let graph = graph.to_str().unwrap();
+    let small = [
+        "--set",
+        "pairs.batch=2",
+        "--set",
+        "run.checkpoint_every=1",
+        "--set",
+        "update.lr=1e12",
+        "--steps",
+        "6",
+    ];
+    let failed = graph_run(&out, &[&[graph], &small, &FAR]);
+    let said = stderr(&failed);
+    assert_eq!(failed.status.code(), Some(1), "{said}");
+    assert!(said.contains("the score of reference 0") && said.contains("step-1.diverged"), "{said}");
+    runs(&out, &[&[graph, "--resume", "--set", "update.lr=1e-4", "--accept-changes"]]);
+    assert_eq!(metrics(&out).len(), 6);
+}
+
+/// A shell's limit would end the process by a signal.
+#[cfg(unix)]
+#[test]
+fn a_file_that_outgrows_the_limit_of_the_process_ends_the_run_with_a_sentence_and_it_goes_on_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, out) = (dir.path().join("whole"), dir.path().join("r"));
+    runs(&whole, &[&[CASE], &EVERY]);
+    let limited = std::process::Command::new("sh")
+        .args(["-c", "ulimit -f 8 && exec \"$@\"", "sh"])
+        .arg(cargo_bin!("graph-run"))
+        .args([CASE, "--out"])
+        .arg(&out)
+        .args(EVERY)
+        .current_dir(root())
+        .output()
+        .unwrap();
+    let said = stderr(&limited);
+    assert_eq!(limited.status.code(), Some(1), "{said}");
+    assert!(said.contains("File too large") && !said.contains(".writing"), "{said}");
+    runs(&out, &[&[CASE, "--resume"], &EVERY]);
+    assert!(adapter(&out) == adapter(&whole));
+}
+
 /// No file may grow beyond some kilobytes: a full disk, as far as one can be had without being root.
 #[cfg(unix)]
 #[test]

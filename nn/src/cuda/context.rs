@@ -208,11 +208,7 @@ impl Gpu {
                      another process may hold memory, too"
                 ))
             }
-            _ => self.error(format!(
-                "it failed to {what}: {}; what was trained since the last checkpoint is lost, and the run can be resumed \
-                 from there",
-                driver::text(error)
-            )),
+            _ => self.error(format!("it failed to {what}: {}", driver::text(error))),
         }
     }
 

@@ -97,6 +97,7 @@ pub fn devices() -> Result<Vec<GpuInfo>> {
             ),
         });
     }
+    compiler_fits(version)?;
     match driver::result::init() {
         Ok(()) => {}
         Err(driver::DriverError(driver::sys::CUresult::CUDA_ERROR_NO_DEVICE)) => return Ok(Vec::new()),
@@ -104,6 +105,26 @@ pub fn devices() -> Result<Vec<GpuInfo>> {
     }
     let count = driver::result::device::get_count().map_err(|e| failed("count GPUs", e))?;
     (0..count).map(|i| info(i).map_err(|e| failed(&format!("describe GPU {i}"), e))).collect()
+}
+
+/// A driver runs what a compiler of its own major version or an older one has made.
+fn compiler_fits(driver: i32) -> Result<()> {
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: writes two numbers.
+    unsafe { nvrtc::sys::nvrtcVersion(&raw mut major, &raw mut minor) };
+    if major <= driver / 1000 {
+        return Ok(());
+    }
+    Err(Error::Device {
+        device: "cuda".into(),
+        message: format!(
+            "the driver supports CUDA {}, and the compiler of kernels, NVRTC {major}.{minor}, is of a newer one: update the driver, or put \
+             an NVRTC of CUDA {} on LD_LIBRARY_PATH (Python package nvidia-cuda-nvrtc-cu{})",
+            dotted(driver),
+            driver / 1000,
+            driver / 1000
+        ),
+    })
 }
 
 fn info(ordinal: i32) -> Result<GpuInfo, driver::DriverError> {

@@ -243,25 +243,30 @@ impl Cache {
         self.0.as_ref().map(|folder| folder.join(format!("{key}.kernel")))
     }
 
-    /// An image after the sum of its bytes.
+    /// An image after its [sum](sum).
     fn read(&self, key: &str) -> Option<Image> {
         let bytes = fs::read(self.file(key)?).ok()?;
         let (head, image) = bytes.split_first_chunk::<8>()?;
-        (u64::from_le_bytes(*head) == fnv1a(image)).then(|| image.to_vec())
+        (u64::from_le_bytes(*head) == sum(key, image)).then(|| image.to_vec())
     }
 
     fn write(&self, key: &str, image: &[u8]) {
         let Some(file) = self.file(key) else { return };
         // Written beside and renamed: another process may read at the same time. Failing costs time only.
-        let _ = write_beside(&file, image);
+        let _ = write_beside(&file, sum(key, image), image);
     }
 }
 
-fn write_beside(file: &Path, image: &[u8]) -> std::io::Result<()> {
+/// Of an image and of the key that it belongs to: a file under another's name is no image of that one.
+fn sum(key: &str, image: &[u8]) -> u64 {
+    fnv1a(&[key.as_bytes(), image].concat())
+}
+
+fn write_beside(file: &Path, sum: u64, image: &[u8]) -> std::io::Result<()> {
     let folder = file.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let mut new = tempfile::NamedTempFile::new_in(folder)?;
-    std::io::Write::write_all(&mut new, &fnv1a(image).to_le_bytes())?;
+    std::io::Write::write_all(&mut new, &sum.to_le_bytes())?;
     std::io::Write::write_all(&mut new, image)?;
     new.persist(file)?;
     Ok(())
@@ -295,5 +300,9 @@ mod tests {
         bytes[10] ^= 1;
         fs::write(&file, bytes).unwrap();
         assert_eq!(cache.read("k"), None);
+        // Whole, under another's name.
+        cache.write("k", b"image");
+        fs::rename(&file, cache.file("other").unwrap()).unwrap();
+        assert_eq!(cache.read("other"), None);
     }
 }

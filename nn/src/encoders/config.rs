@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{
     device::Activation,
     error::{Error, Result},
-    files::{TensorFiles, model_config, read_json},
+    files::{TensorFiles, json_if_there, model_config, read_json},
 };
 
 /// The configuration of a kind of encoder, `config.json` of transformers.
@@ -88,9 +88,8 @@ pub(crate) fn configuration<C: EncoderConfig>(
 /// If it cannot be read, or is none for all that it says.
 fn config_beside<C: EncoderConfig>(file: &Path) -> Result<Option<C>> {
     let path = file.with_file_name("config.json");
-    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
-    let value: Option<Value> = serde_json::from_str(&text).ok();
+    let Some(value) = json_if_there(&path)? else { return Ok(None) };
     // A folder of single files has files of several models, and a configuration of at most one of them.
-    let of_kind = value.and_then(|v| Some(v.get("model_type")?.as_str()? == C::KIND)).unwrap_or(false);
+    let of_kind = value.get("model_type").and_then(Value::as_str) == Some(C::KIND);
     of_kind.then(|| read_config(&path)).transpose()
 }

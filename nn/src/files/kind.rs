@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::open::read_regular;
 use crate::error::{Error, Result};
 
 /// The field that names the kind of a model, and the name: diffusers has `_class_name`, transformers `model_type`.
@@ -31,6 +32,20 @@ pub(crate) fn read_model_config<C: DeserializeOwned>(path: &Path, class: &str, w
 pub(crate) fn read_json(path: &Path, what: &str) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
     serde_json::from_str(&text).map_err(|e| no_config(path, what, &e))
+}
+
+/// The contents of a configuration that may lie beside a file; nothing where there is none.
+///
+/// # Errors
+/// If it is there and cannot be read, or is no JSON: a damaged one must not count as absent.
+pub(crate) fn json_if_there(path: &Path) -> Result<Option<Value>> {
+    match read_regular(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+            Error::file(path, format!("is not JSON, and may be the configuration of the file beside it: {e}"))
+        }),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::file(path, e)),
+    }
 }
 
 /// The same as [`read_model_config`] for contents that were read from `path`.

@@ -86,13 +86,17 @@ pub fn write_safetensors(path: &Path, tensors: &[NamedTensor<'_>], metadata: &[(
 /// Write beside the file, flush to the disk, and rename over it.
 ///
 /// # Errors
-/// If any of these fails; the old file is then as it was.
+/// If any of these fails; the old file is then as it was. If there is something else than a file, such as a device or a pipe: it would be
+/// replaced.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, |file| file.write_all(bytes))
 }
 
 fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     let fault = |what: &str, e: std::io::Error| Error::file(path, format!("cannot be {what}: {e}"));
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(Error::file(path, "is there and is no regular file: name a file to write"));
+    }
     let mut beside = Unfinished::beside(path).map_err(|e| no_file_in(path, &e))?;
     {
         let mut buffered = std::io::BufWriter::new(beside.file());
@@ -143,6 +147,17 @@ mod tests {
         write_atomically(&path, b"new").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_device_or_a_folder_is_not_replaced_by_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in [Path::new("/dev/null"), dir.path()] {
+            let error = write_atomically(path, b"x").unwrap_err().to_string();
+            assert!(error.contains("is there and is no regular file"), "{error}");
+        }
+        assert!(std::fs::read("/dev/null").unwrap().is_empty() && dir.path().is_dir());
     }
 
     #[test]

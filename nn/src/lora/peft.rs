@@ -8,7 +8,10 @@
 //!
 //! Source: `LoraConfig` and `get_pattern_key` of peft 0.21.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use serde_json::Value;
 
@@ -48,6 +51,11 @@ impl PeftConfig {
         let Some(text) = files.metadata().get(header::PEFT) else { return Ok(None) };
         let stated_in = format!("`{}` in the header", header::PEFT);
         Self::parse(text, stated_in).map_err(|message| Error::file(files.path(), message))
+    }
+
+    /// The file that [`beside`](Self::beside) reads, if it is there.
+    pub fn file_beside(path: &Path) -> Option<PathBuf> {
+        Some(path.with_file_name(BESIDE)).filter(|beside| path.is_file() && beside.is_file())
     }
 
     /// The configuration that lies beside a file, if there is one.

@@ -15,6 +15,7 @@ use super::{
     header,
     names::{network_of, unknown_linear},
     pattern::{count_kinds, kind},
+    peft::PeftConfig,
 };
 use crate::{
     error::{Error, Result},
@@ -90,6 +91,11 @@ impl AdapterFile {
             }
         }
         Ok(Self { files, names, factors, modules, styles, left_out: text_encoders })
+    }
+
+    /// The files that an adapter at `path` is read from: a folder counts whole, and beside a file PEFT's configuration does.
+    pub fn files_at(path: &Path) -> Vec<PathBuf> {
+        std::iter::once(path.to_owned()).chain(PeftConfig::file_beside(path)).collect()
     }
 
     /// Where it lies.

@@ -32,7 +32,8 @@ impl AdamW {
             positive("lr", self.lr),
             decay("beta1", self.beta1),
             decay("beta2", self.beta2),
-            positive("eps", self.eps),
+            // The other factor's gradient is zero while B is, and its moments are: 0 / (0 + eps).
+            ("eps", self.eps, self.eps > 0.0 && self.eps.is_finite(), "finite and above 0"),
             positive("weight_decay", self.weight_decay),
         ] {
             if !good {

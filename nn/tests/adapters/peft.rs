@@ -32,6 +32,16 @@ fn saved(folder: &Folder, rank: usize, changes: Value) -> PathBuf {
 }
 
 #[test]
+fn the_configuration_beside_a_file_is_one_of_the_files_that_an_adapter_is_read_from() {
+    let folder = Folder::new();
+    let path = saved(&folder, 4, json!({}));
+    assert_eq!(AdapterFile::files_at(&path), [path.clone(), folder.at("adapter_config.json")]);
+    assert_eq!(AdapterFile::files_at(folder.path()), [folder.path()]);
+    fs::remove_file(folder.at("adapter_config.json")).unwrap();
+    assert_eq!(AdapterFile::files_at(&path), [path.clone()]);
+}
+
+#[test]
 fn alpha_beside_the_file_counts_and_the_folder_is_an_adapter() {
     let folder = Folder::new();
     let path = saved(&folder, 4, json!({}));

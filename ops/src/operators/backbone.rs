@@ -9,6 +9,7 @@ use prefgraph_nn::{
     self as nn, DeviceKind, cpu,
     files::TensorFiles,
     layers::{self, Loading},
+    lora::AdapterFile,
     models::{
         self, FluxOptions, FluxUno, SdxlUNet,
         flux::Flux,
@@ -343,7 +344,8 @@ impl Operator for Backbone {
     fn external(&self) -> Vec<External> {
         let beside = self.files.path().with_file_name("config.json");
         let weights = self.files.paths().into_iter().chain(beside.is_file().then_some(beside)).collect();
-        let more = self.network.beside().map(|(name, path, _)| External::file(name, path));
+        let more =
+            self.network.beside().map(|(name, path, _)| External::files(name, AdapterFile::files_at(path)));
         std::iter::once(External::files("weights", weights)).chain(more).collect()
     }
 

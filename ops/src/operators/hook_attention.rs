@@ -66,8 +66,9 @@ impl Operator for HookAttention {
                 scores.chunks_exact(tokens).zip(prior.chunks_exact(tokens)).enumerate()
             {
                 if let Some(at) = scores.iter().position(|s| !s.is_finite()) {
-                    return Err(OpError::new(format!(
-                        "sample {b}: the score of reference {r} at token {at} is {}",
+                    return Err(OpError::diverged(format!(
+                        "sample {b}: the score of reference {r} at token {at} is {}: the training has diverged, or an input holds \
+                         values that are not finite",
                         scores[at]
                     )));
                 }

@@ -109,7 +109,10 @@ fn check_latents(layout: &BackboneLayout, what: &str, dims: [usize; 4]) -> Resul
     }
     let (kind, whole) = (&layout.kind, layout.whole);
     let why = if whole == layout.patch {
-        format!("a token of the {kind} is {whole} x {whole} cells")
+        format!(
+            "a token of the {kind} is {whole} x {whole} cells, so that the sides of pictures are multiples of {} pixels",
+            whole * PIXELS_OF_A_CELL
+        )
     } else {
         format!(
             "the {kind} halves rows and columns on its way down and takes multiples of {whole}, which are pictures whose sides are \

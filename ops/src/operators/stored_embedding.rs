@@ -46,9 +46,9 @@ impl Operator for StoredEmbedding {
         let files =
             TensorFiles::open(settings.path.as_path()).map_err(|e| OpError::new(format!("path: {e}")))?;
         let first = files.names().next().and_then(|name| files.info(name)).map(|info| info.shape.clone());
-        let Some([width]) = first.as_deref() else {
+        let Some([width]) = first.as_deref().filter(|shape| *shape != [0]) else {
             return Err(OpError::new(format!(
-                "path: {}: a tensor of one axis for each id is needed",
+                "path: {}: a tensor of one axis, with at least one value, for each id is needed",
                 settings.path.as_path().display()
             )));
         };
@@ -97,5 +97,14 @@ mod tests {
         assert_eq!(found.as_vec(), [3.0, 4.0, 1.0, 2.0]);
         let error = op.forward(&bench.ctx(), (texts(&["x"]),)).err().unwrap().to_string();
         assert!(error.contains('x'), "{error}");
+    }
+
+    #[test]
+    fn embeddings_without_values_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("embeddings.safetensors");
+        write_safetensors(&path, &[NamedTensor::f32("a", vec![0], &[])], &[]).unwrap();
+        let error = StoredEmbedding::new(StoredEmbeddingSettings { path: DataPath(path) }).err().unwrap();
+        assert!(error.to_string().contains("with at least one value"), "{error}");
     }
 }

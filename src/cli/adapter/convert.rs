@@ -1,5 +1,8 @@
 //! Converts an adapter file to another format.
 
+use std::path::PathBuf;
+
+use prefgraph_nn::lora::AdapterFile;
 use prefgraph_ops::words::{count, form};
 
 use super::{opened::Opened, paths, report};
@@ -12,7 +15,8 @@ pub(super) fn convert(args: &args::Convert) -> Result<u8, Failure> {
     let opened = Opened::open(input, *drop_text_encoders)?;
     let file = &opened.file;
     paths::no_cells(file)?;
-    paths::can_be_written(output, &file.path())?;
+    let read: Vec<PathBuf> = AdapterFile::files_at(&file.path()).into_iter().chain(weights.clone()).collect();
+    paths::can_be_written(output, &read.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
     let linears = weights.as_ref().map(|weights| opened.linears(weights)).transpose()?;
     let adapter = file.adapter(linears.as_deref()).map_err(Failure::new)?;
     // Where it comes from stays with it; rank, alpha and targets are written anew.

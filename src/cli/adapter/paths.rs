@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use prefgraph_nn::lora::AdapterFile;
+use prefgraph_nn::{files::TensorFiles, lora::AdapterFile};
 
 use crate::cli::Failure;
 
@@ -43,25 +43,34 @@ fn checkpoint(path: &Path, folder: &Path) -> Failure {
     ))
 }
 
-/// Can a file be written at `output` without taking away what is read from `input`?
+/// Can an adapter be written at `output` without taking away what is read, files or folders, or what is no adapter?
 ///
 /// # Errors
-/// If both are one file, also by another name or a link; if `output` is a folder.
-pub(super) fn can_be_written(output: &Path, input: &Path) -> Result<(), Failure> {
+/// If `output` is a folder, one of the files that are read, also by another name or a link, or something that no adapter is: an old adapter
+/// is replaced.
+pub(super) fn can_be_written(output: &Path, read: &[&Path]) -> Result<(), Failure> {
+    let refused = |what: String| Err(Failure::new(format!("`{}` {what}", output.display())));
     if output.is_dir() {
-        return Err(Failure::new(format!(
-            "`{}` is a folder: name the file that is to be written",
-            output.display()
-        )));
+        return refused("is a folder: name the file that is to be written".into());
     }
-    if is_same_file(input, output) {
-        return Err(Failure::new(format!(
-            "`{}` is the file that is read, `{}`: name another file to write",
-            output.display(),
-            input.display()
-        )));
+    if !output.exists() {
+        return Ok(());
+    }
+    if let Some(read) = read.iter().find(|read| is_same_file(read, output) || is_within(read, output)) {
+        return refused(format!("is read, as `{}`: name another file to write", read.display()));
+    }
+    let of_checkpoint =
+        output.file_name().and_then(|n| n.to_str()).is_some_and(|name| CHECKPOINT.contains(&name));
+    if of_checkpoint || TensorFiles::open(output).is_err() {
+        return refused("is there and is no adapter: name another file, or remove it first".into());
     }
     Ok(())
+}
+
+/// Is the file in this folder?
+fn is_within(folder: &Path, file: &Path) -> bool {
+    let whole = |path: &Path| fs::canonicalize(path).ok();
+    folder.is_dir() && whole(folder).zip(whole(file)).is_some_and(|(folder, file)| file.starts_with(folder))
 }
 
 fn is_same_file(a: &Path, b: &Path) -> bool {

@@ -35,6 +35,8 @@ pub(super) fn as_value(r: &Report) -> Value {
         "prior_coverage_tenths": r.coverage,
         "whole_priors": r.whole_priors.len(),
         "whole_priors_lines": r.whole_priors,
+        "tiny_priors": r.tiny_priors.len(),
+        "tiny_priors_lines": r.tiny_priors,
         "identical_pairs": r.identical.len(),
         "identical_pairs_lines": r.identical,
         "masks_not_turned": r.turned.len(),

@@ -7,17 +7,18 @@ use serde_json::{Value, json};
 
 use crate::cli::say::say;
 
-/// List them, on standard error.
+/// Pictures of a kind that are named.
+const NAMED: usize = 10;
+
+/// Name them, on standard error.
 pub(super) fn tell(survey: &Survey) {
-    for case in survey.missing.iter().map(|number| &survey.cases[*number]) {
+    some(survey.missing.iter().map(|number| &survey.cases[*number]), "missing", |case| {
         match case.path.as_os_str().is_empty() {
             true => say!("missing: {:?} is not in the mapping", case.id),
             false => say!("missing: {}", case.path.display()),
         }
-    }
-    for path in &survey.surplus {
-        say!("surplus: {}", path.display());
-    }
+    });
+    some(survey.surplus.iter(), "surplus", |path| say!("surplus: {}", path.display()));
     for (path, (height, width)) in &survey.wrong_size {
         let wanted = survey.size.map(|(h, w)| format!(", not {w} x {h}")).unwrap_or_default();
         say!("of another size: {}: {width} x {height} pixels (width x height){wanted}", path.display());
@@ -35,6 +36,15 @@ pub(super) fn tell(survey: &Survey) {
     let (count, all) = (survey.photographs.len(), subjects.len() == survey.preset.subjects().len());
     if all && count > subjects.len() && count != PHOTOGRAPHS {
         say!("note: {count} photographs; the published data set has {PHOTOGRAPHS}");
+    }
+}
+
+/// Name the first of some pictures, and say how many there are: the report has all of them.
+fn some<T>(all: impl ExactSizeIterator<Item = T>, what: &str, name: impl FnMut(T)) {
+    let count = all.len();
+    all.take(NAMED).for_each(name);
+    if count > NAMED {
+        say!("{what}: {count} in all; the report lists each of them");
     }
 }
 

@@ -17,14 +17,19 @@ mod table;
 
 use std::path::Path;
 
-use prefgraph_nn::files::write_atomically;
+use prefgraph_nn::files::{read_regular, write_atomically};
 use prefgraph_ops::{
     operators::benchmark::{Benchmark, BenchmarkSettings, Preset, Survey, cases},
     words::count,
 };
 use serde_json::json;
 
-use self::{collect::collect, encoders::Encoders, measure::Measurement, report::Report};
+use self::{
+    collect::collect,
+    encoders::Encoders,
+    measure::Measurement,
+    report::{REPORTED, Report},
+};
 use super::{Failure, args, say::say, system};
 use crate::{registry::Registry, spec::Outline};
 
@@ -34,6 +39,7 @@ pub(super) fn evaluate(args: &args::Evaluate, registry: &Registry) -> Result<u8,
     if args.list {
         return list(&benchmark.settings);
     }
+    can_be_written(&args.out)?;
     if let Some(graph) = &args.sample {
         draw::missing(args, graph, &benchmark.settings, registry)?;
     }
@@ -55,13 +61,39 @@ pub(super) fn evaluate(args: &args::Evaluate, registry: &Registry) -> Result<u8,
         Report { ours: &ours, theirs: theirs.as_ref(), encoders: &encoders, settings: &benchmark.settings };
     let value = report.value();
     let text = format!("{value:#}\n");
-    write_atomically(&args.out, text.as_bytes()).map_err(Failure::new)?;
+    // First: what cannot be written after all is not lost then.
     match args.json {
         true => system::print(&text)?,
         false => system::print(&table::table(&report))?,
     }
+    write_atomically(&args.out, text.as_bytes()).map_err(Failure::new)?;
     say!("scores of every picture: `{}`", args.out.display());
     Ok(0)
+}
+
+/// Can scores be written at `out`? Asked before hours of scoring.
+///
+/// # Errors
+/// If its folder is missing, or there is something else than scores: they alone are replaced.
+fn can_be_written(out: &Path) -> Result<(), Failure> {
+    let refused = |what: String| Err(Failure::new(format!("--out: `{}` {what}", out.display())));
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match () {
+        () if out.is_dir() => refused("is a folder: name the file that is to be written".into()),
+        () if !folder.is_dir() => {
+            refused(format!("cannot be written: make its folder first, `{}`", folder.display()))
+        }
+        () if out.exists() && !holds_scores(out) => {
+            refused("is there and holds no scores: name another file, or remove it first".into())
+        }
+        () => Ok(()),
+    }
+}
+
+fn holds_scores(path: &Path) -> bool {
+    let read = read_regular(path).ok();
+    let value = read.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
+    value.is_some_and(|value| REPORTED.iter().all(|field| value.get(field).is_some()))
 }
 
 /// The node that reads pictures.

@@ -13,6 +13,9 @@ use super::{
 };
 use crate::evaluate::{Interval, RESAMPLES, Resamples, Score, Tally};
 
+/// Fields by which a report is known again.
+pub(super) const REPORTED: [&str; 3] = ["preset", "rules", "departures"];
+
 /// All that is reported.
 pub(super) struct Report<'a> {
     pub ours: &'a Scored,

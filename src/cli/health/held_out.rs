@@ -12,11 +12,43 @@ use super::change::{Change, Pair};
 #[derive(Clone, Debug, Default)]
 pub(super) struct HeldOut {
     /// Under the mask, or of the whole picture where there is no mask.
-    pairs: BTreeMap<String, Pair>,
+    pairs: Newest,
     /// Of the whole picture, where there is a mask.
-    plain: BTreeMap<String, Pair>,
-    /// The last step at which some of them were measured.
+    plain: Newest,
+    /// The last steps in a row at which some of them were measured: the first and the last.
+    steps: (u64, u64),
+}
+
+/// The newest measurement of each pair, by id.
+///
+/// The last batch of a set may be filled with its first pairs once more, at other times and with other noise. Of a pair's places in steps
+/// in a row, the one nearest to the beginning of its batch counts: there the pair is itself and fills nothing up, and there the pairs
+/// of a [`measure`](prefgraph_ops::operators::measure) node are counted, too.
+#[derive(Clone, Debug, Default)]
+struct Newest(BTreeMap<String, Place>);
+
+/// A pair at one of its places.
+#[derive(Clone, Copy, Debug)]
+struct Place {
     step: u64,
+    row: usize,
+    pair: Pair,
+}
+
+impl Newest {
+    /// Note what a step has measured; steps in a row began with `first`.
+    fn note(&mut self, first: u64, step: u64, pairs: Vec<(String, Pair)>) {
+        for (row, (id, pair)) in pairs.into_iter().enumerate() {
+            let known = self.0.get(&id).is_some_and(|place| place.step >= first && place.row < row);
+            if !known {
+                self.0.insert(id, Place { step, row, pair });
+            }
+        }
+    }
+
+    fn change(&self) -> Option<Change> {
+        Change::of(self.0.values().map(|place| place.pair))
+    }
 }
 
 impl HeldOut {
@@ -37,34 +69,37 @@ impl HeldOut {
             };
             let Some(masked) = pairs("w_diff", "l_diff") else { continue };
             let found = all.entry(prefix.to_owned()).or_default();
-            found.step = step;
-            found.pairs.extend(masked);
-            found.plain.extend(pairs("plain_w_diff", "plain_l_diff").unwrap_or_default());
+            let (first, last) = found.steps;
+            let first = if last + 1 == step && !found.pairs.0.is_empty() { first } else { step };
+            found.steps = (first, step);
+            found.pairs.note(first, step, masked);
+            found.plain.note(first, step, pairs("plain_w_diff", "plain_l_diff").unwrap_or_default());
         }
     }
 
     /// How many pairs there are.
     pub fn len(&self) -> usize {
-        self.pairs.len()
+        self.pairs.0.len()
     }
 
     /// The last step at which some of them were measured.
     pub fn step(&self) -> u64 {
-        self.step
+        self.steps.1
     }
 
     /// How they have changed: under the mask first where there is one, then the whole picture. Empty before the first
     /// measurement.
     pub fn changes(&self) -> Vec<Change> {
-        let of = |pairs: &BTreeMap<String, Pair>| Change::of(pairs.values().copied());
         let whole = |change: Change| Change { masked: false, ..change };
-        match of(&self.plain) {
-            Some(plain) => of(&self.pairs)
+        match self.plain.change() {
+            Some(plain) => self
+                .pairs
+                .change()
                 .map(|c| Change { masked: true, ..c })
                 .into_iter()
                 .chain([whole(plain)])
                 .collect(),
-            None => of(&self.pairs).map(whole).into_iter().collect(),
+            None => self.pairs.change().map(whole).into_iter().collect(),
         }
     }
 }
@@ -86,8 +121,10 @@ mod tests {
     #[test]
     fn a_pair_counts_once_with_its_newest_measurement() {
         let mut all = BTreeMap::new();
-        HeldOut::observe(&mut all, 46, &measured(&["a", "b"], &[7.0, 1.0], &[0.0, 0.0]));
-        HeldOut::observe(&mut all, 47, &measured(&["c", "a"], &[-1.0, -3.0], &[1.0, -3.0]));
+        HeldOut::observe(&mut all, 22, &measured(&["a", "b"], &[9.0, 9.0], &[9.0, 9.0]));
+        HeldOut::observe(&mut all, 23, &measured(&["c"], &[9.0], &[9.0]));
+        HeldOut::observe(&mut all, 46, &measured(&["a", "b"], &[-3.0, 1.0], &[-3.0, 0.0]));
+        HeldOut::observe(&mut all, 47, &measured(&["c"], &[-1.0], &[1.0]));
         let found = &all["held_out"];
         assert_eq!((all.len(), found.len(), found.step()), (1, 3, 47));
         let [change] = found.changes()[..] else { panic!("one change") };
@@ -95,6 +132,21 @@ mod tests {
         // Margins -1, 2 and 0.
         assert_eq!(change.accuracy, 0.5);
         assert!((change.margin.value - 1.0 / 3.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_pair_that_fills_the_last_batch_counts_where_it_is_itself_whichever_batch_comes_first() {
+        let (whole, filled) =
+            (measured(&["a", "b"], &[1.0, 2.0], &[0.0; 2]), measured(&["c", "a"], &[3.0, 9.0], &[0.0; 2]));
+        for steps in [[&whole, &filled], [&filled, &whole]] {
+            let mut all = BTreeMap::new();
+            // Twice: the second time all are known from the first.
+            for (step, metrics) in [10, 11, 30, 31].into_iter().zip(steps.into_iter().cycle()) {
+                HeldOut::observe(&mut all, step, metrics);
+            }
+            let [change] = all["held_out"].changes()[..] else { panic!("one change") };
+            assert_eq!((all["held_out"].len(), change.w_diff.value), (3, 2.0));
+        }
     }
 
     #[test]

@@ -239,7 +239,8 @@ impl Measured {
                 )
             }
             None => format!(
-                "no best step: the error on held-out winners was above the frozen network's, or no finite number, in {}{aside}",
+                "no best step: the error on held-out winners, under the mask (`w_diff`) or of whole pictures (`plain_w_diff`), was above the frozen \
+                 network's, or no finite number, in {}{aside}",
                 if *count == 1 { "the only measurement".into() } else { format!("all {count} measurements") }
             ),
         })

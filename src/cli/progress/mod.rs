@@ -32,7 +32,9 @@ pub(super) struct Progress {
     steps: u64,
     every: u64,
     numbers: Numbers,
+    /// Below the last titles.
     lines: u64,
+    titles: String,
     told_mapped: bool,
 }
 
@@ -49,7 +51,15 @@ impl Progress {
             bar.reset_eta();
             bar
         });
-        Self { bar, steps, every: every.max(1), numbers: Numbers::default(), lines: 0, told_mapped: false }
+        Self {
+            bar,
+            steps,
+            every: every.max(1),
+            numbers: Numbers::default(),
+            lines: 0,
+            titles: String::new(),
+            told_mapped: false,
+        }
     }
 
     /// A sentence for people, above the bar if there is one.
@@ -74,8 +84,10 @@ impl Progress {
             }
             None if done.is_multiple_of(self.every) || done == self.steps => {
                 let [titles, line] = table(&self.cells(done));
-                if self.lines.is_multiple_of(TITLES_EVERY) {
+                // A metric may come later than others, such as the loss of the first whole update.
+                if self.lines.is_multiple_of(TITLES_EVERY) || titles != self.titles {
                     say!("{titles}");
+                    (self.lines, self.titles) = (0, titles);
                 }
                 say!("{line}");
                 self.lines += 1;

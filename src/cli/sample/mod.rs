@@ -25,7 +25,7 @@ use crate::{
     plan::{Place, Plan, PlanOptions},
     registry::Registry,
     run::{RunOptions, Runner},
-    spec::{CPU, Outline},
+    spec::{CPU, DEVICES, Outline, gpu_number},
 };
 
 /// Draw the pictures that were asked for.
@@ -48,7 +48,7 @@ pub(super) fn sample(args: &args::Sample, registry: &Registry) -> Result<u8, Fai
         negative: args.negative.as_deref(),
         cfg: args.cfg,
     };
-    let easel = Easel::new(&parts, &wanted, args.threads, args.device.as_deref())?;
+    let easel = Easel::new(&parts, &wanted, args.threads, &device_of(&outline, args.device.as_deref())?)?;
     introduce(&easel.drawing, &wanted, seeds.len());
     files::make_folder(&args.out)?;
     for (seed, path) in seeds.into_iter().zip(paths) {
@@ -56,6 +56,18 @@ pub(super) fn sample(args: &args::Sample, registry: &Registry) -> Result<u8, Fai
         easel.draw(seed, vec![(path, about)], args.overwrite)?;
     }
     Ok(0)
+}
+
+/// Where networks run: as asked for, else as the graph says.
+fn device_of(outline: &Outline<'_>, asked: Option<&str>) -> Result<String, Failure> {
+    let device = match asked {
+        Some(asked) => asked.to_owned(),
+        None => outline.device()?.unwrap_or_else(|| CPU.to_owned()),
+    };
+    if device != CPU && gpu_number(&device).is_none() {
+        return Err(Failure::new(format!("`run.device` of the graph is {device:?}: {DEVICES}")));
+    }
+    Ok(device)
 }
 
 /// A picture of a list: what it is drawn from, and the file that it becomes.
@@ -98,7 +110,7 @@ impl Many<'_> {
             negative: self.negative,
             cfg: None,
         };
-        let easel = Easel::new(&parts, &wanted, self.threads, self.device)?;
+        let easel = Easel::new(&parts, &wanted, self.threads, &device_of(&outline, self.device)?)?;
         introduce(&easel.drawing, &wanted, pictures.len());
         for folder in pictures.iter().filter_map(|picture| picture.file.parent()) {
             files::make_folder(folder)?;
@@ -126,14 +138,13 @@ impl Easel {
         parts: &Parts,
         wanted: &Wanted<'_>,
         threads: Option<usize>,
-        device: Option<&str>,
+        device: &str,
     ) -> Result<Self, Failure> {
         let drawing = build::build(parts, wanted)?;
         let (threads, fewer) = threads::capped(threads.unwrap_or(0));
         if let Some(fewer) = fewer {
             say!("note: {fewer}");
         }
-        let device = device.unwrap_or(CPU);
         let gpu = device::open(device)?;
         let process = system::process_memory(threads);
         let options =

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    files::{TensorFiles, TensorView, nearest, no_model},
+    files::{TensorFiles, TensorView, json_if_there, nearest, no_model},
     naming::{Outside, Place, Stack, block_number},
 };
 
@@ -344,8 +344,7 @@ fn safetensors_in(folder: &Path) -> Option<PathBuf> {
 /// The `config.json` beside a single file, if it is that of a FLUX transformer: other models have files of this name.
 fn config_beside(path: &Path) -> Result<Option<FluxConfig>> {
     let beside = path.parent().unwrap_or(Path::new("")).join("config.json");
-    let Ok(text) = std::fs::read_to_string(&beside) else { return Ok(None) };
-    let value: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let Some(value) = json_if_there(&beside)? else { return Ok(None) };
     let ours = value.get("_class_name").and_then(|n| n.as_str()) == Some(CLASS);
     ours.then(|| FluxConfig::read(&beside)).transpose()
 }

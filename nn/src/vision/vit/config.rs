@@ -16,7 +16,7 @@ use crate::{
         measure::{self, matrix},
     },
     error::{Error, Result},
-    files::{TensorFiles, stated_kind},
+    files::{TensorFiles, json_if_there, stated_kind},
 };
 
 /// The linear behind the class token of CLIP.
@@ -139,8 +139,7 @@ impl VitConfig {
     /// As [`read`](Self::read).
     pub(super) fn beside(file: &Path) -> Result<Option<(Self, PathBuf)>> {
         let path = file.with_file_name("config.json");
-        let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
-        let value: Value = serde_json::from_str(&text).unwrap_or_default();
+        let Some(value) = json_if_there(&path)? else { return Ok(None) };
         let kind = value.get("model_type").and_then(Value::as_str);
         let is_known = kind.is_some_and(|kind| KINDS.contains(&kind));
         is_known.then(|| Ok((Self::read(&path)?, path.clone()))).transpose()

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use prefgraph_nn::{
     Adapter, AdapterLayout, BackboneLayout,
-    lora::{self, AdapterFormat, PatternMatch},
+    lora::{self, AdapterFile, AdapterFormat, PatternMatch},
 };
 
 use self::start::Start;
@@ -163,7 +163,11 @@ impl Operator for Lora {
     }
 
     fn external(&self) -> Vec<External> {
-        self.settings.from.iter().map(|path| External::file("from", path.as_path())).collect()
+        self.settings
+            .from
+            .iter()
+            .map(|path| External::files("from", AdapterFile::files_at(path.as_path())))
+            .collect()
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (backbone,): Self::In) -> Result<(Self::Out, ()), OpError> {

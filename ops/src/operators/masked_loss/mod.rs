@@ -332,7 +332,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
         }
     }
 
-    fn notes(&self, (policy, ..): &InShapes<Self>) -> Vec<String> {
+    fn notes(&self, (policy, _, _, mask, ..): &InShapes<Self>) -> Vec<String> {
         let s = &self.settings;
         let values = (policy.1.size() * policy.2.size() * policy.3.size()) as f64;
         match (s.objective.is_paired(), s.reduction) {
@@ -345,9 +345,10 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
                 )]
             }
             (true, Reduction::FullMean) => vec![format!(
-                "beta {} on means over {values} values is beta {:.4} on squared norms; a mask scales the logit by its area",
+                "beta {} on means over {values} values is beta {:.3e} on squared norms{}",
                 s.beta,
-                s.beta / values
+                s.beta / values,
+                if mask.is_some() { "; a mask scales the logit by its area" } else { "" }
             )],
             (true, Reduction::MaskMean) => vec![format!("beta {} on means over the masked cells", s.beta)],
         }

@@ -48,7 +48,11 @@ pub(super) fn check(rows: &[Row], path: &Path, trained: &Path) -> Result<(), OpE
 
 /// A remark where the two files lie in different folders: most likely, one was changed and the other forgotten.
 pub(super) fn note(path: &Path, trained: &Path) -> Option<String> {
-    let folder = |path: &Path| identity(path).parent().map(Path::to_owned);
+    let folder = |path: &Path| {
+        // A folder stands for the pairs in it.
+        let path = identity(path);
+        if path.is_dir() { Some(path) } else { path.parent().map(Path::to_owned) }
+    };
     (folder(path) != folder(trained)).then(|| {
         format!(
             "warning: {} is in another folder than the pairs trained on ({}): if that is not what you want, set `path` to pairs of your own \
@@ -100,6 +104,7 @@ mod tests {
         let beside = list(&dir.path().join("mine"), "held", &["b.png"]);
         let elsewhere = list(&dir.path().join("demo"), "held", &["c.png"]);
         assert_eq!(note(&beside, &trained), None);
+        assert_eq!(note(&beside, &dir.path().join("mine")), None, "the folder stands for its pairs");
         assert!(note(&elsewhere, &trained).unwrap().contains("set `path`"));
     }
 }

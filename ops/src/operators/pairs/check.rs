@@ -37,6 +37,8 @@ pub struct Report {
     pub coverage: [usize; 10],
     /// Lines of usable samples with a prior that covers all of the winner.
     pub whole_priors: Vec<usize>,
+    /// Lines of samples with a prior that covers next to nothing of the winner.
+    pub tiny_priors: Vec<usize>,
     /// Lines of usable samples whose winner and loser have the same pixels.
     pub identical: Vec<usize>,
     /// Lines of usable samples with a picture that EXIF turns and a mask that it does not.
@@ -46,6 +48,9 @@ pub struct Report {
     /// Why a run would refuse the data as a whole, if it would.
     pub refusal: Option<String>,
 }
+
+/// A prior that covers less of a winner is hardly a cell.
+const TINY: f64 = 0.01;
 
 /// What one sample adds to a report.
 struct Sample {
@@ -178,6 +183,7 @@ impl Report {
                 "whose winner and loser have the same pixels: a preference loss learns nothing there",
             ),
             (&self.whole_priors, "with a prior that covers the whole winner: it marks no part of it"),
+            (&self.tiny_priors, "with a prior below 1 % of the winner: hardly a cell of the focus grid"),
             (&self.without_references, "without references: a graph with focus masks refuses that"),
             (
                 &self.turned,
@@ -212,6 +218,7 @@ impl Report {
         };
         note(row.references.is_empty(), |r| &mut r.without_references);
         note(sample.shares.contains(&1.0), |r| &mut r.whole_priors);
+        note(sample.shares.iter().any(|share| *share < TINY), |r| &mut r.tiny_priors);
         note(sample.identical, |r| &mut r.identical);
         note(sample.turned, |r| &mut r.turned);
     }

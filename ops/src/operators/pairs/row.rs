@@ -34,7 +34,7 @@ impl Line {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = r#"an object such as {"image": "r.png"}"#)]
 pub(super) struct RefLine {
     image: PathBuf,
     #[serde(default)]
@@ -44,7 +44,7 @@ pub(super) struct RefLine {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = r#"an object such as {"image": "w.png"}"#)]
 struct SideLine {
     image: PathBuf,
     #[serde(default)]

@@ -46,12 +46,15 @@ fn pairs_that_teach_nothing_and_priors_that_say_nothing_are_counted() {
     data.row(1, true)["lose"]["image"] = json!("copy.webp");
     data.row(1, true)["win"]["prior"] = json!(["white.png"]);
     data.row(0, false);
+    data.row(1, true)["win"]["prior"] = json!(["dot.png"]);
+    let dot = GrayImage::from_fn(48, 32, |x, y| Luma([if x < 3 && y < 3 { 255 } else { 0 }]));
+    dot.save(data.path("dot.png")).unwrap();
     plain(32, 48, [200, 100, 50]).save(data.path("copy.webp")).unwrap();
     GrayImage::from_pixel(48, 32, Luma([255])).save(data.path("white.png")).unwrap();
     let report = checked(&data);
     assert_eq!(
-        (report.identical, report.whole_priors, report.without_references),
-        (vec![2, 3], vec![4], vec![5])
+        (report.identical, report.whole_priors, report.without_references, report.tiny_priors),
+        (vec![2, 3], vec![4], vec![5], vec![6])
     );
     assert!(report.bad.is_empty() && report.refusal.is_none());
     // A run reads no picture before its first step: it knows of those that share a file.
