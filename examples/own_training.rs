@@ -44,7 +44,7 @@ pub fn train(out: &Path, steps: u64) -> Result<(), Box<dyn Error>> {
     // Nobody else trains in the folder as long as this lives.
     let folder = RunFolder::open(out, true)?;
     let (newest, damaged) = Checkpoint::newest(&folder.checkpoints())?;
-    damaged.iter().for_each(|note| println!("{note}"));
+    damaged.iter().for_each(|note| eprintln!("{note}"));
     if let Some(Checkpoint { step, graph, cells, .. }) = newest {
         if graph != NAME {
             return Err(
@@ -52,12 +52,12 @@ pub fn train(out: &Path, steps: u64) -> Result<(), Box<dyn Error>> {
             );
         }
         runner.restore(step, &cells)?;
-        println!("goes on at step {step}");
+        eprintln!("goes on at step {step}");
     }
     while runner.next_step() < steps {
         let output = runner.step()?;
         let made = runner.next_step();
-        println!("step {made}: loss {:.4}", output.loss.unwrap_or(f32::NAN));
+        eprintln!("step {made}: loss {:.4}", output.loss.unwrap_or(f32::NAN));
         if made.is_multiple_of(EVERY) || made == steps {
             let (graph, cells) = (NAME.to_owned(), runner.cells()?);
             let checkpoint =
