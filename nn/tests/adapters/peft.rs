@@ -38,7 +38,7 @@ fn the_configuration_beside_a_file_is_one_of_the_files_that_an_adapter_is_read_f
     assert_eq!(AdapterFile::files_at(&path), [path.clone(), folder.at("adapter_config.json")]);
     assert_eq!(AdapterFile::files_at(folder.path()), [folder.path()]);
     fs::remove_file(folder.at("adapter_config.json")).unwrap();
-    assert_eq!(AdapterFile::files_at(&path), [path.clone()]);
+    assert_eq!(AdapterFile::files_at(&path), std::slice::from_ref(&path));
 }
 
 #[test]
