@@ -98,6 +98,12 @@ fn a_picture_is_drawn_where_the_graph_says_unless_the_command_says_otherwise() {
     let output = sample(&[]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(1) && said.contains("--device cpu"), "{said}");
+    let output = sample(&["--device", "cpu", "--lora-scale", "0.5"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code() == Some(2) && said.contains("--adapter"),
+        "there is nothing to scale: {said}"
+    );
     let output = sample(&["--device", "cpu"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -123,6 +123,9 @@ pub(super) struct Sample {
     /// The adapter to draw with: a file of any known tool; without one, the frozen network draws
     #[arg(long, value_name = "FILE")]
     pub adapter: Option<PathBuf>,
+    /// What the adapter's branch is multiplied by: 1 is as it was trained, 0 the frozen network [default: the graph's, else 1]
+    #[arg(long, requires = "adapter", allow_negative_numbers = true)]
+    pub lora_scale: Option<f64>,
     /// Size of the pictures in pixels [default: that of the graph]
     #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = size)]
     pub size: Option<Size>,

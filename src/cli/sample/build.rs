@@ -72,6 +72,7 @@ impl Prompted<'_> {
 pub(super) struct Wanted<'a> {
     pub prompts: Prompted<'a>,
     pub adapter: Option<&'a Path>,
+    pub lora_scale: Option<f64>,
     pub size: Size,
     pub reference_size: Size,
     pub steps: Option<usize>,
@@ -88,6 +89,7 @@ pub(super) struct Drawing {
     pub steps: usize,
     pub guidance: Option<f64>,
     pub cfg: f64,
+    pub lora_scale: f64,
     /// Of image tokens, where the graph states it.
     pub ip_scale: Option<f64>,
     /// What was chosen that nobody stated.
@@ -231,7 +233,10 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
     }
     // Of a network without its IP-Adapter there is nothing to scale.
     let ip_scale = parts.sample.ip_scale.filter(|_| layout.image_tokens);
-    let settings = SampleSettings { steps, guidance, cfg, ip_scale, seed: None, ..parts.sample.clone() };
+    // Without an adapter there is none either.
+    let lora_scale = wanted.adapter.map_or(1.0, |_| wanted.lora_scale.unwrap_or(parts.sample.lora_scale));
+    let settings =
+        SampleSettings { steps, guidance, cfg, lora_scale, ip_scale, seed: None, ..parts.sample.clone() };
     let sample = Sample::<usize, usize, usize>::new(settings).map_err(Failure::new)?;
     let (negative_text, negative_pooled) = avoided.unzip();
     let wires = (
@@ -250,7 +255,7 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
     let (latents,) = graph.add(&ids.take("sample"), sample, wires);
     let settings = DecodeSettings { kind, weights, allow_toy: parts.autoencoder.1.allow_toy };
     let (images,) = graph.add(&decode, op::<Decode>(&decode, settings)?, (latents,));
-    Ok(Drawing { graph: Arc::new(graph), images, steps, guidance, cfg, ip_scale, notes })
+    Ok(Drawing { graph: Arc::new(graph), images, steps, guidance, cfg, lora_scale, ip_scale, notes })
 }
 
 /// The adapter in a file, as it is: its linears, its rank and its scale.

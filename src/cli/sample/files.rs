@@ -68,6 +68,8 @@ pub(super) struct About<'a> {
     pub prompt: &'a str,
     pub seed: u64,
     pub adapter: Option<&'a Path>,
+    /// What its branch is multiplied by.
+    pub lora_scale: f64,
     pub references: &'a [PathBuf],
     pub steps: usize,
     pub guidance: Option<f64>,
@@ -89,6 +91,9 @@ impl About<'_> {
             ("graph", self.graph.to_owned()),
             ("adapter", self.adapter.map_or("none".to_owned(), |path| path.display().to_string())),
         ];
+        if self.lora_scale != 1.0 {
+            texts.push(("lora_scale", self.lora_scale.to_string()));
+        }
         texts.extend(self.guidance.map(|g| ("guidance", g.to_string())));
         if self.cfg != 1.0 {
             texts.push(("cfg", self.cfg.to_string()));

@@ -41,6 +41,7 @@ pub(super) fn sample(args: &args::Sample, registry: &Registry) -> Result<u8, Fai
     let wanted = Wanted {
         prompts: Prompted::One { prompt: &args.prompt, references: &args.references },
         adapter: args.adapter.as_deref(),
+        lora_scale: args.lora_scale,
         size: args.size.map_or(parts.size, |size| (size.height, size.width)),
         reference_size: parts.reference_size,
         steps: args.steps,
@@ -103,6 +104,7 @@ impl Many<'_> {
         let wanted = Wanted {
             prompts: Prompted::Listed { origin: self.origin, asked: &asked },
             adapter: self.adapter,
+            lora_scale: None,
             size: self.size,
             reference_size: self.reference_size,
             steps: Some(self.steps),
@@ -164,9 +166,21 @@ impl Easel {
         seed: u64,
         graph: &'a str,
     ) -> About<'a> {
-        let Drawing { steps, guidance, cfg, ip_scale, .. } = self.drawing;
+        let Drawing { steps, guidance, cfg, lora_scale, ip_scale, .. } = self.drawing;
         let (adapter, negative) = (wanted.adapter, wanted.negative);
-        About { prompt, seed, adapter, references, steps, guidance, cfg, ip_scale, negative, graph }
+        About {
+            prompt,
+            seed,
+            adapter,
+            lora_scale,
+            references,
+            steps,
+            guidance,
+            cfg,
+            ip_scale,
+            negative,
+            graph,
+        }
     }
 
     /// Draw the pictures of all steps at one seed.
@@ -236,7 +250,8 @@ fn introduce(drawing: &Drawing, wanted: &Wanted<'_>, count: usize) {
     };
     let ip_scale = drawing.ip_scale.map(|s| format!(", IP-Adapter at {s}")).unwrap_or_default();
     let network = match wanted.adapter {
-        Some(adapter) => format!("with the adapter `{}`", Path::display(adapter)),
+        Some(adapter) if drawing.lora_scale == 1.0 => format!("with the adapter `{}`", adapter.display()),
+        Some(adapter) => format!("with {} of the adapter `{}`", drawing.lora_scale, adapter.display()),
         None => "from the frozen network, without an adapter".to_owned(),
     };
     say!(

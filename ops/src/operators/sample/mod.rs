@@ -5,9 +5,11 @@
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use dfdx::shapes::{HasShape, Shape};
 use prefgraph_nn::{
-    self as nn, Adapter, BackboneLayout, DeviceKind, Probe,
+    self as nn, Adapter, AdapterLayout, BackboneLayout, DeviceKind, Probe,
     sampling::{
         Ddpm, Predicts, Schedule, flow,
         scaled_linear::{TIMESTEPS, Terminal},
@@ -74,6 +76,8 @@ settings! {
         pub cfg: f64 = 1.0,
         /// What the attention over image tokens is multiplied by; `ip_scale` of the backbone where it is not given. With 0 the network draws as without its IP-Adapter.
         pub ip_scale: Option<f64> = None,
+        /// What the adapter's branch is multiplied by: 1 is as it was trained, 0 the frozen network.
+        pub lora_scale: f64 = 1.0,
         /// Of the noise; the run's where it is not given.
         pub seed: Option<u64> = None,
     }
@@ -125,6 +129,19 @@ impl<C: Axis, H: Axis, W: Axis> Sample<C, H, W> {
             SampleSchedule::EulerAncestral => Schedule::euler_ancestral(&network),
             SampleSchedule::Dpmpp2mKarras => Schedule::dpmpp_2m_karras(&network),
             _ => Schedule::euler(&network),
+        }
+    }
+
+    /// The layout of an adapter with `lora_scale` times its alpha.
+    fn scaled(&self, layout: &Arc<AdapterLayout>) -> Result<Arc<AdapterLayout>, OpError> {
+        let scale = self.settings.lora_scale;
+        match scale == 1.0 {
+            true => Ok(Arc::clone(layout)),
+            false if !layout.whole.is_empty() => Err(OpError::new(format!(
+                "lora_scale is {scale}, but the adapter has {} trained whole, which have no scale",
+                count(layout.whole.len(), "linear")
+            ))),
+            false => Ok(Arc::new(AdapterLayout { alpha: layout.alpha * scale as f32, ..(**layout).clone() })),
         }
     }
 
@@ -193,7 +210,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
     const DIFFERENTIABLE: bool = false;
 
     fn new(settings: SampleSettings) -> Result<Self, OpError> {
-        let SampleSettings { steps, shift, cfg, process, zero_snr, .. } = settings;
+        let SampleSettings { steps, shift, cfg, process, zero_snr, lora_scale, .. } = settings;
         if !(1..TIMESTEPS).contains(&steps) {
             return Err(OpError::new(format!("steps {steps}: 1 to {} are possible", TIMESTEPS - 1)));
         }
@@ -202,6 +219,9 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
         }
         if let Some(scale) = settings.ip_scale.filter(|scale| !scale.is_finite()) {
             return Err(OpError::new(format!("ip_scale {scale}: a number is needed")));
+        }
+        if !lora_scale.is_finite() {
+            return Err(OpError::new(format!("lora_scale {lora_scale}: a number is needed")));
         }
         if !cfg.is_finite() {
             return Err(OpError::new(format!("cfg {cfg}: a number is needed")));
@@ -288,8 +308,18 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
                 ));
             }
         }
-        if let Some(adapter) = adapter {
-            check_adapter(backbone.layout(), &adapter.0)?;
+        let scale = self.settings.lora_scale;
+        match &adapter {
+            Some(adapter) => {
+                check_adapter(backbone.layout(), &adapter.0)?;
+                self.scaled(&adapter.0)?;
+            }
+            None if scale != 1.0 => {
+                return Err(OpError::new(format!(
+                    "lora_scale is {scale}, and no adapter is connected that it could scale"
+                )));
+            }
+            None => {}
         }
         Ok((like,))
     }
@@ -371,6 +401,9 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
             |purpose: &str| Random::new(seed, Self::NAME, u64::MAX, purpose).normals(shape.num_elements());
         let fresh = |step: usize| normals(&format!("noise of step {step}"));
         let schedule = self.schedule(backbone.0.layout(), (height, width));
+        let scaled =
+            |adapter: Adapter| Ok::<_, OpError>(Adapter { layout: self.scaled(&adapter.layout)?, ..adapter });
+        let adapter = adapter.map(scaled).transpose()?;
         let adapter = adapter.map(|adapter| backbone.0.place(adapter)).transpose()?;
         let pass = |inputs: &mut nn::Inputs, x: &[f32], time: f32| -> Result<_, OpError> {
             inputs.x_t = nn::Tensor::new(ctx.cpu, dims, x)?;

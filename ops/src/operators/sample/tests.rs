@@ -218,6 +218,20 @@ fn the_noise_is_that_of_the_seed_at_every_step_and_in_every_node() {
 }
 
 #[test]
+fn an_adapter_of_no_scale_is_the_frozen_network_and_half_of_it_is_one_with_half_the_alpha() {
+    for case in cases() {
+        let [_, trained] = case.adapters();
+        let settings = |lora_scale| SampleSettings { lora_scale, ..case.settings(SampleSchedule::Static, 2) };
+        let at = |scale, adapter: Option<&Adapter>| case.sample(settings(scale), adapter.cloned());
+        assert!(at(0.0, Some(&trained)) == at(1.0, None), "bit for bit");
+        let layout = AdapterLayout { alpha: trained.layout.alpha / 2.0, ..(*trained.layout).clone() };
+        let half = Adapter { layout: layout.into(), ..trained.clone() };
+        assert!(at(0.5, Some(&trained)) == at(1.0, Some(&half)));
+        assert!(at(0.5, Some(&trained)) != at(1.0, Some(&trained)));
+    }
+}
+
+#[test]
 fn what_cannot_be_sampled_is_refused_before_the_first_pass() {
     let message = |settings| Op::new(settings).err().unwrap().to_string();
     assert!(message(SampleSettings { steps: 0, ..Default::default() }).contains("steps 0"));
