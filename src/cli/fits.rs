@@ -1,7 +1,7 @@
 //! Whether a graph fits into the memory of the host and of its GPU, and what would make it fit.
 
 use super::{
-    Failure,
+    Failure, args, device,
     prepare::{Prepared, prepare},
     system,
 };
@@ -18,6 +18,20 @@ const SAVINGS: [(&str, &str); 4] =
 /// it changes what is learned.
 const GPU_SAVINGS: [(&str, &str); 4] =
     [("checkpointing", "blocks"), ("compute", "bf16"), ("packing", "streamed"), ("batch", "1")];
+
+/// Bytes of memory of the GPU of a plan, where they are known.
+///
+/// # Errors
+/// If its memory is stated and the graph has none.
+pub(super) fn room(args: &args::Plan, prepared: &Prepared) -> Result<Option<u64>, Failure> {
+    match (args.gpu_memory, prepared.plan.options().gpu) {
+        (Some(_), None) => Err(Failure::new(
+            "--gpu-memory is the memory of a GPU, and this graph's networks run on the processor: add --device cuda:0",
+        )),
+        (Some(room), Some(_)) => Ok(Some(room)),
+        (None, _) => Ok(device::memory(&prepared.run.device)),
+    }
+}
 
 /// Refuse a graph that needs more memory than the host has, or than its GPU has where that is known.
 ///

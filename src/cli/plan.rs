@@ -4,7 +4,7 @@ use prefgraph_ops::words::count;
 use serde_json::{Value, json};
 
 use super::{
-    Failure, args, calibrate, device, fits,
+    Failure, args, calibrate, fits,
     forecast::{self, Forecast},
     prepare::{Prepared, prepare},
     sweep, system,
@@ -21,7 +21,7 @@ pub(super) fn plan(args: &args::Plan, registry: &Registry) -> Result<u8, Failure
         return sweep::plan(args, registry);
     }
     let mut prepared = prepare(&args.graph, registry)?;
-    let room = room(args, &prepared)?;
+    let room = fits::room(args, &prepared)?;
     // A debug build says nothing of the speed of the one that will run.
     let is_measured = args.calibrate || !cfg!(debug_assertions);
     if is_measured {
@@ -40,17 +40,6 @@ pub(super) fn plan(args: &args::Plan, registry: &Registry) -> Result<u8, Failure
     system::print(&text)?;
     fits::check(&prepared, room, registry)?;
     Ok(0)
-}
-
-/// Bytes of memory of the GPU of a plan, where they are known.
-pub(super) fn room(args: &args::Plan, prepared: &Prepared) -> Result<Option<u64>, Failure> {
-    match (args.gpu_memory, prepared.plan.options().gpu) {
-        (Some(_), None) => Err(Failure::new(
-            "--gpu-memory is the memory of a GPU, and this graph's networks run on the processor: add --device cuda:0",
-        )),
-        (Some(room), Some(_)) => Ok(Some(room)),
-        (None, _) => Ok(device::memory(&prepared.run.device)),
-    }
 }
 
 fn listing(p: &Prepared, forecast: Option<Forecast>, room: Option<u64>, is_measured: bool) -> String {

@@ -1,6 +1,7 @@
 //! cuBLASLt's functions, by their names: products of matrices by columns, in f32 and bf16, with sums in f32.
 
 mod algorithms;
+mod calls;
 mod layouts;
 mod matmul;
 mod objects;

@@ -2,7 +2,11 @@
 
 use std::ffi::{c_char, c_int, c_uint};
 
-use super::{api, unsigned};
+use super::{
+    api,
+    limits::{MOST_BLOCKS_ASIDE, RESERVED_SHARED, THREADS_PER_MULTIPROCESSOR, most_shared},
+    unsigned,
+};
 use crate::{
     codes::{Answer, Code},
     foreign::Out,
@@ -13,23 +17,8 @@ const UUID: [u8; 15] = *b"prefgraph-stand";
 /// Few, so that kernels that fill the device stay small.
 const MULTIPROCESSORS: c_int = 2;
 pub const THREADS_PER_BLOCK: c_int = 1024;
-pub const THREADS_PER_MULTIPROCESSOR: u32 = 2048;
 const WARP: c_int = 32;
 const REGISTERS: c_int = 65_536;
-const KIB: c_int = 1024;
-/// What the driver keeps of each block's shared memory for itself.
-pub const RESERVED_SHARED: c_int = KIB;
-
-/// The largest dynamic shared memory that a kernel may ask for.
-pub fn most_shared() -> c_int {
-    KIB * match settings().capability {
-        80 | 87 => 163,
-        86 | 89 | 120 | 121 => 99,
-        75 => 64,
-        _ => 227,
-    }
-}
-
 fn exists(device: c_int) -> Answer {
     if (0..settings().devices).contains(&unsigned(device)?) { Ok(()) } else { Err(Code::INVALID_DEVICE) }
 }
@@ -45,7 +34,7 @@ fn attribute(number: c_int) -> c_int {
         1..=3 => THREADS_PER_BLOCK,
         4 => 64,
         5 => c_int::MAX,
-        6 | 7 => super::launches::MOST_BLOCKS_ASIDE as c_int,
+        6 | 7 => MOST_BLOCKS_ASIDE as c_int,
         8 => crate::device::SHARED_BYTES as c_int,
         10 => WARP,
         // MAX_REGISTERS_PER_BLOCK and _PER_MULTIPROCESSOR

@@ -4,7 +4,7 @@ use std::ffi::{c_int, c_uint, c_void};
 
 use super::{
     Handle, api,
-    devices::{RESERVED_SHARED, THREADS_PER_MULTIPROCESSOR, most_shared},
+    limits::{MOST_BLOCKS_ASIDE, RESERVED_SHARED, THREADS_PER_MULTIPROCESSOR, most_shared},
     modules::named,
     unsigned,
 };
@@ -16,8 +16,6 @@ use crate::{
     work::Work,
 };
 
-/// Largest grid in y and z.
-pub const MOST_BLOCKS_ASIDE: u32 = 65_535;
 const MOST_BLOCKS_PER_MULTIPROCESSOR: u32 = 32;
 
 struct Shape {

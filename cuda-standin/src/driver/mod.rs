@@ -4,6 +4,7 @@ mod contexts;
 mod devices;
 mod errors;
 mod launches;
+mod limits;
 mod memory;
 mod modules;
 mod pools;

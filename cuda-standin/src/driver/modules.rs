@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_int};
 
-use super::{Handle, api, devices::most_shared};
+use super::{Handle, api, limits::most_shared};
 use crate::{
     codes::Code,
     device::{Device, Function, SHARED_BYTES},

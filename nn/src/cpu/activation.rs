@@ -1,8 +1,9 @@
 //! Activations, and products of values.
 
 use super::{
-    Cpu, SubMatrix, gelu,
-    gemm::check_matrix,
+    Cpu, SubMatrix,
+    check::check_matrix,
+    gelu,
     machine::Machine,
     math::{self, BLOCK, Block},
     pointwise::{Silu, logistic_parts},

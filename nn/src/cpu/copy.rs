@@ -5,7 +5,7 @@ use rayon::{
     slice::ParallelSliceMut,
 };
 
-use super::{Cpu, TokenRows, gemm::check_matrix};
+use super::{Cpu, TokenRows, check::check_matrix};
 
 /// Below this many values a copy runs on the caller's own thread: waking the pool costs about as much.
 const WORTH_A_POOL: usize = 1 << 16;

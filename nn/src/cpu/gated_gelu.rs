@@ -5,7 +5,7 @@
 
 use super::{
     Cpu, SubMatrix,
-    gemm::check_matrix,
+    check::check_matrix,
     machine::Machine,
     math::{self, Block},
     sweep::{Output, Pass, SweepInput, sweep},

@@ -15,6 +15,7 @@ use std::ops::Range;
 
 use super::{
     Cpu, Left, Packed, Precision,
+    check::check_matrix,
     left::Source,
     machine::{Kernel, Machine},
     parallel::{self, Shared},
@@ -181,12 +182,4 @@ pub(super) fn blocks(k: usize) -> impl Iterator<Item = (usize, usize)> {
     let length = k.div_ceil(k.div_ceil(TERMS).max(1)).next_multiple_of(8);
     let runs = k.div_ceil(length.max(1)).max(1);
     (0..runs).map(move |i| (i * length, length.min(k - i * length)))
-}
-
-pub(super) fn check_matrix(name: &str, len: usize, rows: usize, columns: usize, stride: usize) {
-    assert!(stride >= columns, "{name}: stride {stride} of rows of {columns} values");
-    assert!(
-        rows == 0 || len >= (rows - 1) * stride + columns,
-        "{name}: {len} values for {rows} rows of {columns} with stride {stride}"
-    );
 }

@@ -7,7 +7,7 @@
 
 use super::{
     Cpu,
-    gemm::check_matrix,
+    check::check_matrix,
     machine::{Kernel, Machine},
     packed::pack,
     parallel::{self, Shared},

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::{
     Cpu, HeadLayout,
-    gemm::check_matrix,
+    check::check_matrix,
     machine::{Kernel, Machine},
     math::{self, BLOCK},
     parallel::{self, Shared},

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use super::{
     Buffer, Cpu, Precision,
-    gemm::check_matrix,
+    check::check_matrix,
     machine::{Kernel, Machine},
     parallel::{self, Shared},
     precision::pack_row,

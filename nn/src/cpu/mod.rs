@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 mod activation;
 mod attention;
 mod buffers;
+mod check;
 mod copy;
 mod device;
 mod exp;

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::{
     Cpu, TokenRows,
-    gemm::check_matrix,
+    check::check_matrix,
     machine::{Kernel, Machine},
     math::{self, BLOCK, Block},
     parallel::{self, Shared},

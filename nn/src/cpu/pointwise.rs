@@ -6,7 +6,7 @@
 
 use super::{
     Cpu, TokenRows,
-    gemm::check_matrix,
+    check::check_matrix,
     machine::Machine,
     math::{self, Block},
     sweep::{Output, Pass, SweepInput, sweep, sweep_flat, sweep_sums},

@@ -6,7 +6,7 @@
 //!  memory   memory in the order of a stream         values   buffers and matrices
 //!  products matrix products, by cuBLASLt            queue    the operations of a device, on one stream
 //!  window   streamed weights, brought ahead         staging  pinned buffers, on the way to a GPU
-//!  vec      values that outlive a pass
+//!  vec      values that outlive a pass             device   a GPU as a device
 //! ```
 //!
 //! Nothing is loaded before [`Cuda::open`] or [`devices`]. A queue is a stream with a workspace of its own, so that passes of
@@ -15,6 +15,7 @@
 //! while work is under way, with events between.
 
 mod context;
+mod device;
 mod driver;
 mod launch;
 mod memory;

@@ -8,7 +8,7 @@ use super::{
     variants::{Sweep, load},
 };
 use crate::{
-    cli::{Failure, args, calibrate, plan::room, system},
+    cli::{Failure, args, calibrate, fits::room, system},
     graph::{Node, NodeId},
     plan::{Plan, Rates},
     registry::Registry,

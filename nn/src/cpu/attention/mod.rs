@@ -147,7 +147,7 @@ impl AttentionShape {
     }
 
     fn check_tokens(&self, name: &str, len: usize, stride: usize) {
-        super::gemm::check_matrix(name, len, self.batch * self.tokens, self.heads * self.dim, stride);
+        super::check::check_matrix(name, len, self.batch * self.tokens, self.heads * self.dim, stride);
     }
 
     fn check_saved(&self, len: usize) {
