@@ -39,12 +39,12 @@ pub(super) fn tell(survey: &Survey) {
     }
 }
 
-/// Name the first of some pictures, and say how many there are: the report has all of them.
+/// Name the first of some pictures, and say how many there are. A report has all of them.
 fn some<T>(all: impl ExactSizeIterator<Item = T>, what: &str, name: impl FnMut(T)) {
     let count = all.len();
     all.take(NAMED).for_each(name);
     if count > NAMED {
-        say!("{what}: {count} in all; the report lists each of them");
+        say!("{what}: {count} in all, of which these are the first {NAMED}");
     }
 }
 

@@ -78,16 +78,16 @@ pub(super) fn evaluate(args: &args::Evaluate, registry: &Registry) -> Result<u8,
 fn can_be_written(out: &Path) -> Result<(), Failure> {
     let refused = |what: String| Err(Failure::new(format!("--out: `{}` {what}", out.display())));
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    match () {
-        () if out.is_dir() => refused("is a folder: name the file that is to be written".into()),
-        () if !folder.is_dir() => {
-            refused(format!("cannot be written: make its folder first, `{}`", folder.display()))
-        }
-        () if out.exists() && !holds_scores(out) => {
-            refused("is there and holds no scores: name another file, or remove it first".into())
-        }
-        () => Ok(()),
+    if out.is_dir() {
+        return refused("is a folder: name the file that is to be written".into());
     }
+    if !folder.is_dir() {
+        return refused(format!("cannot be written: make its folder first, `{}`", folder.display()));
+    }
+    if out.exists() && !holds_scores(out) {
+        return refused("is there and holds no scores: name another file, or remove it first".into());
+    }
+    Ok(())
 }
 
 fn holds_scores(path: &Path) -> bool {

@@ -85,7 +85,8 @@ impl Progress {
             None if done.is_multiple_of(self.every) || done == self.steps => {
                 let [titles, line] = table(&self.cells(done));
                 // A metric may come later than others, such as the loss of the first whole update.
-                if self.lines.is_multiple_of(TITLES_EVERY) || titles != self.titles {
+                let same = titles.split_whitespace().eq(self.titles.split_whitespace());
+                if self.lines.is_multiple_of(TITLES_EVERY) || !same {
                     say!("{titles}");
                     (self.lines, self.titles) = (0, titles);
                 }
