@@ -265,6 +265,7 @@ fn an_adapter_replaces_an_adapter_and_nothing_else() {
     copy(Path::new("data/demo/backbone"), Path::new(&weights));
     let network = at("backbone/diffusion_pytorch_model.safetensors");
     fs::write(at("state.bin"), "state").unwrap();
+    fs::copy(&network, at("other.safetensors")).unwrap();
     fs::write(at("cells.safetensors"), fs::read(&input).unwrap()).unwrap();
     let convert = |output: &str| {
         ["adapter", "convert", &input, output, "--to", "kohya", "--weights", &weights].map(str::to_owned)
@@ -272,6 +273,7 @@ fn an_adapter_replaces_an_adapter_and_nothing_else() {
     for (output, why) in [
         (&network, "is read, as"),
         (&at("state.bin"), "is there and is no adapter"),
+        (&at("other.safetensors"), "is there and is no adapter"),
         (&at("cells.safetensors"), "is there and is no adapter"),
         (&"/dev/null".to_owned(), "is there and is no adapter"),
     ] {

@@ -103,7 +103,7 @@ fn read(path: &Path) -> Result<(String, &Path), Box<SpecError>> {
     Ok((text, folder))
 }
 
-/// A graph file is longer than no text that people write.
+/// No graph that people write is longer.
 const MOST_BYTES: u64 = 16 << 20;
 
 /// The text of a graph file.

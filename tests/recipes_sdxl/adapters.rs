@@ -61,7 +61,7 @@ fn keys_trained_whole_are_exported_from_a_checkpoint_as_the_run_wrote_them() {
         &["export", &at("run"), &at("x"), "--to", "peft"],
         "the formats are: diffusers, kohya, uno, ip_adapter",
     );
-    refused(&["export", &at("run"), &at("ip-adapter.safetensors")], "its copy must have another name");
+    refused(&["export", &at("run"), &at("ip-adapter.safetensors")], "is there and is no adapter");
     refused(&["show", &at("a")], "is an IP-Adapter, whose matrices are whole");
     refused(&["convert", &at("a"), &at("x"), "--to", "kohya"], "is an IP-Adapter, whose matrices are whole");
     refused(

@@ -92,17 +92,18 @@ mod tests {
 
     #[test]
     fn exponentials_have_the_bits_of_libm_on_every_instruction_set() {
-        let mut values: Vec<f64> = (0..400_000).map(|i| f64::from(i - 200_000) * 0.003_7).collect();
-        values
-            .extend((-60..10).flat_map(|e| (0..64).map(move |i| (1.0 + f64::from(i) / 64.0) * 2f64.powi(e))));
-        // Neighbours of every border.
-        for upper in [TINY, HALF_LN_2, THREE_HALVES_LN_2] {
-            values.extend([0, 1, 2, 0xffff_fffe, 0xffff_ffff].map(|low| f64::from_bits(upper << 32 | low)));
-            values.extend([upper - 1, upper + 1].map(|upper| f64::from_bits(upper << 32)));
-        }
-        values.extend([0.0, FURTHEST, 708.1, 709.9, 745.2, 1e300, f64::INFINITY, f64::MIN_POSITIVE]);
-        values.extend(values.clone().iter().map(|x| -x));
-        values.push(f64::NAN);
+        let borders = [TINY, HALF_LN_2, THREE_HALVES_LN_2].into_iter().flat_map(|upper| {
+            let below = [0, 1, 2, 0xffff_fffe, 0xffff_ffff].map(|low| upper << 32 | low);
+            below.into_iter().chain([(upper - 1) << 32, (upper + 1) << 32]).map(f64::from_bits)
+        });
+        let ends = [0.0, f64::MIN_POSITIVE, FURTHEST, 708.1, 709.9, 745.2, 1e300, f64::INFINITY, f64::NAN];
+        // Alone in its lanes: beside one that is too far away each would go libm's way.
+        let edges = borders.chain(ends).flat_map(|x| [[x; LANES], [-x; LANES]]).flatten();
+        let sweep = (0..400_000).map(|i| f64::from(i - 200_000) * 0.003_7);
+        let powers = (-60..10).flat_map(|e| (0..64).map(move |i| (1.0 + f64::from(i) / 64.0) * 2f64.powi(e)));
+        // Not a whole number of registers.
+        let rest = [0.25, -0.25, 1.0];
+        let values: Vec<f64> = edges.chain(sweep).chain(powers.flat_map(|x| [x, -x])).chain(rest).collect();
         for isa in Isa::available() {
             let cpu = Cpu::with_isa(1, isa).unwrap();
             let mut found = values.clone();

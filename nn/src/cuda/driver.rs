@@ -115,14 +115,15 @@ fn compiler_fits(driver: i32) -> Result<()> {
     if major <= driver / 1000 {
         return Ok(());
     }
+    let older = driver / 1000;
+    // Packages for CUDA 12 and before have its number in their names.
+    let package = if older < 13 { format!("-cu{older}") } else { String::new() };
     Err(Error::Device {
         device: "cuda".into(),
         message: format!(
             "the driver supports CUDA {}, and the compiler of kernels, NVRTC {major}.{minor}, is of a newer one: update the driver, or put \
-             an NVRTC of CUDA {} on LD_LIBRARY_PATH (Python package nvidia-cuda-nvrtc-cu{})",
-            dotted(driver),
-            driver / 1000,
-            driver / 1000
+             NVRTC and cuBLASLt of CUDA {older} on LD_LIBRARY_PATH (Python packages nvidia-cuda-nvrtc{package} and nvidia-cublas{package})",
+            dotted(driver)
         ),
     })
 }

@@ -32,8 +32,13 @@ impl AdamW {
             positive("lr", self.lr),
             decay("beta1", self.beta1),
             decay("beta2", self.beta2),
-            // The other factor's gradient is zero while B is, and its moments are: 0 / (0 + eps).
-            ("eps", self.eps, self.eps > 0.0 && self.eps.is_finite(), "finite and above 0"),
+            // While B is zero, A's gradient and moments are zero: 0 / (0 + eps), in f32.
+            (
+                "eps",
+                self.eps,
+                self.eps as f32 > 0.0 && self.eps.is_finite(),
+                "finite and above 0 as a number of 32 bits",
+            ),
             positive("weight_decay", self.weight_decay),
         ] {
             if !good {

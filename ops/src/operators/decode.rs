@@ -99,7 +99,7 @@ impl Operator for Decode {
     fn forward(&self, ctx: &Ctx<'_>, (latents,): Self::In) -> Result<(Self::Out, ()), OpError> {
         let latents = latents_to_nn(ctx, &latents)?;
         if let Some(value) = latents.values().iter().find(|value| !value.is_finite()) {
-            return Err(OpError::diverged(format!(
+            return Err(OpError::new(format!(
                 "latents hold {value}: the network or an adapter has values far out of range, and there is no picture to show"
             )));
         }

@@ -4,6 +4,7 @@ use std::{fs, path::Path};
 
 use prefgraph_nn::{files::TensorFiles, lora::AdapterFile};
 
+use super::opened::Opened;
 use crate::cli::Failure;
 
 /// The tensors of a checkpoint, and what else it consists of.
@@ -61,10 +62,16 @@ pub(super) fn can_be_written(output: &Path, read: &[&Path]) -> Result<(), Failur
     }
     let of_checkpoint =
         output.file_name().and_then(|n| n.to_str()).is_some_and(|name| CHECKPOINT.contains(&name));
-    if of_checkpoint || TensorFiles::open(output).is_err() {
+    if of_checkpoint || !is_adapter(output) {
         return refused("is there and is no adapter: name another file, or remove it first".into());
     }
     Ok(())
+}
+
+/// Is it an adapter of any tool, or a file that this program has written?
+fn is_adapter(path: &Path) -> bool {
+    let ours = |files: TensorFiles| files.metadata().keys().any(|key| key.starts_with("prefgraph."));
+    Opened::open(path, true).is_ok() || TensorFiles::open(path).is_ok_and(ours)
 }
 
 /// Is the file in this folder?

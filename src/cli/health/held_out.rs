@@ -15,15 +15,15 @@ pub(super) struct HeldOut {
     pairs: Newest,
     /// Of the whole picture, where there is a mask.
     plain: Newest,
-    /// The last steps in a row at which some of them were measured: the first and the last.
-    steps: (u64, u64),
+    /// The last step at which some of them were measured.
+    step: u64,
 }
 
 /// The newest measurement of each pair, by id.
 ///
-/// The last batch of a set may be filled with its first pairs once more, at other times and with other noise. Of a pair's places in steps
-/// in a row, the one nearest to the beginning of its batch counts: there the pair is itself and fills nothing up, and there the pairs
-/// of a [`measure`](prefgraph_ops::operators::measure) node are counted, too.
+/// The last batch of a set may be filled with its first pairs once more, at other times and with other noise. Of a pair's places in one
+/// pass over the set, the one nearest to the beginning of its batch counts: there the pair is itself and fills nothing up, and there the
+/// pairs of a [`measure`](prefgraph_ops::operators::measure) node are counted, too.
 #[derive(Clone, Debug, Default)]
 struct Newest(BTreeMap<String, Place>);
 
@@ -36,11 +36,14 @@ struct Place {
 }
 
 impl Newest {
-    /// Note what a step has measured; steps in a row began with `first`.
-    fn note(&mut self, first: u64, step: u64, pairs: Vec<(String, Pair)>) {
+    /// Note what a step has measured.
+    fn note(&mut self, step: u64, pairs: Vec<(String, Pair)>) {
+        let batch = pairs.len().max(1);
         for (row, (id, pair)) in pairs.into_iter().enumerate() {
-            let known = self.0.get(&id).is_some_and(|place| place.step >= first && place.row < row);
-            if !known {
+            // Steps of a pass over all pairs.
+            let pass = self.0.len().div_ceil(batch) as u64;
+            let is_known = |place: &Place| place.step + pass > step && place.row < row;
+            if !self.0.get(&id).is_some_and(is_known) {
                 self.0.insert(id, Place { step, row, pair });
             }
         }
@@ -69,11 +72,9 @@ impl HeldOut {
             };
             let Some(masked) = pairs("w_diff", "l_diff") else { continue };
             let found = all.entry(prefix.to_owned()).or_default();
-            let (first, last) = found.steps;
-            let first = if last + 1 == step && !found.pairs.0.is_empty() { first } else { step };
-            found.steps = (first, step);
-            found.pairs.note(first, step, masked);
-            found.plain.note(first, step, pairs("plain_w_diff", "plain_l_diff").unwrap_or_default());
+            found.step = step;
+            found.pairs.note(step, masked);
+            found.plain.note(step, pairs("plain_w_diff", "plain_l_diff").unwrap_or_default());
         }
     }
 
@@ -84,7 +85,7 @@ impl HeldOut {
 
     /// The last step at which some of them were measured.
     pub fn step(&self) -> u64 {
-        self.steps.1
+        self.step
     }
 
     /// How they have changed: under the mask first where there is one, then the whole picture. Empty before the first
@@ -147,6 +148,15 @@ mod tests {
             let [change] = all["held_out"].changes()[..] else { panic!("one change") };
             assert_eq!((all["held_out"].len(), change.w_diff.value), (3, 2.0));
         }
+    }
+
+    #[test]
+    fn pairs_that_are_measured_at_every_step_in_another_order_each_time_have_their_newest_numbers() {
+        let mut all = BTreeMap::new();
+        HeldOut::observe(&mut all, 0, &measured(&["a", "b"], &[1.0, 1.0], &[0.0; 2]));
+        HeldOut::observe(&mut all, 1, &measured(&["b", "a"], &[5.0, 5.0], &[0.0; 2]));
+        let [change] = all["held_out"].changes()[..] else { panic!("one change") };
+        assert_eq!(change.w_diff.value, 5.0);
     }
 
     #[test]

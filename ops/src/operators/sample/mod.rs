@@ -141,7 +141,16 @@ impl<C: Axis, H: Axis, W: Axis> Sample<C, H, W> {
                 "lora_scale is {scale}, but the adapter has {} trained whole, which have no scale",
                 count(layout.whole.len(), "linear")
             ))),
-            false => Ok(Arc::new(AdapterLayout { alpha: layout.alpha * scale as f32, ..(**layout).clone() })),
+            false => {
+                let alpha = layout.alpha * scale as f32;
+                if !alpha.is_finite() {
+                    return Err(OpError::new(format!(
+                        "lora_scale {scale} is too large for an alpha of {}",
+                        layout.alpha
+                    )));
+                }
+                Ok(Arc::new(AdapterLayout { alpha, ..(**layout).clone() }))
+            }
         }
     }
 
@@ -421,6 +430,12 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
             }
             Ok::<_, OpError>(found)
         })?;
+        // Without an adapter it is the network that is at fault, and who decodes the latents says so.
+        if let Some(value) = latents.iter().find(|value| adapter.is_some() && !value.is_finite()) {
+            return Err(OpError::diverged(format!(
+                "the latents that were drawn with the adapter hold {value}: the training has diverged, or the adapter's file is damaged"
+            )));
+        }
         Ok(((super::tensors::tensor(ctx, shape, latents)?.into(),), ()))
     }
 }
