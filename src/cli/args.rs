@@ -12,7 +12,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use super::device;
 use crate::{
     plan::MOST_LANES,
-    spec::{CPU, DEVICES, advice, gpu_number},
+    spec::{DEVICES, advice, is_device},
 };
 pub(super) use adapter::{Adapter, Convert, ExportCheckpoint};
 
@@ -418,7 +418,7 @@ fn device_name(text: &str) -> Result<String, String> {
     match text {
         "auto" => Ok(device::automatic()),
         "cuda" => Ok("cuda:0".to_owned()),
-        _ if text == CPU || gpu_number(text).is_some() => Ok(text.to_owned()),
+        _ if is_device(text) => Ok(text.to_owned()),
         _ => Err(format!("{DEVICES}; auto takes the first GPU where there is one")),
     }
 }

@@ -41,6 +41,7 @@ mod health;
 mod interrupt;
 mod measured;
 mod ops;
+mod output;
 mod plan;
 mod prepare;
 mod progress;

@@ -45,7 +45,7 @@ pub(crate) use diff::{compare, nodes};
 pub(crate) use nearest::advice;
 pub use outline::Outline;
 pub use over::Overs;
-pub(crate) use run_settings::{CPU, DEVICES, gpu_number};
+pub(crate) use run_settings::{CPU, DEVICES, gpu_number, is_device};
 pub use run_settings::{CacheSettings, RunSettings};
 pub use source::SpecError;
 pub use stated::{Stated, StatedNode, stated};

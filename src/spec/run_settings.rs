@@ -44,6 +44,11 @@ pub(crate) fn gpu_number(device: &str) -> Option<usize> {
     number.parse().ok().filter(|n: &usize| n.to_string() == number)
 }
 
+/// Is it the name of a device, whether or not that is there?
+pub(crate) fn is_device(name: &str) -> bool {
+    name == CPU || gpu_number(name).is_some()
+}
+
 impl RunSettings {
     /// The name of a setting that no run can have, and what it may be.
     pub(super) fn fault(&self) -> Option<(&'static str, String)> {
@@ -52,7 +57,7 @@ impl RunSettings {
             ("steps", "a run has at least 1 step".to_owned())
         } else if !(minutes >= 0.0 && minutes.is_finite()) {
             ("checkpoint_minutes", "0 or a positive number of minutes is needed".to_owned())
-        } else if gpu_number(&self.device).is_none() && self.device != CPU {
+        } else if !is_device(&self.device) {
             ("device", DEVICES.to_owned())
         } else if self.lanes > MOST_LANES {
             ("lanes", format!("at most {MOST_LANES} nodes can run at the same time; 0 chooses"))

@@ -19,6 +19,7 @@ const MULTIPROCESSORS: c_int = 2;
 pub const THREADS_PER_BLOCK: c_int = 1024;
 const WARP: c_int = 32;
 const REGISTERS: c_int = 65_536;
+
 fn exists(device: c_int) -> Answer {
     if (0..settings().devices).contains(&unsigned(device)?) { Ok(()) } else { Err(Code::INVALID_DEVICE) }
 }

@@ -16,7 +16,7 @@ use std::{
 use cudarc::nvrtc::{result, sys};
 
 use super::driver::{GpuInfo, device_error};
-use crate::{device::Precision, error::Result, fnv::fnv1a};
+use crate::{device::Precision, error::Result, files::read_regular, fnv::fnv1a};
 
 /// Name and text.
 type File = (&'static str, &'static str);
@@ -245,7 +245,7 @@ impl Cache {
 
     /// An image after its [sum](sum).
     fn read(&self, key: &str) -> Option<Image> {
-        let bytes = fs::read(self.file(key)?).ok()?;
+        let bytes = read_regular(&self.file(key)?).ok()?;
         let (head, image) = bytes.split_first_chunk::<8>()?;
         (u64::from_le_bytes(*head) == sum(key, image)).then(|| image.to_vec())
     }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{
     device::Activation,
     error::{Error, Result},
-    files::{TensorFiles, json_if_there, model_config, read_json},
+    files::{TensorFiles, config_beside, model_config, read_json},
 };
 
 /// The configuration of a kind of encoder, `config.json` of transformers.
@@ -75,21 +75,9 @@ pub(crate) fn configuration<C: EncoderConfig>(
 ) -> Result<(C, PathBuf)> {
     Ok(match stated {
         Some(config) => (config, path.join("config.json")),
-        None => match config_beside(path)? {
-            Some(config) => (config, path.with_file_name("config.json")),
+        None => match config_beside(path, |kind| kind == C::KIND)? {
+            Some(beside) => (read_config(&beside)?, beside),
             None => (measured()?, path.to_owned()),
         },
     })
-}
-
-/// The configuration beside a file, if there is one of this kind of model.
-///
-/// # Errors
-/// If it cannot be read, or is none for all that it says.
-fn config_beside<C: EncoderConfig>(file: &Path) -> Result<Option<C>> {
-    let path = file.with_file_name("config.json");
-    let Some(value) = json_if_there(&path)? else { return Ok(None) };
-    // A folder of single files has files of several models, and a configuration of at most one of them.
-    let of_kind = value.get("model_type").and_then(Value::as_str) == Some(C::KIND);
-    of_kind.then(|| read_config(&path)).transpose()
 }

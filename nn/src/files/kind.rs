@@ -1,6 +1,6 @@
 //! What a folder of a model is, by the configurations that diffusers and transformers write.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -34,18 +34,22 @@ pub(crate) fn read_json(path: &Path, what: &str) -> Result<Value> {
     serde_json::from_str(&text).map_err(|e| no_config(path, what, &e))
 }
 
-/// The contents of a configuration that may lie beside a file; nothing where there is none.
+/// The `config.json` beside a single file, if there is one of a kind that is `ours`: a folder of such files has those of several models,
+/// and a configuration of at most one of them.
 ///
 /// # Errors
 /// If it is there and cannot be read, or is no JSON: a damaged one must not count as absent.
-pub(crate) fn json_if_there(path: &Path) -> Result<Option<Value>> {
-    match read_regular(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| {
-            Error::file(path, format!("is not JSON, and may be the configuration of the file beside it: {e}"))
-        }),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::file(path, e)),
-    }
+pub(crate) fn config_beside(file: &Path, ours: impl Fn(&str) -> bool) -> Result<Option<PathBuf>> {
+    let path = file.with_file_name("config.json");
+    let bytes = match read_regular(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::file(path, e)),
+    };
+    let value: Value = serde_json::from_slice(&bytes).map_err(|e| {
+        Error::file(&path, format!("is not JSON, and may be the configuration of the file beside it: {e}"))
+    })?;
+    Ok(stated_kind(&value).is_some_and(|(_, kind)| ours(kind)).then_some(path))
 }
 
 /// The same as [`read_model_config`] for contents that were read from `path`.

@@ -10,7 +10,7 @@ mod values;
 mod view;
 mod write;
 
-pub(crate) use kind::{json_if_there, model_config, no_model, read_json, read_model_config, stated_kind};
+pub(crate) use kind::{config_beside, model_config, no_model, read_json, read_model_config, stated_kind};
 pub use open::{open_regular, read_regular};
 pub(crate) use read::nearest;
 pub use read::{TensorFiles, TensorInfo};

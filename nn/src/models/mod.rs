@@ -5,6 +5,7 @@ mod checkpointing;
 pub mod flux;
 mod footprint;
 mod inputs;
+mod queue;
 pub mod unet;
 
 pub use checkpointing::Checkpointing;

@@ -15,8 +15,8 @@ pub(super) fn convert(args: &args::Convert) -> Result<u8, Failure> {
     let opened = Opened::open(input, *drop_text_encoders)?;
     let file = &opened.file;
     paths::no_cells(file)?;
-    let read: Vec<PathBuf> = AdapterFile::files_at(&file.path()).into_iter().chain(weights.clone()).collect();
-    paths::can_be_written(output, &read.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+    let read = AdapterFile::files_at(&file.path());
+    paths::can_be_written(output, read.iter().chain(weights).map(PathBuf::as_path))?;
     let linears = weights.as_ref().map(|weights| opened.linears(weights)).transpose()?;
     let adapter = file.adapter(linears.as_deref()).map_err(Failure::new)?;
     // Where it comes from stays with it; rank, alpha and targets are written anew.

@@ -23,8 +23,8 @@ use crate::{
 pub(super) fn export(args: &args::ExportCheckpoint) -> Result<u8, Failure> {
     let args::ExportCheckpoint { checkpoint, output, to, ip_adapter, weights, cell } = args;
     let folder = step_folder(checkpoint)?;
-    let read = [Some(&folder), ip_adapter.as_ref(), weights.as_ref()];
-    paths::can_be_written(output, &read.into_iter().flatten().map(PathBuf::as_path).collect::<Vec<_>>())?;
+    let read = std::iter::once(&folder).chain(ip_adapter).chain(weights);
+    paths::can_be_written(output, read.map(PathBuf::as_path))?;
     let found = Checkpoint::read(&folder).map_err(Failure::new)?;
     let fault = |message: String| Failure::new(format!("checkpoint `{}`: {message}", folder.display()));
     let stated = spec::stated(&found.graph).map_err(|e| fault(format!("its graph cannot be read: {e}")))?;

@@ -5,7 +5,10 @@ use std::{fs, path::Path};
 use prefgraph_nn::{files::TensorFiles, lora::AdapterFile};
 
 use super::opened::Opened;
-use crate::cli::Failure;
+use crate::cli::{
+    Failure,
+    output::{identity, is_taken},
+};
 
 /// The tensors of a checkpoint, and what else it consists of.
 pub(super) const CHECKPOINT: [&str; 2] = ["cells.safetensors", "state.bin"];
@@ -15,7 +18,7 @@ pub(super) const CHECKPOINT: [&str; 2] = ["cells.safetensors", "state.bin"];
 /// # Errors
 /// If it is, with the command that is meant.
 pub(super) fn no_checkpoint(path: &Path) -> Result<(), Failure> {
-    let file = path.file_name().and_then(|n| n.to_str()).is_some_and(|name| CHECKPOINT.contains(&name));
+    let file = is_of_checkpoint(path);
     let folder = CHECKPOINT.iter().all(|name| path.join(name).is_file());
     if file || folder {
         Err(checkpoint(path, if file { path.parent().unwrap_or(path) } else { path }))
@@ -49,23 +52,27 @@ fn checkpoint(path: &Path, folder: &Path) -> Failure {
 /// # Errors
 /// If `output` is a folder, one of the files that are read, also by another name or a link, or something that no adapter is: an old adapter
 /// is replaced.
-pub(super) fn can_be_written(output: &Path, read: &[&Path]) -> Result<(), Failure> {
-    let refused = |what: String| Err(Failure::new(format!("`{}` {what}", output.display())));
-    if output.is_dir() {
-        return refused("is a folder: name the file that is to be written".into());
-    }
-    if !output.exists() {
+pub(super) fn can_be_written<'a>(
+    output: &Path,
+    read: impl IntoIterator<Item = &'a Path>,
+) -> Result<(), Failure> {
+    let refused = |what: String| Failure::new(format!("`{}` {what}", output.display()));
+    if !is_taken(output).map_err(refused)? {
         return Ok(());
     }
-    if let Some(read) = read.iter().find(|read| is_same_file(read, output) || is_within(read, output)) {
-        return refused(format!("is read, as `{}`: name another file to write", read.display()));
+    let is_output = |path: &Path| identity(path) == identity(output) || is_within(path, output);
+    if let Some(read) = read.into_iter().find(|path| is_output(path)) {
+        return Err(refused(format!("is read, as `{}`: name another file to write", read.display())));
     }
-    let of_checkpoint =
-        output.file_name().and_then(|n| n.to_str()).is_some_and(|name| CHECKPOINT.contains(&name));
-    if of_checkpoint || !is_adapter(output) {
-        return refused("is there and is no adapter: name another file, or remove it first".into());
+    if is_of_checkpoint(output) || !is_adapter(output) {
+        return Err(refused("is there and is no adapter: name another file, or remove it first".into()));
     }
     Ok(())
+}
+
+/// Is it called like a file of a checkpoint?
+fn is_of_checkpoint(path: &Path) -> bool {
+    path.file_name().and_then(|n| n.to_str()).is_some_and(|name| CHECKPOINT.contains(&name))
 }
 
 /// Is it an adapter of any tool, or a file that this program has written?
@@ -78,24 +85,4 @@ fn is_adapter(path: &Path) -> bool {
 fn is_within(folder: &Path, file: &Path) -> bool {
     let whole = |path: &Path| fs::canonicalize(path).ok();
     folder.is_dir() && whole(folder).zip(whole(file)).is_some_and(|(folder, file)| file.starts_with(folder))
-}
-
-fn is_same_file(a: &Path, b: &Path) -> bool {
-    match (fs::canonicalize(a), fs::canonicalize(b)) {
-        (Ok(a), Ok(b)) => a == b || is_linked(&a, &b),
-        _ => false,
-    }
-}
-
-/// Have both names one inode?
-#[cfg(unix)]
-fn is_linked(a: &Path, b: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let inode = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
-    inode(a).is_some_and(|found| inode(b) == Some(found))
-}
-
-#[cfg(not(unix))]
-fn is_linked(_: &Path, _: &Path) -> bool {
-    false
 }

@@ -7,6 +7,7 @@ use prefgraph_ops::operators::pairs::{Report, read};
 use serde_json::Value;
 
 use super::report::bad_row;
+use crate::cli::output::identity;
 
 /// Refuse to write where something else is; `data` is the file that is checked.
 ///
@@ -46,18 +47,6 @@ pub(super) fn check_target(target: &Path, data: &Path) -> Result<(), String> {
         true => Ok(()),
         false => fault("exists, and is not a file of bad samples: name a new file, or remove it first"),
     }
-}
-
-/// The same for every path to one file. Hard links are told by the system's number of the file.
-#[cfg(unix)]
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    use std::os::unix::fs::MetadataExt;
-    fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
-}
-
-#[cfg(not(unix))]
-fn identity(path: &Path) -> Option<std::path::PathBuf> {
-    fs::canonicalize(path).ok()
 }
 
 /// Does every line say what a line of such a file says, and nothing else?

@@ -30,7 +30,7 @@ use self::{
     measure::Measurement,
     report::{REPORTED, Report},
 };
-use super::{Failure, args, say::say, system};
+use super::{Failure, args, output::is_taken, say::say, system};
 use crate::{registry::Registry, spec::Outline};
 
 /// Score pictures; 1 if some are missing, surplus or of another size, and nothing was scored.
@@ -76,16 +76,9 @@ pub(super) fn evaluate(args: &args::Evaluate, registry: &Registry) -> Result<u8,
 /// # Errors
 /// If its folder is missing, or there is something else than scores: they alone are replaced.
 fn can_be_written(out: &Path) -> Result<(), Failure> {
-    let refused = |what: String| Err(Failure::new(format!("--out: `{}` {what}", out.display())));
-    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if out.is_dir() {
-        return refused("is a folder: name the file that is to be written".into());
-    }
-    if !folder.is_dir() {
-        return refused(format!("cannot be written: make its folder first, `{}`", folder.display()));
-    }
-    if out.exists() && !holds_scores(out) {
-        return refused("is there and holds no scores: name another file, or remove it first".into());
+    let refused = |what: String| Failure::new(format!("--out: `{}` {what}", out.display()));
+    if is_taken(out).map_err(refused)? && !holds_scores(out) {
+        return Err(refused("is there and holds no scores: name another file, or remove it first".into()));
     }
     Ok(())
 }

@@ -25,7 +25,7 @@ use crate::{
     plan::{Place, Plan, PlanOptions},
     registry::Registry,
     run::{RunOptions, Runner},
-    spec::{CPU, DEVICES, Outline, gpu_number},
+    spec::{CPU, DEVICES, Outline, is_device},
 };
 
 /// Draw the pictures that were asked for.
@@ -65,7 +65,7 @@ fn device_of(outline: &Outline<'_>, asked: Option<&str>) -> Result<String, Failu
         Some(asked) => asked.to_owned(),
         None => outline.device()?.unwrap_or_else(|| CPU.to_owned()),
     };
-    if device != CPU && gpu_number(&device).is_none() {
+    if !is_device(&device) {
         return Err(Failure::new(format!("`run.device` of the graph is {device:?}: {DEVICES}")));
     }
     Ok(device)

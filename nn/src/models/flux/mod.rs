@@ -205,11 +205,6 @@ impl<D: Device> Flux<D> {
         self.device.queue(self.options.loading.precision)
     }
 
-    /// For a pass: one that has a backward is what a step waits for, and others, the reference's most of all, may run beside it.
-    fn queue_of_pass(&self, saving: bool) -> Result<D::Queue> {
-        if saving { self.device.urgent_queue(self.options.loading.precision) } else { self.queue() }
-    }
-
     fn weights(&self) -> Result<&Weights<D>> {
         self.weights.get_or_try_init(|| {
             let adapter = self.adapter.as_ref().map(|(adapter, how)| (adapter, *how));

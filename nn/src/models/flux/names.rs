@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    files::{TensorFiles, TensorView, json_if_there, nearest, no_model},
+    files::{TensorFiles, TensorView, config_beside, nearest, no_model},
     naming::{Outside, Place, Stack, block_number},
 };
 
@@ -94,8 +94,8 @@ impl FluxFiles {
         }
         let files = TensorFiles::open(path)?;
         let (layout, prefix) = recognise(&files)?;
-        let (config, stated) = match config_beside(path)? {
-            Some(config) => (config, path.with_file_name("config.json")),
+        let (config, stated) = match config_beside(path, |kind| kind == CLASS)? {
+            Some(beside) => (FluxConfig::read(&beside)?, beside),
             None => (measure(&files, layout, prefix)?, path.to_owned()),
         };
         config.bound(&stated, &files)?;
@@ -339,14 +339,6 @@ fn safetensors_in(folder: &Path) -> Option<PathBuf> {
         .collect();
     found.sort();
     found.into_iter().next()
-}
-
-/// The `config.json` beside a single file, if it is that of a FLUX transformer: other models have files of this name.
-fn config_beside(path: &Path) -> Result<Option<FluxConfig>> {
-    let beside = path.parent().unwrap_or(Path::new("")).join("config.json");
-    let Some(value) = json_if_there(&beside)? else { return Ok(None) };
-    let ours = value.get("_class_name").and_then(|n| n.as_str()) == Some(CLASS);
-    ours.then(|| FluxConfig::read(&beside)).transpose()
 }
 
 /// The sizes of a model, from the shapes of its tensors.

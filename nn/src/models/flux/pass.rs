@@ -26,6 +26,7 @@ use crate::{
         adapter::check_backward,
         checkpointing::{Checkpointing, Kept},
         inputs::{check_conditions, check_guidance, expect},
+        queue::queue_of_pass,
     },
     tensor::Tensor,
 };
@@ -139,7 +140,7 @@ impl<D: Device> Flux<D> {
         saving: bool,
     ) -> Result<(Prediction, Option<SavedPass<D>>)> {
         let shapes = self.shapes(inputs)?;
-        let queue = self.queue_of_pass(saving)?;
+        let queue = queue_of_pass(&self.device, self.options.loading.precision, saving)?;
         let branches = adapter.map(|a| self.branches(&queue, a)).transpose()?;
         let ctx = Context { queue: &queue, branches: branches.as_ref() };
         let Begun { sequence, rotary, condition, mut x } = Begun::new(self, weights, ctx, inputs, &shapes)?;

@@ -11,15 +11,13 @@ use std::{
     sync::Arc,
 };
 
-use serde_json::Value;
-
 use super::{
     config::{CLASS, UNetConfig},
     original::originals,
 };
 use crate::{
     error::{Error, Result},
-    files::{TensorFiles, TensorView, json_if_there, no_model},
+    files::{TensorFiles, TensorView, config_beside, no_model},
 };
 
 /// What a path to weights may lead to.
@@ -71,11 +69,10 @@ impl UNetFiles {
         let first = "input_blocks.0.0.weight";
         let prefix = PREFIXES.into_iter().find(|prefix| files.info(&format!("{prefix}{first}")).is_some());
         let Some(prefix) = prefix else { return Err(not_a_unet(path, &files)) };
-        let beside = path.with_file_name("config.json");
-        let stated = json_if_there(&beside)?;
-        let ours =
-            stated.is_some_and(|value| value.get("_class_name").and_then(Value::as_str) == Some(CLASS));
-        let config = if ours { UNetConfig::read(&beside)? } else { of_sdxl(path, &files, prefix)? };
+        let config = match config_beside(path, |kind| kind == CLASS)? {
+            Some(beside) => UNetConfig::read(&beside)?,
+            None => of_sdxl(path, &files, prefix)?,
+        };
         config.bound(path, &files)?;
         let originals = originals(&config);
         let expected: Vec<_> =

@@ -22,6 +22,7 @@ use crate::{
         adapter::check_backward,
         checkpointing::{Checkpointing, Kept},
         inputs::{check_conditions, check_guidance, expect},
+        queue::queue_of_pass,
     },
     tensor::Tensor,
     vision::resampler::ResamplerSaved,
@@ -209,7 +210,7 @@ impl<D: Device> UNet<D> {
     ) -> Result<(Prediction, Option<SavedPass<D>>)> {
         self.check(inputs)?;
         let grid = inputs.x_t.shape();
-        let queue = self.queue_of_pass(saving)?;
+        let queue = queue_of_pass(&self.device, self.options.loading.precision, saving)?;
         let branches = |adapter| Branches::new(&queue, adapter, &self.layout.linears, &self.factors);
         let branches = adapter.map(branches).transpose()?.map(|branches| branches.with_all_factors(&queue));
         let ctx = Context { queue: &queue, branches: branches.as_ref() };

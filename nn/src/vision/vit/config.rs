@@ -16,7 +16,7 @@ use crate::{
         measure::{self, matrix},
     },
     error::{Error, Result},
-    files::{TensorFiles, json_if_there, stated_kind},
+    files::{TensorFiles, config_beside, stated_kind},
 };
 
 /// The linear behind the class token of CLIP.
@@ -132,17 +132,13 @@ impl VitConfig {
         Self::parse(&text).map_err(|message| Error::file(path, message))
     }
 
-    /// The configuration beside a single file, if there is one of a vision transformer: a folder of such files has those of several
-    /// models, and a configuration of at most one of them.
+    /// The configuration beside a single file, if there is one of a vision transformer.
     ///
     /// # Errors
     /// As [`read`](Self::read).
     pub(super) fn beside(file: &Path) -> Result<Option<(Self, PathBuf)>> {
-        let path = file.with_file_name("config.json");
-        let Some(value) = json_if_there(&path)? else { return Ok(None) };
-        let kind = value.get("model_type").and_then(Value::as_str);
-        let is_known = kind.is_some_and(|kind| KINDS.contains(&kind));
-        is_known.then(|| Ok((Self::read(&path)?, path.clone()))).transpose()
+        let beside = config_beside(file, |kind| KINDS.contains(&kind))?;
+        beside.map(|path| Ok((Self::read(&path)?, path))).transpose()
     }
 
     fn parse(text: &str) -> Result<Self, String> {

@@ -410,10 +410,11 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
             |purpose: &str| Random::new(seed, Self::NAME, u64::MAX, purpose).normals(shape.num_elements());
         let fresh = |step: usize| normals(&format!("noise of step {step}"));
         let schedule = self.schedule(backbone.0.layout(), (height, width));
-        let scaled =
-            |adapter: Adapter| Ok::<_, OpError>(Adapter { layout: self.scaled(&adapter.layout)?, ..adapter });
-        let adapter = adapter.map(scaled).transpose()?;
-        let adapter = adapter.map(|adapter| backbone.0.place(adapter)).transpose()?;
+        let placed = |adapter: Adapter| -> Result<_, OpError> {
+            let layout = self.scaled(&adapter.layout)?;
+            Ok(backbone.0.place(Adapter { layout, ..adapter })?)
+        };
+        let adapter = adapter.map(placed).transpose()?;
         let pass = |inputs: &mut nn::Inputs, x: &[f32], time: f32| -> Result<_, OpError> {
             inputs.x_t = nn::Tensor::new(ctx.cpu, dims, x)?;
             inputs.t.fill(time);
@@ -431,7 +432,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
             Ok::<_, OpError>(found)
         })?;
         // Without an adapter it is the network that is at fault, and who decodes the latents says so.
-        if let Some(value) = latents.iter().find(|value| adapter.is_some() && !value.is_finite()) {
+        if let Some(value) = adapter.and_then(|_| latents.iter().find(|value| !value.is_finite())) {
             return Err(OpError::diverged(format!(
                 "the latents that were drawn with the adapter hold {value}: the training has diverged, or the adapter's file is damaged"
             )));
