@@ -114,6 +114,7 @@ enum Compute {
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Checkpointing {
     None,
+    Selective,
     Blocks,
 }
 
@@ -121,6 +122,7 @@ impl Checkpointing {
     fn name(self) -> &'static str {
         match self {
             Self::None => "none",
+            Self::Selective => "selective",
             Self::Blocks => "blocks",
         }
     }
@@ -130,6 +132,7 @@ impl From<Checkpointing> for models::Checkpointing {
     fn from(checkpointing: Checkpointing) -> Self {
         match checkpointing {
             Checkpointing::None => Self::None,
+            Checkpointing::Selective => Self::Selective,
             Checkpointing::Blocks => Self::Blocks,
         }
     }

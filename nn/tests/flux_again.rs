@@ -26,8 +26,6 @@ use prefgraph_nn::{
 use serde_json::Value;
 use slopes::along_every_factor;
 
-const BOTH: [Checkpointing; 2] = [Checkpointing::None, Checkpointing::Blocks];
-
 /// The last one is all linears but the modulations.
 const ADAPTED: [&[&str]; 6] = [
     &["*"],
@@ -63,7 +61,7 @@ fn gradient(
 fn a_pass_and_its_backward_hold_no_more_than_is_declared_whatever_is_adapted() {
     for case in cases(Network::Flux) {
         let (inputs, cotangent) = inputs_and_cotangent(&case);
-        for checkpointing in BOTH {
+        for checkpointing in Checkpointing::ALL {
             for patterns in ADAPTED {
                 let name = format!("{} {checkpointing:?} {patterns:?}", case.name);
                 let model = open(&case.folder.join("transformer"), checkpointing);
@@ -99,7 +97,7 @@ fn a_probe_changes_no_bit_of_the_gradient() {
                 vec![1.0; n * h * w / 4]
             })
             .collect();
-        for checkpointing in BOTH {
+        for checkpointing in Checkpointing::ALL {
             let model = open(&case.folder.join("transformer"), checkpointing);
             let adapter = adapter(model.layout(), &["*"], 0.2);
             let expected = gradient(&model, &both, &adapter, &Probe::NOTHING);
@@ -156,11 +154,13 @@ fn networks_of_one_kind_of_block_have_the_derivative_of_finite_differences_and_t
     ];
     for (double, single, patterns) in [(1, 0, read), (0, 1, &["*"])] {
         let folder = with_blocks(case, double, single);
-        let [model, again] = BOTH.map(|checkpointing| open(folder.path(), checkpointing));
+        let [model, others @ ..] = Checkpointing::ALL.map(|checkpointing| open(folder.path(), checkpointing));
         let adapter = adapter(model.layout(), patterns, 0.2);
         let gradient_of = |model| gradient(model, &both, &adapter, &Probe::NOTHING);
         let expected = gradient_of(&model);
-        assert_eq!(gradient_of(&again), expected, "{double} and {single} blocks");
+        for other in &others {
+            assert_eq!(gradient_of(other), expected, "{double} and {single} blocks");
+        }
         let value = |values: Vec<f32>| -> f64 {
             let adapter = Adapter { layout: Arc::clone(&adapter.layout), values: values.into() };
             let found = model.predict(&both.0, Some(&adapter), &Probe::NOTHING).unwrap().latents;

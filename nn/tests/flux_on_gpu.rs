@@ -158,7 +158,7 @@ fn streamed_weights_give_the_bits_of_resident_ones_and_hold_a_window_only() {
     let Some((_alone, gpu)) = gpu() else { return };
     for case in cases(Network::Flux) {
         for precision in [Precision::F32, Precision::Bf16] {
-            for checkpointing in [Checkpointing::None, Checkpointing::Blocks] {
+            for checkpointing in Checkpointing::ALL {
                 let of = |packing| Setting::new(&gpu, &case, options(precision, packing, checkpointing));
                 let resident = of(Packing::Resident);
                 let (expected, matrices) = (resident.run(), resident.resident());
@@ -184,20 +184,26 @@ fn streamed_weights_give_the_bits_of_resident_ones_and_hold_a_window_only() {
 }
 
 #[test]
-fn blocks_that_run_again_give_the_bits_of_those_that_kept_all_whatever_is_adapted() {
+fn what_a_pass_keeps_changes_no_bit_whatever_is_adapted() {
     let Some((_alone, gpu)) = gpu() else { return };
     for case in cases(Network::Flux) {
         for precision in [Precision::F32, Precision::Bf16] {
             // Without patterns all linears but the modulations.
             for patterns in [&["*"][..], &[], &["attn.to_k"], &["proj_out"], &["ff_context.net.2"]] {
-                let [expected, found] = [Checkpointing::None, Checkpointing::Blocks].map(|checkpointing| {
+                let [all, selected, inputs] = Checkpointing::ALL.map(|checkpointing| {
                     let options = options(precision, Packing::Resident, checkpointing);
                     Setting::new(&gpu, &case, options).adapted(patterns).run()
                 });
                 let name = format!("{} {precision:?} {patterns:?}", case.name);
-                assert_eq!(expected.prediction, found.prediction, "{name}: prediction");
-                assert_eq!(expected.gradient, found.gradient, "{name}: gradient");
-                assert!(found.kept < expected.kept, "{name}: inputs of blocks are less than all");
+                for found in [&selected, &inputs] {
+                    assert_eq!(all.prediction, found.prediction, "{name}: prediction");
+                    assert_eq!(all.gradient, found.gradient, "{name}: gradient");
+                }
+                assert!(selected.kept < all.kept, "{name}: what products made is less than all");
+                assert!(
+                    inputs.kept < selected.kept,
+                    "{name}: inputs of blocks are less than what products made"
+                );
             }
         }
     }
@@ -263,9 +269,8 @@ fn the_declared_memory_is_what_a_pass_holds_on_a_gpu() {
     let Some((_alone, gpu)) = gpu() else { return };
     for case in cases(Network::Flux) {
         for precision in [Precision::F32, Precision::Bf16] {
-            let both = [Checkpointing::None, Checkpointing::Blocks];
             let adapted = |c| [(c, &["*"][..]), (c, &[]), (c, &["attn.to_q"]), (c, &["*.proj_out"])];
-            for (checkpointing, patterns) in both.into_iter().flat_map(adapted) {
+            for (checkpointing, patterns) in Checkpointing::ALL.into_iter().flat_map(adapted) {
                 let options = options(precision, Packing::Resident, checkpointing);
                 let setting = Setting::new(&gpu, &case, options).adapted(patterns);
                 let unloaded = gpu.used_memory().unwrap() as usize;

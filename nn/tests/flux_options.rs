@@ -44,7 +44,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 #[test]
-fn blocks_that_run_again_give_the_same_bits_and_keep_their_inputs_only() {
+fn what_a_pass_keeps_changes_no_bit_and_is_what_is_declared() {
     for case in cases(Network::Flux) {
         // The adapted linears decide what a block that runs again leaves out: without patterns they are all but the modulations.
         for patterns in [
@@ -56,29 +56,31 @@ fn blocks_that_run_again_give_the_same_bits_and_keep_their_inputs_only() {
             &["ff.net.2"],
         ] {
             let whole = open(&case, FluxOptions::default());
-            let again =
-                open(&case, FluxOptions { checkpointing: Checkpointing::Blocks, ..FluxOptions::default() });
             let adapter = adapter(whole.layout(), patterns, 0.2);
-            let (expected, found) = (pass(&whole, &case, &adapter), pass(&again, &case, &adapter));
-            assert_eq!(bits(&expected.0), bits(&found.0), "{} {patterns:?}: prediction", case.name);
-            assert_eq!(bits(&expected.1), bits(&found.1), "{} {patterns:?}: gradient", case.name);
-
-            if patterns != ["*"] {
-                continue;
-            }
+            let expected = pass(&whole, &case, &adapter);
             let (inputs, _) = inputs_and_cotangent(&case);
             let (n, _, h, w) = inputs.x_t.shape();
             let grids: Vec<_> = inputs.references.iter().map(|r| (r.shape().2, r.shape().3)).collect();
-            let cost =
-                again.cost(DeviceKind::Cpu, n, (h, w), &grids, inputs.text.shape().1, Some(&adapter.layout));
-            let (_, saved) = again.predict_saving(&inputs, &adapter, &Probe::NOTHING).unwrap();
-            let ratio = again.working_memory().0 as f64 / cost.saved_bytes as f64;
-            assert!(
-                (0.9..1.1).contains(&ratio),
-                "{} {patterns:?}: kept {ratio} of what was declared",
-                case.name
-            );
-            drop(saved);
+            let mut most = usize::MAX;
+            for checkpointing in Checkpointing::ALL {
+                let name = format!("{} {checkpointing:?} {patterns:?}", case.name);
+                let model = open(&case, FluxOptions { checkpointing, ..FluxOptions::default() });
+                let found = pass(&model, &case, &adapter);
+                assert_eq!(bits(&expected.0), bits(&found.0), "{name}: prediction");
+                assert_eq!(bits(&expected.1), bits(&found.1), "{name}: gradient");
+
+                let text = inputs.text.shape().1;
+                let cost = model.cost(DeviceKind::Cpu, n, (h, w), &grids, text, Some(&adapter.layout));
+                let (_, saved) = model.predict_saving(&inputs, &adapter, &Probe::NOTHING).unwrap();
+                let kept = model.working_memory().0;
+                let ratio = kept as f64 / cost.saved_bytes as f64;
+                // Where little is adapted, what every pass keeps weighs more.
+                let most_declared = if patterns == ["*"] { 1.1 } else { 1.15 };
+                assert!((0.9..most_declared).contains(&ratio), "{name}: kept {ratio} of what was declared");
+                assert!(kept < most, "{name}: kept {kept}, and {most} with the setting before");
+                most = kept;
+                drop(saved);
+            }
         }
     }
 }

@@ -42,21 +42,23 @@ fn cost(model: &SdxlUNet, adapter: &Adapter) -> PassCost {
 }
 
 #[test]
-fn blocks_that_run_again_give_the_bits_of_those_that_kept_all_whatever_is_adapted() {
+fn what_a_pass_keeps_changes_no_bit_whatever_is_adapted() {
     let small = Small::new(&config());
-    let [kept, again] = [Checkpointing::None, Checkpointing::Blocks].map(|c| model(&small, c));
+    let [all, others @ ..] = Checkpointing::ALL.map(|checkpointing| model(&small, checkpointing));
     for targets in ADAPTED {
-        let adapter = adapter(&kept, targets);
-        let expected = gradient(&kept, &inputs(), &adapter);
+        let adapter = adapter(&all, targets);
+        let expected = gradient(&all, &inputs(), &adapter);
         assert!(expected.iter().any(|g| *g != 0.0), "{targets:?}");
-        assert_eq!(gradient(&again, &inputs(), &adapter), expected, "{targets:?}");
+        for other in &others {
+            assert_eq!(gradient(other, &inputs(), &adapter), expected, "{targets:?}");
+        }
     }
 }
 
 #[test]
 fn a_pass_and_its_backward_hold_no_more_than_is_declared_whatever_is_adapted() {
     let small = Small::new(&config());
-    for checkpointing in [Checkpointing::None, Checkpointing::Blocks] {
+    for checkpointing in Checkpointing::ALL {
         for targets in ADAPTED {
             let model = model(&small, checkpointing);
             model.load().unwrap();
@@ -93,6 +95,33 @@ fn what_a_block_that_runs_again_keeps_of_what_adapted_linears_read_is_declared()
         let found = scratch(&["conv_in", linear]) - scratch(&["conv_in"]);
         // Beside what is read there is the adapter's `x A^T`, which is counted for all blocks of a transformer.
         assert_eq!(found, 4 * rows * (width + blocks * rank), "{linear}");
+    }
+}
+
+#[test]
+fn what_adapted_linears_read_is_kept_and_declared_where_all_is() {
+    let small = Small::new(&config());
+    let [all, selected] =
+        [Checkpointing::None, Checkpointing::Selective].map(|checkpointing| model(&small, checkpointing));
+    for targets in ADAPTED {
+        let adapter = adapter(&all, targets);
+        let kept = [&all, &selected].map(|model| {
+            model.load().unwrap();
+            let before = model.working_memory().0;
+            let (_, saved) = model.predict_saving(&inputs(), &adapter, &Probe::NOTHING).unwrap();
+            let kept = model.working_memory().0 - before;
+            drop(saved);
+            kept
+        });
+        // Its inputs have no image tokens, of which a declaration counts those of a reference.
+        let declared = [&all, &selected].map(|model| cost(model, &adapter).saved_bytes);
+        assert!(kept[0] >= kept[1], "{targets:?}: {kept:?}");
+        let (more, more_declared) = (kept[0] - kept[1], declared[0] - declared[1]);
+        assert!(
+            // Memory may be lent that is longer than what it holds.
+            more <= more_declared + more_declared / 10 && more_declared <= more + more / 4,
+            "{targets:?}: {more} more kept, {more_declared} declared"
+        );
     }
 }
 

@@ -147,7 +147,7 @@ fn what_a_pass_holds_for_its_backward_is_what_it_is_said_to_hold() {
         (inside, inputs_of_pictures(), &["attn1.to_q", "attn2.to_q"]),
         (inside, inputs_of_pictures(), &["encoder_hid_proj.*", "attn2.to_q"]),
     ] {
-        for checkpointing in [Checkpointing::None, Checkpointing::Blocks] {
+        for checkpointing in Checkpointing::ALL {
             let model = small.model(UNetOptions { checkpointing, ..small.options_with(resampler) });
             let layout = layout(&model, targets);
             let adapter = adapter(&layout, small_values(layout.len()));

@@ -167,9 +167,11 @@ fn on_a_gpu_steps_have_the_same_bits_whatever_a_pass_keeps_and_wherever_weights_
         for precision in [Precision::F32, Precision::Bf16] {
             let expected = steps(precision, Checkpointing::None, Packing::Resident);
             for packing in [Packing::Resident, Packing::Streamed] {
-                let found = steps(precision, Checkpointing::Blocks, packing);
-                let of = (trained.targets, trained.whole);
-                assert!(found == expected, "{of:?} {precision:?} {packing:?}: blocks that run again");
+                for checkpointing in [Checkpointing::Selective, Checkpointing::Blocks] {
+                    let found = steps(precision, checkpointing, packing);
+                    let of = (trained.targets, trained.whole);
+                    assert!(found == expected, "{of:?} {precision:?} {packing:?} {checkpointing:?}");
+                }
             }
         }
     }

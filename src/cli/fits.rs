@@ -11,13 +11,23 @@ use crate::{
 };
 
 /// Settings that make a graph smaller without changing what it learns from, those that cost least first.
-const SAVINGS: [(&str, &str); 4] =
-    [("packing", "streamed"), ("checkpointing", "blocks"), ("ahead", "0"), ("compute", "bf16")];
+const SAVINGS: &[(&str, &str)] = &[
+    ("packing", "streamed"),
+    ("checkpointing", "selective"),
+    ("checkpointing", "blocks"),
+    ("ahead", "0"),
+    ("compute", "bf16"),
+];
 
 /// The same for the memory of a GPU, to which weights come over the bus where they are streamed. A smaller batch is the last resort:
 /// it changes what is learned.
-const GPU_SAVINGS: [(&str, &str); 4] =
-    [("checkpointing", "blocks"), ("compute", "bf16"), ("packing", "streamed"), ("batch", "1")];
+const GPU_SAVINGS: &[(&str, &str)] = &[
+    ("checkpointing", "selective"),
+    ("checkpointing", "blocks"),
+    ("compute", "bf16"),
+    ("packing", "streamed"),
+    ("batch", "1"),
+];
 
 /// Bytes of memory of the GPU of a plan, where they are known.
 ///
@@ -155,15 +165,15 @@ pub(super) fn host_savings(prepared: &Prepared) -> Vec<String> {
 }
 
 /// Settings that a graph has, of those that make it smaller, as `--set` takes them.
-fn savings(prepared: &Prepared, better: [(&str, &str); 4]) -> Vec<String> {
-    let of = |(setting, better): (&str, &str)| -> Vec<String> {
+fn savings(prepared: &Prepared, better: &[(&str, &str)]) -> Vec<String> {
+    let of = |&(setting, better): &(&str, &str)| -> Vec<String> {
         let can = |name: &str, value: &str| {
             name.rsplit('.').next() == Some(setting) && value.trim() != better && value.trim() != "0"
         };
         let found = prepared.settings.iter().filter(|(name, value)| can(name, value));
         found.map(|(name, _)| format!("{name}={better}")).collect()
     };
-    better.into_iter().flat_map(of).collect()
+    better.iter().flat_map(of).collect()
 }
 
 /// The graph with more settings; none if it cannot be built with them.
@@ -184,11 +194,15 @@ fn fewest(
 ) -> Option<(String, u64)> {
     let mut made = Vec::new();
     let mut least = peak(&prepared.plan) as u64;
+    let name = |saving: &String| saving.split('=').next().map(str::to_owned);
     for saving in savings {
+        let before = made.clone();
+        // A setting has one value.
+        made.retain(|made| name(made) != name(saving));
         made.push(saving.clone());
         let smaller = with(prepared, &made, registry).map(|smaller| peak(&smaller.plan) as u64);
         let Some(peak) = smaller.filter(|peak| *peak < least) else {
-            made.pop();
+            made = before;
             continue;
         };
         least = peak;
@@ -246,12 +260,20 @@ mod tests {
         assert!(check(&prepared, Some(need), &registry).is_ok());
         assert!(check(&prepared, None, &registry).is_ok(), "a GPU that nobody knows holds what it may");
         let message = refusal(check(&prepared, Some(need - 1), &registry));
-        let order = ["checkpointing=blocks", "compute=bf16", "pairs.batch=1"];
+        let order = ["checkpointing=selective", "checkpointing=blocks", "compute=bf16", "pairs.batch=1"];
         let places: Vec<usize> = order.iter().map(|set| message.find(set).expect(set)).collect();
         assert!(places.is_sorted() && message.contains("of cuda:3's memory"), "{message}");
         // Three blocks of the demo's network are on the GPU at once where weights are streamed: that is no less.
         assert!(!message.contains("packing=streamed"), "{message}");
         assert!(message.contains(", which fits") && message.contains("it would fit"), "{message}");
+        // Between what selective recomputation and what that of blocks needs, one of them is named, once.
+        let of = |saving: &str| {
+            let line = message.lines().find(|line| line.contains(saving)).expect(saving);
+            line.split_whitespace().rev().find(|word| word.parse::<f64>().is_ok()).map(str::to_owned)
+        };
+        assert_ne!(of("=selective"), of("=blocks"), "{message}");
+        let fits = message.lines().find(|line| line.contains("it would fit")).expect("looked at above");
+        assert_eq!(fits.matches("checkpointing").count(), 1, "{fits}");
         // Nothing is enough for a GPU without memory.
         let message = refusal(check(&prepared, Some(1), &registry));
         assert!(message.contains("not enough") && !message.contains("which fits"), "{message}");

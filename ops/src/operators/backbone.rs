@@ -63,9 +63,11 @@ choices! {
 choices! {
     /// What a pass keeps for its backward.
     pub enum Checkpointing {
-        /// All that the backward needs.
+        /// All that the backward reads.
         None = "none",
-        /// The input of each block, which the backward runs again: the same bits, less memory, more time.
+        /// What products have made; norms, activation functions and orders of heads are computed again: the same bits, less memory, a little more time.
+        Selective = "selective",
+        /// The input of each block, which the backward runs again: the same bits, the least memory, more time.
         Blocks = "blocks",
     }
 }
@@ -169,6 +171,7 @@ impl BackboneSettings {
     fn checkpointing(&self) -> models::Checkpointing {
         match self.checkpointing {
             Checkpointing::None => models::Checkpointing::None,
+            Checkpointing::Selective => models::Checkpointing::Selective,
             Checkpointing::Blocks => models::Checkpointing::Blocks,
         }
     }

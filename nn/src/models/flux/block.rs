@@ -13,6 +13,7 @@ use crate::{
     },
     error::{Error, Result},
     layers::{Branches, Context, Linear, Output, linears_backward, linears_of_samples},
+    models::checkpointing::Keep,
 };
 
 /// What every function of a pass needs to know.
@@ -26,8 +27,8 @@ pub(super) struct Pass<'a, D: Device> {
     pub heads: usize,
     /// `silu(temb)`, `[N, D]`.
     pub condition: &'a D::Buffer,
-    /// Is anything kept for a backward?
-    pub saving: bool,
+    /// What is kept for a backward.
+    pub keep: Keep,
 }
 
 impl<D: Device> Clone for Pass<'_, D> {
@@ -53,6 +54,11 @@ impl<'a, D: Device> Pass<'a, D> {
     /// The same, to be written.
     pub fn rows_of_mut<'b>(&self, span: &Span, all: &'b mut D::Buffer) -> ViewMut<'b, D> {
         ViewMut::new(all, self.width).skip(self.sequence.span_rows(span.clone()).start * self.width)
+    }
+
+    /// Does a backward read again what this linear reads, and is that kept?
+    pub fn keeps_input_of(&self, linear: &Linear<D>) -> bool {
+        self.keep == Keep::All && self.ctx.adapts(linear)
     }
 
     /// Working memory for this many activations.

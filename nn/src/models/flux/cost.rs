@@ -53,6 +53,8 @@ struct Counter<'a> {
     results: f64,
     /// Kept for the backward.
     kept: Held,
+    /// Is that all that it reads? Else it makes again what products have not made.
+    keeps_all: bool,
 }
 
 impl Counter<'_> {
@@ -79,6 +81,18 @@ impl Counter<'_> {
             self.cost.backward_flops += 2.0 * backward * self.rank * products;
             self.kept.activations += forward * self.rank;
         }
+    }
+
+    /// What a backward could make again, of rows of the stream's width or of so many widths.
+    fn keep_made(&mut self, rows: f64, widths: f64, wanted: bool) {
+        if self.keeps_all && wanted {
+            self.kept.activations += rows * widths * self.width;
+        }
+    }
+
+    /// Is one of these linears adapted?
+    fn adapts_any(&self, linears: &[LinearLayout]) -> bool {
+        linears.iter().any(|linear| self.adapts(linear))
     }
 
     /// A linear that was counted makes a block's result; `wanted`: does the block's backward need it?
@@ -123,6 +137,7 @@ pub(super) fn cost(
         cost: PassCost::default(),
         results: 0.0,
         kept: Held::default(),
+        keeps_all: options.checkpointing == Checkpointing::None,
     };
     let (double, single) = blocks(config);
     let count = double.len() + single.len();
@@ -137,7 +152,7 @@ pub(super) fn cost(
         let own = *kept - before;
         *kept = match options.checkpointing {
             _ if number < first => before,
-            Checkpointing::None => return,
+            Checkpointing::None | Checkpointing::Selective => return,
             Checkpointing::Blocks => before + input,
         };
         if number >= first {
@@ -179,9 +194,11 @@ pub(super) fn cost(
     }
     let running = Held { activations: largest, exact: 0.0 };
     // In the attention of a block with one stream: the cotangents of the block's result, of what the last linear reads and of the
-    // attention's result; queries and keys by heads. A block with two streams has no more.
+    // attention's result; queries and keys by heads, unless they were kept. A block with two streams has no more.
+    // On the processor what is kept may have been lent longer memory, as much as they take.
+    let heads = if c.keeps_all && weights.on == DeviceKind::Cuda { 0.0 } else { 2.0 };
     let running_back =
-        Held { activations: (5.0 + longer + MLP_RATIO as f64) * input.activations, exact: 0.0 };
+        Held { activations: (3.0 + heads + longer + MLP_RATIO as f64) * input.activations, exact: 0.0 };
     // Of every query the logarithm of its sum, and in the backward the product of its result and its cotangent.
     let lse = Held { activations: 0.0, exact: c.rows.joint * c.heads };
     let streamed = weights.streamed();
@@ -191,7 +208,7 @@ pub(super) fn cost(
         size::sum([storage.bytes(c.kept), if first < count { weights.kept_streamed() } else { 0 }]);
     let factor_bytes = |values| factor_bytes(weights.on, options.loading.precision, values);
     let (backward, block_factors) = match options.checkpointing {
-        Checkpointing::None => {
+        Checkpointing::None | Checkpointing::Selective => {
             c.cost.factor_bytes = factor_bytes(adapter.map_or(0, AdapterLayout::len));
             (running_back, 0)
         }
@@ -215,7 +232,7 @@ pub(super) fn cost(
 fn double_block(c: &mut Counter<'_>, block: &[LinearLayout], reached: bool, below: bool) {
     let [image_all, text_all] = [&block[..block.len() / 2], &block[block.len() / 2..]];
     let streams = [(image_all, c.rows.image), (text_all, c.rows.text)];
-    let projections = |c: &Counter<'_>, s: &[LinearLayout]| s[..4].iter().any(|l| c.adapts(l));
+    let projections = |c: &Counter<'_>, s: &[LinearLayout]| c.adapts_any(&s[..4]);
     let operands = below || streams.iter().any(|(s, _)| projections(c, s));
     for (stream, rows) in streams {
         let norm = below || c.adapts(&stream[0]);
@@ -232,17 +249,28 @@ fn double_block(c: &mut Counter<'_>, block: &[LinearLayout], reached: bool, belo
         c.kept.activations += rows * c.width * (4.0 + gated + MLP_RATIO as f64);
         // Mean and deviation of two norms.
         c.kept.exact += 4.0 * rows;
+        // Normed rows, the attention's result in their order, and the result of the GELU.
+        for (linears, widths) in [
+            (&stream[1..4], 1.0),
+            (&stream[4..5], 1.0),
+            (&stream[5..6], 1.0),
+            (&stream[6..7], MLP_RATIO as f64),
+        ] {
+            c.keep_made(rows, widths, c.adapts_any(linears));
+        }
     }
     let rows = c.rows.joint;
     c.attention(rows, if operands && reached { rows } else { 0.0 });
     // Values, and the attention's result with the logarithms of its sums; twelve chunks of modulations.
     c.kept.activations += (2.0 * c.rows.joint + 12.0 * c.rows.batch) * c.width;
     c.kept.exact += c.rows.joint * c.heads;
+    // Queries and keys by heads.
+    c.keep_made(c.rows.joint, 2.0, true);
 }
 
 fn single_block(c: &mut Counter<'_>, block: &[LinearLayout], last: bool, reached: bool, below: bool) {
     let norm = below || c.adapts(&block[0]);
-    let inside = norm || block[1..5].iter().any(|l| c.adapts(l));
+    let inside = norm || c.adapts_any(&block[1..5]);
     let joint = c.rows.joint;
     // A visitor sees the image rows of the last block; its derivative is of the targets alone.
     let forward = if last { c.rows.image } else { joint };
@@ -263,6 +291,10 @@ fn single_block(c: &mut Counter<'_>, block: &[LinearLayout], last: bool, reached
     c.kept.activations += c.width * (4.0 * joint + forward * (1.0 + gated + MLP_RATIO as f64));
     c.kept.activations += 3.0 * c.rows.batch * c.width;
     c.kept.exact += joint * (2.0 + c.heads);
+    // Normed rows; queries and keys by heads; what the last linear reads.
+    c.keep_made(joint, 1.0, c.adapts_any(&block[1..5]));
+    c.keep_made(joint, 2.0, true);
+    c.keep_made(forward, 1.0 + MLP_RATIO as f64, c.adapts(&block[5]));
 }
 
 /// What stands before the blocks and after them.

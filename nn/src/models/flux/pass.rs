@@ -24,7 +24,7 @@ use crate::{
     lora::{Adapter, AdapterGrad},
     models::{
         adapter::check_backward,
-        checkpointing::{Checkpointing, Kept},
+        checkpointing::{Checkpointing, Keep, Kept},
         inputs::{check_conditions, check_guidance, expect},
         queue::queue_of_pass,
     },
@@ -55,14 +55,12 @@ type KeptBlock<D, S> = Kept<Arc<<D as Device>::Buffer>, S>;
 /// Run a block on `x`, which becomes its result, and keep what is asked for: nothing, all that its backward needs, or its input.
 fn keeping<D: Device, S>(
     pass: Pass<'_, D>,
-    checkpointing: Checkpointing,
     x: &mut Arc<D::Buffer>,
     run: impl FnOnce(Pass<'_, D>, &Arc<D::Buffer>) -> Result<(D::Buffer, Option<S>)>,
 ) -> Result<Option<KeptBlock<D, S>>> {
-    let by_input = pass.saving && checkpointing == Checkpointing::Blocks;
-    let (y, saved) = run(Pass { saving: pass.saving && !by_input, ..pass }, x)?;
+    let (y, saved) = run(Pass { keep: pass.keep.inside(), ..pass }, x)?;
     let input = std::mem::replace(x, Arc::new(y));
-    Ok(if by_input { Some(Kept::Input(input)) } else { saved.map(Kept::All) })
+    Ok(if pass.keep == Keep::Input { Some(Kept::Input(input)) } else { saved.map(Kept::Inside) })
 }
 
 /// What the backward of the last norm and linear needs.
@@ -86,7 +84,7 @@ impl<D: Device> Flux<D> {
     fn branches(&self, queue: &D::Queue, adapter: &Adapter) -> Result<Branches<D>> {
         let branches = Branches::new(queue, adapter, &self.layout.linears, &self.factors)?;
         Ok(match self.options.checkpointing {
-            Checkpointing::None => branches.with_all_factors(queue),
+            Checkpointing::None | Checkpointing::Selective => branches.with_all_factors(queue),
             Checkpointing::Blocks => branches,
         })
     }
@@ -141,6 +139,7 @@ impl<D: Device> Flux<D> {
     ) -> Result<(Prediction, Option<SavedPass<D>>)> {
         let shapes = self.shapes(inputs)?;
         let queue = queue_of_pass(&self.device, self.options.loading.precision, saving)?;
+        let keep = Keep::of_pass(self.options.checkpointing, saving);
         let branches = adapter.map(|a| self.branches(&queue, a)).transpose()?;
         let ctx = Context { queue: &queue, branches: branches.as_ref() };
         let Begun { sequence, rotary, condition, mut x } = Begun::new(self, weights, ctx, inputs, &shapes)?;
@@ -151,7 +150,7 @@ impl<D: Device> Flux<D> {
             width: self.layout.width,
             heads: self.layout.heads,
             condition: &condition,
-            saving,
+            keep,
         };
         let mut asked = Asked::new(pass, probe);
         let first = first_needed(weights, ctx);
@@ -162,9 +161,9 @@ impl<D: Device> Flux<D> {
             weights.approach(&queue, &order, i)?;
             weights.check(i)?;
             let own = self.of_block(weights, ctx, i);
-            let pass = Pass { saving: saving && i >= first, ..pass.with_branches(own.as_ref()) };
+            let pass = Pass { keep: keep.if_reached(i >= first), ..pass.with_branches(own.as_ref()) };
             let run = |pass: Pass<'_, D>, x: &Arc<D::Buffer>| double::forward(pass, block, x);
-            double.push(keeping(pass, self.options.checkpointing, &mut x, run)?);
+            double.push(keeping(pass, &mut x, run)?);
             asked.block(pass, i, &x)?;
         }
         for (i, block) in weights.single.iter().enumerate() {
@@ -178,9 +177,9 @@ impl<D: Device> Flux<D> {
             weights.approach(&queue, &order, number)?;
             weights.check(number)?;
             let own = self.of_block(weights, ctx, number);
-            let pass = Pass { saving: saving && number >= first, ..pass.with_branches(own.as_ref()) };
+            let pass = Pass { keep: keep.if_reached(number >= first), ..pass.with_branches(own.as_ref()) };
             let run = |pass: Pass<'_, D>, x: &Arc<D::Buffer>| single::forward(pass, block, span, x);
-            single.push(keeping(pass, self.options.checkpointing, &mut x, run)?);
+            single.push(keeping(pass, &mut x, run)?);
             asked.block(pass, number, &x)?;
         }
         let (latents, end) = finish(pass, weights, &x, shapes.grid)?;
@@ -228,7 +227,7 @@ impl<D: Device> Flux<D> {
             width,
             heads: self.layout.heads,
             condition: &condition,
-            saving: false,
+            keep: Keep::Nothing,
         };
         let order: Vec<usize> = (0..weights.double.len()).collect();
         for (i, block) in weights.double.iter().enumerate() {
@@ -270,7 +269,7 @@ impl<D: Device> Flux<D> {
             width,
             heads: self.layout.heads,
             condition: &condition,
-            saving: false,
+            keep: Keep::Nothing,
         };
         let mut grads = queue.zeros_to_keep(adapter.values.len());
         let mut dx = if weights.single.is_empty() {

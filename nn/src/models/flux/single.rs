@@ -23,6 +23,7 @@ use crate::{
     device::{Activation, Device, Kind, Queue, View, ViewMut},
     error::Result,
     layers::{InputGrad, Linear, Output, adapter_backward, inner, input_backward, linears, linears_backward},
+    models::checkpointing::Keep,
 };
 
 const SHIFT_SCALE: (usize, usize) = (0, 1);
@@ -66,7 +67,7 @@ struct Projected<D: Device> {
     fresh: Fresh<D>,
 }
 
-/// What a backward makes from what was kept, unless the forward has just run again for it.
+/// What a backward makes from the rest where it was not kept.
 struct Fresh<D: Device> {
     /// Normed input, `[M, D]`.
     n: Option<D::Buffer>,
@@ -82,23 +83,23 @@ pub(super) fn forward<D: Device>(
     span: Span,
     x: &Arc<D::Buffer>,
 ) -> Result<(D::Buffer, Option<SingleSaved<D>>)> {
-    let Pass { ctx, sequence, width, saving, .. } = pass;
+    let Pass { ctx, sequence, width, keep, .. } = pass;
     let rows = sequence.span_rows(span.clone());
-    let (Inside { modulation, attended, up }, projected) = inside(pass, block, span.clone(), x, false)?;
-    let projected = saving.then_some(projected);
+    let (Inside { modulation, attended, up }, projected) = inside(pass, block, span.clone(), x)?;
+    let projected = keep.is_some().then_some(projected);
     let joined = joined(pass, span.clone(), &attended, &up);
     let kept = projected.map(|projected| (projected, attended, up));
     let len = rows.len() * width;
     let mut y = pass.take(sequence.rows() * width);
     let mut to = pass.rows_of_mut(&span, &mut y);
     let out_inner = out(pass, block, rows.len(), &joined, to.again())?;
-    drop(joined);
-    let gated =
-        (saving && ctx.adapts(&block.modulation)).then(|| ctx.queue.copy(to.read(), len, Kind::Activation));
+    let joined = Some(joined).filter(|_| pass.keeps_input_of(&block.out));
+    let gated = (keep.is_some() && ctx.adapts(&block.modulation))
+        .then(|| ctx.queue.copy(to.read(), len, Kind::Activation));
     gated_add(pass, span.clone(), pass.rows_of(&span, x), &modulation, GATE, to);
     let saved = kept.map(|(projected, attended, up)| {
         let x = Arc::clone(x);
-        SingleSaved { x, span, modulation, attended, up, projected, out_inner, gated, joined: None }
+        SingleSaved { x, span, modulation, attended, up, projected, out_inner, gated, joined }
     });
     Ok((y, saved))
 }
@@ -112,7 +113,8 @@ pub(super) fn again<D: Device>(
 ) -> Result<SingleSaved<D>> {
     let Pass { ctx, sequence, width, .. } = pass;
     let rows = sequence.span_rows(span.clone()).len();
-    let (Inside { modulation, attended, up }, projected) = inside(pass, block, span.clone(), x, true)?;
+    let pass = Pass { keep: Keep::All, ..pass };
+    let (Inside { modulation, attended, up }, projected) = inside(pass, block, span.clone(), x)?;
     let by_gate = ctx.adapts(&block.modulation);
     let read = by_gate || ctx.adapts(&block.out);
     let joined = read.then(|| joined(pass, span.clone(), &attended, &up));
@@ -125,13 +127,12 @@ pub(super) fn again<D: Device>(
     Ok(SingleSaved { x: Arc::clone(x), span, modulation, attended, up, projected, out_inner, gated, joined })
 }
 
-/// The block up to its last linear. What the backward reads once more is kept where it comes next.
+/// The block up to its last linear.
 fn inside<D: Device>(
     pass: Pass<'_, D>,
     block: &SingleBlock<D>,
     span: Span,
     x: &D::Buffer,
-    backward_next: bool,
 ) -> Result<(Inside<D>, Projected<D>)> {
     let Pass { ctx, sequence, width, .. } = pass;
     let (m, rows) = (sequence.rows(), sequence.span_rows(span.clone()));
@@ -156,8 +157,8 @@ fn inside<D: Device>(
         &mut [Output(&block.q, ViewMut::new(&mut q, width)), Output(&block.up, ViewMut::new(&mut up, mlp))],
     )?;
     let moments = n.moments;
-    let adapted = [&block.q, &block.k, &block.v, &block.up].iter().any(|l| ctx.adapts(l));
-    let n = Some(n.values).filter(|_| backward_next && adapted);
+    let read_again = [&block.q, &block.k, &block.v, &block.up].iter().any(|l| pass.keeps_input_of(l));
+    let n = Some(n.values).filter(|_| read_again);
 
     let mut heads = Heads::take(pass);
     let projections = [
@@ -169,7 +170,7 @@ fn inside<D: Device>(
     drop(v);
     let attended = attend(pass, span.clone(), &heads);
     let Heads { q: q_heads, k: k_heads, v } = heads;
-    let heads = Some((q_heads, k_heads)).filter(|_| backward_next);
+    let heads = Some((q_heads, k_heads)).filter(|_| pass.keep == Keep::All);
     let fresh = Fresh { n, heads };
     let projected = Projected { moments, q, k, v, key_value_inner, query_up_inner, fresh };
     Ok((Inside { modulation, attended, up }, projected))

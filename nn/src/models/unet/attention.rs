@@ -82,7 +82,7 @@ pub(super) struct AttentionSaved<D: Device> {
     own: Attended<D>,
     image: Option<Attended<D>>,
     out_inner: Option<D::Buffer>,
-    /// What `out` has read, where it is a sum and the forward has just run again; else the backward makes it.
+    /// What `out` has read, where it is a sum; the backward makes it where it was not kept.
     joined: Option<D::Buffer>,
 }
 
@@ -110,7 +110,7 @@ pub(super) fn forward<D: Device>(
     let (own, _) = attend(pass, sizes, &q, [&attention.k, &attention.v], tokens)?;
     let image = match (&attention.image, pass.image) {
         // At the scale 0 only a probe or a backward looks at it.
-        (Some([k, v]), Some(tokens)) if pass.image_scale != 0.0 || pass.saving || look => {
+        (Some([k, v]), Some(tokens)) if pass.image_scale != 0.0 || pass.keep.is_some() || look => {
             Some(attend(pass, sizes, &q, [k, v], tokens)?)
         }
         _ => None,
@@ -123,7 +123,7 @@ pub(super) fn forward<D: Device>(
     let out_inner = linears(pass.ctx, rows, all, &mut [output])?;
     let joined = joined.and_then(|joined| pass.fresh(joined, &[&attention.out]));
     let looked = k_image.filter(|_| look).map(|k_image| Looked { q: q_rows, k_image });
-    let saved = pass.saving.then_some(AttentionSaved { q, q_inner, own, image, out_inner, joined });
+    let saved = pass.keep.is_some().then_some(AttentionSaved { q, q_inner, own, image, out_inner, joined });
     Ok((y, saved, looked))
 }
 

@@ -34,7 +34,7 @@ pub(super) struct BlockSaved<D: Device> {
     fresh: Fresh<D>,
 }
 
-/// What a backward makes from what was kept, unless the forward has just run again for it.
+/// What a backward makes from the rest where it was not kept.
 struct Fresh<D: Device> {
     /// The stream before each of the three sums, normed: `[M, C]`.
     n: [Option<D::Buffer>; 3],
@@ -78,9 +78,9 @@ pub(super) fn forward<D: Device>(
     let mut y = pass.take(rows * channels);
     let output = Output(&block.down, ViewMut::new(&mut y, channels));
     let down_inner = linears(pass.ctx, rows, View::new(&gated, mlp), &mut [output])?;
-    drop(gated);
+    let gated = pass.fresh(gated, &[&block.down]);
     let y = plus(pass, rows * channels, y, &inside.x[2]);
-    Ok((y, inside.saved(down_inner, None), looked))
+    Ok((y, inside.saved(down_inner, gated), looked))
 }
 
 /// What the backward of [`forward`] needs, from the block's input: the result itself is not computed again.

@@ -7,7 +7,7 @@ use crate::{
     device::{Device, Kind, Queue, View},
     error::Result,
     layers::{Context, Linear},
-    models::Checkpointing,
+    models::checkpointing::Keep,
 };
 
 /// Tokens that have keys and values, `[N U, width]`.
@@ -38,11 +38,8 @@ pub(super) struct Pass<'a, D: Device> {
     pub image: Option<Tokens<'a, D>>,
     /// What attention over image tokens is multiplied by.
     pub image_scale: f32,
-    pub checkpointing: Checkpointing,
-    /// Is anything kept for a backward?
-    pub saving: bool,
-    /// Does that backward come next, and so what it reads once more is kept, too?
-    pub backward_next: bool,
+    /// What is kept for a backward.
+    pub keep: Keep,
 }
 
 impl<D: Device> Clone for Pass<'_, D> {
@@ -61,7 +58,7 @@ impl<D: Device> Pass<'_, D> {
 
     /// The same for what runs again, because its backward comes next.
     pub fn again(self) -> Self {
-        Self { saving: true, backward_next: true, ..self }
+        Self { keep: Keep::All, ..self }
     }
 
     /// Is one of these linears adapted, so that a backward reads what they have read?
@@ -69,9 +66,14 @@ impl<D: Device> Pass<'_, D> {
         linears.iter().any(|linear| self.ctx.adapts(linear))
     }
 
-    /// What these linears have read, where the backward that comes next reads it again.
+    /// Does a backward read again what this linear has read, and is that kept?
+    pub fn keeps_input_of(&self, linear: &Linear<D>) -> bool {
+        self.keep == Keep::All && self.ctx.adapts(linear)
+    }
+
+    /// What these linears have read, where a backward reads it again and it is kept.
     pub fn fresh(&self, read: D::Buffer, linears: &[&Linear<D>]) -> Option<D::Buffer> {
-        (self.backward_next && self.adapts(linears)).then_some(read)
+        linears.iter().any(|linear| self.keeps_input_of(linear)).then_some(read)
     }
 }
 

@@ -326,10 +326,14 @@ impl Counter<'_> {
                 self.repeated_flops += forward[0];
                 let middle = Held { activations: p * o as f64, exact: 0.0 };
                 // Both inputs joined, and what the first convolution reads of them.
-                let read = usize::from(*skip > 0) + usize::from(self.adapted.contains(&*convs[0].name));
+                let adapts = |conv: usize| usize::from(self.adapted.contains(&*convs[conv].name));
+                let read = usize::from(*skip > 0) + adapts(0);
                 let fresh = Held { activations: p * (read * i) as f64, exact: 0.0 };
+                // What the second convolution reads.
+                let read_last = Held { activations: p * (adapts(1) * o) as f64, exact: 0.0 };
                 match checkpointing {
-                    Checkpointing::None => self.kept = self.kept + middle,
+                    Checkpointing::None => self.kept = self.kept + middle + fresh + read_last,
+                    Checkpointing::Selective => self.kept = self.kept + middle,
                     Checkpointing::Blocks => self.again = self.again.max(middle + fresh),
                 }
                 // The input, which is the result of the step before.
@@ -393,10 +397,12 @@ impl Counter<'_> {
         let activations = p * c * (3.0 + 4.0 + 1.0 + crossings + 2.0 * mlp) + 2.0 * c * (text + image);
         let block = Held { activations, exact: p * heads * (1.0 + crossings) };
         let stream = Held { activations: p * c, exact: 0.0 };
+        let fresh = Held { activations: p * c * self.fresh(linears, image > 0.0), exact: 0.0 };
         match checkpointing {
-            Checkpointing::None => {
+            Checkpointing::None | Checkpointing::Selective => {
+                let made = if checkpointing == Checkpointing::None { fresh } else { Held::default() };
                 for _ in 0..depth {
-                    self.kept = self.kept + block;
+                    self.kept = self.kept + block + made;
                 }
             }
             Checkpointing::Blocks => {
@@ -404,7 +410,6 @@ impl Counter<'_> {
                 for _ in 0..depth {
                     self.kept = self.kept + stream;
                 }
-                let fresh = Held { activations: p * c * self.fresh(linears, image > 0.0), exact: 0.0 };
                 self.again = self.again.max(block + inner + fresh);
             }
         }
@@ -415,7 +420,7 @@ impl Counter<'_> {
         self.running = self.running.max(running);
     }
 
-    /// What a transformer's block that runs again keeps of what adapted linears read, in widths of the stream.
+    /// What a transformer's block keeps of what adapted linears read, where it keeps all that its backward reads: in widths of the stream.
     fn fresh(&self, linears: &[(LinearLayout, bool)], image: bool) -> f64 {
         let adapted = |parts: &[&str]| {
             let reads = |name: &str| parts.iter().any(|part| name.ends_with(part));

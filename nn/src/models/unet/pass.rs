@@ -20,7 +20,7 @@ use crate::{
     lora::{Adapter, AdapterGrad},
     models::{
         adapter::check_backward,
-        checkpointing::{Checkpointing, Kept},
+        checkpointing::{Keep, Kept},
         inputs::{check_conditions, check_guidance, expect},
         queue::queue_of_pass,
     },
@@ -43,7 +43,7 @@ struct Conditions<D: Device> {
 }
 
 impl<D: Device> Conditions<D> {
-    fn pass<'a>(&'a self, model: &UNet<D>, ctx: Context<'a, D>, saving: bool) -> Pass<'a, D> {
+    fn pass<'a>(&'a self, ctx: Context<'a, D>, keep: Keep) -> Pass<'a, D> {
         let tokens = |(values, count): &'a (D::Buffer, usize)| Tokens {
             values: View::new(values, self.width),
             count: *count,
@@ -55,9 +55,7 @@ impl<D: Device> Conditions<D> {
             text: tokens(&self.text),
             image: self.image.as_ref().map(tokens),
             image_scale: self.image_scale,
-            checkpointing: model.options.checkpointing,
-            saving,
-            backward_next: false,
+            keep,
         }
     }
 }
@@ -215,7 +213,7 @@ impl<D: Device> UNet<D> {
         let branches = adapter.map(branches).transpose()?.map(|branches| branches.with_all_factors(&queue));
         let ctx = Context { queue: &queue, branches: branches.as_ref() };
         let conditions = self.conditions(weights, ctx, inputs, saving)?;
-        let pass = conditions.pass(self, ctx, saving);
+        let pass = conditions.pass(ctx, Keep::of_pass(self.options.checkpointing, saving));
         let mut asked = Asked::new(probe, (grid.2, grid.3), pass.image.map(|image| image.count))?;
         let route = Route::forward(weights, ctx);
 
@@ -226,7 +224,7 @@ impl<D: Device> UNet<D> {
         let mut steps = Vec::new();
         for step in &weights.steps {
             let skip = if step.pops { Some(skips.pop().ok_or_else(no_skip)?) } else { None };
-            let pass = Pass { saving: saving && step.units.end > route.first, ..pass };
+            let pass = Pass { keep: pass.keep.if_reached(step.units.end > route.first), ..pass };
             let (y, saved) = run_step(pass, &route, step, x, skip, &mut asked)?;
             x = Arc::new(y);
             if step.pushes {
@@ -269,7 +267,7 @@ impl<D: Device> UNet<D> {
         check_backward(&used, grid, adapter, cotangent)?;
         let ctx = Context { queue: &queue, branches: Some(&branches) };
         let resampled = conditions.resampled.take();
-        let pass = conditions.pass(self, ctx, false);
+        let pass = conditions.pass(ctx, Keep::Nothing);
         let route = Route::backward(weights, ctx);
         let image_values = pass.image.map_or(0, |image| pass.batch * image.count * conditions.width);
         let mut grads = Grads::<D> {
@@ -335,12 +333,13 @@ fn run_step<D: Device>(
         StageWeights::Resnet(resnet) => {
             route.approach(unit)?;
             let inputs = ResnetInputs { x, skip };
-            if pass.saving && pass.checkpointing == Checkpointing::Blocks {
-                let (y, _) = resnet::forward(Pass { saving: false, ..pass }, resnet, inputs.clone())?;
+            if pass.keep == Keep::Input {
+                let (y, _) =
+                    resnet::forward(Pass { keep: pass.keep.inside(), ..pass }, resnet, inputs.clone())?;
                 return Ok((y, Some(StageSaved::Resnet(Kept::Input(inputs)))));
             }
             let (y, saved) = resnet::forward(pass, resnet, inputs)?;
-            Ok((y, saved.map(|saved| StageSaved::Resnet(Kept::All(saved)))))
+            Ok((y, saved.map(|saved| StageSaved::Resnet(Kept::Inside(saved)))))
         }
         StageWeights::Transformer(transformer) => {
             let (y, saved) = transformer::forward(pass, route, transformer, unit, x, asked)?;
@@ -351,7 +350,7 @@ fn run_step<D: Device>(
             let y = conv.run_in(pass.ctx, &x, Kind::Activation)?;
             let size = (x.height, x.width);
             let kept = pass.ctx.adapts(conv.linear()).then_some(x);
-            Ok((y, pass.saving.then_some(StageSaved::Resampled(size, kept))))
+            Ok((y, pass.keep.is_some().then_some(StageSaved::Resampled(size, kept))))
         }
     }
 }

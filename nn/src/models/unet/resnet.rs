@@ -18,6 +18,7 @@ use crate::{
     device::{CopyTokens, Device, Kind, Queue, View, ViewMut},
     error::{Error, Result},
     layers::{Conv, GroupNorm, Map},
+    models::checkpointing::Keep,
 };
 
 /// What a residual block reads: what comes from the step before, and what was kept on the way down.
@@ -76,13 +77,13 @@ pub(super) struct ResnetSaved<D: Device> {
     fresh: Fresh<D>,
 }
 
-/// What a backward makes from what was kept, unless the forward has just run again for it.
+/// What a backward makes from the rest where it was not kept.
 #[derive(Debug)]
 struct Fresh<D: Device> {
     /// Both inputs as the channels of one picture.
     x: Option<Arc<Map<D>>>,
-    /// What the first convolution has read.
-    n: Option<Map<D>>,
+    /// What the convolutions have read.
+    n: [Option<Map<D>>; 2],
 }
 
 /// Run the block.
@@ -93,16 +94,20 @@ pub(super) fn forward<D: Device>(
 ) -> Result<(Map<D>, Option<ResnetSaved<D>>)> {
     let queue = pass.ctx.queue;
     let x = inputs.joined(queue);
+    let keeps = |n, conv: &Conv<D>| Some(n).filter(|_| pass.keeps_input_of(conv.linear()));
+    let [conv1, conv2] = &block.convs;
     let (middle, n) = middle(pass, block, &x)?;
-    drop(n);
-    let (norm2, conv2) = (&block.norms[1], &block.convs[1]);
-    let mut y = conv2.run_in(pass.ctx, &norm2.run(queue, &middle, true), Kind::Activation)?;
+    let n1 = keeps(n, conv1);
+    let n = block.norms[1].run(queue, &middle, true);
+    let mut y = conv2.run_in(pass.ctx, &n, Kind::Activation)?;
+    let n = [n1, keeps(n, conv2)];
     match &block.shortcut {
         Some(shortcut) => add(queue, &mut y, &shortcut.run_in(pass.ctx, &x, Kind::Activation)?),
         None => add(queue, &mut y, &x),
     }
-    let fresh = Fresh { x: None, n: None };
-    Ok((y, pass.saving.then_some(ResnetSaved { inputs, middle, fresh })))
+    let x = Some(x).filter(|_| pass.keep == Keep::All);
+    let fresh = Fresh { x, n };
+    Ok((y, pass.keep.is_some().then_some(ResnetSaved { inputs, middle, fresh })))
 }
 
 /// What the backward of [`forward`] needs, from the block's inputs: nothing behind `h` is computed again, because no backward of a
@@ -112,9 +117,10 @@ pub(super) fn again<D: Device>(
     block: &Resnet<D>,
     inputs: Inputs<D>,
 ) -> Result<ResnetSaved<D>> {
+    let pass = pass.again();
     let x = inputs.joined(pass.ctx.queue);
     let (middle, n) = middle(pass, block, &x)?;
-    let n = Some(n).filter(|_| pass.ctx.adapts(block.convs[0].linear()));
+    let n = [Some(n).filter(|_| pass.keeps_input_of(block.convs[0].linear())), None];
     Ok(ResnetSaved { inputs, middle, fresh: Fresh { x: Some(x), n } })
 }
 
@@ -138,7 +144,7 @@ pub(super) fn backward<D: Device>(
     grads: &mut Grads<D>,
 ) -> Result<(Map<D>, Option<Map<D>>)> {
     let queue = pass.ctx.queue;
-    let ResnetSaved { inputs, middle, fresh } = saved;
+    let ResnetSaved { inputs, middle, fresh: Fresh { x, n: [n1, n2] } } = saved;
     let [norm1, norm2] = &block.norms;
     let [conv1, conv2] = &block.convs;
     let (size, ctx) = ((dy.height, dy.width), pass.ctx);
@@ -147,14 +153,14 @@ pub(super) fn backward<D: Device>(
         dx.ok_or_else(|| Error::Internal("a convolution gave no derivative by its input".into()))
     };
     // What a convolution has read, where it is adapted.
-    let read = |conv: &Conv<D>, norm: &GroupNorm<D>, x: &Map<D>| {
-        ctx.adapts(conv.linear()).then(|| norm.run(queue, x, true))
+    let read = |known: Option<Map<D>>, conv: &Conv<D>, norm: &GroupNorm<D>, x: &Map<D>| {
+        known.or_else(|| ctx.adapts(conv.linear()).then(|| norm.run(queue, x, true)))
     };
-    let mut d = by(conv2, read(conv2, norm2, &middle).as_ref(), dy)?;
+    let mut d = by(conv2, read(n2, conv2, norm2, &middle).as_ref(), dy)?;
     d = norm2.backward(queue, &middle, true, &d);
     drop(middle);
-    let x = fresh.x.unwrap_or_else(|| inputs.joined(queue));
-    let n = fresh.n.or_else(|| read(conv1, norm1, &x));
+    let x = x.unwrap_or_else(|| inputs.joined(queue));
+    let n = read(n1, conv1, norm1, &x);
     d = by(conv1, n.as_ref(), &d)?;
     drop(n);
     let mut dx = norm1.backward(queue, &x, true, &d);

@@ -25,7 +25,7 @@ use crate::{
     files::{NamedTensor, TensorFiles, TensorView, write_safetensors},
     layers::{Branches, Context, FactorGroups, Linear, Loading, Map},
     lora::{Adapter, AdapterLayout},
-    models::Checkpointing,
+    models::checkpointing::Keep,
 };
 
 /// Width of the time's embedding, and of a text token.
@@ -102,9 +102,7 @@ impl Network {
             text: Tokens { values: View::new(&text, TEXT), count: 3 },
             image: None,
             image_scale: 0.0,
-            checkpointing: Checkpointing::Blocks,
-            saving: true,
-            backward_next: false,
+            keep: Keep::Products,
         });
     }
 }

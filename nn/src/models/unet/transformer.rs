@@ -20,7 +20,7 @@ use crate::{
     device::{Device, View, ViewMut},
     error::{Error, Result},
     layers::{InputGrad, Map, Output, linears, linears_backward},
-    models::checkpointing::{Checkpointing, Kept},
+    models::checkpointing::{Keep, Kept},
 };
 
 /// What the backward of a transformer needs.
@@ -61,17 +61,16 @@ pub(super) fn forward<D: Device>(
         let number = unit + 1 + i;
         route.approach(number)?;
         let crossing = transformer.crossing + i;
-        let saving = pass.saving && number >= route.first;
+        let keep = pass.keep.if_reached(number >= route.first);
         let input = Arc::clone(&h);
-        let inside = saving && pass.checkpointing == Checkpointing::None;
         let (next, saved, looked) =
-            block::forward(Pass { saving: inside, ..pass }, block, sizes, h, asked.wants(crossing))?;
+            block::forward(Pass { keep: keep.inside(), ..pass }, block, sizes, h, asked.wants(crossing))?;
         if let Some(looked) = &looked {
             asked.block(pass, crossing, &x, looked)?;
         }
         blocks.push(match saved {
-            Some(saved) => Some(Kept::All(saved)),
-            None => saving.then_some(Kept::Input(input)),
+            Some(saved) => Some(Kept::Inside(saved)),
+            None => (keep == Keep::Input).then_some(Kept::Input(input)),
         });
         h = Arc::new(next);
     }
@@ -81,7 +80,7 @@ pub(super) fn forward<D: Device>(
     let out_inner = linears(pass.ctx, rows, View::new(&*h, channels), &mut [output])?;
     let mut y = x.with(channels, y);
     add(queue, &mut y, &x);
-    Ok((y, pass.saving.then_some(TransformerSaved { x, in_inner, blocks, last: h, out_inner })))
+    Ok((y, pass.keep.is_some().then_some(TransformerSaved { x, in_inner, blocks, last: h, out_inner })))
 }
 
 /// Backward of [`forward`]: the cotangent of `x`; nothing where the way ends in this transformer.

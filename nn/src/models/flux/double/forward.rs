@@ -15,7 +15,8 @@ use super::super::{
 use crate::{
     device::{Activation, Device, Kind, Queue, View, ViewMut},
     error::{Error, Result},
-    layers::{Linear, Output, inner, linears},
+    layers::{Output, inner, linears},
+    models::checkpointing::Keep,
 };
 
 pub(super) const ATTENTION: (usize, usize) = (0, 1);
@@ -33,7 +34,7 @@ pub struct DoubleSaved<D: Device> {
     pub(super) attended: Attended<D>,
     /// Text, then image.
     pub(super) streams: [StreamSaved<D>; 2],
-    /// Queries and keys, `[N, H, S, D / H]`, where the forward has just run again; else the backward makes them.
+    /// Queries and keys, `[N, H, S, D / H]`; the backward makes them where they were not kept.
     pub(super) heads: Option<(D::Buffer, D::Buffer)>,
 }
 
@@ -44,7 +45,7 @@ pub(super) struct StreamSaved<D: Device> {
     pub(super) mlp: MlpSaved<D>,
 }
 
-/// Of the half with the attention. Optional rows are kept where the forward has just run again; elsewhere the backward makes them.
+/// Of the half with the attention. The backward makes rows that it needs where they were not kept.
 pub(super) struct AttentionSaved<D: Device> {
     pub(super) moments: RowMoments<D>,
     /// Queries and keys before their norm, `[R, D]`.
@@ -84,7 +85,7 @@ struct Projected<D: Device> {
     q: D::Buffer,
     k: D::Buffer,
     inner: Option<D::Buffer>,
-    /// Normed input, where a backward comes next and reads it.
+    /// Normed input, where it is kept.
     n: Option<D::Buffer>,
 }
 
@@ -95,7 +96,7 @@ pub fn forward<D: Device>(
     block: &DoubleBlock<D>,
     x: &Arc<D::Buffer>,
 ) -> Result<(D::Buffer, Option<DoubleSaved<D>>)> {
-    let (y, saved) = run(pass, block, x, false)?;
+    let (y, saved) = run(pass, block, x, true)?;
     let y = y.ok_or_else(|| Error::Internal("a block that ran gave no result".into()))?;
     Ok((y, saved))
 }
@@ -106,36 +107,36 @@ pub fn again<D: Device>(
     block: &DoubleBlock<D>,
     x: &Arc<D::Buffer>,
 ) -> Result<DoubleSaved<D>> {
-    let (_, saved) = run(Pass { saving: true, ..pass }, block, x, true)?;
+    let (_, saved) = run(Pass { keep: Keep::All, ..pass }, block, x, false)?;
     saved.ok_or_else(|| Error::Internal("a block that ran for its backward kept nothing".into()))
 }
 
-/// The block; where its backward comes next, what that reads once more is kept, and the result is left out.
+/// The block, with its result or without.
 #[expect(clippy::type_complexity, reason = "the result, and what is kept of it")]
 fn run<D: Device>(
     pass: Pass<'_, D>,
     block: &DoubleBlock<D>,
     x: &Arc<D::Buffer>,
-    backward_next: bool,
+    with_result: bool,
 ) -> Result<(Option<D::Buffer>, Option<DoubleSaved<D>>)> {
     let streams = [(&block.text, TEXT), (&block.image, IMAGE)];
     let half = |i: usize| {
         let (stream, span): &(&Stream<D>, Span) = &streams[i];
-        Half { pass, stream, span: span.clone(), backward_next }
+        Half { pass, stream, span: span.clone() }
     };
     let mut heads = Heads::take(pass);
     let text = half(0).project(x, &mut heads)?;
     let image = half(1).project(x, &mut heads)?;
     let attended = attend(pass, ALL, &heads);
     let Heads { q, k, v } = heads;
-    let kept = pass.saving.then_some((v, Some((q, k)).filter(|_| backward_next)));
+    let kept = pass.keep.is_some().then_some((v, Some((q, k)).filter(|_| pass.keep == Keep::All)));
 
     let len = pass.sequence.rows() * pass.width;
     let mut middle = pass.take(len);
     let (text, text_attention) = half(0).add_attention(x, text, &attended, &mut middle)?;
     let (image, image_attention) = half(1).add_attention(x, image, &attended, &mut middle)?;
-    let attended = pass.saving.then_some(attended);
-    let mut y = (!backward_next).then(|| pass.take(len));
+    let attended = pass.keep.is_some().then_some(attended);
+    let mut y = with_result.then(|| pass.take(len));
     let text_mlp = half(0).add_mlp(&middle, &text, y.as_mut())?;
     let image_mlp = half(1).add_mlp(&middle, &image, y.as_mut())?;
 
@@ -174,7 +175,6 @@ struct Half<'a, D: Device> {
     pass: Pass<'a, D>,
     stream: &'a Stream<D>,
     span: Span,
-    backward_next: bool,
 }
 
 impl<D: Device> Half<'_, D> {
@@ -182,14 +182,9 @@ impl<D: Device> Half<'_, D> {
         self.pass.sequence.span_rows(self.span.clone()).len()
     }
 
-    /// Does a backward that comes next read what this linear reads?
-    fn reads_again(&self, linear: &Linear<D>) -> bool {
-        self.backward_next && self.pass.ctx.adapts(linear)
-    }
-
     /// Norm, projections, and their place among the heads.
     fn project(&self, x: &D::Buffer, heads: &mut Heads<D>) -> Result<Projected<D>> {
-        let Self { pass, stream, span, .. } = self;
+        let Self { pass, stream, span } = self;
         let Pass { ctx, width, .. } = *pass;
         let rows = self.rows();
         let modulation = Modulation::new(*pass, &stream.modulation)?;
@@ -211,7 +206,7 @@ impl<D: Device> Half<'_, D> {
             Projection { span: span.clone(), rows: &k, weight: Some(&stream.norm_k), heads: &mut heads.k },
             Projection { span: span.clone(), rows: &v, weight: None, heads: &mut heads.v },
         ];
-        let read_again = [&stream.q, &stream.k, &stream.v].iter().any(|linear| self.reads_again(linear));
+        let read_again = [&stream.q, &stream.k, &stream.v].iter().any(|linear| pass.keeps_input_of(linear));
         let (moments, n) = (n.moments, Some(n.values).filter(|_| read_again));
         split_heads(*pass, projections);
         Ok(Projected { modulation, moments, q, k, inner, n })
@@ -225,20 +220,20 @@ impl<D: Device> Half<'_, D> {
         attended: &Attended<D>,
         middle: &mut D::Buffer,
     ) -> Result<(Modulation<D>, Option<AttentionSaved<D>>)> {
-        let Self { pass, stream, span, .. } = self;
-        let Pass { ctx, width, saving, .. } = *pass;
+        let Self { pass, stream, span } = self;
+        let Pass { ctx, width, keep, .. } = *pass;
         let (rows, len) = (self.rows(), self.rows() * width);
         let Projected { modulation, moments, q, k, inner, n } = projected;
         let values = attended_rows(*pass, span.clone(), attended);
         let mut to = pass.rows_of_mut(span, middle);
         let output = Output(&stream.out, to.again());
         let out_inner = linears(ctx, rows, View::new(&values, width), &mut [output])?;
-        let gated = (saving && ctx.adapts(&stream.modulation))
+        let gated = (keep.is_some() && ctx.adapts(&stream.modulation))
             .then(|| ctx.queue.copy(to.read(), len, Kind::Activation));
         gated_add(*pass, span.clone(), pass.rows_of(span, x), &modulation, ATTENTION_GATE, to);
-        let attended = Some(values).filter(|_| self.reads_again(&stream.out));
+        let attended = Some(values).filter(|_| pass.keeps_input_of(&stream.out));
         let saved = AttentionSaved { moments, q, k, projection_inner: inner, out_inner, gated, n, attended };
-        Ok((modulation, saving.then_some(saved)))
+        Ok((modulation, keep.is_some().then_some(saved)))
     }
 
     /// The stream's rows of the result, unless it is left out.
@@ -248,8 +243,8 @@ impl<D: Device> Half<'_, D> {
         modulation: &Modulation<D>,
         y: Option<&mut D::Buffer>,
     ) -> Result<Option<MlpSaved<D>>> {
-        let Self { pass, stream, span, .. } = self;
-        let Pass { ctx, width, saving, .. } = *pass;
+        let Self { pass, stream, span } = self;
+        let Pass { ctx, width, keep, .. } = *pass;
         let (rows, mlp) = (self.rows(), MLP_RATIO * width);
         let middle = pass.rows_of(span, middle);
         let n = normed(*pass, span.clone(), middle, modulation, MLP);
@@ -257,7 +252,7 @@ impl<D: Device> Half<'_, D> {
         let output = Output(&stream.up, ViewMut::new(&mut up, mlp));
         let up_inner = linears(ctx, rows, View::new(&n.values, width), &mut [output])?;
         let moments = n.moments;
-        let n = Some(n.values).filter(|_| self.reads_again(&stream.up));
+        let n = Some(n.values).filter(|_| pass.keeps_input_of(&stream.up));
 
         let by_gate = ctx.adapts(&stream.modulation);
         let (mut down_inner, mut gated, mut active) = (None, None, None);
@@ -266,8 +261,9 @@ impl<D: Device> Half<'_, D> {
             let mut to = pass.rows_of_mut(span, y);
             let output = Output(&stream.down, to.again());
             down_inner = linears(ctx, rows, View::new(&values, mlp), &mut [output])?;
-            drop(values);
-            gated = (saving && by_gate).then(|| ctx.queue.copy(to.read(), rows * width, Kind::Activation));
+            active = Some(values).filter(|_| pass.keeps_input_of(&stream.down));
+            gated = (keep.is_some() && by_gate)
+                .then(|| ctx.queue.copy(to.read(), rows * width, Kind::Activation));
             gated_add(*pass, span.clone(), middle, modulation, MLP_GATE, to);
         } else if by_gate || ctx.adapts(&stream.down) {
             let values = activated(*pass, rows, &up);
@@ -279,8 +275,8 @@ impl<D: Device> Half<'_, D> {
                 }
                 None => inner(ctx, rows, from, [&stream.down]),
             };
-            active = Some(values).filter(|_| self.reads_again(&stream.down));
+            active = Some(values).filter(|_| pass.keeps_input_of(&stream.down));
         }
-        Ok(saving.then_some(MlpSaved { moments, up, up_inner, down_inner, gated, n, active }))
+        Ok(keep.is_some().then_some(MlpSaved { moments, up, up_inner, down_inner, gated, n, active }))
     }
 }
