@@ -54,6 +54,20 @@ extern "C" __global__ void __launch_bounds__(256) to_activation(const float* fro
                                                                 int to_stride, int wide) {
   convert(from, to, rows, width, from_stride, to_stride, wide);
 }
+// Activations from sums in parts of `count` values, rows without gaps, that are added in their order.
+extern "C" __global__ void __launch_bounds__(256) add_parts(const float* sums, activation* to, int rows, int width, int parts, int count,
+                                                            int to_stride, int wide) {
+  const Place p = place_in_rows<WIDE>(rows, width, wide);
+  if (!p.there) return;
+  float total[WIDE], v[WIDE];
+  load_wide(sums + at(p.row, width, p.column), total, p.left, p.wide);
+  for (int part = 1; part < parts; ++part) {
+    load_wide(sums + at(part, count, 0) + at(p.row, width, p.column), v, p.left, p.wide);
+#pragma unroll
+    for (int i = 0; i < WIDE; ++i) total[i] += v[i];
+  }
+  store_wide(to + at(p.row, to_stride, p.column), total, p.left, p.wide);
+}
 extern "C" __global__ void __launch_bounds__(256) to_exact(const activation* from, float* to, int rows, int width, int from_stride,
                                                            int to_stride, int wide) {
   convert(from, to, rows, width, from_stride, to_stride, wide);

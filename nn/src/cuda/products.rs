@@ -53,6 +53,8 @@ pub(super) struct Product {
     pub bias: Option<CUdeviceptr>,
     pub scale: f32,
     pub accumulate: bool,
+    /// How many runs of K values are summed apart: of both factors one behind the other, of the result each `M` rows further.
+    pub parts: usize,
     /// Rows are samples of a batch: there are few.
     pub of_samples: bool,
     /// How both factors are stored.
@@ -71,6 +73,7 @@ struct Key {
     alignments: [u32; 3],
     bias: bool,
     accumulate: bool,
+    parts: usize,
     of_samples: bool,
     elements: (Element, Element),
 }
@@ -92,6 +95,7 @@ impl Key {
             ],
             bias: call.bias.is_some(),
             accumulate: call.accumulate,
+            parts: call.parts,
             of_samples: call.of_samples,
             elements: (call.factors, call.result),
         }
@@ -109,8 +113,8 @@ impl Key {
             width.next_multiple_of(values)
         };
         let (factors, result) = self.elements;
-        let left_width = if self.transposed[0] { sizes.0 } else { sizes.2 };
-        let right_width = if self.transposed[1] { sizes.2 } else { sizes.1 };
+        let left_width = if self.transposed[0] { sizes.0 } else { sizes.2 * self.parts };
+        let right_width = if self.transposed[1] { sizes.2 * self.parts } else { sizes.1 };
         let strides =
             [stride(left_width, left, factors), stride(right_width, right, factors), stride(n, out, result)];
         // A policy adds to what its adapter gave, and the reference, which has none, must get the same bits from the same weight.
@@ -135,16 +139,46 @@ fn kind(element: Element) -> sys::cudaDataType_t {
     }
 }
 
+/// A matrix becomes so many, each `next` values behind the one before.
+fn repeat(layout: sys::cublasLtMatrixLayout_t, count: usize, next: usize) -> Result<(), CublasError> {
+    use sys::cublasLtMatrixLayoutAttribute_t::{
+        CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+    };
+    let (count, next) = (count as i32, next as i64);
+    // SAFETY: the layout lives, and the values have the sizes that are said.
+    unsafe {
+        result::set_matrix_layout_attribute(
+            layout,
+            CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
+            (&raw const count).cast(),
+            size_of::<i32>(),
+        )?;
+        result::set_matrix_layout_attribute(
+            layout,
+            CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+            (&raw const next).cast(),
+            size_of::<i64>(),
+        )
+    }
+}
+
 impl Descriptors {
     fn new(key: &Key) -> Result<Self, CublasError> {
         let (m, n, k) = key.sizes;
         let (factors, output) = key.elements;
-        let layout = |element, columns: usize, rows: usize, stride: usize| {
-            result::create_matrix_layout(kind(element), columns as u64, rows as u64, stride as i64)
+        let layout = |element, columns: usize, rows: usize, stride: usize, next: usize| {
+            let made =
+                result::create_matrix_layout(kind(element), columns as u64, rows as u64, stride as i64)?;
+            if key.parts > 1 {
+                repeat(made, key.parts, next)?;
+            }
+            Ok(made)
         };
         let stored = |transposed, rows: usize, columns: usize| {
             if transposed { (rows, columns) } else { (columns, rows) }
         };
+        // From a part to the next one: along a factor's rows, or from row to row.
+        let along = |by_rows: bool, factor: usize| if by_rows { k * key.strides[factor] } else { k };
         let (left_columns, left_rows) = stored(key.transposed[0], m, k);
         let (right_columns, right_rows) = stored(key.transposed[1], k, n);
         let new = Self {
@@ -152,9 +186,9 @@ impl Descriptors {
                 sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
                 sys::cudaDataType_t::CUDA_R_32F,
             )?,
-            left: layout(factors, left_columns, left_rows, key.strides[0])?,
-            right: layout(factors, right_columns, right_rows, key.strides[1])?,
-            out: layout(output, n, m, key.strides[2])?,
+            left: layout(factors, left_columns, left_rows, key.strides[0], along(key.transposed[0], 0))?,
+            right: layout(factors, right_columns, right_rows, key.strides[1], along(!key.transposed[1], 1))?,
+            out: layout(output, n, m, key.strides[2], m * key.strides[2])?,
         };
         use sys::cublasLtMatmulDescAttributes_t::{
             CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB,

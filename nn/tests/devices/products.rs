@@ -104,11 +104,12 @@ fn narrow<D: Device>(device: &D, precision: Precision, (m, k, r): (usize, usize,
     products.to_vec()
 }
 
-/// A GPU sums them in parts: longer than one, an even number of parts, and a part that is short.
+/// A GPU sums them in parts: one is enough, two and five of one length, a last one that is shorter, columns that are no multiple of what a
+/// thread reads.
 #[test]
 fn products_of_long_rows_with_few_columns_agree() {
     let Some(devices) = devices() else { return };
-    for sizes in [(5, 3072, 8), (3, 6144, 16), (19, 6216, 24)] {
+    for sizes in [(5, 3072, 8), (3, 6144, 16), (7, 15360, 32), (19, 6216, 24), (4, 6144, 3)] {
         agree!(devices, [5e-6, 1.2e-2], narrow(sizes));
     }
 }

@@ -20,9 +20,11 @@ use crate::{
 
 /// A product with at most so many columns is narrow: it reads far more than it multiplies.
 const NARROW: usize = 256;
-/// What a narrow product sums at once. cuBLASLt may not split a sum, since the order would be its own, and has no good algorithm for
+/// The most that a narrow product sums at once. cuBLASLt may not split a sum, since the order would be its own, and has no good algorithm for
 /// a longer one: [3872, 12288] by [12288, 32] took 0.28 ms on an H200, which is the tenth part of its memory's rate.
 const SUMMED: usize = 3072;
+/// Parts of a sum begin at a multiple of so many values: of sixteen bytes, and of what a tensor core takes at once.
+const PART_MULTIPLE: usize = 16;
 
 /// Bytes that a factor's place is a multiple of: what an allocation's is.
 const FACTOR_ALIGNMENT: usize = 256;
@@ -163,6 +165,7 @@ impl CudaQueue {
             bias,
             scale: 1.0,
             accumulate: accumulate || begun,
+            parts: 1,
             // In f32 an algorithm for few rows gives one row other bits than several.
             of_samples: of_samples && weight.element == Element::Bf16,
             factors: weight.element,
@@ -207,23 +210,44 @@ impl CudaQueue {
         (Rows::of(View::new(&copy, k), m, k), Some(copy))
     }
 
-    /// A narrow product, in parts of the summed axis that are added in their order, in f32.
+    /// A narrow product, in parts of the summed axis that are added in their order, in f32. One call makes all of one length: a part alone
+    /// has too few rows for all multiprocessors.
     fn narrow_product(&self, product: &Product, result: Rows) {
         let (m, n, k) = product.sizes;
-        let sums = self.buffer(m * n, Element::F32);
-        let sums = Rows::of(View::new(&sums, n), m, n);
-        for along in (0..k).step_by(SUMMED) {
-            self.product(&Product {
-                sizes: (m, n, SUMMED.min(k - along)),
-                left: product.left.from(along, true, product.factors),
-                right: product.right.from(along, product.right.transposed, product.factors),
-                out: sums.operand(false),
-                accumulate: along > 0,
-                result: Element::F32,
-                ..*product
-            });
+        let each = k.div_ceil(k.div_ceil(SUMMED)).next_multiple_of(PART_MULTIPLE);
+        let (whole, parts) = (k / each, k.div_ceil(each));
+        let sums = self.buffer(parts * m * n, Element::F32);
+        let sums = View::new(&sums, n);
+        for (first, count, length) in [(0, whole, each), (whole, parts - whole, k % each)] {
+            let along = first * each;
+            if count > 0 {
+                self.product(&Product {
+                    sizes: (m, n, length),
+                    left: product.left.from(along, true, product.factors),
+                    right: product.right.from(along, product.right.transposed, product.factors),
+                    out: Rows::of(sums.skip(first * m * n), count * m, n).operand(false),
+                    parts: count,
+                    result: Element::F32,
+                    ..*product
+                });
+            }
         }
-        self.convert(sums, result, m, n);
+        let sums = Rows::of(sums, parts * m, n);
+        self.launch(
+            Source::Pointwise,
+            "add_parts",
+            self.chunks(m, n),
+            &[
+                sums.argument(),
+                result.argument(),
+                int(m),
+                int(n),
+                int(parts),
+                int(m * n),
+                int(result.stride),
+                flag(sums.is_wide() && result.is_wide()),
+            ],
+        );
     }
 
     pub(super) fn sum_of_products(&self, call: GemmTn<'_, Cuda>) {
@@ -239,6 +263,7 @@ impl CudaQueue {
             bias: None,
             scale,
             accumulate: false,
+            parts: 1,
             of_samples: false,
             factors: self.activation(),
             result: out.element,
