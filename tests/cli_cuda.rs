@@ -7,18 +7,26 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output, Stdio},
 };
 
 use assert_cmd::cargo::cargo_bin;
 use prefgraph_nn::cuda;
 
-/// Run the command in the root of the repository, with settings of the stand-in: its exit code, and what it said.
-fn graph_run(settings: &[(&str, &str)], args: &[&str]) -> (i32, String) {
+/// The command in the root of the repository, with settings of the stand-in.
+fn command(settings: &[(&str, &str)], args: &[&str]) -> Command {
     let mut command = Command::new(cargo_bin("graph-run"));
     command.current_dir(env!("CARGO_MANIFEST_DIR")).env("NO_COLOR", "1").args(args);
     command.envs(settings.iter().copied());
-    let output = command.output().unwrap();
+    command
+}
+
+/// Run it: its exit code, and what it said.
+fn graph_run(settings: &[(&str, &str)], args: &[&str]) -> (i32, String) {
+    ended(command(settings, args).output().unwrap())
+}
+
+fn ended(output: Output) -> (i32, String) {
     let said = [output.stderr, output.stdout].map(|text| String::from_utf8_lossy(&text).into_owned());
     (output.status.code().unwrap_or(-1), said.concat())
 }
@@ -67,6 +75,10 @@ impl Small {
 
     /// Run it with these arguments, in pictures of 64 pixels.
     fn run(&self, settings: &[(&str, &str)], out: &str, more: &[&str]) -> (i32, String) {
+        ended(self.command(settings, out, more).output().unwrap())
+    }
+
+    fn command(&self, settings: &[(&str, &str)], out: &str, more: &[&str]) -> Command {
         let out = self.out(out).display().to_string();
         let graph = self.graph.display().to_string();
         let mut args = vec![graph.as_str(), "--out", out.as_str()];
@@ -82,7 +94,7 @@ impl Small {
             args.extend(["--set", set]);
         }
         args.extend(more);
-        graph_run(settings, &args)
+        command(settings, &args)
     }
 
     fn adapter(&self, out: &str) -> Vec<u8> {
@@ -325,6 +337,50 @@ fn a_graph_that_is_too_large_for_its_gpu_is_refused_before_it_is_opened() {
     assert!(!small.out("large").exists(), "a run that is refused leaves nothing");
 }
 
+/// Bytes of the GPU that a run has said it needs, without what the driver holds: that is no allocation on the stand-in.
+fn planned(said: &str) -> f64 {
+    let line = said.lines().find(|line| line.contains("of cuda:0 ")).expect("the plan's peak");
+    let after = line.split("of cuda:0 ").nth(1).unwrap();
+    let peak: f64 = after.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(after.contains("MiB"), "{line}");
+    (peak - 512.0) * 1024.0 * 1024.0
+}
+
+/// What others hold of 8 GB where so much is left.
+fn held_beside(left: f64) -> String {
+    (8_000_000_000 - left as u64).to_string()
+}
+
+#[test]
+fn of_two_runs_that_do_not_fit_on_a_gpu_together_one_ends_with_a_sentence_and_is_resumed() {
+    if !there_is_the_standin() {
+        return;
+    }
+    let small = Small::new();
+    let args = ["--device", "cuda:0", "--steps", "8"];
+    let (code, said) = small.run(&[], "alone", &args);
+    assert!(code == 0, "{said}");
+    let (held, file) = (held_beside(1.1 * planned(&said)), small.out("shared").display().to_string());
+    let shared =
+        [("STANDIN_MEMORY", "8000000000"), ("STANDIN_HELD", held.as_str()), ("STANDIN_SHARED", &file)];
+    let runs = ["first", "second"].map(|out| {
+        let mut command = small.command(&shared, out, &args);
+        (out, command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    });
+    let runs = runs.map(|(out, run)| (out, ended(run.wait_with_output().unwrap())));
+    assert!(runs.iter().any(|(_, (code, _))| *code != 0), "both had room: {runs:?}");
+    for (out, (code, said)) in runs {
+        if code != 0 {
+            assert!(code == 1 && said.contains("it has no room"), "{out}: {said}");
+            assert!(said.contains("another process may hold memory"), "{out}: {said}");
+            // What ended before its first step begins anew; else the last checkpoint goes on.
+            let resumed = small.run(&shared, out, &[&args[..], &["--resume"]].concat());
+            assert_eq!(resumed.0, 0, "{out}: {}", resumed.1);
+        }
+        assert_eq!(small.adapter(out), small.adapter("alone"), "{out}: {said}");
+    }
+}
+
 #[test]
 fn a_run_needs_what_its_plan_says() {
     if !there_is_the_standin() {
@@ -341,15 +397,9 @@ fn a_run_needs_what_its_plan_says() {
         .concat();
         let (code, said) = small.run(&[], "free", &args);
         assert!(code == 0, "{said}");
-        let line = said.lines().find(|line| line.contains("of cuda:0 ")).expect("the plan's peak").to_owned();
-        let after = line.split("of cuda:0 ").nth(1).unwrap();
-        let peak: f64 = after.split_whitespace().next().unwrap().parse().unwrap();
-        assert!(after.contains("MiB"), "{line}");
-        // What the driver holds on a device is no allocation on the stand-in.
-        let bytes = (peak - 512.0) * 1024.0 * 1024.0;
+        let need = planned(&said);
         let with = |share: f64, out: &str| {
-            let held = 8_000_000_000 - (share * bytes) as u64;
-            let held = held.to_string();
+            let held = held_beside(share * need);
             small.run(&[("STANDIN_MEMORY", "8000000000"), ("STANDIN_HELD", &held)], out, &args)
         };
         let (code, said) = with(1.0, "enough");

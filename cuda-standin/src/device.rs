@@ -97,7 +97,7 @@ pub fn current() -> Result<MutexGuard<'static, Device>, Code> {
 impl Device {
     fn new(ordinal: usize) -> Device {
         let settings = settings();
-        let memory = Memory::new(settings.memory.saturating_sub(settings.held), settings.check);
+        let memory = Memory::new(ordinal, settings.memory.saturating_sub(settings.held), settings.check);
         Device {
             ordinal,
             checker: settings.check.then(|| Box::new(Checker::new(memory.base))),

@@ -9,7 +9,7 @@
 //! | `driver`, `nvrtc`, `blaslt` | the functions that are called from outside, by their names |
 //! | `device` | what one device is: its memory, streams, events, modules and its error |
 //! | `queue`, `events`, `work` | when queued work runs, what orders it, and what each kind of work does |
-//! | `memory`, `pinned` | the arena of a device, and page-locked memory of the host |
+//! | `memory`, `pinned`, `shared` | the arena of a device, page-locked memory of the host, and what other processes hold |
 //! | `checker` | whether each access is inside an allocation, reads what was written, and is ordered |
 //! | `kernels` | compiles kernels, loads them and runs their blocks |
 //! | `image` | what "PTX" is here: the source and its options, as text |
@@ -30,4 +30,5 @@ mod nvrtc;
 mod pinned;
 mod queue;
 mod settings;
+mod shared;
 mod work;

@@ -31,6 +31,8 @@ pub struct Settings {
     pub memory: usize,
     /// Bytes of it that other processes hold.
     pub held: usize,
+    /// Where processes that share the devices tell each other what they hold.
+    pub shared: Option<PathBuf>,
     pub driver: i32,
     pub devices: usize,
     pub lose_after: Option<u64>,
@@ -62,6 +64,7 @@ fn read() -> Settings {
         cache: text("STANDIN_CACHE").map_or_else(|| env::temp_dir().join("standin-kernels"), PathBuf::from),
         memory: number("STANDIN_MEMORY").unwrap_or(DEFAULT_MEMORY),
         held: number("STANDIN_HELD").unwrap_or(0),
+        shared: text("STANDIN_SHARED").map(PathBuf::from),
         driver: number("STANDIN_DRIVER").unwrap_or(DEFAULT_DRIVER),
         devices: number("STANDIN_DEVICES").unwrap_or(1),
         lose_after: number("STANDIN_LOSE_AFTER"),

@@ -38,6 +38,43 @@ fn held_by_others() {
     eprintln!("ended right");
 }
 
+const SHARED: &str = "STANDIN_SHARED";
+const SMALL: [(&str, &str); 1] = [("STANDIN_MEMORY", "1048576")];
+
+/// A process and others beside it: what it holds they have not, and once it or one of them is gone, all is there again.
+fn beside_others() {
+    let gpu = Gpu::device();
+    let whole = 1 << 20;
+    let others = std::env::var(SHARED).expect("a file");
+    let settings = [SMALL[0], (SHARED, others.as_str())];
+    let run = |program: &str| {
+        let ended = common::run(program, &settings);
+        assert!(ended.success && ended.text.contains("ended right"), "{program}:\n{}", ended.text);
+    };
+    run("finds_all");
+    let held = gpu.stream().alloc_zeros::<u8>(whole / 2).expect("memory");
+    run("finds_half");
+    // Its memory went with it.
+    assert_eq!(gpu.context.mem_get_info(), Ok((whole / 2, whole)));
+    run("finds_half");
+    drop(held);
+    gpu.context.synchronize().expect("no failure");
+    run("finds_all");
+    eprintln!("ended right");
+}
+
+/// Allocates what it finds, keeps it until its end, and gets no more.
+fn finds(expected: usize) {
+    let gpu = Gpu::device();
+    assert_eq!(gpu.context.mem_get_info(), Ok((expected, 1 << 20)));
+    let stream = gpu.stream();
+    let code_of_more = code(stream.alloc_zeros::<u8>(expected + 1));
+    assert_eq!(code_of_more, Some(Code::CUDA_ERROR_OUT_OF_MEMORY));
+    std::mem::forget(stream.alloc_zeros::<u8>(expected).expect("memory"));
+    assert_eq!(gpu.context.mem_get_info(), Ok((0, 1 << 20)));
+    eprintln!("ended right");
+}
+
 fn lost_device() {
     let gpu = Gpu::device();
     let stream = gpu.stream();
@@ -131,6 +168,9 @@ fn program_of_another_test() {
     common::child(&[
         ("out_of_memory", out_of_memory),
         ("held_by_others", held_by_others),
+        ("beside_others", beside_others),
+        ("finds_all", || finds(1 << 20)),
+        ("finds_half", || finds(1 << 19)),
         ("lost_device", lost_device),
         ("old_driver", old_driver),
         ("no_device", no_device),
@@ -159,6 +199,13 @@ fn allocations_beyond_the_memory_fail_and_the_figures_agree() {
 #[test]
 fn memory_that_other_processes_hold_is_not_given() {
     right("held_by_others", &[("STANDIN_MEMORY", "1048576"), ("STANDIN_HELD", "786432")]);
+}
+#[test]
+fn processes_share_the_memory_of_a_device() {
+    let name = format!("standin-shared-{}", std::process::id());
+    let file = std::env::temp_dir().join(name);
+    right("beside_others", &[SMALL[0], (SHARED, &file.display().to_string())]);
+    let _ = std::fs::remove_file(file);
 }
 #[test]
 fn a_lost_device_fails_every_call() {

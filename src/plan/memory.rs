@@ -260,7 +260,7 @@ impl Step<'_> {
             let last = last_use(item, tasks);
             if ahead(item.born) && (item.pinned || !ahead(last)) {
                 // Made in a step before, and once more for every step that is ahead.
-                swept.ahead = swept.ahead.saturating_add(options.ahead.saturating_mul(bytes));
+                swept.ahead = swept.ahead.saturating_add(options.made_ahead().saturating_mul(bytes));
                 at_start = at_start.saturating_add(bytes);
             } else {
                 grown[item.born] = grown[item.born].saturating_add(bytes);

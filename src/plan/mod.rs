@@ -56,7 +56,8 @@ pub const MOST_LANES: usize = 1024;
 pub struct PlanOptions {
     /// Worker threads: at least one, at most [`MOST_LANES`]. A number outside counts as the nearest inside.
     pub lanes: usize,
-    /// How many steps ahead of the step that uses it a node may run that no cell reaches.
+    /// How many steps ahead of the step that uses it a node may run that no cell reaches. Where networks run on a GPU it is
+    /// [one more](Self::made_ahead) for their data.
     pub ahead: usize,
     /// Speeds of the processor that turn declared costs into seconds.
     pub rates: Rates,
@@ -70,6 +71,12 @@ impl PlanOptions {
     /// Where networks run.
     pub fn networks(&self) -> Place {
         self.gpu.map_or(Place::Cpu, |gpu| gpu.place())
+    }
+
+    /// How many steps ahead data are made. With one step more than those whose passes run, a GPU has a pass to begin with while the host is
+    /// between two steps.
+    pub fn made_ahead(&self) -> usize {
+        self.ahead + usize::from(self.ahead > 0 && self.gpu.is_some())
     }
 
     /// Every place that the work of a plan may be at: the processor first.

@@ -2,6 +2,9 @@
 //!
 //! A window of steps is in flight: the step that was asked for, and up to `ahead` later ones, of which only the tasks
 //! run that no cell reaches. Of all tasks that are ready on a free lane, the earliest step's most urgent one starts.
+//!
+//! Where passes run on a GPU the host makes the data of one step more. That step's passes begin once the gradient of the step that was asked
+//! for is there: between two steps the host is at work, and the GPU would have nothing to do.
 
 use std::{
     cmp::Reverse,
@@ -36,8 +39,12 @@ struct InFlight {
     values: Values,
     /// Ready, but not to start before the step is asked for.
     held: Vec<TaskId>,
+    /// Ready, but passes of the step that the window has only data of.
+    held_passes: Vec<TaskId>,
     /// Tasks that may run ahead and have not finished.
     ahead_left: usize,
+    /// Tasks of the gradient that have not finished.
+    backward_left: usize,
     /// Other tasks that are ready or running.
     active: usize,
     failed: Option<(TaskId, RunError)>,
@@ -64,6 +71,8 @@ pub(super) struct Coordinator {
     window: VecDeque<InFlight>,
     next: u64,
     last: Option<u64>,
+    /// The last step of which passes may run ahead.
+    passes_until: u64,
     request: Option<Request>,
     ready: Vec<BinaryHeap<Ready>>,
     idle: Vec<bool>,
@@ -99,6 +108,7 @@ impl Coordinator {
             window: VecDeque::new(),
             next: 0,
             last,
+            passes_until: 0,
             request: None,
             lanes,
             epoch: 0,
@@ -129,6 +139,7 @@ impl Coordinator {
                 Message::Stop => return,
             }
             self.finish();
+            self.let_passes_begin();
             self.dispatch();
             self.watch();
         }
@@ -143,8 +154,8 @@ impl Coordinator {
 
     fn begin(&mut self, answer: Sender<Answer>) {
         self.request = Some(Request { answer, since: Instant::now(), waiting: None, waited: 0.0 });
-        let ahead = self.plan.options().ahead as u64;
-        let mut end = self.next + ahead;
+        self.passes_until = self.next + self.plan.options().ahead as u64;
+        let mut end = self.next + self.plan.options().made_ahead() as u64;
         if let Some(last) = self.last {
             end = end.min(last).max(self.next);
         }
@@ -157,6 +168,26 @@ impl Coordinator {
         while self.window.back().map_or(self.next, |w| w.step + 1) <= end {
             let step = self.window.back().map_or(self.next, |w| w.step + 1);
             self.admit(step);
+        }
+        self.release_passes();
+    }
+
+    /// Those of one step more, where the gradient of the step that was asked for is there.
+    fn let_passes_begin(&mut self) {
+        let Some(front) = self.window.front().filter(|_| self.request.is_some()) else { return };
+        if front.backward_left == 0 && front.ahead_left == 0 && front.failed.is_none() {
+            self.passes_until = front.step + self.plan.options().made_ahead() as u64;
+            self.release_passes();
+        }
+    }
+
+    fn release_passes(&mut self) {
+        for index in 0..self.window.len() {
+            if self.window[index].step <= self.passes_until {
+                for id in std::mem::take(&mut self.window[index].held_passes) {
+                    self.is_ready(index, id);
+                }
+            }
         }
     }
 
@@ -181,7 +212,9 @@ impl Coordinator {
             on_gpu: 0,
             values,
             held: Vec::new(),
-            ahead_left: running.filter(|t| t.phase == Phase::Ahead).count(),
+            held_passes: Vec::new(),
+            ahead_left: running.clone().filter(|t| t.phase == Phase::Ahead).count(),
+            backward_left: running.filter(|t| t.phase == Phase::Backward).count(),
             active: 0,
             failed: None,
             times: Vec::new(),
@@ -203,6 +236,9 @@ impl Coordinator {
                 return;
             }
             in_flight.active += 1;
+        } else if planned.place != Place::Cpu && in_flight.step > self.passes_until {
+            in_flight.held_passes.push(id);
+            return;
         }
         if let Task::Forward(node) = planned.task {
             let outputs = (0..self.shared.graph[node].outputs.len()).map(|p| Endpoint::value(node, p));
@@ -312,6 +348,7 @@ impl Coordinator {
             }
         }
         in_flight.unfinished -= 1;
+        in_flight.backward_left -= usize::from(planned.phase == Phase::Backward);
         if planned.phase == Phase::Ahead {
             in_flight.ahead_left -= 1;
         } else {

@@ -91,7 +91,7 @@ fn pin(out: Out<usize>, bytes: usize) -> Answer {
 
 api! {
     fn cuMemGetInfo_v2(device; free: Out<usize>, total: Out<usize>) {
-        free.set(device.memory.limit - device.memory.used)?;
+        free.set(device.memory.free())?;
         total.set(settings().memory)
     }
 

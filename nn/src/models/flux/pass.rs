@@ -307,6 +307,8 @@ impl<D: Device> Flux<D> {
             let saved = kept.saved(|x| double::again(pass, block, &x))?;
             double::backward(pass, block, saved, i > first, &mut dx, &mut grads)?;
         }
+        // While the queue still works.
+        drop((dx, condition, branches));
         let values = queue.keep(grads, adapter.values.len())?;
         Ok(AdapterGrad { layout: Arc::clone(&adapter.layout), values })
     }

@@ -77,12 +77,11 @@ impl<'a, D: Device> Asked<'a, D> {
         let scores = pass.ctx.queue.download(scores, 0, blocks * references * each)?;
         let mean = |reference: usize| -> Vec<f32> {
             let of_block = |block: usize| &scores[(block * references + reference) * each..][..each];
-            (0..each)
-                .map(|i| {
-                    let sum: f64 = (0..blocks).map(|block| f64::from(of_block(block)[i])).sum();
-                    (sum / blocks as f64) as f32
-                })
-                .collect()
+            let mut sums: Vec<f64> = of_block(0).iter().copied().map(f64::from).collect();
+            for block in 1..blocks {
+                sums.iter_mut().zip(of_block(block)).for_each(|(sum, score)| *sum += f64::from(*score));
+            }
+            sums.into_iter().map(|sum| (sum / blocks as f64) as f32).collect()
         };
         Ok(((0..references).map(mean).collect(), self.tokens))
     }

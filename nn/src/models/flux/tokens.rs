@@ -12,37 +12,38 @@ pub(super) fn pack(
     stride: usize,
     offset: usize,
 ) {
-    for_each_cell((n, c, h, w), stride, offset, |cell, at| tokens[at] = latents[cell]);
+    for (row, places) in rows((n, c, h, w), stride, offset) {
+        for (pair, at) in latents[row..row + w].as_chunks::<PATCH>().0.iter().zip(places) {
+            tokens[at..at + PATCH].copy_from_slice(pair);
+        }
+    }
 }
 
 /// The latents `[N, C, H, W]` of `tokens [N, H/2 * W/2, 4 C]`.
 pub(super) fn unpack(tokens: &[f32], (n, c, h, w): (usize, usize, usize, usize)) -> Vec<f32> {
     let mut latents = vec![0.0; n * c * h * w];
-    let stride = (h / PATCH) * (w / PATCH);
-    for_each_cell((n, c, h, w), stride, 0, |cell, at| latents[cell] = tokens[at]);
+    for (row, places) in rows((n, c, h, w), (h / PATCH) * (w / PATCH), 0) {
+        for (pair, at) in latents[row..row + w].as_chunks_mut::<PATCH>().0.iter_mut().zip(places) {
+            pair.copy_from_slice(&tokens[at..at + PATCH]);
+        }
+    }
     latents
 }
 
-fn for_each_cell(
+/// Of every row of latents: where it begins, and where each pair of its cells stands in the tokens.
+fn rows(
     (n, c, h, w): (usize, usize, usize, usize),
     stride: usize,
     offset: usize,
-    mut visit: impl FnMut(usize, usize),
-) {
+) -> impl Iterator<Item = (usize, impl Iterator<Item = usize>)> {
     let width = c * PATCH * PATCH;
     let columns = w / PATCH;
-    for sample in 0..n {
-        for channel in 0..c {
-            for y in 0..h {
-                let row = ((sample * c + channel) * h + y) * w;
-                let token = sample * stride + offset + y / PATCH * columns;
-                let place = channel * PATCH * PATCH + y % PATCH * PATCH;
-                for x in 0..w {
-                    visit(row + x, (token + x / PATCH) * width + place + x % PATCH);
-                }
-            }
-        }
-    }
+    (0..n * c * h).map(move |row| {
+        let (sample, channel, y) = (row / (c * h), row / h % c, row % h);
+        let token = sample * stride + offset + y / PATCH * columns;
+        let first = token * width + channel * PATCH * PATCH + y % PATCH * PATCH;
+        (row * w, (first..).step_by(width).take(columns))
+    })
 }
 
 #[cfg(test)]

@@ -310,6 +310,8 @@ impl<D: Device> UNet<D> {
             let d = queue.copy(View::new(&d, image_values), image_values, Kind::Activation);
             resampler.backward(ctx, saved, &d, &mut grads.adapter)?;
         }
+        // While the queue still works.
+        drop((conditions, branches));
         let values = queue.keep(grads.adapter, adapter.values.len())?;
         Ok(AdapterGrad { layout: Arc::clone(&adapter.layout), values })
     }

@@ -67,26 +67,48 @@ fn over(x: f64, divisor: f64) -> f64 {
     if divisor > 0.0 { x / divisor } else { 0.0 }
 }
 
+/// A value of a sample's tensors, in f64.
+struct Cell {
+    policy: f64,
+    target: f64,
+    reference: Option<f64>,
+    weight: f64,
+}
+
 impl Sample<'_> {
+    /// The values of each channel: the weights are the same in all.
+    fn channels(&self) -> impl Iterator<Item = impl Iterator<Item = Cell>> {
+        let cells = self.weight.len().max(1);
+        let channels = self.policy.chunks_exact(cells).zip(self.target.chunks_exact(cells)).enumerate();
+        channels.map(move |(channel, (policy, target))| {
+            let reference = self.reference.map(|values| &values[channel * cells..][..cells]);
+            let values = policy.iter().zip(target).zip(self.weight).enumerate();
+            values.map(move |(i, ((policy, target), weight))| Cell {
+                policy: f64::from(*policy),
+                target: f64::from(*target),
+                reference: reference.map(|values| f64::from(values[i])),
+                weight: *weight,
+            })
+        })
+    }
+
     /// All errors. The difference of policy and reference is the sum of `M^2 (p - r)(p + r - 2 target)`: two sums of
     /// nearly equal squares would cancel, and beta would amplify what is left of them.
     pub(super) fn errors(&self, reduction: Reduction) -> Errors {
         let cells = self.weight.len();
         let mut sums = Errors::default();
-        for (i, (policy, target)) in self.policy.iter().zip(self.target).enumerate() {
-            let (weight, policy, target) = (self.weight[i % cells], f64::from(*policy), f64::from(*target));
+        self.channels().flatten().for_each(|Cell { policy, target, reference, weight }| {
             let error = (policy - target) * (policy - target);
             sums.policy += weight * error;
             sums.plain += error;
-            if let Some(reference) = self.reference {
-                let reference = f64::from(reference[i]);
+            if let Some(reference) = reference {
                 let step = policy - reference;
                 sums.reference += weight * (reference - target) * (reference - target);
                 sums.difference += weight * step * (policy + reference - 2.0 * target);
                 sums.plain_difference += step * (policy + reference - 2.0 * target);
                 sums.drift += step * step;
             }
-        }
+        });
         let divisor = reduction.divisor(self.policy.len() / cells, self.weight);
         let all = self.policy.len() as f64;
         let (policy, plain) = (over(sums.policy, divisor), sums.plain / all);
@@ -108,13 +130,12 @@ impl Sample<'_> {
         let all = self.policy.len() as f64;
         let (masked, plain) = (2.0 * over(pull.policy, divisor), 2.0 * pull.plain / all);
         let drift = 2.0 * pull.drift / all;
-        for (i, (policy, target)) in self.policy.iter().zip(self.target).enumerate() {
-            let (policy, target) = (f64::from(*policy), f64::from(*target));
-            let mut by = (masked * self.weight[i % cells] + plain) * (policy - target);
-            if let Some(reference) = self.reference {
-                by += drift * (policy - f64::from(reference[i]));
-            }
-            out.push(by as f32);
+        let gradient = |Cell { policy, target, reference, weight }| {
+            let by = (masked * weight + plain) * (policy - target);
+            reference.map_or(by, |reference| by + drift * (policy - reference)) as f32
+        };
+        for cells in self.channels() {
+            out.extend(cells.map(gradient));
         }
     }
 }
