@@ -183,6 +183,22 @@ fn the_command_line_wins_and_needs_no_quotes_for_text() {
 }
 
 #[test]
+fn a_star_sets_a_setting_in_every_node_that_has_it() {
+    let text = GRAPH.replace("nodes: [", "nodes: [(id: \"noisy\", op: \"source\", with: (kind: random)),");
+    let values = |sets: &[&str]| {
+        let loaded = load(&text, sets).unwrap();
+        let kinds = ["x", "noise", "noisy"].map(|node| setting(&loaded, &format!("{node}.kind")));
+        (kinds.map(|kind| kind == "same"), loaded.sets.clone())
+    };
+    let [none, two, all] = [&["x.kind=random"][..], &["nois*.kind=same"], &["*.kind=same"]].map(values);
+    assert_eq!(none.0, [false; 3]);
+    // The graph is told what was set where, so that a run is resumed with the same.
+    assert_eq!(two, ([false, true, true], vec!["noisy.kind=same".into(), "noise.kind=same".into()]));
+    assert_eq!(all.0, [true; 3], "and nodes without the setting stay as they are");
+    assert_eq!(values(&["*.kind=same", "noisy.kind=random"]).0, [true, true, false], "the last one counts");
+}
+
+#[test]
 fn mistakes_on_the_command_line_are_shown_on_the_command_line() {
     let wrong = [
         ("nois.kind=same", "there is no node `nois`", "nois", "did you mean `noise`?"),
@@ -194,6 +210,9 @@ fn mistakes_on_the_command_line_are_shown_on_the_command_line() {
         ("run.steps=x", "`steps` of `run` cannot be `x`", "x", "Steps until"),
         ("x.size", "`x.size` sets nothing", "x.size", "noise.process=flow"),
         ("noise.level=@z.size", "there is no node `z`", "z", "nodes"),
+        ("q*.kind=same", "no node begins with `q`", "q*", "nodes: `x`"),
+        ("nois*.knd=same", "no node that `nois*` means has a setting `knd`", "knd", "did you mean `kind`?"),
+        ("*.kind=sam", "`kind` of `source` cannot be `sam`", "sam", "did you mean `same`?"),
     ];
     for (set, message, marked, help) in wrong {
         let error = load(GRAPH, &[set]).unwrap_err();

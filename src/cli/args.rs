@@ -293,7 +293,7 @@ pub(super) struct Graph {
     /// A graph file (RON)
     #[arg(value_name = "GRAPH")]
     pub graph: Option<PathBuf>,
-    /// Set a setting; may be given more than once
+    /// Set a setting, in all nodes that begin so where NODE ends in `*`; may be given more than once
     #[arg(long = "set", value_name = "NODE.SETTING=VALUE", value_parser = set)]
     pub sets: Vec<String>,
     /// Steps until the run is complete

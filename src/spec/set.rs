@@ -1,6 +1,7 @@
-//! Settings from the command line: `node.setting=VALUE` overrides the files.
+//! Settings from the command line: `node.setting=VALUE` overrides the files, and `nod*.setting=VALUE` does so in every node whose name
+//! begins so and that has the setting.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use prefgraph_ops::Settings;
 
@@ -25,11 +26,12 @@ pub(super) fn apply(
     folder: &Path,
     registry: &Registry,
 ) -> Result<Vec<String>, Box<SpecError>> {
-    let one = |set: &String| {
+    let mut all = Vec::new();
+    for set in sets {
         let file = sources.add(COMMAND_LINE, set.as_str(), folder);
-        apply_one(sources, merged, file, registry)
-    };
-    sets.iter().map(one).collect()
+        all.extend(apply_one(sources, merged, file, registry)?);
+    }
+    Ok(all)
 }
 
 /// The three parts of `node.setting=VALUE`.
@@ -44,7 +46,7 @@ fn apply_one(
     merged: &mut Merged,
     file: usize,
     registry: &Registry,
-) -> Result<String, Box<SpecError>> {
+) -> Result<Vec<String>, Box<SpecError>> {
     let set = sources.text(file).to_owned();
     let at = |start: usize, part: &str| Span { file, start, end: start + part.len() };
     let Some((node, field, value)) = parts(&set) else {
@@ -61,7 +63,42 @@ fn apply_one(
         field: At { value: field.to_owned(), span: at(node.len() + 1, field) },
     };
     let value = At { value: value.to_owned(), span: at(node.len() + field.len() + 2, value) };
-    assign(sources, merged, &setting, &value, registry)
+    let settings = match node.strip_suffix('*') {
+        Some(start) => in_all(sources, merged, &setting, start, registry)?,
+        None => vec![setting],
+    };
+    settings.iter().map(|setting| assign(sources, merged, setting, &value, registry)).collect()
+}
+
+/// A setting in every node that has it and whose name begins so.
+fn in_all(
+    sources: &Sources,
+    merged: &Merged,
+    setting: &Setting,
+    start: &str,
+    registry: &Registry,
+) -> Result<Vec<Setting>, Box<SpecError>> {
+    let Setting { node: pattern, field } = setting;
+    let (mut found, mut names) = (Vec::new(), BTreeSet::new());
+    let mut meant = merged.nodes.iter().filter(|node| node.id.value.starts_with(start)).peekable();
+    if meant.peek().is_none() {
+        let error = sources.error(format!("no node begins with `{start}`"), pattern.span, "not a node");
+        return Err(error.help(advice("nodes", start, merged.ids())));
+    }
+    for node in meant {
+        let entry = entry_of(sources, registry, node)?;
+        if entry.setting(&field.value).is_some() {
+            let node = At { value: node.id.value.clone(), span: pattern.span };
+            found.push(Setting { node, field: field.clone() });
+        }
+        names.extend(entry.settings.iter().map(|setting| setting.doc.name));
+    }
+    if found.is_empty() {
+        let message = format!("no node that `{}` means has a setting `{}`", pattern.value, field.value);
+        let error = sources.error(message, field.span, "not a setting of any of them");
+        return Err(error.help(advice("their settings", &field.value, names.into_iter())));
+    }
+    Ok(found)
 }
 
 /// A setting that the command line names.
