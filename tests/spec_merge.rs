@@ -184,13 +184,15 @@ fn the_command_line_wins_and_needs_no_quotes_for_text() {
 
 #[test]
 fn a_star_sets_a_setting_in_every_node_that_has_it() {
-    let text = GRAPH.replace("nodes: [", "nodes: [(id: \"noisy\", op: \"source\", with: (kind: random)),");
+    let text = GRAPH
+        .replace("nodes: [", "nodes: [(id: \"noisy\", op: \"source\", with: (kind: random)),")
+        .replace("level: 2.0", "level: 2.0, kind: random");
     let values = |sets: &[&str]| {
         let loaded = load(&text, sets).unwrap();
         let kinds = ["x", "noise", "noisy"].map(|node| setting(&loaded, &format!("{node}.kind")));
         (kinds.map(|kind| kind == "same"), loaded.sets.clone())
     };
-    let [none, two, all] = [&["x.kind=random"][..], &["nois*.kind=same"], &["*.kind=same"]].map(values);
+    let [none, two, all] = [&[][..], &["nois*.kind=same"], &["*.kind=same"]].map(values);
     assert_eq!(none.0, [false; 3]);
     // The graph is told what was set where, so that a run is resumed with the same.
     assert_eq!(two, ([false, true, true], vec!["noisy.kind=same".into(), "noise.kind=same".into()]));
