@@ -60,11 +60,9 @@ impl Begun {
     fn wait_for(&self, node: &'static str, step: u64) -> Result<(), OpError> {
         let all = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         let missing = |all: &mut Vec<_>| !all.contains(&(node, step));
-        let (_, waited) = self
-            .0
-            .1
-            .wait_timeout_while(all, Duration::from_secs(20), missing)
-            .unwrap_or_else(PoisonError::into_inner);
+        let waiting = self.0.1.wait_timeout_while(all, Duration::from_secs(20), missing);
+        let (all, waited) = waiting.unwrap_or_else(PoisonError::into_inner);
+        drop(all);
         if waited.timed_out() {
             Err(OpError::new(format!("{node} of step {step} does not begin")))
         } else {
