@@ -15,6 +15,8 @@ from pathlib import Path
 
 EAGER, COMPILED, IDLE = 0.60, 0.80, 0.03
 TERAFLOPS = {"attention": 300, "attention_backward": 200}
+# What of a step is computed again.
+AGAIN = {"none": "", "selective": ", selective", "blocks": ", recomputed"}
 # Seconds of FLUX.1-dev's step at 512 pixels on one H100.
 SECONDS = {("flux-dev", 512, "none"): 0.38, ("flux-dev", 512, "blocks"): 0.48}
 
@@ -50,7 +52,7 @@ def steps(lines):
         percent = number(1, " %")
         idle, without = (middle(sides["ours"], key) for key in ("idle", "without_pass"))
         rows.append((
-            f"{shape} {pixels} px{', recomputed' if checkpointing == 'blocks' else ''}",
+            f"{shape} {pixels} px{AGAIN[checkpointing]}",
             judged(ours, limit, number(3)) if limit else "-" if ours is None else f"{ours:.3f}",
             f"{time['eager']:.3f}" if time.get("eager") else "-",
             judged(ratio(ours, time.get("eager")), EAGER, number(2)),

@@ -44,7 +44,10 @@ proptest! {
 
 /// Which node has begun at which step.
 #[derive(Clone, Default)]
-struct Begun(Arc<(Mutex<Vec<(&'static str, u64)>>, Condvar)>);
+struct Begun(Arc<(Mutex<Starts>, Condvar)>);
+
+/// Nodes and steps.
+type Starts = Vec<(&'static str, u64)>;
 
 impl Begun {
     fn tell(&self, node: &'static str, step: u64) {

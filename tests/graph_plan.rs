@@ -386,3 +386,30 @@ fn a_gpu_keeps_its_urgent_queues_and_the_others_whatever_runs_at_once() {
     );
     assert_eq!(queues([true, false]), 2_000_000);
 }
+
+#[test]
+fn a_pass_of_a_later_step_has_room_beside_the_update() {
+    let mut g = Graph::new("beside");
+    let (x,) = g.add("x", Data(2, 2), ());
+    let (pass,) = g.add("pass", OnGpu::default(), (x,));
+    let (w,) = g.add("w", Weights(2, 2), ());
+    let (y,) = g.add("y", Multiply, (w, pass));
+    let loss = mean_square(&mut g, "loss", y);
+    let (next,) = g.add("next", Descend, (w, w.cotangent()));
+    let (update,) = g.add("update", OnGpu { urgent: true }, (next,));
+    g.set_loss(loss);
+    g.carry(w, update);
+    let gpu = Some(GpuOptions { number: 0, rates: Some(Rates::default()), driver: 0 });
+    let passes = |lanes, ahead| {
+        let plan = Plan::new(&g, &PlanOptions { gpu, ..options(lanes, ahead) }).unwrap();
+        let memory = &plan.memory_by_place().iter().find(|(place, _)| *place == Place::Cuda(0)).unwrap().1;
+        memory.peak - memory.resident - memory.queues
+    };
+    assert_eq!(passes(2, 1), 10_000_000);
+    // Without run-ahead, and with one lane, they run one after the other.
+    assert_eq!([passes(2, 0), passes(1, 1)], [5_000_000; 2]);
+    // What the pass gives is there of two later steps, and what it reads waits for it in the second.
+    let ahead = |gpu| Plan::new(&g, &PlanOptions { gpu, ..options(2, 1) }).unwrap().memory().ahead;
+    let matrix = 2 * 2 * size_of::<f32>();
+    assert_eq!([ahead(gpu), ahead(None)], [3 * matrix, matrix]);
+}

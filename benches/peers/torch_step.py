@@ -176,10 +176,17 @@ def free(device):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     words = lambda text: text.split(",")
+
+    def checkpointings(text):
+        """PyTorch keeps all that a backward reads, or the inputs of blocks: there is no `selective` here."""
+        if unknown := set(words(text)) - {"none", "blocks"}:
+            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: none and blocks are there")
+        return words(text)
+
     parser.add_argument("shapes", nargs="+", metavar="SHAPE")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--compute", choices=["f32", "bf16"], default="bf16")
-    parser.add_argument("--checkpointing", type=words, default=["none"])
+    parser.add_argument("--checkpointing", type=checkpointings, default=["none"])
     parser.add_argument("--pixels", type=lambda text: [int(n) for n in text.split(",")])
     parser.add_argument("--modes", type=words, default=["eager"])
     parser.add_argument("--warmup", type=int, default=2)

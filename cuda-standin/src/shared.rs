@@ -1,16 +1,16 @@
 //! What other processes hold of a device's memory, where several share it through a file (`STANDIN_SHARED`).
 //!
 //! ```text
-//! a slot for each process:   its number | bytes of device 0 | bytes of device 1 | ...
+//! a slot for each process:   bytes of device 0 | bytes of device 1 | ...
 //! ```
 //!
-//! A process that is gone holds nothing, as on a device: its slot is given to the next one.
+//! A process locks the byte of its slot's number for as long as it lives. One that is gone holds nothing, as on a device: the system has
+//! given its lock back, and its slot is the next one's.
 
 use std::{
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     os::fd::AsRawFd,
     path::Path,
-    process,
     sync::{
         OnceLock,
         atomic::{AtomicU64, Ordering::SeqCst},
@@ -21,12 +21,13 @@ use crate::settings::settings;
 
 const PROCESSES: usize = 64;
 const DEVICES: usize = 8;
-const WORDS: usize = 1 + DEVICES;
 
 /// The slots of all processes.
 struct Slots {
     words: &'static [AtomicU64],
     own: usize,
+    /// Closing it would give the lock back.
+    file: File,
 }
 
 /// This process's, where devices are shared.
@@ -35,14 +36,20 @@ fn slots() -> Option<&'static Slots> {
     SLOTS.get_or_init(|| settings().shared.as_deref().map(Slots::open)).as_ref()
 }
 
-fn is_alive(pid: u64) -> bool {
-    // SAFETY: no signal is sent: the call only says whether there is such a process.
-    pid != 0 && unsafe { libc::kill(pid as libc::pid_t, 0) } == 0
+/// A lock on a slot for writing.
+fn lock_of(slot: usize) -> libc::flock {
+    libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: slot as libc::off_t,
+        l_len: 1,
+        l_pid: 0,
+    }
 }
 
 impl Slots {
     fn open(path: &Path) -> Slots {
-        let bytes = PROCESSES * WORDS * size_of::<AtomicU64>();
+        let bytes = PROCESSES * DEVICES * size_of::<AtomicU64>();
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let file = opened.and_then(|file| file.set_len(bytes as u64).map(|()| file));
         let file = file.unwrap_or_else(|e| panic!("standin: STANDIN_SHARED {}: {e}", path.display()));
@@ -59,21 +66,26 @@ impl Slots {
         };
         assert_ne!(at, libc::MAP_FAILED, "standin: STANDIN_SHARED cannot be mapped");
         // SAFETY: the mapping is aligned to a page and holds so many words, which all processes use as atomics.
-        let words = unsafe { std::slice::from_raw_parts(at as *const AtomicU64, PROCESSES * WORDS) };
-        let pid = u64::from(process::id());
-        let free = |slot: &usize| {
-            let place = &words[slot * WORDS];
-            let before = place.load(SeqCst);
-            !is_alive(before) && place.compare_exchange(before, pid, SeqCst, SeqCst).is_ok()
-        };
+        let words = unsafe { std::slice::from_raw_parts(at as *const AtomicU64, PROCESSES * DEVICES) };
+        // SAFETY: the file is open, and the lock lives while the call reads it.
+        let free =
+            |slot: &usize| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &lock_of(*slot)) } == 0;
         let own =
             (0..PROCESSES).find(free).expect("standin: more processes than STANDIN_SHARED has room for");
-        words[own * WORDS..][1..WORDS].iter().for_each(|bytes| bytes.store(0, SeqCst));
-        Slots { words, own }
+        words[own * DEVICES..][..DEVICES].iter().for_each(|bytes| bytes.store(0, SeqCst));
+        Slots { words, own, file }
+    }
+
+    /// Does another process have the slot?
+    fn is_taken(&self, slot: usize) -> bool {
+        let mut lock = lock_of(slot);
+        // SAFETY: the file is open, and the call may write the lock.
+        let asked = unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_GETLK, &raw mut lock) } == 0;
+        asked && lock.l_type != libc::F_UNLCK as libc::c_short
     }
 
     fn of(&self, slot: usize, device: usize) -> &AtomicU64 {
-        &self.words[slot * WORDS + 1 + device]
+        &self.words[slot * DEVICES + device]
     }
 }
 
@@ -88,7 +100,7 @@ pub fn tell(device: usize, bytes: usize) {
 /// Bytes that other processes hold of a device.
 pub fn of_others(device: usize) -> usize {
     let Some(slots) = slots() else { return 0 };
-    let others =
-        (0..PROCESSES).filter(|slot| *slot != slots.own && is_alive(slots.words[slot * WORDS].load(SeqCst)));
-    others.map(|slot| slots.of(slot, device).load(SeqCst) as usize).sum()
+    let held = |slot: usize| slots.of(slot, device).load(SeqCst) as usize;
+    let others = (0..PROCESSES).filter(|slot| *slot != slots.own && held(*slot) > 0 && slots.is_taken(*slot));
+    others.map(held).sum()
 }

@@ -159,21 +159,37 @@ fn check_gpu(
     Err(Failure::new(message))
 }
 
-/// Settings that a graph has and that need less memory of the host, as `--set` takes them.
+/// Settings that a graph has and that need less memory of the host, as `--set` takes them: of each the value that needs least.
 pub(super) fn host_savings(prepared: &Prepared) -> Vec<String> {
-    savings(prepared, SAVINGS)
+    let mut all: Vec<String> = Vec::new();
+    for saving in savings(prepared, SAVINGS) {
+        all.retain(|before| name_of(before) != name_of(&saving));
+        all.push(saving);
+    }
+    all
 }
 
-/// Settings that a graph has, of those that make it smaller, as `--set` takes them.
-fn savings(prepared: &Prepared, better: &[(&str, &str)]) -> Vec<String> {
+/// What `node.setting=VALUE` sets.
+fn name_of(saving: &str) -> &str {
+    saving.split('=').next().unwrap_or(saving)
+}
+
+/// Settings that a graph has, of those that make it smaller, as `--set` takes them. Of several values of a setting each needs less than those
+/// before it.
+fn savings(prepared: &Prepared, all: &[(&str, &str)]) -> Vec<String> {
     let of = |&(setting, better): &(&str, &str)| -> Vec<String> {
+        let needs_less = |value: &str| {
+            let mut from_here =
+                all.iter().filter(|(name, _)| *name == setting).skip_while(|(_, v)| *v != value);
+            from_here.next().is_none() || from_here.any(|(_, v)| *v == better)
+        };
         let can = |name: &str, value: &str| {
-            name.rsplit('.').next() == Some(setting) && value.trim() != better && value.trim() != "0"
+            name.rsplit('.').next() == Some(setting) && needs_less(value.trim()) && value.trim() != "0"
         };
         let found = prepared.settings.iter().filter(|(name, value)| can(name, value));
         found.map(|(name, _)| format!("{name}={better}")).collect()
     };
-    better.iter().flat_map(of).collect()
+    all.iter().flat_map(of).collect()
 }
 
 /// The graph with more settings; none if it cannot be built with them.
@@ -192,13 +208,12 @@ fn fewest(
     there: u64,
     peak: impl Fn(&Plan) -> usize,
 ) -> Option<(String, u64)> {
-    let mut made = Vec::new();
+    let mut made: Vec<String> = Vec::new();
     let mut least = peak(&prepared.plan) as u64;
-    let name = |saving: &String| saving.split('=').next().map(str::to_owned);
     for saving in savings {
         let before = made.clone();
         // A setting has one value.
-        made.retain(|made| name(made) != name(saving));
+        made.retain(|made| name_of(made) != name_of(saving));
         made.push(saving.clone());
         let smaller = with(prepared, &made, registry).map(|smaller| peak(&smaller.plan) as u64);
         let Some(peak) = smaller.filter(|peak| *peak < least) else {
@@ -251,6 +266,27 @@ mod tests {
         for part in ["pairs.batch (", "pairs.height (", "run.ahead (1)", "lora.rank (", "weights"] {
             assert!(message.contains(part), "{part} in {message}");
         }
+    }
+
+    #[test]
+    fn of_a_setting_only_values_that_need_less_than_the_present_one_are_offered() {
+        let offered = |sets: &[&str]| {
+            let graph = Path::new(env!("CARGO_MANIFEST_DIR")).join("graphs/diffusion_dpo.ron");
+            let sets = sets.iter().map(|set| (*set).to_owned()).collect();
+            let args = args::Graph { graph: Some(graph), sets, ..args::Graph::default() };
+            let Ok(prepared) = prepare(&args, &Registry::standard()) else { panic!("it can be prepared") };
+            let of = |all: Vec<String>| -> Vec<String> {
+                let kept = all
+                    .into_iter()
+                    .filter_map(|saving| saving.split_once("checkpointing=").map(|s| s.1.to_owned()));
+                kept.collect()
+            };
+            (of(savings(&prepared, GPU_SAVINGS)), of(host_savings(&prepared)))
+        };
+        let blocks = vec!["blocks".to_owned()];
+        assert_eq!(offered(&[]), (vec!["selective".into(), "blocks".into()], blocks.clone()));
+        assert_eq!(offered(&["backbone.checkpointing=selective"]), (blocks.clone(), blocks));
+        assert_eq!(offered(&["backbone.checkpointing=blocks"]), (Vec::new(), Vec::new()));
     }
 
     #[test]

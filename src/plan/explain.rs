@@ -49,12 +49,16 @@ impl Explain<'_> {
         let plan = self.plan;
         writeln!(
             f,
-            "{}: {}, {}, {}, up to {} ahead",
+            "{}: {}, {}, {}, up to {} ahead{}",
             self.graph.name,
             count(self.graph.len(), "node"),
             count(plan.tasks.len(), "task"),
             count(plan.options.lanes, "lane"),
             count(plan.options.ahead, "step"),
+            match plan.options.made_ahead() {
+                made if made == plan.options.ahead => String::new(),
+                made => format!(", data {made}"),
+            },
         )?;
         match plan.is_timed() {
             true => writeln!(

@@ -252,6 +252,8 @@ impl Step<'_> {
         let finish = tasks.iter().map(|t| t.end).fold(0.0, f64::max);
         let mut swept = Swept::default();
         let mut grown = vec![0usize; tasks.len()];
+        // Of each pass that may run ahead, what it takes while it runs.
+        let mut alone = vec![0usize; tasks.len()];
         let mut at_start = 0usize;
         // (time, freed bytes), beside what each start adds.
         let mut frees: Vec<(Seconds, usize)> = Vec::new();
@@ -264,11 +266,31 @@ impl Step<'_> {
                 at_start = at_start.saturating_add(bytes);
             } else {
                 grown[item.born] = grown[item.born].saturating_add(bytes);
+                // A pass of the step that only data are made of waits for a gradient, and what it reads waits with it.
+                let waits = |id: &TaskId| *id != item.born && ahead(*id) && tasks[*id].place != Place::Cpu;
+                if ahead(item.born) && item.uses.iter().any(waits) {
+                    let more = options.made_ahead() - options.ahead;
+                    swept.ahead = swept.ahead.saturating_add(more.saturating_mul(bytes));
+                }
+                if ahead(item.born) && tasks[item.born].place != Place::Cpu && last == item.born {
+                    alone[item.born] = alone[item.born].saturating_add(bytes);
+                }
             }
             let until = if item.pinned { finish } else { tasks[last].end };
             frees.push((Seconds(until), bytes));
         }
         frees.sort_unstable();
+        // Once the gradient is there a pass of a later step may run beside what is left, if the plan has none there.
+        let gradient = tasks.iter().filter(|t| t.phase == Phase::Backward).map(|t| Seconds(t.end)).max();
+        let looks_further = options.made_ahead() > options.ahead && options.lanes > 1;
+        let gradient = gradient.filter(|_| looks_further);
+        let passes: Vec<TaskId> = (0..tasks.len()).filter(|&id| alone[id] > 0).collect();
+        let largest = passes.iter().map(|&id| alone[id]).max().unwrap_or(0);
+        let beside = |now: f64| {
+            let there = passes.iter().filter(|&&id| tasks[id].start <= now && now < tasks[id].end);
+            let later = gradient.is_some_and(|gradient| gradient.0 <= now);
+            if later { largest.saturating_sub(size::sum(there.map(|&id| alone[id]))) } else { 0 }
+        };
         let mut order: Vec<TaskId> = (0..tasks.len()).collect();
         order.sort_unstable_by_key(|&id| (Seconds(tasks[id].start), id));
 
@@ -281,8 +303,9 @@ impl Step<'_> {
                 alive = alive.saturating_sub(bytes);
             }
             alive = alive.saturating_add(grown[id]);
-            if alive > swept.peak {
-                (swept.peak, swept.at) = (alive, Some(id));
+            let held = alive.saturating_add(beside(tasks[id].start));
+            if held > swept.peak {
+                (swept.peak, swept.at) = (held, Some(id));
             }
         }
         swept

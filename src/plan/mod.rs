@@ -76,7 +76,7 @@ impl PlanOptions {
     /// How many steps ahead data are made. With one step more than those whose passes run, a GPU has a pass to begin with while the host is
     /// between two steps.
     pub fn made_ahead(&self) -> usize {
-        self.ahead + usize::from(self.ahead > 0 && self.gpu.is_some())
+        self.ahead.saturating_add(usize::from(self.ahead > 0 && self.gpu.is_some()))
     }
 
     /// Every place that the work of a plan may be at: the processor first.

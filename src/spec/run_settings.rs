@@ -17,7 +17,7 @@ prefgraph_ops::settings! {
         pub checkpoint_adapter: bool = true,
         /// Checkpoints that are kept; older ones are removed.
         pub keep_checkpoints: usize = 3,
-        /// Steps by which nodes that read no carried state may run ahead.
+        /// Steps by which nodes that read no carried state may run ahead; the data of networks on a GPU are made one step further ahead.
         pub ahead: usize = 1,
         /// Lanes, i.e. nodes that run at the same time; 0 chooses.
         pub lanes: usize = 0,

@@ -96,7 +96,7 @@ fn in_all(
     if found.is_empty() {
         let message = format!("no node that `{}` means has a setting `{}`", pattern.value, field.value);
         let error = sources.error(message, field.span, "not a setting of any of them");
-        return Err(error.help(advice("their settings", &field.value, names.into_iter())));
+        return Err(error.help(advice("their settings", &field.value, names)));
     }
     Ok(found)
 }

@@ -415,6 +415,14 @@ impl Counter<'_> {
         }
         // The input, and what the last projection reads.
         self.kept = self.kept + stream + stream;
+        // What the first one reads.
+        let reads_first = |(linear, _): &(LinearLayout, bool)| linear.name.ends_with("proj_in");
+        let first = linears.iter().find(|linear| reads_first(linear));
+        if checkpointing == Checkpointing::None
+            && first.is_some_and(|(l, _)| self.adapted.contains(l.name.as_str()))
+        {
+            self.kept = self.kept + stream;
+        }
         // A block's MLP is its widest place: the stream, its norm, the gate's operands and result.
         let running = Held { activations: p * c * (6.0 + 3.0 * mlp), exact: 2.0 * p * heads };
         self.running = self.running.max(running);

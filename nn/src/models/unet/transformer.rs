@@ -26,6 +26,8 @@ use crate::{
 /// What the backward of a transformer needs.
 pub(super) struct TransformerSaved<D: Device> {
     x: Arc<Map<D>>,
+    /// What `proj_in` reads; the backward makes it where it was not kept.
+    normed: Option<Map<D>>,
     in_inner: Option<D::Buffer>,
     /// From the first block that an adapter or a derivative reaches.
     blocks: Vec<Option<KeptBlock<D>>>,
@@ -54,7 +56,7 @@ pub(super) fn forward<D: Device>(
     let mut h = pass.take(rows * channels);
     let output = Output(&transformer.proj_in, ViewMut::new(&mut h, channels));
     let in_inner = linears(pass.ctx, rows, normed.view(), &mut [output])?;
-    drop(normed);
+    let normed = Some(normed).filter(|_| pass.keeps_input_of(&transformer.proj_in));
     let mut h = Arc::new(h);
     let mut blocks = Vec::new();
     for (i, block) in transformer.blocks.iter().enumerate() {
@@ -80,7 +82,10 @@ pub(super) fn forward<D: Device>(
     let out_inner = linears(pass.ctx, rows, View::new(&*h, channels), &mut [output])?;
     let mut y = x.with(channels, y);
     add(queue, &mut y, &x);
-    Ok((y, pass.keep.is_some().then_some(TransformerSaved { x, in_inner, blocks, last: h, out_inner })))
+    Ok((
+        y,
+        pass.keep.is_some().then_some(TransformerSaved { x, normed, in_inner, blocks, last: h, out_inner }),
+    ))
 }
 
 /// Backward of [`forward`]: the cotangent of `x`; nothing where the way ends in this transformer.
@@ -94,7 +99,7 @@ pub(super) fn backward<D: Device>(
     grads: &mut Grads<D>,
 ) -> Result<Option<Map<D>>> {
     let queue = pass.ctx.queue;
-    let TransformerSaved { x, in_inner, mut blocks, last, out_inner } = saved;
+    let TransformerSaved { x, normed, in_inner, mut blocks, last, out_inner } = saved;
     let (rows, channels) = (x.rows(), x.channels);
     let sizes = Sizes { heads: transformer.heads, pixels: x.pixels(), channels };
     let ends = unit + 1 + transformer.blocks.len();
@@ -125,7 +130,8 @@ pub(super) fn backward<D: Device>(
         return Ok(None);
     }
     route.approach(unit)?;
-    let normed = pass.ctx.adapts(&transformer.proj_in).then(|| transformer.norm.run(queue, &x, false));
+    let make = || pass.ctx.adapts(&transformer.proj_in).then(|| transformer.norm.run(queue, &x, false));
+    let normed = normed.or_else(make);
     let mut dn = pass.take(rows * channels);
     linears_backward(
         pass.ctx,
