@@ -116,6 +116,8 @@ impl Operator for Waits {
         if ctx.step == 0 {
             self.0.wait_for("pass", 1)?;
             self.0.wait_for("data", 2)?;
+            // A pass that is not held would begin now: its lane is free.
+            std::thread::sleep(Duration::from_millis(300));
             if self.0.has("pass", 2) || self.0.has("data", 3) {
                 return Err(OpError::new("too much was made ahead"));
             }
