@@ -166,12 +166,14 @@ fn on_a_gpu_steps_have_the_same_bits_whatever_a_pass_keeps_and_wherever_weights_
         };
         for precision in [Precision::F32, Precision::Bf16] {
             let expected = steps(precision, Checkpointing::None, Packing::Resident);
-            for packing in [Packing::Resident, Packing::Streamed] {
-                for checkpointing in [Checkpointing::Selective, Checkpointing::Blocks] {
-                    let found = steps(precision, checkpointing, packing);
-                    let of = (trained.targets, trained.whole);
-                    assert!(found == expected, "{of:?} {precision:?} {packing:?} {checkpointing:?}");
-                }
+            for (checkpointing, packing) in [
+                (Checkpointing::Selective, Packing::Resident),
+                (Checkpointing::Blocks, Packing::Resident),
+                (Checkpointing::Blocks, Packing::Streamed),
+            ] {
+                let found = steps(precision, checkpointing, packing);
+                let of = (trained.targets, trained.whole);
+                assert!(found == expected, "{of:?} {precision:?} {packing:?} {checkpointing:?}");
             }
         }
     }
