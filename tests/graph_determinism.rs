@@ -126,7 +126,29 @@ impl Operator for Waits {
     }
 }
 
-/// What comes after the gradient: in the first step it waits until the pass of step 2 has begun.
+/// A pass of the step itself after its gradient: no other has begun meanwhile.
+struct Own(Begun);
+impl Operator for Own {
+    operator!(Own, "own", (Matrix,): ["x"] -> (Matrix,): ["y"], false);
+    type Saved = ();
+    fn shapes(&self, (x,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
+        Ok((x,))
+    }
+    fn gpu_cost(&self, _: &InShapes<Self>, _: &OutShapes<Self>) -> Option<Cost> {
+        Some(Cost::default())
+    }
+    fn forward(&self, ctx: &Ctx<'_>, (x,): Self::In) -> Result<((Matrix,), ()), OpError> {
+        if ctx.step == 0 {
+            std::thread::sleep(Duration::from_millis(300));
+            if self.0.has("pass", 2) {
+                return Err(OpError::new("a pass of a later step has begun beside it"));
+            }
+        }
+        Ok(((x,), ()))
+    }
+}
+
+/// What comes after the passes: in the first step it waits until the pass of step 2 has begun.
 struct After(Begun);
 impl Operator for After {
     operator!(After, "after", (Matrix,): ["x"] -> (Matrix,): ["y"], false);
@@ -143,7 +165,7 @@ impl Operator for After {
 }
 
 #[test]
-fn on_a_gpu_data_are_made_one_step_further_and_passes_begin_when_the_gradient_is_there() {
+fn on_a_gpu_data_are_made_one_step_further_and_passes_begin_when_those_of_the_step_are_over() {
     let begun = Begun::default();
     let mut g = Graph::new("ahead");
     let (x,) = g.add("x", Data(2, 2), ());
@@ -154,6 +176,7 @@ fn on_a_gpu_data_are_made_one_step_further_and_passes_begin_when_the_gradient_is
     let miss = g.op("miss", (waits, pass), |a, b| a - b);
     let loss = mean_square(&mut g, "loss", miss);
     let (next,) = g.add("next", Descend, (w, w.cotangent()));
+    let (next,) = g.add("own", Own(begun.clone()), (next,));
     let (next,) = g.add("after", After(begun.clone()), (next,));
     g.set_loss(loss);
     g.carry(w, next);

@@ -389,26 +389,36 @@ fn a_gpu_keeps_its_urgent_queues_and_the_others_whatever_runs_at_once() {
 
 #[test]
 fn a_pass_of_a_later_step_has_room_beside_the_update() {
-    let mut g = Graph::new("beside");
-    let (x,) = g.add("x", Data(2, 2), ());
-    let (pass,) = g.add("pass", OnGpu::default(), (x,));
-    let (w,) = g.add("w", Weights(2, 2), ());
-    let (y,) = g.add("y", Multiply, (w, pass));
-    let loss = mean_square(&mut g, "loss", y);
-    let (next,) = g.add("next", Descend, (w, w.cotangent()));
-    let (update,) = g.add("update", OnGpu { urgent: true }, (next,));
-    g.set_loss(loss);
-    g.carry(w, update);
+    let graph = |measures: bool| {
+        let mut g = Graph::new("beside");
+        let (x,) = g.add("x", Data(2, 2), ());
+        let (pass,) = g.add("pass", OnGpu::default(), (x,));
+        let (w,) = g.add("w", Weights(2, 2), ());
+        let (y,) = g.add("y", Multiply, (w, pass));
+        let loss = mean_square(&mut g, "loss", y);
+        let (next,) = g.add("next", Descend, (w, w.cotangent()));
+        let (update,) = g.add("update", OnGpu { urgent: true }, (next,));
+        if measures {
+            let (held_out,) = g.add("held_out", OnGpu::default(), (update,));
+            let error = mean_square(&mut g, "error", held_out);
+            g.add("record", Record, (error,));
+        }
+        g.set_loss(loss);
+        g.carry(w, update);
+        g
+    };
     let gpu = Some(GpuOptions { number: 0, rates: Some(Rates::default()), driver: 0 });
-    let passes = |lanes, ahead| {
+    let passes = |measures, lanes, ahead| {
+        let g = graph(measures);
         let plan = Plan::new(&g, &PlanOptions { gpu, ..options(lanes, ahead) }).unwrap();
         let memory = &plan.memory_by_place().iter().find(|(place, _)| *place == Place::Cuda(0)).unwrap().1;
         memory.peak - memory.resident - memory.queues
     };
-    assert_eq!(passes(2, 1), 10_000_000);
-    // Without run-ahead, and with one lane, they run one after the other.
-    assert_eq!([passes(2, 0), passes(1, 1)], [5_000_000; 2]);
+    assert_eq!(passes(false, 2, 1), 10_000_000);
+    // Without run-ahead, and with one lane, they run one after the other; and a pass of the step itself comes first.
+    assert_eq!([passes(false, 2, 0), passes(false, 1, 1), passes(true, 1, 1)], [5_000_000; 3]);
     // What the pass gives is there of two later steps, and what it reads waits for it in the second.
+    let g = graph(false);
     let ahead = |gpu| Plan::new(&g, &PlanOptions { gpu, ..options(2, 1) }).unwrap().memory().ahead;
     let matrix = 2 * 2 * size_of::<f32>();
     assert_eq!([ahead(gpu), ahead(None)], [3 * matrix, matrix]);

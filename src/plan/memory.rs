@@ -280,15 +280,15 @@ impl Step<'_> {
             frees.push((Seconds(until), bytes));
         }
         frees.sort_unstable();
-        // Once the gradient is there a pass of a later step may run beside what is left, if the plan has none there.
-        let gradient = tasks.iter().filter(|t| t.phase == Phase::Backward).map(|t| Seconds(t.end)).max();
+        // Behind what comes first a pass of a later step may run beside the rest, if the plan has none there.
+        let first = tasks.iter().filter(|t| t.comes_first()).map(|t| Seconds(t.end)).max();
         let looks_further = options.made_ahead() > options.ahead && options.lanes > 1;
-        let gradient = gradient.filter(|_| looks_further);
+        let first = first.filter(|_| looks_further);
         let passes: Vec<TaskId> = (0..tasks.len()).filter(|&id| alone[id] > 0).collect();
         let largest = passes.iter().map(|&id| alone[id]).max().unwrap_or(0);
         let beside = |now: f64| {
             let there = passes.iter().filter(|&&id| tasks[id].start <= now && now < tasks[id].end);
-            let later = gradient.is_some_and(|gradient| gradient.0 <= now);
+            let later = first.is_some_and(|end| end.0 <= now);
             if later { largest.saturating_sub(size::sum(there.map(|&id| alone[id]))) } else { 0 }
         };
         let mut order: Vec<TaskId> = (0..tasks.len()).collect();

@@ -164,6 +164,8 @@ pub struct PlannedTask {
     pub phase: Phase,
     /// Where the work is done.
     pub place: Place,
+    /// Does it make what is carried into the next step?
+    pub carries: bool,
     /// Tasks that must have finished, in rising order.
     pub after: Vec<TaskId>,
     /// Tasks that wait for this one, in rising order.
@@ -180,6 +182,14 @@ pub struct PlannedTask {
     pub start: f64,
     /// The same to its end: later than its seconds after the start where it shares its place.
     pub end: f64,
+}
+
+impl PlannedTask {
+    /// Does a pass of a later step wait for it? The gradient and a step's own passes come first; what carries its state on takes little of a GPU.
+    pub fn comes_first(&self) -> bool {
+        let is_pass = self.place != Place::Cpu && self.phase != Phase::Ahead && !self.carries;
+        self.phase == Phase::Backward || is_pass
+    }
 }
 
 /// A flat numbering of all output ports.

@@ -25,6 +25,8 @@ pub(super) fn tasks(graph: &Graph, gradient: &Gradient, ahead: &[bool], abreast:
         updates[id.index()] =
             node.wires.iter().flatten().any(|w| w.tap == Tap::Cotangent || updates[w.node.index()]);
     }
+    let mut carries = vec![false; graph.len()];
+    graph.carries().iter().for_each(|carry| carries[carry.next.node.index()] = true);
     let mut tasks: Vec<PlannedTask> = Vec::with_capacity(all.len());
     for task in all {
         let node = task.node();
@@ -62,6 +64,7 @@ pub(super) fn tasks(graph: &Graph, gradient: &Gradient, ahead: &[bool], abreast:
             task,
             phase,
             place: Place::Cpu,
+            carries: matches!(task, Task::Forward(node) if carries[node.index()]),
             after,
             before: Vec::new(),
             seconds: 0.0,

@@ -4,7 +4,7 @@
 //! run that no cell reaches. Of all tasks that are ready on a free lane, the earliest step's most urgent one starts.
 //!
 //! Where passes run on a GPU the host makes the data of one step more. That step's passes begin once the gradient of the step that was asked
-//! for is there: between two steps the host is at work, and the GPU would have nothing to do.
+//! for is there, and with it what its own passes give: between two steps the host is at work, and the GPU would have nothing to do.
 
 use std::{
     cmp::Reverse,
@@ -43,8 +43,8 @@ struct InFlight {
     held_passes: Vec<TaskId>,
     /// Tasks that may run ahead and have not finished.
     ahead_left: usize,
-    /// Tasks of the gradient that have not finished.
-    backward_left: usize,
+    /// Tasks before which no pass of the extra step begins, and that have not finished.
+    first_left: usize,
     /// Other tasks that are ready or running.
     active: usize,
     failed: Option<(TaskId, RunError)>,
@@ -172,10 +172,10 @@ impl Coordinator {
         self.release_passes();
     }
 
-    /// Those of one step more, where the gradient of the step that was asked for is there.
+    /// Those of one step more, where the gradient of the step that was asked for is there and its own passes are over.
     fn let_passes_begin(&mut self) {
         let Some(front) = self.window.front().filter(|_| self.request.is_some()) else { return };
-        if front.backward_left == 0 && front.ahead_left == 0 && front.failed.is_none() {
+        if front.first_left == 0 && front.ahead_left == 0 && front.failed.is_none() {
             self.passes_until = front.step + self.plan.options().made_ahead() as u64;
             self.release_passes();
         }
@@ -214,7 +214,7 @@ impl Coordinator {
             held: Vec::new(),
             held_passes: Vec::new(),
             ahead_left: running.clone().filter(|t| t.phase == Phase::Ahead).count(),
-            backward_left: running.filter(|t| t.phase == Phase::Backward).count(),
+            first_left: running.filter(|t| t.comes_first()).count(),
             active: 0,
             failed: None,
             times: Vec::new(),
@@ -348,7 +348,7 @@ impl Coordinator {
             }
         }
         in_flight.unfinished -= 1;
-        in_flight.backward_left -= usize::from(planned.phase == Phase::Backward);
+        in_flight.first_left -= usize::from(planned.comes_first());
         if planned.phase == Phase::Ahead {
             in_flight.ahead_left -= 1;
         } else {
