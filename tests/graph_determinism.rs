@@ -74,14 +74,35 @@ impl Begun {
     }
 }
 
-/// Tells when it runs, and works on the GPU where it is said to.
-struct Telling {
-    name: &'static str,
+/// What a node does at a step.
+type Act = Box<dyn Fn(u64) -> Result<(), OpError> + Send + Sync>;
+
+/// Passes a matrix on, and does something at each of its steps on the way there and back.
+struct Acting {
     on_gpu: bool,
-    begun: Begun,
+    forward: Act,
+    backward: Act,
 }
-impl Operator for Telling {
-    operator!(Telling, "telling", (Matrix,): ["x"] -> (Matrix,): ["y"], false);
+
+impl Acting {
+    /// On the way there only.
+    fn forward(act: impl Fn(u64) -> Result<(), OpError> + Send + Sync + 'static) -> Self {
+        Self { on_gpu: false, forward: Box::new(act), backward: Box::new(|_| Ok(())) }
+    }
+
+    /// On the way back only.
+    fn backward(act: impl Fn(u64) -> Result<(), OpError> + Send + Sync + 'static) -> Self {
+        Self { on_gpu: false, forward: Box::new(|_| Ok(())), backward: Box::new(act) }
+    }
+
+    /// The same, with its work on the GPU in a plan that has one.
+    fn on_gpu(self) -> Self {
+        Self { on_gpu: true, ..self }
+    }
+}
+
+impl Operator for Acting {
+    operator!(Acting, "acting", (Matrix,): ["x"] -> (Matrix,): ["y"], true);
     type Saved = ();
     fn shapes(&self, (x,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
         Ok((x,))
@@ -90,20 +111,7 @@ impl Operator for Telling {
         self.on_gpu.then(Cost::default)
     }
     fn forward(&self, ctx: &Ctx<'_>, (x,): Self::In) -> Result<((Matrix,), ()), OpError> {
-        self.begun.tell(self.name, ctx.step);
-        Ok(((x,), ()))
-    }
-}
-
-/// Its backward, in the first step, waits until the data of step 2 are there, and finds that no pass of that step has begun.
-struct Waits(Begun);
-impl Operator for Waits {
-    operator!(Waits, "waits", (Matrix,): ["x"] -> (Matrix,): ["y"], true);
-    type Saved = ();
-    fn shapes(&self, (x,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
-        Ok((x,))
-    }
-    fn forward(&self, _: &Ctx<'_>, (x,): Self::In) -> Result<((Matrix,), ()), OpError> {
+        (self.forward)(ctx.step)?;
         Ok(((x,), ()))
     }
     fn backward(
@@ -113,71 +121,60 @@ impl Operator for Waits {
         (): (),
         (g,): OutGrads<Self>,
     ) -> Result<InGrads<Self>, OpError> {
-        if ctx.step == 0 {
-            self.0.wait_for("pass", 1)?;
-            self.0.wait_for("data", 2)?;
-            // A pass that is not held would begin now: its lane is free.
-            std::thread::sleep(Duration::from_millis(300));
-            if self.0.has("pass", 2) || self.0.has("data", 3) {
-                return Err(OpError::new("too much was made ahead"));
-            }
-        }
+        (self.backward)(ctx.step)?;
         Ok((g,))
     }
 }
 
-/// A pass of the step itself after its gradient: no other has begun meanwhile.
-struct Own(Begun);
-impl Operator for Own {
-    operator!(Own, "own", (Matrix,): ["x"] -> (Matrix,): ["y"], false);
-    type Saved = ();
-    fn shapes(&self, (x,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
-        Ok((x,))
-    }
-    fn gpu_cost(&self, _: &InShapes<Self>, _: &OutShapes<Self>) -> Option<Cost> {
-        Some(Cost::default())
-    }
-    fn forward(&self, ctx: &Ctx<'_>, (x,): Self::In) -> Result<((Matrix,), ()), OpError> {
-        if ctx.step == 0 {
-            std::thread::sleep(Duration::from_millis(300));
-            if self.0.has("pass", 2) {
-                return Err(OpError::new("a pass of a later step has begun beside it"));
-            }
-        }
-        Ok(((x,), ()))
-    }
-}
-
-/// What comes after the passes: in the first step it waits until the pass of step 2 has begun.
-struct After(Begun);
-impl Operator for After {
-    operator!(After, "after", (Matrix,): ["x"] -> (Matrix,): ["y"], false);
-    type Saved = ();
-    fn shapes(&self, (x,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
-        Ok((x,))
-    }
-    fn forward(&self, ctx: &Ctx<'_>, (x,): Self::In) -> Result<((Matrix,), ()), OpError> {
-        if ctx.step == 0 {
-            self.0.wait_for("pass", 2)?;
-        }
-        Ok(((x,), ()))
-    }
+/// A pass that is not held would begin meanwhile: its lane is free.
+fn let_others_begin() {
+    std::thread::sleep(Duration::from_millis(300));
 }
 
 #[test]
 fn on_a_gpu_data_are_made_one_step_further_and_passes_begin_when_those_of_the_step_are_over() {
     let begun = Begun::default();
+    let tells = |node: &'static str| {
+        let begun = begun.clone();
+        Acting::forward(move |step| {
+            begun.tell(node, step);
+            Ok(())
+        })
+    };
+    let in_first = |act: fn(&Begun) -> Result<(), OpError>| {
+        let begun = begun.clone();
+        move |step| if step == 0 { act(&begun) } else { Ok(()) }
+    };
+    let gradient = in_first(|begun| {
+        begun.wait_for("pass", 1)?;
+        begun.wait_for("data", 2)?;
+        let_others_begin();
+        match begun.has("pass", 2) || begun.has("data", 3) {
+            true => Err(OpError::new("too much was made ahead")),
+            false => Ok(()),
+        }
+    });
+    // A pass of the step itself after its gradient: no other has begun meanwhile.
+    let own = in_first(|begun| {
+        let_others_begin();
+        match begun.has("pass", 2) {
+            true => Err(OpError::new("a pass of a later step has begun beside it")),
+            false => Ok(()),
+        }
+    });
+    let after = in_first(|begun| begun.wait_for("pass", 2));
+
     let mut g = Graph::new("ahead");
     let (x,) = g.add("x", Data(2, 2), ());
-    let (data,) = g.add("data", Telling { name: "data", on_gpu: false, begun: begun.clone() }, (x,));
-    let (pass,) = g.add("pass", Telling { name: "pass", on_gpu: true, begun: begun.clone() }, (data,));
+    let (data,) = g.add("data", tells("data"), (x,));
+    let (pass,) = g.add("pass", tells("pass").on_gpu(), (data,));
     let (w,) = g.add("w", Weights(2, 2), ());
-    let (waits,) = g.add("waits", Waits(begun.clone()), (w,));
+    let (waits,) = g.add("waits", Acting::backward(gradient), (w,));
     let miss = g.op("miss", (waits, pass), |a, b| a - b);
     let loss = mean_square(&mut g, "loss", miss);
     let (next,) = g.add("next", Descend, (w, w.cotangent()));
-    let (next,) = g.add("own", Own(begun.clone()), (next,));
-    let (next,) = g.add("after", After(begun.clone()), (next,));
+    let (next,) = g.add("own", Acting::forward(own).on_gpu(), (next,));
+    let (next,) = g.add("after", Acting::forward(after), (next,));
     g.set_loss(loss);
     g.carry(w, next);
     let gpu = Some(GpuOptions { number: 0, rates: None, driver: 0 });

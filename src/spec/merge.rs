@@ -32,6 +32,13 @@ impl Merged {
         self.nodes.iter().find(|n| n.id.value == id)
     }
 
+    /// The places of all nodes whose names begin as one that ends in `*` says; nothing where it does not end so.
+    pub fn starred(&self, name: &str) -> Option<Vec<usize>> {
+        let start = name.strip_suffix('*')?;
+        let places = self.ids().zip(0..).filter(|(id, _)| id.starts_with(start));
+        Some(places.map(|(_, place)| place).collect())
+    }
+
     /// Names of all nodes.
     pub fn ids(&self) -> impl Iterator<Item = &str> {
         self.nodes.iter().map(|n| n.id.value.as_str())
@@ -212,12 +219,8 @@ fn remove(sources: &Sources, out: &mut Merged, ids: &[At<String>]) -> Result<(),
     let index: HashMap<&str, usize> = out.ids().zip(0..).collect();
     let mut gone: Vec<Option<Span>> = vec![None; out.nodes.len()];
     for id in ids {
-        let meant: Vec<usize> = match id.value.strip_suffix('*') {
-            Some(start) => {
-                index.iter().filter(|(name, _)| name.starts_with(start)).map(|(_, at)| *at).collect()
-            }
-            None => index.get(id.value.as_str()).copied().into_iter().collect(),
-        };
+        let one = || index.get(id.value.as_str()).copied().into_iter().collect();
+        let meant = out.starred(&id.value).unwrap_or_else(one);
         let left: Vec<usize> = meant.into_iter().filter(|at| gone[*at].is_none()).collect();
         if left.is_empty() {
             let remaining = out.ids().zip(&gone).filter(|(_, gone)| gone.is_none()).map(|(name, _)| name);

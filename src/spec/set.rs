@@ -63,29 +63,29 @@ fn apply_one(
         field: At { value: field.to_owned(), span: at(node.len() + 1, field) },
     };
     let value = At { value: value.to_owned(), span: at(node.len() + field.len() + 2, value) };
-    let settings = match node.strip_suffix('*') {
-        Some(start) => in_all(sources, merged, &setting, start, registry)?,
+    let settings = match merged.starred(node) {
+        Some(meant) => in_all(sources, merged, &setting, &meant, registry)?,
         None => vec![setting],
     };
     settings.iter().map(|setting| assign(sources, merged, setting, &value, registry)).collect()
 }
 
-/// A setting in every node that has it and whose name begins so.
+/// A setting in each of these nodes that has it.
 fn in_all(
     sources: &Sources,
     merged: &Merged,
     setting: &Setting,
-    start: &str,
+    meant: &[usize],
     registry: &Registry,
 ) -> Result<Vec<Setting>, Box<SpecError>> {
     let Setting { node: pattern, field } = setting;
     let (mut found, mut names) = (Vec::new(), BTreeSet::new());
-    let mut meant = merged.nodes.iter().filter(|node| node.id.value.starts_with(start)).peekable();
-    if meant.peek().is_none() {
+    if meant.is_empty() {
+        let start = pattern.value.trim_end_matches('*');
         let error = sources.error(format!("no node begins with `{start}`"), pattern.span, "not a node");
         return Err(error.help(advice("nodes", start, merged.ids())));
     }
-    for node in meant {
+    for node in meant.iter().map(|place| &merged.nodes[*place]) {
         let entry = entry_of(sources, registry, node)?;
         if entry.setting(&field.value).is_some() {
             let node = At { value: node.id.value.clone(), span: pattern.span };

@@ -16,7 +16,10 @@ pub fn run<D: Place>(table: &Table<D>, shapes: &Shapes) -> Result<()> {
         for direction in [Direction::Forward, Direction::Backward] {
             gemm(table, product, direction)?;
         }
-        inner(table, product)?;
+        // `x A^T` of an adapter: few columns, so that reading `x` is nearly all of it.
+        if product.r > 0 {
+            gemm(table, Product { n: product.r, r: 0, ..product }, Direction::Forward)?;
+        }
     }
     if let Some(product) = shapes.products.first() {
         modulation(table, product.k)?;
@@ -54,29 +57,6 @@ fn gemm<D: Place>(table: &Table<D>, Product { m, k, n, r }: Product, direction: 
         })?;
     }
     Ok(())
-}
-
-/// `x A^T` of an adapter: few columns, so that reading `x` is nearly all of it.
-fn inner<D: Place>(table: &Table<D>, Product { m, k, r, .. }: Product) -> Result<()> {
-    if r == 0 {
-        return Ok(());
-    }
-    let (x, down) = (table.activations(m * k, 2), table.exact(r * k, 4));
-    let down = table.queue.factor(&[View::new(&down, 0)], r, k, 1.0, Direction::Forward);
-    let mut out = table.queue.take(m * r, Kind::Activation);
-    let work = Work { bytes: table.bytes(m * (k + r) + r * k, 0), flops: 2 * m * k * r };
-    table.row("gemm Forward, a factor", &format!("{m}x{k}x{r} rank 0"), work, |queue| {
-        queue.gemm(Gemm {
-            m,
-            x: View::new(&x, k).into(),
-            weight: &down,
-            direction: Direction::Forward,
-            extra: None,
-            bias: None,
-            accumulate: false,
-            out: ViewMut::new(&mut out, r),
-        });
-    })
 }
 
 /// Shifts, scales and gates of a block with two streams, of a winner and a loser.

@@ -66,14 +66,9 @@ impl<D: Device> Pass<'_, D> {
         linears.iter().any(|linear| self.ctx.adapts(linear))
     }
 
-    /// Does a backward read again what this linear has read, and is that kept?
-    pub fn keeps_input_of(&self, linear: &Linear<D>) -> bool {
-        self.keep == Keep::All && self.ctx.adapts(linear)
-    }
-
     /// What these linears have read, where a backward reads it again and it is kept.
-    pub fn fresh(&self, read: D::Buffer, linears: &[&Linear<D>]) -> Option<D::Buffer> {
-        linears.iter().any(|linear| self.keeps_input_of(linear)).then_some(read)
+    pub fn fresh<T>(&self, read: T, linears: &[&Linear<D>]) -> Option<T> {
+        (self.keep == Keep::All && self.adapts(linears)).then_some(read)
     }
 }
 

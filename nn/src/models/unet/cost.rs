@@ -416,11 +416,7 @@ impl Counter<'_> {
         // The input, and what the last projection reads.
         self.kept = self.kept + stream + stream;
         // What the first one reads.
-        let reads_first = |(linear, _): &(LinearLayout, bool)| linear.name.ends_with("proj_in");
-        let first = linears.iter().find(|linear| reads_first(linear));
-        if checkpointing == Checkpointing::None
-            && first.is_some_and(|(l, _)| self.adapted.contains(l.name.as_str()))
-        {
+        if checkpointing == Checkpointing::None && self.adapts_any(linears, &["proj_in"]) {
             self.kept = self.kept + stream;
         }
         // A block's MLP is its widest place: the stream, its norm, the gate's operands and result.
@@ -428,12 +424,15 @@ impl Counter<'_> {
         self.running = self.running.max(running);
     }
 
+    /// Is one of these linears adapted whose names end so?
+    fn adapts_any(&self, linears: &[(LinearLayout, bool)], ends: &[&str]) -> bool {
+        let meant = |name: &str| ends.iter().any(|end| name.ends_with(end));
+        linears.iter().any(|(l, _)| meant(&l.name) && self.adapted.contains(l.name.as_str()))
+    }
+
     /// What a transformer's block keeps of what adapted linears read, where it keeps all that its backward reads: in widths of the stream.
     fn fresh(&self, linears: &[(LinearLayout, bool)], image: bool) -> f64 {
-        let adapted = |parts: &[&str]| {
-            let reads = |name: &str| parts.iter().any(|part| name.ends_with(part));
-            linears.iter().any(|(l, _)| reads(&l.name) && self.adapted.contains(l.name.as_str()))
-        };
+        let adapted = |parts: &[&str]| self.adapts_any(linears, parts);
         let normed = [&["attn1.to_q", "attn1.to_k", "attn1.to_v"][..], &["attn2.to_q"], &["ff.net.0.proj"]];
         let normed = normed.into_iter().filter(|parts| adapted(parts)).count();
         let joined = usize::from(image && adapted(&["attn2.to_out.0"]));

@@ -94,13 +94,12 @@ pub(super) fn forward<D: Device>(
 ) -> Result<(Map<D>, Option<ResnetSaved<D>>)> {
     let queue = pass.ctx.queue;
     let x = inputs.joined(queue);
-    let keeps = |n, conv: &Conv<D>| Some(n).filter(|_| pass.keeps_input_of(conv.linear()));
     let [conv1, conv2] = &block.convs;
     let (middle, n) = middle(pass, block, &x)?;
-    let n1 = keeps(n, conv1);
+    let n1 = pass.fresh(n, &[conv1.linear()]);
     let n = block.norms[1].run(queue, &middle, true);
     let mut y = conv2.run_in(pass.ctx, &n, Kind::Activation)?;
-    let n = [n1, keeps(n, conv2)];
+    let n = [n1, pass.fresh(n, &[conv2.linear()])];
     match &block.shortcut {
         Some(shortcut) => add(queue, &mut y, &shortcut.run_in(pass.ctx, &x, Kind::Activation)?),
         None => add(queue, &mut y, &x),
@@ -120,7 +119,7 @@ pub(super) fn again<D: Device>(
     let pass = pass.again();
     let x = inputs.joined(pass.ctx.queue);
     let (middle, n) = middle(pass, block, &x)?;
-    let n = [Some(n).filter(|_| pass.keeps_input_of(block.convs[0].linear())), None];
+    let n = [pass.fresh(n, &[block.convs[0].linear()]), None];
     Ok(ResnetSaved { inputs, middle, fresh: Fresh { x: Some(x), n } })
 }
 

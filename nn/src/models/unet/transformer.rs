@@ -56,7 +56,7 @@ pub(super) fn forward<D: Device>(
     let mut h = pass.take(rows * channels);
     let output = Output(&transformer.proj_in, ViewMut::new(&mut h, channels));
     let in_inner = linears(pass.ctx, rows, normed.view(), &mut [output])?;
-    let normed = Some(normed).filter(|_| pass.keeps_input_of(&transformer.proj_in));
+    let normed = pass.fresh(normed, &[&transformer.proj_in]);
     let mut h = Arc::new(h);
     let mut blocks = Vec::new();
     for (i, block) in transformer.blocks.iter().enumerate() {
