@@ -37,8 +37,10 @@ pub struct Entry {
     pub settings: Vec<SettingEntry>,
     /// What it measures.
     pub metrics: &'static [MetricDoc],
+    /// Settings that change no bit of what it computes.
+    pub free_settings: &'static [&'static str],
     build: fn(&str) -> Result<Built, BuildError>,
-    check: fn(&str) -> Result<(), BuildError>,
+    complete: fn(&str) -> Result<String, BuildError>,
     json: fn(&str) -> Option<serde_json::Value>,
 }
 
@@ -72,7 +74,15 @@ impl Entry {
     /// # Errors
     /// If not.
     pub fn check(&self, settings: &str) -> Result<(), BuildError> {
-        (self.check)(settings)
+        self.complete(settings).map(drop)
+    }
+
+    /// All settings as a run saves them, where these are stated.
+    ///
+    /// # Errors
+    /// If the text is not of the settings' type.
+    pub(crate) fn complete(&self, settings: &str) -> Result<String, BuildError> {
+        (self.complete)(settings)
     }
 
     /// Settings that were written as `(name: value, ...)` in RON, as JSON; `None` if they are not of the settings' type.
@@ -93,17 +103,31 @@ impl Entry {
             outputs: O::Out::specs(O::OUT),
             settings: setting_entries::<O::Settings>(),
             metrics: O::METRICS,
+            free_settings: O::FREE_SETTINGS,
             build: |settings| {
-                let settings = text::read::<O::Settings>(settings).map_err(BuildError::Text)?;
-                let all = text::write(&settings)
-                    .map_err(|e| BuildError::Refused(OpError::internal(format!("settings as text: {e}"))))?;
+                let (settings, all) = complete::<O::Settings>(settings)?;
                 let op = Box::new(O::new(settings).map_err(BuildError::Refused)?);
                 Ok(Built { op, settings: all })
             },
-            check: |settings| text::read::<O::Settings>(settings).map(|_| ()).map_err(BuildError::Text),
+            complete: |settings| complete::<O::Settings>(settings).map(|(_, all)| all),
             json: |settings| serde_json::to_value(text::read::<O::Settings>(settings).ok()?).ok(),
         }
     }
+}
+
+/// Settings from text, and all of them as text.
+fn complete<S: Settings>(settings: &str) -> Result<(S, String), BuildError> {
+    let settings = text::read::<S>(settings).map_err(BuildError::Text)?;
+    let all = text::write(&settings)
+        .map_err(|e| BuildError::Refused(OpError::internal(format!("settings as text: {e}"))))?;
+    Ok((settings, all))
+}
+
+/// One setting as a run saves it: `8` is `8.0` where it is no whole number. A text that is not of its type stays as it is.
+pub(crate) fn as_saved(name: &str, text: String, complete: impl Fn(&str) -> Option<String>) -> String {
+    let all = complete(&format!("({name}:{text},)")).and_then(|all| text::fields(&all).ok());
+    let own = all.and_then(|all| all.into_iter().find(|(other, _)| other == name));
+    own.map_or(text, |(_, saved)| saved)
 }
 
 /// Documentation and defaults of a struct of settings.

@@ -163,7 +163,7 @@ fn a_used_folder_is_refused_and_a_busy_one_too() {
     let out = dir.path().to_str().unwrap();
     let refused = graph_run(&[SFT, "--out", out]);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(stderr(&refused).contains("--resume"), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("holds files, and none of a run"), "{}", stderr(&refused));
 
     let lock = fs::OpenOptions::new().create(true).append(true).open(dir.path().join("lock")).unwrap();
     lock.lock().unwrap();

@@ -68,6 +68,46 @@ fn diff_says_which_nodes_two_graphs_share_and_what_the_others_say_differently() 
 }
 
 #[test]
+fn a_run_differs_from_its_recipe_in_what_was_set_alone() {
+    const RECIPE: &str = "graphs/sft.ron";
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let folder = out.to_str().unwrap();
+    let (code, _, err) = graph_run(&[RECIPE, "--steps", "1", "--set", "update.warmup=3", "--out", folder]);
+    assert_eq!(code, 0, "{err}");
+    // The folder stands for the graph in it.
+    let (code, found, err) = graph_run(&["diff", RECIPE, folder]);
+    assert_eq!(code, 0, "{err}");
+    let changed: Vec<&str> =
+        found.lines().filter(|l| l.starts_with("  ") && !l.starts_with("    ")).map(str::trim).collect();
+    assert!(changed.contains(&"warmup:"), "{found}");
+    assert!(changed.iter().all(|what| ["warmup:", "steps:"].contains(what)), "{found}");
+    for command in [&["plan", folder][..], &["dot", folder]] {
+        let (code, _, err) = graph_run(command);
+        assert_eq!(code, 0, "{err}");
+    }
+}
+
+#[test]
+fn a_plan_warns_of_a_run_that_its_nodes_do_not_know() {
+    let (code, out, err) = graph_run(&["plan", "graphs/sft.ron", "--set", "update.steps=3"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("WARNING: `update.steps` is 3 and the run has 200 steps"), "{out}");
+    let (_, out, _) = graph_run(&["plan", "graphs/sft.ron", "--steps", "8"]);
+    assert!(!out.contains("WARNING"), "{out}");
+    assert!(out.contains("the warm-up is 10 updates long and the run 8 updates"), "{out}");
+    let (_, out, _) = graph_run(&["plan", "graphs/focusdpo.ron", "--set", "loss.objective=mapo"]);
+    let of_the_loss: Vec<&str> = out.lines().filter(|line| line.starts_with("loss: ")).collect();
+    assert!(matches!(of_the_loss[..], [line] if line.contains("its published value is 0.1")), "{out}");
+}
+
+#[test]
+fn a_list_without_brackets_is_shown_as_it_is_meant() {
+    let (code, _, err) = graph_run(&["plan", "graphs/sft.ron", "--set", "lora.targets=to_q,to_k"]);
+    assert!(code != 0 && err.contains(r#"--set lora.targets='["to_q","to_k"]'"#), "{err}");
+}
+
+#[test]
 fn diff_needs_no_file_that_a_graph_names_and_names_a_graph_that_is_missing() {
     let (code, out, err) =
         graph_run(&["diff", "graphs/focusdpo_samples.ron", "graphs/flux/focusdpo_uno.ron"]);

@@ -4,7 +4,7 @@ mod common;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{Arc, Mutex, atomic::AtomicUsize},
 };
 
 use common::*;
@@ -13,8 +13,8 @@ use prefgraph::{
     plan::{GpuOptions, Phase, Place, Rates},
 };
 use prefgraph_ops::{
-    Cost, Ctx, OpError, Operator,
-    operator::{InShapes, OutShapes},
+    Cost, Ctx, OpError, Operator, Shared, Wanted,
+    operator::{InGrads, InShapes, OutGrads, OutShapes},
 };
 use proptest::prelude::*;
 
@@ -422,4 +422,82 @@ fn a_pass_of_a_later_step_has_room_beside_the_update() {
     let ahead = |gpu| Plan::new(&g, &PlanOptions { gpu, ..options(2, 1) }).unwrap().memory().ahead;
     let matrix = 2 * 2 * size_of::<f32>();
     assert_eq!([ahead(gpu), ahead(None)], [3 * matrix, matrix]);
+}
+
+/// Doubles, keeps eight million bytes for its backward, and says what it was told of one.
+struct Keeping {
+    alone: Option<usize>,
+    told: Arc<Mutex<BTreeMap<String, bool>>>,
+}
+impl Operator for Keeping {
+    operator!(Keeping, "keeping", (Matrix,): ["x"] -> (Matrix,): ["y"], true);
+    type Saved = ();
+    fn shapes(&self, (x,): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
+        Ok((x,))
+    }
+    fn cost(&self, _: &InShapes<Self>, _: &OutShapes<Self>) -> Cost {
+        Cost {
+            saved_bytes: 8_000_000,
+            scratch_bytes: 1_000_000,
+            backward_scratch_bytes: 3_000_000,
+            alone_bytes: self.alone,
+            shared: Some(Shared { input: 0, bytes: 500_000 }),
+            urgent: true,
+            ..Cost::default()
+        }
+    }
+    fn forward(&self, ctx: &Ctx<'_>, (x,): Self::In) -> Result<((Matrix,), ()), OpError> {
+        self.told.lock().unwrap().insert(ctx.node.into(), ctx.backward_follows);
+        Ok(((x * 2.0,), ()))
+    }
+    fn backward(
+        &self,
+        _: &Ctx<'_>,
+        _: Wanted<'_>,
+        (): (),
+        (g,): OutGrads<Self>,
+    ) -> Result<InGrads<Self>, OpError> {
+        Ok((g.map(|g| g * 2.0),))
+    }
+}
+
+#[test]
+fn a_pass_that_no_backward_follows_is_told_so_and_planned_without_what_it_would_keep() {
+    let told = Arc::new(Mutex::default());
+    let graph = |alone, trains: bool| {
+        let keeping = || Keeping { alone, told: Arc::clone(&told) };
+        let mut g = Graph::new("keeping");
+        let (w,) = g.add("w", Weights(2, 2), ());
+        let (measured,) = g.add("measured", keeping(), (w,));
+        let error = mean_square(&mut g, "error", measured);
+        g.add("record", Record, (error,));
+        if trains {
+            let (trained,) = g.add("trained", keeping(), (w,));
+            let loss = mean_square(&mut g, "loss", trained);
+            let (next,) = g.add("next", Descend, (w, w.cotangent()));
+            g.set_loss(loss);
+            g.carry(w, next);
+        }
+        Arc::new(g)
+    };
+    let memory = |alone, trains| {
+        let memory = plan(&graph(alone, trains), 1, 0).memory().clone();
+        (memory.peak / 100_000, memory.resident)
+    };
+    // What it holds by itself, or what an operator holds that keeps all the same; and what is packed for backwards.
+    assert_eq!(memory(Some(2_000_000), false), (20, 0));
+    assert_eq!(memory(None, false), (95, 500_000));
+    assert_eq!(memory(Some(2_000_000), true), (115, 500_000), "the backward of the other one");
+
+    let g = graph(Some(2_000_000), true);
+    let cost = |id| *plan(&g, 1, 0).cost(g.find(id).unwrap());
+    let (measured, trained) = (cost("measured"), cost("trained"));
+    assert!(!measured.urgent && trained.urgent);
+    assert_eq!(
+        [measured, trained].map(|c| (c.saved_bytes, c.scratch_bytes)),
+        [(0, 2_000_000), (8_000_000, 1_000_000)]
+    );
+    runner(&g, 1, 0, 7).step().unwrap();
+    let told = told.lock().unwrap().clone();
+    assert_eq!(told, BTreeMap::from([("measured".into(), false), ("trained".into(), true)]));
 }

@@ -25,6 +25,8 @@ pub struct Ctx<'a> {
     pub seed: u64,
     /// Name of the node that is running.
     pub node: &'a str,
+    /// Whether a backward follows. Where none does, nobody reads what a forward returns for it.
+    pub backward_follows: bool,
     /// Kernels and worker threads, shared by all nodes.
     pub cpu: &'a nn::Cpu,
     /// The GPU that networks run on; without one they run on the processor.
@@ -72,6 +74,9 @@ pub struct Cost {
     pub scratch_bytes: usize,
     /// Bytes held while a backward runs, where it needs more than a forward.
     pub backward_scratch_bytes: usize,
+    /// Bytes held while a forward runs that [no backward follows](Ctx::backward_follows), by an operator that keeps nothing then. Others
+    /// hold `saved_bytes` and `scratch_bytes` while any forward runs.
+    pub alone_bytes: Option<usize>,
     /// Bytes held from the first run on, e.g. weights.
     pub resident_bytes: usize,
     /// Bytes that values of cells hold from the first run on beyond what their shapes say, such as gradients that wait for more.
@@ -95,6 +100,18 @@ pub struct Shared {
     pub input: usize,
     /// Bytes.
     pub bytes: usize,
+}
+
+impl Cost {
+    /// What the forward costs where no backward follows. An operator that keeps nothing then does not hold others up, and packs nothing for
+    /// a backward.
+    #[must_use]
+    pub fn without_backward(self) -> Self {
+        let alone =
+            |bytes| Self { saved_bytes: 0, scratch_bytes: bytes, urgent: false, shared: None, ..self };
+        let forward = self.alone_bytes.map_or(self, alone);
+        Self { backward_flops: 0.0, backward_scratch_bytes: 0, ..forward }
+    }
 }
 
 /// For every input, in order: does anybody need its cotangent?
@@ -132,6 +149,8 @@ pub trait Operator: Send + Sync + Sized + 'static {
     const OUT: <Self::Out as Outputs>::Names;
     /// Every metric that it may measure, in the order in which it does.
     const METRICS: &'static [MetricDoc] = &[];
+    /// Settings that change how it works, but no bit of what it computes: a run may be resumed with others.
+    const FREE_SETTINGS: &'static [&'static str] = &[];
 
     /// What a graph file may say about this operator.
     type Settings: Settings;

@@ -66,7 +66,7 @@ impl Cache {
         }
         let host = tensor::host();
         for source in &work {
-            let ctx = |node| Ctx { step: 0, seed: 0, node, cpu, gpu, host: &host };
+            let ctx = |node| Ctx { step: 0, seed: 0, node, backward_follows: false, cpu, gpu, host: &host };
             for batch in self.batches(source, plan) {
                 if !go_on(progress) {
                     return Ok(filled);

@@ -113,6 +113,23 @@ pub fn prune(folder: &Path, newest: u64, keep: usize) {
     }
 }
 
+/// Remove the checkpoints of steps beyond `step`: a run goes back to that one, and the next resume must not go on from what it has left.
+///
+/// # Errors
+/// If one cannot be removed.
+pub fn prune_after(folder: &Path, step: u64) -> Result<(), CheckpointError> {
+    for later in steps(folder).unwrap_or_default().into_iter().filter(|later| *later > step) {
+        let place = place(folder, later);
+        fs::remove_dir_all(&place).map_err(|e| {
+            CheckpointError::new(
+                &place,
+                format!("cannot be removed, and the run goes on from step {step}: {e}"),
+            )
+        })?;
+    }
+    Ok(())
+}
+
 /// Rename a checkpoint that must not be resumed from; returns its new path.
 ///
 /// # Errors

@@ -2,12 +2,12 @@
 
 mod adapter;
 
-use std::{
-    path::{Path, PathBuf},
-    str::FromStr,
-};
+use std::{path::PathBuf, str::FromStr};
 
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{
+    CommandFactory, Parser, Subcommand, ValueEnum,
+    builder::{PathBufValueParser, TypedValueParser},
+};
 
 use super::device;
 use crate::{
@@ -40,11 +40,13 @@ pub(super) enum Command {
         #[arg(long, value_enum, default_value_t = Format::Dot)]
         format: Format,
     },
-    /// Say what two graphs have not in common, node by node
+    /// Say how two graphs differ, node by node
     Diff {
-        /// A graph file (RON)
+        /// A graph file (RON), or the folder of a run
+        #[arg(value_parser = graph_file())]
         old: PathBuf,
         /// Another one
+        #[arg(value_parser = graph_file())]
         new: PathBuf,
     },
     /// Draw pictures from a prompt, with the networks of a graph and an adapter that it trained
@@ -111,8 +113,8 @@ pub(super) struct Sweep {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Sample {
-    /// A graph file (RON): a recipe, the `graph.ron` of a run, or a sampling graph; its data are not read
-    #[arg(value_name = "GRAPH")]
+    /// A graph file (RON): a recipe, the folder of a run, or a sampling graph; its data are not read
+    #[arg(value_name = "GRAPH", value_parser = graph_file())]
     pub graph: PathBuf,
     /// What to draw
     #[arg(long)]
@@ -185,7 +187,7 @@ pub(super) struct Evaluate {
     #[arg(long)]
     pub list: bool,
     /// First draw the pictures that are missing, with the networks of this graph (RON)
-    #[arg(long, value_name = "GRAPH", conflicts_with = "list")]
+    #[arg(long, value_name = "GRAPH", value_parser = graph_file(), conflicts_with = "list")]
     pub sample: Option<PathBuf>,
     /// The adapter to draw with; without one, the frozen network draws
     #[arg(long, value_name = "FILE", requires = "sample")]
@@ -247,7 +249,7 @@ pub(super) enum Cache {
         /// The folder of the cache
         path: PathBuf,
         /// A graph whose entries are kept; may be given more than once
-        #[arg(long = "keep", value_name = "GRAPH", required_unless_present = "all")]
+        #[arg(long = "keep", value_name = "GRAPH", value_parser = graph_file(), required_unless_present = "all")]
         keep: Vec<PathBuf>,
         /// A setting over all of these graphs; may be given more than once
         #[arg(long = "set", value_name = "NODE.SETTING=VALUE", value_parser = set, requires = "keep")]
@@ -290,8 +292,8 @@ pub(super) enum Format {
 /// A graph, and what is said over its file.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(super) struct Graph {
-    /// A graph file (RON)
-    #[arg(value_name = "GRAPH")]
+    /// A graph file (RON), or the folder of a run, for its `graph.ron`
+    #[arg(value_name = "GRAPH", value_parser = graph_file())]
     pub graph: Option<PathBuf>,
     /// Set a setting, in all nodes that begin so where NODE ends in `*`; may be given more than once
     #[arg(long = "set", value_name = "NODE.SETTING=VALUE", value_parser = set)]
@@ -334,7 +336,8 @@ pub(super) struct Run {
 fn set(text: &str) -> Result<String, String> {
     match text.contains('=') {
         true => Ok(text.to_owned()),
-        false => Err(format!("an equals sign is needed, as in `--set {text}=VALUE`")),
+        false if text.contains('.') => Err(format!("an equals sign is needed, as in `--set {text}=VALUE`")),
+        false => Err(format!("a setting and a value are needed, as in `--set {text}.SETTING=VALUE`")),
     }
 }
 
@@ -354,7 +357,7 @@ fn steps(text: &str) -> Result<u64, String> {
 }
 
 fn seed(text: &str) -> Result<u64, String> {
-    whole(text, "a whole number, 0 or more", |_| true)
+    whole(text, &format!("a whole number, 0 or more, at most {}", u64::MAX), |_| true)
 }
 
 fn lanes(text: &str) -> Result<usize, String> {
@@ -377,7 +380,7 @@ pub(super) fn meant(typed: &[String]) -> Option<String> {
     let command = Args::command();
     let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
     let known = first.starts_with('-') || first == "help" || names.contains(&first.as_str());
-    if known || Path::new(first).is_file() {
+    if known || in_its_folder(first.into()).is_file() {
         return None;
     }
     let more = if rest.is_empty() { "graphs/focusdpo.ron".to_owned() } else { rest.join(" ") };
@@ -394,6 +397,16 @@ pub(super) fn meant(typed: &[String]) -> Option<String> {
             advice("commands", first, names)
         )),
     }
+}
+
+/// The path of a graph file; of a run's folder that of the graph in it.
+fn graph_file() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().map(in_its_folder)
+}
+
+fn in_its_folder(path: PathBuf) -> PathBuf {
+    let inside = path.join("graph.ron");
+    if inside.is_file() { inside } else { path }
 }
 
 /// An amount of memory: GB and the like are powers of 1000, GiB and the like of 1024.

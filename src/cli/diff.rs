@@ -1,4 +1,4 @@
-//! `graph-run diff`: what two graphs have not in common.
+//! `graph-run diff`: how two graphs differ.
 
 use std::{collections::BTreeMap, fmt::Write as _, path::Path};
 

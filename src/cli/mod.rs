@@ -59,9 +59,10 @@ mod threads;
 mod trained;
 mod updates;
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use clap::Parser;
+use miette::MietteHandlerOpts;
 
 use crate::{registry::Registry, spec::SpecError};
 use args::{Args, Command};
@@ -107,6 +108,12 @@ const INTERRUPTED: u8 = 130;
 /// }
 /// ```
 pub fn main_with(registry: Registry) -> ExitCode {
+    // A path that is broken into two lines cannot be copied, and a log can be searched for whole lines only.
+    // A `main` may have set a hook of its own, which stays.
+    let _ = miette::set_hook(Box::new(|_| {
+        let wraps = std::io::stderr().is_terminal();
+        Box::new(MietteHandlerOpts::new().wrap_lines(wraps).break_words(false).build())
+    }));
     interrupt::outlast_file_limits();
     let typed: Vec<String> =
         std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();

@@ -2,12 +2,16 @@
 
 use std::{path::Path, sync::Arc};
 
-use prefgraph_ops::guard;
+use prefgraph_ops::{
+    Operator, guard,
+    operators::{export::Export, log::Log, lora_update::LoraUpdate, measure::Measure},
+    words::count,
+};
 
 use super::{Failure, args, device, system, threads};
 use crate::{
     cache::{Cache, NodeStatus, State},
-    graph::{Endpoint, Graph, Node},
+    graph::{Endpoint, Graph, Node, NodeId},
     plan::{Plan, PlanOptions, Rates, due},
     registry::Registry,
     spec::{Loaded, RunSettings, load},
@@ -48,6 +52,7 @@ pub(super) fn prepare(args: &args::Graph, registry: &Registry) -> Result<Prepare
     let run = RunSettings { threads, ..run };
     let mut notes = notes(&graph, &plan, |_| true);
     notes.extend(fewer.map(|fewer| format!("run: {fewer}")));
+    notes.extend(other_steps(&graph, &settings, run.steps));
     let cache = cache.map(|cache| {
         let status = cache.status();
         (cache, status)
@@ -78,6 +83,24 @@ pub(super) fn notes(graph: &Graph, plan: &Plan, wanted: impl Fn(&Node) -> bool) 
         notes.extend(lines.into_iter().map(|line| format!("{}: {line}", node.id)));
     }
     notes
+}
+
+/// Nodes that take the run for longer or shorter than it is, and so say wrong things of it.
+fn other_steps(graph: &Graph, settings: &[(String, String)], steps: u64) -> Vec<String> {
+    const ASK_FOR_THE_RUN: [&str; 4] = [LoraUpdate::NAME, Log::NAME, Export::NAME, Measure::NAME];
+    let nodes = graph.nodes().filter(|(_, node)| ASK_FOR_THE_RUN.contains(&node.op.name()));
+    let other = |(_, node): (NodeId, &Node)| {
+        let name = format!("{}.steps", node.id);
+        let stated = settings.iter().find(|(setting, _)| *setting == name)?.1.parse::<u64>().ok()?;
+        (stated != 0 && stated != steps).then(|| {
+            format!(
+                "WARNING: `{name}` is {stated} and the run has {}: what `{}` says and does by it is of another run; \"@run.steps\" follows the run",
+                count(steps, "step"),
+                node.id
+            )
+        })
+    };
+    nodes.filter_map(other).collect()
 }
 
 /// Settings that make values smaller, if they are made smaller.

@@ -85,6 +85,11 @@ impl Resuming<'_> {
             say!("note: `{path}` holds no run yet; starting at step 0");
             return Ok(Found::Nothing);
         }
+        if remains.iter().any(|name| name == "sweep.json") {
+            return Err(Failure::new(format!(
+                "`{path}` holds a sweep: `graph-run sweep GRAPH --resume --out {path}` continues it, and `--out {path}/VARIANT` one variant alone"
+            )));
+        }
         Err(Failure::new(format!(
             "`{path}` holds a run ({}) but no checkpoint; starting at step 0 would overwrite it\nnothing was changed; put its \
              `checkpoints` back, or use --out to start a new run elsewhere",
@@ -132,7 +137,11 @@ impl Resuming<'_> {
             let node = node_of(&change.what);
             if comparison.same.contains(&change.what) {
                 all.free.push(format!("{line} (moved: same contents)"));
-            } else if change.harmless || idle.contains(node) || self.is_new_default(&change) {
+            } else if change.harmless
+                || idle.contains(node)
+                || self.is_free(&change)
+                || self.is_new_default(&change)
+            {
                 all.free.push(line);
             } else if explained(&change).is_some_and(|(_, what)| what.follows) {
                 all.follow.push(line);
@@ -212,6 +221,14 @@ impl Resuming<'_> {
         let graph = self.graph;
         let counts = graph.shapes_state();
         graph.nodes().filter(|(id, _)| !counts[id.index()]).map(|(_, node)| node.id.as_str()).collect()
+    }
+
+    /// A setting that changes no bit of what its operator computes.
+    fn is_free(&self, change: &Change) -> bool {
+        let Some((node, setting)) = change.what.split_once('.') else { return false };
+        let Ok(node) = self.graph.find(node) else { return false };
+        let entry = self.registry.get(self.graph[node].op.name());
+        entry.is_some_and(|entry| entry.free_settings.contains(&setting))
     }
 
     /// A setting that older versions lacked, at its default.

@@ -31,7 +31,7 @@ use crate::{
     checkpoint::Checkpoint,
     folder::{Command, RunFolder, Survey as Lines},
     registry::Registry,
-    run::{RunOptions, Runner},
+    run::{RunError, RunOptions, Runner},
     sources::{Reader, Survey},
     spec,
 };
@@ -111,7 +111,7 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     let runner = Runner::new(prepared.graph.clone(), prepared.plan.clone(), options);
     let mut runner = runner.map_err(Failure::new)?;
     if let Some(checkpoint) = &found {
-        runner.restore(start, &checkpoint.cells).map_err(Failure::new)?;
+        runner.restore(start, &checkpoint.cells).map_err(not_restored)?;
         say!("resumed at step {start}");
     }
     let (newest, kept) = found.map(|c| (c.step, c.kept)).unzip();
@@ -132,6 +132,13 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     };
     let session = begin.write(folder, &subject, &mut |patience| reader.sources(patience).clone())?;
     begin_loop(prepared, session, reader, runner, health, args.json)
+}
+
+/// A checkpoint of another state than the graph's, such as an adapter of other targets or another rank.
+pub(super) fn not_restored(e: RunError) -> Failure {
+    Failure::new(format!(
+        "{e}\nnothing was changed; a new run (--out) can begin with what was trained: --set lora.from=RUN/adapter.safetensors"
+    ))
 }
 
 /// The folder of the run to resume, if it exists, and the settings it remembers.

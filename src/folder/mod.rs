@@ -81,13 +81,21 @@ impl RunFolder {
         let used = entries.iter().any(|e| !ours(e) && !is_unfinished(e));
         // The lock comes first: a folder that another run is filling now is busy rather than used.
         let (lock, stale) = Lock::take(path)?;
+        let folder = Self { path: path.to_owned(), notes: stale.into_iter().collect(), lock, held };
         if used && !resume {
-            return Err(FolderError::new(format!(
-                "`{}` already holds a run; continue it with --resume, or choose another folder with --out",
-                path.display()
-            )));
+            let path = path.display();
+            return Err(FolderError::new(match folder.remains()?.is_empty() {
+                false => {
+                    format!(
+                        "`{path}` already holds a run; continue it with --resume, or choose another folder with --out"
+                    )
+                }
+                true => format!(
+                    "`{path}` holds files, and none of a run: choose a folder with --out that is new or empty"
+                ),
+            }));
         }
-        Ok(Self { path: path.to_owned(), notes: stale.into_iter().collect(), lock, held })
+        Ok(folder)
     }
 
     /// A run starts to write here: unfinished files of killed runs are removed.

@@ -7,7 +7,7 @@ use std::fmt;
 
 use prefgraph_ops::words::count;
 
-use super::{Phase, Place, Plan, PlannedTask, Task, TaskId, explain};
+use super::{Phase, Place, Plan, PlannedTask, Rates, Task, TaskId, explain};
 use crate::graph::{Endpoint, Graph, NodeId, Tap};
 
 pub(super) struct Dot<'a> {
@@ -63,6 +63,8 @@ impl Dot<'_> {
         let time = match (plan.is_timed(), plan.measured) {
             (false, _) => String::new(),
             (true, true) => format!("; {} a step by measured times", explain::seconds(plan.seconds)),
+            // The speeds are no machine's unless somebody measured them.
+            (true, false) if plan.options.rates == Rates::default() => String::new(),
             (true, false) => format!("; {} a step by declared costs", explain::seconds(plan.seconds)),
         };
         let of = |place| if place == Place::Cpu { String::new() } else { format!(" of {place}") };

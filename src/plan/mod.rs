@@ -261,10 +261,13 @@ impl Plan {
             cells[carry.cell.node.index()] = true;
         }
         let networks = options.networks();
-        let variants = shapes::infer(graph, &slots, &cells, networks)?;
+        let mut variants = shapes::infer(graph, &slots, &cells, networks)?;
         agree::check(graph, &variants[0])?;
         sums::check(graph)?;
         let gradient = gradient::derive(graph, &slots, &cells)?;
+        for variant in &mut variants {
+            variant.leave_out_backwards(&gradient);
+        }
         let ahead = ahead::derive(graph, &cells);
         let tasks = tasks::tasks(graph, &gradient, &ahead, options.lanes);
         let items = memory::items(graph, &slots, &variants, &gradient, &tasks, &cells, networks);

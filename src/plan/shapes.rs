@@ -3,7 +3,7 @@
 use prefgraph_nn::size;
 use prefgraph_ops::{Cost, ErasedShape, OpError, guard};
 
-use super::{Place, PlanError, Slots};
+use super::{Gradient, Place, PlanError, Slots};
 use crate::graph::{Endpoint, Graph, NodeId, Tap};
 
 /// One set of shapes that a step may have. There are several where a source gives batches that differ, e.g. in the
@@ -37,6 +37,14 @@ impl Variant {
     pub fn inputs(&self, graph: &Graph, node: NodeId) -> Vec<Vec<ErasedShape>> {
         let wires = graph[node].wires.iter();
         wires.map(|wires| wires.iter().map(|&from| self.shape(graph, from)).collect()).collect()
+    }
+
+    /// Now that it is known which nodes have a backward: the costs of the others.
+    pub(super) fn leave_out_backwards(&mut self, gradient: &Gradient) {
+        let alone = |node: &usize| !gradient.runs_operator(NodeId::new(*node));
+        for node in (0..self.costs.len()).filter(alone) {
+            self.costs[node] = self.costs[node].without_backward();
+        }
     }
 
     fn bytes(&self) -> usize {

@@ -71,7 +71,8 @@ fn run(
 ) -> Result<Product, OpError> {
     let node = &shared.graph[task.node()];
     let (cpu, gpu) = (&shared.cpu, shared.gpu.as_ref());
-    let ctx = Ctx { step, seed: shared.seed, node: &node.draws_as, cpu, gpu, host };
+    let backward_follows = shared.plan.gradient().runs_operator(task.node());
+    let ctx = Ctx { step, seed: shared.seed, node: &node.draws_as, backward_follows, cpu, gpu, host };
     match job {
         Job::Forward(inputs) => forward(shared, &ctx, task.node(), inputs),
         Job::Backward(saved, cotangents) => backward(shared, &ctx, task.node(), saved, cotangents),
@@ -98,7 +99,7 @@ fn forward(
     }
     let (outputs, saved) = node.op.forward(ctx, &read)?;
     check_shapes(shared, id, &outputs)?;
-    let saved = shared.plan.gradient().runs_operator(id).then_some(saved);
+    let saved = ctx.backward_follows.then_some(saved);
     Ok(Product::Forward { outputs, saved })
 }
 

@@ -73,16 +73,17 @@ pub(crate) fn compare(old: &Facts, new: &Facts) -> Vec<Change> {
 fn facts(graph: &FileText) -> Facts {
     let (nodes, loss) = (&graph.nodes, graph.loss.as_ref());
     let carry = graph.carry.iter().filter_map(|(cell, next)| Some((cell, next.as_ref()?)));
-    facts_of(nodes, loss, carry, &graph.run, &graph.cache)
+    facts_of(nodes, loss, carry, &graph.run, &graph.cache, str::to_owned)
 }
 
-/// The same of the parts of a graph.
+/// The same of the parts of a graph, with paths of outputs as `path` writes them.
 pub(super) fn facts_of<'a>(
     nodes: &[NodeText],
     loss: Option<&At<String>>,
     carry: impl Iterator<Item = (&'a At<String>, &'a At<String>)>,
     run: &[Stated],
     cache: &[Stated],
+    path: impl Fn(&str) -> String,
 ) -> Facts {
     let mut facts = Facts::new();
     for node in nodes {
@@ -90,12 +91,12 @@ pub(super) fn facts_of<'a>(
         facts.insert(id.clone(), node.op.as_ref().map(|o| o.value.clone()).unwrap_or_default());
         for (name, wiring) in &node.inputs {
             let list = |paths: &[At<String>]| {
-                let paths: Vec<&str> = paths.iter().map(|p| p.value.as_str()).collect();
+                let paths: Vec<String> = paths.iter().map(|p| path(&p.value)).collect();
                 format!("[{}]", paths.join(", "))
             };
             let text = match wiring {
                 Wiring::Nothing(_) => continue,
-                Wiring::One(path) => path.value.clone(),
+                Wiring::One(from) => path(&from.value),
                 Wiring::List(paths, _) => list(paths),
             };
             facts.insert(format!("{id}.in.{}", name.value), text);
@@ -105,10 +106,10 @@ pub(super) fn facts_of<'a>(
         }
     }
     if let Some(loss) = loss {
-        facts.insert("the loss".into(), loss.value.clone());
+        facts.insert("the loss".into(), path(&loss.value));
     }
     for (cell, next) in carry {
-        facts.insert(format!("the carry of {}", cell.value), next.value.clone());
+        facts.insert(format!("the carry of {}", path(&cell.value)), path(&next.value));
     }
     for (key, value) in run {
         facts.insert(format!("run.{}", key.value), value.value.clone());

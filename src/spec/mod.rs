@@ -7,7 +7,7 @@
 //!  over                   lists of values on the command line: variants
 //!  resolve -> wire        references followed and operators built; names become wires
 //!  caching                nodes that a cache stands before
-//!  resolved, diff         a graph as one flat file; what two of them have not in common
+//!  resolved, diff         a graph as one flat file; how two of them differ
 //!  outline                what a graph states of its nodes, without building them
 //!  stated                 what such a file says, without building anything from it
 //! ```
@@ -271,10 +271,9 @@ impl Loaded {
                     self.sources.also(error, value.span, "with this setting")
                 });
                 // Where its inputs come from, since shapes come from there.
-                spec.inputs
-                    .iter()
-                    .take(6)
-                    .fold(error, |error, (name, _)| self.sources.also(error, name.span, "of this"))
+                spec.inputs.iter().take(6).fold(error, |error, (name, _)| {
+                    self.sources.also_there(error, name.span, "with this input")
+                })
             }
         }
     }

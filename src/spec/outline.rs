@@ -1,7 +1,5 @@
 //! What a graph file states of its nodes, without building them.
 
-use std::path::Path;
-
 use prefgraph_ops::Operator;
 
 use super::{
@@ -15,7 +13,10 @@ use super::{
     source::{Sources, SpecError},
     text,
 };
-use crate::registry::Registry;
+use crate::{
+    graph::{Path, Tap},
+    registry::Registry,
+};
 
 /// The nodes of a graph file with their settings and wires. What an operator would refuse, such as a file that is absent,
 /// can be looked at here.
@@ -30,7 +31,11 @@ impl<'r> Outline<'r> {
     ///
     /// # Errors
     /// If a file cannot be read or is no graph.
-    pub fn open(path: &Path, sets: &[String], registry: &'r Registry) -> Result<Self, Box<SpecError>> {
+    pub fn open(
+        path: &std::path::Path,
+        sets: &[String],
+        registry: &'r Registry,
+    ) -> Result<Self, Box<SpecError>> {
         let (text, folder) = read(path)?;
         let mut sources = Sources::default();
         let name = path.display().to_string();
@@ -79,9 +84,22 @@ impl<'r> Outline<'r> {
     pub fn facts(&self) -> Result<Facts, Box<SpecError>> {
         let Merged { nodes, loss, carry, run, cache, .. } = &self.merged;
         let carry = carry.iter().map(|(cell, next)| (cell, next));
-        let mut facts = diff::facts_of(nodes, loss.as_ref(), carry, run, cache);
+        let path = |path: &str| self.short(path);
+        let mut facts = diff::facts_of(nodes, loss.as_ref(), carry, run, cache, path);
         facts.extend(Resolver::new(&self.sources, &self.merged, self.registry)?.known_settings());
         Ok(facts)
+    }
+
+    /// The path of an output as a saved graph has it: a node's only output goes without its name.
+    fn short(&self, path: &str) -> String {
+        let Path { tap, id, port, .. } = Path::parse(path);
+        let entry = self.merged.node(id).and_then(|node| self.registry.get(&node.op.as_ref()?.value));
+        let only = entry.is_some_and(|entry| matches!(&entry.outputs[..], [one] if Some(one.name) == port));
+        match (only, tap) {
+            (true, Tap::Value) => id.to_owned(),
+            (true, Tap::Cotangent) => format!("grad:{id}"),
+            (false, _) => path.to_owned(),
+        }
     }
 
     /// The ids of the nodes, in the order of the file.

@@ -14,7 +14,7 @@ use super::{
     syntax::quote,
     text,
 };
-use crate::registry::{BuildError, Built, Entry, Registry, SettingEntry, setting_entries};
+use crate::registry::{BuildError, Built, Entry, Registry, SettingEntry, as_saved, setting_entries};
 
 /// References may point to references; nobody needs as many in a row.
 const DEEPEST: usize = 64;
@@ -176,7 +176,8 @@ impl<'a> Resolver<'a> {
         Ok(found)
     }
 
-    /// Every setting of every node, of the run too, by `node.setting`: with references followed as far as that needs no operator, and defaults.
+    /// Every setting of every node, of the run too, by `node.setting`, as a run saves them: with references followed as far as that needs no
+    /// operator, and defaults.
     pub fn known_settings(mut self) -> Vec<(String, String)> {
         let mut all = Vec::new();
         let merged = self.merged;
@@ -185,12 +186,15 @@ impl<'a> Resolver<'a> {
             for setting in &entry.settings {
                 let stated = spec.settings.iter().find(|(key, _)| key.value == setting.doc.name);
                 let text = self.known(Owner::Node(node), setting, stated.map(|(_, value)| value));
+                let text = as_saved(setting.doc.name, text, |stated| entry.complete(stated).ok());
                 all.push((format!("{}.{}", spec.id.value, setting.doc.name), text));
             }
         }
         for setting in self.run.clone() {
             let stated = merged.run.iter().find(|(key, _)| key.value == setting.doc.name);
             let text = self.known(Owner::Run, &setting, stated.map(|(_, value)| value));
+            let complete = |stated: &str| text::write(&text::read::<RunSettings>(stated).ok()?).ok();
+            let text = as_saved(setting.doc.name, text, complete);
             all.push((format!("run.{}", setting.doc.name), text));
         }
         all

@@ -143,7 +143,12 @@ pub(super) fn assign(
     };
     let Some(ron) = ron else {
         let error = sources.error(format!("`{field}` cannot be `{value}`"), *value_at, "not one value");
-        return Err(error.help("one `--set` sets one setting: repeat it for another, as in `--set run.steps=10 --set run.seed=1`"));
+        let entry = merged.node(node).and_then(|found| entry_of(sources, registry, found).ok());
+        let list = entry.and_then(|entry| as_list(field, value, |text| entry.check(text).is_ok()));
+        return Err(error.help(match list {
+            Some(list) => format!("a list has brackets: `--set {node}.{field}='{list}'`"),
+            None => "one `--set` sets one setting: repeat it for another, as in `--set run.steps=10 --set run.seed=1`".into(),
+        }));
     };
     // A reference is no path, and a path that cannot be stated is refused later, in place.
     let is_reference = text::read::<String>(&ron).is_ok_and(|content| content.starts_with('@'));
@@ -174,6 +179,14 @@ fn other<S: Settings>(
         return Err(no_setting(sources, what, key.span, &key.value, &all));
     };
     Ok((as_ron(&key.value, value, |text| text::read::<S>(text).is_ok()), setting.doc.path))
+}
+
+/// Values between commas as the list that they were meant to be, where the setting takes one.
+fn as_list(name: &str, value: &str, accepts: impl Fn(&str) -> bool) -> Option<String> {
+    let parts = || value.trim_matches(['[', ']']).split(',').map(|part| part.trim().trim_matches('"'));
+    let list =
+        |written: fn(&str) -> String| format!("[{}]", parts().map(written).collect::<Vec<_>>().join(","));
+    [list(quote), list(str::to_owned)].into_iter().find(|list| accepts(&format!("({name}:{list})")))
 }
 
 /// A value of the command line as RON: as it is if it is a value that the setting takes, else in quotes if it takes that, so

@@ -107,6 +107,11 @@ impl Sources {
         error
     }
 
+    /// `error` with one more place if that is in the same picture: another picture for each would hide what matters.
+    pub fn also_there(&self, error: Box<SpecError>, span: Span, label: &str) -> Box<SpecError> {
+        if error.file == Some(span.file) { self.also(error, span, label) } else { error }
+    }
+
     fn shown(&self, span: Span) -> Excerpt {
         self.0[span.file].shown.clone()
     }

@@ -121,3 +121,14 @@ fn unfinished_files_of_killed_runs_go_when_the_run_is_gone_on_with() {
     assert!(left.iter().all(|path| !path.exists()));
     assert_eq!(metrics(&out), metrics(&whole));
 }
+
+#[test]
+fn a_folder_with_other_files_is_not_called_a_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("notes.txt"), "mine").unwrap();
+    let said = refused(&out, &[&DEMO, &["--steps", "1"]]);
+    assert!(said.contains("holds files, and none of a run") && !said.contains("--resume"), "{said}");
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
+}

@@ -10,7 +10,7 @@ fn a_finished_run_goes_on_for_more_steps_and_the_next_resume_knows_them() {
     // The recipe's cosine has ended: its end moves, and the rate with it, which is said.
     let said = runs(&out, &[&DEMO, &["--steps", "6", "--resume"]]);
     for part in
-        ["run.steps: 4 -> 6", "update.steps: 4 -> 6", "schedule had ended at update 4", "jumps from 0e0 to"]
+        ["run.steps: 4 -> 6", "update.steps: 4 -> 6", "schedule had ended at update 4", "jumps from 0 to"]
     {
         assert!(said.contains(part), "{part} in {said}");
     }
@@ -128,4 +128,49 @@ fn micro_batches_that_make_no_update_are_said_and_are_not_lost() {
     assert_eq!((update[0], update[1], update[3]), (None, None, None));
     let mean = |at: usize| loss[at - 2..=at].iter().map(|l| l.unwrap()).sum::<f64>() / 3.0;
     assert_eq!((update[2], update[5]), (Some(mean(2)), Some(mean(5))));
+}
+
+#[test]
+fn what_changes_no_bit_need_not_be_accepted_and_what_changes_nothing_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, out) = (dir.path().join("whole"), dir.path().join("r"));
+    let constant = ["--set", "update.schedule=constant", "--steps"];
+    runs(&whole, &[&DEMO, &constant, &["4"]]);
+    runs(&out, &[&DEMO, &constant, &["2"]]);
+    let free = ["--set", "backbone.checkpointing=blocks", "--set", "backbone.packing=streamed"];
+    let said = runs(&out, &[&["graphs/sft.ron", "--resume", "--steps", "4"], &free]);
+    assert!(
+        said.contains("without effect on what is trained") && said.contains("checkpointing: none -> blocks"),
+        "{said}"
+    );
+    assert!(adapter(&out) == adapter(&whole));
+
+    let from = format!("lora.from={}", whole.join("adapter.safetensors").display());
+    for start in [&*from, "lora.init=kaiming"] {
+        let said = refused(&out, &[&["graphs/sft.ron", "--resume", "--steps", "5", "--set", start]]);
+        assert!(
+            said.contains("says what a run begins with") && said.contains("so it changes nothing"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn targets_that_were_trained_cannot_be_taken_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    runs(&out, &[&DEMO, &["--steps", "2"]]);
+    let before = adapter(&out);
+    for targets in [r#"["attn.to_q"]"#, r#"["attn.to_q", "ff.net.0.proj", "attn.to_out.0"]"#] {
+        let targets = format!("lora.targets={targets}");
+        let fewer = ["graphs/sft.ron", "--resume", "--steps", "3", "--accept-changes", "--set", &targets];
+        let said = refused(&out, &[&fewer]);
+        assert!(
+            said.contains("cell `lora` cannot be restored")
+                && said.contains("which the graph's adapter has not"),
+            "{said}"
+        );
+        assert!(said.contains("--set lora.from="), "{said}");
+    }
+    assert!(adapter(&out) == before);
 }

@@ -229,7 +229,10 @@ fn a_sweep_goes_on_from_the_newest_checkpoint_that_all_variants_have() {
     let said = resumed("torn", &[2, 4], &TAU);
     assert!(said.contains("checkpoints of steps 2 to 4") && said.contains("resumed at step 2"), "{said}");
     let said = resumed("complete", &[6, 6], &[]);
-    assert!(said.contains("an adapter was missing") && said.contains("the sweep is complete"), "{said}");
+    assert!(
+        said.contains("did not hold the adapter of step 6") && said.contains("the sweep is complete"),
+        "{said}"
+    );
 
     let out = whole.to_str().unwrap();
     let resume = ["sweep", "graphs/focusdpo.ron", "--resume", "--out", out];
@@ -259,6 +262,90 @@ fn a_sweep_goes_on_from_the_newest_checkpoint_that_all_variants_have() {
     let (_, said) = good(&[&resume, &["--steps", "8", "--accept-changes"]]);
     assert!(said.contains("resumed at step 6"), "{said}");
     same(&variants(&whole)[1], &alone);
+}
+
+#[test]
+fn a_variant_that_went_on_alone_is_taken_back_only_if_that_is_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("sweep");
+    sweep(&out, &[&TAU]);
+    let alone = variants(&out)[0].clone();
+    let resume = ["sweep", "graphs/focusdpo.ron", "--resume", "--out", out.to_str().unwrap()];
+    let go_on = ["graphs/focusdpo.ron", "--resume", "--out", alone.to_str().unwrap(), "--steps"];
+    good(&[&go_on, &["8"]]);
+    let before = files(&alone);
+    for steps in ["6", "7"] {
+        let said = refused(&[&resume, &["--steps", steps]]);
+        assert!(
+            said.contains("went on without it") && said.contains("variant 1") && said.contains("step 8"),
+            "{said}"
+        );
+        assert!(!said.contains("variant 2"), "{said}");
+    }
+    assert!(files(&alone) == before, "a refused resume changes nothing");
+    let (_, said) = good(&[&resume, &["--steps", "7", "--accept-changes"]]);
+    assert!(
+        said.contains("lose what they made after step 6") && said.contains("resumed at step 6"),
+        "{said}"
+    );
+    // What it had made is gone, so that nothing goes on from it by mistake.
+    let (_, said) = good(&[&go_on, &["8", "--accept-changes"]]);
+    assert!(said.contains("resumed at step 7"), "{said}");
+}
+
+#[test]
+fn a_sweep_that_has_lost_what_it_must_know_says_so_and_trains_nothing_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = dir.path().join("whole");
+    let rates = ["--over", "update.lr=1e-4,1e30", "--set", "update.max_grad_norm=0"];
+    sweep(&whole, &[&rates]);
+    let resumed = |name: &str, spoil: &dyn Fn(&Path), more: &[&str]| {
+        let out = dir.path().join(name);
+        copy(&whole, &out);
+        spoil(&out);
+        let before = files(&variants(&out)[0]);
+        let said =
+            refused(&[&["sweep", "graphs/focusdpo.ron", "--resume", "--out", out.to_str().unwrap()], more]);
+        assert!(files(&variants(&out)[0]) == before, "{name}: {said}");
+        said
+    };
+    let said = resumed("damaged", &|out| fs::write(out.join("sweep.json"), "{").unwrap(), &[]);
+    assert!(said.contains("sweep.json` is damaged"), "{said}");
+    let said = resumed("gone", &|out| fs::remove_file(out.join("sweep.json")).unwrap(), &[]);
+    assert!(said.contains("variant 1") && said.contains("has no checkpoint of step 0"), "{said}");
+    let said = resumed("forgetful", &|out| fs::remove_file(out.join("command.json")).unwrap(), &[]);
+    assert!(said.contains("command.json is gone") && said.contains("--over"), "{said}");
+
+    let whole = dir.path().join("two");
+    sweep(&whole, &[&TAU]);
+    let second = variants(&whole)[1].clone();
+    fs::rename(&second, dir.path().join("kept")).unwrap();
+    let said = refused(&[&["sweep", "graphs/focusdpo.ron", "--resume", "--out", whole.to_str().unwrap()]]);
+    assert!(said.contains("the folder of variant 2") && said.contains("is gone"), "{said}");
+    assert!(!second.exists(), "nothing stands where the folder has to be put back");
+}
+
+#[test]
+fn losses_of_different_settings_are_not_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = |name: &str, over: &str| sweep(&dir.path().join(name), &[&["--over", over]]);
+    let (of_rates, said) = table("rates", "update.lr=1e-4,1e-3");
+    assert!(!of_rates.contains("cannot be compared"), "{of_rates}");
+    assert!(said.contains("numbers on the way are means over 2 variants"), "{said}");
+    let (of_betas, said) = table("betas", "loss.beta=500,2000");
+    assert!(of_betas.contains("the losses are of different settings and cannot be compared"), "{of_betas}");
+    assert!(said.contains("their losses differ in what they are"), "{said}");
+    let loss_of = |table: &str| {
+        table.lines().next().unwrap().split("  ").filter(|t| !t.is_empty()).position(|t| t.trim() == "loss")
+    };
+    let starred = |table: &str| {
+        let at = loss_of(table).unwrap();
+        table.lines().skip(1).take(2).any(|line| {
+            let cells: Vec<&str> = line.split("  ").filter(|cell| !cell.trim().is_empty()).collect();
+            cells[at].ends_with('*')
+        })
+    };
+    assert!(starred(&of_rates) && !starred(&of_betas), "{of_rates}\n{of_betas}");
 }
 
 #[test]

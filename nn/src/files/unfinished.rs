@@ -39,6 +39,11 @@ impl Unfinished {
         self.0.as_file_mut()
     }
 
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
     /// Give it the usual permissions and rename it to `path`. It is not flushed to the disk.
     ///
     /// # Errors

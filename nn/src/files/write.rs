@@ -47,6 +47,19 @@ impl<'a> NamedTensor<'a> {
 /// # Errors
 /// If a name occurs twice, a shape does not fit its bytes, or the file cannot be written.
 pub fn write_safetensors(path: &Path, tensors: &[NamedTensor<'_>], metadata: &[(&str, &str)]) -> Result<()> {
+    write_safetensors_checked(path, tensors, metadata, |_| Ok(()))
+}
+
+/// The same for a file that takes its name once it has been looked at where it lies before.
+///
+/// # Errors
+/// As there, or what `check` says of the file, as if it had its name; the old file is then as it was.
+pub fn write_safetensors_checked(
+    path: &Path,
+    tensors: &[NamedTensor<'_>],
+    metadata: &[(&str, &str)],
+    check: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     let mut header = serde_json::Map::new();
     if !metadata.is_empty() {
         let pairs: BTreeMap<_, _> = metadata.iter().copied().collect();
@@ -76,11 +89,12 @@ pub fn write_safetensors(path: &Path, tensors: &[NamedTensor<'_>], metadata: &[(
     let mut header = serde_json::to_vec(&header).map_err(|e| Error::Internal(e.to_string()))?;
     // Readers map the file: values must start at a multiple of 8.
     header.resize(header.len().next_multiple_of(8), b' ');
-    write_with(path, |file| {
+    let fill = |file: &mut dyn Write| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
         tensors.iter().try_for_each(|t| file.write_all(&t.bytes))
-    })
+    };
+    write_with(path, fill, check)
 }
 
 /// Write beside the file, flush to the disk, and rename over it.
@@ -89,10 +103,14 @@ pub fn write_safetensors(path: &Path, tensors: &[NamedTensor<'_>], metadata: &[(
 /// If any of these fails; the old file is then as it was. If there is something else than a file, such as a device or a pipe: it would be
 /// replaced.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_with(path, |file| file.write_all(bytes))
+    write_with(path, |file| file.write_all(bytes), |_| Ok(()))
 }
 
-fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+fn write_with(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+    check: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     let fault = |what: &str, e: std::io::Error| Error::file(path, format!("cannot be {what}: {e}"));
     if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
         return Err(Error::file(path, "is there and is no regular file: name a file to write"));
@@ -103,6 +121,10 @@ fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<
         fill(&mut buffered).and_then(|()| buffered.flush()).map_err(|e| fault("written", e))?;
     }
     beside.file().sync_all().map_err(|e| fault("flushed", e))?;
+    check(beside.path()).map_err(|e| match e {
+        Error::File { message, .. } => Error::file(path, format!("is not written: {message}")),
+        other => other,
+    })?;
     beside.keep(path).map_err(|e| fault("renamed into place", e))?;
     // The rename itself is safe only once the folder is on the disk too; not every system can open a folder.
     if let Ok(folder) = std::fs::File::open(folder_of(path)) {
@@ -165,11 +187,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
         write_atomically(&path, b"old").unwrap();
-        let failed = write_with(&path, |f| {
+        let full = |f: &mut dyn Write| {
             f.write_all(b"half")?;
             Err(std::io::Error::other("disk full"))
-        });
+        };
+        let failed = write_with(&path, full, |_| Ok(()));
         assert!(failed.unwrap_err().to_string().contains("disk full"));
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_that_its_check_refuses_leaves_the_old_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        std::fs::write(&path, b"old").unwrap();
+        let tensors = [NamedTensor::f32("w", vec![1], &[0.0])];
+        let refuse = |found: &Path| Err(Error::file(found, "is another"));
+        let said = write_safetensors_checked(&path, &tensors, &[], refuse).unwrap_err().to_string();
+        assert!(said.contains("x.safetensors: is not written: is another"), "{said}");
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }

@@ -284,6 +284,7 @@ impl Operator for Backbone {
         "Open a frozen denoiser; every node that reads it shares one copy of the weights.";
     const IN: [&'static str; 0] = [];
     const OUT: [&'static str; 1] = ["backbone"];
+    const FREE_SETTINGS: &'static [&'static str] = &["packing", "checkpointing"];
     type Settings = BackboneSettings;
     type In = ();
     type Out = (BackboneHandle,);

@@ -127,6 +127,7 @@ fn cost_on<C: Axis, H: Axis, W: Axis>(
         saved_bytes: pass.saved_bytes.saturating_add(pass.factor_bytes),
         scratch_bytes: pass.scratch_bytes,
         backward_scratch_bytes: pass.backward_scratch_bytes,
+        alone_bytes: Some(forward_cost(&pass).scratch_bytes),
         shared: Some(Shared { input: 0, bytes: backward_weights }),
         urgent: true,
         ..forward_cost(&pass)
@@ -165,7 +166,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
         Option<ImagePrompt>,
     );
     type Out = (Prediction<C, H, W>, List<Scores>);
-    type Saved = SavedForward;
+    type Saved = Option<SavedForward>;
     const DIFFERENTIABLE: bool = true;
 
     fn new(settings: ForwardSettings) -> Result<Self, OpError> {
@@ -250,7 +251,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
         &self,
         ctx: &Ctx<'_>,
         (backbone, adapter, As(_, x_t), t, text, pooled, references, masks, sizes, image_prompt): Self::In,
-    ) -> Result<(Self::Out, SavedForward), OpError> {
+    ) -> Result<(Self::Out, Option<SavedForward>), OpError> {
         let layout = backbone.0.layout();
         let shape = *HasShape::shape(&x_t);
         let conditions = Conditions {
@@ -283,21 +284,27 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
             masks: &masks,
         });
         let probe = Probe { scores: scoring, ..Probe::NOTHING };
-        let (found, saved) = backbone.0.predict_saving(&inputs, &adapter, &probe)?;
+        let (found, saved) = if ctx.backward_follows {
+            let (found, saved) = backbone.0.predict_saving(&inputs, &adapter, &probe)?;
+            (found, Some(saved))
+        } else {
+            (backbone.0.predict(&inputs, Some(&adapter), &probe)?, None)
+        };
         let scores = found
             .scores
             .into_iter()
             .map(|s| tensor(ctx, (samples, tokens), s))
             .collect::<Result<Vec<_>, _>>()?;
         let out = (prediction(ctx, shape, found.latents)?.into(), List(scores));
-        Ok((out, SavedForward { backbone: backbone.0, adapter, saved }))
+        let saved = saved.map(|saved| SavedForward { backbone: backbone.0, adapter, saved });
+        Ok((out, saved))
     }
 
     fn backward(
         &self,
         ctx: &Ctx<'_>,
         wanted: Wanted<'_>,
-        kept: SavedForward,
+        kept: Option<SavedForward>,
         (grad, _): OutGrads<Self>,
     ) -> Result<InGrads<Self>, OpError> {
         if let Some(other) = (2..wanted.len()).find(|i| wanted[*i]) {
@@ -308,6 +315,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
         }
         let adapter = match grad {
             Some(grad) if wanted[1] => {
+                let kept = kept.ok_or_else(|| OpError::internal("a backward that was not announced"))?;
                 let cotangent = latents_to_nn(ctx, &grad)?;
                 Some(kept.backbone.backward(kept.saved, &kept.adapter, &cotangent)?)
             }

@@ -153,7 +153,13 @@ impl Trainer {
             None,
             None,
         );
-        let ((policy, scores), saved) = self.forward.forward(ctx, inputs).unwrap();
+        let ((policy, scores), saved) = self.forward.forward(ctx, inputs.clone()).unwrap();
+        let alone = Ctx { backward_follows: false, ..*ctx };
+        let ((measured, _), nothing) = self.forward.forward(&alone, inputs).unwrap();
+        assert!(
+            nothing.is_none() && measured.as_vec() == policy.as_vec(),
+            "a pass without a backward differs"
+        );
         let inputs = (backbone, x_t, times.clone(), text, pooled, Some(references), None, None);
         let frozen = self.reference.forward(ctx, inputs).unwrap().0.0;
         let mask = self.recipe.fuse.clone().map(|settings| {

@@ -28,7 +28,15 @@ impl Bench {
     }
 
     pub(crate) fn at(&self, step: u64) -> Ctx<'_> {
-        Ctx { step, seed: 7, node: "node", cpu: &self.cpu, gpu: None, host: &self.host }
+        Ctx {
+            step,
+            seed: 7,
+            node: "node",
+            backward_follows: true,
+            cpu: &self.cpu,
+            gpu: None,
+            host: &self.host,
+        }
     }
 }
 

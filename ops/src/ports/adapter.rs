@@ -1,6 +1,6 @@
 //! The adapter, its cotangent, and the state of its optimiser.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use prefgraph_nn::{Adapter, AdapterGrad, AdapterLayout, LinearLayout, device::DeviceVec, naming::Names};
 
@@ -93,7 +93,22 @@ fn factors(layout: &AdapterLayout, values: &DeviceVec, prefix: &str) -> Result<V
 }
 
 /// The flat run of values that [`factors`] split.
+///
+/// # Errors
+/// If a tensor is missing, surplus or of another shape: what was trained of a linear that is no target any more must not be lost unseen.
 fn gather(layout: &AdapterLayout, state: &NamedState, prefix: &str) -> Result<Vec<f32>, OpError> {
+    let owner = |name: &str| {
+        let rest = name.strip_prefix(prefix)?;
+        let ends = [".lora_A.weight", ".lora_B.weight", WHOLE];
+        ends.into_iter().find_map(|end| rest.strip_suffix(end)).map(str::to_owned)
+    };
+    let known: HashSet<&str> = layout.modules.iter().chain(&layout.whole).map(|m| m.name.as_str()).collect();
+    let mut names = state.tensors.iter().filter_map(|tensor| owner(&tensor.name));
+    if let Some(surplus) = names.find(|name| !known.contains(name.as_str())) {
+        return Err(OpError::new(format!(
+            "the state has factors of `{surplus}`, which the graph's adapter has not"
+        )));
+    }
     let mut values = Vec::with_capacity(layout.len());
     for module in &layout.modules {
         for (suffix, dims) in ["lora_A", "lora_B"].into_iter().zip(module.factor_axes(layout.rank)) {

@@ -87,7 +87,15 @@ impl GradientCheck {
     /// As there.
     pub fn run<O: Operator>(&self, op: &O, inputs: O::In) -> Result<(), GradientError> {
         let (cpu, host) = (nn::Cpu::new(1).map_err(OpError::from)?, host());
-        let ctx = Ctx { step: self.at, seed: 0, node: "checked", cpu: &cpu, gpu: None, host: &host };
+        let ctx = Ctx {
+            step: self.at,
+            seed: 0,
+            node: "checked",
+            backward_follows: true,
+            cpu: &cpu,
+            gpu: None,
+            host: &host,
+        };
         let inputs = inputs.erase();
         let wanted = self.wanted(op, &inputs)?;
         let probe = Probe::new(op, &ctx, inputs)?;

@@ -62,9 +62,14 @@ fn step_folder(path: &Path) -> Result<PathBuf, Failure> {
     let newest =
         steps.filter_map(|e| e.file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok()).max();
     newest.map(|step| all.join(format!("step-{step}"))).ok_or_else(|| {
+        let file = path.join("adapter.safetensors");
+        let file = file.is_file().then(|| {
+            format!("; `adapter convert {}` writes the adapter that is there in other names", file.display())
+        });
         Failure::new(format!(
-            "`{}` is no checkpoint: expected the folder `checkpoints/step-N` of a run, or the run's own folder",
-            path.display()
+            "`{}` is no checkpoint: expected the folder `checkpoints/step-N` of a run, or the run's own folder{}",
+            path.display(),
+            file.unwrap_or_default()
         ))
     })
 }

@@ -36,9 +36,14 @@ pub(super) struct Measurement {
     pub metrics: Vec<Metric>,
 }
 
-fn damaged(node: &str) -> Failure {
+/// A length of zero has no direction, and neither has what is not finite.
+fn damaged(node: &str, embeddings: &BTreeMap<String, Vec<f32>>) -> Failure {
+    let directed = |e: &[f32]| e.iter().all(|v| v.is_finite()) && e.iter().any(|v| *v != 0.0);
+    let id = embeddings.iter().find(|(_, e)| !directed(e)).map(|(id, _)| format!(" of `{id}`"));
     Failure::new(format!(
-        "node `{node}`: an embedding without a direction: are the encoder's weights damaged?"
+        "node `{node}`: the embedding{} has no direction: it is all zeros or out of range, so that nothing can be compared with it; look \
+         at the weights or the file that it comes from",
+        id.unwrap_or_default()
     ))
 }
 
@@ -63,7 +68,8 @@ impl Measurement {
                 let subjects = survey.groups[case.group].subjects.iter();
                 let compared: Vec<Vec<&[f32]>> =
                     subjects.map(|s| by_subject.get(s).cloned().unwrap_or_default()).collect();
-                against_photographs(case.group, picture, &compared, preset.scale).ok_or_else(|| damaged(node))
+                against_photographs(case.group, picture, &compared, preset.scale)
+                    .ok_or_else(|| damaged(node, embeddings))
             };
             let pictures = cases.iter().map(measure).collect::<Result<Vec<_>, _>>()?;
             let score = Score::of(&pictures, preset.mean);
@@ -92,11 +98,13 @@ impl Measurement {
             for (number, group) in survey.groups.iter().enumerate() {
                 let of_group = by_subject.get(&group.subjects[0]).map_or(&[][..], Vec::as_slice);
                 let scale = survey.preset.scale;
-                pictures.extend(against_each_other(number, of_group, scale).ok_or_else(|| damaged(node))?);
+                pictures.extend(
+                    against_each_other(number, of_group, scale).ok_or_else(|| damaged(node, embeddings))?,
+                );
             }
             let all: Vec<(usize, &[f32])> =
                 by_subject.iter().flat_map(|(s, all)| all.iter().map(|e| (*s, *e))).collect();
-            let nearest = nearest_is_of_the_same_subject(&all).ok_or_else(|| damaged(node))?;
+            let nearest = nearest_is_of_the_same_subject(&all).ok_or_else(|| damaged(node, embeddings))?;
             let nearest = Some(nearest.into_iter().filter(|same| *same).count());
             let score = Score::of(&pictures, survey.preset.mean);
             let against = Against::Photographs;

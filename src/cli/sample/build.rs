@@ -229,7 +229,7 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
     let steps = wanted.steps.unwrap_or(parts.sample.steps);
     if !parts.states_sample && wanted.steps.is_none() {
         notes
-            .push(format!("{}: the graph says nothing of sampling; --steps N sets it", count(steps, "pass")));
+            .push(format!("{}: the graph says nothing of sampling; --steps N sets it", count(steps, "step")));
     }
     // Of a network without its IP-Adapter there is nothing to scale.
     let ip_scale = parts.sample.ip_scale.filter(|_| layout.image_tokens);

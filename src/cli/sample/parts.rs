@@ -175,7 +175,8 @@ fn one_autoencoder(all: Vec<Stated<EncodeSettings>>) -> Result<Stated<EncodeSett
     let same = |s: &EncodeSettings| s.kind == first.1.kind && s.weights == first.1.weights;
     match all.find(|(_, settings)| !same(settings)) {
         Some((other, _)) => Err(Failure::new(format!(
-            "`{}` and `{other}` have different autoencoders: set `kind` and `weights` of one of them",
+            "`{}` and `{other}` have different autoencoders: set `kind` and `weights` of both alike; a star sets several nodes at once, as in \
+             --set '*winner.kind=tiny'",
             first.0
         ))),
         None => Ok(first),

@@ -39,14 +39,14 @@ use super::{
     interrupt,
     measured::complete_best,
     progress::Progress,
-    run::{existing, forget},
+    run::{existing, forget, not_restored},
     say::say,
     system,
     trained::{complete, warn_of_nothing},
     updates::Updates,
 };
 use crate::{
-    checkpoint::{Checkpoint, Kept},
+    checkpoint::{Checkpoint, Kept, prune_after},
     folder::{Accepted, Command, RunFolder, Survey as Lines},
     graph::Graph,
     plan::Plan,
@@ -68,7 +68,7 @@ pub(super) fn sweep(args: &args::Sweep, registry: &Registry) -> Result<u8, Failu
     };
     let (existing, mut command) = existing(&path, args.resume)?;
     if let Some(folder) = &existing {
-        check_is_sweep(folder, &command)?;
+        check_is_sweep(folder, &command, &args.over)?;
     }
     forget(&mut command, &args.graph, registry);
     let over = varied(&args.over, &command, &path)?;
@@ -97,6 +97,7 @@ pub(super) fn sweep(args: &args::Sweep, registry: &Registry) -> Result<u8, Failu
     let mut folders = Vec::new();
     let mut found = Found::Nothing;
     if args.resume {
+        check_folders(&sweep, &active, &path)?;
         folders = open(&sweep, &active, &path, true)?;
         let resume = Resume {
             sweep: &sweep,
@@ -139,7 +140,7 @@ pub(super) fn sweep(args: &args::Sweep, registry: &Registry) -> Result<u8, Failu
     if let Some(checkpoints) = &checkpoints {
         let mut cells = BTreeMap::new();
         checkpoints.iter().zip(&places).for_each(|(c, place)| place.add_cells(&c.cells, &mut cells));
-        runner.restore(start, &cells).map_err(Failure::new)?;
+        runner.restore(start, &cells).map_err(not_restored)?;
         say!("resumed at step {start}");
     }
     // Before the sweep writes anything: interrupting this leaves the folder as it was.
@@ -173,8 +174,18 @@ pub(super) fn sweep(args: &args::Sweep, registry: &Registry) -> Result<u8, Failu
 }
 
 /// A folder that holds something else is none to resume.
-fn check_is_sweep(folder: &RunFolder, command: &Command) -> Result<(), Failure> {
+fn check_is_sweep(folder: &RunFolder, command: &Command, over: &[String]) -> Result<(), Failure> {
     let remains = folder.remains().map_err(Failure::new)?;
+    if command.over.is_empty() && remains.iter().any(|name| name == report::NAME) {
+        // Without its lists it is resumed with those of the command line.
+        return match over.is_empty() {
+            false => Ok(()),
+            true => Err(Failure::new(format!(
+                "`{}` holds a sweep whose command.json is gone: say what is varied again, with the same --over and --set",
+                folder.path().display()
+            ))),
+        };
+    }
     if command.over.is_empty() && !remains.is_empty() {
         return Err(Failure::new(format!(
             "`{}` holds a run ({}), not a sweep; `graph-run GRAPH --resume --out {0}` continues it",
@@ -209,9 +220,33 @@ fn varied(over: &[String], command: &Command, path: &Path) -> Result<Vec<String>
 fn diverged(folder: &RunFolder) -> Result<Diverged, Failure> {
     let path = folder.path().join(report::NAME);
     match fs::read_to_string(&path) {
-        Ok(text) => Ok(report::diverged(&text)),
+        Ok(text) => report::diverged(&text).ok_or_else(|| {
+            Failure::new(format!(
+                "`{}` is damaged, and says which variants have diverged: put a copy back, or remove it if none has\nnothing was changed",
+                path.display()
+            ))
+        }),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Diverged::new()),
         Err(e) => Err(Failure::new(format!("cannot read `{}`: {e}", path.display()))),
+    }
+}
+
+/// A variant whose folder is gone while others have made steps cannot go on with them. Looked at before any folder is made.
+fn check_folders(sweep: &Sweep, active: &[usize], path: &Path) -> Result<(), Failure> {
+    let place = |at: &usize| path.join(&sweep.variants[*at].folder);
+    let (gone, there): (Vec<usize>, Vec<usize>) = active.iter().partition(|at| !place(at).exists());
+    let has_steps = |at: &usize| {
+        let newest = Checkpoint::newest(&place(at).join("checkpoints"));
+        newest.is_ok_and(|(found, _)| found.is_some_and(|found| found.step > 0))
+    };
+    match gone.first() {
+        Some(at) if there.iter().any(has_steps) => Err(Failure::new(format!(
+            "the folder of {} is gone, `{}`, and other variants have made steps\nnothing was changed; put it back, or use --out to start a new \
+             sweep elsewhere",
+            sweep.variants[*at].name(),
+            place(at).display()
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -324,6 +359,8 @@ impl Start<'_> {
         let command = Command { accepted: self.command.accepted.clone(), ..Command::default() };
         let begin = Begin { command, accepted: self.accepted.clone(), newest, lines, updates, kept };
         let mut sources = |patience| place.sources(reader.sources(patience));
+        // Before the first step: a kill would leave the one that is ahead as the newest.
+        prune_after(&folder.checkpoints(), newest.unwrap_or(0)).map_err(Failure::new)?;
         let mut session = begin.write(folder, &subject, &mut sources)?;
         session.adapters = place.adapters().to_vec();
         Ok(Member { variant: at, read_at: place.clone(), place, session, health })
@@ -341,7 +378,8 @@ fn finish_folders(
         folder.keep();
         let variant = &sweep.variants[*at];
         for path in complete(folder, variant.graph(), &variant.plan, checkpoint)? {
-            say!("an adapter was missing; it is in `{}`, read back and compared", path.display());
+            let (step, path) = (checkpoint.step, path.display());
+            say!("`{path}` did not hold the adapter of step {step}; it is written, read back and compared");
         }
         for place in complete_best(folder, variant.graph(), &variant.plan, checkpoint)? {
             let path = folder.path().join(place);

@@ -17,6 +17,9 @@ use crate::{
 /// The file of a sweep.
 pub(super) const NAME: &str = "sweep.json";
 
+/// What training minimises.
+const LOSS: &str = "loss";
+
 /// The variants that have diverged, by number: why.
 pub(super) type Diverged = BTreeMap<u32, String>;
 
@@ -77,20 +80,24 @@ impl<'a> Report<'a> {
     }
 
     /// What the variants are compared by: the margin of held-out pairs where there are some, else that of training, else the
-    /// loss.
+    /// loss, if it is the same function for all of them.
     pub fn chosen(&self) -> Option<&str> {
         let names = self.names();
         let held_out = names.iter().find(|name| name.ends_with(".margin"));
         let found = held_out.or_else(|| names.iter().find(|name| **name == "margin"));
-        found.or_else(|| names.iter().find(|name| **name == "loss")).copied()
+        let loss = || names.iter().find(|name| **name == LOSS && self.sweep.has_one_loss());
+        found.or_else(loss).copied()
     }
 
     pub fn better(&self, name: &str) -> Better {
         self.rows.iter().find_map(|row| row.measure(name)).map_or(Better::Lower, |m| m.better)
     }
 
-    /// The row whose last measurement of that name is the best.
+    /// The row whose last measurement of that name is the best; none of losses that differ in what they are.
     pub fn best(&self, name: &str) -> Option<usize> {
+        if name == LOSS && !self.sweep.has_one_loss() {
+            return None;
+        }
         let sign = if self.better(name) == Better::Higher { -1.0 } else { 1.0 };
         let value = |row: &Row<'_>| row.last(name).map(|p| sign * p.mean.value).filter(|v| v.is_finite());
         let found = self.rows.iter().enumerate().filter_map(|(at, row)| Some((at, value(row)?)));
@@ -109,7 +116,7 @@ impl<'a> Report<'a> {
         let held_out = shown.iter().any(|name| name.contains('.'));
         // What is measured on the training pairs says less where others were measured.
         shown.retain(|name| name.contains('.') || !held_out);
-        shown.extend(names.into_iter().filter(|name| *name == "loss"));
+        shown.extend(names.into_iter().filter(|name| *name == LOSS));
         shown
     }
 
@@ -161,8 +168,11 @@ impl<'a> Report<'a> {
             lines.push(cells);
         }
         let mut text = aligned(&lines);
-        if self.rows.len() > 1 && !shown.is_empty() {
+        if self.rows.len() > 1 && shown.iter().any(|name| self.best(name).is_some()) {
             text += "* the best of its column; the others may differ from it by chance: compare with the standard errors\n";
+        }
+        if self.rows.len() > 1 && !self.sweep.has_one_loss() {
+            text += "the losses are of different settings and cannot be compared\n";
         }
         text
     }
@@ -193,13 +203,13 @@ fn row_json(row: &Row<'_>) -> Value {
     })
 }
 
-/// The variants that a `sweep.json` says to have diverged.
-pub(super) fn diverged(text: &str) -> Diverged {
-    let Ok(value) = serde_json::from_str::<Value>(text) else { return Diverged::new() };
-    let variants = value["variants"].as_array().into_iter().flatten();
+/// The variants that a `sweep.json` says to have diverged; none where it is damaged.
+pub(super) fn diverged(text: &str) -> Option<Diverged> {
+    let value: Value = serde_json::from_str(text).ok()?;
+    let variants = value["variants"].as_array()?;
     let one =
         |v: &Value| Some((u32::try_from(v["number"].as_u64()?).ok()?, v["diverged"].as_str()?.to_owned()));
-    variants.filter_map(one).collect()
+    Some(variants.iter().filter_map(one).collect())
 }
 
 /// A value of a measure: accuracies and losses as they are, changes with their sign.
@@ -251,8 +261,8 @@ mod tests {
     #[test]
     fn variants_that_diverged_are_known_again() {
         let text = json!({"variants": [{"number": 1, "diverged": null}, {"number": 7, "diverged": "step 3: it is so"}]});
-        assert_eq!(diverged(&text.to_string()), Diverged::from([(7, "step 3: it is so".to_owned())]));
-        assert!(diverged("{").is_empty());
+        assert_eq!(diverged(&text.to_string()), Some(Diverged::from([(7, "step 3: it is so".to_owned())])));
+        assert_eq!(diverged("{"), None);
     }
 
     #[test]

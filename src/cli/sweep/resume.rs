@@ -97,6 +97,8 @@ impl Resume<'_> {
     fn common(&self) -> Result<Option<Vec<Checkpoint>>, Failure> {
         let mut said = BTreeSet::new();
         let mut most = u64::MAX;
+        // The newest of each variant, by which it is ahead of the others.
+        let mut newest_of = Vec::new();
         loop {
             let mut found = Vec::new();
             let mut without = None;
@@ -114,17 +116,18 @@ impl Resume<'_> {
             let least = found.iter().map(|checkpoint| checkpoint.step).min().unwrap_or(0);
             let made = found.iter().map(|checkpoint| checkpoint.step).max().unwrap_or(0);
             match without {
-                None if made == least => return Ok(Some(found)),
+                None if made == least => {
+                    self.check_ahead(&newest_of, &found)?;
+                    return Ok(Some(found));
+                }
                 None => {
                     if most == u64::MAX {
-                        say!(
-                            "note: the variants have checkpoints of steps {least} to {made}; all of them go on from step {least}"
-                        );
+                        newest_of = found;
                     }
                     most = least;
                 }
                 // Killed while the folders were made.
-                Some(_) if made == 0 => return Ok(None),
+                Some(_) if made == 0 && most == u64::MAX => return Ok(None),
                 Some(variant) => {
                     return Err(Failure::new(format!(
                         "{} has no checkpoint of step {} or before, which others have\nnothing was changed; put its `checkpoints` \
@@ -135,6 +138,46 @@ impl Resume<'_> {
                 }
             }
         }
+    }
+}
+
+impl Resume<'_> {
+    /// A variant may have a later checkpoint than the others: of the same run, killed between two of them, which makes its steps again with the
+    /// same bits; or it went on alone, with other settings, and would lose what it has trained.
+    fn check_ahead(&self, newest: &[Checkpoint], found: &[Checkpoint]) -> Result<(), Failure> {
+        let step = found.first().map_or(0, |checkpoint| checkpoint.step);
+        let Some(most) = newest.iter().map(|checkpoint| checkpoint.step).max().filter(|most| *most > step)
+        else {
+            return Ok(());
+        };
+        let mut alone = Vec::new();
+        for ((variant, folder), (newest, found)) in
+            self.variants().zip(self.folders).zip(newest.iter().zip(found))
+        {
+            let same = newest.graph == variant.loaded.resolved || newest.graph == found.graph;
+            if newest.step > step && !same {
+                let place = folder.path().display();
+                alone.push(format!("  {}: step {} in `{place}`", variant.name(), newest.step));
+            }
+        }
+        if !alone.is_empty() && !self.accept {
+            return Err(Failure::new(format!(
+                "the sweep is at step {step}, and these variants went on without it:\n{}\nnothing was changed; move their folders away to keep them \
+                 and put copies of their checkpoints of step {step} in their place, or let --accept-changes take them back to step {step}",
+                alone.join("\n")
+            )));
+        }
+        if !alone.is_empty() {
+            say!(
+                "warning: these variants lose what they made after step {step}, which is accepted:\n{}",
+                alone.join("\n")
+            );
+        }
+        let least = newest.iter().map(|checkpoint| checkpoint.step).min().unwrap_or(step);
+        say!(
+            "note: the variants have checkpoints of steps {least} to {most}; all of them go on from step {step}"
+        );
+        Ok(())
     }
 }
 

@@ -47,6 +47,17 @@ impl Loop<'_> {
             return Ok(INTERRUPTED);
         }
         self.keep()?;
+        if self.members.len() > 1 {
+            let without = if self.sweep.has_one_loss() {
+                ""
+            } else {
+                "; their losses differ in what they are, and are not shown"
+            };
+            self.progress.say(&format!(
+                "numbers on the way are means over {}{without}",
+                count(self.members.len(), "variant")
+            ));
+        }
         while self.runner.next_step() < steps {
             map::check_lengths().map_err(|e: nn::Error| Failure::new(e))?;
             let output = match self.runner.step() {
@@ -247,7 +258,8 @@ impl Loop<'_> {
         if output.step == 0 {
             self.tell_first(output, metrics);
         }
-        self.progress.step(output.step, &together(metrics), output.seconds, output.data_seconds);
+        let shown = together(metrics, self.sweep.has_one_loss());
+        self.progress.step(output.step, &shown, output.seconds, output.data_seconds);
         for (member, metrics) in self.members.iter_mut().zip(metrics) {
             for warning in member.health.observe(output.step, metrics) {
                 let number = self.sweep.variants[member.variant].number;
@@ -300,12 +312,13 @@ impl Loop<'_> {
     }
 }
 
-/// Metrics of all variants as those of one: the samples of all, and means of numbers.
-fn together(all: &[Metrics]) -> Metrics {
+/// Metrics of all variants as those of one: the samples of all, and means of numbers; their loss only if it is `one_loss`.
+fn together(all: &[Metrics], one_loss: bool) -> Metrics {
     let mut joined = Metrics::default();
     let names = all.iter().flat_map(|m| &m.0).map(|(name, _)| name);
     let mut seen = std::collections::BTreeSet::new();
-    for name in names.filter(|name| seen.insert(name.as_str())) {
+    let shown = |name: &str| one_loss || !matches!(name, "loss" | "update_loss");
+    for name in names.filter(|name| shown(name) && seen.insert(name.as_str())) {
         let (mut samples, mut numbers) = (Vec::new(), Vec::new());
         for metric in all.iter().filter_map(|m| m.get(name)) {
             match metric {

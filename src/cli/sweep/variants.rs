@@ -9,7 +9,7 @@ use crate::{
         Failure, args,
         prepare::{self, Prepared},
     },
-    graph::{Graph, NodeId},
+    graph::{Endpoint, Graph, NodeId},
     plan::{Plan, PlanOptions},
     registry::Registry,
     spec::{Loaded, Overs, RunSettings, nodes},
@@ -54,6 +54,19 @@ pub(super) struct Sweep {
     pub joined: Joined,
     /// The common graph with its plan; `resolved` is that of the first variant.
     pub all: Prepared,
+}
+
+impl Sweep {
+    /// Is the loss of all variants one function of what is predicted? Else their losses cannot be compared.
+    pub fn has_one_loss(&self) -> bool {
+        let says = |variant: &Variant| -> Vec<String> {
+            let of = |at: &Endpoint| variant.settings[at.node.index()].clone();
+            variant.graph().losses().iter().map(of).collect()
+        };
+        let mut all = self.variants.iter().map(says);
+        let first = all.next();
+        all.all(|other| Some(&other) == first.as_ref())
+    }
 }
 
 /// Load and plan what the arguments name.

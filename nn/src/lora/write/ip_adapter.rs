@@ -11,7 +11,7 @@ use std::{borrow::Cow, collections::BTreeMap, ops::Range, path::Path, sync::Arc}
 
 use crate::{
     error::{Error, Result},
-    files::{NamedTensor, TensorFiles, TensorView, write_safetensors},
+    files::{NamedTensor, TensorFiles, TensorView, write_safetensors_checked},
     linears::{IpAdapterPlaces, LinearLayout},
     lora::adapter::{AdapterLayout, HostAdapter},
 };
@@ -45,8 +45,8 @@ pub(super) fn write(adapter: &HostAdapter, path: &Path, about: &[(String, String
     let tensors = tensors.collect::<Result<Vec<_>>>()?;
     let mut header: BTreeMap<&str, &str> = files.metadata().iter().map(|(k, v)| (&**k, &**v)).collect();
     header.extend(about.iter().map(|(k, v)| (&**k, &**v)));
-    write_safetensors(path, &tensors, &header.into_iter().collect::<Vec<_>>())?;
-    compare(path, &tensors)
+    let header: Vec<_> = header.into_iter().collect();
+    write_safetensors_checked(path, &tensors, &header, |written| compare(written, &tensors))
 }
 
 /// Can the IP-Adapter's file hold all that is trained? Where linears are trained whole, factors of others go into another file.

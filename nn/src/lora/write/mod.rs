@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    files::write_safetensors,
+    files::write_safetensors_checked,
     linears::{LinearLayout, Linears},
 };
 use contents::Contents;
@@ -113,12 +113,8 @@ impl Adapter {
             return Err(Error::Setting(format!("`{key}` in the header is the file's own")));
         }
         let pairs: Vec<(&str, &str)> = header.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-        write_safetensors(path, &tensors, &pairs)?;
-        if restored {
-            own.compare_with(path)?
-        } else {
-            written.compare_with(path)?
-        }
+        let expected = if restored { &own } else { written };
+        write_safetensors_checked(path, &tensors, &pairs, |found| expected.compare_with(found))?;
         Ok(Written { rounding: *rounding })
     }
 }

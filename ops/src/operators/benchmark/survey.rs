@@ -235,7 +235,12 @@ pub fn photographs_of(folder: &Path, subject: Subject, which: Compared) -> Resul
     let below = folder.join(subject.name);
     let mut files = Vec::new();
     pictures_below(&below, &mut files)
-        .map_err(|e| OpError::new(format!("photographs: `{}`: {e}", below.display())))?;
+        .map_err(|e| {
+            OpError::new(format!(
+                "photographs: `{}`: {e}; `photographs` of the benchmark says where DreamBooth's are, as in --set benchmark.photographs=FOLDER",
+                below.display()
+            ))
+        })?;
     if which == Compared::Listed {
         files.retain(|file| file.file_stem().is_some_and(|stem| stem == subject.listed));
         if files.len() != 1 {

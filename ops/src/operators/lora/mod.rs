@@ -16,9 +16,10 @@ use crate::{
     choices,
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
     ports::{AdapterShape, BackboneHandle},
-    resume::External,
+    resume::{External, Restart, Restated},
     settings,
     settings::DataPath,
+    words::count,
 };
 
 choices! {
@@ -168,6 +169,25 @@ impl Operator for Lora {
             .iter()
             .map(|path| External::files("from", AdapterFile::files_at(path.as_path())))
             .collect()
+    }
+
+    fn restated(&self, old: &LoraSettings, restart: &Restart<'_>) -> Option<Restated> {
+        let new = &self.settings;
+        let changed = [
+            ("init", old.init != new.init),
+            ("from", old.from != new.from),
+            ("from_prefix", old.from_prefix != new.from_prefix),
+        ];
+        let settings: Vec<&'static str> =
+            changed.into_iter().filter_map(|(name, is)| is.then_some(name)).collect();
+        let named: Vec<String> = settings.iter().map(|name| format!("`{name}`")).collect();
+        let effect = format!(
+            "{} says what a run begins with: this one has made {} and goes on from the checkpoint's factors, so it changes nothing; a new run \
+             (--out) would begin with it",
+            named.join(" and "),
+            count(restart.step, "step")
+        );
+        (!settings.is_empty()).then_some(Restated { settings, effect, follows: false })
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (backbone,): Self::In) -> Result<(Self::Out, ()), OpError> {

@@ -162,7 +162,17 @@ impl Operator for LoraUpdate {
                 s.steps.saturating_add(s.accumulate - left)
             )
         });
-        std::iter::once(line).chain(left).collect()
+        let updates = self.updates();
+        let short = (updates > 0 && updates < s.warmup).then(|| {
+            format!(
+                "the warm-up is {} long and the run {}: its last learning rate is {:.3e}, and {:e} is never reached",
+                count(s.warmup, "update"),
+                count(updates, "update"),
+                self.rate(updates - 1),
+                s.lr
+            )
+        });
+        std::iter::once(line).chain(short).chain(left).collect()
     }
 
     fn restated(&self, old: &LoraUpdateSettings, restart: &Restart<'_>) -> Option<Restated> {

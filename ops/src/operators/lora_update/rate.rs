@@ -65,6 +65,10 @@ impl LoraUpdate {
     }
 }
 
+fn shown(rate: f64) -> String {
+    if rate == 0.0 { "0".into() } else { format!("{rate:.3e}") }
+}
+
 /// The effect of changed settings on the learning rate.
 pub(super) fn restated(
     now: &LoraUpdate,
@@ -99,16 +103,15 @@ pub(super) fn restated(
         (_, true) => return None,
         _ if settings.is_empty() => return None,
         (true, false) if old.schedule == new.schedule => format!(
-            "the {} schedule had ended at update {} and now ends at update {}: the learning rate jumps from {was:e} to \
-             {is:.3e}",
+            "the {} schedule had ended at update {} and now ends at update {}: the learning rate jumps from 0 to {is:.3e}",
             old.schedule.name(),
             before.updates(),
             now.updates()
         ),
         _ => {
             let rate = match was == is {
-                true => format!("the learning rate stays {is:.3e}"),
-                false => format!("the learning rate jumps from {was:.3e} to {is:.3e}"),
+                true => format!("the learning rate stays {}", shown(is)),
+                false => format!("the learning rate jumps from {} to {}", shown(was), shown(is)),
             };
             match new.schedule {
                 Schedule::Constant => rate,

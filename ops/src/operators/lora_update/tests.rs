@@ -111,7 +111,7 @@ fn a_run_that_goes_on_longer_is_told_what_becomes_of_its_rate() {
     assert!(constant.follows && constant.effect.contains("stays 1.000e0"), "{constant:?}");
     let ended = told(Schedule::Linear, 12);
     assert!(ended.follows && ended.effect.contains("had ended at update 12"), "{ended:?}");
-    assert!(ended.effect.contains("jumps from 0e0 to 5.000e-1"), "{ended:?}");
+    assert!(ended.effect.contains("jumps from 0 to 5.000e-1"), "{ended:?}");
     let running = told(Schedule::Linear, 6);
     assert!(running.follows && running.effect.contains("jumps from 5.000e-1 to 7.500e-1"), "{running:?}");
     assert_eq!(running.settings, ["steps"]);

@@ -32,6 +32,9 @@ use crate::{
     shape::Axis,
 };
 
+/// The beta that MaPO was published with.
+const MAPO_BETA: f64 = 0.1;
+
 settings! {
     /// Settings of [`MaskedLoss`].
     pub struct MaskedLossSettings {
@@ -287,15 +290,18 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
         if let Some(reference) = reference {
             same("`reference`", reference.concrete(), "`policy`", policy.concrete())?;
         } else if self.settings.objective.needs_reference() || self.settings.anchor > 0.0 {
+            let objective = self.settings.objective;
+            let or = if objective.needs_reference() { "" } else { ", or set `anchor` to 0" };
             return Err(OpError::new(format!(
-                "objective {:?} with anchor {} compares with the frozen network: connect `reference`",
-                self.settings.objective, self.settings.anchor
+                "objective `{}` with anchor {} compares with the frozen network: connect `reference`{or}",
+                objective.name(),
+                self.settings.anchor
             )));
         }
         let batch = self.batch(rows)?;
         let wrong = |what: &str, found: usize| {
             let hint = if !self.settings.objective.is_paired() && 2 * found == rows {
-                "; for `sft` every row is a winner: leave `x0_l` of the noise node unconnected"
+                "; for `sft` every row is a winner: the noise node must not read `x0_l`, as in graphs/sft.ron (`in: (x0_l: None)`)"
             } else {
                 ""
             };
@@ -335,6 +341,13 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
     fn notes(&self, (policy, _, _, mask, ..): &InShapes<Self>) -> Vec<String> {
         let s = &self.settings;
         let values = (policy.1.size() * policy.2.size() * policy.3.size()) as f64;
+        if s.objective == Objective::Mapo {
+            let far = s.beta > 10.0 * MAPO_BETA;
+            return far
+                .then(|| format!("beta {} weighs the preference of `mapo` against an error of about 1: its published value is {MAPO_BETA}", s.beta))
+                .into_iter()
+                .collect();
+        }
         match (s.objective.is_paired(), s.reduction) {
             (false, _) => Vec::new(),
             (true, Reduction::Sum) => {

@@ -262,7 +262,7 @@ fn shapes_that_do_not_go_together_are_refused_with_both_sides() {
     refuse(&paired, (s, s, Some(s), m(4, 2, 2), None, None), "`mask` has 4 samples, the loss 2");
     let sft = op(MaskedLossSettings { objective: Objective::Sft, ..Default::default() });
     let ids = Some(crate::ports::TextsShape { batch: 2 });
-    refuse(&sft, (s, s, None, None, None, ids), "leave `x0_l`");
+    refuse(&sft, (s, s, None, None, None, ids), "must not read `x0_l`");
     let odd = (3, 16, 4, 4);
     refuse(&paired, (odd, odd, Some(odd), None, None, None), "3 rows");
 }
