@@ -82,6 +82,25 @@ fn a_run_differs_from_its_recipe_in_what_was_set_alone() {
         found.lines().filter(|l| l.starts_with("  ") && !l.starts_with("    ")).map(str::trim).collect();
     assert!(changed.contains(&"warmup:"), "{found}");
     assert!(changed.iter().all(|what| ["warmup:", "steps:"].contains(what)), "{found}");
+    // Of two runs also what they have measured.
+    assert!(!found.contains("measured"), "{found}");
+    let other = dir.path().join("other");
+    let betas = ["--set", "loss.beta=500", "--out", other.to_str().unwrap()];
+    let (code, _, err) = graph_run(&[&[RECIPE, "--steps", "2"], &betas[..]].concat());
+    assert_eq!(code, 0, "{err}");
+    let (_, found, _) = graph_run(&["diff", folder, other.to_str().unwrap()]);
+    let line = |start: &str| {
+        found.lines().find(|l| l.starts_with(start)).unwrap_or_else(|| panic!("{start} in {found}"))
+    };
+    assert!(
+        line("measured").contains("- after 1 step") && line("measured").contains("+ after 2 steps"),
+        "{found}"
+    );
+    assert_eq!(line("loss ").split_whitespace().next(), Some("loss"), "{found}");
+    assert!(
+        found.contains("held_out.w_diff") && found.contains("the losses are of different settings"),
+        "{found}"
+    );
     for command in [&["plan", folder][..], &["dot", folder]] {
         let (code, _, err) = graph_run(command);
         assert_eq!(code, 0, "{err}");

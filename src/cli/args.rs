@@ -40,7 +40,7 @@ pub(super) enum Command {
         #[arg(long, value_enum, default_value_t = Format::Dot)]
         format: Format,
     },
-    /// Say how two graphs differ, node by node
+    /// Say how two graphs differ, node by node; of the folders of two runs also what they have measured
     Diff {
         /// A graph file (RON), or the folder of a run
         #[arg(value_parser = graph_file())]

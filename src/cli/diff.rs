@@ -1,9 +1,20 @@
-//! `graph-run diff`: how two graphs differ.
+//! `graph-run diff`: how two graphs differ, and two runs in what they have measured.
 
-use std::{collections::BTreeMap, fmt::Write as _, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    path::Path,
+};
 
-use super::{Failure, system};
+use prefgraph_ops::words::count;
+
+use super::{
+    Failure,
+    health::{History, Measure},
+    system, tables,
+};
 use crate::{
+    folder::Survey as Lines,
     registry::Registry,
     spec::{Change, Facts, Outline, compare},
 };
@@ -11,6 +22,8 @@ use crate::{
 /// Where a changed line is not about a node.
 const GRAPH: &str = "the graph";
 const INPUT: &str = "in.";
+/// What is said of the loss itself.
+const THE_LOSS: &str = "the loss";
 
 /// Print the differences: nodes that only one graph has, and what the others say differently.
 pub(super) fn diff(old: &Path, new: &Path, registry: &Registry) -> Result<u8, Failure> {
@@ -63,8 +76,44 @@ pub(super) fn diff(old: &Path, new: &Path, registry: &Registry) -> Result<u8, Fa
             let _ = writeln!(out, "  {what}\n    - {}\n    + {}", side(&change.old), side(&change.new));
         }
     }
+    let loss = says_a.get(THE_LOSS).map(|loss| loss.split('.').next().unwrap_or(loss).to_owned());
+    let one_loss =
+        says_a.get(THE_LOSS) == says_b.get(THE_LOSS) && loss.is_none_or(|node| !by_node.contains_key(&node));
+    out += &measured(old, new, one_loss)?;
     system::print(&out)?;
     Ok(0)
+}
+
+/// What two runs have measured at their ends, where both graphs are those of runs.
+fn measured(old: &Path, new: &Path, one_loss: bool) -> Result<String, Failure> {
+    let run = |graph: &Path| {
+        let folder = graph.parent().unwrap_or(Path::new(""));
+        let (mut history, mut steps) = (History::default(), 0);
+        let mut line = |line: &serde_json::Value| {
+            steps = line["step"].as_u64().map_or(steps, |step| step + 1);
+            history.line(line);
+        };
+        Lines::of(folder, u64::MAX, &mut line).map_err(Failure::new)?;
+        Ok::<_, Failure>((history.measures(), steps))
+    };
+    let ((a, of_a), (b, of_b)) = (run(old)?, run(new)?);
+    if a.is_empty() || b.is_empty() {
+        return Ok(String::new());
+    }
+    let mut names: Vec<&str> = a.iter().chain(&b).map(|measure| measure.name.as_str()).collect();
+    let mut seen = BTreeSet::new();
+    names.retain(|name| seen.insert(*name));
+    let cell = |measures: &[Measure], name: &str| {
+        let last = measures.iter().find(|measure| measure.name == name).and_then(Measure::last);
+        last.map_or("-".to_owned(), |point| tables::number(name, point.mean))
+    };
+    let title = |sign: &str, steps: u64| format!("{sign} after {}", count(steps, "step"));
+    let mut lines = vec![vec!["measured".to_owned(), title("-", of_a), title("+", of_b)]];
+    for name in tables::shown(&names) {
+        lines.push(vec![name.to_owned(), cell(&a, name), cell(&b, name)]);
+    }
+    let note = if one_loss { "" } else { "the losses are of different settings and cannot be compared\n" };
+    Ok(format!("\n{}{note}", tables::aligned(&lines)))
 }
 
 fn list<T>(out: &mut String, title: &str, items: &[T], shown: impl Fn(&T) -> String) {

@@ -16,7 +16,8 @@
 //!  sweep      variants of a graph side by side
 //!  evaluate   scores of pictures by a benchmark
 //!  calibrate  the speed of this machine            forecast  how long a run will take
-//!  device     the GPUs that there are              fits      whether a graph fits into memory, and what would make it fit
+//!  device     the GPUs that there are              tables    what was measured, for people
+//!  fits       whether a graph fits into memory, and what would make it fit
 //!  plan, dot, ops, data, adapter, cache   the other commands
 //! ```
 //!
@@ -55,6 +56,7 @@ mod steps;
 mod stop;
 mod sweep;
 mod system;
+mod tables;
 mod threads;
 mod trained;
 mod updates;

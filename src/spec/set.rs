@@ -136,7 +136,11 @@ pub(super) fn assign(
         None if node == "run" => other::<RunSettings>(sources, "a run", key, value)?,
         None if node == "cache" => other::<CacheSettings>(sources, "a cache", key, value)?,
         None => {
-            let help = advice("nodes", node, merged.ids().chain(["run", "cache"]));
+            // `--set` has looked up what a star stands for.
+            let help = match node.contains('*') {
+                true => "a star stands for several nodes in `--set` alone: name one node".to_owned(),
+                false => advice("nodes", node, merged.ids().chain(["run", "cache"])),
+            };
             let error = sources.error(format!("there is no node `{node}`"), *node_at, "not a node");
             return Err(error.help(help));
         }

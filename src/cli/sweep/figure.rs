@@ -3,8 +3,8 @@
 
 use std::fmt::Write as _;
 
-use super::report::{Report, shortened, value};
-use crate::cli::health::Better;
+use super::report::{Report, shortened};
+use crate::cli::{health::Better, tables::value};
 
 /// Panels at most.
 const PANELS: usize = 4;

@@ -9,16 +9,13 @@ use crate::{
     cli::{
         Failure,
         health::{Better, History, Measure, Point},
-        recent::Mean,
+        tables::{self, LOSS, aligned, number, value},
     },
     folder::Survey,
 };
 
 /// The file of a sweep.
 pub(super) const NAME: &str = "sweep.json";
-
-/// What training minimises.
-const LOSS: &str = "loss";
 
 /// The variants that have diverged, by number: why.
 pub(super) type Diverged = BTreeMap<u32, String>;
@@ -106,18 +103,7 @@ impl<'a> Report<'a> {
 
     /// Measures in the order of the table and the figure.
     pub fn shown(&self) -> Vec<&str> {
-        const LAST: [&str; 4] = ["margin", "w_diff", "accuracy", "plain_w_diff"];
-        let names = self.names();
-        let place = |name: &str| LAST.iter().position(|last| name.rsplit('.').next() == Some(last));
-        let mut shown: Vec<&str> = names.iter().copied().filter(|name| place(name).is_some()).collect();
-        shown.sort_by_key(|name| {
-            (!name.contains('.'), name.split('.').next().filter(|_| name.contains('.')), place(name))
-        });
-        let held_out = shown.iter().any(|name| name.contains('.'));
-        // What is measured on the training pairs says less where others were measured.
-        shown.retain(|name| name.contains('.') || !held_out);
-        shown.extend(names.into_iter().filter(|name| *name == LOSS));
-        shown
+        tables::shown(&self.names())
     }
 
     pub fn json(&self, steps: u64) -> Value {
@@ -212,46 +198,16 @@ pub(super) fn diverged(text: &str) -> Option<Diverged> {
     Some(variants.iter().filter_map(one).collect())
 }
 
-/// A value of a measure: accuracies and losses as they are, changes with their sign.
-pub(super) fn value(name: &str, x: f64) -> String {
-    match name.rsplit('.').next() {
-        Some("loss") => format!("{x:.4}"),
-        Some(last) if last.ends_with("accuracy") => format!("{x:.2}"),
-        _ => format!("{x:+.2e}"),
-    }
-}
-
-fn number(name: &str, mean: Mean) -> String {
-    let error = match name.rsplit('.').next() {
-        _ if !mean.error.is_finite() => String::new(),
-        Some("loss") => format!(" ± {:.4}", mean.error),
-        _ => format!(" ± {:.1e}", mean.error),
-    };
-    value(name, mean.value) + &error
-}
-
-/// A value of a setting, without the middle of a long one.
+/// A value of a setting, without the middle of a long one; of a path its end, where two of them mostly differ.
 pub(super) fn shortened(text: &str) -> String {
-    const HALF: usize = 12;
+    const MOST: usize = 25;
     let chars: Vec<char> = text.chars().collect();
-    if chars.len() <= 2 * HALF + 3 {
-        return text.to_owned();
-    }
     let part = |chars: &[char]| chars.iter().collect::<String>();
-    format!("{}...{}", part(&chars[..HALF]), part(&chars[chars.len() - HALF..]))
-}
-
-/// Columns one below the other.
-fn aligned(lines: &[Vec<String>]) -> String {
-    let width = |column: usize| {
-        lines.iter().filter_map(|l| l.get(column)).map(|c| c.chars().count()).max().unwrap_or(0)
-    };
-    let line = |cells: &Vec<String>| {
-        let padded: Vec<String> =
-            cells.iter().enumerate().map(|(at, cell)| format!("{cell:<width$}", width = width(at))).collect();
-        format!("{}\n", padded.join("  ").trim_end())
-    };
-    lines.iter().map(line).collect()
+    match chars.len() {
+        length if length <= MOST + 2 => text.to_owned(),
+        length if text.contains('/') => format!("...{}", part(&chars[length - MOST..])),
+        length => format!("{}...{}", part(&chars[..MOST / 2]), part(&chars[length - MOST / 2..])),
+    }
 }
 
 #[cfg(test)]
@@ -266,15 +222,11 @@ mod tests {
     }
 
     #[test]
-    fn numbers_have_the_form_of_their_measure() {
-        let mean = |value, error| Mean { value, error };
-        assert_eq!(number("held_out.margin", mean(2.8e-4, 1.6e-4)), "+2.80e-4 ± 1.6e-4");
-        assert_eq!(number("accuracy", mean(0.625, f64::INFINITY)), "0.62");
-        assert_eq!(number("loss", mean(0.75123, 0.001)), "0.7512 ± 0.0010");
+    fn a_long_value_keeps_what_tells_it_from_others() {
         assert_eq!(shortened("0.1"), "0.1");
-        assert_eq!(
-            shortened("/a/very/long/path/to/some/adapter.safetensors"),
-            "/a/very/long...".to_owned() + ".safetensors"
-        );
+        let paths = ["one", "two"]
+            .map(|run| shortened(&format!("/a/very/long/path/to/runs/{run}/adapter.safetensors")));
+        assert_eq!(paths, ["...s/one/adapter.safetensors", "...s/two/adapter.safetensors"]);
+        assert_eq!(shortened("[attn.to_q, attn.to_k, attn.to_v]"), "[attn.to_q, ..., attn.to_v]");
     }
 }
