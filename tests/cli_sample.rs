@@ -107,3 +107,28 @@ fn a_picture_is_drawn_where_the_graph_says_unless_the_command_says_otherwise() {
     let output = sample(&["--device", "cpu"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn a_size_that_the_network_does_not_draw_is_refused_with_the_nearest_that_it_does() {
+    let dir = tempfile::tempdir().unwrap();
+    for (size, nearest) in [("17x40", "16x32"), ("0x16", "16x16"), ("24x24", "16x16")] {
+        let mut command = Command::new(cargo_bin!("graph-run"));
+        command.args([
+            "sample",
+            "graphs/focusdpo_samples.ron",
+            "--prompt",
+            "a red disc",
+            "--size",
+            size,
+            "--out",
+        ]);
+        command.arg(dir.path().join("out")).current_dir(env!("CARGO_MANIFEST_DIR"));
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(
+            said.contains("multiples of 16 pixels") && said.contains(&format!("--size {nearest}")),
+            "{said}"
+        );
+    }
+}

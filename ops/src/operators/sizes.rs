@@ -24,8 +24,8 @@ settings! {
     }
 }
 
-/// Along each side of a latent cell of SDXL.
-pub(super) const PIXELS_OF_A_CELL: usize = 8;
+/// Pixels along each side of a latent cell.
+pub const PIXELS_OF_A_CELL: usize = 8;
 
 /// Sizes and crops, which SDXL was trained with beside pooled text (`time_ids`).
 pub struct PictureSizes(SizesSettings);

@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
 };
 
-use prefgraph_nn::{Linears, lora::AdapterFile};
+use prefgraph_nn::{BackboneLayout, Linears, lora::AdapterFile};
 use prefgraph_ops::{
     DataPath, OpError, Operator,
     operators::{
@@ -26,7 +26,7 @@ use prefgraph_ops::{
         pairs::{Asked, Prompts, PromptsSettings},
         prompt::Prompt,
         sample::{Sample, SampleSettings},
-        sizes::PictureSizes,
+        sizes::{PIXELS_OF_A_CELL, PictureSizes},
     },
     ports::{Crops, Images},
     words::count,
@@ -119,6 +119,21 @@ fn refused(node: &str, e: &OpError) -> Failure {
     Failure::new(format!("node `{node}`: {e}"))
 }
 
+/// The network's own grid, which is coarser than that of the latents: said before a node refuses the half of it.
+fn check_size(layout: &BackboneLayout, (height, width): Size) -> Result<(), Failure> {
+    let whole = layout.whole * PIXELS_OF_A_CELL;
+    let nearest = |side: usize| (side / whole).max(1) * whole;
+    if [height, width].iter().all(|side| *side > 0 && side.is_multiple_of(whole)) {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "pictures of {width} x {height} pixels (width x height): the sides of what the {} draws are multiples of {whole} pixels, such as --size {}x{}",
+        layout.kind,
+        nearest(width),
+        nearest(height)
+    )))
+}
+
 pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failure> {
     let (mut graph, mut ids) = (Graph::new("sample"), Ids::default());
     let mut notes = Vec::new();
@@ -127,6 +142,7 @@ pub(super) fn build(parts: &Parts, wanted: &Wanted<'_>) -> Result<Drawing, Failu
     let backbone: Backbone = op(&id, parts.backbone.1.clone())?;
     let network = Operator::shapes(&backbone, (), 0).map_err(|e| refused(&id, &e))?.0;
     let layout = network.layout().clone();
+    check_size(&layout, wanted.size)?;
     let (backbone,) = graph.add(&id, backbone, ());
 
     let id = ids.take(&parts.prompt.0);
