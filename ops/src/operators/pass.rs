@@ -304,3 +304,36 @@ pub(crate) fn prediction<C: Axis, H: Axis, W: Axis>(
     }
     tensor(ctx, shape, found.into_values())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        operator::Operator,
+        operators::{
+            backbone::{Backbone, BackboneSettings},
+            testing::case,
+        },
+        settings::DataPath,
+    };
+
+    #[test]
+    fn a_grid_that_a_network_does_not_take_is_refused_with_those_that_it_takes() {
+        let settings = BackboneSettings { weights: DataPath(case("flux_uno")), ..Default::default() };
+        let (backbone,) = Backbone::new(settings).unwrap().shapes((), 0).unwrap();
+        let flux = backbone.layout();
+        let said =
+            |layout: &BackboneLayout, dims| check_latents(layout, "x_t", dims).unwrap_err().to_string();
+        assert!(check_latents(flux, "x_t", [1, flux.channels, 4, 6]).is_ok());
+        let tokens = said(flux, [1, flux.channels, 8, 9]);
+        assert!(tokens.contains("9 x 8 cells") && tokens.contains("multiples of 16 pixels"), "{tokens}");
+        let channels = said(flux, [1, flux.channels + 1, 4, 4]);
+        assert!(channels.contains("channels"), "{channels}");
+        let halved = BackboneLayout { patch: 1, whole: 4, ..flux.clone() };
+        let halved = said(&halved, [1, flux.channels, 8, 6]);
+        assert!(
+            halved.contains("takes multiples of 4") && halved.contains("multiples of 32 pixels"),
+            "{halved}"
+        );
+    }
+}
