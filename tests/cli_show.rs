@@ -96,7 +96,13 @@ fn a_run_differs_from_its_recipe_in_what_was_set_alone() {
         line("measured").contains("- after 1 step") && line("measured").contains("+ after 2 steps"),
         "{found}"
     );
-    assert_eq!(line("loss ").split_whitespace().next(), Some("loss"), "{found}");
+    let of_the_loss =
+        found.lines().skip_while(|l| !l.starts_with("measured")).find(|l| l.starts_with("loss ")).unwrap();
+    assert_eq!(
+        of_the_loss.split_whitespace().count(),
+        3,
+        "a value of each, and no error of so few steps: {of_the_loss}"
+    );
     assert!(
         found.contains("held_out.w_diff") && found.contains("the losses are of different settings"),
         "{found}"

@@ -113,17 +113,19 @@ pub fn prune(folder: &Path, newest: u64, keep: usize) {
     }
 }
 
-/// Remove the checkpoints of steps beyond `step`: a run goes back to that one, and the next resume must not go on from what it has left.
+/// Remove the checkpoints of steps beyond `after` up to `newest`: a run goes back to that one, and the next resume must not go on from what
+/// it has left. What lies beyond was not read, and stays.
 ///
 /// # Errors
 /// If one cannot be removed.
-pub fn prune_after(folder: &Path, step: u64) -> Result<(), CheckpointError> {
-    for later in steps(folder).unwrap_or_default().into_iter().filter(|later| *later > step) {
+pub fn prune_between(folder: &Path, after: u64, newest: u64) -> Result<(), CheckpointError> {
+    let all = steps(folder).map_err(|e| CheckpointError::new(folder, e))?;
+    for later in all.into_iter().filter(|step| (after + 1..=newest).contains(step)) {
         let place = place(folder, later);
         fs::remove_dir_all(&place).map_err(|e| {
             CheckpointError::new(
                 &place,
-                format!("cannot be removed, and the run goes on from step {step}: {e}"),
+                format!("cannot be removed, and the run goes on from step {after}: {e}"),
             )
         })?;
     }

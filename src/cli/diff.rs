@@ -89,6 +89,10 @@ fn measured(old: &Path, new: &Path, one_loss: bool) -> Result<String, Failure> {
     let run = |graph: &Path| {
         let folder = graph.parent().unwrap_or(Path::new(""));
         let (mut history, mut steps) = (History::default(), 0);
+        // Another graph beside the metrics of a run is not what was run.
+        if graph.file_name().is_none_or(|name| name != "graph.ron") {
+            return Ok((Vec::new(), 0));
+        }
         let mut line = |line: &serde_json::Value| {
             steps = line["step"].as_u64().map_or(steps, |step| step + 1);
             history.line(line);

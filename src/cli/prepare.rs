@@ -86,7 +86,7 @@ pub(super) fn notes(graph: &Graph, plan: &Plan, wanted: impl Fn(&Node) -> bool) 
 }
 
 /// Nodes that take the run for longer or shorter than it is, and so say wrong things of it.
-fn other_steps(graph: &Graph, settings: &[(String, String)], steps: u64) -> Vec<String> {
+pub(super) fn other_steps(graph: &Graph, settings: &[(String, String)], steps: u64) -> Vec<String> {
     const ASK_FOR_THE_RUN: [&str; 4] = [LoraUpdate::NAME, Log::NAME, Export::NAME, Measure::NAME];
     let nodes = graph.nodes().filter(|(_, node)| ASK_FOR_THE_RUN.contains(&node.op.name()));
     let other = |(_, node): (NodeId, &Node)| {

@@ -154,7 +154,16 @@ impl Resuming<'_> {
             let list = if idle.contains(node_of(change)) { &mut all.free } else { &mut all.grave };
             list.push(format!("  {change}"));
         }
-        all.effects = restated.into_iter().map(|(node, what)| format!("  {node}: {}", what.effect)).collect();
+        // What has only moved has no effect.
+        let moved = |(node, what): &(String, Restated)| {
+            let mut named = what.settings.iter().map(|setting| format!("{node}.{setting}"));
+            !what.settings.is_empty() && named.all(|name| comparison.same.contains(&name))
+        };
+        all.effects = restated
+            .into_iter()
+            .filter(|one| !moved(one))
+            .map(|(node, what)| format!("  {node}: {}", what.effect))
+            .collect();
         Ok(all)
     }
 
@@ -223,6 +232,18 @@ impl Resuming<'_> {
         graph.nodes().filter(|(id, _)| !counts[id.index()]).map(|(_, node)| node.id.as_str()).collect()
     }
 
+    /// Do two graphs train the same, bit for bit?
+    pub fn trains_alike(&self, old: &str, new: &str) -> Result<bool, Failure> {
+        let idle = self.idle();
+        let free = |change: &Change| {
+            change.harmless
+                || idle.contains(node_of(&change.what))
+                || self.is_free(change)
+                || self.is_new_default(change)
+        };
+        Ok(old == new || diff(old, new)?.iter().all(free))
+    }
+
     /// A setting that changes no bit of what its operator computes.
     fn is_free(&self, change: &Change) -> bool {
         let Some((node, setting)) = change.what.split_once('.') else { return false };
@@ -248,7 +269,7 @@ impl Resuming<'_> {
     }
 }
 
-const NEW_RUN: &str = "--out starts a new run elsewhere";
+pub(super) const NEW_RUN: &str = "--out starts a new run elsewhere";
 
 /// The node of a setting, or of a sentence that starts with one.
 fn node_of(change: &str) -> &str {

@@ -19,7 +19,7 @@ use super::{
     measured::complete_best,
     prepare::{Prepared, prepare},
     progress::Progress,
-    resume::{Found, Resuming},
+    resume::{Found, NEW_RUN, Resuming},
     say::say,
     session::Session,
     steps::Loop,
@@ -40,6 +40,18 @@ use crate::{
 pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> {
     let path = match (&args.out, &args.graph.graph) {
         (Some(out), _) => out.clone(),
+        // The folder of a run, which stands for its graph: that run goes on.
+        (None, Some(graph))
+            if args.resume
+                && graph.ends_with("graph.ron")
+                && graph.with_file_name("checkpoints").is_dir() =>
+        {
+            graph
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty())
+                .unwrap_or(Path::new("."))
+                .to_owned()
+        }
         (None, Some(graph)) => PathBuf::from("runs").join(spec::name(graph)?),
         (None, None) => return Err(Failure::new("no graph was named")),
     };
@@ -136,9 +148,7 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
 
 /// A checkpoint of another state than the graph's, such as an adapter of other targets or another rank.
 pub(super) fn not_restored(e: RunError) -> Failure {
-    Failure::new(format!(
-        "{e}\nnothing was changed; a new run (--out) can begin with what was trained: --set lora.from=RUN/adapter.safetensors"
-    ))
+    Failure::new(format!("{e}\nnothing was changed; {NEW_RUN}"))
 }
 
 /// The folder of the run to resume, if it exists, and the settings it remembers.

@@ -84,7 +84,9 @@ impl RunFolder {
         let folder = Self { path: path.to_owned(), notes: stale.into_iter().collect(), lock, held };
         if used && !resume {
             let path = path.display();
-            return Err(FolderError::new(match folder.remains()?.is_empty() {
+            // A sweep that was killed has only this of its own, beside the folders of its variants.
+            let is_sweep = folder.path.join(command::NAME).exists();
+            return Err(FolderError::new(match folder.remains()?.is_empty() && !is_sweep {
                 false => {
                     format!(
                         "`{path}` already holds a run; continue it with --resume, or choose another folder with --out"

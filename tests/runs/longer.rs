@@ -145,13 +145,16 @@ fn what_changes_no_bit_need_not_be_accepted_and_what_changes_nothing_says_so() {
     );
     assert!(adapter(&out) == adapter(&whole));
 
+    // A run's folder stands for its graph, and with `--resume` for the run.
+    let mut command = Command::new(cargo_bin("graph-run"));
+    command.current_dir(root()).args([out.to_str().unwrap(), "--resume"]).stdin(Stdio::null());
+    let said = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    assert!(said.contains("the run is complete: it has 4 steps of 4"), "{said}");
+
     let from = format!("lora.from={}", whole.join("adapter.safetensors").display());
     for start in [&*from, "lora.init=kaiming"] {
         let said = refused(&out, &[&["graphs/sft.ron", "--resume", "--steps", "5", "--set", start]]);
-        assert!(
-            said.contains("says what a run begins with") && said.contains("so it changes nothing"),
-            "{said}"
-        );
+        assert!(said.contains("read when a run begins") && said.contains("so there is no effect"), "{said}");
     }
 }
 
@@ -170,7 +173,7 @@ fn targets_that_were_trained_cannot_be_taken_away() {
                 && said.contains("which the graph's adapter has not"),
             "{said}"
         );
-        assert!(said.contains("--set lora.from="), "{said}");
+        assert!(said.contains("--out starts a new run elsewhere"), "{said}");
     }
     assert!(adapter(&out) == before);
 }

@@ -282,6 +282,8 @@ fn a_variant_that_went_on_alone_is_taken_back_only_if_that_is_accepted() {
         );
         assert!(!said.contains("variant 2"), "{said}");
     }
+    let said = refused(&[&resume, &["--accept-changes"]]);
+    assert!(said.contains("the sweep is complete, so there is nothing to go on with"), "{said}");
     assert!(files(&alone) == before, "a refused resume changes nothing");
     let (_, said) = good(&[&resume, &["--steps", "7", "--accept-changes"]]);
     assert!(
@@ -291,6 +293,26 @@ fn a_variant_that_went_on_alone_is_taken_back_only_if_that_is_accepted() {
     // What it had made is gone, so that nothing goes on from it by mistake.
     let (_, said) = good(&[&go_on, &["8", "--accept-changes"]]);
     assert!(said.contains("resumed at step 7"), "{said}");
+}
+
+#[test]
+fn a_sweep_that_was_killed_between_two_checkpoints_goes_on_whatever_its_threads_were() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, out) = (dir.path().join("whole"), dir.path().join("sweep"));
+    sweep(&whole, &[&TAU]);
+    killed(&whole, &out, &[4, 4]);
+    let resume = ["sweep", "graphs/focusdpo.ron", "--resume", "--out", out.to_str().unwrap()];
+    good(&[&resume, &["--threads", "1"]]);
+    fs::remove_dir_all(variants(&out)[1].join("checkpoints/step-6")).unwrap();
+    let (_, said) = good(&[&resume]);
+    assert!(said.contains("checkpoints of steps 4 to 6") && said.contains("resumed at step 4"), "{said}");
+    variants(&whole).iter().zip(variants(&out)).for_each(|(a, b)| same_adapters(a, &b));
+}
+
+/// Graphs say how many threads there were; what was trained does not.
+fn same_adapters(a: &Path, b: &Path) {
+    let read = |run: &Path| fs::read(run.join("adapter.safetensors")).unwrap();
+    assert!(read(a) == read(b), "{} and {}", a.display(), b.display());
 }
 
 #[test]
@@ -315,6 +337,18 @@ fn a_sweep_that_has_lost_what_it_must_know_says_so_and_trains_nothing_again() {
     assert!(said.contains("variant 1") && said.contains("has no checkpoint of step 0"), "{said}");
     let said = resumed("forgetful", &|out| fs::remove_file(out.join("command.json")).unwrap(), &[]);
     assert!(said.contains("command.json is gone") && said.contains("--over"), "{said}");
+
+    // Begun anew where one was killed: what a sweep writes at its end is not there.
+    let out = dir.path().join("killed");
+    copy(&whole, &out);
+    fs::remove_file(out.join("sweep.json")).unwrap();
+    let said = refused(&[&["sweep", "graphs/focusdpo.ron", "--out", out.to_str().unwrap()], &TAU]);
+    assert!(said.contains("already holds a run"), "{said}");
+    // Other variants than those of the report.
+    let other = ["--resume", "--out", whole.to_str().unwrap()];
+    fs::rename(whole.join("command.json"), dir.path().join("command.json")).unwrap();
+    let said = refused(&[&["sweep", "graphs/focusdpo.ron"], &other, &TAU]);
+    assert!(said.contains("is of other variants"), "{said}");
 
     let whole = dir.path().join("two");
     sweep(&whole, &[&TAU]);

@@ -46,7 +46,7 @@ use super::{
     updates::Updates,
 };
 use crate::{
-    checkpoint::{Checkpoint, Kept, prune_after},
+    checkpoint::{Checkpoint, Kept, prune_between},
     folder::{Accepted, Command, RunFolder, Survey as Lines},
     graph::Graph,
     plan::Plan,
@@ -83,7 +83,7 @@ pub(super) fn sweep(args: &args::Sweep, registry: &Registry) -> Result<u8, Failu
         say!("note: {note}");
     }
     interrupt::watch()?;
-    let diverged = diverged(&folder)?;
+    let diverged = diverged(&folder, &sweep)?;
     let active: Vec<usize> =
         (0..sweep.variants.len()).filter(|at| !diverged.contains_key(&sweep.variants[*at].number)).collect();
     for variant in sweep.variants.iter().filter(|v| diverged.contains_key(&v.number)) {
@@ -110,10 +110,10 @@ pub(super) fn sweep(args: &args::Sweep, registry: &Registry) -> Result<u8, Failu
         };
         found = resume.find(&mut survey)?;
     }
-    let (checkpoints, accepted) = match found {
+    let (checkpoints, ahead, accepted) = match found {
         Found::Interrupted => return Ok(INTERRUPTED),
-        Found::Nothing => (None, None),
-        Found::At(checkpoints, accepted) => (Some(checkpoints), accepted),
+        Found::Nothing => (None, Vec::new(), None),
+        Found::At { found, newest, accepted } => (Some(found), newest, accepted),
     };
     let start = checkpoints.as_ref().and_then(|all| all.first()).map_or(0, |c| c.step);
     let steps = sweep.all.run.steps;
@@ -157,8 +157,9 @@ pub(super) fn sweep(args: &args::Sweep, registry: &Registry) -> Result<u8, Failu
     let newest = checkpoints.as_ref().map(|_| start);
     let mut kept = checkpoints.into_iter().flatten().map(|checkpoint| checkpoint.kept);
     let mut members = Vec::new();
+    let mut ahead = ahead.into_iter();
     for ((variant, folder), place) in active.iter().zip(folders).zip(places) {
-        let from = Newest { step: newest, kept: kept.next().unwrap_or_default() };
+        let from = Newest { step: newest, ahead: ahead.next(), kept: kept.next().unwrap_or_default() };
         members.push(begin.member(*variant, folder, place, from, &mut reader)?);
     }
     let progress = Progress::new(start, steps, sweep.all.run.log_every);
@@ -217,18 +218,29 @@ fn varied(over: &[String], command: &Command, path: &Path) -> Result<Vec<String>
 }
 
 /// The variants that an earlier part of the sweep has left out.
-fn diverged(folder: &RunFolder) -> Result<Diverged, Failure> {
+fn diverged(folder: &RunFolder, sweep: &Sweep) -> Result<Diverged, Failure> {
     let path = folder.path().join(report::NAME);
-    match fs::read_to_string(&path) {
-        Ok(text) => report::diverged(&text).ok_or_else(|| {
-            Failure::new(format!(
-                "`{}` is damaged, and says which variants have diverged: put a copy back, or remove it if none has\nnothing was changed",
-                path.display()
-            ))
-        }),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Diverged::new()),
-        Err(e) => Err(Failure::new(format!("cannot read `{}`: {e}", path.display()))),
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Diverged::new()),
+        Err(e) => return Err(Failure::new(format!("cannot read `{}`: {e}", path.display()))),
+    };
+    let recorded = report::recorded(&text).ok_or_else(|| {
+        Failure::new(format!(
+            "`{}` is damaged, and says which variants have diverged: put a copy back, or remove it if none has\nnothing was changed",
+            path.display()
+        ))
+    })?;
+    let known =
+        |number: u32, folder: &str| sweep.variants.iter().any(|v| v.number == number && v.folder == folder);
+    if let Some((number, name, _)) = recorded.iter().find(|(number, name, _)| !known(*number, name)) {
+        return Err(Failure::new(format!(
+            "`{}` is of other variants: its variant {number} is in `{name}`\nnothing was changed; vary what it varied, or use --out to start a new \
+             sweep elsewhere",
+            path.display()
+        )));
     }
+    Ok(recorded.into_iter().filter_map(|(number, _, why)| Some((number, why?))).collect())
 }
 
 /// A variant whose folder is gone while others have made steps cannot go on with them. Looked at before any folder is made.
@@ -239,9 +251,11 @@ fn check_folders(sweep: &Sweep, active: &[usize], path: &Path) -> Result<(), Fai
         let newest = Checkpoint::newest(&place(at).join("checkpoints"));
         newest.is_ok_and(|(found, _)| found.is_some_and(|found| found.step > 0))
     };
+    // A report says that steps were made, wherever the folders are.
+    let has_made = there.iter().any(has_steps) || there.is_empty() && path.join(report::NAME).exists();
     match gone.first() {
-        Some(at) if there.iter().any(has_steps) => Err(Failure::new(format!(
-            "the folder of {} is gone, `{}`, and other variants have made steps\nnothing was changed; put it back, or use --out to start a new \
+        Some(at) if has_made => Err(Failure::new(format!(
+            "the folder of {} is gone, `{}`, and the sweep has made steps\nnothing was changed; put it back, or use --out to start a new \
              sweep elsewhere",
             sweep.variants[*at].name(),
             place(at).display()
@@ -297,6 +311,8 @@ fn introduce(sweep: &Sweep, path: &Path) {
 /// The checkpoint that a variant continues from.
 struct Newest {
     step: Option<u64>,
+    /// A later one that it has.
+    ahead: Option<u64>,
     kept: BTreeMap<String, Kept>,
 }
 
@@ -334,7 +350,7 @@ impl Start<'_> {
         at: usize,
         folder: RunFolder,
         place: Place,
-        Newest { step: newest, kept }: Newest,
+        Newest { step: newest, ahead, kept }: Newest,
         reader: &mut Reader,
     ) -> Result<Member, Failure> {
         let variant = &self.sweep.variants[at];
@@ -359,8 +375,11 @@ impl Start<'_> {
         let command = Command { accepted: self.command.accepted.clone(), ..Command::default() };
         let begin = Begin { command, accepted: self.accepted.clone(), newest, lines, updates, kept };
         let mut sources = |patience| place.sources(reader.sources(patience));
-        // Before the first step: a kill would leave the one that is ahead as the newest.
-        prune_after(&folder.checkpoints(), newest.unwrap_or(0)).map_err(Failure::new)?;
+        if let (Some(step), Some(ahead)) = (newest, ahead) {
+            // Before the first step: a kill would leave the one that is ahead as the newest.
+            folder.check().map_err(Failure::new)?;
+            prune_between(&folder.checkpoints(), step, ahead).map_err(Failure::new)?;
+        }
         let mut session = begin.write(folder, &subject, &mut sources)?;
         session.adapters = place.adapters().to_vec();
         Ok(Member { variant: at, read_at: place.clone(), place, session, health })

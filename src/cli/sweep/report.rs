@@ -189,13 +189,14 @@ fn row_json(row: &Row<'_>) -> Value {
     })
 }
 
-/// The variants that a `sweep.json` says to have diverged; none where it is damaged.
-pub(super) fn diverged(text: &str) -> Option<Diverged> {
+/// The variants of a `sweep.json`: number, folder, and why it has diverged if it has; none where it is damaged.
+pub(super) fn recorded(text: &str) -> Option<Vec<(u32, String, Option<String>)>> {
     let value: Value = serde_json::from_str(text).ok()?;
-    let variants = value["variants"].as_array()?;
-    let one =
-        |v: &Value| Some((u32::try_from(v["number"].as_u64()?).ok()?, v["diverged"].as_str()?.to_owned()));
-    Some(variants.iter().filter_map(one).collect())
+    let one = |v: &Value| {
+        let number = u32::try_from(v["number"].as_u64()?).ok()?;
+        Some((number, v["folder"].as_str()?.to_owned(), v["diverged"].as_str().map(str::to_owned)))
+    };
+    value["variants"].as_array()?.iter().map(one).collect()
 }
 
 /// A value of a setting, without the middle of a long one; of a path its end, where two of them mostly differ.
@@ -216,9 +217,16 @@ mod tests {
 
     #[test]
     fn variants_that_diverged_are_known_again() {
-        let text = json!({"variants": [{"number": 1, "diverged": null}, {"number": 7, "diverged": "step 3: it is so"}]});
-        assert_eq!(diverged(&text.to_string()), Some(Diverged::from([(7, "step 3: it is so".to_owned())])));
-        assert_eq!(diverged("{"), None);
+        let variants = json!([
+            {"number": 1, "folder": "1-tau=0.1", "diverged": null},
+            {"number": 7, "folder": "7-tau=0.2", "diverged": "step 3: it is so"},
+        ]);
+        let found = recorded(&json!({"variants": variants}).to_string());
+        let second = (7, "7-tau=0.2".to_owned(), Some("step 3: it is so".to_owned()));
+        assert_eq!(found, Some(vec![(1, "1-tau=0.1".to_owned(), None), second]));
+        for damaged in ["{", "{}", r#"{"variants": [{"number": 1}]}"#] {
+            assert_eq!(recorded(damaged), None, "{damaged}");
+        }
     }
 
     #[test]

@@ -24,9 +24,21 @@ pub(super) enum Found {
     /// At the beginning: no variant has made a step.
     Nothing,
     /// At the checkpoints of its variants, which are of one step, with changes that were accepted.
-    At(Vec<Checkpoint>, Option<Accepted>),
+    At {
+        found: Vec<Checkpoint>,
+        /// The newest step of each variant; empty where they are all at this one.
+        newest: Vec<u64>,
+        accepted: Option<Accepted>,
+    },
     /// Interrupted while the data was being compared.
     Interrupted,
+}
+
+/// The checkpoints that a sweep goes on from.
+struct Common {
+    found: Vec<Checkpoint>,
+    /// The newest step of each variant; empty where they are all at this one.
+    newest: Vec<u64>,
 }
 
 /// What a resumed sweep is compared with.
@@ -49,7 +61,7 @@ impl Resume<'_> {
 
     /// The newest intact checkpoints of one step, if the changes since are acceptable.
     pub fn find(&self, survey: &mut Survey) -> Result<Found, Failure> {
-        let Some(found) = self.common()? else { return Ok(Found::Nothing) };
+        let Some(Common { found, newest }) = self.common()? else { return Ok(Found::Nothing) };
         let mut old = Sources::default();
         for (checkpoint, place) in found.iter().zip(self.places) {
             if let Some(sources) = &checkpoint.sources {
@@ -78,7 +90,7 @@ impl Resume<'_> {
             return Ok(Found::Nothing);
         };
         let accepted = self.resuming(variant, folder).judge(step, merged(all))?;
-        Ok(Found::At(found, accepted))
+        Ok(Found::At { found, newest, accepted })
     }
 
     fn resuming<'b>(&'b self, variant: &'b Variant, folder: &'b RunFolder) -> Resuming<'b> {
@@ -93,12 +105,13 @@ impl Resume<'_> {
         }
     }
 
-    /// The newest step of which every variant has an intact checkpoint; none if no variant has made a step.
-    fn common(&self) -> Result<Option<Vec<Checkpoint>>, Failure> {
+    /// The checkpoints of the newest step of which every variant has an intact one, and the newest step of each variant where they differ; none
+    /// if no variant has made a step.
+    fn common(&self) -> Result<Option<Common>, Failure> {
         let mut said = BTreeSet::new();
         let mut most = u64::MAX;
-        // The newest of each variant, by which it is ahead of the others.
-        let mut newest_of = Vec::new();
+        // The newest of each variant, by which it is ahead of the others: its step, and its graph.
+        let mut newest_of: Vec<(u64, String)> = Vec::new();
         loop {
             let mut found = Vec::new();
             let mut without = None;
@@ -118,11 +131,12 @@ impl Resume<'_> {
             match without {
                 None if made == least => {
                     self.check_ahead(&newest_of, &found)?;
-                    return Ok(Some(found));
+                    let newest = newest_of.into_iter().map(|(step, _)| step).collect();
+                    return Ok(Some(Common { found, newest }));
                 }
                 None => {
                     if most == u64::MAX {
-                        newest_of = found;
+                        newest_of = found.into_iter().map(|c| (c.step, c.graph)).collect();
                     }
                     most = least;
                 }
@@ -130,8 +144,8 @@ impl Resume<'_> {
                 Some(_) if made == 0 && most == u64::MAX => return Ok(None),
                 Some(variant) => {
                     return Err(Failure::new(format!(
-                        "{} has no checkpoint of step {} or before, which others have\nnothing was changed; put its `checkpoints` \
-                         back, or use --out to start a new sweep elsewhere",
+                        "{} has no checkpoint of step {} or before, which others have: it went on alone and has only later ones, or has lost \
+                         them\nnothing was changed; put its `checkpoints` back, or use --out to start a new sweep elsewhere",
                         variant.name(),
                         most.min(made)
                     )));
@@ -144,36 +158,39 @@ impl Resume<'_> {
 impl Resume<'_> {
     /// A variant may have a later checkpoint than the others: of the same run, killed between two of them, which makes its steps again with the
     /// same bits; or it went on alone, with other settings, and would lose what it has trained.
-    fn check_ahead(&self, newest: &[Checkpoint], found: &[Checkpoint]) -> Result<(), Failure> {
+    fn check_ahead(&self, newest: &[(u64, String)], found: &[Checkpoint]) -> Result<(), Failure> {
         let step = found.first().map_or(0, |checkpoint| checkpoint.step);
-        let Some(most) = newest.iter().map(|checkpoint| checkpoint.step).max().filter(|most| *most > step)
-        else {
+        let Some(most) = newest.iter().map(|(step, _)| *step).max().filter(|most| *most > step) else {
             return Ok(());
         };
         let mut alone = Vec::new();
-        for ((variant, folder), (newest, found)) in
+        for ((variant, folder), ((made, graph), found)) in
             self.variants().zip(self.folders).zip(newest.iter().zip(found))
         {
-            let same = newest.graph == variant.loaded.resolved || newest.graph == found.graph;
-            if newest.step > step && !same {
-                let place = folder.path().display();
-                alone.push(format!("  {}: step {} in `{place}`", variant.name(), newest.step));
+            let resuming = self.resuming(variant, folder);
+            let same = resuming.trains_alike(graph, &variant.loaded.resolved)?
+                || resuming.trains_alike(graph, &found.graph)?;
+            if *made > step && !same {
+                alone.push(format!("  {}: step {made} in `{}`", variant.name(), folder.path().display()));
             }
         }
-        if !alone.is_empty() && !self.accept {
+        let alone = alone.join("\n");
+        let is_complete = step >= self.sweep.all.run.steps;
+        if !alone.is_empty() && (is_complete || !self.accept) {
+            let way_on = match is_complete {
+                true => "the sweep is complete, so there is nothing to go on with; more --steps make more of all variants".to_owned(),
+                false => format!("--accept-changes takes them back to step {step}, and what they made since is lost; copies of their folders keep it"),
+            };
             return Err(Failure::new(format!(
-                "the sweep is at step {step}, and these variants went on without it:\n{}\nnothing was changed; move their folders away to keep them \
-                 and put copies of their checkpoints of step {step} in their place, or let --accept-changes take them back to step {step}",
-                alone.join("\n")
+                "the sweep is at step {step}, and these variants went on without it, or with other settings:\n{alone}\nnothing was changed; {way_on}"
             )));
         }
         if !alone.is_empty() {
             say!(
-                "warning: these variants lose what they made after step {step}, which is accepted:\n{}",
-                alone.join("\n")
+                "warning: these variants lose what they made after step {step}, which is accepted:\n{alone}"
             );
         }
-        let least = newest.iter().map(|checkpoint| checkpoint.step).min().unwrap_or(step);
+        let least = newest.iter().map(|(step, _)| *step).min().unwrap_or(step);
         say!(
             "note: the variants have checkpoints of steps {least} to {most}; all of them go on from step {step}"
         );

@@ -130,6 +130,7 @@ pub(super) fn load_some(
     notes.extend(fewer.map(|fewer| format!("run: {fewer}")));
     let first = &variants[0].loaded;
     let settings = first.settings();
+    notes.extend(prepare::other_steps(&first.graph, &settings, first.run.steps));
     let levers = prepare::levers(&settings);
     let cache = cache.map(|cache| {
         let status = cache.status();

@@ -182,12 +182,13 @@ impl Operator for Lora {
             changed.into_iter().filter_map(|(name, is)| is.then_some(name)).collect();
         let named: Vec<String> = settings.iter().map(|name| format!("`{name}`")).collect();
         let effect = format!(
-            "{} says what a run begins with: this one has made {} and goes on from the checkpoint's factors, so it changes nothing; a new run \
-             (--out) would begin with it",
+            "{}: read when a run begins; this one has made {} and goes on from the checkpoint's factors, so there is no effect; a new run (--out) \
+             begins with what is set",
             named.join(" and "),
             count(restart.step, "step")
         );
-        (!settings.is_empty()).then_some(Restated { settings, effect, follows: false })
+        // At step 0 it begins.
+        (!settings.is_empty() && restart.step > 0).then_some(Restated { settings, effect, follows: false })
     }
 
     fn forward(&self, ctx: &Ctx<'_>, (backbone,): Self::In) -> Result<(Self::Out, ()), OpError> {
