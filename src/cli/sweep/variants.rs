@@ -57,7 +57,7 @@ pub(super) struct Sweep {
 }
 
 impl Sweep {
-    /// Is the loss of all variants one function of what is predicted? Else their losses cannot be compared.
+    /// Has the loss the same settings in all variants? Else their losses cannot be compared.
     pub fn has_one_loss(&self) -> bool {
         let says = |variant: &Variant| -> Vec<String> {
             let of = |at: &Endpoint| variant.settings[at.node.index()].clone();
