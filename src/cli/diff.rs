@@ -10,11 +10,10 @@ use prefgraph_ops::words::count;
 
 use super::{
     Failure,
-    health::{History, Measure},
+    health::{Measure, measures_of},
     system, tables,
 };
 use crate::{
-    folder::Survey as Lines,
     registry::Registry,
     spec::{Change, Facts, Outline, compare},
 };
@@ -86,19 +85,10 @@ pub(super) fn diff(old: &Path, new: &Path, registry: &Registry) -> Result<u8, Fa
 
 /// What two runs have measured at their ends, where both graphs are those of runs.
 fn measured(old: &Path, new: &Path, one_loss: bool) -> Result<String, Failure> {
-    let run = |graph: &Path| {
-        let folder = graph.parent().unwrap_or(Path::new(""));
-        let (mut history, mut steps) = (History::default(), 0);
-        // Another graph beside the metrics of a run is not what was run.
-        if graph.file_name().is_none_or(|name| name != "graph.ron") {
-            return Ok((Vec::new(), 0));
-        }
-        let mut line = |line: &serde_json::Value| {
-            steps = line["step"].as_u64().map_or(steps, |step| step + 1);
-            history.line(line);
-        };
-        Lines::of(folder, u64::MAX, &mut line).map_err(Failure::new)?;
-        Ok::<_, Failure>((history.measures(), steps))
+    // Another graph beside the metrics of a run is not what was run.
+    let run = |graph: &Path| match graph.file_name().is_some_and(|name| name == "graph.ron") {
+        true => measures_of(graph.parent().unwrap_or(Path::new(""))).map_err(Failure::new),
+        false => Ok((Vec::new(), 0)),
     };
     let ((a, of_a), (b, of_b)) = (run(old)?, run(new)?);
     if a.is_empty() || b.is_empty() {

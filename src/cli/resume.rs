@@ -235,13 +235,13 @@ impl Resuming<'_> {
     /// Do two graphs train the same, bit for bit?
     pub fn trains_alike(&self, old: &str, new: &str) -> Result<bool, Failure> {
         let idle = self.idle();
-        let free = |change: &Change| {
-            change.harmless
-                || idle.contains(node_of(&change.what))
-                || self.is_free(change)
-                || self.is_new_default(change)
-        };
-        Ok(old == new || diff(old, new)?.iter().all(free))
+        Ok(old == new || diff(old, new)?.iter().all(|change| self.trains_nothing(&idle, change)))
+    }
+
+    /// Has a change no effect on what is trained, whatever its values? `idle` nodes train nothing.
+    fn trains_nothing(&self, idle: &BTreeSet<&str>, change: &Change) -> bool {
+        let is_idle = idle.contains(node_of(&change.what));
+        change.harmless || is_idle || self.is_free(change) || self.is_new_default(change)
     }
 
     /// A setting that changes no bit of what its operator computes.

@@ -1,6 +1,9 @@
 //! What a run has measured along its way, as numbers: the same means as those of its summary.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use prefgraph_ops::ports::Metric;
 
@@ -11,7 +14,10 @@ use super::{
     recorded,
     signs::WINDOW,
 };
-use crate::cli::recent::{Mean, RecentValues};
+use crate::{
+    cli::recent::{Mean, RecentValues},
+    folder::{FolderError, Survey},
+};
 
 /// Which way is up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +77,20 @@ impl Default for History {
             measures: Vec::new(),
         }
     }
+}
+
+/// What the run in a folder has measured, and how many steps it has made.
+///
+/// # Errors
+/// If its metrics cannot be read.
+pub(in crate::cli) fn measures_of(folder: &Path) -> Result<(Vec<Measure>, u64), FolderError> {
+    let (mut history, mut steps) = (History::default(), 0);
+    let mut line = |line: &serde_json::Value| {
+        steps = line["step"].as_u64().map_or(steps, |step| step + 1);
+        history.line(line);
+    };
+    Survey::of(folder, u64::MAX, &mut line)?;
+    Ok((history.measures(), steps))
 }
 
 impl History {

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prefgraph_ops::ports::{Metric, Metrics};
 
-pub(super) use self::history::{Better, History, Measure, Point};
+pub(super) use self::history::{Better, Measure, Point, measures_of};
 use self::{
     change::{Change, Pair, Steps},
     held_out::HeldOut,

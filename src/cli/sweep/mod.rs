@@ -27,7 +27,7 @@ use prefgraph_ops::words::count;
 use self::{
     member::{Member, Place},
     report::{Diverged, Report},
-    resume::{Found, Resume},
+    resume::{Common, Found, Resume},
     variants::{Sweep, Variant},
 };
 use super::{
@@ -113,7 +113,7 @@ pub(super) fn sweep(args: &args::Sweep, registry: &Registry) -> Result<u8, Failu
     let (checkpoints, ahead, accepted) = match found {
         Found::Interrupted => return Ok(INTERRUPTED),
         Found::Nothing => (None, Vec::new(), None),
-        Found::At { found, newest, accepted } => (Some(found), newest, accepted),
+        Found::At(Common { found, newest }, accepted) => (Some(found), newest, accepted),
     };
     let start = checkpoints.as_ref().and_then(|all| all.first()).map_or(0, |c| c.step);
     let steps = sweep.all.run.steps;
@@ -251,17 +251,18 @@ fn check_folders(sweep: &Sweep, active: &[usize], path: &Path) -> Result<(), Fai
         let newest = Checkpoint::newest(&place(at).join("checkpoints"));
         newest.is_ok_and(|(found, _)| found.is_some_and(|found| found.step > 0))
     };
+    let Some(first) = gone.first() else { return Ok(()) };
     // A report says that steps were made, wherever the folders are.
     let has_made = there.iter().any(has_steps) || there.is_empty() && path.join(report::NAME).exists();
-    match gone.first() {
-        Some(at) if has_made => Err(Failure::new(format!(
-            "the folder of {} is gone, `{}`, and the sweep has made steps\nnothing was changed; put it back, or use --out to start a new \
-             sweep elsewhere",
-            sweep.variants[*at].name(),
-            place(at).display()
-        ))),
-        _ => Ok(()),
+    if !has_made {
+        return Ok(());
     }
+    Err(Failure::new(format!(
+        "the folder of {} is gone, `{}`, and the sweep has made steps\nnothing was changed; put it back, or use --out to start a new \
+         sweep elsewhere",
+        sweep.variants[*first].name(),
+        place(first).display()
+    )))
 }
 
 /// The folders of some variants, locked.

@@ -5,13 +5,10 @@ use std::{collections::BTreeMap, path::Path};
 use serde_json::{Value, json};
 
 use super::variants::{Sweep, Variant};
-use crate::{
-    cli::{
-        Failure,
-        health::{Better, History, Measure, Point},
-        tables::{self, LOSS, aligned, number, value},
-    },
-    folder::Survey,
+use crate::cli::{
+    Failure,
+    health::{Better, Measure, Point, measures_of},
+    tables::{self, LOSS, aligned, number, value},
 };
 
 /// The file of a sweep.
@@ -51,15 +48,9 @@ impl<'a> Report<'a> {
     /// Read it from the folders of the variants in `out`.
     pub fn read(sweep: &'a Sweep, out: &Path, diverged: &'a Diverged) -> Result<Self, Failure> {
         let row = |variant: &'a Variant| {
-            let mut history = History::default();
-            let mut steps = 0;
-            let mut line = |line: &Value| {
-                steps = line["step"].as_u64().map_or(steps, |step| step + 1);
-                history.line(line);
-            };
-            Survey::of(&out.join(&variant.folder), u64::MAX, &mut line).map_err(Failure::new)?;
+            let (measures, steps) = measures_of(&out.join(&variant.folder)).map_err(Failure::new)?;
             let diverged = diverged.get(&variant.number).map(String::as_str);
-            Ok(Row { variant, steps, diverged, measures: history.measures() })
+            Ok(Row { variant, steps, diverged, measures })
         };
         Ok(Self { sweep, rows: sweep.variants.iter().map(row).collect::<Result<_, Failure>>()? })
     }
@@ -82,7 +73,7 @@ impl<'a> Report<'a> {
         let names = self.names();
         let held_out = names.iter().find(|name| name.ends_with(".margin"));
         let found = held_out.or_else(|| names.iter().find(|name| **name == "margin"));
-        let loss = || names.iter().find(|name| **name == LOSS && self.sweep.has_one_loss());
+        let loss = || names.iter().find(|name| **name == LOSS && self.sweep.one_loss);
         found.or_else(loss).copied()
     }
 
@@ -92,7 +83,7 @@ impl<'a> Report<'a> {
 
     /// The row whose last measurement of that name is the best; none of losses that differ in what they are.
     pub fn best(&self, name: &str) -> Option<usize> {
-        if name == LOSS && !self.sweep.has_one_loss() {
+        if name == LOSS && !self.sweep.one_loss {
             return None;
         }
         let sign = if self.better(name) == Better::Higher { -1.0 } else { 1.0 };
@@ -157,7 +148,7 @@ impl<'a> Report<'a> {
         if self.rows.len() > 1 && shown.iter().any(|name| self.best(name).is_some()) {
             text += "* the best of its column; the others may differ from it by chance: compare with the standard errors\n";
         }
-        if self.rows.len() > 1 && !self.sweep.has_one_loss() {
+        if self.rows.len() > 1 && !self.sweep.one_loss {
             text += "the losses are of different settings and cannot be compared\n";
         }
         text

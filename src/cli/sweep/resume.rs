@@ -23,22 +23,18 @@ use crate::{
 pub(super) enum Found {
     /// At the beginning: no variant has made a step.
     Nothing,
-    /// At the checkpoints of its variants, which are of one step, with changes that were accepted.
-    At {
-        found: Vec<Checkpoint>,
-        /// The newest step of each variant; empty where they are all at this one.
-        newest: Vec<u64>,
-        accepted: Option<Accepted>,
-    },
+    /// At the checkpoints of its variants, with changes that were accepted.
+    At(Common, Option<Accepted>),
     /// Interrupted while the data was being compared.
     Interrupted,
 }
 
 /// The checkpoints that a sweep goes on from.
-struct Common {
-    found: Vec<Checkpoint>,
+pub(super) struct Common {
+    /// Of each variant, all of one step.
+    pub found: Vec<Checkpoint>,
     /// The newest step of each variant; empty where they are all at this one.
-    newest: Vec<u64>,
+    pub newest: Vec<u64>,
 }
 
 /// What a resumed sweep is compared with.
@@ -61,7 +57,8 @@ impl Resume<'_> {
 
     /// The newest intact checkpoints of one step, if the changes since are acceptable.
     pub fn find(&self, survey: &mut Survey) -> Result<Found, Failure> {
-        let Some(Common { found, newest }) = self.common()? else { return Ok(Found::Nothing) };
+        let Some(common) = self.common()? else { return Ok(Found::Nothing) };
+        let found = &common.found;
         let mut old = Sources::default();
         for (checkpoint, place) in found.iter().zip(self.places) {
             if let Some(sources) = &checkpoint.sources {
@@ -90,7 +87,7 @@ impl Resume<'_> {
             return Ok(Found::Nothing);
         };
         let accepted = self.resuming(variant, folder).judge(step, merged(all))?;
-        Ok(Found::At { found, newest, accepted })
+        Ok(Found::At(common, accepted))
     }
 
     fn resuming<'b>(&'b self, variant: &'b Variant, folder: &'b RunFolder) -> Resuming<'b> {
@@ -153,9 +150,7 @@ impl Resume<'_> {
             }
         }
     }
-}
 
-impl Resume<'_> {
     /// A variant may have a later checkpoint than the others: of the same run, killed between two of them, which makes its steps again with the
     /// same bits; or it went on alone, with other settings, and would lose what it has trained.
     fn check_ahead(&self, newest: &[(u64, String)], found: &[Checkpoint]) -> Result<(), Failure> {
@@ -167,10 +162,13 @@ impl Resume<'_> {
         for ((variant, folder), ((made, graph), found)) in
             self.variants().zip(self.folders).zip(newest.iter().zip(found))
         {
+            if *made == step {
+                continue;
+            }
             let resuming = self.resuming(variant, folder);
-            let same = resuming.trains_alike(graph, &variant.loaded.resolved)?
-                || resuming.trains_alike(graph, &found.graph)?;
-            if *made > step && !same {
+            if !resuming.trains_alike(graph, &variant.loaded.resolved)?
+                && !resuming.trains_alike(graph, &found.graph)?
+            {
                 alone.push(format!("  {}: step {made} in `{}`", variant.name(), folder.path().display()));
             }
         }

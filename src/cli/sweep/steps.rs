@@ -48,7 +48,7 @@ impl Loop<'_> {
         }
         self.keep()?;
         if self.members.len() > 1 {
-            let without = if self.sweep.has_one_loss() {
+            let without = if self.sweep.one_loss {
                 ""
             } else {
                 "; their losses differ in what they are, and are not shown"
@@ -258,7 +258,7 @@ impl Loop<'_> {
         if output.step == 0 {
             self.tell_first(output, metrics);
         }
-        let shown = together(metrics, self.sweep.has_one_loss());
+        let shown = together(metrics, self.sweep.one_loss);
         self.progress.step(output.step, &shown, output.seconds, output.data_seconds);
         for (member, metrics) in self.members.iter_mut().zip(metrics) {
             for warning in member.health.observe(output.step, metrics) {

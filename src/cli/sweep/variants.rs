@@ -52,21 +52,21 @@ pub(super) struct Sweep {
     pub overs: Overs,
     pub variants: Vec<Variant>,
     pub joined: Joined,
+    /// Has the loss the same settings in all variants? Else their losses cannot be compared.
+    pub one_loss: bool,
     /// The common graph with its plan; `resolved` is that of the first variant.
     pub all: Prepared,
 }
 
-impl Sweep {
-    /// Has the loss the same settings in all variants? Else their losses cannot be compared.
-    pub fn has_one_loss(&self) -> bool {
-        let says = |variant: &Variant| -> Vec<String> {
-            let of = |at: &Endpoint| variant.settings[at.node.index()].clone();
-            variant.graph().losses().iter().map(of).collect()
-        };
-        let mut all = self.variants.iter().map(says);
-        let first = all.next();
-        all.all(|other| Some(&other) == first.as_ref())
-    }
+/// Has the loss the same settings in all variants?
+fn has_one_loss(variants: &[Variant]) -> bool {
+    let says = |variant: &Variant| -> Vec<String> {
+        let of = |at: &Endpoint| variant.settings[at.node.index()].clone();
+        variant.graph().losses().iter().map(of).collect()
+    };
+    let mut all = variants.iter().map(says);
+    let first = all.next();
+    all.all(|other| Some(&other) == first.as_ref())
 }
 
 /// Load and plan what the arguments name.
@@ -138,7 +138,8 @@ pub(super) fn load_some(
     });
     let (resolved, sets, args) = (first.resolved.clone(), first.sets.clone(), args.clone());
     let all = Prepared { graph, plan, run, resolved, sets, notes, levers, settings, args, cache };
-    Ok(Sweep { overs, variants, joined, all })
+    let one_loss = has_one_loss(&variants);
+    Ok(Sweep { overs, variants, joined, one_loss, all })
 }
 
 /// The plan of the common graph. An error is shown where the file states the node that is at fault.
