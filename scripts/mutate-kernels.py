@@ -44,6 +44,7 @@ TESTS = {
     "norm_rows.cu": ["norms::norms_with", "alignment::norms"],
     "windows.cu": ["pictures::", "alignment::windows"],
     "optimizer.cu": ["optimizer::"],
+    "factors.cu": ["factors::", "products::gradients"],
 }
 
 # Compute capability of a GPU that uses the file, where it is not the stand-in's own.
@@ -358,6 +359,28 @@ MUTANTS = [
     ("optimizer.cu", "no decay", 0, "__fmul_rn(parameters[i], keep)", "parameters[i]"),
     ("optimizer.cu", "eps below the root", 0, "__fadd_rn(__fdiv_rn(__fsqrt_rn(second), root2), eps)", "__fdiv_rn(__fsqrt_rn(__fadd_rn(second, eps)), root2)"),
     ("optimizer.cu", "a value past the end", 0, "if (i >= count) return;", "if (i > count) return;"),
+    ("factors.cu", "rows past the end of a tile", 0, "r < rows && c * 8 < width", "c * 8 < width"),
+    ("factors.cu", "values past the rank", 0, "r < rows && c * 8 < width", "r < rows"),
+    ("factors.cu", "operands not waited for", 0, "copy_async_wait<0>();", "copy_async_wait<1>();"),
+    ("factors.cu", "no barrier after the operands", 0, "__syncthreads();", ""),
+    ("factors.cu", "half of the rank", 0, "k < RANK; k += 16", "k < RANK / 2; k += 16"),
+    ("factors.cu", "rows of another stripe", 0, "% stripes;", "% (stripes + 1);"),
+    ("factors.cu", "results of another warp", 0, "results += warp * 16 * (2 * EXPAND_COLUMNS);", ""),
+    ("factors.cu", "no barrier before results leave", 0, "__syncwarp();", ""),
+    ("factors.cu", "results past the last row", 0, "warp * 16 + r < there && c", "c"),
+    ("factors.cu", "results past the last column", 0, "there && c * 8 < wide)", "there)"),
+    ("factors.cu", "a tile that is not there yet", 0, "copy_async_wait<TILES - 2>();", "copy_async_wait<TILES - 1>();"),
+    ("factors.cu", "no barrier in front of a tile", 1, "__syncthreads();", ""),
+    ("factors.cu", "a tile is replaced while it is read", 0, "request(tile + TILES - 1);", "request(tile + TILES);"),
+    ("factors.cu", "rows of another warp", 0, "right_across<RANK_CHUNKS>(right[n / 16], narrows, n, warp * 16, lane)", "right_across<RANK_CHUNKS>(right[n / 16], narrows, n, 0, lane)"),
+    ("factors.cu", "tiles in use while sums are handed over", 2, "__syncthreads();", ""),
+    ("factors.cu", "sums taken before they are given", 3, "__syncthreads();", ""),
+    ("factors.cu", "sums given before all have taken theirs", 4, "__syncthreads();", ""),
+    ("factors.cu", "half of the warps", 0, "int half = SUM_WARPS / 2;", "int half = SUM_WARPS / 4;"),
+    ("factors.cu", "a column past the end", 0, "if (m < columns && n < rank)", "if (n < rank)"),
+    ("factors.cu", "a value past the rank", 0, "if (m < columns && n < rank)", "if (m < columns)"),
+    ("factors.cu", "not turned", 0, "turned ? at(n, columns, m) : at(m, rank, n)", "at(m, rank, n)"),
+    ("factors.cu", "no scale", 0, "scale * acc[t][i]", "acc[t][i]"),
 ]
 
 

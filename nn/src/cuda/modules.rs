@@ -37,6 +37,7 @@ pub(super) enum Source {
     NormRows,
     NormRowsBackward,
     Windows,
+    Factors,
 }
 
 impl Source {
@@ -65,6 +66,7 @@ impl Source {
                 ("attention_wgmma_backward.cu", include_str!("../../kernels/attention_wgmma_backward.cu"))
             }
             Self::Optimizer => ("optimizer.cu", include_str!("../../kernels/optimizer.cu")),
+            Self::Factors => ("factors.cu", include_str!("../../kernels/factors.cu")),
             Self::Scores => ("scores.cu", include_str!("../../kernels/scores.cu")),
         }
     }

@@ -144,6 +144,12 @@ pub const SMALL: Shapes = Shapes {
         (257, 33, 34),
         (64, 129, 17),
         (70, 128, 256),
+        // Ranks on both sides of 32, on either side of the result; more tiles of 128 rows than are in memory at once; stripes of 64 columns.
+        (300, 40, 72),
+        (900, 24, 40),
+        (70, 1000, 8),
+        (129, 64, 8200),
+        (260, 8200, 24),
     ],
     rows: &[
         rows(1, 1, 1),

@@ -6,6 +6,7 @@ mod alignment;
 mod attention;
 #[path = "../cases/mod.rs"]
 mod cases;
+mod factors;
 mod norms;
 mod optimizer;
 mod pictures;

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!  mod         the stream, its errors, memory and copies     products   matrix products and factors
-//!  pointwise   sums, activation functions, gates, windows    norms      norms and scores
-//!  heads       projections by heads, and back                attention  attention
-//!  rows        views as kernels take them                   streams    token rows of several streams
-//!  optimizer   AdamW, and questions about gradients
+//!  pointwise   sums, activation functions, gates, windows    factors    products whose one side is an adapter's rank
+//!  heads       projections by heads, and back                norms      norms and scores
+//!  optimizer   AdamW, and questions about gradients          attention  attention
+//!  rows        views as kernels take them                    streams    token rows of several streams
 //! ```
 //!
 //! `B` samples, `T` tokens, `D` width.
@@ -13,6 +13,7 @@
 #![allow(unsafe_code, reason = "launches of kernels and copies of memory")]
 
 mod attention;
+mod factors;
 mod heads;
 mod norms;
 mod optimizer;

@@ -187,7 +187,10 @@ impl CudaQueue {
             let sizes = (m, n, k);
             let left = x.operand(false);
             let factors = extra.weight.element;
-            self.product(&Product { sizes, left, right, bias: None, accumulate: begun, factors, ..product });
+            let extra = Product { sizes, left, right, bias: None, accumulate: begun, factors, ..product };
+            if !self.expand(&extra) {
+                self.product(&extra);
+            }
         }
         if !narrow {
             self.product(&Product { accumulate: begun || extra.is_some(), ..product });
@@ -255,6 +258,9 @@ impl CudaQueue {
         let (a, _copy_a) = self.as_activations(Rows::of(a, m, p), m, p);
         let (b, _copy_b) = self.as_activations(Rows::of(b, m, q), m, q);
         let out = Rows { stride: q, ..Rows::of_mut(&out, 1, p * q) };
+        if self.factor_sums(m, (a, p), (b, q), scale, out) {
+            return;
+        }
         self.product(&Product {
             sizes: (p, q, m),
             left: a.operand(true),
