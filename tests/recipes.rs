@@ -88,6 +88,29 @@ fn every_replay_takes_two_steps_on_its_golden_case() {
     recipes("graphs/replay").iter().for_each(|r| takes_two_steps(r));
 }
 
+/// Held-out pairs and PatchDPO's reference picture are noised, and looked at, as what is trained on.
+#[test]
+fn all_parts_of_a_recipe_follow_the_noise_schedule_and_the_hooks_of_its_training() {
+    for recipe in recipes("graphs").into_iter().chain(recipes("graphs/sdxl")) {
+        let load = |sets: &[&str]| {
+            let sets: Vec<String> = sets.iter().map(|s| (*s).to_owned()).collect();
+            spec::load(&recipe, &sets, &Registry::standard()).unwrap_or_else(|e| panic!("{e:?}"))
+        };
+        let plain = load(&[]);
+        if plain.graph.find("noise").is_ok() {
+            let all = load(&["time.process=ddpm_v", "noise.process=ddpm_v", "noise.zero_snr=true"]).resolved;
+            let noises = all.matches("op: \"noise\"").count();
+            assert!(noises > 0 && all.matches("zero_snr: true").count() >= noises, "{}", recipe.display());
+            assert!(!all.contains("zero_snr: false"), "{}", recipe.display());
+        }
+        if plain.resolved.contains("hooks: all") {
+            let all = load(&["policy.hook_cells=8"]).resolved;
+            let hooked = all.matches("hooks: all").count();
+            assert_eq!(all.matches("hook_cells: Some(8)").count(), hooked, "{}", recipe.display());
+        }
+    }
+}
+
 #[test]
 fn a_recipe_states_only_its_difference_from_the_one_it_extends() {
     for recipe in recipes("graphs") {

@@ -93,7 +93,10 @@ impl Cache {
             let members: Vec<usize> =
                 (0..self.members.len()).filter(|m| self.members[*m].lineage.source == source.node).collect();
             let incomplete = |sample: &usize| {
-                members.iter().any(|m| self.sight(&self.members[*m], hashes[*sample]) != Sight::Present)
+                members.iter().map(|m| &self.members[*m]).any(|member| {
+                    self.sight(member, hashes[*sample]) != Sight::Present
+                        || self.index.get(member.lookup(hashes[*sample])) == Some(Known::LeftOut)
+                })
             };
             let samples = (0..hashes.len()).filter(incomplete).collect();
             all.push(Work { node: source.node, members, hashes, samples });
@@ -138,8 +141,8 @@ impl Cache {
         filled.left_out += batch.len() - read.len();
         let mut learned = Vec::new();
         for sample in batch.iter().filter(|s| !read.contains(s)) {
-            let nothing = |m: &usize| (self.members[*m].lookup(work.hashes[*sample]), Known::Nothing);
-            learned.extend(work.members.iter().map(nothing));
+            let left_out = |m: &usize| (self.members[*m].lookup(work.hashes[*sample]), Known::LeftOut);
+            learned.extend(work.members.iter().map(left_out));
         }
         if read.is_empty() {
             return Ok(learned);

@@ -3,7 +3,7 @@
 //!
 //! A line is `LENGTH MODIFIED LOOKUP KEY`: the length and the modification time of the entry's file when it was known to
 //! be whole, the hash of what is known of the sample before it is read with all that makes the entry of it, and the
-//! entry's key. Where there is nothing to be kept for a sample, the key is dashes. Of several lines for one lookup the
+//! entry's key. Where there is nothing to be kept for a sample, the key is dashes, and exclamation marks where it could not be used. Of several lines for one lookup the
 //! last counts; what is not such a line is passed over.
 
 use std::{
@@ -19,8 +19,10 @@ use crate::fingerprint::FileStamp;
 /// What the index knows of one sample and one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
-    /// There is nothing to keep: a sample that cannot be used, or one without references.
+    /// There is nothing to keep: a sample without references.
     Nothing,
+    /// It could not be used. That may have a reason outside the data, so every filling tries again.
+    LeftOut,
     /// Its entry, and the file's stamp when it was whole.
     Entry(Hash, FileStamp),
 }
@@ -33,6 +35,7 @@ pub(super) struct Index {
 }
 
 const NO_KEY: &str = "----------------------------------------------------------------";
+const LEFT_OUT: &str = "!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!";
 
 fn parse(line: &str) -> Option<(Hash, Known)> {
     let mut parts = line.split(' ');
@@ -43,6 +46,7 @@ fn parse(line: &str) -> Option<(Hash, Known)> {
     }
     let known = match key {
         NO_KEY => Known::Nothing,
+        LEFT_OUT => Known::LeftOut,
         key => Known::Entry(Hash::from_hex(key).ok()?, FileStamp { length, modified }),
     };
     Some((Hash::from_hex(lookup).ok()?, known))
@@ -51,6 +55,7 @@ fn parse(line: &str) -> Option<(Hash, Known)> {
 fn line(lookup: Hash, known: &Known) -> String {
     let (stamp, key) = match known {
         Known::Nothing => (FileStamp::default(), NO_KEY.to_owned()),
+        Known::LeftOut => (FileStamp::default(), LEFT_OUT.to_owned()),
         Known::Entry(key, stamp) => (*stamp, key.to_hex().to_string()),
     };
     format!("{} {} {} {key}\n", stamp.length, stamp.modified, lookup.to_hex())
@@ -97,7 +102,7 @@ impl Index {
     /// Forget all that has no entry any more, and write the rest anew.
     pub fn keep(&mut self, good: impl Fn(Hash) -> bool) -> Result<(), CacheError> {
         self.known.retain(|_, known| match known {
-            Known::Nothing => false,
+            Known::Nothing | Known::LeftOut => false,
             Known::Entry(key, _) => good(*key),
         });
         let mut lines: Vec<String> = self.known.iter().map(|(lookup, known)| line(*lookup, known)).collect();

@@ -116,7 +116,7 @@ impl Cache {
     pub(super) fn sight(&self, member: &Member, sample: Hash) -> Sight {
         match self.index.get(member.lookup(sample)) {
             None => Sight::Unknown,
-            Some(Known::Nothing) => Sight::Present,
+            Some(Known::Nothing | Known::LeftOut) => Sight::Present,
             Some(Known::Entry(key, stamp)) => {
                 let path = member.cached.path(key);
                 let there = match FileStamp::of(&path) {

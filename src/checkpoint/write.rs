@@ -22,7 +22,7 @@ impl Checkpoint {
     /// Write to `folder`, as `step-N`. Only one process may write there at a time.
     ///
     /// # Errors
-    /// If anything cannot be written; the checkpoints that were there are then as they were.
+    /// If anything cannot be written; the checkpoints of other steps are then as they were.
     pub fn write(&self, folder: &Path) -> Result<PathBuf, CheckpointError> {
         let place = place(folder, self.step);
         let fault =

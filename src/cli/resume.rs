@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use prefgraph_ops::{Restart, Restated, guard};
+use prefgraph_ops::{Operator, Restart, Restated, guard, operators::measure::Measure};
 
-use super::{Failure, interrupt, progress::Counter, say::say};
+use super::{Failure, interrupt, measured::of_other_pairs, progress::Counter, say::say};
 use crate::{
     checkpoint::Checkpoint,
     folder::{Accepted, Command, RunFolder},
-    graph::{Endpoint, Graph, Tap},
+    graph::{Endpoint, Graph, NodeId, Tap},
     registry::Registry,
     sources::{Comparison, Survey},
     spec::{Change, RunSettings, diff, nodes},
@@ -19,9 +19,17 @@ pub(super) enum Found {
     /// At the beginning: the folder holds no run.
     Nothing,
     /// At a checkpoint, with changes that were accepted.
-    At(Box<Checkpoint>, Option<Accepted>),
+    At(Resumed),
     /// Interrupted while the data was being compared.
     Interrupted,
+}
+
+/// What a run goes on from.
+pub(super) struct Resumed {
+    pub checkpoint: Box<Checkpoint>,
+    pub accepted: Option<Accepted>,
+    /// Are other pairs measured than before?
+    pub other_pairs: bool,
 }
 
 /// What a resumed run is compared with.
@@ -50,6 +58,8 @@ pub(super) struct Changes {
     pub grave: Vec<String>,
     /// Their effects, in words.
     pub effects: Vec<String>,
+    /// Nodes that compute something else, whether that is trained on or not.
+    pub touched: BTreeSet<String>,
 }
 
 impl Resuming<'_> {
@@ -60,7 +70,7 @@ impl Resuming<'_> {
         for note in notes {
             say!("warning: {note}");
         }
-        let Some(found) = found else { return self.nothing() };
+        let Some(mut found) = found else { return self.nothing() };
         let comparison = match &found.sources {
             Some(old) => self.compare(old, survey),
             None => {
@@ -73,8 +83,9 @@ impl Resuming<'_> {
         let Some(comparison) = comparison else { return Ok(Found::Interrupted) };
         self.note_graph(&found)?;
         let changes = self.changes(&found, &comparison)?;
+        let other_pairs = begin_anew(&mut found, self.graph, &changes.touched)?;
         let accepted = self.judge(found.step, changes)?;
-        Ok(Found::At(Box::new(found), accepted))
+        Ok(Found::At(Resumed { checkpoint: Box::new(found), accepted, other_pairs }))
     }
 
     /// Without a checkpoint a run starts at step 0, unless that would overwrite one.
@@ -137,20 +148,21 @@ impl Resuming<'_> {
             let node = node_of(&change.what);
             if comparison.same.contains(&change.what) {
                 all.free.push(format!("{line} (moved: same contents)"));
-            } else if change.harmless
-                || idle.contains(node)
-                || self.is_free(&change)
-                || self.is_new_default(&change)
-            {
+            } else if self.trains_nothing(&idle, &change) {
+                if idle.contains(node) && !change.harmless {
+                    all.touched.insert(node.to_owned());
+                }
                 all.free.push(line);
             } else if explained(&change).is_some_and(|(_, what)| what.follows) {
                 all.follow.push(line);
             } else {
+                all.touched.insert(node.to_owned());
                 all.grave.push(line);
             }
         }
         for change in &comparison.changes {
             // Data of nodes that train nothing, such as held-out pairs.
+            all.touched.insert(node_of(change).to_owned());
             let list = if idle.contains(node_of(change)) { &mut all.free } else { &mut all.grave };
             list.push(format!("  {change}"));
         }
@@ -169,7 +181,7 @@ impl Resuming<'_> {
 
     /// Report the changes; returns those that were accepted.
     pub fn judge(&self, step: u64, changes: Changes) -> Result<Option<Accepted>, Failure> {
-        let Changes { free, follow, grave, effects } = changes;
+        let Changes { free, follow, grave, effects, touched: _ } = changes;
         if !free.is_empty() {
             say!("changed since the checkpoint, without effect on what is trained:\n{}", free.join("\n"));
         }
@@ -267,6 +279,37 @@ impl Resuming<'_> {
         let entry = self.registry.get(graph[node].op.name());
         entry.and_then(|entry| entry.setting(setting)).is_some_and(|known| known.default == *new)
     }
+}
+
+/// Measurements whose pairs come out of a node that computes something else than before begin anew: half of their pairs may have been
+/// measured already, and what was best is best among others. Are there any?
+///
+/// # Errors
+/// If what the checkpoint remembers of them is of no use.
+pub(super) fn begin_anew(
+    found: &mut Checkpoint,
+    graph: &Graph,
+    touched: &BTreeSet<String>,
+) -> Result<bool, Failure> {
+    let mut others = false;
+    for (_, node) in graph.nodes().filter(|(_, node)| node.op.name() == Measure::NAME) {
+        let pairs =
+            node.inputs.iter().zip(&node.wires).filter(|(input, _)| ["t", "ids"].contains(&input.name));
+        let mut open: Vec<NodeId> = pairs.flat_map(|(_, wires)| wires.iter().map(|wire| wire.node)).collect();
+        let mut seen = BTreeSet::new();
+        while let Some(at) = open.pop() {
+            if seen.insert(at) {
+                open.extend(graph[at].wires.iter().flatten().map(|wire| wire.node));
+            }
+        }
+        if seen.iter().any(|at| touched.contains(&graph[*at].id)) {
+            others = true;
+            if let Some(kept) = found.kept.get_mut(&node.id) {
+                kept.text = of_other_pairs(&node.id, &kept.text)?;
+            }
+        }
+    }
+    Ok(others)
 }
 
 pub(super) const NEW_RUN: &str = "--out starts a new run elsewhere";

@@ -19,7 +19,7 @@ use super::{
     measured::complete_best,
     prepare::{Prepared, prepare},
     progress::Progress,
-    resume::{Found, NEW_RUN, Resuming},
+    resume::{Found, NEW_RUN, Resumed, Resuming},
     say::say,
     session::Session,
     steps::Loop,
@@ -91,10 +91,10 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
         accept: args.accept_changes,
     };
     let found = if args.resume { resuming.find(&mut survey)? } else { Found::Nothing };
-    let (found, accepted) = match found {
+    let (found, accepted, other_pairs) = match found {
         Found::Interrupted => return Ok(INTERRUPTED),
-        Found::Nothing => (None, None),
-        Found::At(checkpoint, accepted) => (Some(checkpoint), accepted),
+        Found::Nothing => (None, None, false),
+        Found::At(Resumed { checkpoint, accepted, other_pairs }) => (Some(checkpoint), accepted, other_pairs),
     };
     let start = found.as_ref().map_or(0, |c| c.step);
     let mut updates = Updates::default();
@@ -104,6 +104,9 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
         health.recall(line);
     });
     let lines = lines.map_err(Failure::new)?;
+    if other_pairs {
+        health.forget_held_out();
+    }
     for damage in lines.damage() {
         say!("warning: {damage}");
     }

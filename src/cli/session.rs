@@ -107,7 +107,7 @@ impl Session {
         if let (Some(loss), None) = (output.loss, metrics.get("loss")) {
             metrics.0.insert(0, ("loss".into(), Metric::Number(f64::from(loss))));
         }
-        if let Some(loss) = self.updates.step(&metrics) {
+        if let Some(loss) = self.updates.step(output.step, &metrics) {
             metrics.number("update_loss", loss);
         }
         let mut line = Line::default();

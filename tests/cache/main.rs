@@ -117,8 +117,9 @@ fn a_filling_that_is_interrupted_goes_on_with_what_is_left() {
     assert_eq!(counts.seen().0, 16);
 }
 
+/// Why a sample could not be used may lie outside the data: a limit of the run, a right of the folder, memory.
 #[test]
-fn samples_that_cannot_be_used_are_left_out_and_not_read_again() {
+fn samples_that_cannot_be_used_are_left_out_and_tried_again_by_the_next_filling() {
     let dir = tempfile::tempdir().unwrap();
     let counts = Counts::default();
     let numbers = Numbers { bad: vec![1, 3, 4], ..Numbers::new(5, 2) };
@@ -127,6 +128,11 @@ fn samples_that_cannot_be_used_are_left_out_and_not_read_again() {
     assert_eq!((filled.read, filled.left_out), (2, 3));
     let (graph, mut cache) = cached(&counts, numbers, dir.path());
     assert_eq!(cache.status()[0].state(), State::Hit);
+    let again = fill(&graph, &mut cache).unwrap();
+    assert_eq!(again, Filled { complete: true, left_out: 3, ..Filled::default() });
+    let (graph, mut cache) = cached(&counts, Numbers::new(5, 2), dir.path());
+    let mended = fill(&graph, &mut cache).unwrap();
+    assert_eq!((mended.read, mended.left_out), (3, 0));
     assert_eq!(fill(&graph, &mut cache).unwrap(), Filled { complete: true, ..Filled::default() });
 }
 

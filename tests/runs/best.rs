@@ -170,6 +170,61 @@ fn a_best_adapter_that_can_no_longer_be_compared_is_kept_under_another_name() {
     }
 }
 
+/// A copy of the demo's held-out pairs, and the settings for a run on it.
+fn own_held_out(dir: &Path) -> (PathBuf, [String; 2]) {
+    let demo = root().join("data/demo");
+    fs::create_dir(dir.join("images")).unwrap();
+    for file in fs::read_dir(demo.join("images")).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), dir.join("images").join(file.file_name())).unwrap();
+    }
+    let list = dir.join("held_out.jsonl");
+    fs::copy(demo.join("held_out.jsonl"), &list).unwrap();
+    let set = format!("held_out.path={}", list.display());
+    (list, ["--set".into(), set])
+}
+
+#[test]
+fn other_pictures_of_the_same_pairs_are_compared_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    let (list, own) = own_held_out(dir.path());
+    let own = [own[0].as_str(), own[1].as_str()];
+    runs(&out, &[&DEMO, &OFTEN, &EVERY, &own, &["--steps", "9"]]);
+    let (step, kept) = (facts(&out)["step"].as_u64().unwrap(), best(&out));
+    // The first pair's loser takes the place of its winner.
+    let lines = fs::read_to_string(&list).unwrap();
+    let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    let picture = |side: &str| {
+        let named = &first[side];
+        let named = named.as_str().or_else(|| named["image"].as_str()).expect("a picture");
+        dir.path().join(named)
+    };
+    fs::copy(picture("lose"), picture("win")).unwrap();
+    let said = runs(&out, &[&DEMO, &OFTEN, &EVERY, &own, &["--steps", "12", "--resume"]]);
+    assert!(inside(&out, &format!("best-step-{step}")) == kept, "{said}");
+    assert!(said.contains("of 1 measurement") || said.contains("in the only measurement"), "{said}");
+}
+
+#[test]
+fn a_measurement_that_began_with_other_pairs_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    // A measurement takes three steps. The one that would end with step 9 began with others.
+    runs(&out, &[&DEMO, &OFTEN, &EVERY, &["--steps", "8"]]);
+    let others = [
+        "--set",
+        "held_out.path=data/demo/pairs.jsonl",
+        "--set",
+        "held_out.apart_from=data/demo/held_out.jsonl",
+    ];
+    let said = runs(&out, &[&DEMO, &OFTEN, &EVERY, &others, &["--steps", "9", "--resume"]]);
+    let measured: Vec<u64> = measured(&out).into_iter().map(|(step, _)| step).collect();
+    assert_eq!(measured, [3, 6, 8], "{said}");
+    assert!(!said.contains("held_out, 4 pairs"), "{said}");
+    assert!(said.contains("held_out, 1 pair "), "{said}");
+}
+
 #[cfg(unix)]
 #[test]
 fn no_step_is_lost_where_the_best_adapter_cannot_be_written() {

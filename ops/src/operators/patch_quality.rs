@@ -90,6 +90,12 @@ impl Operator for PatchQuality {
                 }
                 q_gen.push(best as f32);
             }
+            // A cosine that is no number is passed over by `max`, so that the other side's patches alone do not show it.
+            if let Some(cell) = best_of_ref.iter().position(|best| !best.is_finite()) {
+                return Err(OpError::new(format!(
+                    "sample {b}: the features of the reference's patch {cell} are not finite"
+                )));
+            }
             q_ref.extend(best_of_ref.into_iter().map(|q| q as f32));
         }
         Ok(((mask(ctx, (batch, h, w), q_gen)?.into(), mask(ctx, (batch, p, q), q_ref)?.into()), ()))
@@ -105,6 +111,25 @@ mod tests {
         tensors::tensor,
         testing::{Bench, case, worst},
     };
+
+    #[test]
+    fn features_that_are_not_finite_are_refused_on_either_side() {
+        let bench = Bench::new();
+        let ctx = bench.ctx();
+        let features = |bad: Option<usize>| -> Features {
+            let mut values: Vec<f32> = (1u8..=8).map(f32::from).collect();
+            bad.into_iter().for_each(|at| values[at] = f32::NAN);
+            tensor(&ctx, (1, 2, 2, 2), values).unwrap().into()
+        };
+        let refused = |ours, theirs| {
+            PatchQuality.forward(&ctx, (features(ours), features(theirs))).err().map(|e| e.to_string())
+        };
+        assert_eq!(refused(None, None), None);
+        assert!(refused(Some(2), None).unwrap().contains("features of patch 1 are not finite"));
+        assert!(
+            refused(None, Some(7)).unwrap().contains("features of the reference's patch 3 are not finite")
+        );
+    }
 
     #[test]
     fn qualities_are_those_of_the_golden_cases() {

@@ -32,7 +32,13 @@ impl Hooks {
             Self::Off => 0..0,
             Self::All => 0..layout.blocks,
             Self::Double => 0..double,
-            Self::Single => double..layout.blocks,
+            // Blocks of a U-Net have neither name.
+            Self::Single
+                if layout.linears.iter().any(|l| l.name.starts_with("single_transformer_blocks.")) =>
+            {
+                double..layout.blocks
+            }
+            Self::Single => 0..0,
         }
     }
 }

@@ -103,6 +103,11 @@ fn normal_quantile(q: f64) -> f64 {
     0.5 * (low + high)
 }
 
+/// The first DDPM timestep of a range that begins at `min`.
+fn first_step(min: f64) -> u64 {
+    (min * DDPM_STEPS as f64).round() as u64
+}
+
 impl Timestep {
     /// A draw before it is mapped into [min, max].
     fn draw(&self, draw: &mut Draw, tokens: usize) -> f64 {
@@ -120,7 +125,7 @@ impl Timestep {
     /// The time of a sample.
     fn time(&self, draw: &mut Draw, tokens: usize) -> f32 {
         if self.0.process.is_discrete() {
-            let first = (self.0.min * DDPM_STEPS as f64).round() as u64;
+            let first = first_step(self.0.min);
             let end = ((self.0.max * DDPM_STEPS as f64).round() as u64).max(first + 1);
             (first + draw.below(end - first)) as f32
         } else {
@@ -144,6 +149,12 @@ impl Operator for Timestep {
     fn new(s: TimestepSettings) -> Result<Self, OpError> {
         let fault = if !(0.0 <= s.min && s.min < s.max && s.max <= 1.0) {
             format!("min {} and max {}: 0 <= min < max <= 1 is needed", s.min, s.max)
+        } else if s.process.is_discrete() && first_step(s.min) as usize >= DDPM_STEPS {
+            format!(
+                "min {}: that is timestep {} of 0..{DDPM_STEPS}: below 0.9995 is needed",
+                s.min,
+                first_step(s.min)
+            )
         } else if s.process.is_discrete() && s.spread != Spread::Uniform {
             "DDPM times are whole numbers: they can only be spread by `uniform`".into()
         } else if s.batch == 0 {
@@ -284,6 +295,7 @@ mod tests {
     fn settings_out_of_range_are_refused() {
         let bad = [
             TimestepSettings { min: 0.6, max: 0.5, ..Default::default() },
+            TimestepSettings { process: Process::DdpmV, min: 0.9996, max: 1.0, ..Default::default() },
             TimestepSettings { process: Process::DdpmV, spread: Spread::Uno, ..Default::default() },
             TimestepSettings { shift: f64::NAN, ..Default::default() },
         ];

@@ -92,6 +92,15 @@ impl Pass {
         (0..d[0]).map(sample).collect()
     }
 
+    /// Are a sample's target and weights, which are given, finite?
+    fn is_given(&self, sample: usize) -> bool {
+        let finite = |values: &[f32]| {
+            let each = values.len() / dims(&self.policy)[0];
+            values[sample * each..(sample + 1) * each].iter().all(|v| v.is_finite())
+        };
+        finite(&self.target.row_major()) && finite(&self.weights)
+    }
+
     fn elements(&self) -> usize {
         HasShape::shape(&self.policy).num_elements()
     }
@@ -152,12 +161,18 @@ impl Operator for WeightedLoss {
 
     fn shapes(
         &self,
-        (policy, target, q_gen, policy_ref, target_ref, q_ref, ..): InShapes<Self>,
+        (policy, target, q_gen, policy_ref, target_ref, q_ref, time, ids): InShapes<Self>,
         _: usize,
     ) -> Result<OutShapes<Self>, OpError> {
         check("generated", policy, target, (q_gen.0, q_gen.2, q_gen.3))?;
         check("reference", policy_ref, target_ref, (q_ref.0, q_ref.2, q_ref.3))?;
         same("the batch of the reference pass", policy_ref.0, "that of the generated pass", policy.0)?;
+        if let Some(time) = time {
+            same("the batch of t", time.batch, "that of the generated pass", policy.0)?;
+        }
+        if let Some(ids) = ids {
+            same("the number of ids", ids.batch, "the batch of the generated pass", policy.0)?;
+        }
         Ok(((), MetricsShape))
     }
 
@@ -183,7 +198,9 @@ impl Operator for WeightedLoss {
             let sums = pass.sums().map_err(|sample| {
                 let id = ids.as_ref().and_then(|i| i.0.get(sample)).map_or("", String::as_str);
                 let t = time.as_ref().and_then(|t| t.values.get(sample)).copied().unwrap_or(f32::NAN);
-                OpError::diverged(format!(
+                // A target or a quality that is not finite is no fault of what is trained.
+                let error = if pass.is_given(sample) { OpError::diverged } else { OpError::new };
+                error(format!(
                     "sample {sample} (`{id}`) at time {t}: {name} is not finite: the training has diverged, or an \
                      input holds values that are not finite"
                 ))

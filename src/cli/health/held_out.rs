@@ -17,6 +17,8 @@ pub(super) struct HeldOut {
     plain: Newest,
     /// The last step at which some of them were measured.
     step: u64,
+    /// The first of the steps in a row that end there.
+    since: u64,
 }
 
 /// The newest measurement of each pair, by id.
@@ -49,6 +51,11 @@ impl Newest {
         }
     }
 
+    /// Forget what was measured before.
+    fn keep(&mut self, since: u64) {
+        self.0.retain(|_, place| place.step >= since);
+    }
+
     fn change(&self) -> Option<Change> {
         Change::of(self.0.values().map(|place| place.pair))
     }
@@ -72,6 +79,11 @@ impl HeldOut {
             };
             let Some(masked) = pairs("w_diff", "l_diff") else { continue };
             let found = all.entry(prefix.to_owned()).or_default();
+            if step > found.step + 1 {
+                // Of a set that is another since then, what the last measurement did not find is not in it any more.
+                let since = std::mem::replace(&mut found.since, step);
+                [&mut found.pairs, &mut found.plain].into_iter().for_each(|newest| newest.keep(since));
+            }
             found.step = step;
             found.pairs.note(step, masked);
             found.plain.note(step, pairs("plain_w_diff", "plain_l_diff").unwrap_or_default());

@@ -108,6 +108,11 @@ impl Health {
         }
     }
 
+    /// Held-out pairs are others from now on: what was measured of those before is not told with theirs.
+    pub fn forget_held_out(&mut self) {
+        self.held_out.clear();
+    }
+
     /// A step has finished. What is to be said of it now: every sign that was not there before.
     pub fn observe(&mut self, step: u64, metrics: &Metrics) -> Vec<String> {
         let mean = |name: &str| metrics.get(name).and_then(Metric::mean).filter(|v| v.is_finite());

@@ -11,6 +11,8 @@
 mod files;
 mod state;
 
+pub(super) use state::of_other_pairs;
+
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use prefgraph_nn::{Adapter, lora::AdapterFormat};

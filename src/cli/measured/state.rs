@@ -78,6 +78,21 @@ fn from_bits(figures: Vec<(String, Bits)>) -> Vec<(String, f64)> {
     figures.into_iter().map(|(name, bits)| (name, f64::from_bits(bits))).collect()
 }
 
+fn fault(node: &str, e: impl std::fmt::Display) -> Failure {
+    Failure::new(format!("what the checkpoint remembers of `{node}` is of no use: {e}"))
+}
+
+/// What a checkpoint remembers of a node that measures other pairs from now on: no part of a measurement, and of those that were compared
+/// what the best was, which the next one is not compared with.
+///
+/// # Errors
+/// If it is of no use.
+pub(in crate::cli) fn of_other_pairs(node: &str, text: &str) -> Result<String, Failure> {
+    let state: State = serde_json::from_str(text).map_err(|e| fault(node, e))?;
+    let other = State { subject: !state.subject, parts: Vec::new(), ..state };
+    serde_json::to_string(&other).map_err(|e| fault(node, e))
+}
+
 impl Measured {
     /// After so many steps; nothing if nothing was measured. The tensors are those of the best adapter.
     pub(super) fn kept(&self, made: u64) -> Result<Option<Kept>, String> {
@@ -132,8 +147,7 @@ impl Measured {
         plan: &Plan,
         kept: &Kept,
     ) -> Result<(), Failure> {
-        let fault =
-            |e: String| Failure::new(format!("what the checkpoint remembers of `{node}` is of no use: {e}"));
+        let fault = |e: String| fault(node, e);
         let State { subject, count, last, best, parts } =
             serde_json::from_str(&kept.text).map_err(|e| fault(e.to_string()))?;
         let part = |part: PartState| {

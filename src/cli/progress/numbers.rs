@@ -60,16 +60,24 @@ pub(super) struct Numbers {
     waiting: Option<RecentValues>,
     /// Updates so far, where a step is not one.
     update: Option<u64>,
+    /// Is the loss that of whole updates?
+    accumulated: bool,
 }
 
 impl Numbers {
     /// What a step has measured, how long it took, and how much of that it waited for data.
     pub fn push(&mut self, step: u64, metrics: &Metrics, seconds: f64, waiting: f64) {
         let mean = |name: &str| metrics.get(name).and_then(Metric::mean).filter(|x| x.is_finite());
+        // Not every step says so: a log may be of every nth.
+        let says_so = ["micro_batch", "update_loss"].iter().any(|name| metrics.get(name).is_some());
+        if says_so && !self.accumulated {
+            self.accumulated = true;
+            self.windows.remove("loss");
+        }
         for (key, ..) in WATCHED.into_iter().chain([ALONE]) {
             let value = match key {
                 // Under accumulation, the loss and the gradient of whole updates.
-                "loss" if metrics.get("micro_batch").is_some() => mean("update_loss"),
+                "loss" if self.accumulated => mean("update_loss"),
                 "grad_norm" if mean("micro_batch") < mean("micro_batches") => None,
                 MARGIN => mean("l_diff").zip(mean("w_diff")).map(|(l, w)| l - w),
                 key => mean(key),
@@ -80,7 +88,9 @@ impl Numbers {
         }
         self.seconds.get_or_insert_with(|| RecentValues::new(SMOOTH)).push(seconds);
         self.waiting.get_or_insert_with(|| RecentValues::new(SMOOTH)).push(waiting);
-        self.update = mean("update").map(|u| u as u64).filter(|u| *u != step + 1);
+        if let Some(update) = mean("update") {
+            self.update = Some(update as u64).filter(|update| *update != step + 1);
+        }
     }
 
     fn value(window: Option<&RecentValues>) -> Option<f64> {
@@ -234,6 +244,8 @@ mod tests {
             ("update_loss", 5.0),
         ];
         assert_eq!(step(&second), "loss 5.00  grad 2.00");
+        // A step that the log leaves out.
+        assert_eq!(step(&[("loss", 7.0)]), "loss 5.00  grad 2.00");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
     cli::{
         Failure, interrupt,
         progress::Counter,
-        resume::{Changes, Resuming},
+        resume::{Changes, Resuming, begin_anew},
         say::say,
     },
     folder::{Accepted, Command, RunFolder},
@@ -57,8 +57,8 @@ impl Resume<'_> {
 
     /// The newest intact checkpoints of one step, if the changes since are acceptable.
     pub fn find(&self, survey: &mut Survey) -> Result<Found, Failure> {
-        let Some(common) = self.common()? else { return Ok(Found::Nothing) };
-        let found = &common.found;
+        let Some(mut common) = self.common()? else { return Ok(Found::Nothing) };
+        let found = &mut common.found;
         let mut old = Sources::default();
         for (checkpoint, place) in found.iter().zip(self.places) {
             if let Some(sources) = &checkpoint.sources {
@@ -76,10 +76,11 @@ impl Resume<'_> {
         let Some(comparison) = comparison else { return Ok(Found::Interrupted) };
         let mut all = Vec::new();
         for ((variant, folder), (checkpoint, place)) in
-            self.variants().zip(self.folders).zip(found.iter().zip(self.places))
+            self.variants().zip(self.folders).zip(found.iter_mut().zip(self.places))
         {
             let changes =
                 self.resuming(variant, folder).changes(checkpoint, &place.comparison(&comparison))?;
+            begin_anew(checkpoint, variant.graph(), &changes.touched)?;
             all.push((variant.number, changes));
         }
         let step = found.first().map_or(0, |checkpoint| checkpoint.step);
@@ -227,6 +228,8 @@ fn merged(all: Vec<(u32, Changes)>) -> Changes {
         follow: lines(|c| &c.follow),
         grave: lines(|c| &c.grave),
         effects: lines(|c| &c.effects),
+        // Looked at variant by variant.
+        touched: BTreeSet::new(),
     }
 }
 

@@ -15,9 +15,13 @@ pub(super) struct Start(AdapterFile);
 
 impl Start {
     pub(super) fn open(path: &Path, under: &str) -> Result<Self, OpError> {
-        // Names without dots are understood by the table of their network, and which that is the file alone does not say.
-        let file = AdapterFile::open(path, under, &flux::NAMES)
-            .or_else(|e| AdapterFile::open(path, under, &unet::NAMES).map_err(|_| e));
+        // Names without dots are understood by the table of their network, and which that is the file alone does not say. Where neither
+        // can take it, the one that fails for another reason than names of the other one says more.
+        let no_flux = format!("not of {}", flux::NAMES.network);
+        let file = AdapterFile::open(path, under, &flux::NAMES).or_else(|of_flux| {
+            AdapterFile::open(path, under, &unet::NAMES)
+                .map_err(|of_unet| if of_flux.to_string().contains(&no_flux) { of_unet } else { of_flux })
+        });
         file.map(Self).map_err(|e| OpError::new(format!("{e} (see `from` and `from_prefix`)")))
     }
 
@@ -50,10 +54,15 @@ impl Start {
                 kinds(&self.0)
             ));
         }
+        // The factors of a file without an alpha count as they are, here as in a frozen network.
         match self.0.alpha()? {
             Some(alpha) if alpha != wanted.alpha => complain(format!(
                 "was trained with alpha {alpha}, the graph says {}: set `alpha`",
                 wanted.alpha
+            )),
+            None if wanted.alpha != found.rank as f32 => complain(format!(
+                "states no alpha: its factors count as they are, as with alpha {}, and the graph says {}: leave `alpha` out",
+                found.rank, wanted.alpha
             )),
             _ => Ok(()),
         }

@@ -133,6 +133,47 @@ fn a_run_starts_from_a_file_in_any_format_that_holds_its_adapter() {
     }
 }
 
+/// A frozen network takes such factors as they are: from there a run must not go on at another strength.
+#[test]
+fn a_file_that_states_no_alpha_starts_a_run_at_the_strength_of_its_factors_or_not_at_all() {
+    let bench = Bench::new();
+    let handle = handle(&bench);
+    let settings = LoraSettings {
+        rank: 4,
+        from: Some(DataPath(case("flux_uno").join("train_focusdpo.safetensors"))),
+        from_prefix: "init.".into(),
+        ..Default::default()
+    };
+    for (alpha, taken) in [(None, true), (Some(4.0), true), (Some(8.0), false)] {
+        let found = lora(LoraSettings { alpha, ..settings.clone() }).shapes((shape_of(&handle),), 0);
+        match found {
+            Ok(_) => assert!(taken, "{alpha:?}"),
+            Err(e) => assert!(!taken && e.to_string().contains("states no alpha"), "{alpha:?}: {e}"),
+        }
+    }
+}
+
+#[test]
+fn a_file_that_neither_network_takes_is_refused_for_what_is_wrong_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("with_text_encoder.safetensors");
+    let linear = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q";
+    let text = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj";
+    let values = [0.5f32; 16];
+    let tensors: Vec<_> = [linear, text]
+        .into_iter()
+        .flat_map(|module| {
+            [("lora_down", vec![1, 16]), ("lora_up", vec![16, 1])].map(|(side, dims)| {
+                prefgraph_nn::files::NamedTensor::borrowed(format!("{module}.{side}.weight"), dims, &values)
+            })
+        })
+        .collect();
+    prefgraph_nn::files::write_safetensors(&path, &tensors, &[]).unwrap();
+    let settings = LoraSettings { rank: 1, from: Some(DataPath(path)), ..Default::default() };
+    let error = Lora::new(settings).err().unwrap().to_string();
+    assert!(error.contains("text encoder") && !error.contains("FLUX"), "{error}");
+}
+
 #[test]
 fn all_adapters_of_a_run_share_one_layout() {
     let bench = Bench::new();

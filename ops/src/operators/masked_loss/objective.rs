@@ -70,7 +70,7 @@ pub struct Term {
     pub by_w: f64,
     /// Its derivative by `m_l`.
     pub by_l: f64,
-    /// What goes into the sigmoid; beta/2 delta for the objectives without one.
+    /// What goes into the sigmoid; for the objectives without one beta/2 delta, of `hinge` beta delta, which it compares with 1.
     pub logit: f64,
 }
 
