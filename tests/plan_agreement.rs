@@ -40,6 +40,15 @@ fn plan(recipe: &str, sets: &[&str]) -> Result<(), String> {
 }
 
 #[test]
+fn records_of_different_samples_under_the_same_names_are_refused() {
+    let error = plan("sft.ron", &["log.prefix=held_out"]).unwrap_err();
+    assert!(error.contains("`log` records other samples under the prefix `held_out`, too"), "{error}");
+    let error = plan("focusdpo.ron", &["held_out_log.prefix="]).unwrap_err();
+    assert!(error.contains("`log` records other samples without a prefix, too"), "{error}");
+    plan("sft.ron", &["log.prefix=train"]).unwrap();
+}
+
+#[test]
 fn a_network_with_flux1s_widths_is_refused_toy_encoders_unless_they_are_meant() {
     let folder = tempfile::tempdir().unwrap();
     let weights = flux1(folder.path());

@@ -91,22 +91,28 @@ fn every_replay_takes_two_steps_on_its_golden_case() {
 /// Held-out pairs and PatchDPO's reference picture are noised, and looked at, as what is trained on.
 #[test]
 fn all_parts_of_a_recipe_follow_the_noise_schedule_and_the_hooks_of_its_training() {
+    let registry = Registry::standard();
+    let sets = ["noise.process=ddpm_v", "noise.zero_snr=true", "policy.hook_cells=8"].map(str::to_owned);
     for recipe in recipes("graphs").into_iter().chain(recipes("graphs/sdxl")) {
-        let load = |sets: &[&str]| {
-            let sets: Vec<String> = sets.iter().map(|s| (*s).to_owned()).collect();
-            spec::load(&recipe, &sets, &Registry::standard()).unwrap_or_else(|e| panic!("{e:?}"))
-        };
-        let plain = load(&[]);
-        if plain.graph.find("noise").is_ok() {
-            let all = load(&["time.process=ddpm_v", "noise.process=ddpm_v", "noise.zero_snr=true"]).resolved;
-            let noises = all.matches("op: \"noise\"").count();
-            assert!(noises > 0 && all.matches("zero_snr: true").count() >= noises, "{}", recipe.display());
-            assert!(!all.contains("zero_snr: false"), "{}", recipe.display());
+        let facts = |sets: &[String]| spec::Outline::open(&recipe, sets, &registry).and_then(|o| o.facts());
+        let plain = facts(&[]).unwrap_or_else(|e| panic!("{e:?}"));
+        if plain.get("noise").is_none_or(|op| op != "noise") {
+            continue;
         }
-        if plain.resolved.contains("hooks: all") {
-            let all = load(&["policy.hook_cells=8"]).resolved;
-            let hooked = all.matches("hooks: all").count();
-            assert_eq!(all.matches("hook_cells: Some(8)").count(), hooked, "{}", recipe.display());
+        let facts = facts(&sets).unwrap_or_else(|e| panic!("{e:?}"));
+        let of = |node: &str, setting: &str| facts.get(&format!("{node}.{setting}")).map(String::as_str);
+        for (node, op) in &plain {
+            let name = format!("{node} of {}", recipe.display());
+            if op == "noise" {
+                assert_eq!(
+                    (of(node, "process"), of(node, "zero_snr")),
+                    (Some("ddpm_v"), Some("true")),
+                    "{name}"
+                );
+            }
+            if op == "forward" && of(node, "hooks").is_some_and(|hooks| hooks != "off") {
+                assert_eq!(of(node, "hook_cells"), Some("8"), "{name}");
+            }
         }
     }
 }

@@ -82,7 +82,7 @@ const MISTAKES: &[Mistake] = &[
     m("@run.steps", "@run.stops", "a run has no setting `stops`", "stops", "did you mean `steps`?"),
     m("@x.size", "@x.title", "`size` of `source` cannot be `\"it", "\"@x.title\"", "Number of values"),
     m("@x.size", "@noise.size", "refer to one another: `noise.size` needs `noise.size`", "\"@noise.size\"", "state the value"),
-    m("@x.size", "@noise.double", "refer to one another", "\"@noise.double\"", "state the value"),
+    m("@x.size", "@noise.double", "`noise` (`source`) has no setting `double`", "double", "settings"),
     // Ids.
     m("id: \"sum\"", "id: \"x\"", "node `x` is defined twice", "x", ""),
     m("id: \"sum\"", "id: \"a.b\"", "`a.b` cannot be the id of a node", "a.b", "letters"),

@@ -14,6 +14,11 @@ pub enum Part {
         /// Its guidance, where it has one.
         guidance: Option<f64>,
     },
+    /// Records metrics in the run's file, under names that begin with the prefix.
+    Record {
+        /// Empty for none.
+        prefix: String,
+    },
     /// A sum over the pairs of a set, batch by batch, of what other nodes measure of them.
     Sum(Sum),
 }

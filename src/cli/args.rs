@@ -9,6 +9,8 @@ use clap::{
     builder::{PathBufValueParser, TypedValueParser},
 };
 
+use prefgraph_ops::settings::expand_home;
+
 use super::device;
 use crate::{
     plan::MOST_LANES,
@@ -98,7 +100,7 @@ pub(super) struct Sweep {
     #[arg(long, value_name = "NODE.SETTING=V1,V2,...", value_parser = over)]
     pub over: Vec<String>,
     /// Folder of the sweep, with a folder for each variant [default: runs/NAME-sweep]
-    #[arg(long)]
+    #[arg(long, value_parser = path())]
     pub out: Option<PathBuf>,
     /// Go on from the newest checkpoint that all variants have
     #[arg(long)]
@@ -120,10 +122,10 @@ pub(super) struct Sample {
     #[arg(long)]
     pub prompt: String,
     /// A reference picture; may be given more than once
-    #[arg(long = "ref", value_name = "PICTURE")]
+    #[arg(long = "ref", value_name = "PICTURE", value_parser = path())]
     pub references: Vec<PathBuf>,
     /// The adapter to draw with: a file of any known tool; without one, the frozen network draws
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     pub adapter: Option<PathBuf>,
     /// What the adapter's branch is multiplied by: 1 is as it was trained, 0 the frozen network [default: the graph's, else 1]
     #[arg(long, requires = "adapter", allow_negative_numbers = true)]
@@ -132,7 +134,7 @@ pub(super) struct Sample {
     #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = size)]
     pub size: Option<Size>,
     /// Seed of the first picture's noise; every further picture has the next one [default: 0]
-    #[arg(long)]
+    #[arg(long, value_parser = seed, allow_negative_numbers = true)]
     pub seed: Option<u64>,
     /// Number of pictures
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
@@ -141,16 +143,16 @@ pub(super) struct Sample {
     #[arg(long)]
     pub steps: Option<usize>,
     /// Guidance value, for networks that take one [default: the graph's, else the published one]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub guidance: Option<f64>,
     /// Classifier-free guidance: how far to go from the negative prompt to the prompt, with two passes for each step; 1 is none [default: the graph's]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub cfg: Option<f64>,
     /// What to keep away from, under --cfg
     #[arg(long)]
     pub negative: Option<String>,
     /// Folder for the pictures
-    #[arg(long, default_value = "pictures")]
+    #[arg(long, default_value = "pictures", value_parser = path())]
     pub out: PathBuf,
     /// Replace pictures that exist
     #[arg(long)]
@@ -169,13 +171,13 @@ pub(super) struct Sample {
 #[derive(Debug, clap::Args)]
 pub(super) struct Evaluate {
     /// A graph file (RON) with a node `benchmark`, as in graphs/evaluate
-    #[arg(value_name = "GRAPH")]
+    #[arg(value_name = "GRAPH", value_parser = path())]
     pub graph: PathBuf,
     /// The folder of a method's pictures, laid out as the preset says [default: the graph's]
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", value_parser = path())]
     pub pictures: Option<PathBuf>,
     /// Another method's folder: differences to it, picture by picture
-    #[arg(long, value_name = "FOLDER", conflicts_with = "real")]
+    #[arg(long, value_name = "FOLDER", conflicts_with = "real", value_parser = path())]
     pub compare: Option<PathBuf>,
     /// Compare photographs with the other photographs of their subject: what no method reaches, and a check of the encoders
     #[arg(long, conflicts_with_all = ["pictures", "compare", "sample"])]
@@ -190,13 +192,13 @@ pub(super) struct Evaluate {
     #[arg(long, value_name = "GRAPH", value_parser = graph_file(), conflicts_with = "list")]
     pub sample: Option<PathBuf>,
     /// The adapter to draw with; without one, the frozen network draws
-    #[arg(long, value_name = "FILE", requires = "sample")]
+    #[arg(long, value_name = "FILE", requires = "sample", value_parser = path())]
     pub adapter: Option<PathBuf>,
     /// Set a setting of the graph that draws; may be given more than once
     #[arg(long = "sample-set", value_name = "NODE.SETTING=VALUE", value_parser = set, requires = "sample")]
     pub sample_sets: Vec<String>,
     /// Where all scores are written
-    #[arg(long, value_name = "FILE", default_value = "scores.json")]
+    #[arg(long, value_name = "FILE", default_value = "scores.json", value_parser = path())]
     pub out: PathBuf,
     /// Print the scores as JSON in place of the table
     #[arg(long)]
@@ -231,6 +233,7 @@ pub(super) enum Cache {
     /// What a cache holds: operators, settings, weights, entries, bytes
     Show {
         /// The folder of the cache
+        #[arg(value_parser = path())]
         path: PathBuf,
         /// Print it as JSON
         #[arg(long)]
@@ -239,6 +242,7 @@ pub(super) enum Cache {
     /// Read every entry and compare it with its checksum
     Verify {
         /// The folder of the cache
+        #[arg(value_parser = path())]
         path: PathBuf,
         /// Remove entries that are not whole; the next run makes them again
         #[arg(long)]
@@ -247,6 +251,7 @@ pub(super) enum Cache {
     /// Remove entries that none of the named graphs uses, and what killed runs have left
     Clean {
         /// The folder of the cache
+        #[arg(value_parser = path())]
         path: PathBuf,
         /// A graph whose entries are kept; may be given more than once
         #[arg(long = "keep", value_name = "GRAPH", value_parser = graph_file(), required_unless_present = "all")]
@@ -265,6 +270,7 @@ pub(super) enum Data {
     /// Decode every picture once: counts, sizes, coverage of masks, bad samples. Exits with 1 if a run would refuse the data
     Check {
         /// A `pairs.jsonl`, a folder that holds one, or a graph (`.ron`), whose data are looked at as its run would
+        #[arg(value_parser = path())]
         path: PathBuf,
         /// Set a setting of the graph; may be given more than once
         #[arg(long = "set", value_name = "NODE.SETTING=VALUE", value_parser = set)]
@@ -273,7 +279,7 @@ pub(super) enum Data {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         max_pixels: Option<u64>,
         /// Write the bad samples into this file, one JSON object a line
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", value_parser = path())]
         bad: Option<PathBuf>,
         /// Print the report as JSON
         #[arg(long)]
@@ -320,7 +326,7 @@ pub(super) struct Run {
     #[command(flatten)]
     pub graph: Graph,
     /// Folder of the run [default: runs/NAME]
-    #[arg(long)]
+    #[arg(long, value_parser = path())]
     pub out: Option<PathBuf>,
     /// Go on from the newest checkpoint in the folder
     #[arg(long)]
@@ -401,7 +407,12 @@ pub(super) fn meant(typed: &[String]) -> Option<String> {
 
 /// The path of a graph file; of a run's folder that of the graph in it.
 fn graph_file() -> impl TypedValueParser<Value = PathBuf> {
-    PathBufValueParser::new().map(in_its_folder)
+    path().map(in_its_folder)
+}
+
+/// A path: a shell leaves the tilde of `--out=~/x` as it is.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().map(|path| expand_home(&path))
 }
 
 fn in_its_folder(path: PathBuf) -> PathBuf {

@@ -133,7 +133,9 @@ impl Prepared {
     /// Floating-point operations of a step at which no picture is due that is drawn every so many steps.
     pub fn flops(&self) -> f64 {
         let due = due(&self.graph, 1, []);
-        self.plan.tasks().iter().filter(|t| due[t.task.node().index()]).map(|t| t.flops).sum()
+        // The sum of nothing is -0.0.
+        let due = self.plan.tasks().iter().filter(|t| due[t.task.node().index()]);
+        due.map(|t| t.flops).sum::<f64>() + 0.0
     }
 
     /// Bytes that filling the cache will hold; `None` if there is nothing to fill.

@@ -450,7 +450,8 @@ impl Plan {
         }
         if self.options.gpu.is_none() {
             // Kernels have all cores already: tasks follow each other, whatever the lanes.
-            return Some(self.tasks.iter().filter(|t| runs(t)).map(|t| t.seconds).sum());
+            // The sum of nothing is -0.0.
+            return Some(self.tasks.iter().filter(|t| runs(t)).map(|t| t.seconds).sum::<f64>() + 0.0);
         }
         let mut tasks = self.tasks.clone();
         tasks.iter_mut().filter(|t| !runs(t)).for_each(|t| t.seconds = 0.0);

@@ -1,4 +1,4 @@
-//! What a node sums up over the pairs of a set: metrics of these pairs, at their times, over as many steps as the set has batches. A wrong
+//! What nodes record, and sum up over the pairs of a set: metrics of these pairs, at their times, over as many steps as the set has batches. A wrong
 //! wire there would show at the first measurement only, which may be hours after the first step.
 
 use std::collections::BTreeSet;
@@ -25,6 +25,40 @@ pub(super) fn check(graph: &Graph) -> Result<(), PlanError> {
             samples(graph, id)?;
             batches(graph, id, &sum)?;
         }
+    }
+    records(graph)
+}
+
+/// Can it be told which samples a record is of? Two nodes that record samples of different sources under the same names would mix them up.
+fn records(graph: &Graph) -> Result<(), PlanError> {
+    let mut seen: Vec<(String, NodeId, BTreeSet<NodeId>)> = Vec::new();
+    for (id, node) in graph.nodes() {
+        let Part::Record { prefix } = node.op.part() else { continue };
+        let of_samples =
+            |from: &&Endpoint| graph[from.node].op.metrics().iter().any(|metric| metric.name == "id");
+        let own: BTreeSet<NodeId> = wires(node, METRICS)
+            .iter()
+            .filter(of_samples)
+            .flat_map(|from| sources(graph, from.node))
+            .collect();
+        let other = seen.iter().find(|(other, _, theirs)| {
+            *other == prefix && !own.is_empty() && !theirs.is_empty() && *theirs != own
+        });
+        if let Some((_, other, _)) = other {
+            let (other, under) = (
+                &graph[*other].id,
+                if prefix.is_empty() {
+                    "without a prefix".into()
+                } else {
+                    format!("under the prefix `{prefix}`")
+                },
+            );
+            let message = format!(
+                "`{other}` records other samples {under}, too: which is which could not be told. Set `prefix` of one of the two to another name"
+            );
+            return Err(PlanError::new(graph, id, message));
+        }
+        seen.push((prefix, id, own));
     }
     Ok(())
 }

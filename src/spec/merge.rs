@@ -219,9 +219,17 @@ fn remove(sources: &Sources, out: &mut Merged, ids: &[At<String>]) -> Result<(),
     let index: HashMap<&str, usize> = out.ids().zip(0..).collect();
     let mut gone: Vec<Option<Span>> = vec![None; out.nodes.len()];
     for id in ids {
-        let one = || index.get(id.value.as_str()).copied().into_iter().collect();
+        let one = || -> Vec<usize> { index.get(id.value.as_str()).copied().into_iter().collect() };
         let meant = out.starred(&id.value).unwrap_or_else(one);
-        let left: Vec<usize> = meant.into_iter().filter(|at| gone[*at].is_none()).collect();
+        let left: Vec<usize> = meant.iter().copied().filter(|at| gone[*at].is_none()).collect();
+        if let Some(at) = meant.first().filter(|_| left.is_empty()) {
+            let message = format!("`{}` is removed twice", id.value);
+            let error = sources.error(message, id.span, "once more");
+            return Err(match gone[*at] {
+                Some(first) => sources.also(error, first, "removed here"),
+                None => error,
+            });
+        }
         if left.is_empty() {
             let remaining = out.ids().zip(&gone).filter(|(_, gone)| gone.is_none()).map(|(name, _)| name);
             let help = advice("nodes of the parent", &id.value, remaining);

@@ -346,6 +346,14 @@ impl<'a> Resolver<'a> {
                 None => Ok(Found { text: setting.default.clone(), stated: None }),
             };
         }
+        if let Some((_, asking, _)) = self.path.iter().find(|(owner, ..)| *owner == Owner::Node(node)) {
+            let help = advice("settings", field, entry.settings.iter().map(|s| s.doc.name));
+            let message = format!("`{owner}` (`{}`) has no setting `{field}`", entry.name);
+            let label = format!(
+                "`{owner}.{asking}` depends on it, and what else a node knows it knows after its settings"
+            );
+            return Err(self.sources.error(message, field_at, label).help(help));
+        }
         // Not a setting: perhaps a fact that the operator knows once it is built.
         self.enter(Owner::Node(node), "", at)?;
         let exports = self.build(node)?.op.exports();

@@ -138,7 +138,7 @@ pub(super) fn assign(
         None => {
             // `--set` has looked up what a star stands for.
             let help = match node.contains('*') {
-                true => "a star stands for several nodes in `--set` alone: name one node".to_owned(),
+                true => "a star is the last character of a name, in `--set`, and stands for all nodes whose names begin so: `--set 'held_out*.size=256'`".to_owned(),
                 false => advice("nodes", node, merged.ids().chain(["run", "cache"])),
             };
             let error = sources.error(format!("there is no node `{node}`"), *node_at, "not a node");
@@ -151,6 +151,8 @@ pub(super) fn assign(
         let list = entry.and_then(|entry| as_list(field, value, |text| entry.check(text).is_ok()));
         return Err(error.help(match list {
             Some(list) => format!("a list has brackets: `--set {node}.{field}='{list}'`"),
+            None if value.trim().is_empty() => format!("it has an empty value: write one behind `{node}.{field}=`"),
+            None if !value.trim().contains([' ', ',', ';']) => "write one value as a graph file has it, without spaces around it".into(),
             None => "one `--set` sets one setting: repeat it for another, as in `--set run.steps=10 --set run.seed=1`".into(),
         }));
     };

@@ -105,7 +105,15 @@ impl<'a> Piece<'a> {
     pub fn fields(self, what: &str, title: &str) -> Result<Vec<(At<&'a str>, Piece<'a>)>, Box<SpecError>> {
         let wanted = || format!("{what} is written as a struct, `(name: value, ...)`");
         if self.form() != Form::Struct {
-            return Err(self.sources.error(wanted(), self.head(), "not a struct"));
+            let text = scan::trim(self.text);
+            let error = self.sources.error(wanted(), self.head(), "not a struct");
+            return Err(match text {
+                _ if text.starts_with("#!") => {
+                    error.help("leave the attribute out: a value stands for `Some(value)` here without it")
+                }
+                _ if text.starts_with("/*") => error.help("a comment that begins with `/*` ends with `*/`"),
+                _ => error,
+            });
         }
         let text = scan::trim(self.text);
         let name = &text[..text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(0)];

@@ -3,6 +3,7 @@
 use super::due::Due;
 use crate::{
     operator::{Ctx, InShapes, OpError, Operator, OutShapes},
+    part::Part,
     ports::{Effect, Effects, EffectsShape, Metrics},
     settings,
 };
@@ -53,6 +54,10 @@ impl Operator for Log {
     type Out = (Effects,);
     type Saved = ();
     const DIFFERENTIABLE: bool = false;
+
+    fn part(&self) -> Part {
+        Part::Record { prefix: self.0.prefix.clone() }
+    }
 
     fn new(s: LogSettings) -> Result<Self, OpError> {
         let log = Self(s);

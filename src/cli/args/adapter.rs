@@ -5,11 +5,14 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use prefgraph_nn::lora::AdapterFormat;
 
+use super::path;
+
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum Adapter {
     /// Say what a file holds: names, rank, alpha, the linears it adapts, what its header says
     Show {
         /// An adapter of any known tool: a file, or the folder that PEFT or diffusers saved
+        #[arg(value_parser = path())]
         path: PathBuf,
     },
     /// Write an adapter in another format, read it back and compare it; refused where something would be lost
@@ -21,14 +24,16 @@ pub(in crate::cli) enum Adapter {
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Convert {
     /// An adapter of any known tool: a file, or the folder that PEFT or diffusers saved
+    #[arg(value_parser = path())]
     pub input: PathBuf,
     /// The file to write
+    #[arg(value_parser = path())]
     pub output: PathBuf,
     /// The format to write
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     pub to: AdapterFormat,
     /// The FLUX transformer or the U-Net that the adapter is for, a folder or a file: names and widths are compared with it
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = path())]
     pub weights: Option<PathBuf>,
     /// Leave out factors of text encoders, which are otherwise a reason to refuse the file
     #[arg(long)]
@@ -38,18 +43,20 @@ pub(in crate::cli) struct Convert {
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct ExportCheckpoint {
     /// A checkpoint, `checkpoints/step-N` of a run, or the folder of the run for its newest
+    #[arg(value_parser = path())]
     pub checkpoint: PathBuf,
     /// The file to write
+    #[arg(value_parser = path())]
     pub output: PathBuf,
     /// The format to write: diffusers, kohya, uno, or ip_adapter, a copy of the IP-Adapter's file with what was trained of it; where
     /// linears are trained whole that is the default, else diffusers
     #[arg(long, value_name = "FORMAT", value_parser = format_of_a_checkpoint)]
     pub to: Option<AdapterFormat>,
     /// The IP-Adapter that was trained, where it no longer lies where the checkpoint's graph has it
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = path())]
     pub ip_adapter: Option<PathBuf>,
     /// The network that it belongs to, likewise
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = path())]
     pub weights: Option<PathBuf>,
     /// The cell that holds the adapter, where there is more than one
     #[arg(long)]

@@ -1,8 +1,15 @@
 //! One line of a `pairs.jsonl`: one preference pair.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    marker::PhantomData,
+    path::{Path, PathBuf},
+};
 
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+};
 
 use crate::settings::expand_home;
 use crate::words::count;
@@ -14,16 +21,55 @@ pub(super) struct Line {
     pub id: String,
     pub prompt: String,
     #[serde(default)]
-    pub refs: Option<Vec<RefLine>>,
+    pub refs: Option<Vec<Object<RefLine>>>,
     #[serde(default)]
-    win: Option<SideLine>,
+    win: Option<Object<SideLine>>,
     #[serde(default)]
-    lose: Option<SideLine>,
+    lose: Option<Object<SideLine>>,
+}
+
+/// An object and nothing else: serde takes an array for the values of a struct in their order, too.
+pub(super) struct Object<T>(pub T);
+
+/// What a message shows for such an object.
+trait Example {
+    const EXAMPLE: &'static str;
+}
+
+impl Example for Line {
+    const EXAMPLE: &'static str =
+        r#"{"id": "a", "prompt": "...", "win": {"image": "w.png"}, "lose": {"image": "l.png"}}"#;
+}
+
+impl Example for RefLine {
+    const EXAMPLE: &'static str = r#"{"image": "r.png"}"#;
+}
+
+impl Example for SideLine {
+    const EXAMPLE: &'static str = r#"{"image": "w.png"}"#;
+}
+
+impl<'de, T: Deserialize<'de> + Example> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de> + Example> Visitor<'de> for Fields<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "an object such as {}", T::EXAMPLE)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(fields))
+            }
+        }
+        deserializer.deserialize_map(Fields(PhantomData)).map(Self)
+    }
 }
 
 impl Line {
     pub(super) fn read(line: usize, text: &str) -> Result<Self, BadRow> {
-        serde_json::from_str(text).map_err(|e| {
+        serde_json::from_str(text).map(|Object(line)| line).map_err(|e| {
             // serde_json's own line number is always 1 here.
             let message = e.to_string();
             let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
@@ -34,7 +80,7 @@ impl Line {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, expecting = r#"an object such as {"image": "r.png"}"#)]
+#[serde(deny_unknown_fields)]
 pub(super) struct RefLine {
     image: PathBuf,
     #[serde(default)]
@@ -44,8 +90,8 @@ pub(super) struct RefLine {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, expecting = r#"an object such as {"image": "w.png"}"#)]
-struct SideLine {
+#[serde(deny_unknown_fields)]
+pub(super) struct SideLine {
     image: PathBuf,
     #[serde(default)]
     prior: Option<Vec<PathBuf>>,
@@ -130,8 +176,8 @@ fn at(folder: &Path, path: &Path) -> PathBuf {
 }
 
 /// References with paths that are those of the file's folder.
-pub(super) fn references_at(refs: Vec<RefLine>, folder: &Path) -> Vec<Reference> {
-    let reference = |r: RefLine| Reference {
+pub(super) fn references_at(refs: Vec<Object<RefLine>>, folder: &Path) -> Vec<Reference> {
+    let reference = |Object(r): Object<RefLine>| Reference {
         image: at(folder, &r.image),
         subject: r.subject,
         mask: r.mask.map(|mask| at(folder, &mask)),
@@ -148,7 +194,7 @@ pub(super) fn parse(line: usize, text: &str, folder: &Path) -> Result<Row, BadRo
     let parsed = Line::read(line, text)?;
     name_of(line, &parsed)?;
     let id = parsed.id.as_str();
-    let (winner, loser) = match (parsed.win, parsed.lose) {
+    let (winner, loser) = match (parsed.win.map(|w| w.0), parsed.lose.map(|l| l.0)) {
         (Some(win), Some(lose)) => (win, lose),
         (None, _) => return Err(bad(id, "missing field `win`".into())),
         (_, None) => return Err(bad(id, "missing field `lose`".into())),
@@ -169,7 +215,7 @@ pub(super) fn parse(line: usize, text: &str, folder: &Path) -> Result<Row, BadRo
         }
     }
     let named = [&winner.image, &loser.image].into_iter().chain(&win).chain(&lose);
-    let of_references = references.iter().flat_map(|r| std::iter::once(&r.image).chain(&r.mask));
+    let of_references = references.iter().flat_map(|Object(r)| std::iter::once(&r.image).chain(&r.mask));
     if named.chain(of_references).any(|path| path.as_os_str().is_empty()) {
         return Err(bad(id, "the path of a file is empty".into()));
     }

@@ -433,8 +433,14 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
         })?;
         // Without an adapter it is the network that is at fault, and who decodes the latents says so.
         if let Some(value) = adapter.and_then(|_| latents.iter().find(|value| !value.is_finite())) {
+            let SampleSettings { lora_scale, cfg, .. } = self.settings;
+            let large =
+                [("lora_scale", lora_scale), ("cfg", cfg)].into_iter().filter(|(_, v)| v.abs() > 100.0);
+            let asked: Vec<String> =
+                large.map(|(name, v)| format!("`{name}` {v:e} is too large, or ")).collect();
             return Err(OpError::diverged(format!(
-                "the latents that were drawn with the adapter hold {value}: the training has diverged, or the adapter's file is damaged"
+                "the latents that were drawn with the adapter hold {value}: {}the training has diverged, or the adapter's file is damaged",
+                asked.concat()
             )));
         }
         Ok(((super::tensors::tensor(ctx, shape, latents)?.into(),), ()))
