@@ -192,6 +192,16 @@ fn a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_the_one_before() 
     assert_eq!(metrics(&again), metrics(&whole));
 }
 
+/// A shell leaves the tilde of `--out=~/run` as it is.
+#[cfg(unix)]
+#[test]
+fn a_tilde_is_the_home_folder_in_arguments_too() {
+    let home = tempfile::tempdir().unwrap();
+    let done = command(&[SFT, "--out=~/run", "--steps", "1"]).env("HOME", home.path()).output().unwrap();
+    assert!(done.status.success(), "{}", stderr(&done));
+    assert!(home.path().join("run/adapter.safetensors").exists());
+}
+
 #[test]
 fn a_place_where_nothing_can_be_written_is_an_error() {
     let failed = graph_run(&[SFT, "--out", "/dev/null/run"]);

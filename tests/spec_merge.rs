@@ -74,6 +74,9 @@ fn a_removed_node_is_gone_and_whoever_reads_it_is_told_where_it_went() {
     let none = r#"Graph(extends: "base.ron", remove: ["nx*"])"#;
     let (_folder, loaded) = in_folder(&[("base.ron", GRAPH), ("child.ron", none)], &[]);
     assert_eq!(loaded.unwrap_err().message(), "the parent has no node `nx*` to remove");
+    let twice = r#"Graph(extends: "base.ron", remove: ["no*", "noise"])"#;
+    let (_folder, loaded) = in_folder(&[("base.ron", GRAPH), ("child.ron", twice)], &[]);
+    assert_eq!(loaded.unwrap_err().message(), "`noise` is removed twice");
     let bad = r#"Graph(extends: "base.ron", remove: ["noise"])"#;
     let (_folder, loaded) = in_folder(&[("base.ron", GRAPH), ("child.ron", bad)], &[]);
     let error = loaded.unwrap_err();

@@ -1,9 +1,7 @@
 //! Guards against writing values that training has driven out of range, which would replace good ones.
 
+use prefgraph_nn::lora::LARGEST_FACTOR;
 use prefgraph_ops::NamedState;
-
-/// The largest useful factor of an adapter: the product of two larger ones would leave the range of f32.
-pub const LARGEST_FACTOR: f32 = 1e18;
 
 /// Are all values of a cell finite?
 ///

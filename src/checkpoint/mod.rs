@@ -32,7 +32,7 @@ use prefgraph_ops::{NamedState, NamedTensor};
 
 use crate::sources::Sources;
 
-pub use finite::{LARGEST_FACTOR, check_finite, check_range};
+pub use finite::{check_finite, check_range};
 pub use write::{prune, prune_between, set_aside};
 
 const CELLS: &str = "cells.safetensors";

@@ -90,6 +90,9 @@ impl AdapterLayout {
     }
 }
 
+/// The largest useful factor: the product of two larger ones would leave the range of f32.
+pub const LARGEST_FACTOR: f32 = 1e18;
+
 /// The factors of an adapter. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct Adapter {

@@ -29,7 +29,7 @@ mod read;
 mod tests;
 mod write;
 
-pub use adapter::{Adapter, AdapterGrad, AdapterLayout};
+pub use adapter::{Adapter, AdapterGrad, AdapterLayout, LARGEST_FACTOR};
 pub use format::AdapterFormat;
 pub use frozen::{FrozenAdapter, FrozenFactors};
 pub use init::{Init, normal_pair};

@@ -151,7 +151,7 @@ impl Operator for Lora {
         )];
         notes.extend(matches.iter().map(|m| format!("{}: {}", m.pattern, m.linears)));
         if let Some(file) = &self.file {
-            notes.push(format!("starts from {}", file.describe()));
+            notes.extend(file.notes(&layout));
         }
         if !layout.modules.is_empty() && layout.is_rounded_in(AdapterFormat::Diffusers) {
             notes.push(format!(

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use prefgraph_nn::{
     Adapter, AdapterLayout, LinearLayout,
-    lora::AdapterFile,
+    lora::{AdapterFile, LARGEST_FACTOR},
     models::{flux, unet},
 };
 
@@ -25,8 +25,21 @@ impl Start {
         file.map(Self).map_err(|e| OpError::new(format!("{e} (see `from` and `from_prefix`)")))
     }
 
-    pub(super) fn describe(&self) -> String {
-        format!("{} ({})", self.0.path().display(), self.0.names())
+    /// What a run with this layout starts from.
+    pub(super) fn notes(&self, wanted: &AdapterLayout) -> Vec<String> {
+        let file = self.0.path();
+        let file = file.display();
+        let mut notes = vec![format!("starts from {file} ({})", self.0.names())];
+        let scale = wanted.alpha / wanted.rank as f32;
+        // Elsewhere such factors count as they are. Only who trained them can know better.
+        if scale != 1.0 && matches!(self.0.alpha(), Ok(None)) {
+            notes.push(format!(
+                "warning: {file} states no alpha. With alpha {} its factors count {scale} times what they count as part of a frozen network: leave \
+                 `alpha` out unless they were trained with it",
+                wanted.alpha
+            ));
+        }
+        notes
     }
 
     /// Are there factors for exactly these linears, of this rank and scale?
@@ -54,15 +67,10 @@ impl Start {
                 kinds(&self.0)
             ));
         }
-        // The factors of a file without an alpha count as they are, here as in a frozen network.
         match self.0.alpha()? {
             Some(alpha) if alpha != wanted.alpha => complain(format!(
                 "was trained with alpha {alpha}, the graph says {}: set `alpha`",
                 wanted.alpha
-            )),
-            None if wanted.alpha != found.rank as f32 => complain(format!(
-                "states no alpha: its factors count as they are, as with alpha {}, and the graph says {}: leave `alpha` out",
-                found.rank, wanted.alpha
             )),
             _ => Ok(()),
         }
@@ -76,8 +84,18 @@ impl Start {
     ) -> Result<Adapter, OpError> {
         self.check(layout, linears)?;
         let adapter = self.0.adapter(Some(linears))?;
+        let host = adapter.values.host()?;
+        if let Some(at) = host.iter().position(|v| v.is_nan() || v.abs() > LARGEST_FACTOR) {
+            return Err(OpError::new(format!(
+                "{} holds {:e} among the factors of `{}`: beyond {LARGEST_FACTOR:e} nothing can be trained; the file is damaged, or its training \
+                 had diverged",
+                self.0.path().display(),
+                host[at],
+                adapter.layout.module_at(at)
+            )));
+        }
         // Both are in the order of the model; behind the factors stands what is trained whole, which is zero.
-        let mut values = adapter.values.host()?.to_vec();
+        let mut values = host.to_vec();
         values.resize(layout.len(), 0.0);
         Ok(Adapter { layout: Arc::clone(layout), values: values.into() })
     }

@@ -133,9 +133,9 @@ fn a_run_starts_from_a_file_in_any_format_that_holds_its_adapter() {
     }
 }
 
-/// A frozen network takes such factors as they are: from there a run must not go on at another strength.
+/// A frozen network takes such factors as they are.
 #[test]
-fn a_file_that_states_no_alpha_starts_a_run_at_the_strength_of_its_factors_or_not_at_all() {
+fn a_plan_says_where_a_file_that_states_no_alpha_starts_a_run_at_another_strength() {
     let bench = Bench::new();
     let handle = handle(&bench);
     let settings = LoraSettings {
@@ -144,13 +144,33 @@ fn a_file_that_states_no_alpha_starts_a_run_at_the_strength_of_its_factors_or_no
         from_prefix: "init.".into(),
         ..Default::default()
     };
-    for (alpha, taken) in [(None, true), (Some(4.0), true), (Some(8.0), false)] {
-        let found = lora(LoraSettings { alpha, ..settings.clone() }).shapes((shape_of(&handle),), 0);
-        match found {
-            Ok(_) => assert!(taken, "{alpha:?}"),
-            Err(e) => assert!(!taken && e.to_string().contains("states no alpha"), "{alpha:?}: {e}"),
+    for (alpha, said) in [(None, None), (Some(4.0), None), (Some(8.0), Some("count 2 times what they count"))]
+    {
+        let notes = lora(LoraSettings { alpha, ..settings.clone() }).notes(&(shape_of(&handle),));
+        let warning = notes.iter().find(|note| note.contains("states no alpha"));
+        match said {
+            Some(said) => assert!(warning.is_some_and(|w| w.contains(said)), "{notes:?}"),
+            None => assert_eq!(warning, None),
         }
     }
+}
+
+#[test]
+fn a_file_with_factors_out_of_range_is_refused_before_it_is_trained() {
+    let bench = Bench::new();
+    let handle = handle(&bench);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("adapter.safetensors");
+    let settings = LoraSettings { rank: 4, targets: vec!["to_out.0".into()], ..Default::default() };
+    let drawn = lora(settings.clone()).forward(&bench.ctx(), (handle.clone(),)).unwrap().0.0;
+    let mut values = drawn.values.host().unwrap().to_vec();
+    values[1] = 3e38;
+    Adapter { values: values.into(), ..drawn }
+        .write(&path, prefgraph_nn::lora::AdapterFormat::Kohya, &[])
+        .unwrap();
+    let from = LoraSettings { from: Some(DataPath(path)), ..settings };
+    let error = lora(from).forward(&bench.ctx(), (handle,)).err().unwrap().to_string();
+    assert!(error.contains("holds 3e38 among the factors of `") && error.contains("to_out.0`"), "{error}");
 }
 
 #[test]
