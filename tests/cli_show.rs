@@ -217,7 +217,7 @@ fn numbers_and_settings_of_the_command_line_are_refused_with_what_they_may_be() 
     refused(&["--set", "noise.process", "flow"], &["equals sign", "`--set noise.process=flow`"]);
     refused(&["--set", "noise.process"], &["equals sign", "`--set noise.process=VALUE`"]);
     refused(&["--set", "steps=10"], &["did you mean `--set run.steps=10`?"]);
-    refused(&["--set", "lora.rank="], &["--set:1:11", "`rank` cannot be ``", "an empty value"]);
+    refused(&["--set", "lora.rank="], &["--set:1:11", "`rank` cannot be ``", "the value is empty"]);
     refused(&["--set", "u*e.lr=1"], &["--set:1:1", "no node `u*e`", "the last character of a name"]);
     refused(&["--set", "update.lr=@update.nope"], &["--set:1:19", "(`lora-update`) has no setting `nope`"]);
     // Two settings in one, which RON would read as such.

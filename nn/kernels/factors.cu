@@ -41,7 +41,7 @@ template <int CHUNKS> DEVICE void right_across(unsigned (&b)[4], const char* til
 
 // Expanding: out [M, N] = h [M, R] factor, which is stored as [N, R] (OUTPUTS: on the way forward) or as [R, N] (on the way back).
 //
-// A block has 64 rows and 128 columns, a warp 16 of the rows. It has one tile and nothing to do while that comes, so four or five blocks
+// A block has 64 rows and 128 columns, a warp 16 of the rows. It has one tile and nothing to do while that comes, so three to five blocks
 // share a multiprocessor. Blocks of the same rows are neighbours: whole rows are written at about the same time.
 constexpr int EXPAND_THREADS = 128, EXPAND_ROWS = 64, EXPAND_COLUMNS = 128;
 
@@ -51,7 +51,6 @@ DEVICE void expand(const bf16* h, const bf16* factor, bf16* out, int h_stride, i
   constexpr int CHUNKS = RANK / 8, WIDE_CHUNKS = EXPAND_COLUMNS / 8;
   char* hs = shared_memory<char>();
   char* factors = hs + EXPAND_ROWS * RANK * 2;
-  char* results = factors + EXPAND_COLUMNS * RANK * 2;
   const int stripes = (columns + EXPAND_COLUMNS - 1) / EXPAND_COLUMNS, stripe = static_cast<int>(blockIdx.x) % stripes;
   const int row = static_cast<int>(blockIdx.x) / stripes * EXPAND_ROWS, column = stripe * EXPAND_COLUMNS;
   const int there = rows - row, wide = columns - column;
@@ -83,7 +82,8 @@ DEVICE void expand(const bf16* h, const bf16* factor, bf16* out, int h_stride, i
   }
 
   // Through shared memory of the warp's own, from where sums stand to sixteen bytes a lane.
-  results += warp * 16 * (2 * EXPAND_COLUMNS);
+  __syncthreads();  // everyone has left the operands
+  char* results = hs + warp * 16 * (2 * EXPAND_COLUMNS);
 #pragma unroll
   for (int n = 0; n < WIDE_CHUNKS; ++n)
 #pragma unroll

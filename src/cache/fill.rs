@@ -58,7 +58,15 @@ impl Cache {
         let work = self.work();
         let mut progress = Filling { done: 0, samples: work.iter().map(|w| w.samples.len()).sum() };
         if progress.samples > 0 {
-            self.store.open()?;
+            if let Err(e) = self.store.open() {
+                // What could not be used is tried again where that can be kept, and is no reason to ask for a place to write.
+                if work.iter().any(|w| w.samples.iter().any(|sample| !self.is_left_out(w, *sample))) {
+                    return Err(e);
+                }
+                self.release();
+                filled.complete = true;
+                return Ok(filled);
+            }
             self.store.remove_abandoned();
             for member in &self.members {
                 self.store.note(&member.recipe)?;
@@ -95,13 +103,22 @@ impl Cache {
             let incomplete = |sample: &usize| {
                 members.iter().map(|m| &self.members[*m]).any(|member| {
                     self.sight(member, hashes[*sample]) != Sight::Present
-                        || self.index.get(member.lookup(hashes[*sample])) == Some(Known::LeftOut)
+                        || self.known_left_out(member, hashes[*sample])
                 })
             };
             let samples = (0..hashes.len()).filter(incomplete).collect();
             all.push(Work { node: source.node, members, hashes, samples });
         }
         all
+    }
+
+    fn known_left_out(&self, member: &Member, sample: Hash) -> bool {
+        self.index.get(member.lookup(sample)) == Some(Known::LeftOut)
+    }
+
+    /// Is a sample known as one that could not be used?
+    fn is_left_out(&self, work: &Work, sample: usize) -> bool {
+        work.members.iter().all(|m| self.known_left_out(&self.members[*m], work.hashes[sample]))
     }
 
     /// The samples as batches of one variant each, none larger than those of training.

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use prefgraph_ops::{Operator, Restart, Restated, guard, operators::measure::Measure};
+use prefgraph_nn::Adapter;
+use prefgraph_ops::{InputSpec, Operator, PortType, Restart, Restated, guard, operators::measure::Measure};
 
 use super::{Failure, interrupt, measured::of_other_pairs, progress::Counter, say::say};
 use crate::{
     checkpoint::Checkpoint,
     folder::{Accepted, Command, RunFolder},
-    graph::{Endpoint, Graph, NodeId, Tap},
+    graph::{Endpoint, Graph, Tap},
     registry::Registry,
     sources::{Comparison, Survey},
     spec::{Change, RunSettings, diff, nodes},
@@ -58,7 +59,7 @@ pub(super) struct Changes {
     pub grave: Vec<String>,
     /// Their effects, in words.
     pub effects: Vec<String>,
-    /// Nodes that compute something else, whether that is trained on or not.
+    /// What changes values that nodes compute, whether these are trained on or not: a setting, or a sentence that begins with a node.
     pub touched: BTreeSet<String>,
 }
 
@@ -145,18 +146,17 @@ impl Resuming<'_> {
         let idle = self.idle();
         for change in diff(&found.graph, self.resolved)? {
             let line = format!("  {change}");
-            let node = node_of(&change.what);
             if comparison.same.contains(&change.what) {
                 all.free.push(format!("{line} (moved: same contents)"));
             } else if self.trains_nothing(&idle, &change) {
-                if idle.contains(node) && !change.harmless {
-                    all.touched.insert(node.to_owned());
+                if !(change.harmless || self.is_free(&change) || self.is_new_default(&change)) {
+                    all.touched.insert(change.what.clone());
                 }
                 all.free.push(line);
             } else if explained(&change).is_some_and(|(_, what)| what.follows) {
                 all.follow.push(line);
             } else {
-                all.touched.insert(node.to_owned());
+                all.touched.insert(change.what.clone());
                 all.grave.push(line);
             }
         }
@@ -281,8 +281,8 @@ impl Resuming<'_> {
     }
 }
 
-/// Measurements whose pairs come out of a node that computes something else than before begin anew: half of their pairs may have been
-/// measured already, and what was best is best among others. Are there any?
+/// Measurements of which anything but the adapter has changed begin anew: half of their pairs may have been measured already, and what was
+/// best was best among others. Are there any?
 ///
 /// # Errors
 /// If what the checkpoint remembers of them is of no use.
@@ -291,18 +291,15 @@ pub(super) fn begin_anew(
     graph: &Graph,
     touched: &BTreeSet<String>,
 ) -> Result<bool, Failure> {
+    let is_adapter = |input: &InputSpec| input.ty == PortType::of::<Adapter>();
+    let nodes: BTreeSet<&str> = touched.iter().map(|change| node_of(change)).collect();
     let mut others = false;
     for (_, node) in graph.nodes().filter(|(_, node)| node.op.name() == Measure::NAME) {
-        let pairs =
-            node.inputs.iter().zip(&node.wires).filter(|(input, _)| ["t", "ids"].contains(&input.name));
-        let mut open: Vec<NodeId> = pairs.flat_map(|(_, wires)| wires.iter().map(|wire| wire.node)).collect();
-        let mut seen = BTreeSet::new();
-        while let Some(at) = open.pop() {
-            if seen.insert(at) {
-                open.extend(graph[at].wires.iter().flatten().map(|wire| wire.node));
-            }
-        }
-        if seen.iter().any(|at| touched.contains(&graph[*at].id)) {
+        let read = node.inputs.iter().zip(&node.wires).filter(|(input, _)| !is_adapter(input));
+        let before = graph.behind(read.flat_map(|(_, wires)| wires), |input| !is_adapter(input));
+        // Of its own settings, how often it measures and what it writes says nothing about the pairs.
+        let rewired = touched.iter().any(|change| change.starts_with(&format!("{}.in.", node.id)));
+        if rewired || before.iter().any(|at| nodes.contains(graph[*at].id.as_str())) {
             others = true;
             if let Some(kept) = found.kept.get_mut(&node.id) {
                 kept.text = of_other_pairs(&node.id, &kept.text)?;

@@ -119,12 +119,15 @@ impl Loop {
         }
     }
 
-    fn tell_end(&self, made: u64, steps: u64, metrics: &Metrics, adapters: &[PathBuf]) {
+    fn tell_end(&mut self, made: u64, steps: u64, metrics: &Metrics, adapters: &[PathBuf]) {
         for path in adapters {
             self.progress.say(&format!("the adapter is in `{}`, read back and compared", path.display()));
         }
         if let Some(left) = left_over(metrics) {
             self.progress.say(&left);
+        }
+        if made == steps {
+            self.health.complete();
         }
         self.health.summary().iter().for_each(|line| self.progress.say(line));
         let measurements = &self.session.measurements;

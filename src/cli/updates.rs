@@ -35,7 +35,7 @@ impl Updates {
             metrics.0.iter().find(|(found, _)| is_named(found, name)).and_then(|(_, value)| value.mean())
         };
         let loss = metrics.get("loss").and_then(Metric::mean);
-        self.add(step, loss, number("micro_batch").zip(number("micro_batches")))
+        self.add(step, loss, number)
     }
 
     /// Count a step from before the run was resumed, from its line of metrics.jsonl.
@@ -46,25 +46,36 @@ impl Updates {
         };
         if let Some(step) = line.get("step").and_then(serde_json::Value::as_u64) {
             let loss = line.get("loss").and_then(serde_json::Value::as_f64);
-            self.add(step, loss, number("micro_batch").zip(number("micro_batches")));
+            self.add(step, loss, number);
         }
     }
 
-    fn add(&mut self, step: u64, loss: Option<f64>, said: Option<(f64, f64)>) -> Option<f64> {
-        if let Some((batch, of)) = said {
-            self.said = Some(Said { step, batch: batch as u64, of: of as u64 });
+    fn add(&mut self, step: u64, loss: Option<f64>, number: impl Fn(&str) -> Option<f64>) -> Option<f64> {
+        match (number("micro_batch"), number("micro_batches"), number("update")) {
+            (Some(batch), Some(of), _) => {
+                self.said = Some(Said { step, batch: batch as u64, of: of as u64 });
+            }
+            // A step that is an update.
+            (None, _, Some(_)) => self.said = None,
+            _ => {}
         }
         self.losses.push_back((step, loss?));
-        let most = self.said.map_or(REMEMBERED, |said| said.of as usize);
+        let most = self.said.map_or(REMEMBERED, |said| said.of.max(said.batch) as usize);
         while self.losses.len() > most {
             self.losses.pop_front();
         }
         let said = self.said.filter(|said| said.of > 0)?;
-        let batch = said.batch + step.checked_sub(said.step)?;
+        let later = step.checked_sub(said.step)?;
+        // Resumed with fewer of them, an update may have more micro-batches than the next ones will.
+        let (ends, count) = match said.batch {
+            batch if later == 0 => (batch >= said.of, batch.max(said.of)),
+            batch if batch >= said.of => (later.is_multiple_of(said.of), said.of),
+            batch => ((batch + later).is_multiple_of(said.of), said.of),
+        };
+        let own = self.losses.iter().skip(self.losses.len().checked_sub(count as usize)?);
         // If a line of metrics.jsonl was lost, the mean is unknown.
-        let all = self.losses.len() as u64 == said.of && self.losses.front()?.0 + said.of == step + 1;
-        let sum = self.losses.iter().fold(0.0, |sum, (_, loss)| sum + loss);
-        (all && batch.is_multiple_of(said.of)).then(|| sum / said.of as f64)
+        let all = own.clone().next()?.0 + count == step + 1;
+        (ends && all).then(|| own.fold(0.0, |sum, (_, loss)| sum + loss) / count as f64)
     }
 }
 
@@ -97,6 +108,27 @@ mod tests {
         // Nothing is known before the fourth step.
         assert_eq!(updates(4, "micro_batch")[..4], [None; 4]);
         assert_eq!(updates(4, "micro_batch")[4..], expected[4..]);
+    }
+
+    #[test]
+    fn another_number_of_micro_batches_counts_from_the_step_that_says_so() {
+        let mut updates = Updates::default();
+        let mut step = |step: u64, said: &[(&str, f64)]| {
+            let mut metrics = Metrics::default();
+            metrics.number("loss", step as f64);
+            said.iter().for_each(|(name, value)| metrics.number(name, *value));
+            updates.step(step, &metrics)
+        };
+        let mut micro =
+            |at, batch, of| step(at, &[("micro_batch", batch), ("micro_batches", of), ("update", 0.0)]);
+        for (at, batch) in [(0, 1.0), (1, 2.0), (2, 3.0)] {
+            assert_eq!(micro(at, batch, 4.0), None);
+        }
+        // Resumed with two of them: this update has four.
+        assert_eq!(micro(3, 4.0, 2.0), Some(1.5));
+        assert_eq!((micro(4, 1.0, 2.0), micro(5, 2.0, 2.0)), (None, Some(4.5)));
+        // And then with one.
+        assert_eq!((step(6, &[("update", 4.0)]), step(7, &[]), step(8, &[])), (None, None, None));
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod reach;
 mod wire;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::Arc,
 };
@@ -156,6 +156,23 @@ impl Graph {
         let wires = inputs.to_vec();
         let (id, draws_as, op) = (id.to_owned(), id.to_owned(), Arc::from(op));
         Ok(self.push(Node { id, op, inputs: specs, outputs, wires, draws_as, turn: 0 }))
+    }
+
+    /// The nodes behind these wires, their own among them, as far back as inputs are followed.
+    pub(crate) fn behind<'a>(
+        &self,
+        wires: impl IntoIterator<Item = &'a Endpoint>,
+        followed: impl Fn(&InputSpec) -> bool,
+    ) -> BTreeSet<NodeId> {
+        let mut open: Vec<NodeId> = wires.into_iter().map(|wire| wire.node).collect();
+        let mut seen = BTreeSet::new();
+        while let Some(at) = open.pop() {
+            if seen.insert(at) {
+                let read = self[at].inputs.iter().zip(&self[at].wires).filter(|(input, _)| followed(input));
+                open.extend(read.flat_map(|(_, wires)| wires).map(|wire| wire.node));
+            }
+        }
+        seen
     }
 
     /// Add a copy of a node of another graph: the same operator, which draws the same random numbers. Its wires lead to copies of

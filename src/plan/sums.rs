@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use prefgraph_ops::{Part, PortType, Sum, ports::Timesteps};
+use prefgraph_ops::{InputSpec, Part, PortType, Sum, ports::Timesteps};
 
 use super::PlanError;
 use crate::graph::{Endpoint, Graph, Node, NodeId};
@@ -150,18 +150,13 @@ fn batches_of(node: &Node) -> Option<u64> {
 /// Where the samples of a node come from: the sources behind it that go through samples batch by batch. What has no rows, such as an
 /// adapter, says nothing about them.
 fn sources(graph: &Graph, node: NodeId) -> BTreeSet<NodeId> {
-    let (mut found, mut seen, mut open) = (BTreeSet::new(), BTreeSet::from([node]), vec![node]);
     let times = PortType::of::<Timesteps>();
-    while let Some(node) = open.pop() {
-        let at = &graph[node];
-        let read =
-            at.inputs.iter().zip(&at.wires).filter(|(input, _)| input.ty.rows.is_some() || input.ty == times);
-        let before: Vec<NodeId> = read.flat_map(|(_, wires)| wires).map(|from| from.node).collect();
-        if at.inputs.is_empty() && batches_of(at).is_some() {
-            found.insert(node);
-        }
-        open.extend(before.into_iter().filter(|node| seen.insert(*node)));
-    }
+    let read = graph[node].inputs.iter().zip(&graph[node].wires);
+    let followed = |input: &InputSpec| input.ty.rows.is_some() || input.ty == times;
+    let wires = read.filter(|(input, _)| followed(input)).flat_map(|(_, wires)| wires);
+    let mut found = graph.behind(wires, followed);
+    found.insert(node);
+    found.retain(|node| graph[*node].inputs.is_empty() && batches_of(&graph[*node]).is_some());
     found
 }
 

@@ -346,11 +346,16 @@ impl<'a> Resolver<'a> {
                 None => Ok(Found { text: setting.default.clone(), stated: None }),
             };
         }
-        if let Some((_, asking, _)) = self.path.iter().find(|(owner, ..)| *owner == Owner::Node(node)) {
+        if let Some((_, asking, _)) = self
+            .path
+            .iter()
+            .rev()
+            .find(|(owner, asking, _)| *owner == Owner::Node(node) && !asking.is_empty())
+        {
             let help = advice("settings", field, entry.settings.iter().map(|s| s.doc.name));
             let message = format!("`{owner}` (`{}`) has no setting `{field}`", entry.name);
             let label = format!(
-                "`{owner}.{asking}` depends on it, and what else a node knows it knows after its settings"
+                "`{owner}.{asking}` depends on it, and facts of a node are known only after its settings"
             );
             return Err(self.sources.error(message, field_at, label).help(help));
         }

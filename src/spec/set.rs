@@ -151,8 +151,8 @@ pub(super) fn assign(
         let list = entry.and_then(|entry| as_list(field, value, |text| entry.check(text).is_ok()));
         return Err(error.help(match list {
             Some(list) => format!("a list has brackets: `--set {node}.{field}='{list}'`"),
-            None if value.trim().is_empty() => format!("it has an empty value: write one behind `{node}.{field}=`"),
-            None if !value.trim().contains([' ', ',', ';']) => "write one value as a graph file has it, without spaces around it".into(),
+            None if value.trim().is_empty() => format!("the value is empty: write one after `{node}.{field}=`"),
+            None if !value.trim().contains([' ', ',', ';']) => "write one value, as a graph file has it".into(),
             None => "one `--set` sets one setting: repeat it for another, as in `--set run.steps=10 --set run.seed=1`".into(),
         }));
     };

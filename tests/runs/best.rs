@@ -170,40 +170,84 @@ fn a_best_adapter_that_can_no_longer_be_compared_is_kept_under_another_name() {
     }
 }
 
-/// A copy of the demo's held-out pairs, and the settings for a run on it.
-fn own_held_out(dir: &Path) -> (PathBuf, [String; 2]) {
+/// A copy of the demo's pairs in a folder, and the settings for a run on it.
+fn own_pairs(folder: &Path) -> [String; 4] {
     let demo = root().join("data/demo");
-    fs::create_dir(dir.join("images")).unwrap();
+    fs::create_dir_all(folder.join("images")).unwrap();
     for file in fs::read_dir(demo.join("images")).unwrap() {
         let file = file.unwrap();
-        fs::copy(file.path(), dir.join("images").join(file.file_name())).unwrap();
+        fs::copy(file.path(), folder.join("images").join(file.file_name())).unwrap();
     }
-    let list = dir.join("held_out.jsonl");
-    fs::copy(demo.join("held_out.jsonl"), &list).unwrap();
-    let set = format!("held_out.path={}", list.display());
-    (list, ["--set".into(), set])
+    for name in ["pairs", "held_out"] {
+        fs::copy(demo.join(format!("{name}.jsonl")), folder.join(format!("{name}.jsonl"))).unwrap();
+    }
+    settings_for(folder)
+}
+
+fn settings_for(folder: &Path) -> [String; 4] {
+    let path = |node: &str| format!("{node}.path={}", folder.join(format!("{node}.jsonl")).display());
+    ["--set".into(), path("pairs"), "--set".into(), path("held_out")]
+}
+
+/// Replace the winner of a held-out pair by its loser.
+fn swap(folder: &Path, pair: usize) {
+    let lines = fs::read_to_string(folder.join("held_out.jsonl")).unwrap();
+    let pair: Value = serde_json::from_str(lines.lines().nth(pair).unwrap()).unwrap();
+    let picture = |side: &str| folder.join(pair[side]["image"].as_str().expect("a picture"));
+    fs::copy(picture("lose"), picture("win")).unwrap();
 }
 
 #[test]
-fn other_pictures_of_the_same_pairs_are_compared_anew() {
+fn other_pictures_of_the_same_pairs_are_compared_anew_however_often_they_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, data) = (dir.path().join("r"), dir.path().join("data"));
+    let own = own_pairs(&data);
+    let run = |steps: &str, more: &[&str]| {
+        let own: Vec<&str> = own.iter().map(String::as_str).collect();
+        runs(&out, &[&DEMO, &OFTEN, &EVERY, &own, &["--steps", steps], more])
+    };
+    run("9", &[]);
+    let (step, kept) = (facts(&out)["step"].as_u64().unwrap(), best(&out));
+    swap(&data, 0);
+    // One step is no measurement.
+    let said = run("10", &["--resume"]);
+    assert!(best(&out) == kept, "{said}");
+    swap(&data, 1);
+    let said = run("13", &["--resume"]);
+    assert!(inside(&out, &format!("best-step-{step}")) == kept, "{said}");
+    let counts =
+        ["of 1 measurement", "of 2 measurements", "in the only measurement", "in all 2 measurements"];
+    assert!(counts.iter().any(|count| said.contains(count)), "{said}");
+}
+
+#[test]
+fn pairs_that_have_moved_and_more_to_train_on_are_compared_as_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, data, moved) = (dir.path().join("r"), dir.path().join("data"), dir.path().join("moved"));
+    let own = own_pairs(&data);
+    let own: Vec<&str> = own.iter().map(String::as_str).collect();
+    runs(&out, &[&DEMO, &OFTEN, &EVERY, &own, &["--steps", "9"]]);
+    fs::rename(&data, &moved).unwrap();
+    let own = settings_for(&moved);
+    let own: Vec<&str> = own.iter().map(String::as_str).collect();
+    let said = runs(&out, &[&DEMO, &OFTEN, &EVERY, &own, &["--steps", "12", "--resume"]]);
+    assert!(said.contains("of 4 measurements") && !said.contains("best-step-"), "{said}");
+}
+
+#[test]
+fn a_measurement_by_another_loss_is_compared_anew() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("r");
-    let (list, own) = own_held_out(dir.path());
-    let own = [own[0].as_str(), own[1].as_str()];
-    runs(&out, &[&DEMO, &OFTEN, &EVERY, &own, &["--steps", "9"]]);
-    let (step, kept) = (facts(&out)["step"].as_u64().unwrap(), best(&out));
-    // The first pair's loser takes the place of its winner.
-    let lines = fs::read_to_string(&list).unwrap();
-    let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
-    let picture = |side: &str| {
-        let named = &first[side];
-        let named = named.as_str().or_else(|| named["image"].as_str()).expect("a picture");
-        dir.path().join(named)
-    };
-    fs::copy(picture("lose"), picture("win")).unwrap();
-    let said = runs(&out, &[&DEMO, &OFTEN, &EVERY, &own, &["--steps", "12", "--resume"]]);
-    assert!(inside(&out, &format!("best-step-{step}")) == kept, "{said}");
-    assert!(said.contains("of 1 measurement") || said.contains("in the only measurement"), "{said}");
+    runs(&out, &[&DEMO, &OFTEN, &EVERY, &["--steps", "9"]]);
+    let step = facts(&out)["step"].as_u64().unwrap();
+    let other = ["--set", "held_out_errors.beta=500", "--steps", "12", "--resume"];
+    let said = runs(&out, &[&DEMO, &OFTEN, &EVERY, &other]);
+    assert!(out.join(format!("best-step-{step}")).exists(), "{said}");
+    // How often it is measured, and how it is computed, changes no figure.
+    let free =
+        ["--set", "held_out_measure.levels=2", "--set", "backbone.checkpointing=blocks", "--threads", "1"];
+    let said = runs(&out, &[&DEMO, &OFTEN, &EVERY, &free, &["--steps", "15", "--resume"]]);
+    assert!(said.contains("of 2 measurements") || said.contains("in all 2 measurements"), "{said}");
 }
 
 #[test]

@@ -145,11 +145,13 @@ pub const SMALL: Shapes = Shapes {
         (64, 129, 17),
         (70, 128, 256),
         // Ranks on both sides of 32, on either side of the result; more tiles of 128 rows than are in memory at once; stripes of 64 columns.
-        (300, 40, 72),
+        (700, 40, 72),
         (900, 24, 40),
         (70, 1000, 8),
-        (129, 64, 8200),
-        (260, 8200, 24),
+        (500, 64, 8200),
+        (600, 8200, 24),
+        // Few columns and so many rows that a GPU splits the sum.
+        (4100, 16, 40),
     ],
     rows: &[
         rows(1, 1, 1),

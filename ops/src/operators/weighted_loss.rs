@@ -198,12 +198,14 @@ impl Operator for WeightedLoss {
             let sums = pass.sums().map_err(|sample| {
                 let id = ids.as_ref().and_then(|i| i.0.get(sample)).map_or("", String::as_str);
                 let t = time.as_ref().and_then(|t| t.values.get(sample)).copied().unwrap_or(f32::NAN);
+                let what = format!("sample {sample} (`{id}`) at time {t}: {name} is not finite");
                 // A target or a quality that is not finite is no fault of what is trained.
-                let error = if pass.is_given(sample) { OpError::diverged } else { OpError::new };
-                error(format!(
-                    "sample {sample} (`{id}`) at time {t}: {name} is not finite: the training has diverged, or an \
-                     input holds values that are not finite"
-                ))
+                match pass.is_given(sample) {
+                    true => OpError::diverged(format!("{what}: the training has diverged")),
+                    false => OpError::new(format!(
+                        "{what}: its target or its quality holds values that are not finite"
+                    )),
+                }
             })?;
             total += sums.iter().sum::<f64>();
             let each = pass.elements() as f64 / sums.len() as f64;

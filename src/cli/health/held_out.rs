@@ -64,6 +64,8 @@ impl Newest {
 impl HeldOut {
     /// Note what a step has measured, by prefix.
     pub fn observe(all: &mut BTreeMap<String, Self>, step: u64, metrics: &Metrics) {
+        // A row of steps has ended where one follows that measured nothing.
+        all.values_mut().filter(|found| found.step + 1 < step).for_each(Self::settle);
         for prefix in metrics.0.iter().filter_map(|(name, _)| name.strip_suffix(".w_diff")) {
             let numbers = |name: &str| match metrics.get(&format!("{prefix}.{name}")) {
                 Some(Metric::PerSample(values)) => Some(values.as_slice()),
@@ -80,14 +82,19 @@ impl HeldOut {
             let Some(masked) = pairs("w_diff", "l_diff") else { continue };
             let found = all.entry(prefix.to_owned()).or_default();
             if step > found.step + 1 {
-                // Of a set that is another since then, what the last measurement did not find is not in it any more.
-                let since = std::mem::replace(&mut found.since, step);
-                [&mut found.pairs, &mut found.plain].into_iter().for_each(|newest| newest.keep(since));
+                found.settle();
+                found.since = step;
             }
             found.step = step;
             found.pairs.note(step, masked);
             found.plain.note(step, pairs("plain_w_diff", "plain_l_diff").unwrap_or_default());
         }
+    }
+
+    /// The set has been measured as a whole: what was not found is not in it any more.
+    pub fn settle(&mut self) {
+        let since = self.since;
+        [&mut self.pairs, &mut self.plain].into_iter().for_each(|newest| newest.keep(since));
     }
 
     /// How many pairs there are.

@@ -120,6 +120,9 @@ impl History {
     /// A set has been measured.
     fn close(&mut self, prefix: &str) {
         self.open.remove(prefix);
+        if let Some(set) = self.held_out.get_mut(prefix) {
+            set.settle();
+        }
         for change in self.held_out.get(prefix).map(HeldOut::changes).unwrap_or_default() {
             self.change(&format!("{prefix}."), change);
         }

@@ -108,6 +108,11 @@ impl Health {
         }
     }
 
+    /// The run has made all its steps, the last of which end a measurement.
+    pub fn complete(&mut self) {
+        self.held_out.values_mut().for_each(HeldOut::settle);
+    }
+
     /// Held-out pairs are others from now on: what was measured of those before is not told with theirs.
     pub fn forget_held_out(&mut self) {
         self.held_out.clear();

@@ -89,7 +89,9 @@ fn fault(node: &str, e: impl std::fmt::Display) -> Failure {
 /// If it is of no use.
 pub(in crate::cli) fn of_other_pairs(node: &str, text: &str) -> Result<String, Failure> {
     let state: State = serde_json::from_str(text).map_err(|e| fault(node, e))?;
-    let other = State { subject: !state.subject, parts: Vec::new(), ..state };
+    // Another one each time, however often it is asked for: a generator of period 2^64.
+    let subject = state.subject.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
+    let other = State { subject, parts: Vec::new(), ..state };
     serde_json::to_string(&other).map_err(|e| fault(node, e))
 }
 

@@ -16,9 +16,12 @@ const EXPAND_THREADS: usize = 128;
 /// Bytes that a block of `factor_sums_*` has for its tiles, and its threads (`factors.cu`).
 const SUM_SHARED: usize = 96 << 10;
 const SUM_THREADS: usize = 256;
-/// From so many columns on, a block of sums has 64 of them, so that the narrow side is read half as often. Fewer columns are 32 for each
-/// block: there would not be a block for every multiprocessor.
+/// From so many columns on, a block of sums has 64 of them, so that the narrow side is read half as often. Of fewer it has 32: otherwise
+/// half of the multiprocessors would have no block.
 const WIDE_STRIPES: usize = 8192;
+/// Fewer blocks than this leave most of a GPU idle. Over many rows it is better then to split the sum, as cuBLASLt does.
+const FEWEST_BLOCKS: usize = 48;
+const MANY_ROWS: usize = 4096;
 /// Bytes of a value.
 const BF16: usize = 2;
 
@@ -62,7 +65,8 @@ impl CudaQueue {
         let element = product.factors;
         let operands = [left, right].map(|o| Rows { pointer: o.pointer, stride: o.stride, element });
         let result = Rows { pointer: out.pointer, stride: out.stride, element: product.result };
-        let plain = !product.accumulate && product.bias.is_none() && !left.transposed;
+        let alone = !product.accumulate && product.bias.is_none() && product.parts == 1;
+        let plain = alone && product.scale == 1.0 && !left.transposed;
         let whole = n.is_multiple_of(8) && operands.into_iter().chain([result]).all(fits);
         let Some(place) = place_of(rank, &RANKS_TO_EXPAND).filter(|_| plain && whole) else { return false };
         let name = match right.transposed {
@@ -70,7 +74,8 @@ impl CudaQueue {
             false => ["expand_inputs_32", "expand_inputs_64", "expand_inputs_128"][place],
         };
         let (rows, columns) = EXPANDED;
-        let shared = ((rows + columns) * RANKS_TO_EXPAND[place] + rows * columns) * BF16;
+        // Results stand where the operands stood.
+        let shared = ((rows + columns) * RANKS_TO_EXPAND[place]).max(rows * columns) * BF16;
         let blocks = (m.div_ceil(rows) * n.div_ceil(columns), 1);
         let grid = Grid { blocks, threads: EXPAND_THREADS as u32, shared };
         let pointers = [left, right, out].map(|o| pointer(o.pointer));
@@ -95,8 +100,11 @@ impl CudaQueue {
             true => (64, ["factor_sums_32_64", "factor_sums_64_64"][place]),
             false => (32, ["factor_sums_32_32", "factor_sums_64_32"][place]),
         };
-        let blocks = (columns.div_ceil(stripe), 1);
-        let grid = Grid { blocks, threads: SUM_THREADS as u32, shared: SUM_SHARED };
+        let blocks = columns.div_ceil(stripe);
+        if blocks < FEWEST_BLOCKS && m > MANY_ROWS {
+            return false;
+        }
+        let grid = Grid { blocks: (blocks, 1), threads: SUM_THREADS as u32, shared: SUM_SHARED };
         let pointers = [wide, narrow, out].map(Rows::argument);
         let sizes = [wide.stride, narrow.stride, m, columns, rank].map(int);
         let end = [flag(turned), float(scale)];

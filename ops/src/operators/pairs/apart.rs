@@ -2,7 +2,8 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs,
+    fs::{self, File},
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -27,6 +28,23 @@ struct Pictures {
     by_length: HashMap<u64, Vec<PathBuf>>,
 }
 
+/// Bytes of a file that are compared before the rest is read.
+const BEGINNING: usize = 16 << 10;
+
+/// Does a file hold these bytes?
+fn holds(path: &Path, bytes: &[u8]) -> io::Result<bool> {
+    let mut file = File::open(path)?;
+    let (beginning, rest) = bytes.split_at(bytes.len().min(BEGINNING));
+    let mut found = vec![0; beginning.len()];
+    file.read_exact(&mut found)?;
+    if found != beginning {
+        return Ok(false);
+    }
+    found.clear();
+    file.read_to_end(&mut found)?;
+    Ok(found == rest)
+}
+
 impl Pictures {
     fn of<'a>(pictures: impl Iterator<Item = &'a Path>) -> Self {
         let mut all = Self::default();
@@ -44,12 +62,11 @@ impl Pictures {
         if self.files.contains(&identity(picture)) {
             return true;
         }
-        // Few are of one length, so few are read.
+        // Few are of one length, unless they are not compressed; of those nearly all differ at their beginnings.
         let length = fs::metadata(picture).map_or(0, |found| found.len());
         let like = self.by_length.get(&length).filter(|_| length > 0);
         like.is_some_and(|like| {
-            let own = fs::read(picture).ok();
-            own.is_some() && like.iter().any(|other| fs::read(other).ok() == own)
+            fs::read(picture).is_ok_and(|own| like.iter().any(|other| holds(other, &own).unwrap_or(false)))
         })
     }
 }

@@ -179,6 +179,8 @@ impl Operator for Pairs {
     const DOC: &'static str = "Read preference pairs: winner, loser, references with the masks of their subjects, and \
                                where each subject is in the winner (priors, on the focus grid); \
                                also how winners came to their size (crops).";
+    /// What they must not share with others is checked, and changes none of them.
+    const FREE_SETTINGS: &'static [&'static str] = &["apart_from"];
     const IN: [&'static str; 0] = [];
     const OUT: [&'static str; 10] = [
         "winner",
