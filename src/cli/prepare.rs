@@ -14,7 +14,7 @@ use crate::{
     graph::{Endpoint, Graph, Node, NodeId},
     plan::{Plan, PlanOptions, Rates, due},
     registry::Registry,
-    spec::{Loaded, RunSettings, load},
+    spec::{Loaded, Outline, RunSettings, load},
 };
 
 /// A graph that is ready to run.
@@ -42,7 +42,8 @@ pub(super) fn prepare(args: &args::Graph, registry: &Registry) -> Result<Prepare
     if path.as_os_str().is_empty() {
         return Err(Failure::new("no graph was named"));
     }
-    let loaded = load(path, &args.all_sets(), registry)?;
+    let sets = [of_another_length(path, &args.all_sets(), registry), args.all_sets()].concat();
+    let loaded = load(path, &sets, registry)?;
     let (options, threads, fewer) = options(&loaded.run);
     let plan = Plan::new(&loaded.graph, &options)
         .map_err(|e| loaded.error_at(&e.node, e.input.as_deref(), &e.to_string()))?;
@@ -85,9 +86,31 @@ pub(super) fn notes(graph: &Graph, plan: &Plan, wanted: impl Fn(&Node) -> bool) 
     notes
 }
 
+/// Nodes that ask how many steps the run has.
+const ASK_FOR_THE_RUN: [&str; 4] = [LoraUpdate::NAME, Log::NAME, Export::NAME, Measure::NAME];
+
+/// Settings for the graph of a run's folder where the run is to have another number of steps. All values are stated there, in the place of the
+/// recipe's `@run.steps`, too: a schedule would end where the shorter run did.
+fn of_another_length(path: &Path, sets: &[String], registry: &Registry) -> Vec<String> {
+    let of_a_run = path.file_name().is_some_and(|name| name == "graph.ron");
+    if !of_a_run || !sets.iter().any(|set| set.starts_with("run.steps=")) {
+        return Vec::new();
+    }
+    // What is wrong with the file is said when it is loaded.
+    let Ok(facts) = Outline::open(path, &[], registry).and_then(|outline| outline.facts()) else {
+        return Vec::new();
+    };
+    let steps = facts.get("run.steps");
+    let asks = |(node, op): &(&String, &String)| {
+        ASK_FOR_THE_RUN.contains(&op.as_str())
+            && steps.is_some()
+            && facts.get(&format!("{node}.steps")) == steps
+    };
+    facts.iter().filter(asks).map(|(node, _)| format!("{node}.steps=@run.steps")).collect()
+}
+
 /// Nodes that take the run for longer or shorter than it is, and so say wrong things of it.
 pub(super) fn other_steps(graph: &Graph, settings: &[(String, String)], steps: u64) -> Vec<String> {
-    const ASK_FOR_THE_RUN: [&str; 4] = [LoraUpdate::NAME, Log::NAME, Export::NAME, Measure::NAME];
     let nodes = graph.nodes().filter(|(_, node)| ASK_FOR_THE_RUN.contains(&node.op.name()));
     let other = |(_, node): (NodeId, &Node)| {
         let name = format!("{}.steps", node.id);

@@ -244,10 +244,11 @@ impl Resuming<'_> {
         graph.nodes().filter(|(id, _)| !counts[id.index()]).map(|(_, node)| node.id.as_str()).collect()
     }
 
-    /// Do two graphs train the same, bit for bit?
-    pub fn trains_alike(&self, old: &str, new: &str) -> Result<bool, Failure> {
+    /// Do two graphs train the same, bit for bit, for as many steps?
+    pub fn is_one_run(&self, old: &str, new: &str) -> Result<bool, Failure> {
         let idle = self.idle();
-        Ok(old == new || diff(old, new)?.iter().all(|change| self.trains_nothing(&idle, change)))
+        let same = |change: &Change| change.what != "run.steps" && self.trains_nothing(&idle, change);
+        Ok(old == new || diff(old, new)?.iter().all(same))
     }
 
     /// Has a change no effect on what is trained, whatever its values? `idle` nodes train nothing.

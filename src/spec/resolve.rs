@@ -367,7 +367,7 @@ impl<'a> Resolver<'a> {
             return Ok(Found { text: text::from_json(value), stated: None });
         }
         let all = entry.settings.iter().map(|s| s.doc.name).chain(exports.iter().map(|(n, _)| n.as_str()));
-        let help = advice("what can be referred to", field, all);
+        let help = advice("settings and facts", field, all);
         let message = format!("node `{owner}` (`{}`) has nothing called `{field}`", entry.name);
         Err(self.sources.error(message, field_at, "neither a setting nor a derived fact").help(help))
     }

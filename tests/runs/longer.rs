@@ -24,6 +24,20 @@ fn a_finished_run_goes_on_for_more_steps_and_the_next_resume_knows_them() {
     assert!(said.contains("complete: 7 steps"), "{said}");
 }
 
+/// The graph of the folder states all values, in the place of `@run.steps`, too.
+#[test]
+fn a_run_that_goes_on_by_its_folder_is_the_run_that_goes_on_by_its_recipe() {
+    let dir = tempfile::tempdir().unwrap();
+    let (by_recipe, by_folder) = (dir.path().join("recipe"), dir.path().join("folder"));
+    for (out, graph) in [(&by_recipe, "graphs/sft.ron"), (&by_folder, by_folder.to_str().unwrap())] {
+        runs(out, &[&DEMO, &["--set", "update.warmup=0", "--steps", "4"]]);
+        let said = runs(out, &[&[graph, "--resume", "--steps", "6"]]);
+        assert!(!said.contains("of another run"), "{said}");
+    }
+    assert!(metrics(&by_folder) == metrics(&by_recipe));
+    assert!(adapter(&by_folder) == adapter(&by_recipe));
+}
+
 #[test]
 fn a_run_with_a_constant_rate_that_goes_on_is_the_longer_run() {
     let dir = tempfile::tempdir().unwrap();

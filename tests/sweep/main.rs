@@ -266,12 +266,20 @@ fn a_sweep_goes_on_from_the_newest_checkpoint_that_all_variants_have() {
 
 #[test]
 fn a_variant_that_went_on_alone_is_taken_back_only_if_that_is_accepted() {
+    for by_folder in [false, true] {
+        goes_on_alone(by_folder);
+    }
+}
+
+/// By the recipe, or by the variant's own folder, whose graph states all values.
+fn goes_on_alone(by_folder: bool) {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("sweep");
     sweep(&out, &[&TAU]);
     let alone = variants(&out)[0].clone();
     let resume = ["sweep", "graphs/focusdpo.ron", "--resume", "--out", out.to_str().unwrap()];
-    let go_on = ["graphs/focusdpo.ron", "--resume", "--out", alone.to_str().unwrap(), "--steps"];
+    let graph = if by_folder { alone.to_str().unwrap() } else { "graphs/focusdpo.ron" };
+    let go_on = [graph, "--resume", "--out", alone.to_str().unwrap(), "--steps"];
     good(&[&go_on, &["8"]]);
     let before = files(&alone);
     for steps in ["6", "7"] {

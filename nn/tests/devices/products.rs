@@ -187,7 +187,8 @@ fn factor_gradient<D: Device>(
 #[test]
 fn gradients_of_factors_agree_and_stay_in_their_place() {
     let Some(devices) = devices() else { return };
-    for &sizes in SMALL.factor_gradients {
+    // The last one has few columns and so many rows that a GPU splits the sum.
+    for sizes in SMALL.factor_gradients.iter().copied().chain([(4100, 16, 40)]) {
         for from_exact in [false, true] {
             agree!(devices, [5e-6, 5e-6], factor_gradient(sizes, from_exact));
         }

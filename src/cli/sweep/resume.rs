@@ -167,8 +167,8 @@ impl Resume<'_> {
                 continue;
             }
             let resuming = self.resuming(variant, folder);
-            if !resuming.trains_alike(graph, &variant.loaded.resolved)?
-                && !resuming.trains_alike(graph, &found.graph)?
+            if !resuming.is_one_run(graph, &variant.loaded.resolved)?
+                && !resuming.is_one_run(graph, &found.graph)?
             {
                 alone.push(format!("  {}: step {made} in `{}`", variant.name(), folder.path().display()));
             }

@@ -69,7 +69,7 @@ impl Start {
         }
         match self.0.alpha()? {
             Some(alpha) if alpha != wanted.alpha => complain(format!(
-                "was trained with alpha {alpha}, the graph says {}: set `alpha`",
+                "has factors for alpha {alpha}, the graph says {}: set `alpha` to {alpha}",
                 wanted.alpha
             )),
             _ => Ok(()),

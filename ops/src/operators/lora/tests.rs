@@ -129,7 +129,7 @@ fn a_run_starts_from_a_file_in_any_format_that_holds_its_adapter() {
         assert_eq!(read.values.host().unwrap(), drawn.values.host().unwrap(), "{format:?}");
         let other = lora(LoraSettings { alpha: Some(2.0), ..from });
         let error = other.shapes((shape_of(&handle),), 0).unwrap_err().to_string();
-        assert!(error.contains("trained with alpha 4, the graph says 2: set `alpha`"), "{error}");
+        assert!(error.contains("has factors for alpha 4, the graph says 2: set `alpha` to 4"), "{error}");
     }
 }
 
