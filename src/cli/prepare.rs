@@ -42,7 +42,8 @@ pub(super) fn prepare(args: &args::Graph, registry: &Registry) -> Result<Prepare
     if path.as_os_str().is_empty() {
         return Err(Failure::new("no graph was named"));
     }
-    let sets = [of_another_length(path, &args.all_sets(), registry), args.all_sets()].concat();
+    let asked = args.all_sets();
+    let sets = [of_another_length(path, &asked, registry), asked].concat();
     let loaded = load(path, &sets, registry)?;
     let (options, threads, fewer) = options(&loaded.run);
     let plan = Plan::new(&loaded.graph, &options)

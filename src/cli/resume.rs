@@ -149,7 +149,7 @@ impl Resuming<'_> {
             if comparison.same.contains(&change.what) {
                 all.free.push(format!("{line} (moved: same contents)"));
             } else if self.trains_nothing(&idle, &change) {
-                if !(change.harmless || self.is_free(&change) || self.is_new_default(&change)) {
+                if !self.changes_nothing(&change) {
                     all.touched.insert(change.what.clone());
                 }
                 all.free.push(line);
@@ -253,8 +253,12 @@ impl Resuming<'_> {
 
     /// Has a change no effect on what is trained, whatever its values? `idle` nodes train nothing.
     fn trains_nothing(&self, idle: &BTreeSet<&str>, change: &Change) -> bool {
-        let is_idle = idle.contains(node_of(&change.what));
-        change.harmless || is_idle || self.is_free(change) || self.is_new_default(change)
+        idle.contains(node_of(&change.what)) || self.changes_nothing(change)
+    }
+
+    /// Does every node compute what it computed before?
+    fn changes_nothing(&self, change: &Change) -> bool {
+        change.harmless || self.is_free(change) || self.is_new_default(change)
     }
 
     /// A setting that changes no bit of what its operator computes.
@@ -297,7 +301,8 @@ pub(super) fn begin_anew(
     let mut others = false;
     for (_, node) in graph.nodes().filter(|(_, node)| node.op.name() == Measure::NAME) {
         let read = node.inputs.iter().zip(&node.wires).filter(|(input, _)| !is_adapter(input));
-        let before = graph.behind(read.flat_map(|(_, wires)| wires), |input| !is_adapter(input));
+        let read = read.flat_map(|(_, wires)| wires).map(|wire| wire.node);
+        let before = graph.behind(read, |input| !is_adapter(input));
         // Of its own settings, how often it measures and what it writes says nothing about the pairs.
         let rewired = touched.iter().any(|change| change.starts_with(&format!("{}.in.", node.id)));
         if rewired || before.iter().any(|at| nodes.contains(graph[*at].id.as_str())) {

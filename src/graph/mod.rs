@@ -158,13 +158,13 @@ impl Graph {
         Ok(self.push(Node { id, op, inputs: specs, outputs, wires, draws_as, turn: 0 }))
     }
 
-    /// The nodes behind these wires, their own among them, as far back as inputs are followed.
-    pub(crate) fn behind<'a>(
+    /// These nodes and those behind them, as far back as inputs are followed.
+    pub(crate) fn behind(
         &self,
-        wires: impl IntoIterator<Item = &'a Endpoint>,
+        nodes: impl IntoIterator<Item = NodeId>,
         followed: impl Fn(&InputSpec) -> bool,
     ) -> BTreeSet<NodeId> {
-        let mut open: Vec<NodeId> = wires.into_iter().map(|wire| wire.node).collect();
+        let mut open: Vec<NodeId> = nodes.into_iter().collect();
         let mut seen = BTreeSet::new();
         while let Some(at) = open.pop() {
             if seen.insert(at) {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use prefgraph_ops::{InputSpec, Part, PortType, Sum, ports::Timesteps};
+use prefgraph_ops::{Part, PortType, Sum, ports::Timesteps};
 
 use super::PlanError;
 use crate::graph::{Endpoint, Graph, Node, NodeId};
@@ -45,16 +45,13 @@ fn records(graph: &Graph) -> Result<(), PlanError> {
             *other == prefix && !own.is_empty() && !theirs.is_empty() && *theirs != own
         });
         if let Some((_, other, _)) = other {
-            let (other, under) = (
-                &graph[*other].id,
-                if prefix.is_empty() {
-                    "without a prefix".into()
-                } else {
-                    format!("under the prefix `{prefix}`")
-                },
-            );
+            let under = match prefix.as_str() {
+                "" => "without a prefix".to_owned(),
+                prefix => format!("under the prefix `{prefix}`"),
+            };
             let message = format!(
-                "`{other}` records other samples {under}, too: which is which could not be told. Set `prefix` of one of the two to another name"
+                "`{}` records other samples {under}, too: which is which could not be told. Set `prefix` of one of the two to another name",
+                graph[*other].id
             );
             return Err(PlanError::new(graph, id, message));
         }
@@ -151,11 +148,7 @@ fn batches_of(node: &Node) -> Option<u64> {
 /// adapter, says nothing about them.
 fn sources(graph: &Graph, node: NodeId) -> BTreeSet<NodeId> {
     let times = PortType::of::<Timesteps>();
-    let read = graph[node].inputs.iter().zip(&graph[node].wires);
-    let followed = |input: &InputSpec| input.ty.rows.is_some() || input.ty == times;
-    let wires = read.filter(|(input, _)| followed(input)).flat_map(|(_, wires)| wires);
-    let mut found = graph.behind(wires, followed);
-    found.insert(node);
+    let mut found = graph.behind([node], |input| input.ty.rows.is_some() || input.ty == times);
     found.retain(|node| graph[*node].inputs.is_empty() && batches_of(&graph[*node]).is_some());
     found
 }

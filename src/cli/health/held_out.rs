@@ -82,7 +82,6 @@ impl HeldOut {
             let Some(masked) = pairs("w_diff", "l_diff") else { continue };
             let found = all.entry(prefix.to_owned()).or_default();
             if step > found.step + 1 {
-                found.settle();
                 found.since = step;
             }
             found.step = step;

@@ -22,8 +22,6 @@ const WIDE_STRIPES: usize = 8192;
 /// Fewer blocks than this leave most of a GPU idle. Over many rows it is better then to split the sum, as cuBLASLt does.
 const FEWEST_BLOCKS: usize = 48;
 const MANY_ROWS: usize = 4096;
-/// Bytes of a value.
-const BF16: usize = 2;
 
 /// The ranks that there are kernels for: a smaller one takes the next. A group of linears with one input has its ranks side by side in the
 /// product that leads back to it.
@@ -75,7 +73,7 @@ impl CudaQueue {
         };
         let (rows, columns) = EXPANDED;
         // Results stand where the operands stood.
-        let shared = ((rows + columns) * RANKS_TO_EXPAND[place]).max(rows * columns) * BF16;
+        let shared = ((rows + columns) * RANKS_TO_EXPAND[place]).max(rows * columns) * element.size();
         let blocks = (m.div_ceil(rows) * n.div_ceil(columns), 1);
         let grid = Grid { blocks, threads: EXPAND_THREADS as u32, shared };
         let pointers = [left, right, out].map(|o| pointer(o.pointer));
