@@ -19,23 +19,9 @@ use std::{
 use prefgraph_nn::{
     files::{Dtype, NamedTensor, write_atomically, write_safetensors},
     models::FluxConfig,
+    published::FLUX,
 };
 use random::{fill, spread};
-
-/// The shape of FLUX.1-dev.
-const PUBLISHED: &str = r#"{
-  "_class_name": "FluxTransformer2DModel",
-  "attention_head_dim": 128,
-  "guidance_embeds": true,
-  "in_channels": 64,
-  "joint_attention_dim": 4096,
-  "num_attention_heads": 24,
-  "num_layers": 19,
-  "num_single_layers": 38,
-  "patch_size": 1,
-  "pooled_projection_dim": 768
-}
-"#;
 
 /// Values of one shard: 2 GB.
 const SHARD: usize = 1_000_000_000;
@@ -48,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let path = folder.join("config.json");
     let text = match args.next() {
         Some(path) => std::fs::read_to_string(path)?,
-        None => PUBLISHED.to_owned(),
+        None => FLUX.to_owned(),
     };
     write_atomically(&path, text.as_bytes())?;
     let mut shards: Vec<Vec<(String, Vec<usize>)>> = vec![Vec::new()];

@@ -41,6 +41,7 @@
 //!  lora        what is trained; optim: how it is updated
 //!  autoencoders, text, vision   pictures and prompts as the inputs of a backbone
 //!  encoders    what encoders of text and of pictures share
+//!  published   networks as they were published, by their sizes alone
 //!  once        values that are made when they are first asked for
 //!  size        sums and products of sizes that cannot overflow
 //!  sampling    schedules and solvers: from noise to latents
@@ -70,6 +71,7 @@ pub mod models;
 pub mod naming;
 pub mod once;
 pub mod optim;
+pub mod published;
 pub mod sampling;
 pub mod size;
 pub mod tensor;

@@ -73,7 +73,7 @@ pub(super) enum Command {
     Cache(Cache),
 }
 
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(super) struct Plan {
     #[command(flatten)]
     pub graph: Graph,
@@ -86,6 +86,9 @@ pub(super) struct Plan {
     /// How much memory the GPU has, as in 24GB or 22.5GiB, whatever GPU is here, if any [default: what the driver says]
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     pub gpu_memory: Option<u64>,
+    /// Plan with networks of the published sizes and imagined pairs in place of files that are not here
+    #[arg(long)]
+    pub without_files: bool,
     /// Plan a sweep over values of a setting; may be given more than once
     #[arg(long, value_name = "NODE.SETTING=V1,V2,...", value_parser = over)]
     pub over: Vec<String>,

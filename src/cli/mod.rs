@@ -18,11 +18,13 @@
 //!  calibrate  the speed of this machine            forecast  how long a run will take
 //!  device     the GPUs that there are              tables    what was measured, for people
 //!  fits       whether a graph fits into memory, and what would make it fit
+//!  absent     what a plan takes in place of files that are not here
 //!  plan, dot, ops, data, adapter, cache   the other commands
 //! ```
 //!
 //! Standard output is for data, standard error for people.
 
+mod absent;
 mod adapter;
 mod advice;
 mod args;
@@ -87,6 +89,22 @@ impl From<Box<SpecError>> for Failure {
 impl Failure {
     fn new(message: impl std::fmt::Display) -> Self {
         Self::Message(message.to_string())
+    }
+
+    /// With another line of advice.
+    fn help(self, advice: &str) -> Self {
+        match self {
+            Self::Spec(e) => Self::Spec(e.also_help(advice)),
+            Self::Message(message) => Self::Message(format!("{message}; {advice}")),
+        }
+    }
+
+    /// What is wrong.
+    fn message(&self) -> &str {
+        match self {
+            Self::Spec(e) => e.message(),
+            Self::Message(message) => message,
+        }
     }
 
     fn show(self) {

@@ -4,7 +4,9 @@ use prefgraph_ops::words::count;
 use serde_json::{Value, json};
 
 use super::{
-    Failure, args, calibrate, fits,
+    Failure,
+    absent::{self, StandIns},
+    args, calibrate, fits,
     forecast::{self, Forecast},
     prepare::{Prepared, prepare},
     sweep, system,
@@ -17,10 +19,27 @@ use crate::{
 
 /// Print the plan; an error after it if it does not fit.
 pub(super) fn plan(args: &args::Plan, registry: &Registry) -> Result<u8, Failure> {
+    if !args.without_files {
+        let may_stand_in = |failure: Failure| match absent::is_named(failure.message(), &args.graph, registry)
+        {
+            true => failure.help("to plan before the files are here, add --without-files"),
+            false => failure,
+        };
+        return plan_of(args, None, registry).map_err(may_stand_in);
+    }
+    let stand_ins = absent::stand_in(&args.graph, registry)?;
+    let sets = [&args.graph.sets[..], &stand_ins.sets].concat();
+    let args = args::Plan { graph: args::Graph { sets, ..args.graph.clone() }, ..args.clone() };
+    plan_of(&args, Some(&stand_ins), registry)
+}
+
+/// The same of a graph whose files are here, or others for them.
+fn plan_of(args: &args::Plan, stand_ins: Option<&StandIns>, registry: &Registry) -> Result<u8, Failure> {
     if !args.over.is_empty() {
-        return sweep::plan(args, registry);
+        return sweep::plan(args, stand_ins, registry);
     }
     let mut prepared = prepare(&args.graph, registry)?;
+    prepared.notes = noted(prepared.notes, stand_ins);
     let room = fits::room(args, &prepared)?;
     // A debug build says nothing of the speed of the one that will run.
     let is_measured = args.calibrate || !cfg!(debug_assertions);
@@ -40,6 +59,13 @@ pub(super) fn plan(args: &args::Plan, registry: &Registry) -> Result<u8, Failure
     system::print(&text)?;
     fits::check(&prepared, room, registry)?;
     Ok(0)
+}
+
+/// What operators say, and before it what stands in for files that are not here.
+pub(super) fn noted(notes: Vec<String>, stand_ins: Option<&StandIns>) -> Vec<String> {
+    let Some(stand_ins) = stand_ins else { return notes };
+    let notes = notes.iter().map(|note| stand_ins.named(note));
+    stand_ins.notes.iter().cloned().chain(notes).collect()
 }
 
 fn listing(p: &Prepared, forecast: Option<Forecast>, room: Option<u64>, is_measured: bool) -> String {

@@ -168,6 +168,12 @@ impl SpecError {
         self
     }
 
+    /// With more advice after what there is.
+    pub(crate) fn also_help(self: Box<Self>, more: &str) -> Box<Self> {
+        let help = self.help.iter().map(String::as_str).chain([more]).collect::<Vec<_>>().join("\n");
+        self.help(help)
+    }
+
     /// What is wrong, in one sentence.
     pub fn message(&self) -> &str {
         &self.message

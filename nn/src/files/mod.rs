@@ -18,4 +18,5 @@ pub use safetensors::Dtype;
 pub use unfinished::{UNFINISHED, Unfinished, is_at, is_unfinished, remove_abandoned, remove_if_abandoned};
 pub use values::Values;
 pub use view::{Piece, TensorView};
+pub(crate) use write::write_hollow;
 pub use write::{NamedTensor, write_atomically, write_safetensors, write_safetensors_checked};

@@ -60,13 +60,6 @@ pub fn write_safetensors_checked(
     metadata: &[(&str, &str)],
     check: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
-    let mut header = serde_json::Map::new();
-    if !metadata.is_empty() {
-        let pairs: BTreeMap<_, _> = metadata.iter().copied().collect();
-        header.insert("__metadata__".into(), serde_json::json!(pairs));
-    }
-    let mut names = BTreeSet::new();
-    let mut at = 0;
     for tensor in tensors {
         let bits = tensor.shape.iter().product::<usize>() * tensor.dtype.bitsize();
         if bits != tensor.bytes.len() * 8 {
@@ -76,25 +69,62 @@ pub fn write_safetensors_checked(
                 tensor.bytes.len(),
             ));
         }
-        if !names.insert(&tensor.name) {
-            return Err(Error::file(path, format!("`{}` would be written twice", tensor.name)));
+    }
+    let stated = tensors.iter().map(|t| (&*t.name, t.dtype, &*t.shape, t.bytes.len() as u64));
+    let (beginning, _) = beginning(path, stated, metadata)?;
+    let fill = |file: &mut dyn Write| {
+        file.write_all(&beginning)?;
+        tensors.iter().try_for_each(|t| file.write_all(&t.bytes))
+    };
+    write_with(path, fill, check)
+}
+
+/// Write a safetensors file of these tensors without their values, which read as zeros: behind the header it is a hole, for which no room on
+/// the disk is taken.
+///
+/// # Errors
+/// As for [`write_safetensors`]; if the file system lets no file become so long.
+pub(crate) fn write_hollow(path: &Path, tensors: &[(String, Vec<usize>)], dtype: Dtype) -> Result<()> {
+    let bytes = |shape: &[usize]| (shape.iter().product::<usize>() * dtype.bitsize() / 8) as u64;
+    let stated = tensors.iter().map(|(name, shape)| (&**name, dtype, &**shape, bytes(shape)));
+    let (beginning, values) = beginning(path, stated, &[])?;
+    let fault = |e: std::io::Error| Error::file(path, format!("cannot be written: {e}"));
+    let mut file = std::fs::File::create(path).map_err(fault)?;
+    file.write_all(&beginning).map_err(fault)?;
+    file.set_len(beginning.len() as u64 + values).map_err(fault)
+}
+
+/// What stands before the values of a file, from the name, kind, axes and bytes of each tensor, and how many bytes of values follow.
+///
+/// # Errors
+/// If a name occurs twice.
+fn beginning<'t>(
+    path: &Path,
+    tensors: impl Iterator<Item = (&'t str, Dtype, &'t [usize], u64)>,
+    metadata: &[(&str, &str)],
+) -> Result<(Vec<u8>, u64)> {
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        let pairs: BTreeMap<_, _> = metadata.iter().copied().collect();
+        header.insert("__metadata__".into(), serde_json::json!(pairs));
+    }
+    let mut names = BTreeSet::new();
+    let mut at = 0;
+    for (name, dtype, shape, bytes) in tensors {
+        if !names.insert(name) {
+            return Err(Error::file(path, format!("`{name}` would be written twice")));
         }
-        let end = at + tensor.bytes.len();
+        let end = at + bytes;
         header.insert(
-            tensor.name.clone(),
-            serde_json::json!({"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [at, end]}),
+            name.to_owned(),
+            serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [at, end]}),
         );
         at = end;
     }
     let mut header = serde_json::to_vec(&header).map_err(|e| Error::Internal(e.to_string()))?;
     // Readers map the file: values must start at a multiple of 8.
     header.resize(header.len().next_multiple_of(8), b' ');
-    let fill = |file: &mut dyn Write| {
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(&header)?;
-        tensors.iter().try_for_each(|t| file.write_all(&t.bytes))
-    };
-    write_with(path, fill, check)
+    Ok(((header.len() as u64).to_le_bytes().into_iter().chain(header).collect(), at))
 }
 
 /// Write beside the file, flush to the disk, and rename over it.

@@ -1,9 +1,24 @@
 //! The published encoders of FLUX.1 and of SDXL with IP-Adapter-Plus, and those of DINO, by their configurations.
 
 use prefgraph_nn::{
-    autoencoders::kl::KlConfig,
-    text::{clip::ClipConfig, t5::T5Config},
-    vision::{resampler::ResamplerSizes, vit::VitConfig},
+    Backbone, Cpu,
+    autoencoders::{
+        Autoencoder,
+        kl::{Kl, KlConfig},
+    },
+    models::{
+        FluxOptions, FluxUno, FrozenUse, SdxlUNet, UNetOptions,
+        unet::{ImagePrompt, ResamplerUse},
+    },
+    published::Published,
+    text::{
+        clip::{Clip, ClipConfig, ClipModel},
+        t5::{T5, T5Config},
+    },
+    vision::{
+        resampler::{Resampler, ResamplerSizes},
+        vit::{Vit, VitConfig},
+    },
 };
 
 use crate::files::own;
@@ -61,4 +76,46 @@ fn dino_and_dinov2_have_their_published_parameters() {
     let dinov2 = VitConfig::read(&config("dinov2_base")).unwrap();
     // A token that stands for masked patches comes beside these.
     assert_eq!(values(&dinov2.tensors()) + dinov2.width, 86_580_480);
+}
+
+/// Written without values, they take no room on the disk.
+fn hollow(published: Published) -> (tempfile::TempDir, std::path::PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("published.safetensors");
+    published.write_hollow(&path).unwrap();
+    (folder, path)
+}
+
+#[test]
+fn flux_and_uno_without_values_open_as_networks_of_the_published_sizes() {
+    let (_flux, path) = hollow(Published::FluxDev);
+    let (_uno, adapter) = hollow(Published::Uno);
+    // 956 million values in bf16.
+    let bytes = std::fs::metadata(&adapter).unwrap().len();
+    assert!((1_912_000_000..1_913_000_000).contains(&bytes), "{bytes}");
+    let options = FluxOptions { adapter: Some((adapter, FrozenUse::Branch)), ..FluxOptions::default() };
+    let flux = FluxUno::open_with(Cpu::new(1).unwrap(), &path.join("transformer"), options).unwrap();
+    let layout = flux.layout();
+    assert_eq!((layout.parameters, layout.blocks, layout.guidance), (11_901_408_320, 57, true));
+    assert_eq!(Kl::open(&path.join("vae")).unwrap().parameters(), 83_819_683);
+    assert_eq!(Clip::open(&path.join("text_encoder"), ClipModel::L).unwrap().parameters(), 123_060_480);
+    assert_eq!(T5::open(&path.join("text_encoder_2")).unwrap().parameters(), 4_762_310_656);
+}
+
+#[test]
+fn sdxl_and_its_ip_adapter_without_values_open_as_networks_of_the_published_sizes() {
+    let (_sdxl, path) = hollow(Published::Sdxl);
+    let (_adapter, adapter) = hollow(Published::IpAdapterPlus);
+    let image_prompt = ImagePrompt { path: adapter.clone(), scale: 1.0, resampler: ResamplerUse::Outside };
+    let options = UNetOptions { image_prompt: Some(image_prompt), ..UNetOptions::default() };
+    let unet = SdxlUNet::open_with(Cpu::new(1).unwrap(), &path.join("unet"), options).unwrap();
+    assert_eq!(unet.layout().parameters, 2_567_463_684 + 340_787_200);
+    assert_eq!(Resampler::open(&adapter).unwrap().parameters(), 82_961_664);
+    assert_eq!(Kl::open(&path.join("vae")).unwrap().parameters(), 83_653_863);
+    assert_eq!(Clip::open(&path.join("text_encoder"), ClipModel::Pair).unwrap().parameters(), 123_060_480);
+    assert_eq!(Clip::open(&path.join("text_encoder_2"), ClipModel::BigG).unwrap().parameters(), 694_659_840);
+    let (_vit, path) = hollow(Published::VitH);
+    assert_eq!(Vit::open(&path).unwrap().parameters(), 632_076_800);
+    let (_dino, path) = hollow(Published::DinoV2);
+    assert_eq!(Vit::open(&path).unwrap().parameters(), 86_580_480 - 768);
 }

@@ -8,7 +8,7 @@ use super::{
     variants::{Sweep, load},
 };
 use crate::{
-    cli::{Failure, args, calibrate, fits::room, system},
+    cli::{Failure, absent::StandIns, args, calibrate, fits::room, plan::noted, system},
     graph::{Node, NodeId},
     plan::{Plan, Rates},
     registry::Registry,
@@ -16,8 +16,13 @@ use crate::{
 };
 
 /// Print the plan of a sweep; an error after it if it does not fit.
-pub(in crate::cli) fn plan(args: &args::Plan, registry: &Registry) -> Result<u8, Failure> {
+pub(in crate::cli) fn plan(
+    args: &args::Plan,
+    stand_ins: Option<&StandIns>,
+    registry: &Registry,
+) -> Result<u8, Failure> {
     let mut sweep = load(&args.graph, &args.over, registry)?;
+    sweep.all.notes = noted(sweep.all.notes, stand_ins);
     let room = room(args, &sweep.all)?;
     // A debug build says nothing of the speed of the one that will run.
     let is_measured = args.calibrate || !cfg!(debug_assertions);

@@ -16,7 +16,7 @@ use crate::{
 const CLASS: &str = "AutoencoderKL";
 
 /// `config.json` of an `AutoencoderKL`.
-#[derive(Clone, Debug, PartialEq, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct KlConfig {
     /// Kind of model, if the file says so.
     #[serde(rename = "_class_name")]

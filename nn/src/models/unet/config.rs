@@ -17,7 +17,7 @@ pub(super) const TRANSFORMER_GROUP_EPS: f64 = 1e-6;
 pub(super) const TRANSFORMER_ROW_EPS: f64 = 1e-5;
 
 /// A number for all blocks, or one for each of them.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(untagged)]
 pub enum PerBlock {
     /// For all.
@@ -44,7 +44,7 @@ impl PerBlock {
 }
 
 /// `config.json` of a `UNet2DConditionModel`.
-#[derive(Clone, Debug, PartialEq, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct UNetConfig {
     /// Kind of model, if the file says so.
     #[serde(rename = "_class_name")]

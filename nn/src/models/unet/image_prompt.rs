@@ -43,19 +43,7 @@ impl ImagePromptFiles {
                 ),
             ));
         }
-        let linears: HashMap<String, Vec<usize>> =
-            config.linears(true).into_iter().map(|l| (l.name, vec![l.outputs, l.inputs])).collect();
-        let crossings = numbered_crossings(config);
-        let mut expected = Vec::new();
-        let mut names = Vec::new();
-        for (number, block) in crossings.iter().enumerate() {
-            for (module, part) in MODULES.iter().zip(IMAGE_PROMPT) {
-                let linear = format!("{block}.{part}");
-                let shape = linears.get(&linear).cloned().unwrap_or_default();
-                expected.push((format!("{PREFIX}{}.{module}.weight", 2 * number + 1), shape));
-                names.push(linear);
-            }
-        }
+        let (names, expected): (Vec<String>, Vec<_>) = keys_and_values(config).into_iter().unzip();
         fits(&files, path, &expected, config)?;
         files.expect_exactly_under(PREFIX, &expected)?;
         let views = names.into_iter().zip(&expected);
@@ -79,6 +67,21 @@ impl ImagePromptFiles {
         let view = self.views.get(linear).cloned();
         view.ok_or_else(|| Error::Internal(format!("`{linear}` is not among the IP-Adapter's linears")))
     }
+}
+
+/// The linears of keys and values, each with the tensor of the file and its shape.
+pub(super) fn keys_and_values(config: &UNetConfig) -> Vec<(String, (String, Vec<usize>))> {
+    let linears: HashMap<String, Vec<usize>> =
+        config.linears(true).into_iter().map(|l| (l.name, vec![l.outputs, l.inputs])).collect();
+    let of_block = |(number, block): (usize, String)| {
+        let linears = &linears;
+        MODULES.iter().zip(IMAGE_PROMPT).map(move |(module, part)| {
+            let linear = format!("{block}.{part}");
+            let shape = linears.get(&linear).cloned().unwrap_or_default();
+            (linear, (format!("{PREFIX}{}.{module}.weight", 2 * number + 1), shape))
+        })
+    };
+    numbered_crossings(config).into_iter().enumerate().flat_map(of_block).collect()
 }
 
 /// Refuse a file for another network, by the width of its image tokens and the number of its attentions.

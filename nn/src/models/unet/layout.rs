@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::{
     config::{CLASS, UNetConfig},
+    image_prompt::keys_and_values,
     linears::NAMES,
     stages::{Stage, Step, conv, is_of_image_prompt, steps},
 };
@@ -84,6 +85,11 @@ impl UNetConfig {
         both("conv_out", vec![self.out_channels, first, 3, 3]);
         all.extend(steps(self).iter().flat_map(|step| step.stage.tensors(self)));
         all
+    }
+
+    /// The tensors of keys and values of image tokens, as an IP-Adapter's file names them.
+    pub(crate) fn image_prompt_tensors(&self) -> Vec<(String, Vec<usize>)> {
+        keys_and_values(self).into_iter().map(|(_, tensor)| tensor).collect()
     }
 
     /// What is known of a model of these sizes before a weight is read.
