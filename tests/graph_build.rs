@@ -110,6 +110,10 @@ fn a_cell_has_one_next_value_of_its_own_type() {
         g.carry_at(w, v).unwrap_err().to_string(),
         "cell `w` is carried twice: from `step_w` and from `v`"
     );
+    let mut fresh = two();
+    let x = at(&fresh, "x");
+    let itself = fresh.carry_at(x, x).unwrap_err().to_string();
+    assert!(itself.starts_with("cell `x` is carried from itself: it would never change"), "{itself}");
     let x = at(&g, "x");
     assert_eq!(
         g.carry_at(x, loss).unwrap_err().to_string(),

@@ -215,6 +215,31 @@ fn the_recipe_for_published_files_takes_two_steps_on_small_files_of_their_layout
 }
 
 #[test]
+fn flux_without_references_takes_two_steps_on_small_files_of_the_published_layout() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (pipeline, _) = published(dir.path());
+    let sets = [
+        format!("backbone.weights={}", pipeline.display()),
+        format!("pairs.path={}", root().join("data/demo/pairs.jsonl").display()),
+        format!("held_out.path={}", root().join("data/demo/held_out.jsonl").display()),
+        format!("cache.path={}", dir.path().join("cache").display()),
+        "pairs.height=64".into(),
+        "pairs.width=64".into(),
+        "prompt.length=16".into(),
+        "lora.rank=4".into(),
+    ];
+    let recipe = root().join("graphs/flux/diffusion_dpo.ron");
+    let loaded = spec::load(&recipe, &sets, &Registry::standard()).unwrap_or_else(|e| panic!("{e:?}"));
+    let graph = Arc::new(loaded.graph);
+    let plan = Plan::new(&graph, &PlanOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    let options = RunOptions { last: Some(1), ..RunOptions::new(0, Cpu::new(2).expect("threads")) };
+    let mut runner = Runner::new(graph, plan, options).expect("a runner");
+    let first = runner.step().unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(first.loss, Some(std::f32::consts::LN_2));
+    assert!(runner.step().unwrap_or_else(|e| panic!("{e}")).loss.is_some_and(f32::is_finite));
+}
+
+#[test]
 fn what_uno_draws_needs_prompts_and_references_only_and_any_recipe_can_draw_with_an_adapter_of_its_own() {
     let dir = tempfile::tempdir().expect("a folder");
     let (pipeline, uno) = published(dir.path());

@@ -58,6 +58,10 @@ pub struct BackboneLayout {
     pub sizes: bool,
     /// Does it take image tokens, `E` wide, beside the text?
     pub image_tokens: bool,
+    /// Image tokens that the resampler of its IP-Adapter makes of a picture, where its file has one.
+    pub queries: Option<usize>,
+    /// Latent cells along each side of a pixel in each block of a U-Net; empty where the tokens of all blocks are the same.
+    pub block_cells: Vec<usize>,
     /// Where it makes them itself: the tokens of an image encoder that it takes in their place.
     pub pictures: Option<Pictures>,
     /// The linears an adapter may have factors for, and their names in files.

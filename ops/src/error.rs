@@ -32,6 +32,19 @@ impl OpError {
         Self { message: message.into(), fault: Fault::Training }
     }
 
+    /// Values that come of what is trained are not finite, at this step. At the first one nothing has been trained yet, so that a lower
+    /// learning rate would not help.
+    pub fn not_finite(step: u64, what: impl std::fmt::Display) -> Self {
+        match step {
+            0 => Self::new(format!(
+                "{what}: nothing has been trained yet, so that the frozen network's weights, its inputs or a setting are at fault"
+            )),
+            _ => Self::diverged(format!(
+                "{what}: the training has diverged, or an input holds values that are not finite"
+            )),
+        }
+    }
+
     /// [`Fault::Library`].
     pub fn internal(message: impl std::fmt::Display) -> Self {
         Self { message: format!("internal error, please report it: {message}"), fault: Fault::Library }

@@ -2,6 +2,23 @@
 
 use std::fmt::Display;
 
+/// A text from a file as it can be shown on a terminal: what would move the cursor or change colours is written out.
+pub fn printable(text: &str) -> std::borrow::Cow<'_, str> {
+    match text.chars().any(|c| c.is_control() && c != '\n') {
+        false => text.into(),
+        true => text
+            .chars()
+            .fold(String::new(), |mut shown, c| {
+                match c.is_control() && c != '\n' {
+                    true => shown.extend(c.escape_debug()),
+                    false => shown.push(c),
+                }
+                shown
+            })
+            .into(),
+    }
+}
+
 /// `1 sample`, `2 samples`, `3 batches`, `4 copies`.
 pub fn count<N: Display + PartialEq + From<u8>>(n: N, what: &str) -> String {
     let plural = match what.strip_suffix('y') {
@@ -20,7 +37,13 @@ pub fn form<N: PartialEq + From<u8>>(n: N, one: &'static str, many: &'static str
 
 #[cfg(test)]
 mod tests {
-    use super::{count, form};
+    use super::{count, form, printable};
+
+    #[test]
+    fn what_would_move_the_cursor_is_written_out_and_all_else_is_as_it_was() {
+        assert_eq!(printable("\u{1b}[2J\rx"), "\\u{1b}[2J\\rx");
+        assert_eq!(printable("straße 犬\nb"), "straße 犬\nb");
+    }
 
     #[test]
     fn one_thing_is_counted_in_the_singular_and_none_or_many_in_the_plural() {

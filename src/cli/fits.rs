@@ -17,17 +17,20 @@ const SAVINGS: &[(&str, &str)] = &[
     ("checkpointing", "blocks"),
     ("ahead", "0"),
     ("compute", "bf16"),
+    ("lanes", "1"),
 ];
 
-/// The same for the memory of a GPU, to which weights come over the bus where they are streamed. A smaller batch is the last resort:
-/// it changes what is learned.
+/// The same for the memory of a GPU, to which weights come over the bus where they are streamed.
 const GPU_SAVINGS: &[(&str, &str)] = &[
     ("checkpointing", "selective"),
     ("checkpointing", "blocks"),
     ("compute", "bf16"),
     ("packing", "streamed"),
-    ("batch", "1"),
+    ("lanes", "1"),
 ];
+
+/// The last resort, which changes what is learned.
+const CUTS: &[(&str, &str)] = &[("rank", "16"), ("rank", "8"), ("rank", "4"), ("batch", "1")];
 
 /// Bytes of memory of the GPU of a plan, where they are known.
 ///
@@ -81,28 +84,22 @@ fn check_host(prepared: &Prepared, there: u64, registry: &Registry) -> Result<()
 }
 
 fn fits_host(prepared: &Prepared, there: u64, registry: &Registry) -> Result<(), Failure> {
-    let memory = prepared.plan.memory();
-    let need = memory.peak as u64;
-    if need <= there {
+    let Memory { peak, resident, cells, ahead, process, .. } = *prepared.plan.memory();
+    if peak as u64 <= there {
         return Ok(());
     }
-    let mut levers = match &prepared.levers[..] {
-        [] => String::new(),
-        levers => format!("; what makes it smaller: {}", levers.join(", ")),
-    };
-    let savings = savings(prepared, SAVINGS);
-    if let Some((made, peak)) = fewest(prepared, &savings, registry, there, |plan| plan.memory().peak) {
-        levers += &format!("\nit would fit, with {}, with {made}", system::bytes(peak));
-    }
-    Err(Failure::new(format!(
-        "this graph needs {} of memory (weights {}, carried {}, made ahead {}, the process itself {}), and there are {}{levers}",
-        system::bytes(need),
-        system::bytes(memory.resident as u64),
-        system::bytes(memory.cells as u64),
-        system::bytes(memory.ahead as u64),
-        system::bytes(memory.process as u64),
+    let size = |bytes: usize| system::bytes(bytes as u64);
+    let message = format!(
+        "this graph needs {} of memory (weights {}, carried {}, made ahead {}, the process itself {}), and there are {}",
+        size(peak),
+        size(resident),
+        size(cells),
+        size(ahead),
+        size(process),
         system::bytes(there),
-    )))
+    );
+    let remedies = Remedies { prepared, registry, there, peak: |plan| plan.memory().peak };
+    Err(Failure::new(message + &remedies.listed(SAVINGS, "choose smaller pictures")))
 }
 
 fn check_gpu(
@@ -112,18 +109,16 @@ fn check_gpu(
     there: u64,
     registry: &Registry,
 ) -> Result<(), Failure> {
-    let need = memory.peak as u64;
-    if need <= there {
+    let Memory { peak, resident, cells, queues, ahead, process, .. } = *memory;
+    if peak as u64 <= there {
         return Ok(());
     }
-    let Memory { resident, cells, queues, ahead, process, .. } = *memory;
-    let passes =
-        memory.peak.saturating_sub(prefgraph_nn::size::sum([resident, cells, queues, ahead, process]));
+    let passes = peak.saturating_sub(prefgraph_nn::size::sum([resident, cells, queues, ahead, process]));
     let size = |bytes: usize| system::bytes(bytes as u64);
-    let mut message = format!(
+    let message = format!(
         "this graph needs {} of {place}'s memory (weights {}, adapter and optimiser {}, passes {}, workspaces {}, made ahead {}, \
          the driver about {}), and {place} has {}",
-        size(memory.peak),
+        size(peak),
         size(resident),
         size(cells),
         size(passes),
@@ -132,37 +127,80 @@ fn check_gpu(
         size(process),
         system::bytes(there),
     );
-    let peak_of = |plan: &Plan| gpu_memory(plan).map_or(0, |(_, memory)| memory.peak);
-    let alone = |saving: &String| {
-        let peak = with(prepared, std::slice::from_ref(saving), registry)?.plan;
-        let peak = peak_of(&peak) as u64;
-        (peak < need).then(|| (saving.clone(), peak))
-    };
-    let helps: Vec<(String, u64)> = savings(prepared, GPU_SAVINGS).iter().filter_map(alone).collect();
-    if helps.is_empty() {
-        message += "; no setting of this graph needs less of it: choose smaller pictures, or --device cpu";
-        return Err(Failure::new(message));
-    }
-    message += "\nwhat needs less:";
-    let width = helps.iter().map(|(saving, _)| saving.len()).max().unwrap_or(0);
-    for (saving, peak) in &helps {
-        let verdict = if *peak <= there { ", which fits" } else { "" };
-        message += &format!("\n  --set {saving:<width$}  {}{verdict}", system::bytes(*peak));
-    }
-    let savings: Vec<String> = helps.into_iter().map(|(saving, _)| saving).collect();
-    match fewest(prepared, &savings, registry, there, peak_of) {
-        Some((made, peak)) => {
-            message += &format!("\nit would fit, with {}, with {made}", system::bytes(peak))
-        }
-        None => message += "\nall of them together are not enough: choose smaller pictures, or --device cpu",
-    }
-    Err(Failure::new(message))
+    let peak = |plan: &Plan| gpu_memory(plan).map_or(0, |(_, memory)| memory.peak);
+    let remedies = Remedies { prepared, registry, there, peak };
+    Err(Failure::new(message + &remedies.listed(GPU_SAVINGS, "choose smaller pictures, or --device cpu")))
 }
 
-/// Settings that a graph has and that need less memory of the host, as `--set` takes them: of each the value that needs least.
+/// What would make a graph fit into the memory of a place.
+struct Remedies<'a, P: Fn(&Plan) -> usize> {
+    prepared: &'a Prepared,
+    registry: &'a Registry,
+    /// Bytes that the place has.
+    there: u64,
+    /// Bytes of it that a plan needs.
+    peak: P,
+}
+
+impl<P: Fn(&Plan) -> usize> Remedies<'_, P> {
+    /// What each of the savings would leave, and the fewest with which the graph would fit. `otherwise` is what else can be done.
+    fn listed(&self, all: &[(&str, &str)], otherwise: &str) -> String {
+        let Self { prepared, registry, there, peak } = self;
+        let need = peak(&prepared.plan) as u64;
+        let alone = |saving: &String| {
+            let peak = peak(&with(prepared, std::slice::from_ref(saving), registry)?.plan) as u64;
+            (peak < need).then(|| (saving.clone(), peak))
+        };
+        let helps: Vec<(String, u64)> =
+            savings(prepared, &[all, CUTS].concat()).iter().filter_map(alone).collect();
+        if helps.is_empty() {
+            return format!("; no setting of this graph needs less of it: {otherwise}");
+        }
+        let mut message = "\nwhat needs less:".to_owned();
+        let width = helps.iter().map(|(saving, _)| saving.len()).max().unwrap_or(0);
+        for (saving, peak) in &helps {
+            let verdict = if peak <= there { ", which fits" } else { "" };
+            message += &format!("\n  --set {saving:<width$}  {}{verdict}", system::bytes(*peak));
+        }
+        let savings: Vec<String> = helps.into_iter().map(|(saving, _)| saving).collect();
+        message += &match self.fewest(&savings) {
+            Some((made, peak)) => format!("\nit would fit, with {}, with {made}", system::bytes(peak)),
+            None => format!("\nall of them together are not enough: {otherwise}"),
+        };
+        message
+    }
+
+    /// The fewest of the savings, in their order, with which the graph would fit, and its peak then. What saves nothing beside those
+    /// before it, or what the graph cannot be built with, is left out.
+    fn fewest(&self, savings: &[String]) -> Option<(String, u64)> {
+        let mut made: Vec<String> = Vec::new();
+        let mut least = (self.peak)(&self.prepared.plan) as u64;
+        for saving in savings {
+            let before = made.clone();
+            // A setting has one value.
+            made.retain(|made| name_of(made) != name_of(saving));
+            made.push(saving.clone());
+            let smaller = with(self.prepared, &made, self.registry);
+            let smaller = smaller.map(|smaller| (self.peak)(&smaller.plan) as u64);
+            let Some(peak) = smaller.filter(|peak| *peak < least) else {
+                made = before;
+                continue;
+            };
+            least = peak;
+            if peak <= self.there {
+                let sets: Vec<String> = made.iter().map(|set| format!("--set {set}")).collect();
+                return Some((sets.join(" "), peak));
+            }
+        }
+        None
+    }
+}
+
+/// Settings that a graph has and that need less memory of the host, as `--set` takes them: of each the value that needs least. Lanes are not
+/// among them: in a sweep they are of the variants.
 pub(super) fn host_savings(prepared: &Prepared) -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
-    for saving in savings(prepared, SAVINGS) {
+    for saving in savings(prepared, SAVINGS).into_iter().filter(|saving| name_of(saving) != "run.lanes") {
         all.retain(|before| name_of(before) != name_of(&saving));
         all.push(saving);
     }
@@ -178,13 +216,18 @@ fn name_of(saving: &str) -> &str {
 /// before it.
 fn savings(prepared: &Prepared, all: &[(&str, &str)]) -> Vec<String> {
     let of = |&(setting, better): &(&str, &str)| -> Vec<String> {
-        let needs_less = |value: &str| {
-            let mut from_here =
-                all.iter().filter(|(name, _)| *name == setting).skip_while(|(_, v)| *v != value);
-            from_here.next().is_none() || from_here.any(|(_, v)| *v == better)
+        let needs_less = |value: &str| match (value.parse::<f64>(), better.parse::<f64>()) {
+            (Ok(value), Ok(better)) => better < value,
+            _ => {
+                let mut from_here =
+                    all.iter().filter(|(name, _)| *name == setting).skip_while(|(_, v)| *v != value);
+                from_here.next().is_none() || from_here.any(|(_, v)| *v == better)
+            }
         };
-        let can = |name: &str, value: &str| {
-            name.rsplit('.').next() == Some(setting) && needs_less(value.trim()) && value.trim() != "0"
+        let can = |name: &str, value: &str| match name {
+            // 0 leaves their number to the plan.
+            "run.lanes" => setting == "lanes" && prepared.plan.options().lanes > 1,
+            _ => name.rsplit('.').next() == Some(setting) && needs_less(value.trim()),
         };
         let found = prepared.settings.iter().filter(|(name, value)| can(name, value));
         found.map(|(name, _)| format!("{name}={better}")).collect()
@@ -197,36 +240,6 @@ fn with(prepared: &Prepared, more: &[String], registry: &Registry) -> Option<Pre
     let mut args = prepared.args.clone();
     args.sets.extend_from_slice(more);
     prepare(&args, registry).ok()
-}
-
-/// The fewest of the savings, in their order, with which the graph would fit, and its peak then. What saves nothing beside those
-/// before it, or what the graph cannot be built with, is left out.
-fn fewest(
-    prepared: &Prepared,
-    savings: &[String],
-    registry: &Registry,
-    there: u64,
-    peak: impl Fn(&Plan) -> usize,
-) -> Option<(String, u64)> {
-    let mut made: Vec<String> = Vec::new();
-    let mut least = peak(&prepared.plan) as u64;
-    for saving in savings {
-        let before = made.clone();
-        // A setting has one value.
-        made.retain(|made| name_of(made) != name_of(saving));
-        made.push(saving.clone());
-        let smaller = with(prepared, &made, registry).map(|smaller| peak(&smaller.plan) as u64);
-        let Some(peak) = smaller.filter(|peak| *peak < least) else {
-            made = before;
-            continue;
-        };
-        least = peak;
-        if peak <= there {
-            let sets: Vec<String> = made.iter().map(|set| format!("--set {set}")).collect();
-            return Some((sets.join(" "), peak));
-        }
-    }
-    None
 }
 
 #[cfg(test)]
@@ -263,9 +276,13 @@ mod tests {
             message.contains("it would fit") && message.contains("--set backbone.packing=streamed"),
             "{message}"
         );
-        for part in ["pairs.batch (", "pairs.height (", "run.ahead (1)", "lora.rank (", "weights"] {
+        for part in
+            ["--set pairs.batch=1", "--set run.ahead=0", "--set run.lanes=1", "--set lora.rank=4", "weights"]
+        {
             assert!(message.contains(part), "{part} in {message}");
         }
+        // The shipped rank is 8.
+        assert!(!message.contains("rank=16") && !message.contains("rank=8"), "{message}");
     }
 
     #[test]

@@ -28,8 +28,10 @@ fn list(registry: &Registry) -> String {
 
 fn first_sentence(doc: &str) -> String {
     let doc = one_line(doc);
-    // A reference to an equation does not end a sentence.
-    let end = doc.match_indices(". ").find(|(at, _)| !doc[..*at].ends_with("Eq"));
+    // A reference to an equation does not end a sentence, and an example does not, either.
+    let end = doc
+        .match_indices(". ")
+        .find(|(at, _)| !["Eq", "e.g", "i.e"].iter().any(|short| doc[..*at].ends_with(short)));
     end.map_or(doc.trim_end_matches('.'), |(at, _)| &doc[..at]).to_owned()
 }
 

@@ -27,8 +27,6 @@ pub(super) struct Prepared {
     pub sets: Vec<String>,
     /// What operators say about themselves, with their nodes.
     pub notes: Vec<String>,
-    /// Settings of which memory depends, with their values.
-    pub levers: Vec<String>,
     /// Every setting of every node and of the run, with its value.
     pub settings: Vec<(String, String)>,
     pub args: args::Graph,
@@ -49,7 +47,6 @@ pub(super) fn prepare(args: &args::Graph, registry: &Registry) -> Result<Prepare
     let plan = Plan::new(&loaded.graph, &options)
         .map_err(|e| loaded.error_at(&e.node, e.input.as_deref(), &e.to_string()))?;
     let settings = loaded.settings();
-    let levers = levers(&settings);
     let Loaded { graph, run, resolved, sets, cache, .. } = loaded;
     let run = RunSettings { threads, ..run };
     let mut notes = notes(&graph, &plan, |_| true);
@@ -60,7 +57,7 @@ pub(super) fn prepare(args: &args::Graph, registry: &Registry) -> Result<Prepare
         (cache, status)
     });
     let args = args.clone();
-    Ok(Prepared { graph: Arc::new(graph), plan, run, resolved, sets, notes, levers, settings, args, cache })
+    Ok(Prepared { graph: Arc::new(graph), plan, run, resolved, sets, notes, settings, args, cache })
 }
 
 /// What a run may use, how many threads that are, and a word where they are fewer than asked for.
@@ -125,17 +122,6 @@ pub(super) fn other_steps(graph: &Graph, settings: &[(String, String)], steps: u
         })
     };
     nodes.filter_map(other).collect()
-}
-
-/// Settings that make values smaller, if they are made smaller.
-pub(super) fn levers(settings: &[(String, String)]) -> Vec<String> {
-    const NAMES: [&str; 9] =
-        ["batch", "size", "height", "width", "resolution", "rank", "references", "checkpointing", "tokens"];
-    let good = |name: &str| {
-        let field = name.split_once('.').map_or("", |(_, field)| field);
-        NAMES.iter().any(|n| field == *n || field.ends_with(&format!("_{n}"))) || name == "run.ahead"
-    };
-    settings.iter().filter(|(name, _)| good(name)).map(|(name, value)| format!("{name} ({value})")).collect()
 }
 
 impl Prepared {

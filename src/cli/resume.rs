@@ -10,7 +10,9 @@ use crate::{
     checkpoint::Checkpoint,
     folder::{Accepted, Command, RunFolder},
     graph::{Endpoint, Graph, Tap},
+    plan::Plan,
     registry::Registry,
+    run::restored,
     sources::{Comparison, Survey},
     spec::{Change, RunSettings, diff, nodes},
 };
@@ -37,6 +39,7 @@ pub(super) struct Resumed {
 pub(super) struct Resuming<'a> {
     pub folder: &'a RunFolder,
     pub graph: &'a Graph,
+    pub plan: &'a Plan,
     /// The same as a flat file.
     pub resolved: &'a str,
     /// Those of the whole run.
@@ -85,6 +88,15 @@ impl Resuming<'_> {
         self.note_graph(&found)?;
         let changes = self.changes(&found, &comparison)?;
         let other_pairs = begin_anew(&mut found, self.graph, &changes.touched)?;
+        if !changes.grave.is_empty()
+            && let Err(e) = restored(self.graph, self.plan, &found.cells)
+        {
+            return Err(Failure::new(format!(
+                "the checkpoint of step {} was trained with something else:\n{}\nwith that it cannot go on, accepted or not: {e}\nnothing was changed; {NEW_RUN}",
+                found.step,
+                changes.grave.join("\n"),
+            )));
+        }
         let accepted = self.judge(found.step, changes)?;
         Ok(Found::At(Resumed { checkpoint: Box::new(found), accepted, other_pairs }))
     }

@@ -84,6 +84,7 @@ pub(super) fn run(args: &args::Run, registry: &Registry) -> Result<u8, Failure> 
     let resuming = Resuming {
         folder: &folder,
         graph: &prepared.graph,
+        plan: &prepared.plan,
         resolved: &prepared.resolved,
         steps: prepared.run.steps,
         registry,

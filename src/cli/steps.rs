@@ -46,7 +46,10 @@ impl Loop {
         }
         while self.runner.next_step() < steps {
             map::check_lengths().map_err(|e: nn::Error| Stop::Failed(e.to_string()))?;
-            let output = self.runner.step().map_err(stop)?;
+            let output = match self.runner.step() {
+                Ok(output) => output,
+                Err(e) => return Err(self.keep_what_was_made(stop(e))),
+            };
             self.session.check()?;
             let (metrics, line) = self.session.effects(&output)?;
             if let Some(loss) = output.loss.filter(|l| !l.is_finite()) {
@@ -85,6 +88,16 @@ impl Loop {
         }
         self.session.prune();
         Ok(0)
+    }
+
+    /// The steps before one that has failed are worth a checkpoint: what failed is mostly a file, and the run goes on from there once that is mended.
+    fn keep_what_was_made(&mut self, stop: Stop) -> Stop {
+        let made = self.runner.next_step();
+        if matches!(stop, Stop::Failed(_)) && made > 0 {
+            // Where the state cannot be read or written either, the first reason is the one to be told.
+            let _ = self.checkpoint(made);
+        }
+        stop
     }
 
     fn checkpoint(&mut self, step: u64) -> Result<(), Stop> {

@@ -153,6 +153,14 @@ pub enum GraphError {
         /// What the next value is.
         found: String,
     },
+    /// A cell whose next value is itself.
+    #[error(
+        "cell `{cell}` is carried from itself: it would never change. Carry it from the node that makes its next value, as `update.adapter` is that of an adapter"
+    )]
+    CarriesItself {
+        /// Path of the cell.
+        cell: String,
+    },
     /// A cell with two next values.
     #[error("cell `{cell}` is carried twice: from `{first}` and from `{second}`")]
     CarriedTwice {

@@ -277,6 +277,9 @@ impl Graph {
                 found: carried(next, found),
             });
         }
+        if cell == next {
+            return Err(GraphError::CarriesItself { cell: self.path(cell) });
+        }
         if let Some(before) = self.by_cell.get(&cell) {
             return Err(GraphError::CarriedTwice {
                 cell: self.path(cell),

@@ -243,27 +243,7 @@ impl Runner {
     /// # Errors
     /// If a cell is missing, surplus or of another shape; the run is then as it was.
     pub fn restore(&mut self, step: u64, cells: &BTreeMap<String, NamedState>) -> Result<(), RunError> {
-        let mut values = BTreeMap::new();
-        let known: Vec<String> = self.graph.carries().iter().map(|c| self.graph.path(c.cell)).collect();
-        let failed = |cell: &str, source| RunError::Restore { cell: cell.to_owned(), source };
-        if let Some(surplus) = cells.keys().find(|key| !known.contains(key)) {
-            let message = format!("the graph has no such cell; it has {}", known.join(", "));
-            return Err(failed(surplus, OpError::new(message)));
-        }
-        for (carry, key) in self.graph.carries().iter().zip(&known).filter(|_| !cells.is_empty()) {
-            let state = cells.get(key).ok_or_else(|| {
-                let there: Vec<&str> = cells.keys().map(String::as_str).collect();
-                failed(
-                    key,
-                    OpError::new(format!("the state does not hold it; it holds {}", there.join(", "))),
-                )
-            })?;
-            let ty = &self.graph[carry.cell.node].outputs[carry.cell.port].ty;
-            let restore = ty.carry.expect("checked when it was carried").restore;
-            let shape = self.plan.shape(&self.graph, carry.cell);
-            let value = guard::catch(|| restore(&shape, state)).unwrap_or_else(|p| Err(OpError::new(p)));
-            values.insert(carry.cell, value.map_err(|e| failed(key, e))?);
-        }
+        let values = restored(&self.graph, &self.plan, cells)?;
         self.next = step;
         self.tell(Message::Restore(step, values))
     }
@@ -271,6 +251,36 @@ impl Runner {
     fn tell(&self, message: Message) -> Result<(), RunError> {
         self.messages.send(message).map_err(|_| RunError::Stopped)
     }
+}
+
+/// The cells of a graph as they were saved; none where none were.
+///
+/// # Errors
+/// If a cell is missing, surplus or of another shape.
+pub(crate) fn restored(
+    graph: &Graph,
+    plan: &Plan,
+    cells: &BTreeMap<String, NamedState>,
+) -> Result<BTreeMap<Endpoint, Value>, RunError> {
+    let mut values = BTreeMap::new();
+    let known: Vec<String> = graph.carries().iter().map(|c| graph.path(c.cell)).collect();
+    let failed = |cell: &str, source| RunError::Restore { cell: cell.to_owned(), source };
+    if let Some(surplus) = cells.keys().find(|key| !known.contains(key)) {
+        let message = format!("the graph has no such cell; it has {}", known.join(", "));
+        return Err(failed(surplus, OpError::new(message)));
+    }
+    for (carry, key) in graph.carries().iter().zip(&known).filter(|_| !cells.is_empty()) {
+        let state = cells.get(key).ok_or_else(|| {
+            let there: Vec<&str> = cells.keys().map(String::as_str).collect();
+            failed(key, OpError::new(format!("the state does not hold it; it holds {}", there.join(", "))))
+        })?;
+        let ty = &graph[carry.cell.node].outputs[carry.cell.port].ty;
+        let restore = ty.carry.expect("checked when it was carried").restore;
+        let shape = plan.shape(graph, carry.cell);
+        let value = guard::catch(|| restore(&shape, state)).unwrap_or_else(|p| Err(OpError::new(p)));
+        values.insert(carry.cell, value.map_err(|e| failed(key, e))?);
+    }
+    Ok(values)
 }
 
 impl Drop for Runner {

@@ -15,7 +15,7 @@ prefgraph_ops::settings! {
         pub checkpoint_minutes: f64 = 15.0,
         /// Write `adapter.safetensors` with every checkpoint, too; at the end and on interruption it is written in any case.
         pub checkpoint_adapter: bool = true,
-        /// Checkpoints that are kept; older ones are removed.
+        /// Checkpoints that are kept, at least 1; older ones are removed.
         pub keep_checkpoints: usize = 3,
         /// Steps by which nodes that read no carried state may run ahead; the data of networks on a GPU are made one step further ahead.
         pub ahead: usize = 1,
@@ -25,7 +25,7 @@ prefgraph_ops::settings! {
         pub threads: usize = 0,
         /// Where networks run: `cpu`, or a GPU such as `cuda:0`.
         pub device: String = "cpu".to_owned(),
-        /// Steps from one line on the terminal to the next, where there is no progress bar.
+        /// Steps from one line on the terminal to the next, where there is no progress bar; 0 is as 1.
         pub log_every: u64 = 1,
     }
 }
@@ -57,6 +57,8 @@ impl RunSettings {
             ("steps", "a run has at least 1 step".to_owned())
         } else if !(minutes >= 0.0 && minutes.is_finite()) {
             ("checkpoint_minutes", "0 or a positive number of minutes is needed".to_owned())
+        } else if self.keep_checkpoints == 0 {
+            ("keep_checkpoints", "at least 1 is kept, or a run could not go on".to_owned())
         } else if !is_device(&self.device) {
             ("device", DEVICES.to_owned())
         } else if self.lanes > MOST_LANES {

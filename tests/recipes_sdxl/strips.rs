@@ -78,6 +78,16 @@ fn a_strip_shows_sdxl_with_and_without_its_ip_adapter_and_what_the_steps_have_ch
 }
 
 #[test]
+fn sdxl_is_fine_tuned_on_winners_without_references() {
+    let published = Published::new();
+    let out = published.path("sft");
+    let (good, said) = train(&published, "graphs/sdxl/sft.ron", false, &out, &["--steps", "2"]);
+    assert!(good, "{said}");
+    assert_eq!(previews(&out).len(), 1);
+    assert!(out.join("adapter.safetensors").is_file() && out.join("adapter.kohya.safetensors").is_file());
+}
+
+#[test]
 fn one_negative_prompt_serves_a_batch_of_strips_whose_first_row_is_that_of_one_pair() {
     let published = Published::new();
     let strip = |out: &str, more: &[&str]| {

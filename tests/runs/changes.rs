@@ -175,3 +175,18 @@ fn a_remembered_setting_of_a_node_that_was_removed_is_forgotten() {
     let again = runs(&out, &[&resume, &["4"]]);
     assert!(!again.contains("forgotten"), "{again}");
 }
+
+#[test]
+fn what_no_acceptance_can_mend_is_said_before_it_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    runs(&out, &[&DEMO, &["--steps", "2"]]);
+    for change in ["lora.rank=4", r#"lora.targets=["attn.to_q"]"#] {
+        for accepted in [&[][..], &["--accept-changes"]] {
+            let said =
+                refused(&out, &[&["graphs/sft.ron", "--resume", "--steps", "4", "--set", change], accepted]);
+            assert!(said.contains("it cannot go on, accepted or not") && said.contains("lora."), "{said}");
+            assert!(!said.contains("--accept-changes continues"), "{said}");
+        }
+    }
+}

@@ -170,8 +170,11 @@ fn a_graph_that_trains_nothing_or_no_adapter_says_so_before_it_starts() {
     assert!(warning.unwrap() < nothing.find("step 1/1").unwrap(), "{nothing}");
     let idle = said(
         "idle",
-        r#"Graph(extends: "PARENT", carry: {"lora": "lora"}, remove: ["update", "moments", "export", "held_out*"],
-            nodes: [(id: "log", in: (metrics: ["loss.metrics"]))])"#,
+        r#"Graph(extends: "PARENT", carry: {"lora": "other"}, remove: ["update", "moments", "export", "held_out*"],
+            nodes: [
+                (id: "other", op: "lora", in: (backbone: "backbone"), with: (rank: 8)),
+                (id: "log", in: (metrics: ["loss.metrics"])),
+            ])"#,
     );
     assert!(idle.contains("warning: nothing reads a gradient of what the graph carries"), "{idle}");
     let sampled = runs(
@@ -179,4 +182,44 @@ fn a_graph_that_trains_nothing_or_no_adapter_says_so_before_it_starts() {
         &[&["graphs/sample.ron", "--steps", "1", "--set", "reference.steps=1"]],
     );
     assert!(sampled.contains("note: the graph carries nothing"), "{sampled}");
+}
+
+#[test]
+fn steps_before_a_picture_that_cannot_be_read_are_not_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    let picture = |name: &str, value: u8| {
+        let path = dir.path().join(name);
+        image::RgbImage::from_fn(64, 64, |x, y| image::Rgb([x as u8, y as u8, value])).save(&path).unwrap();
+        path
+    };
+    let mut lines = String::new();
+    for sample in 0..4u8 {
+        let (win, lose) = (format!("w{sample}.png"), format!("l{sample}.png"));
+        picture(&win, sample);
+        picture(&lose, 100 + sample);
+        lines += &format!(r#"{{"prompt": "", "refs": ["{win}"], "win": "{win}", "lose": "{lose}"}}"#);
+        lines += "\n";
+    }
+    let pairs = dir.path().join("pairs.jsonl");
+    fs::write(&pairs, lines).unwrap();
+    // Cut short: its name is there, and what it is shows when it is read.
+    let third = dir.path().join("w2.png");
+    let whole = fs::read(&third).unwrap();
+    fs::write(&third, &whole[..whole.len() / 2]).unwrap();
+    let path = format!("pairs.path={}", pairs.display());
+    let one_by_one =
+        ["--set", &path, "--set", "pairs.batch=1", "--set", "pairs.shuffle=false", "--steps", "4"];
+    let failed = graph_run(&out, &[&DEMO, &one_by_one]);
+    let said = stderr(&failed);
+    assert!(failed.status.code() == Some(1) && said.contains("w2.png"), "{said}");
+    assert!(
+        said.contains("the checkpoint of step 2") && said.contains("--resume continues from there"),
+        "{said}"
+    );
+    assert_eq!((checkpoints(&out), metrics(&out).len()), (vec![0, 2], 2));
+    fs::write(&third, whole).unwrap();
+    // The picture is another one now.
+    runs(&out, &[&["graphs/sft.ron", "--resume", "--accept-changes"]]);
+    assert_eq!(metrics(&out).len(), 4);
 }

@@ -440,3 +440,14 @@ fn paired_lists_a_cache_and_json() {
     // The headers name the graph, which is another one.
     assert!(tensors(&adapter(&variants(&out)[1])) == tensors(&adapter(&alone)));
 }
+
+#[test]
+fn variants_that_a_setting_does_not_tell_apart_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("s");
+    // `epsilon` is of another objective than the recipe's; the third variant has another rate.
+    let over = ["--over", "loss.epsilon=0.1,0.2,0.2; update.lr=1e-4,1e-4,1e-3"];
+    let (table, _) = sweep(&out, &[&over]);
+    assert!(table.contains("1, 2 have the same figures to the last digit"), "{table}");
+    assert!(!table.contains("1, 2, 3"), "{table}");
+}

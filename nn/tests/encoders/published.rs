@@ -112,7 +112,7 @@ fn sdxl_and_its_ip_adapter_without_values_open_as_networks_of_the_published_size
     assert_eq!(unet.layout().parameters, 2_567_463_684 + 340_787_200);
     assert_eq!(Resampler::open(&adapter).unwrap().parameters(), 82_961_664);
     assert_eq!(Kl::open(&path.join("vae")).unwrap().parameters(), 83_653_863);
-    assert_eq!(Clip::open(&path.join("text_encoder"), ClipModel::Pair).unwrap().parameters(), 123_060_480);
+    assert_eq!(Clip::open(&path.join("text_encoder"), ClipModel::L).unwrap().parameters(), 123_060_480);
     assert_eq!(Clip::open(&path.join("text_encoder_2"), ClipModel::BigG).unwrap().parameters(), 694_659_840);
     let (_vit, path) = hollow(Published::VitH);
     assert_eq!(Vit::open(&path).unwrap().parameters(), 632_076_800);

@@ -132,11 +132,14 @@ impl Entropy {
     }
 }
 
-/// Stretched to [0, 1]; zero where all are equal.
+/// Entropies that differ by less are those of one picture without detail, as in the reference implementation: what is left of them is rounding.
+const LEAST_SPAN: f64 = 1e-5;
+
+/// Stretched to [0, 1]; about zero where all are equal.
 fn stretched(values: &[f64]) -> impl Iterator<Item = f32> {
     let low = values.iter().copied().fold(f64::INFINITY, f64::min);
     let span = values.iter().copied().fold(f64::NEG_INFINITY, f64::max) - low;
-    values.iter().map(move |v| if span > 0.0 { ((v - low) / span) as f32 } else { 0.0 })
+    values.iter().map(move |v| ((v - low) / span.max(LEAST_SPAN)) as f32)
 }
 
 impl Operator for Entropy {
@@ -274,6 +277,18 @@ mod tests {
         };
         assert_eq!(scratch(1_000_032) - scratch(32), 2 * 8_000_000);
         assert_eq!(scratch(usize::MAX), usize::MAX);
+    }
+
+    #[test]
+    fn what_rounding_leaves_between_flat_patches_is_no_detail() {
+        let bench = Bench::new();
+        // Two patches of one grey each, whose entropies differ by less than 1e-5.
+        for (left, right) in [(12, 243), (8, 9)] {
+            let rgb = (0..16 * 32).flat_map(|i| [if i % 32 < 16 { left } else { right }; 3]).collect();
+            let op = Entropy::new(EntropySettings::default()).unwrap();
+            let ((detail,), ()) = op.forward(&bench.ctx(), (picture(1, 16, 32, rgb),)).unwrap();
+            assert!(detail.as_vec().iter().all(|v| *v < 0.1), "{:?}", detail.as_vec());
+        }
     }
 
     #[test]

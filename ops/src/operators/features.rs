@@ -3,10 +3,10 @@
 //! Shape letters: `B` batch, `C` latent channels, `H` `W` latent grid, `h` `w` token grid, `F` feature width.
 
 use dfdx::shapes::HasShape;
-use prefgraph_nn::DeviceKind;
+use prefgraph_nn::{DeviceKind, backbone::Time};
 
 use super::{
-    pass::{ConditionShapes, Conditions, forward_cost},
+    pass::{ConditionShapes, Conditions, Rows, forward_cost},
     tensors::tensor,
 };
 use crate::{
@@ -41,7 +41,14 @@ impl Features {
             image_prompt: None,
             guidance: self.0.guidance,
         };
-        conditions.check(backbone.layout(), [latents.0, latents.1, latents.2, latents.3])
+        let layout = backbone.layout();
+        if layout.time == Time::Step {
+            return Err(OpError::new(format!(
+                "features are tokens of the last block with two streams, and the {} has none: take `picture-features`, tokens of a vision encoder",
+                layout.kind
+            )));
+        }
+        conditions.check(layout, [latents.0, latents.1, latents.2, latents.3], Rows::OfSamples)
     }
 }
 

@@ -3,7 +3,7 @@
 //! Shape letters: `N` rows, `B` samples (`N` is `B`, or `2B` with winners first), `C` latent channels, `H` `W` latent
 //! grid, `R` references, `T` target tokens, `h` `w` token grid of a reference.
 
-use std::{marker::PhantomData, ops::Range, sync::Arc};
+use std::{collections::BTreeSet, marker::PhantomData, ops::Range, sync::Arc};
 
 use dfdx::shapes::{HasShape, Shape};
 use prefgraph_nn::{
@@ -12,7 +12,7 @@ use prefgraph_nn::{
 };
 
 use super::{
-    pass::{ConditionShapes, Conditions, check_adapter, forward_cost, prediction, reference_places},
+    pass::{ConditionShapes, Conditions, Rows, check_adapter, forward_cost, prediction, reference_places},
     scores::Hooks,
     tensors::{Fixed, latents_to_nn, same, tensor},
 };
@@ -60,11 +60,35 @@ impl<C: Axis, H: Axis, W: Axis> Forward<C, H, W> {
         let blocks = self.settings.hooks.blocks(layout);
         if blocks.is_empty() && self.settings.hooks != Hooks::Off {
             return Err(OpError::new(format!(
-                "hooks {:?}: the network has no such block",
-                self.settings.hooks
+                "hooks {}: the {} has no such block",
+                self.settings.hooks.name(),
+                layout.kind
             )));
         }
+        if let Some(cells) = self.settings.hook_cells {
+            self.check_cells(cells, layout)?;
+        }
         Ok(blocks)
+    }
+
+    /// Has the network blocks whose pixels are so wide?
+    fn check_cells(&self, cells: usize, layout: &nn::BackboneLayout) -> Result<(), OpError> {
+        let there: BTreeSet<usize> = layout.block_cells.iter().copied().collect();
+        if there.contains(&cells) {
+            return Ok(());
+        }
+        let there: Vec<String> = there.iter().map(usize::to_string).collect();
+        Err(OpError::new(match &there[..] {
+            [] => format!(
+                "hook_cells: all blocks of the {} have the same tokens, of which none are left out: leave it out",
+                layout.kind
+            ),
+            there => format!(
+                "hook_cells {cells}: pixels of the {}'s cross-attentions are {} latent cells wide",
+                layout.kind,
+                there.join(" or ")
+            ),
+        }))
     }
 
     /// Token weights of every reference: its mask, or ones.
@@ -96,7 +120,7 @@ impl<C: Axis, H: Axis, W: Axis> Forward<C, H, W> {
 }
 
 /// References that share out image tokens, and the tokens of each: as many as there are masks, which have no other use there, since image tokens stand for no place
-/// in a picture.
+/// in a picture. Each must have all that the resampler makes of a picture: averaged ones are of no reference alone.
 fn shares(
     layout: &nn::BackboneLayout,
     given: usize,
@@ -109,7 +133,14 @@ fn shares(
             "image_prompt has {tokens} tokens, which {count} references (those of reference_masks) cannot share equally"
         )));
     }
-    Ok((count, tokens / count))
+    let each = tokens / count;
+    match layout.queries {
+        Some(queries) if count > 1 && queries != each => Err(OpError::new(format!(
+            "image_prompt has {tokens} tokens for {count} references (those of reference_masks), and the IP-Adapter makes {queries} of each picture: \
+             scores need the tokens of every reference, `together: concatenated` at the node that makes them"
+        ))),
+        _ => Ok((count, each)),
+    }
 }
 
 fn cost_on<C: Axis, H: Axis, W: Axis>(
@@ -188,10 +219,12 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
             image_prompt: image_prompt.as_ref(),
             guidance: self.settings.guidance,
         };
-        conditions.check(layout, x_t.concrete())?;
+        conditions.check(layout, x_t.concrete(), Rows::OfPairs)?;
         check_adapter(layout, &adapter.0)?;
         let grids = conditions.reference_grids();
         let count = match image_prompt {
+            // What is not scored need not be shared out.
+            Some(_) if self.blocks(layout)?.is_empty() => 0,
             Some(tokens) => shares(layout, tokens.1, masks.as_ref().map(|masks| masks.0.len()))?.0,
             None => grids.len(),
         };
@@ -322,5 +355,56 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Forward<C, H, W> {
             _ => None,
         };
         Ok((None, adapter, None, None, None, None, None, None, None, None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        operators::{
+            backbone::{Backbone, BackboneKind, BackboneSettings},
+            testing::case,
+        },
+        settings::DataPath,
+    };
+
+    fn layout(kind: BackboneKind, weights: &str, ip_adapter: &str) -> nn::BackboneLayout {
+        let ip_adapter = match ip_adapter {
+            "" => DataPath::default(),
+            file => DataPath(case(weights).join(file)),
+        };
+        let settings =
+            BackboneSettings { kind, weights: DataPath(case(weights)), ip_adapter, ..Default::default() };
+        Backbone::new(settings).unwrap().shapes((), 0).unwrap().0.layout().clone()
+    }
+
+    #[test]
+    fn cells_of_hooks_are_those_of_a_cross_attention_and_none_of_a_flux() {
+        let unet = layout(BackboneKind::Sdxl, "sdxl_ipa", "ip-adapter-plus_sdxl.safetensors");
+        let blocks = |layout: &nn::BackboneLayout, hook_cells| {
+            let settings = ForwardSettings { hooks: Hooks::All, hook_cells, ..Default::default() };
+            Forward::<usize, usize, usize>::new(settings).unwrap().blocks(layout).map_err(|e| e.to_string())
+        };
+        let all = blocks(&unet, None).unwrap();
+        assert_eq!(all.len(), unet.block_cells.len());
+        for cells in &unet.block_cells {
+            assert_eq!(blocks(&unet, Some(*cells)), Ok(all.clone()));
+        }
+        let error = blocks(&unet, Some(3)).unwrap_err();
+        assert!(error.contains("hook_cells 3") && error.contains("latent cells wide"), "{error}");
+        let flux = layout(BackboneKind::FluxUno, "flux_uno", "");
+        assert!(blocks(&flux, Some(2)).unwrap_err().contains("leave it out"));
+    }
+
+    #[test]
+    fn image_tokens_are_shared_out_only_where_each_reference_has_those_of_a_picture() {
+        let unet = layout(BackboneKind::Sdxl, "sdxl_ipa", "ip-adapter-plus_sdxl.safetensors");
+        let queries = unet.queries.unwrap();
+        assert_eq!(shares(&unet, 2 * queries, Some(2)).unwrap(), (2, queries));
+        assert_eq!(shares(&unet, queries, Some(1)).unwrap(), (1, queries));
+        // Averaged tokens of two pictures.
+        let error = shares(&unet, queries, Some(2)).unwrap_err().to_string();
+        assert!(error.contains("together: concatenated"), "{error}");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Shape letters: `B` batch, `h` `w` focus grid.
 
-use dfdx::shapes::{Const, HasShape};
+use dfdx::shapes::{Const, HasShape, Shape};
 
 use super::tensors::{mask, same, tensor};
 use crate::{
@@ -90,11 +90,12 @@ impl Operator for Fuse {
         ),
         MetricDoc::per_sample(
             "fused",
-            "1 where the coverage is at most tau, so that detail is blended in; 0 where the structure mask is used alone.",
+            "1 where the coverage is at most tau, so that detail is blended in; 0 where the structure mask is used alone, or none of both: in `mode: \
+             detail`, and of samples without a prior.",
         ),
         MetricDoc::per_sample(
             "mask_mean",
-            "Mean of the focus mask over all cells: 1 is the whole picture, 0 is no gradient.",
+            "Mean of the focus mask over all cells: 1 is the whole picture, 0 is no gradient of the preference.",
         ),
         MetricDoc::per_sample(
             "prior_mean",
@@ -127,9 +128,12 @@ impl Operator for Fuse {
             [("structure", self.needs().0, structure), ("detail", self.needs().1, detail)]
         {
             match found {
-                Some(found) => same(&format!("`{name}`"), found, "`prior`", prior)?,
+                Some(found) => same(&format!("`{name}`"), found.concrete(), "`prior`", prior.concrete())?,
                 None if needed => {
-                    return Err(OpError::new(format!("mode {:?} needs the input `{name}`", self.0.mode)));
+                    return Err(OpError::new(format!(
+                        "mode `{}` needs the input `{name}`",
+                        self.0.mode.name()
+                    )));
                 }
                 None => {}
             }

@@ -10,6 +10,7 @@ use crate::{
     ports::{List, ListShape, Mask, Scores},
     row_major::RowMajor,
     settings::Nothing,
+    words::count,
 };
 
 /// M' of every subject: the `K_r` target tokens most similar to its reference, `K_r` being the number of cells that
@@ -44,8 +45,8 @@ impl Operator for HookAttention {
     fn shapes(&self, (scores, priors): InShapes<Self>, _: usize) -> Result<OutShapes<Self>, OpError> {
         if scores.0.is_empty() && !priors.0.is_empty() {
             return Err(OpError::new(format!(
-                "there are {} priors but no scores: set `hooks: all` on the node that gives the scores",
-                priors.0.len()
+                "{} came without scores: set `hooks: all` on the node that gives the scores",
+                count(priors.0.len(), "prior")
             )));
         }
         same("the number of scored references", scores.0.len(), "the number of priors", priors.0.len())?;
@@ -66,11 +67,9 @@ impl Operator for HookAttention {
                 scores.chunks_exact(tokens).zip(prior.chunks_exact(tokens)).enumerate()
             {
                 if let Some(at) = scores.iter().position(|s| !s.is_finite()) {
-                    return Err(OpError::diverged(format!(
-                        "sample {b}: the score of reference {r} at token {at} is {}: the training has diverged, or an input holds \
-                         values that are not finite",
-                        scores[at]
-                    )));
+                    let score = scores[at];
+                    let what = format!("sample {b}: the score of reference {r} at token {at} is {score}");
+                    return Err(OpError::not_finite(ctx.step, what));
                 }
                 matched.extend(top(scores, prior.iter().filter(|p| **p > 0.5).count()));
             }

@@ -11,7 +11,7 @@ use crate::{
 settings! {
     /// Settings of [`Log`].
     pub struct LogSettings {
-        /// Record at every so-many-th step, counted from the first; 0 means only at the end of the run. In between, what only this node reads is not computed.
+        /// Record every so many steps, counted from the first; 0 means only at the end of the run. In between, what only this node reads is not computed.
         pub every: u64 = 1,
         /// Record at this many steps in a row, up to and including each of those. A held-out set that is read batch by batch needs as many as it has batches.
         pub over: u64 = 1,

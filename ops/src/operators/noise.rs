@@ -103,7 +103,12 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Noise<C, H, W> {
             same("x0_l", loser.concrete(), "x0_w", winner.concrete())?;
         }
         same("the batch of t", time.batch, "that of x0_w", batch)?;
-        same("the process of t", time.process, "the process of this node", self.settings.process)?;
+        same(
+            "the process of t",
+            time.process.name(),
+            "the process of this node",
+            self.settings.process.name(),
+        )?;
         if let Some(eps) = eps {
             same("batch and channels of eps", (eps.0, eps.1), "those of x0_w", (batch, channels.size()))?;
             if eps.2 < height.size() || eps.3 < width.size() {
@@ -328,7 +333,7 @@ mod tests {
     fn a_time_of_another_process_is_refused_by_name() {
         let time = TimeShape { batch: 1, process: Process::DdpmEps };
         let error = noise(Process::Flow).shapes(((1, 1, 2, 2), None, time, None), 0).unwrap_err().to_string();
-        assert!(error.contains("DdpmEps") && error.contains("Flow"), "{error}");
+        assert!(error.contains("ddpm_eps") && error.contains("flow"), "{error}");
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::{
     role::As,
     row_major::RowMajor,
     shape::Axis,
+    words::count,
 };
 
 /// The conditions of a pass: time, text, pooled text, and references, as latents or as image tokens.
@@ -123,14 +124,29 @@ fn check_latents(layout: &BackboneLayout, what: &str, dims: [usize; 4]) -> Resul
     Err(OpError::new(format!("{what} has a grid of {width} x {height} cells (width x height): {why}")))
 }
 
+/// How many rows of latents there may be of each sample of conditions.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// One.
+    OfSamples,
+    /// One, or those of all winners and then those of all losers.
+    OfPairs,
+}
+
 impl ConditionShapes<'_> {
     /// Do they fit the network and rows of latents with these axes?
-    pub(crate) fn check(&self, layout: &BackboneLayout, x_t: [usize; 4]) -> Result<(), OpError> {
+    pub(crate) fn check(&self, layout: &BackboneLayout, x_t: [usize; 4], of: Rows) -> Result<(), OpError> {
         check_latents(layout, "x_t", x_t)?;
         let (rows, samples) = (x_t[0], self.text.0);
-        if samples == 0 || !rows.is_multiple_of(samples) {
+        if samples == 0 || rows != samples && (of == Rows::OfSamples || rows != 2 * samples) {
+            let wanted = match of {
+                Rows::OfSamples => "one row for each sample",
+                Rows::OfPairs => "one row for each sample, or two, its winner's and its loser's,",
+            };
             return Err(OpError::new(format!(
-                "x_t has {rows} rows and text {samples} samples: rows must be whole repetitions of the samples"
+                "x_t has {} and text {}: {wanted} is needed",
+                count(rows, "row"),
+                count(samples, "sample")
             )));
         }
         if self.t.batch != rows && self.t.batch != samples {
@@ -316,6 +332,39 @@ mod tests {
         },
         settings::DataPath,
     };
+
+    #[test]
+    fn rows_are_one_for_each_sample_or_those_of_winners_and_losers() {
+        let settings = BackboneSettings { weights: DataPath(case("flux_uno")), ..Default::default() };
+        let (backbone,) = Backbone::new(settings).unwrap().shapes((), 0).unwrap();
+        let layout = backbone.layout();
+        let check = |rows: usize, samples: usize, of: Rows| {
+            let time = TimeShape { batch: rows, process: crate::ports::Process::Flow };
+            let conditions = ConditionShapes {
+                t: &time,
+                text: &(samples, 5, layout.text_width),
+                pooled: &(samples, layout.pooled_width),
+                references: None,
+                sizes: None,
+                image_prompt: None,
+                guidance: layout.guidance.then_some(1.0),
+            };
+            conditions.check(layout, [rows, layout.channels, 4, 4], of).map_err(|e| e.to_string())
+        };
+        for (rows, samples, of) in [(2, 2, Rows::OfSamples), (2, 2, Rows::OfPairs), (4, 2, Rows::OfPairs)] {
+            check(rows, samples, of).unwrap();
+        }
+        for (rows, samples, of) in [
+            (4, 2, Rows::OfSamples),
+            (6, 2, Rows::OfPairs),
+            (8, 2, Rows::OfPairs),
+            (2, 4, Rows::OfPairs),
+            (3, 2, Rows::OfPairs),
+        ] {
+            let error = check(rows, samples, of).unwrap_err();
+            assert!(error.contains(&format!("x_t has {rows} rows and text {samples} samples")), "{error}");
+        }
+    }
 
     #[test]
     fn a_grid_that_a_network_does_not_take_is_refused_with_those_that_it_takes() {

@@ -9,7 +9,7 @@ use dfdx::shapes::{HasShape, Shape};
 use prefgraph_nn::{DeviceKind, Probe};
 
 use super::{
-    pass::{ConditionShapes, Conditions, forward_cost, prediction, reference_places},
+    pass::{ConditionShapes, Conditions, Rows, forward_cost, prediction, reference_places},
     tensors::Fixed,
 };
 use crate::{
@@ -85,7 +85,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Reference<C, H, W> {
             image_prompt: image_prompt.as_ref(),
             guidance: self.settings.guidance,
         };
-        conditions.check(backbone.layout(), x_t.concrete())?;
+        conditions.check(backbone.layout(), x_t.concrete(), Rows::OfPairs)?;
         Ok((x_t,))
     }
 

@@ -40,9 +40,9 @@ settings! {
         pub repeat: u64 = 0,
         /// Samples in a batch, where no `x0` is connected.
         pub batch: usize = 1,
-        /// The smallest sigma, or for DDPM the smallest timestep divided by 1000; larger draws only.
+        /// The smallest sigma, or for DDPM the smallest timestep divided by 1000: draws of [0, 1] are squeezed into [min, max], and none is left out.
         pub min: f64 = 0.0,
-        /// The largest sigma, or for DDPM the end of the timesteps divided by 1000.
+        /// The largest sigma, or for DDPM the end of the timesteps divided by 1000; likewise.
         pub max: f64 = 1.0,
         /// Of `shifted`: 3 for a picture of 1024 pixels a side.
         pub shift: f64 = 3.0,

@@ -201,7 +201,7 @@ impl Operator for WeightedLoss {
                 let what = format!("sample {sample} (`{id}`) at time {t}: {name} is not finite");
                 // A target or a quality that is not finite is no fault of what is trained.
                 match pass.is_given(sample) {
-                    true => OpError::diverged(format!("{what}: the training has diverged")),
+                    true => OpError::not_finite(ctx.step, what),
                     false => OpError::new(format!(
                         "{what}: its target or its quality holds values that are not finite"
                     )),

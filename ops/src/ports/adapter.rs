@@ -196,7 +196,8 @@ pub struct Moments {
     pub micro_batches: u64,
     /// Updates made.
     pub updates: u64,
-    /// Sum of the learning rates of all updates: AdamW moves no weight further, weight decay aside.
+    /// Sum of the learning rates of all updates: AdamW moves a weight about so far at most, weight decay aside. Where its gradient grows, it
+    /// can be half as much again.
     pub travel: f64,
 }
 

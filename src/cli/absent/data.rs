@@ -38,7 +38,7 @@ impl Sizes {
 }
 
 /// Write them into the file, with pictures beside it that begin with its name; what they are in words. All have one
-/// winner, which `number` tells from that of other files.
+/// winner and one reference, which `number` tells from those of other files.
 pub(super) fn write(file: &Path, sizes: Sizes, number: usize) -> io::Result<String> {
     let folder = file.parent().unwrap_or(Path::new(""));
     fs::create_dir_all(folder)?;
@@ -59,7 +59,7 @@ pub(super) fn write(file: &Path, sizes: Sizes, number: usize) -> io::Result<Stri
         )
     };
     colour(&lose, picture, [128; 3])?;
-    colour(&reference_picture, reference, [64; 3])?;
+    colour(&reference_picture, reference, [64, number as u8, 0])?;
     area(&subject, picture)?;
     area(&mask, reference)?;
     colour(&win, picture, [number as u8, 0, 0])?;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use prefgraph_nn::lora::AdapterFile;
-use prefgraph_ops::words::{count, form};
+use prefgraph_ops::words::{count, form, printable};
 
 use super::{opened::Opened, paths};
 use crate::cli::{Failure, system};
@@ -45,13 +45,13 @@ fn listing(file: &AdapterFile) -> String {
         text += &format!("  {} of text encoders, which {are} not read\n", count(left, "tensor"));
     }
     for (kind, linears) in file.kinds() {
-        text += &format!("  {linears:>4}  {kind}\n");
+        text += &format!("  {linears:>4}  {}\n", printable(&kind));
     }
     if !file.metadata().is_empty() {
         text += "header:\n";
     }
     for (key, value) in file.metadata() {
-        text += &format!("  {key}: {}\n", short(value));
+        text += &format!("  {}: {}\n", printable(key), printable(&short(value)));
     }
     text
 }

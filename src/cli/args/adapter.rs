@@ -29,7 +29,7 @@ pub(in crate::cli) struct Convert {
     /// The file to write
     #[arg(value_parser = path())]
     pub output: PathBuf,
-    /// The format to write
+    /// The format to write: diffusers, which diffusers and ComfyUI load, kohya, which ComfyUI and kohya's scripts load, or uno
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     pub to: AdapterFormat,
     /// The FLUX transformer or the U-Net that the adapter is for, a folder or a file: names and widths are compared with it

@@ -9,8 +9,11 @@ mod report;
 
 use std::path::Path;
 
-use prefgraph_ops::operators::pairs::{
-    MAX_PIXELS, Pairs, PairsSettings, Report, check as check_pairs, check_settings, locate,
+use prefgraph_ops::{
+    operators::pairs::{
+        MAX_PIXELS, Pairs, PairsSettings, Report, check as check_pairs, check_settings, locate,
+    },
+    words::count,
 };
 use serde_json::json;
 
@@ -106,9 +109,16 @@ fn as_text(value: &serde_json::Value) -> String {
     format!("{value:#}\n")
 }
 
+/// Bad samples that are listed: a whole file of another kind would fill the screen.
+const LISTED: usize = 20;
+
 fn show_bad(path: &Path, report: &Report) {
-    for row in &report.bad {
+    for row in report.bad.iter().take(LISTED) {
         say!("{}: {row}", path.display());
+    }
+    if report.bad.len() > LISTED {
+        let more = count(report.bad.len() - LISTED, "more bad sample");
+        say!("{}: {more}; --bad FILE writes all of them", path.display());
     }
     if let Some(refusal) = &report.refusal {
         say!("{}: {refusal}", path.display());

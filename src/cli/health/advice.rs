@@ -51,7 +51,7 @@ impl Health {
                     }
                     Some(size) => format!("the mean size of a logit is {:.1e}", size.value),
                     None => format!(
-                        "no weight can have moved further than {:.1e}",
+                        "weights can have moved by about {:.1e} at most",
                         self.latest.travel.unwrap_or_default()
                     ),
                 };

@@ -228,11 +228,20 @@ impl Measured {
             )
         });
         Some(match best {
-            Some(Best { at, criterion, adapter: _, formats, .. }) => {
+            Some(Best { at, criterion, summary, adapter: _, formats }) => {
                 let file = formats.first().map(|format| format.file_name("adapter")).unwrap_or_default();
                 let path = folder.join(&self.folder).join(file);
+                let frozen = frozen(*criterion, summary);
+                let of_frozen = frozen.map_or_else(String::new, |frozen| {
+                    let none = if at.value < frozen { "" } else { ", and none was better than that" };
+                    format!("; the frozen network {}{none}", shown(*criterion, frozen))
+                });
+                let barred = match last.value < at.value {
+                    true => ", with an error on winners above the frozen network's",
+                    false => "",
+                };
                 format!(
-                    "best step {} of {made} by {} {} (last {}), of {measurements}: `{}`{aside}",
+                    "best step {} of {made} by {} {} (last {}{barred}{of_frozen}), of {measurements}: `{}`{aside}",
                     at.made,
                     name(*criterion),
                     shown(*criterion, at.value),
@@ -242,7 +251,7 @@ impl Measured {
             }
             None => format!(
                 "no best step: the error on held-out winners, under the mask (`w_diff`) or of whole pictures (`plain_w_diff`), was above the frozen \
-                 network's, or no finite number, in {}{aside}",
+                 network's or not finite in {}{aside}",
                 if *count == 1 { "the only measurement".into() } else { format!("all {count} measurements") }
             ),
         })
@@ -308,6 +317,14 @@ fn name(criterion: Criterion) -> &'static str {
     match criterion {
         Criterion::Loss => "held-out loss",
         Criterion::Winner => "the held-out winners' error against the frozen network's,",
+    }
+}
+
+/// What the frozen network has by a criterion, where it is not 0 by what is compared.
+fn frozen(criterion: Criterion, summary: &Metrics) -> Option<f64> {
+    match (criterion, summary.get(&format!("{ALL}.ref_loss"))) {
+        (Criterion::Loss, Some(Metric::Number(value))) => Some(*value),
+        _ => None,
     }
 }
 

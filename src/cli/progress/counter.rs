@@ -1,13 +1,11 @@
 //! Progress of a counted task: a bar, or a line every few seconds.
 
-use std::{
-    io::IsTerminal,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use prefgraph_ops::words::count;
 
+use super::draws_bars;
 use crate::cli::{say::say, system};
 
 /// How far something counted is.
@@ -22,7 +20,7 @@ pub(in crate::cli) struct Counter {
 impl Counter {
     /// Up to `all`.
     pub fn new(what: &'static str, all: usize) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = draws_bars().then(|| {
             let bar = ProgressBar::with_draw_target(Some(all as u64), ProgressDrawTarget::stderr());
             let template = "{msg} {bar:24} {pos}/{len}  eta {eta}";
             bar.set_style(

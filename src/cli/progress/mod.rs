@@ -26,6 +26,11 @@ const _: () = assert!(SMOOTH == 20);
 /// Mapped pages below this are not worth a word.
 const MUCH: u64 = 1 << 28;
 
+/// Is standard error a terminal that can be drawn on? Elsewhere lines follow one another.
+pub(super) fn draws_bars() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
 /// The progress of a run.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
@@ -41,7 +46,7 @@ pub(super) struct Progress {
 impl Progress {
     /// From step `start` to `steps`; a line every so many steps where there is no terminal.
     pub fn new(start: u64, steps: u64, every: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = draws_bars().then(|| {
             let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
             let template = "{bar:24} {pos}/{len}  {prefix}  eta {eta}\n{wide_msg}";
             bar.set_style(

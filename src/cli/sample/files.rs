@@ -5,12 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use prefgraph_nn::files::write_atomically;
+use prefgraph_nn::{files::write_atomically, lora::AdapterFormat};
 use prefgraph_ops::ports::Images;
 
 use crate::cli::Failure;
 
-/// Characters of the prompt in a name.
+/// Bytes of the prompt in a name.
 const WORDS: usize = 40;
 
 /// Existing files that a message names.
@@ -20,16 +20,31 @@ const LISTED: usize = 3;
 pub(super) fn name(prompt: &str, seed: u64) -> String {
     let mut name = String::new();
     let lower = prompt.to_lowercase();
-    for word in lower.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()) {
-        if name.len() + word.len() > WORDS {
+    for word in lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
+        let left = WORDS.saturating_sub(name.len());
+        // Of a first word that is longer, as of a sentence without spaces, the beginning.
+        let whole = word.len() <= left;
+        let word = match (whole, name.is_empty()) {
+            (true, _) => word,
+            (false, true) => &word[..word.floor_char_boundary(left)],
+            (false, false) => break,
+        };
+        name.extend([word, "-"]);
+        if !whole {
             break;
         }
-        name.extend([word, "-"]);
     }
     if name.is_empty() {
         name.push_str("picture-");
     }
     format!("{name}seed-{seed}.png")
+}
+
+/// The adapter in the folder of a run, where the graph is the one that the run wrote there.
+pub(super) fn trained_beside(graph: &Path) -> Option<PathBuf> {
+    let of_run = graph.file_name().is_some_and(|name| name == "graph.ron");
+    let path = graph.with_file_name(AdapterFormat::Diffusers.file_name("adapter"));
+    (of_run && path.is_file()).then_some(path)
 }
 
 /// Refuse to write over pictures, unless that was asked for.
@@ -138,12 +153,14 @@ mod tests {
     fn names_have_the_first_words_and_the_seed() {
         assert_eq!(name("A dog, on a beach!", 7), "a-dog-on-a-beach-seed-7.png");
         assert_eq!(name("../../etc/passwd", 0), "etc-passwd-seed-0.png");
-        assert_eq!(name("犬", 1), "picture-seed-1.png");
+        assert_eq!(name("海辺の犬!", 1), "海辺の犬-seed-1.png");
+        assert_eq!(name("🐕", 1), "picture-seed-1.png");
         assert_eq!(
             name(&"seven77 ".repeat(30), 1),
             format!("{}seed-1.png", "seven77-".repeat(5)),
             "whole words"
         );
-        assert_eq!(name(&"x".repeat(300), 1), "picture-seed-1.png");
+        assert_eq!(name(&"x".repeat(300), 1), format!("{}-seed-1.png", "x".repeat(40)));
+        assert_eq!(name(&"犬".repeat(300), 1), format!("{}-seed-1.png", "犬".repeat(13)), "whole characters");
     }
 }

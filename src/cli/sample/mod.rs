@@ -51,6 +51,9 @@ pub(super) fn sample(args: &args::Sample, registry: &Registry) -> Result<u8, Fai
     };
     let easel = Easel::new(&parts, &wanted, args.threads, &device_of(&outline, args.device.as_deref())?)?;
     introduce(&easel.drawing, &wanted, seeds.len());
+    if let Some(trained) = files::trained_beside(&args.graph).filter(|_| args.adapter.is_none()) {
+        say!("  what this run has trained is not used: --adapter {} draws with it", trained.display());
+    }
     files::make_folder(&args.out)?;
     for (seed, path) in seeds.into_iter().zip(paths) {
         let about = easel.about(&args.prompt, &args.references, &wanted, seed, outline.name());

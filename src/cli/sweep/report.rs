@@ -38,6 +38,17 @@ impl Row<'_> {
     }
 }
 
+impl Row<'_> {
+    /// Are all figures of both the same, to the bit?
+    fn has_figures_of(&self, other: &Self) -> bool {
+        let bits = |p: &Point| (p.steps, p.mean.value.to_bits(), p.mean.error.to_bits());
+        let figures = |row: &Self| -> Vec<(String, Vec<_>)> {
+            row.measures.iter().map(|m| (m.name.clone(), m.points.iter().map(bits).collect())).collect()
+        };
+        figures(self) == figures(other)
+    }
+}
+
 /// Everything that the folders of the variants say, after so many steps.
 pub(super) struct Report<'a> {
     sweep: &'a Sweep,
@@ -90,6 +101,18 @@ impl<'a> Report<'a> {
         let value = |row: &Row<'_>| row.last(name).map(|p| sign * p.mean.value).filter(|v| v.is_finite());
         let found = self.rows.iter().enumerate().filter_map(|(at, row)| Some((at, value(row)?)));
         found.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(at, _)| at)
+    }
+
+    /// The numbers of variants of which every figure is the same.
+    fn without_difference(&self) -> Vec<Vec<u32>> {
+        let mut groups: Vec<(&Row<'_>, Vec<u32>)> = Vec::new();
+        for row in self.rows.iter().filter(|row| row.diverged.is_none() && !row.measures.is_empty()) {
+            match groups.iter_mut().find(|(first, _)| first.has_figures_of(row)) {
+                Some((_, numbers)) => numbers.push(row.variant.number),
+                None => groups.push((row, vec![row.variant.number])),
+            }
+        }
+        groups.into_iter().map(|(_, numbers)| numbers).filter(|numbers| numbers.len() > 1).collect()
     }
 
     /// Measures in the order of the table and the figure.
@@ -145,6 +168,13 @@ impl<'a> Report<'a> {
             lines.push(cells);
         }
         let mut text = aligned(&lines);
+        for same in self.without_difference() {
+            let numbers: Vec<String> = same.iter().map(u32::to_string).collect();
+            text += &format!(
+                "{} have the same figures to the last digit: what is varied between them has no effect on this graph\n",
+                numbers.join(", ")
+            );
+        }
         if self.rows.len() > 1 && shown.iter().any(|name| self.best(name).is_some()) {
             text += "* the best of its column; the others may differ from it by chance: compare with the standard errors\n";
         }

@@ -95,6 +95,7 @@ impl Resume<'_> {
         Resuming {
             folder,
             graph: variant.graph(),
+            plan: &variant.plan,
             resolved: &variant.loaded.resolved,
             steps: self.sweep.all.run.steps,
             registry: self.registry,

@@ -131,13 +131,12 @@ pub(super) fn load_some(
     let first = &variants[0].loaded;
     let settings = first.settings();
     notes.extend(prepare::other_steps(&first.graph, &settings, first.run.steps));
-    let levers = prepare::levers(&settings);
     let cache = cache.map(|cache| {
         let status = cache.status();
         (cache, status)
     });
     let (resolved, sets, args) = (first.resolved.clone(), first.sets.clone(), args.clone());
-    let all = Prepared { graph, plan, run, resolved, sets, notes, levers, settings, args, cache };
+    let all = Prepared { graph, plan, run, resolved, sets, notes, settings, args, cache };
     let one_loss = has_one_loss(&variants);
     Ok(Sweep { overs, variants, joined, one_loss, all })
 }

@@ -222,6 +222,8 @@ impl FluxConfig {
             guidance: self.guidance_embeds,
             sizes: false,
             image_tokens: false,
+            queries: None,
+            block_cells: Vec::new(),
             pictures: None,
             linears: Linears::new(&NAMES, self.linears()),
             parameters: self.tensors().iter().map(|(_, s)| s.iter().product::<usize>()).sum(),

@@ -16,6 +16,8 @@ use crate::{
 
 /// What the modules of a file are called, in the order of [`IMAGE_PROMPT`].
 const MODULES: [&str; 2] = ["to_k_ip", "to_v_ip"];
+/// The queries of a resampler, `[1, Q, E]`.
+const LATENTS: &str = "image_proj.latents";
 /// What stands before the number of an attention.
 const PREFIX: &str = "ip_adapter.";
 
@@ -24,6 +26,7 @@ const PREFIX: &str = "ip_adapter.";
 pub(super) struct ImagePromptFiles {
     /// By the name of the linear.
     views: HashMap<String, TensorView>,
+    queries: Option<usize>,
 }
 
 impl ImagePromptFiles {
@@ -48,7 +51,13 @@ impl ImagePromptFiles {
         files.expect_exactly_under(PREFIX, &expected)?;
         let views = names.into_iter().zip(&expected);
         let views = views.map(|(linear, (name, _))| Ok((linear, TensorView::whole(&files, name)?)));
-        Ok(Self { views: views.collect::<Result<_>>()? })
+        let queries = files.info(LATENTS).and_then(|info| info.shape.get(1).copied());
+        Ok(Self { views: views.collect::<Result<_>>()?, queries })
+    }
+
+    /// Image tokens that the file's resampler makes of a picture, if it has one.
+    pub fn queries(&self) -> Option<usize> {
+        self.queries
     }
 
     /// Where the linears stand in the file.

@@ -87,6 +87,20 @@ impl UNetConfig {
         all
     }
 
+    /// Latent cells along each side of a pixel at each cross-attention.
+    fn block_cells(&self) -> Vec<usize> {
+        let (mut cells, mut all) = (1, Vec::new());
+        for step in steps(self) {
+            match step.stage {
+                Stage::Transformer { depth, .. } => all.extend(std::iter::repeat_n(cells, depth)),
+                Stage::Down { .. } => cells *= 2,
+                Stage::Up { .. } => cells /= 2,
+                Stage::Resnet { .. } => {}
+            }
+        }
+        all
+    }
+
     /// The tensors of keys and values of image tokens, as an IP-Adapter's file names them.
     pub(crate) fn image_prompt_tensors(&self) -> Vec<(String, Vec<usize>)> {
         keys_and_values(self).into_iter().map(|(_, tensor)| tensor).collect()
@@ -98,10 +112,7 @@ impl UNetConfig {
         let of_image_prompt = linears.iter().filter(|l| is_of_image_prompt(&l.name));
         let image_parameters: usize = of_image_prompt.map(|l| l.inputs * l.outputs).sum();
         let parameters: usize = self.tensors().iter().map(|(_, s)| s.iter().product::<usize>()).sum();
-        let crossings = |step: &Step| match step.stage {
-            Stage::Transformer { depth, .. } => depth,
-            _ => 0,
-        };
+        let block_cells = self.block_cells();
         BackboneLayout {
             kind: if image_prompt { "sdxl-ip-adapter" } else { "sdxl" }.into(),
             channels: self.in_channels,
@@ -110,12 +121,14 @@ impl UNetConfig {
             text_width: self.cross_attention_dim,
             pooled_width: self.pooled_width().unwrap_or(0),
             width: self.sinusoid(),
-            blocks: steps(self).iter().map(crossings).sum(),
+            blocks: block_cells.len(),
             heads: self.heads_per_block().of(0).unwrap_or(0),
             time: Time::Step,
             guidance: false,
             sizes: true,
             image_tokens: image_prompt,
+            queries: None,
+            block_cells,
             pictures: None,
             linears: Linears::new(&NAMES, linears),
             parameters: parameters + image_parameters,
@@ -144,6 +157,9 @@ mod tests {
         assert_eq!(layout.parameters, 2_567_463_684);
         let linears = layout.linears.iter().filter(|l| l.window.is_none()).count();
         assert_eq!((layout.blocks, layout.pooled_width, linears), (70, 1280, 722));
+        // Four at the second level on the way down and six on the way up, all others at the third.
+        let at = |cells: usize| layout.block_cells.iter().filter(|c| **c == cells).count();
+        assert_eq!((at(1), at(2), at(4)), (0, 10, 60));
         // 17 residual blocks, 11 of which change their channels, two halvings, two doublings, the first and the last.
         assert_eq!(layout.linears.len(), 722 + 2 * 17 + 11 + 2 + 2 + 2);
         // 340.8 million of the IP-Adapter's keys and values.

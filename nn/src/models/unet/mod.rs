@@ -157,6 +157,7 @@ impl<D: Device> UNet<D> {
             None => None,
         };
         let mut layout = config.layout(image_prompt.is_some());
+        layout.queries = image_prompt.as_ref().and_then(ImagePromptFiles::queries);
         let mut places: BTreeMap<_, _> = image_prompt.iter().flat_map(ImagePromptFiles::places).collect();
         let resampler = match &options.image_prompt {
             Some(ImagePrompt { path, resampler: ResamplerUse::Inside { tokens }, .. }) => {

@@ -15,7 +15,7 @@ settings! {
         pub mapping: DataPath = DataPath::default(),
         /// Are photographs compared with the other photographs of their subject, in place of pictures?
         pub real: bool = false,
-        /// Is it scored what is there, where pictures are missing, surplus or of another size?
+        /// Score only what is there, where pictures are missing, surplus or of another size?
         pub incomplete: bool = false,
         /// Rows of pixels that every picture must have; the preset's where it is not given, and those of the first picture where that states none.
         pub height: Option<usize> = None,

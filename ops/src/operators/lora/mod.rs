@@ -65,7 +65,7 @@ impl From<Init> for lora::Init {
 pub struct Lora {
     settings: LoraSettings,
     file: Option<Start>,
-    /// The layout of the last backbone seen, so that all adapters of a run share one.
+    /// The layout for the first backbone seen, so that all adapters of a run share one.
     layout: OnceLock<Arc<AdapterLayout>>,
 }
 

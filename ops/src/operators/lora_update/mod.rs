@@ -95,8 +95,8 @@ impl Operator for LoraUpdate {
         }
         if s.schedule != Schedule::Constant && s.steps == 0 {
             return Err(OpError::new(format!(
-                "schedule {:?} ends with the run: `steps` is needed, most simply `steps: \"@run.steps\"`",
-                s.schedule
+                "schedule `{}` ends with the run: `steps` is needed, most simply `steps: \"@run.steps\"`",
+                s.schedule.name()
             )));
         }
         let op = Self(s);
@@ -140,12 +140,12 @@ impl Operator for LoraUpdate {
         };
         let line = match self.updates() {
             0 if s.steps == 0 => format!(
-                "AdamW, lr {:e}: no value moves further than about {:.3e} in 1000 updates{batches}",
+                "AdamW, lr {:e}: values move by about {:.3e} at most in 1000 updates{batches}",
                 s.lr,
                 self.travel(1000)
             ),
             updates => format!(
-                "AdamW, lr {:e}: no value moves further than about {:.3e} in {}{batches}",
+                "AdamW, lr {:e}: values move by about {:.3e} at most in {}{batches}",
                 s.lr,
                 self.travel(updates),
                 count(updates, "update")
@@ -203,7 +203,7 @@ impl Operator for LoraUpdate {
                     format!("the factors of `{}` got {}", adapter.layout.module_at(at), sum.host()?[at])
                 }
             };
-            return Err(OpError::diverged(format!("the gradient is not finite: {place}")));
+            return Err(OpError::not_finite(ctx.step, format!("the gradient is not finite ({place})")));
         }
         let lr = self.rate(moments.updates);
         let mut metrics = Metrics::default();

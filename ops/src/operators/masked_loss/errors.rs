@@ -26,6 +26,19 @@ pub(super) struct Sample<'a> {
     pub weight: &'a [f64],
 }
 
+impl Sample<'_> {
+    /// Which of what is given, and not trained, holds values that are not finite; `None` if all are.
+    pub fn given(&self) -> Option<&'static str> {
+        let finite = |values: &[f32]| values.iter().all(|v| v.is_finite());
+        match self {
+            Self { target, .. } if !finite(target) => Some("`target`"),
+            Self { reference: Some(reference), .. } if !finite(reference) => Some("`reference`"),
+            Self { weight, .. } if !weight.iter().all(|v| v.is_finite()) => Some("`mask`"),
+            _ => None,
+        }
+    }
+}
+
 /// The errors of a sample.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Errors {

@@ -12,7 +12,7 @@ pub(super) const DOCS: [MetricDoc; 19] = [
     MetricDoc::per_sample("pair_loss", "The loss of each pair of the batch; `loss` is their mean."),
     MetricDoc::per_sample(
         "logit",
-        "What goes into the sigmoid; of `dpo`, beta/2 times the margin l_diff - w_diff. 0 while policy and reference agree; \
+        "What goes into the sigmoid; of `dpo`, beta/2 times the margin l_diff - w_diff. 0 while policy and reference agree (of `simpo` and `mapo` there is no reference); \
          beyond about 4 a pair hardly pulls any more.",
     ),
     MetricDoc::per_sample(
@@ -35,16 +35,17 @@ pub(super) const DOCS: [MetricDoc; 19] = [
     MetricDoc::number(
         "implicit_acc",
         "Share of the batch whose margin l_diff - w_diff is above 0, ties counted as a half: 0.5 at the first step. It says \
-         nothing of which side moved.",
+         nothing of which side moved. Of an objective without a reference the margin is err_l - err_w, and it begins elsewhere.",
     ),
     MetricDoc::per_sample(
         "gradient_factor",
-        "sigmoid(-logit): how strongly a pair still pulls, 0.5 at the first step; near 0 it is settled.",
+        "How strongly a pair still pulls: the slope of its loss by the logit, which is sigmoid(-logit) of `dpo`, `dpop`, `simpo` and `mapo`; of `ipo` \
+         the distance to its margin, in margins and a half at the first step. Near 0 the pair is settled. `hinge` pulls with 1 or not at all.",
     ),
     MetricDoc::per_sample(
         "beta_effective",
         "The beta that would give the same logit if errors were means over the masked cells: beta times the share that the mask \
-         leaves under `full_mean`.",
+         leaves under `full_mean`. Of `mapo`, whose logit has no beta, it says nothing.",
     ),
     MetricDoc::per_sample(
         "plain_w_diff",
@@ -53,7 +54,7 @@ pub(super) const DOCS: [MetricDoc; 19] = [
     MetricDoc::per_sample("plain_l_diff", "l_diff of the whole picture, without the mask."),
     MetricDoc::number(
         "empty_mask",
-        "Samples of the batch whose mask is 0 everywhere: they give no gradient.",
+        "Samples of the batch whose mask is 0 everywhere: their preference gives no gradient. `anchor` and `sft_weight`, which are unmasked, still do.",
     ),
     SIGMA,
     TIMESTEP,

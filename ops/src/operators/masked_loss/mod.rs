@@ -38,7 +38,7 @@ const MAPO_BETA: f64 = 0.1;
 settings! {
     /// Settings of [`MaskedLoss`].
     pub struct MaskedLossSettings {
-        /// What is asked of the errors.
+        /// Which preference loss, over the errors of winner and loser.
         pub objective: Objective = Objective::Dpo,
         /// How strongly a change of the errors counts. Published values, 500 to 5000, are for `full_mean`; `mapo` takes 0.1.
         pub beta: f64 = 2000.0,
@@ -112,7 +112,8 @@ impl<C: Axis, H: Axis, W: Axis> MaskedLoss<C, H, W> {
         }
         if !rows.is_multiple_of(2) {
             return Err(OpError::new(format!(
-                "{rows} rows of predictions: objective {objective:?} wants winners followed by as many losers"
+                "{rows} rows of predictions: objective `{}` wants winners followed by as many losers",
+                objective.name()
             )));
         }
         Ok(rows / 2)
@@ -234,7 +235,7 @@ impl<C: Axis, H: Axis, W: Axis> MaskedLoss<C, H, W> {
             if margin == 0.0 { 0.5 } else { f64::from(u8::from(margin > 0.0)) }
         };
         m.number("implicit_acc", (0..batch).map(preferred).sum::<f64>() / batch as f64);
-        m.per_sample("gradient_factor", terms.iter().map(|t| objective::sigmoid(-t.logit)).collect());
+        m.per_sample("gradient_factor", terms.iter().map(|t| t.pull).collect());
         // The beta that would give these logits if errors were means over the masked cells.
         let effective = |i: usize| {
             let weight = &weights[i % weights.len()];
@@ -394,13 +395,15 @@ impl<C: Axis, H: Axis, W: Axis> Operator for MaskedLoss<C, H, W> {
             {
                 if !value.is_finite() {
                     let side = if row < batch { "winner" } else { "loser" };
-                    // A reference that is not finite is no fault of what is trained.
-                    let error = if e.reference.is_finite() { OpError::diverged } else { OpError::new };
-                    return Err(error(format!(
-                        "{}: the {what}'s error on the {side} is {value}: the training has diverged, or an input \
-                         holds values that are not finite",
-                        name_of(row % batch, ids.as_ref(), time.as_ref())
-                    )));
+                    let sample = name_of(row % batch, ids.as_ref(), time.as_ref());
+                    let what = format!("{sample}: the {what}'s error on the {side} is {value}");
+                    return Err(match all.row(row).given() {
+                        // What is given is no fault of what is trained.
+                        Some(given) => {
+                            OpError::new(format!("{what}: {given} holds values that are not finite"))
+                        }
+                        None => OpError::not_finite(ctx.step, what),
+                    });
                 }
             }
         }

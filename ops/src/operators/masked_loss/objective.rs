@@ -70,6 +70,9 @@ pub struct Term {
     pub by_w: f64,
     /// Its derivative by `m_l`.
     pub by_l: f64,
+    /// How strongly the pair pulls: the slope of the loss by its logit, of `ipo` in units in which it is 0.5 where policy and reference agree, as for
+    /// `dpo`.
+    pub pull: f64,
     /// What goes into the sigmoid; for the objectives without one beta/2 delta, of `hinge` beta delta, which it compares with 1.
     pub logit: f64,
 }
@@ -88,16 +91,21 @@ fn log_sigmoid(x: f64) -> f64 {
     x.min(0.0) - libm::log1p(libm::exp(-x.abs()))
 }
 
+/// Beyond this 1 is nothing beside the exponential.
+const FAR: f64 = 300.0;
+
 /// `u / (exp(u) - 1)` and its derivative.
 fn bose(u: f64) -> (f64, f64) {
     if u.abs() < 1e-3 {
-        // The series; what is left out is below 1e-15.
+        // The series; what is left out is below 2e-15.
         return (1.0 - u / 2.0 + u * u / 12.0, -0.5 + u / 6.0 - u * u * u / 180.0);
     }
-    let (grown, e) = (libm::expm1(u), libm::exp(u));
-    if !e.is_finite() {
-        return (0.0, 0.0);
+    if u > FAR {
+        // The square of the exponential would overflow long before these are zero.
+        let e = libm::exp(-u);
+        return (u * e, (1.0 - u) * e);
     }
+    let (grown, e) = (libm::expm1(u), libm::exp(u));
     (u / grown, (grown - u * e) / (grown * grown))
 }
 
@@ -123,6 +131,7 @@ fn term(settings: &MaskedLossSettings, e: &PairErrors, baseline: f64) -> Term {
         loss,
         by_w: -rate * slope,
         by_l: rate * slope,
+        pull: slope.abs(),
         logit,
     };
     match settings.objective {
@@ -134,7 +143,7 @@ fn term(settings: &MaskedLossSettings, e: &PairErrors, baseline: f64) -> Term {
         }
         Objective::Ipo => {
             let gap = delta - 0.5 / beta;
-            paired(gap * gap, 2.0 * gap, 1.0, logit)
+            Term { pull: beta * gap.abs(), ..paired(gap * gap, 2.0 * gap, 1.0, logit) }
         }
         Objective::Hinge => {
             let gap = 1.0 - beta * delta;
@@ -161,26 +170,29 @@ fn term(settings: &MaskedLossSettings, e: &PairErrors, baseline: f64) -> Term {
                 loss: e.m_w - beta * log_sigmoid(logit),
                 by_w: 1.0 - pull * slope_w,
                 by_l: pull * slope_l,
+                pull: sigmoid(-logit),
                 logit,
             }
         }
         Objective::Kto => {
             let (good, bad) = (sigmoid(beta * (-e.d_w - baseline)), sigmoid(-beta * (-e.d_l - baseline)));
+            let (of_good, of_bad) = (good * (1.0 - good), bad * (1.0 - bad));
             Term {
                 loss: 0.5 * ((1.0 - good) + (1.0 - bad)),
-                by_w: 0.5 * beta * good * (1.0 - good),
-                by_l: -0.5 * beta * bad * (1.0 - bad),
+                by_w: 0.5 * beta * of_good,
+                by_l: -0.5 * beta * of_bad,
+                pull: of_good + of_bad,
                 logit,
             }
         }
         Objective::Dmpo => {
-            let (p, q) = (sigmoid(logit), 1.0 - settings.alpha);
-            let loss =
-                p * (log_sigmoid(logit) - libm::log(q)) + (1.0 - p) * (log_sigmoid(-logit) - libm::log1p(-q));
-            let slope = p * (1.0 - p) * (logit - (libm::log(q) - libm::log1p(-q)));
+            let (p, alpha) = (sigmoid(logit), settings.alpha);
+            let (log_q, log_alpha) = (libm::log1p(-alpha), libm::log(alpha));
+            let loss = p * (log_sigmoid(logit) - log_q) + (1.0 - p) * (log_sigmoid(-logit) - log_alpha);
+            let slope = p * (1.0 - p) * (logit - (log_q - log_alpha));
             paired(loss, slope, 0.5 * beta, logit)
         }
-        Objective::Sft => Term { loss: e.m_w, by_w: 1.0, by_l: 0.0, logit },
+        Objective::Sft => Term { loss: e.m_w, by_w: 1.0, by_l: 0.0, pull: 1.0, logit },
     }
 }
 
@@ -261,6 +273,40 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn how_strongly_a_pair_pulls_is_its_slope_and_a_half_where_policy_and_reference_agree() {
+        use Objective::*;
+        let of = |objective, delta: f64| {
+            let settings = MaskedLossSettings { objective, beta: 100.0, epsilon: 0.1, ..Default::default() };
+            let pair = PairErrors { m_w: 0.1, m_l: 0.1 + delta, d_l: delta, ..Default::default() };
+            terms(&settings, &[pair])[0].pull
+        };
+        for objective in [Dpo, Dpop, Ipo, Kto] {
+            assert!((of(objective, 0.0) - 0.5).abs() < 1e-12, "{objective:?}");
+        }
+        // Where each is settled: far out, at its margin, at the logit of its share of wrong labels, past 1.
+        assert!(of(Dpo, 1.0) < 1e-12 && of(Dpop, 1.0) < 1e-12 && of(Kto, 1.0) < 0.3);
+        assert!(of(Ipo, 0.005) < 1e-12 && of(Ipo, 0.01) > 0.4);
+        assert!(of(Cdpo, 2.0 * libm::log(9.0) / 100.0) < 1e-12 && of(Cdpo, 0.1) > 0.05);
+        assert!(of(Hinge, 0.02) == 0.0 && of(Hinge, 0.0) == 1.0);
+    }
+
+    #[test]
+    fn no_setting_within_its_bounds_makes_a_loss_or_its_derivative_infinite() {
+        for u in [299.0, 301.0, 705.0, 709.7, 710.0, 1e6] {
+            let (value, slope) = bose(u);
+            assert!(value.is_finite() && slope.is_finite() && value >= 0.0 && slope <= 0.0, "{u}");
+        }
+        // The two forms meet.
+        let (below, above) = (bose(FAR), bose(FAR * (1.0 + f64::EPSILON)));
+        assert!((below.0 / above.0 - 1.0).abs() < 1e-10 && (below.1 / above.1 - 1.0).abs() < 1e-10);
+        for alpha in [1e-300, 1e-17, 1.0 - 1e-16] {
+            let settings = MaskedLossSettings { objective: Objective::Dmpo, alpha, ..Default::default() };
+            let term = terms(&settings, &[errors(0.1, 0.101)])[0];
+            assert!(term.loss.is_finite() && term.by_w.is_finite(), "{alpha}: {term:?}");
         }
     }
 

@@ -248,6 +248,38 @@ fn an_error_that_is_not_finite_names_the_sample_and_its_time() {
 }
 
 #[test]
+fn what_is_given_and_what_nothing_has_trained_yet_has_not_diverged() {
+    let bench = Bench::new();
+    let spoilt = |mut which: [bool; 3], step: u64| {
+        let ctx = bench.at(step);
+        let [policy, target, reference] = predictions(&ctx).map(|latents| {
+            let mut values = latents.row_major();
+            if std::mem::take(&mut which[0]) {
+                values[5] = f32::NAN;
+            }
+            which.rotate_left(1);
+            tensor(&ctx, SHAPE, values).unwrap()
+        });
+        let inputs = (policy.into(), target.into(), Some(reference.into()), None, None, None);
+        op(Default::default()).forward(&ctx, inputs).err().unwrap()
+    };
+    use crate::error::Fault;
+    let policy = [true, false, false];
+    assert_eq!(spoilt(policy, 3).fault(), Fault::Training);
+    let first = spoilt(policy, 0);
+    assert!(
+        first.fault() == Fault::User && first.to_string().contains("nothing has been trained yet"),
+        "{first}"
+    );
+    for (which, name) in
+        [([false, true, false], "`target` holds"), ([false, false, true], "`reference` holds")]
+    {
+        let error = spoilt(which, 3);
+        assert!(error.fault() == Fault::User && error.to_string().contains(name), "{error}");
+    }
+}
+
+#[test]
 fn shapes_that_do_not_go_together_are_refused_with_both_sides() {
     let paired = op(Default::default());
     let s = (4usize, 16usize, 4usize, 4usize);

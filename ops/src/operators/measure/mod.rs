@@ -43,7 +43,7 @@ settings! {
         pub criterion: Criterion = Criterion::Loss,
         /// Files of the best adapter, as `export` writes them.
         pub formats: Vec<Format> = vec![Format::Diffusers],
-        /// Measure at every so-many-th step, counted from the first; 0 means only at the end of the run.
+        /// Measure every so many steps, counted from the first; 0 means only at the end of the run.
         pub every: u64 = 50,
         /// Steps that measure all pairs: as many as the set has batches. They end at each of those steps.
         pub over: u64 = 1,
@@ -73,6 +73,9 @@ const FIGURES: [(&str, &str); 10] = [
     ("mask_mean", "mask_mean"),
     ("prior_mean", "prior_mean"),
 ];
+
+/// The loss that the frozen network would have.
+const REF_LOSS: &str = "ref_loss";
 
 /// A pair's share of the accuracy: does the policy prefer the winner, more than the reference does where there is one?
 fn won(figures: &[(String, f64)]) -> Option<f64> {
@@ -124,6 +127,14 @@ impl Measure {
                 pair.figures.push((figure.to_owned(), *value));
             }
         }
+        // Of a whole batch: what a policy would have that is still the frozen network.
+        let mut of_frozen = metrics.iter().filter_map(|metrics| match metrics.get(REF_LOSS) {
+            Some(Metric::Number(value)) => Some(*value),
+            _ => None,
+        });
+        if let (Some(value), None) = (of_frozen.next(), of_frozen.next()) {
+            pairs.iter_mut().for_each(|pair| pair.figures.push((REF_LOSS.into(), value)));
+        }
         for pair in &mut pairs {
             if let Some(won) = won(&pair.figures) {
                 pair.figures.push(("implicit_acc".into(), won));
@@ -169,6 +180,7 @@ impl Operator for Measure {
             "Pairs that the means are over, each counted once. What follows stands at the last of the steps that measure them.",
         ),
         MetricDoc::number("all.loss", "Mean of `pair_loss`."),
+        MetricDoc::number("all.ref_loss", "Mean of `ref_loss`, from which `all.loss` began."),
         MetricDoc::number(
             "all.implicit_acc",
             "Share of the pairs whose margin l_diff - w_diff is above 0, ties counted as a half.",

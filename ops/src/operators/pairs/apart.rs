@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{lines::read, row::Row};
+use super::{lines::read, row::Row, words};
 use crate::{
     error::OpError,
     words::{count, form},
@@ -115,6 +115,33 @@ pub(super) fn note(path: &Path, trained: &Path) -> Option<String> {
     })
 }
 
+/// A remark where samples have a reference that is trained on, too: they are not of subjects that the training has never seen.
+pub(super) fn seen_subjects(rows: &[Row], trained: &Path) -> Option<String> {
+    // A file that cannot be read is refused elsewhere.
+    let (others, _) = read(trained).ok()?;
+    let pictures = |rows: &[Row]| -> HashSet<PathBuf> {
+        rows.iter().flat_map(|row| row.references.iter().map(|r| r.image.clone())).collect()
+    };
+    let trained_on = Pictures::of(pictures(&others).iter().map(PathBuf::as_path));
+    let seen: HashSet<PathBuf> =
+        pictures(rows).into_iter().filter(|picture| trained_on.has(picture)).collect();
+    let lines: Vec<usize> = rows
+        .iter()
+        .filter(|row| row.references.iter().any(|r| seen.contains(&r.image)))
+        .map(|row| row.line)
+        .collect();
+    (!lines.is_empty()).then(|| {
+        format!(
+            "warning: {} of {} {} a reference picture that is trained on, too ({}): what they measure says little of subjects that were never \
+             seen; docs/training.md splits pairs by their subjects",
+            lines.len(),
+            count(rows.len(), "sample"),
+            form(lines.len(), "has", "have"),
+            words::lines(lines.iter().copied())
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,6 +180,30 @@ mod tests {
         assert!(error.contains("1 of 2 samples") && error.contains("`apart-1`"), "{error}");
         let error = check(&[], &apart, &dir.path().join("nothing")).unwrap_err().to_string();
         assert!(error.contains("apart_from") && error.contains("nothing"), "{error}");
+    }
+
+    #[test]
+    fn held_out_samples_of_subjects_that_are_trained_on_are_counted_by_their_references() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = |name: &str, references: &[&str]| {
+            let line = |(i, r): (usize, &&str)| {
+                format!(r#"{{"prompt": "", "refs": ["{r}"], "win": "{name}{i}.png", "lose": "l.png"}}"#)
+                    + "\n"
+            };
+            let path = dir.path().join(name);
+            fs::write(&path, references.iter().enumerate().map(line).collect::<String>()).unwrap();
+            path
+        };
+        for (name, bytes) in [("a.png", "one"), ("b.png", "two"), ("copy.png", "one"), ("c.png", "new")] {
+            fs::write(dir.path().join(name), bytes).unwrap();
+        }
+        let trained = list("pairs", &["a.png", "b.png"]);
+        let said = |references: &[&str]| seen_subjects(&read(&list("held", references)).unwrap().0, &trained);
+        assert_eq!(said(&["c.png"]), None);
+        let two = said(&["c.png", "b.png", "copy.png"]).unwrap();
+        assert!(two.contains("2 of 3 samples have") && two.contains("lines 2, 3"), "{two}");
+        let one = said(&["./a.png", "c.png"]).unwrap();
+        assert!(one.contains("1 of 2 samples has") && one.contains("line 1"), "{one}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::{
     row::{BadRow, Row},
     sample::{cells_of, mask_of},
     select::{no_samples, selected},
-    settings::{PairsSettings, Size},
+    settings::{PairsSettings, Size, grid},
     words,
 };
 use crate::{guard, settings::DataPath, words::count};
@@ -37,7 +37,7 @@ pub struct Report {
     pub coverage: [usize; 10],
     /// Lines of usable samples with a prior that covers all of the winner.
     pub whole_priors: Vec<usize>,
-    /// Lines of samples with a prior that covers next to nothing of the winner.
+    /// Lines of samples with a prior that covers next to nothing of the winner: less than two cells of a run's focus grid, or 1 %.
     pub tiny_priors: Vec<usize>,
     /// Lines of usable samples whose winner and loser have the same pixels.
     pub identical: Vec<usize>,
@@ -47,15 +47,20 @@ pub struct Report {
     pub below_batch: BTreeMap<usize, usize>,
     /// Why a run would refuse the data as a whole, if it would.
     pub refusal: Option<String>,
+    /// Are the data looked at as a run would?
+    of_run: bool,
 }
 
-/// A prior that covers less of a winner is hardly a cell.
+/// A prior that covers less of a winner is hardly a cell, where no run says how large its cells are.
 const TINY: f64 = 0.01;
+/// The same where a run does, in cells.
+const TINY_CELLS: f64 = 2.0;
 
 /// What one sample adds to a report.
 struct Sample {
     size: Size,
     shares: Vec<f64>,
+    tiny: bool,
     identical: bool,
     turned: bool,
 }
@@ -65,6 +70,8 @@ struct Reader {
     max_pixels: usize,
     /// Sizes of winner and reference in the run that is to read it, if there is one.
     sizes: Option<(Size, Size)>,
+    /// The share of a winner below which a prior is hardly a cell.
+    tiny: f64,
 }
 
 impl Reader {
@@ -105,7 +112,8 @@ impl Reader {
             }
         }
         let same = (winner.height, winner.width, &winner.rgb) == (loser.height, loser.width, &loser.rgb);
-        Ok(Sample { size: (winner.height, winner.width), shares, identical: same, turned })
+        let tiny = shares.iter().any(|share| *share < self.tiny);
+        Ok(Sample { size: (winner.height, winner.width), shares, tiny, identical: same, turned })
     }
 
     /// Every row, in order, on all processors.
@@ -149,8 +157,13 @@ fn report(settings: &PairsSettings, sizes: Option<(Size, Size)>) -> Result<Repor
     let all = rows.len();
     let rows = selected(settings, rows);
     let refusal = rows.is_empty().then(|| no_samples(settings, all, bad.len()));
-    let mut report = Report { bad, refusal, left_out: all - rows.len(), ..Report::default() };
-    let reader = Reader { max_pixels: settings.max_pixels, sizes };
+    let mut report =
+        Report { bad, refusal, left_out: all - rows.len(), of_run: sizes.is_some(), ..Report::default() };
+    let tiny = sizes.map_or(TINY, |(winner, _)| {
+        let (rows, columns) = grid(winner, settings.cell);
+        TINY_CELLS / (rows * columns).max(1) as f64
+    });
+    let reader = Reader { max_pixels: settings.max_pixels, sizes, tiny };
     for (row, result) in reader.read_all(&rows) {
         match result {
             Err(reason) => report.bad.push(BadRow { line: row.line, id: row.id.clone(), reason }),
@@ -183,7 +196,7 @@ impl Report {
                 "whose winner and loser have the same pixels: a preference loss learns nothing there",
             ),
             (&self.whole_priors, "with a prior that covers the whole winner: it marks no part of it"),
-            (&self.tiny_priors, "with a prior below 1 % of the winner: hardly a cell of the focus grid"),
+            (&self.tiny_priors, self.tiny_says()),
             (&self.without_references, "without references: a graph with focus masks refuses that"),
             (
                 &self.turned,
@@ -202,6 +215,15 @@ impl Report {
         remarks
     }
 
+    fn tiny_says(&self) -> &'static str {
+        match self.of_run {
+            true => "with a prior below two cells of the focus grid: the mask finds next to nothing there",
+            false => {
+                "with a prior below 1 % of the winner: given a graph, the check compares it with the cells of the focus grid"
+            }
+        }
+    }
+
     fn add(&mut self, row: &Row, sample: &Sample) {
         self.good += 1;
         *self.references.entry(row.references.len()).or_default() += 1;
@@ -218,7 +240,7 @@ impl Report {
         };
         note(row.references.is_empty(), |r| &mut r.without_references);
         note(sample.shares.contains(&1.0), |r| &mut r.whole_priors);
-        note(sample.shares.iter().any(|share| *share < TINY), |r| &mut r.tiny_priors);
+        note(sample.tiny, |r| &mut r.tiny_priors);
         note(sample.identical, |r| &mut r.identical);
         note(sample.turned, |r| &mut r.turned);
     }

@@ -212,7 +212,7 @@ impl Operator for Pairs {
     fn new(settings: PairsSettings) -> Result<Self, OpError> {
         settings.check()?;
         let path = settings.path.as_path();
-        let (rows, mut bad) = read(path).map_err(OpError::new)?;
+        let (rows, mut bad) = read(path).map_err(|e| OpError::new(format!("path: {e}")))?;
         let all = rows.len();
         let rows = selected(&settings, rows);
         if settings.on_bad == OnBad::Fail {

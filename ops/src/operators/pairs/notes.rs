@@ -38,6 +38,7 @@ impl Pairs {
         }
         let trained = s.apart_from.as_ref();
         notes.extend(trained.and_then(|trained| apart::note(s.path.as_path(), trained.as_path())));
+        notes.extend(trained.and_then(|trained| apart::seen_subjects(&self.rows, trained.as_path())));
         notes.extend(self.warnings().into_iter().map(|w| format!("warning: {w}")));
         notes
     }

@@ -19,13 +19,13 @@ impl Request {
     /// # Errors
     /// If the line is none.
     pub(super) fn parse(line: usize, text: &str, folder: &Path) -> Result<Self, BadRow> {
-        let parsed = Line::read(line, text)?;
-        name_of(line, &parsed)?;
+        let mut parsed = Line::read(line, text)?;
+        let id = name_of(line, &mut parsed)?;
         let references = references_at(parsed.refs.unwrap_or_default(), folder);
         if references.iter().any(|r| r.image == folder) {
-            return Err(BadRow { line, id: parsed.id, reason: "the path of a file is empty".into() });
+            return Err(BadRow { line, id, reason: "the path of a file is empty".into() });
         }
-        Ok(Self { line, id: parsed.id, prompt: parsed.prompt, references })
+        Ok(Self { line, id, prompt: parsed.prompt, references })
     }
 
     /// One prompt that no file holds.

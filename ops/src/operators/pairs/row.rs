@@ -8,45 +8,91 @@ use std::{
 
 use serde::{
     Deserialize, Deserializer,
-    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+    de::{MapAccess, Unexpected, Visitor, value::MapAccessDeserializer},
 };
 
 use crate::settings::expand_home;
-use crate::words::count;
+use crate::words::{count, printable};
 
-/// One line, as it is written. Winner and loser are missing where a line only asks for pictures.
+/// One line, as it is written, in the names of this project or in those that language models' preference data have. Winner and loser are missing
+/// where a line only asks for pictures.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Line {
-    pub id: String,
+    #[serde(default)]
+    id: Option<Id>,
     pub prompt: String,
     #[serde(default)]
     pub refs: Option<Vec<Object<RefLine>>>,
-    #[serde(default)]
+    #[serde(default, alias = "chosen")]
     win: Option<Object<SideLine>>,
-    #[serde(default)]
+    #[serde(default, alias = "rejected")]
     lose: Option<Object<SideLine>>,
 }
 
-/// An object and nothing else: serde takes an array for the values of a struct in their order, too.
+/// The name of a sample: a text, or a number.
+struct Id(String);
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name;
+        impl Visitor<'_> for Name {
+            type Value = Id;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text or a whole number")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Id, E> {
+                Ok(Id(text.to_owned()))
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Id, E> {
+                Ok(Id(number.to_string()))
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Id, E> {
+                Ok(Id(number.to_string()))
+            }
+        }
+        deserializer.deserialize_any(Name)
+    }
+}
+
+/// An object, or a text that stands for one where it has no more to say: serde takes an array for the values of a struct in their order, too.
 pub(super) struct Object<T>(pub T);
 
-/// What a message shows for such an object.
-trait Example {
+/// What a message shows for such an object, and what a text stands for.
+trait Example: Sized {
     const EXAMPLE: &'static str;
+
+    /// That of a picture of which nothing else is known.
+    fn of_picture(path: PathBuf) -> Option<Self>;
 }
 
 impl Example for Line {
     const EXAMPLE: &'static str =
         r#"{"id": "a", "prompt": "...", "win": {"image": "w.png"}, "lose": {"image": "l.png"}}"#;
+
+    fn of_picture(_: PathBuf) -> Option<Self> {
+        None
+    }
 }
 
 impl Example for RefLine {
     const EXAMPLE: &'static str = r#"{"image": "r.png"}"#;
+
+    fn of_picture(image: PathBuf) -> Option<Self> {
+        Some(Self { image, subject: None, mask: None })
+    }
 }
 
 impl Example for SideLine {
     const EXAMPLE: &'static str = r#"{"image": "w.png"}"#;
+
+    fn of_picture(image: PathBuf) -> Option<Self> {
+        Some(Self { image, prior: None })
+    }
 }
 
 impl<'de, T: Deserialize<'de> + Example> Deserialize<'de> for Object<T> {
@@ -62,8 +108,12 @@ impl<'de, T: Deserialize<'de> + Example> Deserialize<'de> for Object<T> {
             fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<T, A::Error> {
                 T::deserialize(MapAccessDeserializer::new(fields))
             }
+
+            fn visit_str<E: serde::de::Error>(self, path: &str) -> Result<T, E> {
+                T::of_picture(path.into()).ok_or_else(|| E::invalid_type(Unexpected::Str(path), &self))
+            }
         }
-        deserializer.deserialize_map(Fields(PhantomData)).map(Self)
+        deserializer.deserialize_any(Fields(PhantomData)).map(Self)
     }
 }
 
@@ -159,15 +209,18 @@ impl std::fmt::Display for BadRow {
             "" => String::new(),
             id => format!(" (`{}`)", shortened(id, SHOWN_ID).escape_debug()),
         };
-        write!(f, "line {}{id}: {}", self.line, self.reason)
+        write!(f, "line {}{id}: {}", self.line, printable(&self.reason))
     }
 }
 
-/// Refuse a line without a name.
-pub(super) fn name_of(line: usize, parsed: &Line) -> Result<(), BadRow> {
-    match parsed.id.trim().is_empty() {
-        true => Err(BadRow { line, id: String::new(), reason: "the id is empty".into() }),
-        false => Ok(()),
+/// The name of the sample in a line: by its number where it states none.
+pub(super) fn name_of(line: usize, parsed: &mut Line) -> Result<String, BadRow> {
+    match parsed.id.take() {
+        None => Ok(format!("line-{line}")),
+        Some(Id(id)) if id.trim().is_empty() => {
+            Err(BadRow { line, id: String::new(), reason: "the id is empty".into() })
+        }
+        Some(Id(id)) => Ok(id),
     }
 }
 
@@ -191,9 +244,9 @@ pub(super) fn references_at(refs: Vec<Object<RefLine>>, folder: &Path) -> Vec<Re
 /// If the line is not a sample.
 pub(super) fn parse(line: usize, text: &str, folder: &Path) -> Result<Row, BadRow> {
     let bad = |id: &str, reason: String| BadRow { line, id: id.into(), reason };
-    let parsed = Line::read(line, text)?;
-    name_of(line, &parsed)?;
-    let id = parsed.id.as_str();
+    let mut parsed = Line::read(line, text)?;
+    let name = name_of(line, &mut parsed)?;
+    let id = name.as_str();
     let (winner, loser) = match (parsed.win.map(|w| w.0), parsed.lose.map(|l| l.0)) {
         (Some(win), Some(lose)) => (win, lose),
         (None, _) => return Err(bad(id, "missing field `win`".into())),
@@ -228,7 +281,7 @@ pub(super) fn parse(line: usize, text: &str, folder: &Path) -> Result<Row, BadRo
         priors: at_all(win),
         loser_priors: at_all(lose),
         prompt: parsed.prompt,
-        id: parsed.id,
+        id: name,
     })
 }
 

@@ -17,6 +17,9 @@ pub(super) fn no_samples(settings: &PairsSettings, all: usize, bad: usize) -> St
         (0, 0) => "holds no samples".into(),
         (0, 1) => "holds no samples: its only line cannot be used".into(),
         (0, bad) => format!("holds no samples: none of its {bad} lines can be used"),
-        _ => format!("no samples with {:?} references among {all}", settings.reference_counts),
+        _ => {
+            let wanted: Vec<String> = settings.reference_counts.iter().map(usize::to_string).collect();
+            format!("none of {all} samples has {} references (`reference_counts`)", wanted.join(" or "))
+        }
     }
 }

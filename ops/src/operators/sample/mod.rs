@@ -10,6 +10,7 @@ use std::sync::Arc;
 use dfdx::shapes::{HasShape, Shape};
 use prefgraph_nn::{
     self as nn, Adapter, AdapterLayout, BackboneLayout, DeviceKind, Probe,
+    backbone::Time,
     sampling::{
         Ddpm, Predicts, Schedule, flow,
         scaled_linear::{TIMESTEPS, Terminal},
@@ -17,7 +18,7 @@ use prefgraph_nn::{
 };
 
 use super::{
-    pass::{ConditionShapes, Conditions, check_adapter, forward_cost, prediction, reference_places},
+    pass::{ConditionShapes, Conditions, Rows, check_adapter, forward_cost, prediction, reference_places},
     tensors::Fixed,
 };
 use crate::{
@@ -267,6 +268,17 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
         ): InShapes<Self>,
         _: usize,
     ) -> Result<OutShapes<Self>, OpError> {
+        if self.process().time() != backbone.layout().time {
+            let (kind, schedules) = match backbone.layout().time {
+                Time::Sigma => ("a flow", "dynamic, static or uno"),
+                Time::Step => ("DDPM", "ddim, euler, euler_ancestral or dpmpp_2m_karras"),
+            };
+            return Err(OpError::new(format!(
+                "schedule `{}` is not for the {}, which is {kind}: set {schedules}",
+                self.settings.schedule.name(),
+                backbone.layout().kind
+            )));
+        }
         let conditions = ConditionShapes {
             t: &TimeShape { batch: like.0, process: self.process() },
             text: &text,
@@ -276,7 +288,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
             image_prompt: image_prompt.as_ref(),
             guidance: self.settings.guidance,
         };
-        conditions.check(backbone.layout(), like.concrete())?;
+        conditions.check(backbone.layout(), like.concrete(), Rows::OfSamples)?;
         if let Some(scale) = self.settings.ip_scale.filter(|_| !backbone.layout().image_tokens) {
             return Err(OpError::new(format!(
                 "ip_scale is {scale}, but the {} has no IP-Adapter to scale: leave it out, or set `ip_adapter` on its node",
@@ -302,7 +314,7 @@ impl<C: Axis, H: Axis, W: Axis> Operator for Sample<C, H, W> {
                     image_prompt: image_prompt.as_ref(),
                     ..conditions
                 };
-                negative.check(backbone.layout(), like.concrete())?;
+                negative.check(backbone.layout(), like.concrete(), Rows::OfSamples)?;
             }
             (None, None) if self.guided() => {
                 return Err(OpError::new(format!(

@@ -106,7 +106,7 @@ fn the_check_of_a_run_refuses_what_the_run_would_refuse() {
     assert_eq!(report.bad.iter().map(|b| b.line).collect::<Vec<_>>(), [2]);
     assert!(check_settings(&PairsSettings { reference_counts: vec![1], ..square }).unwrap().is_good());
     let none = check_settings(&PairsSettings { reference_counts: vec![7], ..settings.clone() }).unwrap();
-    assert!(none.refusal.unwrap().contains("[7] references among 2"));
+    assert!(none.refusal.unwrap().contains("none of 2 samples has 7 references"));
     assert!(check_settings(&PairsSettings { height: 7, ..settings }).unwrap_err().contains("height is 7"));
 }
 

@@ -128,7 +128,7 @@ fn groups_of_reference_counts_are_variants_and_can_be_chosen() {
     let one = Pairs::new(PairsSettings { reference_counts: vec![1], ..data.settings() }).unwrap();
     assert_eq!((one.variants(), one.left_out, one.rows.len()), (1, 2, 2));
     let none = Pairs::new(PairsSettings { reference_counts: vec![5], ..data.settings() });
-    assert!(none.err().unwrap().to_string().contains("[5] references among 4"));
+    assert!(none.err().unwrap().to_string().contains("none of 4 samples has 5 references"));
 }
 
 #[test]
@@ -227,4 +227,35 @@ fn pictures_as_they_are_in_their_files_are_counted_in_memory_before_one_is_decod
         2000 * 8,
         "a larger one is not decoded"
     );
+}
+
+#[test]
+fn lines_in_the_names_of_other_preference_data_are_read_and_need_no_id() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pairs.jsonl");
+    let lines = [
+        r#"{"prompt": "a dog", "chosen": "w.png", "rejected": "l.png"}"#,
+        r#"{"id": 7, "prompt": "", "refs": ["r.png"], "win": {"image": "w.png", "prior": ["p.png"]}, "lose": "l.png"}"#,
+        r#"{"id": 7, "prompt": "", "chosen": "w.png", "win": "w.png", "lose": "l.png"}"#,
+        r#"{"id": [1], "prompt": "", "win": "w.png", "lose": "l.png"}"#,
+        r#"{"prompt": "", "win": 3, "lose": "l.png"}"#,
+        r#""w.png""#,
+    ];
+    fs::write(&path, lines.join("\n")).unwrap();
+    let (rows, bad) = read(&path).unwrap();
+    let names: Vec<(&str, &Path)> = rows.iter().map(|r| (r.id.as_str(), r.winner.as_path())).collect();
+    let winner = folder.path().join("w.png");
+    assert_eq!(names, [("line-1", &*winner), ("7", &*winner)]);
+    assert_eq!(rows[0].loser, folder.path().join("l.png"));
+    assert_eq!(rows[1].references[0].image, folder.path().join("r.png"));
+    let said: Vec<String> = bad.iter().map(ToString::to_string).collect();
+    for (said, part) in said.iter().zip([
+        "line 3: duplicate field `win`",
+        "line 4: invalid type: sequence, expected a text or a whole number",
+        "line 5: invalid type: integer `3`, expected an object such as",
+        "line 6: invalid type: string \"w.png\", expected an object such as",
+    ]) {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(said.len(), 4);
 }
