@@ -41,6 +41,12 @@ pub struct Report {
     pub tiny_priors: Vec<usize>,
     /// Lines of usable samples whose winner and loser have the same pixels.
     pub identical: Vec<usize>,
+    /// Lines of usable samples with a reference that has the pixels of the winner.
+    pub own_references: Vec<usize>,
+    /// Lines of samples with a prior that looks like everything but the subject.
+    pub inverted_priors: Vec<usize>,
+    /// Lines of samples of whose winner a run cuts off more than a quarter.
+    pub cut: Vec<usize>,
     /// Lines of usable samples with a picture that EXIF turns and a mask that it does not.
     pub turned: Vec<usize>,
     /// Groups, by number of references, with fewer usable samples than a batch of the checked run takes.
@@ -56,11 +62,28 @@ const TINY: f64 = 0.01;
 /// The same where a run does, in cells.
 const TINY_CELLS: f64 = 2.0;
 
+/// The share of a winner that a run should see of it.
+const LEAST_KEPT: f64 = 0.75;
+
+/// The share of a picture that is left where it is scaled to cover a size and cut out of the middle.
+fn kept((height, width): Size, (to_height, to_width): Size) -> f64 {
+    let aspect = |height: usize, width: usize| width as f64 / height as f64;
+    let ratio = aspect(height, width) / aspect(to_height, to_width);
+    ratio.min(1.0 / ratio)
+}
+
+fn has_pixels_of(a: &Rgb, b: &Rgb) -> bool {
+    (a.height, a.width, &a.rgb) == (b.height, b.width, &b.rgb)
+}
+
 /// What one sample adds to a report.
 struct Sample {
     size: Size,
     shares: Vec<f64>,
     tiny: bool,
+    inverted: bool,
+    own_reference: bool,
+    cut: bool,
     identical: bool,
     turned: bool,
 }
@@ -92,11 +115,12 @@ impl Reader {
         let (size, reference_size) = self.sizes.unzip();
         let winner = self.picture(&row.winner)?;
         let loser = self.picture(&row.loser)?;
-        let mut turned = false;
+        let (mut turned, mut inverted, mut own_reference) = (false, false, false);
         let mut shares = Vec::with_capacity(row.priors.len());
         for prior in &row.priors {
             let mask = self.mask(prior, &winner, size)?;
             turned |= winner.turned && !mask.turned;
+            inverted |= mask.looks_inverted();
             shares.push(mask.share());
         }
         for prior in &row.loser_priors {
@@ -106,14 +130,17 @@ impl Reader {
         }
         for reference in &row.references {
             let picture = self.picture(&reference.image)?;
+            own_reference |= has_pixels_of(&picture, &winner);
             if let Some(mask) = &reference.mask {
                 let mask = self.mask(mask, &picture, reference_size)?;
                 turned |= picture.turned && !mask.turned;
             }
         }
-        let same = (winner.height, winner.width, &winner.rgb) == (loser.height, loser.width, &loser.rgb);
         let tiny = shares.iter().any(|share| *share < self.tiny);
-        Ok(Sample { size: (winner.height, winner.width), shares, tiny, identical: same, turned })
+        let own = (winner.height, winner.width);
+        let cut = size.is_some_and(|size| kept(own, size) < LEAST_KEPT);
+        let identical = has_pixels_of(&loser, &winner);
+        Ok(Sample { size: own, shares, tiny, inverted, own_reference, cut, identical, turned })
     }
 
     /// Every row, in order, on all processors.
@@ -197,6 +224,15 @@ impl Report {
             ),
             (&self.whole_priors, "with a prior that covers the whole winner: it marks no part of it"),
             (&self.tiny_priors, self.tiny_says()),
+            (
+                &self.inverted_priors,
+                "with a prior that covers the border and not the middle: is it inverted? The subject is white",
+            ),
+            (
+                &self.own_references,
+                "with a reference that is the winner itself: copying it is what they teach",
+            ),
+            (&self.cut, "of whose winner more than a quarter is cut off, to come to the size of the run"),
             (&self.without_references, "without references: a graph with focus masks refuses that"),
             (
                 &self.turned,
@@ -241,6 +277,9 @@ impl Report {
         note(row.references.is_empty(), |r| &mut r.without_references);
         note(sample.shares.contains(&1.0), |r| &mut r.whole_priors);
         note(sample.tiny, |r| &mut r.tiny_priors);
+        note(sample.inverted, |r| &mut r.inverted_priors);
+        note(sample.own_reference, |r| &mut r.own_references);
+        note(sample.cut, |r| &mut r.cut);
         note(sample.identical, |r| &mut r.identical);
         note(sample.turned, |r| &mut r.turned);
     }

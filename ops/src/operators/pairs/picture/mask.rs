@@ -52,6 +52,19 @@ impl Foreground {
     pub fn share(&self) -> f64 {
         share(&self.inside)
     }
+
+    /// Is it most likely the mask of everything but the subject? Then nearly all of its border is inside, and nearly nothing of its middle, a ninth
+    /// of the picture.
+    pub fn looks_inverted(&self) -> bool {
+        let (h, w) = (self.height, self.width);
+        let of = |wanted: &dyn Fn(usize, usize) -> bool| {
+            let pixels = (0..h).flat_map(|y| (0..w).map(move |x| (y, x))).filter(|(y, x)| wanted(*y, *x));
+            share(&pixels.map(|(y, x)| self.inside[y * w + x]).collect::<Vec<_>>())
+        };
+        let border = of(&|y, x| y == 0 || x == 0 || y + 1 == h || x + 1 == w);
+        let middle = of(&|y, x| (h / 3..h - h / 3).contains(&y) && (w / 3..w - w / 3).contains(&x));
+        border > 0.9 && middle < 0.1
+    }
 }
 
 fn share(inside: &[bool]) -> f64 {

@@ -64,6 +64,33 @@ fn pairs_that_teach_nothing_and_priors_that_say_nothing_are_counted() {
 }
 
 #[test]
+fn inverted_priors_winners_as_references_and_winners_that_are_mostly_cut_off_are_counted() {
+    let mut data = Data::new();
+    data.row(1, true);
+    data.row(1, true)["win"]["prior"] = json!(["outside.png"]);
+    data.row(1, true)["refs"][0] = json!({"image": "win.png"});
+    data.row(1, true)["win"]["prior"] = json!(["frame.png"]);
+    let rim = |x: u32, y: u32, wide: u32| x < wide || y < wide || x >= 48 - wide || y >= 32 - wide;
+    let mask = |name: &str, wide: u32| {
+        let picture = GrayImage::from_fn(48, 32, |x, y| Luma([if rim(x, y, wide) { 255 } else { 0 }]));
+        picture.save(data.path(name)).unwrap();
+    };
+    mask("outside.png", 10);
+    // A subject may touch one side, or two; it does not touch all of them.
+    GrayImage::from_fn(48, 32, |x, _| Luma([if x < 40 { 255 } else { 0 }]))
+        .save(data.path("frame.png"))
+        .unwrap();
+    let report = checked(&data);
+    assert_eq!((&report.inverted_priors, &report.own_references, &report.cut), (&vec![2], &vec![3], &vec![]));
+    let said = report.remarks().join("\n");
+    assert!(said.contains("is it inverted? The subject is white (line 2)"), "{said}");
+    // Of 48 x 32 pixels a square keeps two thirds.
+    let square = PairsSettings { height: 32, width: 32, ..data.settings() };
+    assert_eq!(check_settings(&square).unwrap().cut, [1, 2, 3, 4]);
+    assert!(check_settings(&data.settings()).unwrap().cut.is_empty());
+}
+
+#[test]
 fn a_batch_larger_than_its_group_is_said() {
     let mut data = Data::new();
     for references in [1, 1, 1, 2, 2, 2, 2, 2] {
