@@ -8,7 +8,7 @@ use super::{
     picture::{Foreground, Rgb},
     row::{BadRow, Row},
     sample::{cells_of, mask_of},
-    select::{no_samples, selected},
+    select::{no_samples, selected, with_losers},
     settings::{PairsSettings, Size, grid},
     words,
 };
@@ -114,7 +114,7 @@ impl Reader {
     fn read(&self, row: &Row) -> Result<Sample, String> {
         let (size, reference_size) = self.sizes.unzip();
         let winner = self.picture(&row.winner)?;
-        let loser = self.picture(&row.loser)?;
+        let loser = self.picture(row.loser())?;
         let (mut turned, mut inverted, mut own_reference) = (false, false, false);
         let mut shares = Vec::with_capacity(row.priors.len());
         for prior in &row.priors {
@@ -139,7 +139,7 @@ impl Reader {
         let tiny = shares.iter().any(|share| *share < self.tiny);
         let own = (winner.height, winner.width);
         let cut = size.is_some_and(|size| kept(own, size) < LEAST_KEPT);
-        let identical = has_pixels_of(&loser, &winner);
+        let identical = row.loser.is_some() && has_pixels_of(&loser, &winner);
         Ok(Sample { size: own, shares, tiny, inverted, own_reference, cut, identical, turned })
     }
 
@@ -180,7 +180,8 @@ pub fn check_settings(settings: &PairsSettings) -> Result<Report, String> {
 }
 
 fn report(settings: &PairsSettings, sizes: Option<(Size, Size)>) -> Result<Report, String> {
-    let (rows, bad) = lines::read(settings.path.as_path())?;
+    let (rows, mut bad) = lines::read(settings.path.as_path())?;
+    let rows = with_losers(settings, rows, &mut bad);
     let all = rows.len();
     let rows = selected(settings, rows);
     let refusal = rows.is_empty().then(|| no_samples(settings, all, bad.len()));

@@ -47,7 +47,7 @@ pub use self::{
 };
 use self::{
     sample::Sample,
-    select::{no_samples, selected},
+    select::{no_samples, selected, with_losers},
     settings::{Size, grid},
 };
 use super::tensors::{mask, tensor};
@@ -213,6 +213,7 @@ impl Operator for Pairs {
         settings.check()?;
         let path = settings.path.as_path();
         let (rows, mut bad) = read(path).map_err(|e| OpError::new(format!("path: {e}")))?;
+        let rows = with_losers(&settings, rows, &mut bad);
         let all = rows.len();
         let rows = selected(&settings, rows);
         if settings.on_bad == OnBad::Fail {

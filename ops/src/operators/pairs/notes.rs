@@ -5,7 +5,7 @@ use crate::words::count;
 
 /// Do winner and loser name one file?
 fn same_file(row: &Row) -> bool {
-    row.winner == row.loser
+    row.loser.as_ref() == Some(&row.winner)
 }
 
 impl Pairs {
@@ -31,6 +31,10 @@ impl Pairs {
         let without = self.rows.iter().filter(|r| r.priors.is_empty()).count();
         if without > 0 {
             notes.push(format!("{} without a prior, trained with plain DPO", count(without, "sample")));
+        }
+        let alone = self.rows.iter().filter(|r| r.loser.is_none()).count();
+        if alone > 0 {
+            notes.push(format!("{} without a loser: the winner stands in its place", count(alone, "sample")));
         }
         if self.left_out > 0 {
             let samples = count(self.left_out, "sample");

@@ -171,8 +171,8 @@ pub struct Row {
     pub references: Vec<Reference>,
     /// The preferred picture.
     pub winner: PathBuf,
-    /// The other one.
-    pub loser: PathBuf,
+    /// The other one; where there is none, a graph may take the winner in its place.
+    pub loser: Option<PathBuf>,
     /// Where each subject is in the winner; empty where nothing is known.
     pub priors: Vec<PathBuf>,
     /// The same of the loser; checked, but not used in training.
@@ -247,13 +247,10 @@ pub(super) fn parse(line: usize, text: &str, folder: &Path) -> Result<Row, BadRo
     let mut parsed = Line::read(line, text)?;
     let name = name_of(line, &mut parsed)?;
     let id = name.as_str();
-    let (winner, loser) = match (parsed.win.map(|w| w.0), parsed.lose.map(|l| l.0)) {
-        (Some(win), Some(lose)) => (win, lose),
-        (None, _) => return Err(bad(id, "missing field `win`".into())),
-        (_, None) => return Err(bad(id, "missing field `lose`".into())),
-    };
+    let Some(Object(winner)) = parsed.win else { return Err(bad(id, "missing field `win`".into())) };
+    let (loser, lose) = parsed.lose.map(|Object(loser)| (loser.image, loser.prior)).unzip();
     let references = parsed.refs.unwrap_or_default();
-    let (win, lose) = (winner.prior.unwrap_or_default(), loser.prior.unwrap_or_default());
+    let (win, lose) = (winner.prior.unwrap_or_default(), lose.flatten().unwrap_or_default());
     for (side, priors) in [("win", &win), ("lose", &lose)] {
         if !priors.is_empty() && priors.len() != references.len() {
             return Err(bad(
@@ -267,7 +264,7 @@ pub(super) fn parse(line: usize, text: &str, folder: &Path) -> Result<Row, BadRo
             ));
         }
     }
-    let named = [&winner.image, &loser.image].into_iter().chain(&win).chain(&lose);
+    let named = std::iter::once(&winner.image).chain(&loser).chain(&win).chain(&lose);
     let of_references = references.iter().flat_map(|Object(r)| std::iter::once(&r.image).chain(&r.mask));
     if named.chain(of_references).any(|path| path.as_os_str().is_empty()) {
         return Err(bad(id, "the path of a file is empty".into()));
@@ -277,7 +274,7 @@ pub(super) fn parse(line: usize, text: &str, folder: &Path) -> Result<Row, BadRo
         line,
         references: references_at(references, folder),
         winner: at(folder, &winner.image),
-        loser: at(folder, &loser.image),
+        loser: loser.map(|loser| at(folder, &loser)),
         priors: at_all(win),
         loser_priors: at_all(lose),
         prompt: parsed.prompt,
@@ -286,10 +283,16 @@ pub(super) fn parse(line: usize, text: &str, folder: &Path) -> Result<Row, BadRo
 }
 
 impl Row {
+    /// The loser, or the winner where there is none.
+    pub fn loser(&self) -> &Path {
+        self.loser.as_ref().unwrap_or(&self.winner)
+    }
+
     /// Every file that training reads.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let references =
             self.references.iter().flat_map(|r| std::iter::once(&r.image).chain(r.mask.as_ref()));
-        [&self.winner, &self.loser].into_iter().chain(&self.priors).chain(references).map(PathBuf::as_path)
+        let sides = std::iter::once(&self.winner).chain(&self.loser);
+        sides.chain(&self.priors).chain(references).map(PathBuf::as_path)
     }
 }

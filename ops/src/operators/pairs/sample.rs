@@ -77,7 +77,7 @@ impl Sample {
         };
         let priors: Vec<&Path> = row.priors.iter().map(AsRef::as_ref).collect();
         let Fitted { rgb: winner, crop, masks: mut priors } = read(&row.winner, &priors, size)?;
-        let loser = read(&row.loser, &[], size)?.rgb;
+        let loser = read(row.loser(), &[], size)?.rgb;
         if row.priors.is_empty() {
             priors = vec![whole(size); row.references.len()];
         }

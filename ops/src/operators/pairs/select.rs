@@ -1,6 +1,21 @@
 //! Selects the samples of a file that a run uses.
 
-use super::{row::Row, settings::PairsSettings};
+use super::{
+    row::{BadRow, Row},
+    settings::{PairsSettings, WithoutLoser},
+};
+
+/// The rows that have losers, or need none; others become bad ones.
+pub(super) fn with_losers(settings: &PairsSettings, rows: Vec<Row>, bad: &mut Vec<BadRow>) -> Vec<Row> {
+    if settings.without_loser == WithoutLoser::Winner {
+        return rows;
+    }
+    let (rows, alone): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.loser.is_some());
+    let reason = "missing field `lose`; a graph that trains on winners alone takes `without_loser: winner`";
+    bad.extend(alone.into_iter().map(|row| BadRow { line: row.line, id: row.id, reason: reason.into() }));
+    bad.sort_by_key(|bad| bad.line);
+    rows
+}
 
 /// The rows that the settings select.
 pub(super) fn selected(settings: &PairsSettings, mut rows: Vec<Row>) -> Vec<Row> {

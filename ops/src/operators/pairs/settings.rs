@@ -13,6 +13,16 @@ choices! {
     }
 }
 
+choices! {
+    /// What becomes of a line without a loser.
+    pub enum WithoutLoser {
+        /// It cannot be used.
+        Refuse = "refuse",
+        /// The winner stands in its place: for graphs that train on winners alone.
+        Winner = "winner",
+    }
+}
+
 settings! {
     /// Settings of [`Pairs`](super::Pairs).
     pub struct PairsSettings {
@@ -38,6 +48,8 @@ settings! {
         pub first: Option<usize> = None,
         /// What becomes of a sample that cannot be used, because of its line or its pictures.
         pub on_bad: OnBad = OnBad::Fail,
+        /// What becomes of a line without a loser: it cannot be used, or the winner stands in its place, for graphs that train on winners alone.
+        pub without_loser: WithoutLoser = WithoutLoser::Refuse,
         /// Most pixels of a picture or a mask in a file; a larger one cannot be used, and no memory is asked for it.
         pub max_pixels: usize = MAX_PIXELS,
         /// For held-out pairs: the file that is trained on. A sample that shares a winner with it is refused.

@@ -246,7 +246,7 @@ fn lines_in_the_names_of_other_preference_data_are_read_and_need_no_id() {
     let names: Vec<(&str, &Path)> = rows.iter().map(|r| (r.id.as_str(), r.winner.as_path())).collect();
     let winner = folder.path().join("w.png");
     assert_eq!(names, [("line-1", &*winner), ("7", &*winner)]);
-    assert_eq!(rows[0].loser, folder.path().join("l.png"));
+    assert_eq!(rows[0].loser.as_deref(), Some(&*folder.path().join("l.png")));
     assert_eq!(rows[1].references[0].image, folder.path().join("r.png"));
     let said: Vec<String> = bad.iter().map(ToString::to_string).collect();
     for (said, part) in said.iter().zip([
@@ -258,4 +258,31 @@ fn lines_in_the_names_of_other_preference_data_are_read_and_need_no_id() {
         assert!(said.contains(part), "{said}");
     }
     assert_eq!(said.len(), 4);
+}
+
+#[test]
+fn lines_without_losers_are_refused_unless_the_winner_may_stand_in_their_place() {
+    let mut data = Data::new();
+    data.row(1, true);
+    data.row(1, true).as_object_mut().unwrap().remove("lose");
+    let settings = data.settings();
+    let error = Pairs::new(settings.clone()).err().unwrap().to_string();
+    assert!(
+        error.contains("line 2 (`row-1`): missing field `lose`") && error.contains("without_loser"),
+        "{error}"
+    );
+    let report = check_settings(&settings).unwrap();
+    assert_eq!((report.good, report.bad.len()), (1, 1));
+    let alone =
+        PairsSettings { without_loser: settings::WithoutLoser::Winner, batch: 2, shuffle: false, ..settings };
+    let op = Pairs::new(alone.clone()).unwrap();
+    let bench = Bench::new();
+    let ((winner, loser, ..), ()) = op.forward(&bench.ctx(), ()).unwrap();
+    assert_ne!(winner.picture(0), loser.picture(0));
+    assert_eq!(winner.picture(1), loser.picture(1));
+    let notes = op.notes(&()).join("\n");
+    assert!(notes.contains("1 sample without a loser: the winner stands in its place"), "{notes}");
+    assert!(!notes.contains("are one file"), "{notes}");
+    let report = check_settings(&alone).unwrap();
+    assert!(report.is_good() && report.identical.is_empty(), "{report:?}");
 }
