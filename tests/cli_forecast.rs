@@ -133,3 +133,20 @@ fn thread_numbers_beyond_all_use_are_capped_with_a_word() {
         "{err}"
     );
 }
+
+#[test]
+fn of_a_gpu_that_is_not_here_a_plan_says_what_arithmetic_alone_would_take() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = |more: &[&str]| {
+        let mut command = graph_run();
+        command.env("XDG_CACHE_HOME", dir.path()).args(["plan", "graphs/flux/diffusion_dpo.ron"]);
+        command.args(["--without-files", "--device", "cuda:31", "--gpu-memory", "24GB", "--steps", "1000"]);
+        said(command.args(more)).0
+    };
+    let flops: Value = serde_json::from_str(&plan(&["--json"])).unwrap();
+    let seconds = flops["flops"].as_f64().unwrap() / 1e14;
+    assert!((1.0..60.0).contains(&seconds), "{seconds}");
+    let text = plan(&["--calibrate"]);
+    let told = format!("At 100 TFLOP/s a step would take at least {seconds:.2} s, and 1000 steps 1 h");
+    assert!(text.contains(&told), "{told} in {text}");
+}

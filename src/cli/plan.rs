@@ -89,14 +89,28 @@ fn listing(p: &Prepared, forecast: Option<Forecast>, room: Option<u64>, is_measu
     }
     text += &match (forecast, is_measured) {
         (Some(forecast), _) => time(p, forecast),
-        (None, true) => format!(
-            "no forecast: the speed of {networks} is unknown, since it is not here; a plan on a machine with that GPU measures it\n",
-            networks = p.plan.options().networks()
-        ),
+        (None, true) => unknown(p),
         (None, false) => "no forecast: debug builds are not timed unless --calibrate is given\n".into(),
     };
     text
 }
+
+/// What can be said of a GPU that is not here.
+fn unknown(p: &Prepared) -> String {
+    let step = p.flops() / KEEPS;
+    format!(
+        "no forecast: the speed of {} is unknown, since it is not here, and a plan on a machine with it measures it. At {:.0} TFLOP/s a step would \
+         take at least {}, and {} {}; what is streamed to it comes on top\n",
+        p.plan.options().networks(),
+        KEEPS / 1e12,
+        system::seconds(step),
+        count(p.run.steps, "step"),
+        system::seconds(step * p.run.steps as f64),
+    )
+}
+
+/// Operations a second to reckon with: those of other GPUs follow by a division.
+const KEEPS: f64 = 1e14;
 
 /// How long it takes, and what that is reckoned from.
 fn time(p: &Prepared, forecast: Forecast) -> String {
