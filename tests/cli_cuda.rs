@@ -296,7 +296,7 @@ fn a_plan_for_a_gpu_that_is_not_here_shows_its_memory_and_no_time() {
     let (code, said) = plan(&[]);
     assert!(code == 0 && said.contains("memory of cuda:71: peak"), "{said}");
     assert!(
-        said.contains("--gpu-memory says it") && said.contains("the speed of cuda:71 is unknown"),
+        said.contains("state it with --gpu-memory") && said.contains("the speed of cuda:71 is unknown"),
         "{said}"
     );
     let (code, said) = plan(&["--json", "--gpu-memory", "24GB"]);

@@ -276,3 +276,17 @@ fn a_run_is_told_of_its_data_before_its_first_step() {
         assert!(out.contains("pairs: warning: ") && out.contains(part), "{part} is not in {out}");
     }
 }
+
+#[test]
+fn a_file_in_which_every_line_is_bad_is_listed_by_its_beginning() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pairs.jsonl");
+    fs::write(&path, "{\"caption\": \"a dog\"}\n".repeat(25)).unwrap();
+    let bad = folder.path().join("bad.jsonl");
+    let (code, _, err) =
+        graph_run(&["data", "check", path.to_str().unwrap(), "--bad", bad.to_str().unwrap()]);
+    assert_eq!(code, 1, "{err}");
+    assert_eq!(err.matches("unknown field `caption`").count(), 20, "{err}");
+    assert!(err.contains("5 more bad samples; --bad FILE writes all of them"), "{err}");
+    assert_eq!(fs::read_to_string(&bad).unwrap().lines().count(), 25);
+}

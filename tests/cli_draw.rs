@@ -212,3 +212,40 @@ fn what_cannot_be_drawn_is_refused_before_anything_is_written() {
     let said = refused(&[&graph.display().to_string()]);
     assert!(said.contains("no node that trains a network (`forward`)"), "{said}");
 }
+
+#[test]
+fn the_graph_of_a_run_says_that_its_adapter_is_not_used_unless_it_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let adapter = trained(dir.path());
+    let run = dir.path().join("run").display().to_string();
+    let draw = |out: &str, more: &[&str]| {
+        let out = dir.path().join(out).display().to_string();
+        let args = ["sample", &run, "--prompt", "a duck", "--steps", "1", "--out", &out];
+        let (good, said) = graph_run(&[&args, more].concat());
+        assert!(good, "{said}");
+        said
+    };
+    let own = dir.path().join("run/adapter.safetensors").display().to_string();
+    let without = draw("without", &[]);
+    assert!(without.contains(&format!("is not used: --adapter {own} draws with it")), "{without}");
+    assert!(!draw("with", &["--adapter", adapter.to_str().unwrap()]).contains("is not used"));
+}
+
+#[test]
+fn a_schedule_of_another_kind_of_network_is_refused_by_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("x").display().to_string();
+    let (good, said) = graph_run(&[
+        "sample",
+        "graphs/sample.ron",
+        "--prompt",
+        "a duck",
+        "--out",
+        &out,
+        "--set",
+        "reference.schedule=ddim",
+    ]);
+    assert!(!good, "{said}");
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(said.contains("schedule `ddim` is not for") && said.contains("dynamic, static or uno"), "{said}");
+}

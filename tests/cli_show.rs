@@ -213,6 +213,7 @@ fn numbers_and_settings_of_the_command_line_are_refused_with_what_they_may_be() 
     refused(&["--set", "run.lanes=18446744073709551615"], &["--set:1:11", "at most 1024"]);
     refused(&["--set", "run.ahead=9223372036854775807"], &["--set:1:11", "at most 1024"]);
     refused(&["--set", "run.steps=0"], &["--set:1:11", "run.steps=0", "at least 1 step"]);
+    refused(&["--set", "run.keep_checkpoints=0"], &["--set:1:22", "at least 1 is kept"]);
     refused(&["--set", "lora.rank=4.5"], &["--set:1:11", "takes whole number", "a whole number is expected"]);
     refused(&["--set", "noise.process", "flow"], &["equals sign", "`--set noise.process=flow`"]);
     refused(&["--set", "noise.process"], &["equals sign", "`--set noise.process=VALUE`"]);

@@ -56,6 +56,7 @@ fn what_is_here_is_planned_as_it_is_and_only_the_rest_is_stood_in_for() {
     let plan = planned(FLUX, &["--set", "pairs.path=data/demo/pairs.jsonl"]);
     let notes = plan["notes"].to_string();
     assert!(!notes.contains("pairs.jsonl` is not here"), "{notes}");
+    assert!(!notes.to_lowercase().contains("warning"), "{notes}");
     assert!(
         notes.contains("held_out.jsonl` is not here: planned as 16 pairs with 1 reference each"),
         "{notes}"
@@ -119,4 +120,61 @@ fn a_plan_that_misses_files_says_that_it_can_be_made_without_them_and_one_with_a
     let nowhere = folder.path().join("nowhere");
     let (code, _, err) = graph_run(&nowhere, &["plan", FLUX, "--without-files"]);
     assert!(code == 1 && err.contains("nothing can be written into"), "{err}");
+}
+
+#[test]
+fn of_a_folder_that_has_a_part_of_a_network_the_rest_is_stood_in_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let flux = folder.path().join("flux");
+    prefgraph_nn::published::Published::FluxDev.write_hollow(&flux).unwrap();
+    fs::remove_dir_all(flux.join("text_encoder_2")).unwrap();
+    let weights = format!("backbone.weights={}", flux.display());
+    let plan = planned("graphs/flux/diffusion_dpo.ron", &["--set", &weights]);
+    let notes = plan["notes"].to_string();
+    let missing = format!("`{}` is not here: planned as FLUX.1-dev", flux.join("text_encoder_2").display());
+    assert!(notes.contains(&missing) && !notes.contains("vae` is not here"), "{notes}");
+    assert!(notes.contains(&format!("from {}", flux.display())), "{notes}");
+}
+
+#[test]
+fn what_is_imagined_is_what_the_graph_reads() {
+    let notes = |graph: &str, more: &[&str]| planned(graph, more)["notes"].to_string();
+    let dpo = notes("graphs/flux/diffusion_dpo.ron", &[]);
+    assert!(dpo.contains("pairs.jsonl` is not here: planned as 16 pairs without references"), "{dpo}");
+    let drawn = notes("graphs/flux/sample_uno.ron", &[]);
+    assert!(drawn.contains("planned as 16 prompts with 1 reference each"), "{drawn}");
+    // A file that no node reads but to compare with it.
+    let apart = notes("graphs/flux/diffusion_dpo.ron", &["--set", "held_out.apart_from=elsewhere.jsonl"]);
+    assert!(apart.contains("elsewhere.jsonl` is not here: planned as 16 pairs"), "{apart}");
+}
+
+#[test]
+fn a_varied_path_is_not_stood_in_for_and_a_failure_says_where_stand_ins_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = |more: &[&str]| {
+        let args = ["plan", "graphs/flux/diffusion_dpo.ron", "--without-files", "--device", "cuda:0"];
+        let (code, _, err) = graph_run(folder.path(), &[&args, more].concat());
+        assert_eq!(code, 1, "{err}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "files were left");
+        err
+    };
+    let varied = plan(&["--over", "backbone.weights=/nowhere/a,/nowhere/b"]);
+    assert!(varied.contains("/nowhere/a") && !varied.contains("set and varied at once"), "{varied}");
+    let other = plan(&["--set", "backbone.kind=sdxl"]);
+    assert!(other.contains("stood in for files that are not here"), "{other}");
+    let sides = plan(&["--set", "pairs.height=0"]);
+    assert!(sides.contains("height is 0"), "{sides}");
+    let huge = plan(&["--set", "pairs.height=1008000", "--set", "pairs.width=1008000"]);
+    assert!(huge.contains("needs") || huge.contains("larger than any memory"), "{huge}");
+}
+
+#[test]
+fn what_the_page_for_beginners_says_of_memory_is_what_the_plan_says() {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/start.md")).unwrap();
+    let flux = gib_of_gpu(&planned("graphs/flux/diffusion_dpo.ron", &[]));
+    let none = ["--set", "backbone.checkpointing=none"];
+    let sdxl = [&none[..], &[]].map(|more| gib_of_gpu(&planned("graphs/sdxl/diffusion_dpo.ron", more)));
+    let told = format!("The first needs {flux}. The second needs {} and is refused", sdxl[0]);
+    assert!(text.contains(&told), "{told}");
+    assert!(text.contains(&format!("it needs {}.", sdxl[1])), "{sdxl:?}");
 }

@@ -32,17 +32,16 @@ impl OpError {
         Self { message: message.into(), fault: Fault::Training }
     }
 
-    /// Values that come of what is trained are not finite, at this step. At the first one nothing has been trained yet, so that a lower
-    /// learning rate would not help.
+    /// Values that come of what is trained are not finite, at this step: [`Fault::Training`]. At the first one that need not be the training's
+    /// doing, though an update of it may have been measured already.
     pub fn not_finite(step: u64, what: impl std::fmt::Display) -> Self {
-        match step {
-            0 => Self::new(format!(
-                "{what}: nothing has been trained yet, so that the frozen network's weights, its inputs or a setting are at fault"
-            )),
-            _ => Self::diverged(format!(
-                "{what}: the training has diverged, or an input holds values that are not finite"
-            )),
-        }
+        Self::diverged(match step {
+            0 => format!(
+                "{what}: at the first step the frozen network's weights, its inputs or a setting of the loss may be at fault, or a learning rate \
+                 that is far too large"
+            ),
+            _ => format!("{what}: the training has diverged, or an input holds values that are not finite"),
+        })
     }
 
     /// [`Fault::Library`].

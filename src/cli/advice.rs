@@ -43,8 +43,10 @@ impl Session {
     /// Advice after `step` has diverged. A checkpoint that diverges at once is set aside.
     fn after_divergence(&mut self, step: u64) -> String {
         let Saved { newest, proven, .. } = self.saved;
-        let mut advice =
-            "the training has diverged: a lower learning rate helps, or a longer warm-up".to_owned();
+        let mut advice = match step {
+            0 => "if a lower learning rate or a longer warm-up does not help, it is not the training that is at fault".to_owned(),
+            _ => "the training has diverged: a lower learning rate helps, or a longer warm-up".to_owned(),
+        };
         if newest != proven {
             // No step from it has succeeded, and the next attempt would fail in the same way.
             advice += &match set_aside(&self.folder.checkpoints(), newest) {

@@ -29,8 +29,8 @@ const GPU_SAVINGS: &[(&str, &str)] = &[
     ("lanes", "1"),
 ];
 
-/// The last resort, which changes what is learned.
-const CUTS: &[(&str, &str)] = &[("rank", "16"), ("rank", "8"), ("rank", "4"), ("batch", "1")];
+/// The last resort, which changes what is learned: a smaller batch least, since more micro-batches make up for it.
+const CUTS: &[(&str, &str)] = &[("batch", "1"), ("rank", "16"), ("rank", "8"), ("rank", "4")];
 
 /// Bytes of memory of the GPU of a plan, where they are known.
 ///
@@ -89,17 +89,18 @@ fn fits_host(prepared: &Prepared, there: u64, registry: &Registry) -> Result<(),
         return Ok(());
     }
     let size = |bytes: usize| system::bytes(bytes as u64);
+    let [need, has] = told_apart(peak as u64, there);
     let message = format!(
-        "this graph needs {} of memory (weights {}, carried {}, made ahead {}, the process itself {}), and there are {}",
-        size(peak),
+        "this graph needs {need} of memory (weights {}, carried {}, made ahead {}, the process itself {}), and there are {has}",
         size(resident),
         size(cells),
         size(ahead),
         size(process),
-        system::bytes(there),
     );
     let remedies = Remedies { prepared, registry, there, peak: |plan| plan.memory().peak };
-    Err(Failure::new(message + &remedies.listed(SAVINGS, "choose smaller pictures")))
+    Err(Failure::new(
+        message + &remedies.listed(SAVINGS, "choose smaller pictures, or an adapter with fewer targets"),
+    ))
 }
 
 fn check_gpu(
@@ -115,21 +116,35 @@ fn check_gpu(
     }
     let passes = peak.saturating_sub(prefgraph_nn::size::sum([resident, cells, queues, ahead, process]));
     let size = |bytes: usize| system::bytes(bytes as u64);
+    let [need, has] = told_apart(peak as u64, there);
     let message = format!(
-        "this graph needs {} of {place}'s memory (weights {}, adapter and optimiser {}, passes {}, workspaces {}, made ahead {}, \
-         the driver about {}), and {place} has {}",
-        size(peak),
+        "this graph needs {need} of {place}'s memory (weights {}, adapter and optimiser {}, passes {}, workspaces {}, made ahead {}, \
+         the driver about {}), and {place} has {has}",
         size(resident),
         size(cells),
         size(passes),
         size(queues),
         size(ahead),
         size(process),
-        system::bytes(there),
     );
     let peak = |plan: &Plan| gpu_memory(plan).map_or(0, |(_, memory)| memory.peak);
     let remedies = Remedies { prepared, registry, there, peak };
-    Err(Failure::new(message + &remedies.listed(GPU_SAVINGS, "choose smaller pictures, or --device cpu")))
+    Err(Failure::new(
+        message
+            + &remedies.listed(
+                GPU_SAVINGS,
+                "choose smaller pictures, an adapter with fewer targets, or --device cpu",
+            ),
+    ))
+}
+
+/// Two amounts with as many digits as tell them apart.
+fn told_apart(need: u64, there: u64) -> [String; 2] {
+    let both = [need, there].map(system::bytes);
+    match both[0] == both[1] {
+        true => [need, there].map(|bytes| format!("{bytes} bytes")),
+        false => both,
+    }
 }
 
 /// What would make a graph fit into the memory of a place.
@@ -145,11 +160,13 @@ struct Remedies<'a, P: Fn(&Plan) -> usize> {
 impl<P: Fn(&Plan) -> usize> Remedies<'_, P> {
     /// What each of the savings would leave, and the fewest with which the graph would fit. `otherwise` is what else can be done.
     fn listed(&self, all: &[(&str, &str)], otherwise: &str) -> String {
-        let Self { prepared, registry, there, peak } = self;
+        let Self { prepared, there, peak, .. } = self;
         let need = peak(&prepared.plan) as u64;
+        // A saving that no digit shows is none.
+        let shows = |peak: u64| peak < need && system::bytes(peak) != system::bytes(need);
         let alone = |saving: &String| {
-            let peak = peak(&with(prepared, std::slice::from_ref(saving), registry)?.plan) as u64;
-            (peak < need).then(|| (saving.clone(), peak))
+            let peak = self.with(std::slice::from_ref(saving))?;
+            shows(peak).then(|| (saving.clone(), peak))
         };
         let helps: Vec<(String, u64)> =
             savings(prepared, &[all, CUTS].concat()).iter().filter_map(alone).collect();
@@ -162,11 +179,20 @@ impl<P: Fn(&Plan) -> usize> Remedies<'_, P> {
             let verdict = if peak <= there { ", which fits" } else { "" };
             message += &format!("\n  --set {saving:<width$}  {}{verdict}", system::bytes(*peak));
         }
+        // One that is enough alone is the fewest; combining them prepares the graph again for each.
+        let alone = helps.iter().find(|(_, peak)| peak <= there);
+        let alone = alone.map(|(saving, peak)| (format!("--set {saving}"), *peak));
         let savings: Vec<String> = helps.into_iter().map(|(saving, _)| saving).collect();
-        message += &match self.fewest(&savings) {
+        message += &match alone.or_else(|| self.fewest(&savings)) {
             Some((made, peak)) => format!("\nit would fit, with {}, with {made}", system::bytes(peak)),
-            None => format!("\nall of them together are not enough: {otherwise}"),
+            None => format!(
+                "\nall of them together leave {}: {otherwise}",
+                self.with(&least_of(&savings)).map_or_else(|| "too much".into(), system::bytes)
+            ),
         };
+        if message.contains(".batch=1") {
+            message += "\nwith a smaller batch and `accumulate` of the update as much larger, as many samples make an update";
+        }
         message
     }
 
@@ -180,31 +206,53 @@ impl<P: Fn(&Plan) -> usize> Remedies<'_, P> {
             // A setting has one value.
             made.retain(|made| name_of(made) != name_of(saving));
             made.push(saving.clone());
-            let smaller = with(self.prepared, &made, self.registry);
-            let smaller = smaller.map(|smaller| (self.peak)(&smaller.plan) as u64);
-            let Some(peak) = smaller.filter(|peak| *peak < least) else {
+            let Some(peak) = self.with(&made).filter(|peak| *peak < least) else {
                 made = before;
                 continue;
             };
             least = peak;
             if peak <= self.there {
-                let sets: Vec<String> = made.iter().map(|set| format!("--set {set}")).collect();
+                let (needed, peak) = self.without_surplus(made, peak);
+                let sets: Vec<String> = needed.iter().map(|set| format!("--set {set}")).collect();
                 return Some((sets.join(" "), peak));
             }
         }
         None
+    }
+
+    /// Of savings with which the graph fits, those that it does not fit without, and the peak with them.
+    fn without_surplus(&self, mut made: Vec<String>, mut peak: u64) -> (Vec<String>, u64) {
+        for saving in made.clone() {
+            let fewer: Vec<String> = made.iter().filter(|made| **made != saving).cloned().collect();
+            if let Some(enough) = self.with(&fewer).filter(|peak| *peak <= self.there) {
+                (made, peak) = (fewer, enough);
+            }
+        }
+        (made, peak)
+    }
+
+    /// The peak with these settings; none if the graph cannot be built with them.
+    fn with(&self, savings: &[String]) -> Option<u64> {
+        with(self.prepared, savings, self.registry).map(|smaller| (self.peak)(&smaller.plan) as u64)
     }
 }
 
 /// Settings that a graph has and that need less memory of the host, as `--set` takes them: of each the value that needs least. Lanes are not
 /// among them: in a sweep they are of the variants.
 pub(super) fn host_savings(prepared: &Prepared) -> Vec<String> {
-    let mut all: Vec<String> = Vec::new();
-    for saving in savings(prepared, SAVINGS).into_iter().filter(|saving| name_of(saving) != "run.lanes") {
-        all.retain(|before| name_of(before) != name_of(&saving));
-        all.push(saving);
-    }
+    let mut all = least_of(&savings(prepared, SAVINGS));
+    all.retain(|saving| name_of(saving) != "run.lanes");
     all
+}
+
+/// Of several values of a setting the last, which needs least.
+fn least_of(savings: &[String]) -> Vec<String> {
+    let mut least: Vec<String> = Vec::new();
+    for saving in savings {
+        least.retain(|before| name_of(before) != name_of(saving));
+        least.push(saving.clone());
+    }
+    least
 }
 
 /// What `node.setting=VALUE` sets.
@@ -276,9 +324,7 @@ mod tests {
             message.contains("it would fit") && message.contains("--set backbone.packing=streamed"),
             "{message}"
         );
-        for part in
-            ["--set pairs.batch=1", "--set run.ahead=0", "--set run.lanes=1", "--set lora.rank=4", "weights"]
-        {
+        for part in ["--set pairs.batch=1", "--set run.lanes=1", "weights"] {
             assert!(message.contains(part), "{part} in {message}");
         }
         // The shipped rank is 8.
@@ -329,6 +375,9 @@ mod tests {
         assert_eq!(fits.matches("checkpointing").count(), 1, "{fits}");
         // Nothing is enough for a GPU without memory.
         let message = refusal(check(&prepared, Some(1), &registry));
-        assert!(message.contains("not enough") && !message.contains("which fits"), "{message}");
+        assert!(
+            message.contains("all of them together leave") && !message.contains("which fits"),
+            "{message}"
+        );
     }
 }

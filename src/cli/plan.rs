@@ -20,17 +20,22 @@ use crate::{
 /// Print the plan; an error after it if it does not fit.
 pub(super) fn plan(args: &args::Plan, registry: &Registry) -> Result<u8, Failure> {
     if !args.without_files {
-        let may_stand_in = |failure: Failure| match absent::is_named(failure.message(), &args.graph, registry)
-        {
+        let may_stand_in = |failure: Failure| match absent::is_named(failure.message(), args, registry) {
             true => failure.help("to plan before the files are here, add --without-files"),
             false => failure,
         };
         return plan_of(args, None, registry).map_err(may_stand_in);
     }
-    let stand_ins = absent::stand_in(&args.graph, registry)?;
+    let stand_ins = absent::stand_in(args, registry)?;
     let sets = [&args.graph.sets[..], &stand_ins.sets].concat();
     let args = args::Plan { graph: args::Graph { sets, ..args.graph.clone() }, ..args.clone() };
-    plan_of(&args, Some(&stand_ins), registry)
+    plan_of(&args, Some(&stand_ins), registry).map_err(|failure| match stand_ins.are_in(failure.message()) {
+        true => failure.help(&format!(
+            "with --without-files, what is below `{}` stood in for files that are not here",
+            stand_ins.place()
+        )),
+        false => failure,
+    })
 }
 
 /// The same of a graph whose files are here, or others for them.
@@ -39,7 +44,7 @@ fn plan_of(args: &args::Plan, stand_ins: Option<&StandIns>, registry: &Registry)
         return sweep::plan(args, stand_ins, registry);
     }
     let mut prepared = prepare(&args.graph, registry)?;
-    prepared.notes = noted(prepared.notes, stand_ins);
+    prepared.notes = StandIns::noted(stand_ins, prepared.notes);
     let room = fits::room(args, &prepared)?;
     // A debug build says nothing of the speed of the one that will run.
     let is_measured = args.calibrate || !cfg!(debug_assertions);
@@ -61,13 +66,6 @@ fn plan_of(args: &args::Plan, stand_ins: Option<&StandIns>, registry: &Registry)
     Ok(0)
 }
 
-/// What operators say, and before it what stands in for files that are not here.
-pub(super) fn noted(notes: Vec<String>, stand_ins: Option<&StandIns>) -> Vec<String> {
-    let Some(stand_ins) = stand_ins else { return notes };
-    let notes = notes.iter().map(|note| stand_ins.named(note));
-    stand_ins.notes.iter().cloned().chain(notes).collect()
-}
-
 fn listing(p: &Prepared, forecast: Option<Forecast>, room: Option<u64>, is_measured: bool) -> String {
     let mut text = p.plan.explain(&p.graph).to_string();
     text += "\n";
@@ -83,7 +81,7 @@ fn listing(p: &Prepared, forecast: Option<Forecast>, room: Option<u64>, is_measu
     if let Some((gpu, need)) = fits::on_gpu(&p.plan) {
         let there = match room {
             Some(room) => format!(" of {}", system::bytes(room)),
-            None => "; how much it has is unknown here, --gpu-memory says it".to_owned(),
+            None => "; how much it has is not known here: state it with --gpu-memory".to_owned(),
         };
         text += &format!("predicted peak memory of {gpu} {need}{there}\n");
     }

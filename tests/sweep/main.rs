@@ -450,4 +450,22 @@ fn variants_that_a_setting_does_not_tell_apart_are_named() {
     let (table, _) = sweep(&out, &[&over]);
     assert!(table.contains("1, 2 have the same figures to the last digit"), "{table}");
     assert!(!table.contains("1, 2, 3"), "{table}");
+    let (table, _) = sweep(&dir.path().join("rates"), &[&["--over", "update.lr=1e-4,1e-3"]]);
+    assert!(!table.contains("the same figures"), "{table}");
+}
+
+#[test]
+fn a_variant_that_diverges_at_the_first_step_is_left_out_like_any_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("s");
+    // Held-out pairs are measured with the adapter that the first step makes.
+    let (table, said) = sweep(
+        &out,
+        &[&["--set", "held_out_log.every=1", "--set", "update.warmup=0", "--over", "update.lr=1e-4,1e20"]],
+    );
+    assert!(table.contains("diverged"), "{table}{said}");
+    assert!(
+        said.contains("at the first step") && said.contains("a learning rate that is far too large"),
+        "{said}"
+    );
 }

@@ -369,7 +369,7 @@ impl Backbone {
             cpu::Precision::Bf16 => "products in bf16",
         };
         let weights = match packing {
-            layers::Packing::Resident => "weights packed in memory",
+            layers::Packing::Resident => "weights resident in memory",
             layers::Packing::Streamed => "weights streamed from the file",
         };
         let beside = self.network.beside().map_or(String::new(), |(_, path, how)| {

@@ -143,4 +143,18 @@ mod tests {
         assert_ne!(a.as_vec(), b.as_vec());
         assert_eq!(a.as_vec(), run(1).as_vec());
     }
+
+    #[test]
+    fn a_u_net_is_refused_with_what_takes_its_place() {
+        use crate::operators::backbone::BackboneKind;
+        let weights = DataPath(case("sdxl_ipa"));
+        let settings = BackboneSettings { kind: BackboneKind::Sdxl, weights, ..Default::default() };
+        let (backbone,) = Backbone::new(settings).unwrap().shapes((), 0).unwrap();
+        let layout = backbone.layout().clone();
+        let inputs =
+            (backbone, (1, layout.channels, 8, 8), (1, 5, layout.text_width), (1, layout.pooled_width));
+        let error =
+            Features::new(FeaturesSettings::default()).unwrap().shapes(inputs, 0).unwrap_err().to_string();
+        assert!(error.contains("take `picture-features`"), "{error}");
+    }
 }

@@ -80,7 +80,7 @@ impl Operator for Log {
             1 => Vec::new(),
             0 => vec![format!("the last {row} of {steps}")],
             _ => vec![format!(
-                "the last {row} of every {every}, and of the run; at the others, nothing runs that only this node reads"
+                "the last {row} of every {every}, and of the run; in other steps its inputs are not computed"
             )],
         }
     }

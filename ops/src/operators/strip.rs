@@ -96,7 +96,7 @@ impl Operator for Strip {
         match self.0.every {
             1 => Vec::new(),
             every => {
-                vec![format!("every {every} steps; between them, nothing runs that only this node reads")]
+                vec![format!("every {every} steps; in other steps its inputs are not computed")]
             }
         }
     }

@@ -1,80 +1,81 @@
-//! Imagined pairs, with pictures of one colour each.
+//! Imagined samples, with pictures of one colour each.
+//!
+//! Their pictures are small: what a graph costs follows from the sizes that it states, to which every picture is scaled.
 
 use std::{fs, io, path::Path};
 
 use image::{GrayImage, Luma, Rgb, RgbImage};
-use prefgraph_ops::words::count;
+use prefgraph_ops::{Operator, operators::pairs::Prompts, words::count};
 use serde_json::json;
 
 use crate::spec::{Facts, text};
 
-/// Samples, as the held-out pairs of the demo.
+/// As many as the held-out pairs of the demo.
 const SAMPLES: usize = 16;
+/// Pixels along each side of a picture.
+const SIDE: u32 = 64;
 
-/// Pixels of pictures, rows before columns, and references of a sample.
+/// What samples are imagined for a node.
 #[derive(Clone, Copy)]
-pub(super) struct Sizes {
-    picture: (usize, usize),
-    reference: (usize, usize),
+pub(super) struct Imagined {
+    samples: usize,
+    /// Of each sample.
     references: usize,
-    batch: usize,
+    are_prompts: bool,
 }
 
-impl Sizes {
-    /// Those that a node of pairs states.
+impl Imagined {
+    /// Those that a node can read, with as many references as it wants; one where it does not say, if its references are read at all.
     pub fn of(facts: &Facts, node: &str) -> Self {
         let stated = |setting: &str| facts.get(&format!("{node}.{setting}"));
-        let whole = |setting: &str| stated(setting).and_then(|value| text::read::<usize>(value).ok());
-        let given = |setting: &str| {
-            stated(setting).and_then(|value| text::read::<Option<usize>>(value).ok().flatten())
-        };
-        let picture = (whole("height").unwrap_or(512), whole("width").unwrap_or(512));
-        let reference =
-            (given("reference_height").unwrap_or(picture.0), given("reference_width").unwrap_or(picture.1));
         let counts = stated("reference_counts").and_then(|value| text::read::<Vec<usize>>(value).ok());
-        let references = counts.and_then(|counts| counts.into_iter().max()).unwrap_or(1);
-        Self { picture, reference, references, batch: whole("batch").unwrap_or(1) }
+        let output = format!("{node}.references");
+        let is_read = || facts.values().any(|value| *value == output);
+        let references =
+            counts.and_then(|counts| counts.into_iter().max()).unwrap_or_else(|| usize::from(is_read()));
+        let batch = stated("batch").and_then(|value| text::read::<usize>(value).ok());
+        let are_prompts = facts.get(node).is_some_and(|op| op == Prompts::NAME);
+        // Some batches are more than any memory holds: that is said by the plan.
+        let samples = batch.unwrap_or(1).clamp(SAMPLES, 100_000);
+        Self { samples, references, are_prompts }
     }
 }
 
 /// Write them into the file, with pictures beside it that begin with its name; what they are in words. All have one
 /// winner and one reference, which `number` tells from those of other files.
-pub(super) fn write(file: &Path, sizes: Sizes, number: usize) -> io::Result<String> {
+pub(super) fn write(file: &Path, imagined: Imagined, number: usize) -> io::Result<String> {
     let folder = file.parent().unwrap_or(Path::new(""));
     fs::create_dir_all(folder)?;
     let stem = file.file_stem().unwrap_or_default().to_string_lossy();
-    let [win, lose, reference_picture, mask, subject] =
-        ["win", "lose", "reference", "mask", "subject"].map(|what| format!("{stem}-{what}.png"));
-    let Sizes { picture, reference, references, batch } = sizes;
-    let samples = SAMPLES.max(batch);
-    let colour = |name: &str, (height, width): (usize, usize), rgb: [u8; 3]| {
-        save(RgbImage::from_pixel(width as u32, height as u32, Rgb(rgb)).save(folder.join(name)))
-    };
-    let area = |name: &str, (height, width): (usize, usize)| {
-        let (h, w) = (height as u32, width as u32);
-        let inside = |x, y| (w / 4..w - w / 4).contains(&x) && (h / 4..h - h / 4).contains(&y);
-        save(
-            GrayImage::from_fn(w, h, |x, y| Luma([if inside(x, y) { 255 } else { 0 }]))
-                .save(folder.join(name)),
-        )
-    };
-    colour(&lose, picture, [128; 3])?;
-    colour(&reference_picture, reference, [64, number as u8, 0])?;
-    area(&subject, picture)?;
-    area(&mask, reference)?;
-    colour(&win, picture, [number as u8, 0, 0])?;
+    let [win, lose, reference, mask] =
+        ["win", "lose", "reference", "mask"].map(|what| format!("{stem}-{what}.png"));
+    let colour =
+        |name: &str, rgb: [u8; 3]| save(RgbImage::from_pixel(SIDE, SIDE, Rgb(rgb)).save(folder.join(name)));
+    let number = number as u8;
+    colour(&win, [number, 0, 0])?;
+    colour(&lose, [128; 3])?;
+    colour(&reference, [64, number, 0])?;
+    let middle = SIDE / 4..SIDE - SIDE / 4;
+    let inside = |x, y| middle.contains(&x) && middle.contains(&y);
+    let subject = GrayImage::from_fn(SIDE, SIDE, |x, y| Luma([if inside(x, y) { 255 } else { 0 }]));
+    save(subject.save(folder.join(&mask)))?;
+    let Imagined { samples, references, are_prompts } = imagined;
     let each = |value: serde_json::Value| vec![value; references];
     let line = |sample: usize| {
         let line = json!({
             "id": format!("imagined-{sample}"), "prompt": "a photo",
-            "refs": each(json!({"image": reference_picture, "mask": mask})),
-            "win": {"image": win, "prior": each(json!(subject))}, "lose": {"image": lose},
+            "refs": each(json!({"image": reference, "mask": mask})),
+            "win": {"image": win, "prior": each(json!(mask))}, "lose": {"image": lose},
         });
         format!("{line}\n")
     };
     let lines: String = (0..samples).map(line).collect();
     fs::write(file, lines)?;
-    Ok(format!("{} with {} each", count(samples as u64, "pair"), count(references as u64, "reference")))
+    let what = count(samples as u64, if are_prompts { "prompt" } else { "pair" });
+    Ok(match references {
+        0 => format!("{what} without references"),
+        n => format!("{what} with {} each", count(n as u64, "reference")),
+    })
 }
 
 fn save(saved: image::ImageResult<()>) -> io::Result<()> {

@@ -9,6 +9,7 @@ mod data;
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use prefgraph_nn::published::Published;
@@ -34,10 +35,33 @@ use crate::{
 };
 
 /// What the setting of a path leads to.
+#[derive(Clone, Copy)]
 enum Role {
-    /// A network, and where in its folder.
-    Network(Published, Option<&'static str>),
-    Pairs,
+    /// A network of which this part is read: of its folder, or of the folder above it; of a file, nothing.
+    Network(Published, &'static str),
+    /// A folder that is named itself, of a network.
+    Part(Published, &'static str),
+    /// Pairs or prompts.
+    Samples,
+}
+
+impl Role {
+    /// Is there what the setting wants?
+    fn is_here(self, path: &Path) -> bool {
+        let has = |part: &str| path.join("config.json").is_file() || path.join(part).is_dir();
+        match self {
+            Self::Network(_, part) if !part.is_empty() && path.is_dir() => has(part),
+            _ => path.exists(),
+        }
+    }
+
+    /// What is not here, for people.
+    fn wanted(self, path: &Path) -> PathBuf {
+        match self {
+            Self::Network(_, part) if path.is_dir() => path.join(part),
+            _ => path.to_owned(),
+        }
+    }
 }
 
 /// A setting that leads to nothing.
@@ -58,52 +82,77 @@ pub(super) struct StandIns {
 }
 
 impl StandIns {
-    /// A text in which they have their names alone: where they are is nobody's concern.
-    pub fn named(&self, text: &str) -> String {
-        let folder = self.folder.path().join("");
-        text.replace(&*folder.to_string_lossy(), "")
+    /// What operators say, with their names alone for stand-ins, since where those are is nobody's concern; before it, what they stand in for.
+    pub fn noted(stand_ins: Option<&Self>, notes: Vec<String>) -> Vec<String> {
+        let Some(stand_ins) = stand_ins else { return notes };
+        let of_place = |note: &&String| note.contains("is in another folder") && stand_ins.are_in(note);
+        let notes = notes.iter().filter(|note| !of_place(note));
+        let named = notes.map(|note| note.replace(&stand_ins.place(), ""));
+        stand_ins.notes.iter().cloned().chain(named).collect()
+    }
+
+    /// Does a text name one of them?
+    pub fn are_in(&self, text: &str) -> bool {
+        text.contains(&self.place())
+    }
+
+    /// Where they are.
+    pub fn place(&self) -> String {
+        self.folder.path().join("").to_string_lossy().into_owned()
     }
 }
 
 /// Is a file that is not here, and that another could stand in for, what this message is about?
-pub(super) fn is_named(message: &str, args: &args::Graph, registry: &Registry) -> bool {
+pub(super) fn is_named(message: &str, args: &args::Plan, registry: &Registry) -> bool {
     let named = |missing: &Missing| message.contains(&*missing.path.to_string_lossy());
-    facts(args, registry).is_ok_and(|facts| missing(&facts).iter().any(named))
+    facts(&args.graph, registry).is_ok_and(|facts| missing(&facts, &args.over).iter().any(named))
 }
+
+/// What the folders of stand-ins begin with.
+const PREFIX: &str = "graph-run-plan-";
+/// A plan takes seconds: what is so old was left by one that was killed.
+const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// Write what stands in for the files of a graph that are not here.
 ///
 /// # Errors
 /// If the graph cannot be read, or nothing can be written into the folder of temporary files.
-pub(super) fn stand_in(args: &args::Graph, registry: &Registry) -> Result<StandIns, Failure> {
-    let facts = facts(args, registry)?;
+pub(super) fn stand_in(args: &args::Plan, registry: &Registry) -> Result<StandIns, Failure> {
+    let facts = facts(&args.graph, registry)?;
     let fault = |e: std::io::Error| {
         let folder = std::env::temp_dir();
         Failure::new(format!("--without-files: nothing can be written into `{}`: {e}", folder.display()))
     };
-    let folder = tempfile::Builder::new().prefix("graph-run-plan-").tempdir().map_err(fault)?;
+    remove_abandoned();
+    let folder = tempfile::Builder::new().prefix(PREFIX).tempdir().map_err(fault)?;
     let (mut sets, mut notes) = (Vec::new(), BTreeSet::new());
     let mut written: BTreeMap<PathBuf, String> = BTreeMap::new();
-    for Missing { node, setting, path, role } in missing(&facts) {
-        let reader = node_of(&facts, &path).unwrap_or(&node);
+    for Missing { node, setting, path, role } in missing(&facts, &args.over) {
+        let reader = node_of(&facts, &path);
         let root = match role {
-            Role::Network(published, _) => folder.path().join(published.name()),
-            Role::Pairs => folder.path().join(format!("imagined/{reader}.jsonl")),
+            Role::Network(published, _) | Role::Part(published, _) => folder.path().join(published.name()),
+            Role::Samples => {
+                let name = reader.map_or_else(|| format!("{node}-{setting}"), str::to_owned);
+                folder.path().join(format!("imagined/{name}.jsonl"))
+            }
         };
         let number = written.len();
         let what = match written.entry(root.clone()) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => place.insert(match role {
-                Role::Network(published, _) => {
+                Role::Network(published, _) | Role::Part(published, _) => {
                     published.write_hollow(&root).map_err(Failure::new)?;
                     published.name().to_owned()
                 }
-                Role::Pairs => data::write(&root, data::Sizes::of(&facts, reader), number).map_err(fault)?,
+                Role::Samples => {
+                    let imagined = data::Imagined::of(&facts, reader.unwrap_or(&node));
+                    data::write(&root, imagined, number).map_err(fault)?
+                }
             }),
         };
-        notes.insert(format!("`{}` is not here: planned as {what}", path.display()));
+        notes.insert(format!("`{}` is not here: planned as {what}", role.wanted(&path).display()));
         let stand_in = match role {
-            Role::Network(_, Some(below)) => root.join(below),
+            Role::Part(_, below) => root.join(below),
             _ => root,
         };
         sets.push(format!("{node}.{setting}={}", text::write(&stand_in).map_err(Failure::new)?));
@@ -112,13 +161,31 @@ pub(super) fn stand_in(args: &args::Graph, registry: &Registry) -> Result<StandI
     Ok(StandIns { sets, notes, folder })
 }
 
+/// Remove what killed plans have left; what cannot be removed is somebody else's.
+fn remove_abandoned() {
+    let is_old = |path: &Path| {
+        let age = path.metadata().and_then(|found| found.modified()).ok().and_then(|at| at.elapsed().ok());
+        age.is_some_and(|age| age > ABANDONED)
+    };
+    let folders = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
+    let ours = folders.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
+    for path in ours.map(|entry| entry.path()).filter(|path| is_old(path)) {
+        let _ = std::fs::remove_dir_all(path);
+    }
+}
+
 fn facts(args: &args::Graph, registry: &Registry) -> Result<Facts, Failure> {
     let path = args.graph.as_deref().unwrap_or(Path::new(""));
     Ok(Outline::open(path, &args.all_sets(), registry)?.facts()?)
 }
 
-/// The settings of a graph that lead to nothing and that something can stand in for.
-fn missing(facts: &Facts) -> Vec<Missing> {
+/// The settings of a graph that lead to nothing and that something can stand in for; those that are varied have values of their own.
+fn missing(facts: &Facts, over: &[String]) -> Vec<Missing> {
+    let varied: BTreeSet<&str> = over
+        .iter()
+        .flat_map(|lists| lists.split(';'))
+        .filter_map(|list| Some(list.split_once('=')?.0.trim()))
+        .collect();
     // Nodes of one graph have one kind of network: an autoencoder does not say whose it is.
     let is_sdxl = facts.iter().any(|(name, op)| {
         op == Backbone::NAME && facts.get(&format!("{name}.kind")).is_some_and(|kind| kind == "sdxl")
@@ -128,7 +195,8 @@ fn missing(facts: &Facts) -> Vec<Missing> {
         let path = path_of(value)?;
         let role = role(facts, facts.get(node)?, node, setting, is_sdxl)?;
         let (node, setting) = (node.to_owned(), setting.to_owned());
-        (!path.exists()).then_some(Missing { node, setting, path, role })
+        let is_missing = !role.is_here(&path) && !varied.contains(name.as_str());
+        is_missing.then_some(Missing { node, setting, path, role })
     };
     facts.iter().filter_map(of).collect()
 }
@@ -143,24 +211,25 @@ fn path_of(value: &str) -> Option<PathBuf> {
 fn role(facts: &Facts, op: &str, node: &str, setting: &str, is_sdxl: bool) -> Option<Role> {
     let base = if is_sdxl { Published::Sdxl } else { Published::FluxDev };
     let kind = facts.get(&format!("{node}.kind")).map(String::as_str);
-    let network = |published| Some(Role::Network(published, None));
+    let network = |published| Some(Role::Network(published, ""));
+    let part_of_base = |part| Some(Role::Network(base, part));
     match (op, setting) {
-        (Backbone::NAME, "weights") => {
-            network(if kind == Some("sdxl") { Published::Sdxl } else { Published::FluxDev })
-        }
+        (Backbone::NAME, "weights") if kind == Some("sdxl") => Some(Role::Network(Published::Sdxl, "unet")),
+        (Backbone::NAME, "weights") => Some(Role::Network(Published::FluxDev, "transformer")),
         (Backbone::NAME, "adapter") => network(Published::Uno),
         (Backbone::NAME | ImagePrompts::NAME, "ip_adapter") => network(Published::IpAdapterPlus),
         (Encode::NAME | EncodeReferences::NAME | Decode::NAME | Blank::NAME, "weights")
             if kind == Some("kl") =>
         {
-            network(base)
+            part_of_base("vae")
         }
-        (Prompt::NAME, "clip" | "t5" | "bigg") => network(base),
-        (Prompt::NAME, "clip_tokenizer") => Some(Role::Network(base, Some("tokenizer"))),
-        (Prompt::NAME, "t5_tokenizer" | "bigg_tokenizer") => Some(Role::Network(base, Some("tokenizer_2"))),
+        (Prompt::NAME, "clip") => part_of_base("text_encoder"),
+        (Prompt::NAME, "t5" | "bigg") => part_of_base("text_encoder_2"),
+        (Prompt::NAME, "clip_tokenizer") => Some(Role::Part(base, "tokenizer")),
+        (Prompt::NAME, "t5_tokenizer" | "bigg_tokenizer") => Some(Role::Part(base, "tokenizer_2")),
         (ImagePrompts::NAME, "image_encoder") => network(Published::VitH),
         (PictureFeatures::NAME, "encoder") => network(Published::DinoV2),
-        (Pairs::NAME, "path" | "apart_from") | (Prompts::NAME, "path") => Some(Role::Pairs),
+        (Pairs::NAME, "path" | "apart_from") | (Prompts::NAME, "path") => Some(Role::Samples),
         _ => None,
     }
 }

@@ -40,8 +40,8 @@ impl Health {
                 diffs(&self.trained, ""),
             ),
             Sign::Saturated => format!(
-                "logits saturate: the gradient factor is {:.3} over {WINDOW} steps, so that pairs hardly pull any more. Lower \
-                 `{loss}.beta`, or stop here: more steps on these pairs teach little",
+                "pairs hardly pull any more: the gradient factor is {:.3} over {WINDOW} steps. Logits saturate, or all pairs are where the objective \
+                 wants them: lower `{loss}.beta`, or stop here, since more steps on these pairs teach little",
                 value(&self.gradient_factor),
             ),
             Sign::Still => {

@@ -66,6 +66,33 @@ fn the_lowest_value_is_the_best_and_of_two_that_are_equal_the_earlier() {
 }
 
 #[test]
+fn the_best_is_told_beside_the_frozen_network_and_a_lower_last_one_with_why_it_is_not_the_best() {
+    let said = |rows: &[(f64, f64)], frozen: f64| {
+        let mut found = measured();
+        for (step, (loss, w_diff)) in (0..).zip(rows) {
+            let mut pair = pair("a", 0.5, *loss, *w_diff);
+            pair.figures.push(("ref_loss".into(), frozen));
+            found.observe(step, &part(step + 1, 1, true, &[pair])).unwrap();
+        }
+        found.sentence(Path::new("r"), rows.len() as u64).unwrap()
+    };
+    let better = said(&[(0.5, -1.0), (0.6, -1.0)], 0.7);
+    assert!(
+        better.starts_with(
+            "best step 1 of 2 by held-out loss 0.5000 (last 0.6000; the frozen network 0.7000), of 2"
+        ),
+        "{better}"
+    );
+    let worse = said(&[(0.8, -1.0)], 0.7);
+    assert!(worse.contains("the frozen network 0.7000, and none was better than that)"), "{worse}");
+    let barred = said(&[(0.5, -1.0), (0.4, 1e-9)], 0.7);
+    assert!(
+        barred.contains("(last 0.4000, with an error on winners above the frozen network's; the frozen"),
+        "{barred}"
+    );
+}
+
+#[test]
 fn what_is_no_number_or_has_worse_winners_never_wins() {
     let found = after(&[(f64::NAN, -1.0), (0.6, -1.0), (f64::NAN, -1.0), (0.1, 1e-9), (0.1, f64::NAN)]);
     assert_eq!(best(&found), Some((2, 0.6)));

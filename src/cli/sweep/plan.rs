@@ -8,7 +8,7 @@ use super::{
     variants::{Sweep, load},
 };
 use crate::{
-    cli::{Failure, absent::StandIns, args, calibrate, fits::room, plan::noted, system},
+    cli::{Failure, absent::StandIns, args, calibrate, fits::room, system},
     graph::{Node, NodeId},
     plan::{Plan, Rates},
     registry::Registry,
@@ -22,7 +22,7 @@ pub(in crate::cli) fn plan(
     registry: &Registry,
 ) -> Result<u8, Failure> {
     let mut sweep = load(&args.graph, &args.over, registry)?;
-    sweep.all.notes = noted(sweep.all.notes, stand_ins);
+    sweep.all.notes = StandIns::noted(stand_ins, sweep.all.notes);
     let room = room(args, &sweep.all)?;
     // A debug build says nothing of the speed of the one that will run.
     let is_measured = args.calibrate || !cfg!(debug_assertions);

@@ -28,17 +28,6 @@ pub(super) struct Row<'a> {
 }
 
 impl Row<'_> {
-    pub fn measure(&self, name: &str) -> Option<&Measure> {
-        self.measures.iter().find(|m| m.name == name)
-    }
-
-    /// The last measurement of that name; none of a variant that has diverged.
-    pub fn last(&self, name: &str) -> Option<Point> {
-        self.measure(name).filter(|_| self.diverged.is_none()).and_then(Measure::last)
-    }
-}
-
-impl Row<'_> {
     /// Are all figures of both the same, to the bit?
     fn has_figures_of(&self, other: &Self) -> bool {
         let bits = |p: &Point| (p.steps, p.mean.value.to_bits(), p.mean.error.to_bits());
@@ -46,6 +35,15 @@ impl Row<'_> {
             row.measures.iter().map(|m| (m.name.clone(), m.points.iter().map(bits).collect())).collect()
         };
         figures(self) == figures(other)
+    }
+
+    pub fn measure(&self, name: &str) -> Option<&Measure> {
+        self.measures.iter().find(|m| m.name == name)
+    }
+
+    /// The last measurement of that name; none of a variant that has diverged.
+    pub fn last(&self, name: &str) -> Option<Point> {
+        self.measure(name).filter(|_| self.diverged.is_none()).and_then(Measure::last)
     }
 }
 
@@ -115,6 +113,13 @@ impl<'a> Report<'a> {
         groups.into_iter().map(|(_, numbers)| numbers).filter(|numbers| numbers.len() > 1).collect()
     }
 
+    /// Has no other row the value of this one, so that it is the best of several?
+    fn is_alone(&self, at: usize, name: &str) -> bool {
+        let value = |row: &Row<'_>| row.last(name).map(|point| point.mean.value.to_bits());
+        let others = || self.rows.iter().enumerate().filter(|(other, _)| *other != at);
+        self.rows.len() > 1 && others().all(|(_, row)| value(row) != value(&self.rows[at]))
+    }
+
     /// Measures in the order of the table and the figure.
     pub fn shown(&self) -> Vec<&str> {
         tables::shown(&self.names())
@@ -152,7 +157,7 @@ impl<'a> Report<'a> {
             let mut cells = vec![row.variant.number.to_string()];
             cells.extend(row.variant.values.iter().map(|(_, value)| shortened(value)));
             for name in &shown {
-                let star = if self.best(name) == Some(at) && self.rows.len() > 1 { " *" } else { "" };
+                let star = if self.best(name) == Some(at) && self.is_alone(at, name) { " *" } else { "" };
                 cells.push(match (row.diverged, row.last(name)) {
                     (Some(_), _) => "diverged".into(),
                     (None, Some(point)) => number(name, point.mean) + star,
@@ -171,11 +176,11 @@ impl<'a> Report<'a> {
         for same in self.without_difference() {
             let numbers: Vec<String> = same.iter().map(u32::to_string).collect();
             text += &format!(
-                "{} have the same figures to the last digit: what is varied between them has no effect on this graph\n",
+                "{} have the same figures to the last digit: what is varied between them has had no effect so far\n",
                 numbers.join(", ")
             );
         }
-        if self.rows.len() > 1 && shown.iter().any(|name| self.best(name).is_some()) {
+        if self.rows.len() > 1 && text.contains(" *") {
             text += "* the best of its column; the others may differ from it by chance: compare with the standard errors\n";
         }
         if self.rows.len() > 1 && !self.sweep.one_loss {

@@ -63,7 +63,10 @@ impl Loop<'_> {
             let output = match self.runner.step() {
                 Ok(output) => output,
                 Err(error) => {
-                    let gone = self.gone(error)?;
+                    let gone = match self.gone(error) {
+                        Ok(gone) => gone,
+                        Err(failure) => return Err(self.keep_what_was_made(failure)),
+                    };
                     self.leave_out(gone)?;
                     continue;
                 }
@@ -98,6 +101,16 @@ impl Loop<'_> {
         }
         self.members.iter().for_each(|member| member.session.prune());
         Ok(0)
+    }
+
+    /// The steps before one that has failed are worth a checkpoint, as those of a single run.
+    fn keep_what_was_made(&mut self, failure: Failure) -> Failure {
+        let made = self.runner.next_step();
+        if made > 0 && self.checkpoint(made, &mut Gone::new()).is_ok() {
+            return failure
+                .help(&format!("the checkpoints of step {made} are intact; --resume continues from there"));
+        }
+        failure
     }
 
     /// Have the runner keep what is looked at after a step.

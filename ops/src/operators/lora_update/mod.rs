@@ -140,12 +140,12 @@ impl Operator for LoraUpdate {
         };
         let line = match self.updates() {
             0 if s.steps == 0 => format!(
-                "AdamW, lr {:e}: values move by about {:.3e} at most in 1000 updates{batches}",
+                "AdamW, lr {:e}: each value moves by about {:.1e} at most in 1000 updates{batches}",
                 s.lr,
                 self.travel(1000)
             ),
             updates => format!(
-                "AdamW, lr {:e}: values move by about {:.3e} at most in {}{batches}",
+                "AdamW, lr {:e}: each value moves by about {:.1e} at most in {}{batches}",
                 s.lr,
                 self.travel(updates),
                 count(updates, "update")

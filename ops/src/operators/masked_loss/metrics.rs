@@ -39,8 +39,9 @@ pub(super) const DOCS: [MetricDoc; 19] = [
     ),
     MetricDoc::per_sample(
         "gradient_factor",
-        "How strongly a pair still pulls: the slope of its loss by the logit, which is sigmoid(-logit) of `dpo`, `dpop`, `simpo` and `mapo`; of `ipo` \
-         the distance to its margin, in margins and a half at the first step. Near 0 the pair is settled. `hinge` pulls with 1 or not at all.",
+        "How strongly a pair still pulls: the slope of its loss by the logit, which is sigmoid(-logit) of `dpo`, `dpop`, `simpo` and `mapo`. `ipo`, `cdpo`, \
+         `dmpo` and `hinge` are at 0 where the pair is where they want it: of `ipo` it is the distance to that margin, a half at the first step, and \
+         `hinge` pulls with 1 or not at all. Of `kto` it is the sum of both sides.",
     ),
     MetricDoc::per_sample(
         "beta_effective",

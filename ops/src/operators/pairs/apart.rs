@@ -1,4 +1,4 @@
-//! Checks that held-out pairs share no winner with the training pairs.
+//! What held-out pairs share with the training pairs: no winner, or they are refused, and references, which is said.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -133,7 +133,7 @@ pub(super) fn seen_subjects(rows: &[Row], trained: &Path) -> Option<String> {
     (!lines.is_empty()).then(|| {
         format!(
             "warning: {} of {} {} a reference picture that is trained on, too ({}): what they measure says little of subjects that were never \
-             seen; docs/training.md splits pairs by their subjects",
+             seen; docs/data.md splits pairs by their subjects",
             lines.len(),
             count(rows.len(), "sample"),
             form(lines.len(), "has", "have"),

@@ -30,7 +30,10 @@ impl Pairs {
         }
         let without = self.rows.iter().filter(|r| r.priors.is_empty()).count();
         if without > 0 {
-            notes.push(format!("{} without a prior, trained with plain DPO", count(without, "sample")));
+            notes.push(format!(
+                "{} without a prior: under a focus mask all of their pictures counts",
+                count(without, "sample")
+            ));
         }
         let alone = self.rows.iter().filter(|r| r.loser.is_none()).count();
         if alone > 0 {
