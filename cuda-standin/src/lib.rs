@@ -7,8 +7,8 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | `driver`, `nvrtc`, `blaslt` | the functions that are called from outside, by their names |
-//! | `device` | what one device is: its memory, streams, events, modules and its error |
-//! | `queue`, `events`, `work` | when queued work runs, what orders it, and what each kind of work does |
+//! | `device` | what one device is: its memory, streams, events, modules and its error; when queued work runs, and what it does |
+//! | `queue`, `events`, `work`, `clock` | streams and the work in them, what orders it, and its kinds |
 //! | `memory`, `pinned`, `shared` | the arena of a device, page-locked memory of the host, and what other processes hold |
 //! | `checker` | whether each access is inside an allocation, reads what was written, and is ordered |
 //! | `kernels` | compiles kernels, loads them and runs their blocks |
@@ -18,6 +18,7 @@
 
 mod blaslt;
 mod checker;
+mod clock;
 mod codes;
 mod device;
 mod driver;

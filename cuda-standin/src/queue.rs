@@ -1,35 +1,21 @@
-//! Streams, and when queued work runs.
-//!
-//! Work runs inside calls of the host, one operation after the other, in an order that stream order and the recorded events
-//! allow. So streams never race in real time: a missing event gives the same wrong result in every run. `latest` runs nothing
-//! before something waits for it, and then only what that needs: work that forgot to wait finds nothing done.
+//! Streams, and the work in them that has not run yet.
 //!
 //! Each operation has a vector clock: of each stream, the last operation that is known to be before it. The checker asks these.
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::{checker::Stamp, device::Device, settings::Order, work::Work};
+use crate::{
+    clock::{Clock, join},
+    settings::Order,
+    work::Work,
+};
 
 /// The handles that a caller may use without opening them: none, the legacy default stream, that of the thread.
 const DEFAULT_STREAMS: [usize; 3] = [0, 1, 2];
 /// A host that asks again and again whether work is done gets a yes at this question: it may wait for that alone.
 pub const PATIENCE: u32 = 3;
-/// With random orders, up to one operation less than this runs at each call.
-const RANDOM_STEPS: usize = 3;
 /// The odd constant nearest to 2^64 over the golden ratio: spreads small seeds.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// Of each stream, the place up to which everything is known to be before.
-pub type Clock = Vec<u32>;
-
-pub fn join(into: &mut Clock, from: &Clock) {
-    if into.len() < from.len() {
-        into.resize(from.len(), 0);
-    }
-    for (place, other) in into.iter_mut().zip(from) {
-        *place = (*place).max(*other);
-    }
-}
 
 /// Work that has not run yet.
 pub struct Operation {
@@ -91,6 +77,27 @@ impl Queue {
         self.handles.get(&handle).copied()
     }
 
+    pub fn order(&self) -> Order {
+        self.order
+    }
+    /// Streams, closed ones among them.
+    pub fn streams(&self) -> usize {
+        self.streams.len()
+    }
+    /// Questions since the last operation was queued, this one included.
+    pub fn asked(&mut self, stream: usize) -> u32 {
+        self.streams[stream].asked += 1;
+        self.streams[stream].asked
+    }
+    /// The operations that the next one of a stream would wait for; it does not any more.
+    pub fn take_waits(&mut self, stream: usize) -> Vec<u32> {
+        std::mem::take(&mut self.streams[stream].waits)
+    }
+    /// An operation that is to run now.
+    pub fn take(&mut self, operation: u32) -> Option<Operation> {
+        self.pending.remove(&operation)
+    }
+
     pub fn is_pending(&self, operation: u32) -> bool {
         self.pending.contains_key(&operation)
     }
@@ -112,7 +119,7 @@ impl Queue {
     }
 
     /// xorshift64
-    fn dice(&mut self, sides: usize) -> usize {
+    pub fn dice(&mut self, sides: usize) -> usize {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
@@ -120,7 +127,7 @@ impl Queue {
     }
 
     /// Adds an operation at the end of a stream: its number and its place there.
-    fn push(&mut self, stream: usize, work: Work) -> (u32, u32) {
+    pub fn push(&mut self, stream: usize, work: Work) -> (u32, u32) {
         let number = self.next;
         self.next += 1;
         let at_end = &mut self.streams[stream];
@@ -140,94 +147,10 @@ impl Queue {
         (number, place)
     }
 
-    fn blocker(&self, operation: u32) -> Option<u32> {
+    pub fn blocker(&self, operation: u32) -> Option<u32> {
         self.pending.get(&operation)?.after.iter().copied().find(|before| self.is_pending(*before))
     }
-    fn ready(&self) -> Vec<u32> {
+    pub fn ready(&self) -> Vec<u32> {
         self.pending.keys().copied().filter(|operation| self.blocker(*operation).is_none()).collect()
-    }
-}
-
-impl Device {
-    /// Queues work at the end of a stream. `name`: what findings call it.
-    pub fn enqueue(&mut self, stream: usize, name: impl FnOnce() -> String, work: Work) -> u32 {
-        let (operation, place) = self.queue.push(stream, work);
-        if let Some(checker) = &mut self.checker {
-            checker.stamps.push(Stamp { stream, place, name: name() });
-        }
-        match self.queue.order {
-            Order::Eager => self.force(operation),
-            Order::Latest => {}
-            Order::Random(_) => {
-                for _ in 0..self.queue.dice(RANDOM_STEPS) {
-                    self.run_any();
-                }
-            }
-        }
-        operation
-    }
-
-    /// Whether all work of a stream is done.
-    pub fn stream_done(&mut self, stream: usize) -> bool {
-        let asked = &mut self.queue.streams[stream].asked;
-        *asked += 1;
-        if *asked < PATIENCE && self.queue.is_pending(self.queue.last(stream)) {
-            return false;
-        }
-        self.sync_stream(stream);
-        true
-    }
-    pub fn sync_stream(&mut self, stream: usize) {
-        for before in std::mem::take(&mut self.queue.streams[stream].waits) {
-            self.finish(before);
-        }
-        self.finish(self.queue.last(stream));
-        let clock = self.queue.clock(stream);
-        self.queue.seen_by_host(&clock);
-        let Device { memory, queue, .. } = self;
-        memory.trim(|operation| queue.is_pending(operation));
-    }
-    pub fn sync_all(&mut self) {
-        if matches!(self.queue.order, Order::Random(_)) {
-            while self.run_any() {}
-        }
-        for stream in (0..self.queue.streams.len()).rev() {
-            self.sync_stream(stream);
-        }
-    }
-
-    /// Runs until an operation has run: what it needs, or with random orders anything that may run.
-    pub fn finish(&mut self, operation: u32) {
-        while matches!(self.queue.order, Order::Random(_)) && self.queue.is_pending(operation) {
-            self.run_any();
-        }
-        self.force(operation);
-    }
-    /// Runs an operation, after all that must be before it and nothing else.
-    fn force(&mut self, operation: u32) {
-        let mut stack = vec![operation];
-        while let Some(&top) = stack.last() {
-            match self.queue.blocker(top) {
-                Some(before) => stack.push(before),
-                None => {
-                    stack.pop();
-                    self.run_pending(top);
-                }
-            }
-        }
-    }
-    fn run_any(&mut self) -> bool {
-        let ready = self.queue.ready();
-        if ready.is_empty() {
-            return false;
-        }
-        let pick = ready[self.queue.dice(ready.len())];
-        self.run_pending(pick);
-        true
-    }
-    fn run_pending(&mut self, number: u32) {
-        if let Some(operation) = self.queue.pending.remove(&number) {
-            self.run(number, operation);
-        }
     }
 }

@@ -46,7 +46,8 @@ fn what_learns_and_what_depends_on_it_is_refused() {
     let mut graph = Graph::new("below a cell");
     let (w,) = graph.add("w", Weights(2, 3), ());
     graph.add("late", Encoder::new(&Counts::default(), 1.0), (w,));
-    graph.carry(w, w);
+    let (next,) = graph.add("next", Weights(2, 3), ());
+    graph.carry(w, next);
     let (error, _) = refused(&mut graph, &["late"]);
     assert!(error.contains("`late`") && error.contains("the cell `w`"), "{error}");
 }

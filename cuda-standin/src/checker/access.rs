@@ -2,32 +2,21 @@
 
 use std::{cell::Cell as Slot, ffi::c_int, fmt, ptr::null_mut};
 
-use super::{CELL_BYTES, Cell, Checker, Seen};
-use crate::{kernels::Access, memory::Memory};
+use super::{
+    Checker,
+    cells::{CELL_BYTES, Cell, Seen},
+    recent::Known,
+};
+use crate::{
+    kernels::{Access, Request},
+    memory::Memory,
+};
 
 // The kinds of an access, as in `host/emu/runner.h`.
 const ACCESS_READ: u32 = 0;
 const ACCESS_WRITE: u32 = 1;
 const ACCESS_ATOMIC: u32 = 2;
 const ACCESS_BEGIN: u32 = 3;
-
-/// What a kernel asks before it touches memory; the layout of `emu::Request`.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Request {
-    pub at: usize,
-    pub bytes: u32,
-    pub kind: u32,
-    pub block: u32,
-    pub thread: u32,
-    pub epoch: u32,
-    pub warp_epoch: u32,
-    /// The block's shared memory.
-    pub shared: usize,
-    pub shared_bytes: usize,
-    /// Where the kernel's code is.
-    pub pc: usize,
-}
 
 /// The access must not be made.
 struct Refused;
@@ -46,30 +35,6 @@ impl fmt::Display for Place {
             Some(bytes) => write!(f, "byte {} of an allocation of {bytes}", self.byte),
             None => write!(f, "shared memory at byte {}", self.byte),
         }
-    }
-}
-
-/// An allocation that the running operation may use.
-#[derive(Clone, Copy, Default)]
-pub struct Known {
-    start: usize,
-    bytes: usize,
-}
-
-/// The allocations that the running operation used last. A kernel has few; to look one up takes longer than all else.
-#[derive(Default)]
-pub struct Recent {
-    known: [Known; 8],
-    next: usize,
-}
-
-impl Recent {
-    fn find(&self, at: usize, end: usize) -> Option<Known> {
-        self.known.iter().copied().find(|known| at >= known.start && end <= known.start + known.bytes)
-    }
-    fn add(&mut self, known: Known) {
-        self.known[self.next % self.known.len()] = known;
-        self.next += 1;
     }
 }
 

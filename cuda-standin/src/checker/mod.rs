@@ -6,17 +6,17 @@
 
 mod access;
 mod cells;
+mod recent;
 
 use std::collections::HashSet;
 
-use access::Recent;
-pub use access::Request;
 use cells::{CELL_BYTES, Cell, SEVERAL_BLOCKS, Seen};
+use recent::Recent;
 
 use crate::{
+    clock::Clock,
     kernels::line_of,
     memory::{ADDRESSES, release, reserve},
-    queue::Clock,
 };
 
 /// Cells that a free looks at, at most; of larger allocations it looks at some, evenly spread.

@@ -17,13 +17,31 @@ pub use compile::{Failure, compile};
 pub use lines::line_of;
 pub use run::{Stop, run};
 
-use crate::{checker::Request, image::Unit};
+use crate::image::Unit;
 
 // ---- The layout of these is that of `host/emu/runner.h`. ----
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct Dim3(pub u32, pub u32, pub u32);
+
+/// What a kernel asks before it touches memory; the layout of `emu::Request`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Request {
+    pub at: usize,
+    pub bytes: u32,
+    pub kind: u32,
+    pub block: u32,
+    pub thread: u32,
+    pub epoch: u32,
+    pub warp_epoch: u32,
+    /// The block's shared memory.
+    pub shared: usize,
+    pub shared_bytes: usize,
+    /// Where the kernel's code is.
+    pub pc: usize,
+}
 
 pub type Access = unsafe extern "C" fn(*const Request) -> c_int;
 

@@ -1,7 +1,15 @@
 //! What one device is, and which one a call means.
 //!
+//! ```text
+//!  schedule   when queued work runs      run   what it does then      events   what streams and the host wait for
+//! ```
+//!
 //! Devices share nothing: each has its own memory, streams and handles, behind its own lock. A call means the device whose
 //! context is bound to the thread, as with the real driver.
+
+mod events;
+mod run;
+mod schedule;
 
 use std::{
     cell::Cell,
