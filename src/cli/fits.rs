@@ -158,47 +158,58 @@ struct Remedies<'a, P: Fn(&Plan) -> usize> {
 }
 
 impl<P: Fn(&Plan) -> usize> Remedies<'_, P> {
-    /// What each of the savings would leave, and the fewest with which the graph would fit. `otherwise` is what else can be done.
-    fn listed(&self, all: &[(&str, &str)], otherwise: &str) -> String {
+    /// What each of the savings would leave, and with which the graph would fit: of those that leave what is learned as it is, if they are enough.
+    /// `otherwise` is what else can be done.
+    fn listed(&self, free: &[(&str, &str)], otherwise: &str) -> String {
         let Self { prepared, there, peak, .. } = self;
         let need = peak(&prepared.plan) as u64;
-        // A saving that no digit shows is none.
-        let shows = |peak: u64| peak < need && system::bytes(peak) != system::bytes(need);
-        let alone = |saving: &String| {
-            let peak = self.with(std::slice::from_ref(saving))?;
-            shows(peak).then(|| (saving.clone(), peak))
+        // A saving that no digit shows is none, unless it is enough.
+        let helps = |peak: u64| peak <= *there || peak < need && system::bytes(peak) != system::bytes(need);
+        let alone = |saving: String| Some((self.with(std::slice::from_ref(&saving))?, saving));
+        let of = |all: &[(&str, &str)]| -> Vec<(u64, String)> {
+            savings(prepared, all).into_iter().filter_map(alone).filter(|(peak, _)| helps(*peak)).collect()
         };
-        let helps: Vec<(String, u64)> =
-            savings(prepared, &[all, CUTS].concat()).iter().filter_map(alone).collect();
-        if helps.is_empty() {
+        let (free, cuts) = (of(free), of(CUTS));
+        let all = [free.clone(), cuts.clone()].concat();
+        if all.is_empty() {
             return format!("; no setting of this graph needs less of it: {otherwise}");
         }
         let mut message = "\nwhat needs less:".to_owned();
-        let width = helps.iter().map(|(saving, _)| saving.len()).max().unwrap_or(0);
-        for (saving, peak) in &helps {
+        let width = all.iter().map(|(_, saving)| saving.len()).max().unwrap_or(0);
+        for (peak, saving) in &all {
             let verdict = if peak <= there { ", which fits" } else { "" };
             message += &format!("\n  --set {saving:<width$}  {}{verdict}", system::bytes(*peak));
         }
-        // One that is enough alone is the fewest; combining them prepares the graph again for each.
-        let alone = helps.iter().find(|(_, peak)| peak <= there);
-        let alone = alone.map(|(saving, peak)| (format!("--set {saving}"), *peak));
-        let savings: Vec<String> = helps.into_iter().map(|(saving, _)| saving).collect();
-        message += &match alone.or_else(|| self.fewest(&savings)) {
-            Some((made, peak)) => format!("\nit would fit, with {}, with {made}", system::bytes(peak)),
-            None => format!(
-                "\nall of them together leave {}: {otherwise}",
-                self.with(&least_of(&savings)).map_or_else(|| "too much".into(), system::bytes)
-            ),
+        let names =
+            |some: &[(u64, String)]| some.iter().map(|(_, saving)| saving.clone()).collect::<Vec<_>>();
+        // What is enough alone is known: every other trial prepares the graph again.
+        let one = |some: &[(u64, String)]| {
+            some.iter().find(|(peak, _)| peak <= there).map(|(peak, saving)| (vec![saving.clone()], *peak))
         };
-        if message.contains(".batch=1") {
-            message += "\nwith a smaller batch and `accumulate` of the update as much larger, as many samples make an update";
+        let found = one(&free)
+            .or_else(|| self.enough(&names(&free)))
+            .or_else(|| one(&cuts))
+            .or_else(|| self.enough(&names(&all)));
+        match found {
+            Some((made, peak)) => {
+                let sets: Vec<String> = made.iter().map(|set| format!("--set {set}")).collect();
+                message += &format!("\nit would fit, with {}, with {}", system::bytes(peak), sets.join(" "));
+                if made.iter().any(|set| set == "pairs.batch=1") {
+                    message += "\nraise the update's `accumulate` by the same factor to keep the number of samples of an update";
+                }
+            }
+            None => {
+                let left =
+                    self.with(&least_of(&names(&all))).map_or_else(|| "too much".into(), system::bytes);
+                message += &format!("\nall of them together leave {left}: {otherwise}");
+            }
         }
         message
     }
 
-    /// The fewest of the savings, in their order, with which the graph would fit, and its peak then. What saves nothing beside those
-    /// before it, or what the graph cannot be built with, is left out.
-    fn fewest(&self, savings: &[String]) -> Option<(String, u64)> {
+    /// Savings, in their order, with which the graph fits, and its peak then. What saves nothing beside those before it, what the graph cannot be
+    /// built with, and what it fits without are left out.
+    fn enough(&self, savings: &[String]) -> Option<(Vec<String>, u64)> {
         let mut made: Vec<String> = Vec::new();
         let mut least = (self.peak)(&self.prepared.plan) as u64;
         for saving in savings {
@@ -212,17 +223,15 @@ impl<P: Fn(&Plan) -> usize> Remedies<'_, P> {
             };
             least = peak;
             if peak <= self.there {
-                let (needed, peak) = self.without_surplus(made, peak);
-                let sets: Vec<String> = needed.iter().map(|set| format!("--set {set}")).collect();
-                return Some((sets.join(" "), peak));
+                return Some(self.without_surplus(made, peak));
             }
         }
         None
     }
 
-    /// Of savings with which the graph fits, those that it does not fit without, and the peak with them.
+    /// Of savings with which the graph fits, those that it does not fit without, and the peak with them. What costs most goes first.
     fn without_surplus(&self, mut made: Vec<String>, mut peak: u64) -> (Vec<String>, u64) {
-        for saving in made.clone() {
+        for saving in made.clone().into_iter().rev() {
             let fewer: Vec<String> = made.iter().filter(|made| **made != saving).cloned().collect();
             if let Some(enough) = self.with(&fewer).filter(|peak| *peak <= self.there) {
                 (made, peak) = (fewer, enough);
@@ -329,6 +338,45 @@ mod tests {
         }
         // The shipped rank is 8.
         assert!(!message.contains("rank=16") && !message.contains("rank=8"), "{message}");
+    }
+
+    #[test]
+    fn what_is_learned_stays_as_it_is_where_other_settings_are_enough() {
+        let (prepared, registry) = (prepared(None), Registry::standard());
+        let peak_of = |sets: &[&str]| {
+            let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+            with(&prepared, &sets, &registry).unwrap().plan.memory().peak as u64
+        };
+        let last = |there: u64| {
+            let message = refusal(fits_host(&prepared, there, &registry));
+            message.lines().find(|line| line.starts_with("it would fit")).unwrap_or(&message).to_owned()
+        };
+        // A batch of one is enough alone, and so are two settings that change nothing of what is learned.
+        let two = peak_of(&["backbone.checkpointing=blocks", "backbone.packing=streamed"]);
+        let blocks = peak_of(&["backbone.checkpointing=blocks"]);
+        assert!(peak_of(&["pairs.batch=1"]) < blocks && two < blocks);
+        let said = last(two.max(peak_of(&["pairs.batch=1"])));
+        assert!(!said.contains("batch") && said.contains("checkpointing=blocks"), "{said}");
+        // One that is enough is named alone.
+        assert_eq!(last(blocks).matches("--set").count(), 1, "{}", last(blocks));
+        // Where only a smaller batch is enough, so is said what makes up for it.
+        let message = refusal(fits_host(
+            &prepared,
+            peak_of(&[
+                "backbone.checkpointing=blocks",
+                "backbone.packing=streamed",
+                "run.lanes=1",
+                "run.ahead=0",
+                "backbone.compute=bf16",
+                "pairs.batch=1",
+            ]),
+            &registry,
+        ));
+        assert!(
+            message.contains("pairs.batch=1") && message.contains("raise the update's `accumulate`"),
+            "{message}"
+        );
+        assert_eq!(told_apart(2_000_000_000, 1_999_999_999), ["2000000000 bytes", "1999999999 bytes"]);
     }
 
     #[test]

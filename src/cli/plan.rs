@@ -15,6 +15,7 @@ use crate::{
     cache::{NodeStatus, State},
     plan::{Memory, Place, Rates},
     registry::Registry,
+    sweep::Cost,
 };
 
 /// Print the plan; an error after it if it does not fit.
@@ -93,22 +94,22 @@ fn listing(p: &Prepared, forecast: Option<Forecast>, room: Option<u64>, is_measu
     text
 }
 
+/// Floating-point operations a second of a GPU that nobody has measured: the times of others follow by a division.
+const RECKONED_WITH: f64 = 1e14;
+
 /// What can be said of a GPU that is not here.
 fn unknown(p: &Prepared) -> String {
-    let step = p.flops() / KEEPS;
+    let all = Cost::of(&p.graph, &p.plan, p.run.steps).flops;
     format!(
-        "no forecast: the speed of {} is unknown, since it is not here, and a plan on a machine with it measures it. At {:.0} TFLOP/s a step would \
-         take at least {}, and {} {}; what is streamed to it comes on top\n",
+        "no forecast: {} is not here, so that its speed is unknown. At {:.0} TFLOP/s a step would take at least {}, and {} {}, with what is drawn \
+         and measured on the way; streamed weights come on top\n",
         p.plan.options().networks(),
-        KEEPS / 1e12,
-        system::seconds(step),
+        RECKONED_WITH / 1e12,
+        system::seconds(p.flops() / RECKONED_WITH),
         count(p.run.steps, "step"),
-        system::seconds(step * p.run.steps as f64),
+        system::seconds(all / RECKONED_WITH),
     )
 }
-
-/// Operations a second to reckon with: those of other GPUs follow by a division.
-const KEEPS: f64 = 1e14;
 
 /// How long it takes, and what that is reckoned from.
 fn time(p: &Prepared, forecast: Forecast) -> String {

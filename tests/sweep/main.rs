@@ -452,6 +452,10 @@ fn variants_that_a_setting_does_not_tell_apart_are_named() {
     assert!(!table.contains("1, 2, 3"), "{table}");
     let (table, _) = sweep(&dir.path().join("rates"), &[&["--over", "update.lr=1e-4,1e-3"]]);
     assert!(!table.contains("the same figures"), "{table}");
+    // Of two that are the same, none is the best.
+    let ties = dir.path().join("ties");
+    let (table, _) = sweep(&ties, &[&["--over", "loss.epsilon=0.1,0.2"]]);
+    assert!(!table.contains('*') && json(&ties.join("sweep.json"))["best"].is_null(), "{table}");
 }
 
 #[test]
@@ -468,4 +472,28 @@ fn a_variant_that_diverges_at_the_first_step_is_left_out_like_any_other() {
         said.contains("at the first step") && said.contains("a learning rate that is far too large"),
         "{said}"
     );
+}
+
+#[test]
+fn a_sweep_keeps_the_steps_before_a_picture_that_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("demo"), dir.path().join("s"));
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("data/demo"), &data);
+    let text = fs::read_to_string(data.join("pairs.jsonl")).unwrap();
+    for line in text.lines().skip(6) {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let picture = data.join(row["win"]["image"].as_str().unwrap());
+        let bytes = fs::read(&picture).unwrap();
+        fs::write(&picture, &bytes[..bytes.len() / 2]).unwrap();
+    }
+    let path = format!("pairs.path={}", data.join("pairs.jsonl").display());
+    let more = ["--set", &path, "--set", "pairs.shuffle=false", "--over", "update.lr=1e-4,1e-3"];
+    let said = refused(&[&["sweep"], &DEMO, &more, &["--out", out.to_str().unwrap()]]);
+    assert!(said.contains("is intact; --resume continues from there"), "{said}");
+    assert!(!said.contains("starts over"), "{said}");
+    for variant in variants(&out) {
+        let steps: Vec<_> =
+            fs::read_dir(variant.join("checkpoints")).unwrap().flatten().map(|e| e.file_name()).collect();
+        assert!(steps.iter().any(|name| name != "step-0"), "{steps:?}");
+    }
 }

@@ -37,8 +37,8 @@ use crate::{
 /// What the setting of a path leads to.
 #[derive(Clone, Copy)]
 enum Role {
-    /// A network of which this part is read: of its folder, or of the folder above it; of a file, nothing.
-    Network(Published, &'static str),
+    /// A network of which these parts are read, where its whole folder is named.
+    Network(Published, &'static [&'static str]),
     /// A folder that is named itself, of a network.
     Part(Published, &'static str),
     /// Pairs or prompts.
@@ -48,18 +48,24 @@ enum Role {
 impl Role {
     /// Is there what the setting wants?
     fn is_here(self, path: &Path) -> bool {
-        let has = |part: &str| path.join("config.json").is_file() || path.join(part).is_dir();
-        match self {
-            Self::Network(_, part) if !part.is_empty() && path.is_dir() => has(part),
-            _ => path.exists(),
-        }
+        path.exists() && self.missing_part(path).is_none()
     }
 
     /// What is not here, for people.
     fn wanted(self, path: &Path) -> PathBuf {
         match self {
-            Self::Network(_, part) if path.is_dir() => path.join(part),
+            Self::Network(..) => self.missing_part(path).map_or(path.to_owned(), |part| path.join(part)),
             _ => path.to_owned(),
+        }
+    }
+
+    /// A part that a folder of a whole network lacks. One with a configuration of its own is a part itself.
+    fn missing_part(self, path: &Path) -> Option<&'static str> {
+        match self {
+            Self::Network(_, parts) if path.is_dir() && !path.join("config.json").is_file() => {
+                parts.iter().copied().find(|part| !path.join(part).is_dir())
+            }
+            _ => None,
         }
     }
 }
@@ -110,6 +116,8 @@ pub(super) fn is_named(message: &str, args: &args::Plan, registry: &Registry) ->
 
 /// What the folders of stand-ins begin with.
 const PREFIX: &str = "graph-run-plan-";
+/// An empty file that tells them from folders of others.
+const MARKER: &str = ".stand-ins";
 /// A plan takes seconds: what is so old was left by one that was killed.
 const ABANDONED: Duration = Duration::from_secs(3600);
 
@@ -125,6 +133,7 @@ pub(super) fn stand_in(args: &args::Plan, registry: &Registry) -> Result<StandIn
     };
     remove_abandoned();
     let folder = tempfile::Builder::new().prefix(PREFIX).tempdir().map_err(fault)?;
+    std::fs::write(folder.path().join(MARKER), "").map_err(fault)?;
     let (mut sets, mut notes) = (Vec::new(), BTreeSet::new());
     let mut written: BTreeMap<PathBuf, String> = BTreeMap::new();
     for Missing { node, setting, path, role } in missing(&facts, &args.over) {
@@ -161,10 +170,15 @@ pub(super) fn stand_in(args: &args::Plan, registry: &Registry) -> Result<StandIn
     Ok(StandIns { sets, notes, folder })
 }
 
-/// Remove what killed plans have left; what cannot be removed is somebody else's.
+/// Remove what killed plans have left. What cannot be removed stays, and is nothing to stop for.
 fn remove_abandoned() {
     let is_old = |path: &Path| {
-        let age = path.metadata().and_then(|found| found.modified()).ok().and_then(|at| at.elapsed().ok());
+        let age = path
+            .join(MARKER)
+            .metadata()
+            .and_then(|found| found.modified())
+            .ok()
+            .and_then(|at| at.elapsed().ok());
         age.is_some_and(|age| age > ABANDONED)
     };
     let folders = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
@@ -179,13 +193,15 @@ fn facts(args: &args::Graph, registry: &Registry) -> Result<Facts, Failure> {
     Ok(Outline::open(path, &args.all_sets(), registry)?.facts()?)
 }
 
-/// The settings of a graph that lead to nothing and that something can stand in for; those that are varied have values of their own.
+/// The settings of a graph that lead to nothing and that something can stand in for; those that are varied, and what follows them, have values of
+/// their own.
 fn missing(facts: &Facts, over: &[String]) -> Vec<Missing> {
     let varied: BTreeSet<&str> = over
         .iter()
         .flat_map(|lists| lists.split(';'))
         .filter_map(|list| Some(list.split_once('=')?.0.trim()))
         .collect();
+    let varied: BTreeSet<PathBuf> = varied.iter().filter_map(|name| path_of(facts.get(*name)?)).collect();
     // Nodes of one graph have one kind of network: an autoencoder does not say whose it is.
     let is_sdxl = facts.iter().any(|(name, op)| {
         op == Backbone::NAME && facts.get(&format!("{name}.kind")).is_some_and(|kind| kind == "sdxl")
@@ -195,7 +211,7 @@ fn missing(facts: &Facts, over: &[String]) -> Vec<Missing> {
         let path = path_of(value)?;
         let role = role(facts, facts.get(node)?, node, setting, is_sdxl)?;
         let (node, setting) = (node.to_owned(), setting.to_owned());
-        let is_missing = !role.is_here(&path) && !varied.contains(name.as_str());
+        let is_missing = !role.is_here(&path) && !varied.contains(&path);
         is_missing.then_some(Missing { node, setting, path, role })
     };
     facts.iter().filter_map(of).collect()
@@ -211,20 +227,29 @@ fn path_of(value: &str) -> Option<PathBuf> {
 fn role(facts: &Facts, op: &str, node: &str, setting: &str, is_sdxl: bool) -> Option<Role> {
     let base = if is_sdxl { Published::Sdxl } else { Published::FluxDev };
     let kind = facts.get(&format!("{node}.kind")).map(String::as_str);
-    let network = |published| Some(Role::Network(published, ""));
-    let part_of_base = |part| Some(Role::Network(base, part));
+    let network = |published| Some(Role::Network(published, &[]));
+    let part_of_base = |parts| Some(Role::Network(base, parts));
+    // A tokeniser lies beside its encoder, unless it is named.
+    let is_named =
+        |setting: &str| facts.get(&format!("{node}.{setting}")).is_some_and(|value| path_of(value).is_some());
     match (op, setting) {
-        (Backbone::NAME, "weights") if kind == Some("sdxl") => Some(Role::Network(Published::Sdxl, "unet")),
-        (Backbone::NAME, "weights") => Some(Role::Network(Published::FluxDev, "transformer")),
+        (Backbone::NAME, "weights") if kind == Some("sdxl") => {
+            Some(Role::Network(Published::Sdxl, &["unet"]))
+        }
+        (Backbone::NAME, "weights") => Some(Role::Network(Published::FluxDev, &["transformer"])),
         (Backbone::NAME, "adapter") => network(Published::Uno),
         (Backbone::NAME | ImagePrompts::NAME, "ip_adapter") => network(Published::IpAdapterPlus),
         (Encode::NAME | EncodeReferences::NAME | Decode::NAME | Blank::NAME, "weights")
             if kind == Some("kl") =>
         {
-            part_of_base("vae")
+            part_of_base(&["vae"])
         }
-        (Prompt::NAME, "clip") => part_of_base("text_encoder"),
-        (Prompt::NAME, "t5" | "bigg") => part_of_base("text_encoder_2"),
+        (Prompt::NAME, "clip") if is_named("clip_tokenizer") => part_of_base(&["text_encoder"]),
+        (Prompt::NAME, "clip") => part_of_base(&["text_encoder", "tokenizer"]),
+        (Prompt::NAME, "t5" | "bigg") if is_named(&format!("{setting}_tokenizer")) => {
+            part_of_base(&["text_encoder_2"])
+        }
+        (Prompt::NAME, "t5" | "bigg") => part_of_base(&["text_encoder_2", "tokenizer_2"]),
         (Prompt::NAME, "clip_tokenizer") => Some(Role::Part(base, "tokenizer")),
         (Prompt::NAME, "t5_tokenizer" | "bigg_tokenizer") => Some(Role::Part(base, "tokenizer_2")),
         (ImagePrompts::NAME, "image_encoder") => network(Published::VitH),

@@ -37,6 +37,8 @@ pub(super) fn as_value(r: &Report) -> Value {
         "whole_priors_lines": r.whole_priors,
         "tiny_priors": r.tiny_priors.len(),
         "tiny_priors_lines": r.tiny_priors,
+        "without_loser": r.without_loser.len(),
+        "without_loser_lines": r.without_loser,
         "inverted_priors": r.inverted_priors.len(),
         "inverted_priors_lines": r.inverted_priors,
         "own_references": r.own_references.len(),

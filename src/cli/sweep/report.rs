@@ -79,9 +79,11 @@ impl<'a> Report<'a> {
     /// What the variants are compared by: the margin of held-out pairs where there are some, else that of training, else the
     /// loss, if it is the same function for all of them.
     pub fn chosen(&self) -> Option<&str> {
-        let names = self.names();
+        // What is the same for all of them tells nothing: the margin is 0 where winners stand in the place of losers.
+        let names: Vec<&str> = self.names().into_iter().filter(|name| self.tells(name)).collect();
         let held_out = names.iter().find(|name| name.ends_with(".margin"));
-        let found = held_out.or_else(|| names.iter().find(|name| **name == "margin"));
+        let winners = || names.iter().find(|name| name.ends_with(".w_diff"));
+        let found = held_out.or_else(|| names.iter().find(|name| **name == "margin")).or_else(winners);
         let loss = || names.iter().find(|name| **name == LOSS && self.sweep.one_loss);
         found.or_else(loss).copied()
     }
@@ -113,6 +115,13 @@ impl<'a> Report<'a> {
         groups.into_iter().map(|(_, numbers)| numbers).filter(|numbers| numbers.len() > 1).collect()
     }
 
+    /// Do variants differ in this measure? One alone differs from nothing.
+    fn tells(&self, name: &str) -> bool {
+        let mut values = self.rows.iter().filter_map(|row| Some(row.last(name)?.mean.value.to_bits()));
+        let first = values.next();
+        self.rows.len() == 1 || values.any(|value| Some(value) != first)
+    }
+
     /// Has no other row the value of this one, so that it is the best of several?
     fn is_alone(&self, at: usize, name: &str) -> bool {
         let value = |row: &Row<'_>| row.last(name).map(|point| point.mean.value.to_bits());
@@ -133,7 +142,8 @@ impl<'a> Report<'a> {
             .map(|(settings, values)| json!({"settings": settings, "values": values}))
             .collect();
         let chosen = self.chosen();
-        let best = chosen.and_then(|name| self.best(name)).map(|at| self.rows[at].variant.number);
+        let best = chosen.and_then(|name| self.best(name).filter(|at| self.is_alone(*at, name)));
+        let best = best.map(|at| self.rows[at].variant.number);
         json!({
             "name": self.sweep.all.graph.name, "steps": steps, "axes": axes, "variants": variants,
             "compared_by": chosen, "best": best,
@@ -152,12 +162,14 @@ impl<'a> Report<'a> {
             .chosen()
             .filter(|name| self.rows.iter().any(|r| r.measure(name).is_some_and(|m| m.points.len() > 1)));
         titles.extend(chosen.map(|name| format!("best {name}")));
-        let mut lines = vec![titles];
+        let (mut lines, mut starred) = (vec![titles], false);
         for (at, row) in self.rows.iter().enumerate() {
             let mut cells = vec![row.variant.number.to_string()];
             cells.extend(row.variant.values.iter().map(|(_, value)| shortened(value)));
             for name in &shown {
-                let star = if self.best(name) == Some(at) && self.is_alone(at, name) { " *" } else { "" };
+                let is_best = self.best(name) == Some(at) && self.is_alone(at, name);
+                starred |= is_best;
+                let star = if is_best { " *" } else { "" };
                 cells.push(match (row.diverged, row.last(name)) {
                     (Some(_), _) => "diverged".into(),
                     (None, Some(point)) => number(name, point.mean) + star,
@@ -180,7 +192,7 @@ impl<'a> Report<'a> {
                 numbers.join(", ")
             );
         }
-        if self.rows.len() > 1 && text.contains(" *") {
+        if starred {
             text += "* the best of its column; the others may differ from it by chance: compare with the standard errors\n";
         }
         if self.rows.len() > 1 && !self.sweep.one_loss {

@@ -63,10 +63,8 @@ impl Loop<'_> {
             let output = match self.runner.step() {
                 Ok(output) => output,
                 Err(error) => {
-                    let gone = match self.gone(error) {
-                        Ok(gone) => gone,
-                        Err(failure) => return Err(self.keep_what_was_made(failure)),
-                    };
+                    self.keep_what_was_made(&error);
+                    let gone = self.gone(error)?;
                     self.leave_out(gone)?;
                     continue;
                 }
@@ -103,14 +101,14 @@ impl Loop<'_> {
         Ok(0)
     }
 
-    /// The steps before one that has failed are worth a checkpoint, as those of a single run.
-    fn keep_what_was_made(&mut self, failure: Failure) -> Failure {
+    /// The steps before one that has failed, and not diverged, are worth a checkpoint, as those of a single run.
+    fn keep_what_was_made(&mut self, error: &RunError) {
+        let diverged = matches!(error, RunError::Node { source, .. } if source.fault() == Fault::Training);
         let made = self.runner.next_step();
-        if made > 0 && self.checkpoint(made, &mut Gone::new()).is_ok() {
-            return failure
-                .help(&format!("the checkpoints of step {made} are intact; --resume continues from there"));
+        if !diverged && made > 0 {
+            // Where the state cannot be read or written either, the first reason is the one to be told.
+            let _ = self.checkpoint(made, &mut Gone::new());
         }
-        failure
     }
 
     /// Have the runner keep what is looked at after a step.

@@ -9,7 +9,7 @@ use super::{
     row::{BadRow, Row},
     sample::{cells_of, mask_of},
     select::{no_samples, selected, with_losers},
-    settings::{PairsSettings, Size, grid},
+    settings::{PairsSettings, Size, WithoutLoser, grid},
     words,
 };
 use crate::{guard, settings::DataPath, words::count};
@@ -41,6 +41,8 @@ pub struct Report {
     pub tiny_priors: Vec<usize>,
     /// Lines of usable samples whose winner and loser have the same pixels.
     pub identical: Vec<usize>,
+    /// Lines of usable samples without a loser.
+    pub without_loser: Vec<usize>,
     /// Lines of usable samples with a reference that has the pixels of the winner.
     pub own_references: Vec<usize>,
     /// Lines of samples with a prior that looks like everything but the subject.
@@ -62,7 +64,7 @@ const TINY: f64 = 0.01;
 /// The same where a run does, in cells.
 const TINY_CELLS: f64 = 2.0;
 
-/// The share of a winner that a run should see of it.
+/// The least share of a winner that a crop should leave.
 const LEAST_KEPT: f64 = 0.75;
 
 /// The share of a picture that is left where it is scaled to cover a size and cut out of the middle.
@@ -166,7 +168,10 @@ impl Reader {
 /// # Errors
 /// If the file itself cannot be read, or is of another kind.
 pub fn check(path: &Path, max_pixels: usize) -> Result<Report, String> {
-    let settings = PairsSettings { path: DataPath(path.to_owned()), max_pixels, ..PairsSettings::default() };
+    // Whether a run wants losers only its graph knows.
+    let without_loser = WithoutLoser::Winner;
+    let path = DataPath(path.to_owned());
+    let settings = PairsSettings { path, max_pixels, without_loser, ..PairsSettings::default() };
     report(&settings, None)
 }
 
@@ -233,7 +238,7 @@ impl Report {
                 &self.own_references,
                 "with a reference that is the winner itself: copying it is what they teach",
             ),
-            (&self.cut, "of whose winner more than a quarter is cut off, to come to the size of the run"),
+            (&self.cut, "whose winner loses more than a quarter to the crop at the size of the run"),
             (&self.without_references, "without references: a graph with focus masks refuses that"),
             (
                 &self.turned,
@@ -244,6 +249,13 @@ impl Report {
                 let (samples, lines) = (count(found.len(), "sample"), words::lines(found.iter().copied()));
                 remarks.push(format!("{samples} {what} ({lines})"));
             }
+        }
+        if !self.without_loser.is_empty() && !self.of_run {
+            let (samples, lines) =
+                (count(self.without_loser.len(), "sample"), words::lines(self.without_loser.iter().copied()));
+            remarks.push(format!(
+                "{samples} without a loser: only a graph with `without_loser: winner` takes them ({lines})"
+            ));
         }
         remarks.extend(self.below_batch.iter().map(|(references, samples)| {
             let (samples, references) = (count(*samples, "sample"), count(*references, "reference"));
@@ -278,6 +290,7 @@ impl Report {
         note(row.references.is_empty(), |r| &mut r.without_references);
         note(sample.shares.contains(&1.0), |r| &mut r.whole_priors);
         note(sample.tiny, |r| &mut r.tiny_priors);
+        note(row.loser.is_none(), |r| &mut r.without_loser);
         note(sample.inverted, |r| &mut r.inverted_priors);
         note(sample.own_reference, |r| &mut r.own_references);
         note(sample.cut, |r| &mut r.cut);

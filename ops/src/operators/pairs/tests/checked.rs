@@ -69,24 +69,30 @@ fn inverted_priors_winners_as_references_and_winners_that_are_mostly_cut_off_are
     data.row(1, true);
     data.row(1, true)["win"]["prior"] = json!(["outside.png"]);
     data.row(1, true)["refs"][0] = json!({"image": "win.png"});
-    data.row(1, true)["win"]["prior"] = json!(["frame.png"]);
+    for prior in ["frame.png", "all.png", "corner.png"] {
+        data.row(1, true)["win"]["prior"] = json!([prior]);
+    }
     let rim = |x: u32, y: u32, wide: u32| x < wide || y < wide || x >= 48 - wide || y >= 32 - wide;
     let mask = |name: &str, wide: u32| {
         let picture = GrayImage::from_fn(48, 32, |x, y| Luma([if rim(x, y, wide) { 255 } else { 0 }]));
         picture.save(data.path(name)).unwrap();
     };
     mask("outside.png", 10);
-    // A subject may touch one side, or two; it does not touch all of them.
-    GrayImage::from_fn(48, 32, |x, _| Luma([if x < 40 { 255 } else { 0 }]))
-        .save(data.path("frame.png"))
-        .unwrap();
+    // A subject may touch three sides, fill the picture, or stand in a corner, away from its middle.
+    let save = |name: &str, inside: &dyn Fn(u32, u32) -> bool| {
+        let picture = GrayImage::from_fn(48, 32, |x, y| Luma([if inside(x, y) { 255 } else { 0 }]));
+        picture.save(data.path(name)).unwrap();
+    };
+    save("frame.png", &|x, _| x < 40);
+    save("all.png", &|x, y| (x, y) != (24, 0));
+    save("corner.png", &|x, y| x < 14 && y < 9);
     let report = checked(&data);
     assert_eq!((&report.inverted_priors, &report.own_references, &report.cut), (&vec![2], &vec![3], &vec![]));
     let said = report.remarks().join("\n");
     assert!(said.contains("is it inverted? The subject is white (line 2)"), "{said}");
     // Of 48 x 32 pixels a square keeps two thirds.
     let square = PairsSettings { height: 32, width: 32, ..data.settings() };
-    assert_eq!(check_settings(&square).unwrap().cut, [1, 2, 3, 4]);
+    assert_eq!(check_settings(&square).unwrap().cut, [1, 2, 3, 4, 5, 6]);
     assert!(check_settings(&data.settings()).unwrap().cut.is_empty());
 }
 

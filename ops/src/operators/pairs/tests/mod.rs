@@ -273,6 +273,10 @@ fn lines_without_losers_are_refused_unless_the_winner_may_stand_in_their_place()
     );
     let report = check_settings(&settings).unwrap();
     assert_eq!((report.good, report.bad.len()), (1, 1));
+    let unasked = check(settings.path.as_path(), MAX_PIXELS).unwrap();
+    assert!(unasked.is_good() && unasked.without_loser == [2], "{unasked:?}");
+    let said = unasked.remarks().join("\n");
+    assert!(said.contains("only a graph with `without_loser: winner` takes them (line 2)"), "{said}");
     let alone =
         PairsSettings { without_loser: settings::WithoutLoser::Winner, batch: 2, shuffle: false, ..settings };
     let op = Pairs::new(alone.clone()).unwrap();
