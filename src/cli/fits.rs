@@ -97,10 +97,17 @@ fn fits_host(prepared: &Prepared, there: u64, registry: &Registry) -> Result<(),
         size(ahead),
         size(process),
     );
-    let remedies = Remedies { prepared, registry, there, peak: |plan| plan.memory().peak };
+    let remedies = Remedies { prepared, registry, there, peak: |plan| host_peak(plan, process) };
     Err(Failure::new(
         message + &remedies.listed(SAVINGS, "choose smaller pictures, or an adapter with fewer targets"),
     ))
+}
+
+/// What a plan needs of the host's memory if the process itself holds this much. What it holds grows with every graph that is prepared to try
+/// a setting: that is no part of what the setting needs.
+fn host_peak(plan: &Plan, process: usize) -> usize {
+    let Memory { peak, process: held, .. } = *plan.memory();
+    peak.saturating_sub(held).saturating_add(process)
 }
 
 fn check_gpu(
@@ -345,7 +352,8 @@ mod tests {
         let (prepared, registry) = (prepared(None), Registry::standard());
         let peak_of = |sets: &[&str]| {
             let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
-            with(&prepared, &sets, &registry).unwrap().plan.memory().peak as u64
+            let plan = with(&prepared, &sets, &registry).unwrap().plan;
+            host_peak(&plan, prepared.plan.memory().process) as u64
         };
         let last = |there: u64| {
             let message = refusal(fits_host(&prepared, there, &registry));
