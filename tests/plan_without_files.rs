@@ -27,6 +27,13 @@ fn planned(graph: &str, more: &[&str]) -> Value {
     serde_json::from_str(&out).unwrap()
 }
 
+/// The setting of a FLUX.1-dev in this folder that lacks one of its parts.
+fn flux_without(part: &str, flux: &Path) -> String {
+    prefgraph_nn::published::Published::FluxDev.write_hollow(flux).unwrap();
+    fs::remove_dir_all(flux.join(part)).unwrap();
+    format!("backbone.weights={}", flux.display())
+}
+
 fn gib_of_gpu(plan: &Value) -> String {
     let places = plan["places"].as_array().unwrap();
     let gpu = places.iter().find(|place| place["place"] == "cuda:0").unwrap();
@@ -126,9 +133,7 @@ fn a_plan_that_misses_files_says_that_it_can_be_made_without_them_and_one_with_a
 fn of_a_folder_that_has_a_part_of_a_network_the_rest_is_stood_in_for() {
     let folder = tempfile::tempdir().unwrap();
     let flux = folder.path().join("flux");
-    prefgraph_nn::published::Published::FluxDev.write_hollow(&flux).unwrap();
-    fs::remove_dir_all(flux.join("text_encoder_2")).unwrap();
-    let weights = format!("backbone.weights={}", flux.display());
+    let weights = flux_without("text_encoder_2", &flux);
     let plan = planned("graphs/flux/diffusion_dpo.ron", &["--set", &weights]);
     let notes = plan["notes"].to_string();
     let missing = format!("`{}` is not here: planned as FLUX.1-dev", flux.join("text_encoder_2").display());
@@ -203,9 +208,7 @@ fn what_killed_plans_have_left_goes_and_folders_of_others_stay() {
 fn a_tokeniser_that_lies_not_beside_its_encoder_is_stood_in_for_with_it() {
     let folder = tempfile::tempdir().unwrap();
     let flux = folder.path().join("flux");
-    prefgraph_nn::published::Published::FluxDev.write_hollow(&flux).unwrap();
-    fs::remove_dir_all(flux.join("tokenizer")).unwrap();
-    let weights = format!("backbone.weights={}", flux.display());
+    let weights = flux_without("tokenizer", &flux);
     let notes = planned("graphs/flux/diffusion_dpo.ron", &["--set", &weights])["notes"].to_string();
     let missing = format!("`{}` is not here", flux.join("tokenizer").display());
     assert!(notes.contains(&missing) && !notes.contains("tokenizer_2` is not here"), "{notes}");

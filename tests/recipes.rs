@@ -29,6 +29,16 @@ fn recipes(folder: &str) -> Vec<PathBuf> {
     found
 }
 
+/// A runner of this recipe for so many steps.
+fn runner(recipe: &str, sets: &[String], steps: u64) -> Runner {
+    let recipe = root().join(recipe);
+    let loaded = spec::load(&recipe, sets, &Registry::standard()).unwrap_or_else(|e| panic!("{e:?}"));
+    let graph = Arc::new(loaded.graph);
+    let plan = Plan::new(&graph, &PlanOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    let options = RunOptions { last: Some(steps - 1), ..RunOptions::new(0, Cpu::new(2).expect("threads")) };
+    Runner::new(graph, plan, options).expect("a runner")
+}
+
 fn takes_two_steps(recipe: &Path) {
     let folder = tempfile::tempdir().expect("a folder");
     let text = fs::read_to_string(recipe).expect("a recipe");
@@ -200,12 +210,7 @@ fn the_recipe_for_published_files_takes_two_steps_on_small_files_of_their_layout
         "lora.rank=4".into(),
         "sample_reference.steps=2".into(),
     ];
-    let recipe = root().join("graphs/flux/focusdpo_uno.ron");
-    let loaded = spec::load(&recipe, &sets, &Registry::standard()).unwrap_or_else(|e| panic!("{e:?}"));
-    let graph = Arc::new(loaded.graph);
-    let plan = Plan::new(&graph, &PlanOptions::default()).unwrap_or_else(|e| panic!("{e}"));
-    let options = RunOptions { last: Some(1), ..RunOptions::new(0, Cpu::new(2).expect("threads")) };
-    let mut runner = Runner::new(graph, plan, options).expect("a runner");
+    let mut runner = runner("graphs/flux/focusdpo_uno.ron", &sets, 2);
     let first = runner.step().unwrap_or_else(|e| panic!("{e}"));
     // UNO's adapter is on in policy and reference alike.
     assert_eq!(first.loss, Some(std::f32::consts::LN_2));
@@ -228,12 +233,7 @@ fn flux_without_references_takes_two_steps_on_small_files_of_the_published_layou
         "prompt.length=16".into(),
         "lora.rank=4".into(),
     ];
-    let recipe = root().join("graphs/flux/diffusion_dpo.ron");
-    let loaded = spec::load(&recipe, &sets, &Registry::standard()).unwrap_or_else(|e| panic!("{e:?}"));
-    let graph = Arc::new(loaded.graph);
-    let plan = Plan::new(&graph, &PlanOptions::default()).unwrap_or_else(|e| panic!("{e}"));
-    let options = RunOptions { last: Some(1), ..RunOptions::new(0, Cpu::new(2).expect("threads")) };
-    let mut runner = Runner::new(graph, plan, options).expect("a runner");
+    let mut runner = runner("graphs/flux/diffusion_dpo.ron", &sets, 2);
     let first = runner.step().unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(first.loss, Some(std::f32::consts::LN_2));
     assert!(runner.step().unwrap_or_else(|e| panic!("{e}")).loss.is_some_and(f32::is_finite));

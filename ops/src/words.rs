@@ -3,20 +3,15 @@
 use std::fmt::Display;
 
 /// A text from a file as it can be shown on a terminal: what would move the cursor or change colours is written out.
-pub fn printable(text: &str) -> std::borrow::Cow<'_, str> {
-    match text.chars().any(|c| c.is_control() && c != '\n') {
-        false => text.into(),
-        true => text
-            .chars()
-            .fold(String::new(), |mut shown, c| {
-                match c.is_control() && c != '\n' {
-                    true => shown.extend(c.escape_debug()),
-                    false => shown.push(c),
-                }
-                shown
-            })
-            .into(),
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() && c != '\n' {
+            true => shown.extend(c.escape_debug()),
+            false => shown.push(c),
+        }
     }
+    shown
 }
 
 /// `1 sample`, `2 samples`, `3 batches`, `4 copies`.

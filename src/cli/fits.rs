@@ -221,9 +221,7 @@ impl<P: Fn(&Plan) -> usize> Remedies<'_, P> {
         let mut least = (self.peak)(&self.prepared.plan) as u64;
         for saving in savings {
             let before = made.clone();
-            // A setting has one value.
-            made.retain(|made| name_of(made) != name_of(saving));
-            made.push(saving.clone());
+            make(&mut made, saving);
             let Some(peak) = self.with(&made).filter(|peak| *peak < least) else {
                 made = before;
                 continue;
@@ -265,10 +263,15 @@ pub(super) fn host_savings(prepared: &Prepared) -> Vec<String> {
 fn least_of(savings: &[String]) -> Vec<String> {
     let mut least: Vec<String> = Vec::new();
     for saving in savings {
-        least.retain(|before| name_of(before) != name_of(saving));
-        least.push(saving.clone());
+        make(&mut least, saving);
     }
     least
+}
+
+/// Add a saving to others, in the place of one of the same setting: that has one value.
+fn make(made: &mut Vec<String>, saving: &str) {
+    made.retain(|made| name_of(made) != name_of(saving));
+    made.push(saving.to_owned());
 }
 
 /// What `node.setting=VALUE` sets.

@@ -31,7 +31,7 @@ use tempfile::TempDir;
 use super::{Failure, args};
 use crate::{
     registry::Registry,
-    spec::{Facts, Outline, text},
+    spec::{Facts, Outline, Overs, text},
 };
 
 /// What the setting of a path leads to.
@@ -111,7 +111,8 @@ impl StandIns {
 /// Is a file that is not here, and that another could stand in for, what this message is about?
 pub(super) fn is_named(message: &str, args: &args::Plan, registry: &Registry) -> bool {
     let named = |missing: &Missing| message.contains(&*missing.path.to_string_lossy());
-    facts(&args.graph, registry).is_ok_and(|facts| missing(&facts, &args.over).iter().any(named))
+    let (facts, overs) = (facts(&args.graph, registry), Overs::parse(&args.over));
+    facts.is_ok_and(|facts| overs.is_ok_and(|overs| missing(&facts, &overs).iter().any(named)))
 }
 
 /// What the folders of stand-ins begin with.
@@ -126,7 +127,7 @@ const ABANDONED: Duration = Duration::from_secs(3600);
 /// # Errors
 /// If the graph cannot be read, or nothing can be written into the folder of temporary files.
 pub(super) fn stand_in(args: &args::Plan, registry: &Registry) -> Result<StandIns, Failure> {
-    let facts = facts(&args.graph, registry)?;
+    let (facts, overs) = (facts(&args.graph, registry)?, Overs::parse(&args.over)?);
     let fault = |e: std::io::Error| {
         let folder = std::env::temp_dir();
         Failure::new(format!("--without-files: nothing can be written into `{}`: {e}", folder.display()))
@@ -136,7 +137,7 @@ pub(super) fn stand_in(args: &args::Plan, registry: &Registry) -> Result<StandIn
     std::fs::write(folder.path().join(MARKER), "").map_err(fault)?;
     let (mut sets, mut notes) = (Vec::new(), BTreeSet::new());
     let mut written: BTreeMap<PathBuf, String> = BTreeMap::new();
-    for Missing { node, setting, path, role } in missing(&facts, &args.over) {
+    for Missing { node, setting, path, role } in missing(&facts, &overs) {
         let reader = node_of(&facts, &path);
         let root = match role {
             Role::Network(published, _) | Role::Part(published, _) => folder.path().join(published.name()),
@@ -195,13 +196,9 @@ fn facts(args: &args::Graph, registry: &Registry) -> Result<Facts, Failure> {
 
 /// The settings of a graph that lead to nothing and that something can stand in for; those that are varied, and what follows them, have values of
 /// their own.
-fn missing(facts: &Facts, over: &[String]) -> Vec<Missing> {
-    let varied: BTreeSet<&str> = over
-        .iter()
-        .flat_map(|lists| lists.split(';'))
-        .filter_map(|list| Some(list.split_once('=')?.0.trim()))
-        .collect();
-    let varied: BTreeSet<PathBuf> = varied.iter().filter_map(|name| path_of(facts.get(*name)?)).collect();
+fn missing(facts: &Facts, overs: &Overs) -> Vec<Missing> {
+    let varied = overs.axes().into_iter().flat_map(|(settings, _)| settings);
+    let varied: BTreeSet<PathBuf> = varied.filter_map(|name| path_of(facts.get(&name)?)).collect();
     // Nodes of one graph have one kind of network: an autoencoder does not say whose it is.
     let is_sdxl = facts.iter().any(|(name, op)| {
         op == Backbone::NAME && facts.get(&format!("{name}.kind")).is_some_and(|kind| kind == "sdxl")

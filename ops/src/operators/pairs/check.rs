@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, num::NonZero, path::Path, thread};
 
 use super::{
-    geometry::CELL,
+    geometry::{CELL, kept},
     lines,
     picture::{Foreground, Rgb},
     row::{BadRow, Row},
@@ -66,13 +66,6 @@ const TINY_CELLS: f64 = 2.0;
 
 /// The least share of a winner that a crop should leave.
 const LEAST_KEPT: f64 = 0.75;
-
-/// The share of a picture that is left where it is scaled to cover a size and cut out of the middle.
-fn kept((height, width): Size, (to_height, to_width): Size) -> f64 {
-    let aspect = |height: usize, width: usize| width as f64 / height as f64;
-    let ratio = aspect(height, width) / aspect(to_height, to_width);
-    ratio.min(1.0 / ratio)
-}
 
 fn has_pixels_of(a: &Rgb, b: &Rgb) -> bool {
     (a.height, a.width, &a.rgb) == (b.height, b.width, &b.rgb)

@@ -40,6 +40,13 @@ pub(super) fn crop(size: (usize, usize), target: (usize, usize)) -> [f32; 4] {
     [size.0 as f32, size.1 as f32, cut[0], cut[1]]
 }
 
+/// The share of a picture that is kept. By aspects alone, since rounding in a window of pixels would part 4 : 3 from three quarters.
+pub(super) fn kept((height, width): (usize, usize), (to_height, to_width): (usize, usize)) -> f64 {
+    let aspect = |height: usize, width: usize| width as f64 / height as f64;
+    let ratio = aspect(height, width) / aspect(to_height, to_width);
+    ratio.min(1.0 / ratio)
+}
+
 /// The picture at the size of training.
 pub(super) fn fitted(picture: Rgb, target: (usize, usize)) -> Vec<u8> {
     if (picture.height, picture.width) == target {
